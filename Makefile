@@ -1,0 +1,47 @@
+# One word per chore. Everything runs in .venv, which `make install` makes.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/pip --disable-pip-version-check -q
+# Where torch's default wheel brings gigabytes of CUDA libraries, point this at a CPU index.
+TORCH_INDEX ?=
+# Tests share two cores with the servers that they start.
+JOBS ?= 2
+
+.PHONY: help install demo serve test check fix clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP) ## Make the environment
+
+$(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.txt)
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	@$(PIP) install --no-deps --require-hashes -r requirements/embedded.txt
+	@$(PIP) install -c constraints.txt -e '.[engine,dev]'
+	@touch $@
+
+demo: $(STAMP) ## Distil a real model over HTTP, and check that it learned
+	@$(BIN)/python examples/demo.py
+
+serve: $(STAMP) ## Start the service on 127.0.0.1:8000 and stay
+	@$(BIN)/python -m worker serve
+
+test: check ## Lint, types, import contracts and the test suite
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+check: $(STAMP) ## Lint, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+fix: $(STAMP) ## Format, and correct what the linter can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## Remove the environment; .pocl (jobs, models) stays
+	rm -rf $(VENV) *.egg-info
