@@ -1,0 +1,160 @@
+"""Engine errors. Each has a stable code, says whose fault it is and whether a retry can help.
+
+PoclError
+|-- SpecInvalid            the specification is wrong; carries one problem per field
+|-- DatasetInvalid         a data file is empty or has bad rows
+|-- ModelNotFound          a model reference points at nothing
+|-- ModelUnsupported       the files are there but cannot be used safely
+|-- VocabularyMismatch     teacher and student token ids disagree
+|-- RunStopped             asked to stop; the state is saved, run again to continue
+|-- WorkdirInUse           another process works in this directory
+|-- WorkdirMismatch        the directory holds a run of another specification
+|-- CheckpointCorrupt      no whole checkpoint is left
+|-- LossDiverged           the loss is not finite
+|-- OutOfMemory            the smallest micro-batch does not fit
+|-- DiskFull               no space to write
+`-- EngineFailure          anything that was not foreseen
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+Fault = Literal["user", "capacity", "system"]
+
+
+class PoclError(Exception):
+    """The engine could not do what was asked."""
+
+    code: ClassVar[str] = "engine_error"
+    fault: ClassVar[Fault] = "system"
+    retryable: ClassVar[bool] = False
+    hint: ClassVar[str] = "See the log of the run."
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+    @property
+    def message(self) -> str:
+        """One sentence for the caller."""
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with an input: where (RFC 6901 pointer), a stable code and a sentence."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class SpecInvalid(PoclError):
+    """The specification is not valid."""
+
+    code = "spec_invalid"
+    fault = "user"
+    hint = "Correct the named fields and submit again."
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(f"{p.pointer or '/'}: {p.detail}" for p in problems[:5]))
+
+
+class DatasetInvalid(PoclError):
+    """The data file holds no usable row."""
+
+    code = "dataset_invalid"
+    fault = "user"
+    hint = "Correct the rows that the message names and upload the file again."
+
+
+class ModelNotFound(PoclError):
+    """The model could not be found."""
+
+    code = "model_not_found"
+    fault = "user"
+    hint = "Check the path, or the name and revision on the Hub."
+
+
+class ModelUnsupported(PoclError):
+    """The model cannot be loaded: it must be safetensors or GGUF, of a causal language model, without remote code."""
+
+    code = "model_unsupported"
+    fault = "user"
+    hint = "Convert the weights to safetensors and use an architecture that transformers ships."
+
+
+class VocabularyMismatch(PoclError):
+    """Teacher and student give different ids to the same tokens."""
+
+    code = "vocabulary_mismatch"
+    fault = "user"
+    hint = "Use a student with the teacher's tokenizer, or cut the student out of the teacher."
+
+
+class RunStopped(PoclError):
+    """The run was asked to stop; its state is saved."""
+
+    code = "stopped"
+    fault = "system"
+    retryable = True
+    hint = "Run again with the same directory to continue."
+
+
+class WorkdirInUse(PoclError):
+    """Another process works in this directory."""
+
+    code = "workdir_in_use"
+    fault = "user"
+    retryable = True
+    hint = "Wait for the other process to end, or choose another directory."
+
+
+class WorkdirMismatch(PoclError):
+    """The directory holds a run of a different specification."""
+
+    code = "workdir_mismatch"
+    fault = "user"
+    hint = "Choose an empty directory, or give the specification that the directory was started with."
+
+
+class CheckpointCorrupt(PoclError):
+    """No whole checkpoint is left to continue from."""
+
+    code = "checkpoint_corrupt"
+    fault = "system"
+    hint = "Start again in an empty directory; check the disk."
+
+
+class LossDiverged(PoclError):
+    """The loss is not a finite number."""
+
+    code = "loss_diverged"
+    fault = "user"
+    hint = "Lower training.learning_rate, or use fp32."
+
+
+class OutOfMemory(PoclError):
+    """The smallest micro-batch does not fit into memory."""
+
+    code = "out_of_memory"
+    fault = "capacity"
+    hint = "Use a smaller student, a shorter data.max_length, or a device with more memory."
+
+
+class DiskFull(PoclError):
+    """There is no space left to write."""
+
+    code = "disk_full"
+    fault = "capacity"
+    retryable = True
+    hint = "Free disk space; the last checkpoint is whole, so the run continues from it."
+
+
+class EngineFailure(PoclError):
+    """The engine failed in a way that was not foreseen."""
+
+    code = "engine_failure"
+    fault = "system"
+    retryable = True
+    hint = "See the log of the run."

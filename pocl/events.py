@@ -1,0 +1,199 @@
+"""Progress as typed values, one JSON object a line: `{"at": time, "event": {"type": ..., ...}}`.
+
+A reader must pass over a `type` that it does not know.
+"""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Phase = Literal["validating", "loading", "ranking", "caching_teacher", "training", "evaluating", "exporting"]
+
+
+class _Event(BaseModel):
+    # Fields may be added: a reader of an older version passes over them.
+    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+
+
+class RunStarted(_Event):
+    """The specification is valid and the models are about to be loaded."""
+
+    type: Literal["run_started"] = "run_started"
+    resumed_from_step: int | None
+    """The optimiser step of the checkpoint that is continued; null for a fresh run."""
+    total_steps: int
+    stages: int
+
+
+class PhaseChanged(_Event):
+    type: Literal["phase"] = "phase"
+    phase: Phase
+    stage: int | None = None
+
+
+class Progressed(_Event):
+    """How far a phase other than training has come."""
+
+    type: Literal["progress"] = "progress"
+    phase: Phase
+    done: int
+    total: int
+    unit: Literal["samples", "rows", "bytes"] = "rows"
+
+
+class StageStarted(_Event):
+    type: Literal["stage_started"] = "stage_started"
+    stage: int
+    """Counted from 0."""
+    samples: int
+    temperature: float
+    kd_weight: float
+    steps: int
+    first_step: int
+    """Optimiser steps done before this stage."""
+
+
+class StepLogged(_Event):
+    """One optimiser step. Steps that are run again after a crash are logged again under the same number."""
+
+    type: Literal["step"] = "step"
+    step: int
+    """Counted from 1 over all stages."""
+    total_steps: int
+    stage: int
+    loss: float
+    cross_entropy: float
+    """Nats per token at temperature 1, unscaled."""
+    divergence: float | None
+    """Nats per token, unscaled; null where there is no teacher."""
+    learning_rate: float
+    grad_norm: float
+    temperature: float
+    kd_weight: float
+    tokens: int
+    """Response tokens of this step."""
+    tokens_seen: int
+    """Prompt and response tokens of the run so far."""
+    tokens_per_second: float
+    """Prompt and response tokens."""
+    eta_seconds: float
+    """Estimated time to the end of the run, evaluations included."""
+
+
+class StageFinished(_Event):
+    type: Literal["stage_finished"] = "stage_finished"
+    stage: int
+    step: int
+    epochs: int
+    """Epochs that were run; fewer than planned after convergence."""
+
+
+class Evaluated(_Event):
+    """Scores on the validation rows."""
+
+    type: Literal["evaluated"] = "evaluated"
+    subject: Literal["teacher", "initial", "epoch", "stage", "final"]
+    stage: int | None = None
+    step: int = 0
+    rows: int
+    rouge_l: float
+    """F1, 0 to 100."""
+    exact_match: float
+    """Per cent."""
+    cross_entropy: float
+    """Nats per response token."""
+    divergence: float | None = None
+    """Forward KL to the teacher at temperature 1, nats per response token; null for the teacher."""
+
+
+class CheckpointSaved(_Event):
+    """A directory below the working directory is whole: it has its manifest and does not change again."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    kind: Literal["training", "stage", "best", "final"]
+    """`training` and `stage` hold the full training state below `training/` besides the weights."""
+    path: str
+    """Relative to the working directory."""
+    step: int
+    stage: int | None
+    size_bytes: int
+
+
+class ArtefactWritten(_Event):
+    type: Literal["artefact"] = "artefact"
+    kind: Literal["spec", "ranking", "result", "report"]
+    path: str
+    """Relative to the working directory."""
+
+
+class Warned(_Event):
+    type: Literal["warning"] = "warning"
+    code: str
+    message: str
+
+
+class RunFinished(_Event):
+    """The student is distilled; `result.json` holds the figures."""
+
+    type: Literal["run_finished"] = "run_finished"
+    step: int
+
+
+class RunEnded(_Event):
+    """The run ended without a result: it was stopped, or it failed."""
+
+    type: Literal["run_ended"] = "run_ended"
+    code: str
+    message: str
+    fault: Literal["user", "capacity", "system"]
+    retryable: bool
+    hint: str
+    step: int
+
+
+Event = Annotated[
+    RunStarted
+    | PhaseChanged
+    | Progressed
+    | StageStarted
+    | StepLogged
+    | StageFinished
+    | Evaluated
+    | CheckpointSaved
+    | ArtefactWritten
+    | Warned
+    | RunFinished
+    | RunEnded,
+    Field(discriminator="type"),
+]
+
+
+class Stamped(BaseModel):
+    """An event as it is written: with its time."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    at: datetime
+    event: Event
+
+
+Sink = Callable[[Event], None]
+"""What the engine is given to report to."""
+
+_STAMPED: TypeAdapter[Stamped] = TypeAdapter(Stamped)
+
+
+def to_line(event: Event, at: datetime) -> str:
+    """One line of JSON without its line end."""
+    return Stamped(at=at, event=event).model_dump_json()
+
+
+def from_line(line: str | bytes) -> Stamped:
+    """Parse a line.
+
+    Raises:
+        pydantic.ValidationError: for a type that this version does not know, or a broken line.
+    """
+    return _STAMPED.validate_json(line)

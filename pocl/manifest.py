@@ -1,0 +1,187 @@
+"""Directories that are whole or absent: a manifest of sizes and SHA-256 digests, and a rename as the commit.
+
+    with new_directory(target) as scratch:   # a temporary sibling
+        ...write files below scratch...
+    # here `target` exists, is complete, has manifest.json, and is on the disk
+
+A process killed anywhere leaves either no `target` or a whole one. Torch-free: the service verifies what it
+stores with the same code.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pocl.errors import CheckpointCorrupt, DiskFull
+
+MANIFEST = "manifest.json"
+SCRATCH_PREFIX = ".tmp-"
+_MAX_MANIFEST_BYTES = 4 << 20
+
+
+class ManifestFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$", max_length=1024)
+    """Relative to the manifest, with forward slashes; no part is hidden or leads upward."""
+    size: int = Field(ge=0)
+    """Bytes."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    files: tuple[ManifestFile, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Give a scratch directory; on leaving, write its manifest, flush it and rename it to `target`.
+
+    Raises:
+        DiskFull: when there is no space; nothing named `target` exists then.
+    """
+    scratch = target.with_name(f"{SCRATCH_PREFIX}{target.name}-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+        write_manifest(scratch)
+        _flush_tree(scratch)
+        if target.exists():
+            discard(target)
+        scratch.rename(target)
+        flush_directory(target.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_manifest(directory: Path) -> Manifest:
+    """Write `manifest.json` over all files below `directory`, those of nested manifests excepted."""
+    files = tuple(
+        ManifestFile(path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
+        for path in _own_files(directory)
+    )
+    manifest = Manifest(files=files)
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read `manifest.json`.
+
+    Raises:
+        CheckpointCorrupt: when it is missing, too large or not a manifest.
+    """
+    path = directory / MANIFEST
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise CheckpointCorrupt(f"the manifest of {directory.name} is too large")
+        return Manifest.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CheckpointCorrupt(f"{directory.name} has no readable manifest") from error
+
+
+def verify(directory: Path) -> Manifest:
+    """Check that every file of the manifest is there with its size and digest.
+
+    Raises:
+        CheckpointCorrupt: naming the first file that differs.
+    """
+    manifest = read_manifest(directory)
+    for file in manifest.files:
+        path = directory / file.path
+        if path.is_symlink() or not path.is_file():
+            raise CheckpointCorrupt(f"{directory.name} lacks {file.path}")
+        if path.stat().st_size != file.size or sha256_of(path) != file.sha256:
+            raise CheckpointCorrupt(f"{file.path} of {directory.name} is damaged")
+    return manifest
+
+
+def discard(directory: Path) -> None:
+    """Remove a directory so that a crash leaves no half of it under its name."""
+    doomed = directory.with_name(f"{SCRATCH_PREFIX}gone-{directory.name}-{os.getpid()}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    directory.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what killed processes left half-written below `parent`."""
+    for left in parent.glob(f"{SCRATCH_PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a small file so that it has either its old content or its new one.
+
+    Raises:
+        DiskFull: when there is no space; the old content stays.
+    """
+    scratch = path.with_name(f"{SCRATCH_PREFIX}{path.name}-{os.getpid()}")
+    try:
+        with scratch.open("w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        scratch.replace(path)
+        flush_directory(path.parent)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull from error
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def flush_directory(directory: Path) -> None:
+    """fsync a directory, so that a rename in it survives a power cut."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _own_files(directory: Path) -> list[Path]:
+    nested = [path.parent for path in directory.glob(f"*/**/{MANIFEST}")]
+    return sorted(
+        path
+        for path in directory.rglob("*")
+        if path.is_file() and path != directory / MANIFEST and not any(path.is_relative_to(own) for own in nested)
+    )
+
+
+def _flush_tree(directory: Path) -> None:
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            flush_directory(path)
+            continue
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    flush_directory(directory)

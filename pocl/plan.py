@@ -1,0 +1,164 @@
+"""Stage arithmetic: which samples, temperature, KD weight and how many steps each stage has, and what a run costs."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from math import ceil
+
+from pocl.errors import Problem, SpecInvalid
+from pocl.spec import (
+    ConstantTemperature,
+    Curriculum,
+    DistillationSpec,
+    KDMethod,
+    NoCurriculum,
+    Range,
+)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of the curriculum."""
+
+    index: int
+    """Counted from 0."""
+    samples: int
+    """It trains on this many of the easiest samples."""
+    temperature: float
+    kd_weight: float
+    epochs: int
+    """Planned epochs; convergence may end the stage earlier."""
+    steps: int
+    """Optimiser steps."""
+    first_step: int
+    """Optimiser steps done before it."""
+    steps_per_epoch: int
+
+
+def stage_table(spec: DistillationSpec, samples: int) -> tuple[StagePlan, ...]:
+    """The stages of `spec` over `samples` training samples (Baby Step, arXiv 2506.05695 section 3).
+
+    Raises:
+        SpecInvalid: when there are more stages than samples.
+    """
+    stages = _curriculum_stages(spec.curriculum, samples, spec.training.batch_size)
+    control = spec.curriculum.control
+    if not isinstance(control, NoCurriculum):
+        return stages
+    budget = sum(stage.steps for stage in stages)
+    per_epoch = ceil(samples / spec.training.batch_size)
+    assert control.temperature is not None  # resolve() names both.
+    assert control.kd_weight is not None
+    return (
+        StagePlan(
+            index=0,
+            samples=samples,
+            temperature=control.temperature,
+            kd_weight=control.kd_weight,
+            epochs=ceil(budget / per_epoch),
+            steps=budget,
+            first_step=0,
+            steps_per_epoch=per_epoch,
+        ),
+    )
+
+
+def subset_sizes(samples: int, stages: int) -> tuple[int, ...]:
+    """Cumulative subset sizes: floor(N/n)(i+1), and N for the last."""
+    share = samples // stages
+    return (*(share * (i + 1) for i in range(stages - 1)), samples)
+
+
+def value_at(span: Range, stage: int, stages: int) -> float:
+    """start + (end - start) i / (n - 1); start when there is one stage."""
+    if stages == 1:
+        return span.start
+    return span.start + (span.end - span.start) * stage / (stages - 1)
+
+
+def _curriculum_stages(curriculum: Curriculum, samples: int, batch_size: int) -> tuple[StagePlan, ...]:
+    n = curriculum.stages
+    if samples < n:
+        raise SpecInvalid(
+            [
+                Problem(
+                    pointer="/curriculum/stages",
+                    code="stages_exceed_samples",
+                    detail=f"{n} stages need at least {n} training samples, the data has {samples}",
+                )
+            ]
+        )
+    sizes = subset_sizes(samples, n)
+    per_epoch = [ceil(size / batch_size) for size in sizes]
+    steps = [epoch * curriculum.epochs_per_stage for epoch in per_epoch]
+    return tuple(
+        StagePlan(
+            index=i,
+            samples=sizes[i],
+            temperature=_temperature(curriculum, i),
+            kd_weight=value_at(curriculum.kd_weight, i, n),
+            epochs=curriculum.epochs_per_stage,
+            steps=steps[i],
+            first_step=before,
+            steps_per_epoch=per_epoch[i],
+        )
+        for i, before in zip(range(n), accumulate(steps, initial=0), strict=False)
+    )
+
+
+def _temperature(curriculum: Curriculum, stage: int) -> float:
+    control = curriculum.control
+    if isinstance(control, ConstantTemperature):
+        assert control.temperature is not None  # resolve() names it.
+        return control.temperature
+    return value_at(curriculum.temperature, stage, curriculum.stages)
+
+
+# --- What it costs --------------------------------------------------------------------------------------
+
+ADAMW_BYTES_PER_PARAMETER = 16
+"""fp32 weight, gradient and two moments."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs, from sizes alone; figures are upper bounds for rows of full length."""
+
+    memory_bytes: int
+    """Weights, gradients, optimiser state and the logits of one micro-batch."""
+    disk_bytes: int
+    """Checkpoints of the working directory at their largest."""
+    training_flops: int
+    """Floating-point operations of all training steps, teacher included."""
+
+    def seconds(self, flops_per_second: float) -> float:
+        """Training time at a sustained rate."""
+        return self.training_flops / flops_per_second
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the estimate needs to know of a model."""
+
+    parameters: int
+    vocabulary: int
+
+
+def estimate(
+    spec: DistillationSpec, table: tuple[StagePlan, ...], *, teacher: ModelSize, student: ModelSize
+) -> Estimate:
+    """Memory, disk and FLOPs of a run: 6 FLOPs per student parameter and token, 2 per teacher parameter."""
+    length = spec.data.max_length
+    rows = min(spec.training.batch_size, spec.training.micro_batch_size or 8)
+    with_teacher = spec.method.name is not KDMethod.SFT
+    logits = rows * length * 4 * (3 * student.vocabulary + (2 * teacher.vocabulary if with_teacher else 0))
+    teacher_weights = 4 * teacher.parameters if with_teacher else 0
+    visits = sum(stage.samples * stage.epochs for stage in table)
+    per_token = 6 * student.parameters + (2 * teacher.parameters if with_teacher else 0)
+    weights = 4 * student.parameters
+    training_state = 3 * weights
+    return Estimate(
+        memory_bytes=ADAMW_BYTES_PER_PARAMETER * student.parameters + teacher_weights + logits,
+        # One more training state exists while the newest is being written.
+        disk_bytes=training_state * (spec.checkpoints.keep + 1) + weights * (len(table) + 2),
+        training_flops=visits * length * per_token,
+    )

@@ -1,0 +1,110 @@
+"""The specification: every default is named, nothing unknown passes, every refusal points at its field."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocl.errors import SpecInvalid
+from pocl.spec import JS, METHODS, PRESETS, ConstantTemperature, DistillationSpec, KDMethod, NoCurriculum, resolve
+
+MINIMAL = {"teacher": {"random": {}}, "student": {"random": {}}, "data": {"train": {"path": "rows.jsonl"}}}
+WITH_VALIDATION = {"data": {"train": {"path": "rows.jsonl"}, "validation": {"path": "held_out.jsonl"}}}
+
+
+def refused(**over: object) -> set[tuple[str, str]]:
+    with pytest.raises(SpecInvalid) as caught:
+        resolve(MINIMAL | over)
+    return {(problem.pointer, problem.code) for problem in caught.value.problems}
+
+
+def test_the_default_preset_is_the_papers() -> None:
+    spec = resolve(MINIMAL)
+    assert (spec.curriculum.stages, spec.curriculum.epochs_per_stage) == (4, 8)
+    assert (spec.training.batch_size, spec.training.learning_rate, spec.training.weight_decay) == (64, 1e-4, 0.01)
+    assert (spec.data.max_length, spec.data.max_prompt_length) == (512, 256)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_resolving_a_resolved_specification_changes_nothing(preset: str) -> None:
+    spec = resolve(MINIMAL | {"preset": preset})
+    assert resolve(spec.model_dump(mode="json")) == spec
+    assert DistillationSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_a_clients_field_lies_over_the_preset_and_its_neighbours_stay() -> None:
+    spec = resolve(MINIMAL | {"preset": "quick", "training": {"batch_size": 3}})
+    assert spec.training.batch_size == 3
+    assert spec.training.learning_rate == PRESETS["quick"]["training"]["learning_rate"]
+
+
+def test_every_method_can_be_given_by_its_name_alone() -> None:
+    assert {resolve(MINIMAL | {"method": name.value}).method.name for name in KDMethod} == set(METHODS) == set(KDMethod)
+
+
+def test_the_official_preset_scales_three_losses_by_tau_squared_and_weighs_js_by_a_tenth() -> None:
+    methods = {name: resolve(MINIMAL | {"preset": "pocl_official", "method": name}).method for name in KDMethod}
+    scaled = {name for name, method in methods.items() if getattr(method, "scale_by_tau_squared", False)}
+    assert scaled == {"forward_kl", "js", "skew_reverse_kl"}
+    assert methods[KDMethod.JS] == JS(beta=0.1)
+
+
+def test_a_controls_constants_are_named() -> None:
+    no_curriculum = resolve(MINIMAL | {"curriculum": {"control": {"kind": "no_curriculum"}}}).curriculum.control
+    constant = resolve(MINIMAL | {"curriculum": {"control": {"kind": "constant_temperature"}}}).curriculum.control
+    assert no_curriculum == NoCurriculum(kind="no_curriculum", temperature=1.0, kd_weight=0.85)
+    assert constant == ConstantTemperature(kind="constant_temperature", temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    ("over", "pointer", "code"),
+    [
+        ({"stages": 4}, "/stages", "extra_forbidden"),
+        ({"curriculum": {"temperatur": {}}}, "/curriculum/temperatur", "extra_forbidden"),
+        ({"curriculum": {"temperature": {"start": 3}}}, "/curriculum/temperature", "value_error"),
+        ({"curriculum": {"kd_weight": {"start": 1, "end": 0.5}}}, "/curriculum/kd_weight", "value_error"),
+        ({"curriculum": {"stages": 0}}, "/curriculum/stages", "greater_than_equal"),
+        ({"curriculum": {"control": {"kind": "none"}}}, "/curriculum/control", "union_tag_invalid"),
+        ({"curriculum": {"advance": {"by": "convergence", "metric": "cross_entropy"}}},
+         "/curriculum/advance/metric", "literal_error"),
+        ({"method": "kld"}, "/method", "union_tag_invalid"),
+        ({"method": {"name": "js", "beta": 1}}, "/method/beta", "less_than"),
+        ({"method": {"name": "forward_kl", "beta": 0.5}}, "/method/beta", "extra_forbidden"),
+        ({"teacher": {}}, "/teacher", "value_error"),
+        ({"teacher": {"random": {}, "path": "x"}}, "/teacher", "value_error"),
+        ({"student": {"from_teacher": {"layers": [2, 1]}}}, "/student/from_teacher", "value_error"),
+        ({"teacher": {"hub": {"repo": "../etc"}}}, "/teacher/hub/repo", "string_pattern_mismatch"),
+        ({"training": {"learning_rate": float("nan")}}, "/training/learning_rate", "finite_number"),
+        ({"data": {"train": {"path": "x"}, "max_length": 8, "max_prompt_length": 8}}, "/data", "value_error"),
+        ({"preset": "papr"}, "/preset", "literal_error"),
+        ({"seed": "ten"}, "/seed", "int_parsing"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_refused_at_its_place(over: dict[str, object], pointer: str, code: str) -> None:
+    assert (pointer, code) in refused(**over)
+
+
+def test_only_sft_does_without_a_teacher() -> None:
+    assert resolve(MINIMAL | {"teacher": None, "method": "sft"}).teacher is None
+    assert refused(teacher=None) == {("", "value_error")}
+
+
+def test_convergence_needs_validation_rows() -> None:
+    convergence = {"curriculum": {"advance": {"by": "convergence"}}}
+    assert refused(**convergence) == {("", "value_error")}
+    assert resolve(MINIMAL | WITH_VALIDATION | convergence).curriculum.advance.by == "convergence"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(sorted(DistillationSpec.model_fields)), json_values)
+def test_no_value_of_any_field_gives_another_error(field: str, value: object) -> None:
+    try:
+        resolve(MINIMAL | {field: value})
+    except SpecInvalid as error:
+        assert error.problems
+        assert all(problem.pointer == "" or problem.pointer.startswith("/") for problem in error.problems)
