@@ -1,0 +1,254 @@
+"""Laws that every divergence keeps, and its formula written a second time in float64 numpy."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from pocl.losses import divergence
+from pocl.losses.divergence import FLOOR
+from pocl.losses.registry import divergence_of
+from pocl.spec import METHODS, SFT, KDMethod
+
+Array = npt.NDArray[np.float64]
+
+CASES: list[tuple[str, dict[str, float]]] = [
+    ("forward_kl", {}),
+    ("reverse_kl", {}),
+    ("tvd", {}),
+    *[("js", {"beta": beta}) for beta in (0.01, 0.1, 0.5, 0.9)],
+    *[(f"skew_{side}_kl", {"alpha": alpha}) for side in ("forward", "reverse") for alpha in (0.0, 0.1, 0.7)],
+]
+# Each law is put to every case, so few examples of each are many in all.
+few = settings(max_examples=25)
+every_case = pytest.mark.parametrize(("method", "parameters"), CASES)
+
+logits = arrays(np.float64, (3, 7), elements=st.floats(-30, 30))
+LOGITS = st.tuples(logits, logits)
+
+
+def softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+
+
+def kl(a: Array, b: Array) -> Array:
+    return np.asarray((a * np.log(a / b)).sum(axis=-1))
+
+
+def formula(method: str, z_p: Array, z_q: Array, tau: float = 1.0, beta: float = 0.5, alpha: float = 0.1) -> Array:
+    """Each divergence from its definition, on probabilities."""
+    p, q = softmax(z_p / tau), softmax(z_q / tau)
+    m = beta * p + (1 - beta) * q
+    return {
+        "forward_kl": kl(p, q),
+        "reverse_kl": kl(q, p),
+        "js": beta * kl(p, m) + (1 - beta) * kl(q, m),
+        "tvd": np.abs(p - q).sum(axis=-1) / 2,
+        "skew_forward_kl": kl(p, alpha * p + (1 - alpha) * q),
+        "skew_reverse_kl": kl(q, (1 - alpha) * p + alpha * q),
+    }[method]
+
+
+def of(method: str, z_p: Array, z_q: Array, **parameters: float) -> Array:
+    return divergence(method, torch.tensor(z_p), torch.tensor(z_q), **parameters).numpy()
+
+
+def gradient(method: str, z_p: torch.Tensor, z_q: torch.Tensor, **parameters: float) -> torch.Tensor:
+    z_q = z_q.clone().requires_grad_()
+    divergence(method, z_p, z_q, **parameters).sum().backward()
+    assert z_q.grad is not None
+    return z_q.grad
+
+
+def two(seed: int, tokens: int = 4, vocabulary: int = 11, scale: float = 2.0) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    return scale * rng.standard_normal((tokens, vocabulary)), scale * rng.standard_normal((tokens, vocabulary))
+
+
+def test_the_registry_is_total_over_the_methods() -> None:
+    assert set(METHODS) == set(KDMethod)
+    for name, specification in METHODS.items():
+        value = specification()
+        assert (divergence_of(value) is None) == (name is KDMethod.SFT)
+
+
+def test_every_method_with_a_divergence_is_under_these_laws() -> None:
+    assert {method for method, _ in CASES} == set(KDMethod) - {SFT().name}
+
+
+@every_case
+@few
+@given(LOGITS)
+def test_value_equals_the_formula(method: str, parameters: dict[str, float], pair: tuple[Array, Array]) -> None:
+    got = of(method, *pair, temperature=1.5, **parameters)
+    np.testing.assert_allclose(got, formula(method, *pair, tau=1.5, **parameters), rtol=1e-9, atol=1e-12)
+
+
+@every_case
+def test_gradient_equals_finite_differences_of_the_formula(method: str, parameters: dict[str, float]) -> None:
+    z_p, z_q = two(seed=1)
+    step, expected = 1e-6, np.empty_like(z_q)
+    for at in np.ndindex(z_q.shape):
+        up, down = z_q.copy(), z_q.copy()
+        up[at] += step
+        down[at] -= step
+        rise = formula(method, z_p, up, tau=1.7, **parameters) - formula(method, z_p, down, tau=1.7, **parameters)
+        expected[at] = rise.sum() / (2 * step)
+    got = gradient(method, torch.tensor(z_p), torch.tensor(z_q), temperature=1.7, **parameters)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+@every_case
+@few
+@given(LOGITS)
+def test_it_is_never_negative(method: str, parameters: dict[str, float], pair: tuple[Array, Array]) -> None:
+    z_p, z_q = (torch.tensor(z, dtype=torch.float32) for z in pair)
+    assert (divergence(method, z_p, z_q, **parameters) >= 0).all()
+
+
+@every_case
+@few
+@given(logits)
+def test_it_is_zero_where_the_two_agree(method: str, parameters: dict[str, float], z: Array) -> None:
+    np.testing.assert_allclose(of(method, z, z, **parameters), 0, atol=1e-13)
+    assert gradient(method, torch.tensor(z), torch.tensor(z), **parameters).abs().max() < 1e-13
+
+
+@every_case
+def test_it_is_positive_where_the_two_differ(method: str, parameters: dict[str, float]) -> None:
+    z_p, z_q = two(seed=2, scale=0.01)
+    assert (of(method, z_p, z_q, **parameters) > 0).all()
+
+
+@every_case
+@few
+@given(LOGITS, st.floats(-50, 50))
+def test_shifting_all_logits_of_a_token_changes_nothing(
+    method: str, parameters: dict[str, float], pair: tuple[Array, Array], shift: float
+) -> None:
+    z_p, z_q = pair
+    shifted = of(method, z_p + shift, z_q - shift, **parameters)
+    np.testing.assert_allclose(shifted, of(method, z_p, z_q, **parameters), rtol=1e-9, atol=1e-11)
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [120.0, 1e4, 1e30])
+def test_extreme_logits_give_finite_values_and_gradients(
+    method: str, parameters: dict[str, float], dtype: torch.dtype, gap: float
+) -> None:
+    z = torch.tensor([[gap, 0.0, -gap], [-gap, gap, 0.0]], dtype=dtype)
+    for z_q in (z, z.flip(-1), torch.zeros_like(z)):
+        value = divergence(method, z, z_q, **parameters)
+        assert value.isfinite().all()
+        assert (value >= 0).all()
+        assert gradient(method, z, z_q, **parameters).isfinite().all()
+
+
+@every_case
+@pytest.mark.parametrize("ruled_out_by", ["teacher", "student", "both"])
+def test_a_token_ruled_out_gives_finite_values_and_gradients(
+    method: str, parameters: dict[str, float], ruled_out_by: str
+) -> None:
+    z_p, z_q = (torch.tensor(z, dtype=torch.float32) for z in two(seed=3))
+    if ruled_out_by in ("teacher", "both"):
+        z_p[:, 2] = -math.inf
+    if ruled_out_by in ("student", "both"):
+        z_q[:, 2] = -math.inf
+    value = divergence(method, z_p, z_q, **parameters)
+    assert value.isfinite().all()
+    assert (value > 0).all()
+    assert gradient(method, z_p, z_q, **parameters).isfinite().all()
+
+
+@every_case
+def test_a_token_ruled_out_by_both_is_as_if_absent(method: str, parameters: dict[str, float]) -> None:
+    z_p, z_q = two(seed=4)
+    wider_p, wider_q = (np.pad(z, ((0, 0), (0, 1)), constant_values=-np.inf) for z in (z_p, z_q))
+    np.testing.assert_allclose(
+        of(method, wider_p, wider_q, **parameters), of(method, z_p, z_q, **parameters), rtol=1e-12
+    )
+
+
+def test_a_token_that_only_the_student_rules_out_costs_the_floor() -> None:
+    got = of("forward_kl", np.log([[0.5, 0.5]]), np.array([[0.0, -np.inf]]))
+    np.testing.assert_allclose(got, 0.5 * math.log(0.5) + 0.5 * (math.log(0.5) - FLOOR))
+
+
+def test_float32_agrees_with_float64_over_a_large_vocabulary() -> None:
+    z_p, z_q = two(seed=5, vocabulary=50_000)
+    for method, parameters in CASES:
+        single = divergence(method, torch.tensor(z_p).float(), torch.tensor(z_q).float(), **parameters)
+        np.testing.assert_allclose(single.numpy(), of(method, z_p, z_q, **parameters), rtol=1e-5)
+
+
+@given(LOGITS)
+def test_total_variation_is_at_most_one(pair: tuple[Array, Array]) -> None:
+    assert (of("tvd", *pair) <= 1 + 1e-12).all()
+
+
+def test_total_variation_has_subgradient_zero_at_a_tie() -> None:
+    z = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert (gradient("tvd", z, z.clone()) == 0).all()
+
+
+@pytest.mark.parametrize("side", ["forward", "reverse"])
+def test_a_skew_of_zero_is_the_plain_divergence_and_the_limit(side: str) -> None:
+    z_p, z_q = two(seed=6)
+    plain = of(f"{side}_kl", z_p, z_q)
+    np.testing.assert_array_equal(of(f"skew_{side}_kl", z_p, z_q, alpha=0.0), plain)
+    np.testing.assert_allclose(of(f"skew_{side}_kl", z_p, z_q, alpha=1e-12), plain, rtol=1e-9)
+
+
+@given(LOGITS, st.floats(0.05, 0.95))
+def test_js_is_symmetric_under_exchange_of_the_roles(pair: tuple[Array, Array], beta: float) -> None:
+    z_p, z_q = pair
+    exchanged = of("js", z_q, z_p, beta=1 - beta)
+    np.testing.assert_allclose(of("js", z_p, z_q, beta=beta), exchanged, rtol=1e-9, atol=1e-12)
+
+
+def test_js_weighs_the_teacher_by_beta() -> None:
+    p, q = np.array([[0.9, 0.1]]), np.array([[0.2, 0.8]])
+    mixture = 0.1 * p + 0.9 * q
+    expected = 0.1 * kl(p, mixture) + 0.9 * kl(q, mixture)
+    np.testing.assert_allclose(of("js", np.log(p), np.log(q), beta=0.1), expected)
+
+
+def test_parameters_left_out_are_those_of_the_specification() -> None:
+    z_p, z_q = two(seed=7)
+    np.testing.assert_array_equal(of("js", z_p, z_q), of("js", z_p, z_q, beta=0.5))
+    np.testing.assert_array_equal(of("skew_forward_kl", z_p, z_q), of("skew_forward_kl", z_p, z_q, alpha=0.1))
+
+
+def test_a_divergence_carries_no_tau_squared() -> None:
+    z_p, z_q = two(seed=8)
+    np.testing.assert_allclose(of("forward_kl", z_p, z_q, temperature=2.0), of("forward_kl", z_p / 2, z_q / 2))
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("kl", {}),
+        ("sft", {}),
+        ("js", {"beta": 1.0}),
+        ("js", {"alpha": 0.1}),
+        ("skew_forward_kl", {"alpha": -0.1}),
+        ("forward_kl", {"scale_by_tau_squared": True}),
+        ("forward_kl", {"temperature": 0.0}),
+        ("forward_kl", {"temperature": math.nan}),
+    ],
+)
+def test_what_makes_no_sense_is_refused(method: str, parameters: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        of(method, *two(seed=9), **parameters)
+
+
+def test_unequal_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="both be"):
+        divergence("tvd", torch.zeros(2, 3), torch.zeros(2, 4))

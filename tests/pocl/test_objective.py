@@ -1,0 +1,241 @@
+"""The mixed objective: its formula, its mask, its scaling, and that micro-batches add up."""
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pocl.losses import divergence
+from pocl.losses.objective import IGNORED, ObjectiveSum, normaliser, objective_sum
+from pocl.spec import JS, METHODS, SFT, TVD, ForwardKL, Method, ReverseKL, SkewForwardKL, SkewReverseKL, resolve
+
+DISTILLING: list[Method] = [ForwardKL(), ReverseKL(), JS(beta=0.3), TVD(), SkewForwardKL(), SkewReverseKL()]
+every_method = pytest.mark.parametrize("method", [*DISTILLING, SFT()], ids=lambda method: method.name)
+every_distilling = pytest.mark.parametrize("method", DISTILLING, ids=lambda method: method.name)
+
+
+def logits(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return (2 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(dtype)
+
+
+STUDENT, TEACHER = logits(6, 9, seed=0), logits(6, 9, seed=1)
+LABELS = torch.tensor([3, IGNORED, 0, 8, IGNORED, 3])
+
+
+def objective(
+    student: Tensor = STUDENT,
+    teacher: Tensor | None = TEACHER,
+    labels: Tensor = LABELS,
+    *,
+    method: Method,
+    temperature: float = 1.5,
+    kd_weight: float = 0.7,
+    shared_vocabulary: int | None = None,
+) -> ObjectiveSum:
+    return objective_sum(
+        student,
+        teacher,
+        labels,
+        method=method,
+        temperature=temperature,
+        kd_weight=kd_weight,
+        shared_vocabulary=shared_vocabulary,
+    )
+
+
+def gradient(student: Tensor = STUDENT, *args: Tensor, **settings: Any) -> Tensor:
+    student = student.clone().requires_grad_()
+    objective(student, *args, **settings).loss.backward()
+    assert student.grad is not None
+    return student.grad
+
+
+def numpy_cross_entropy(student: Tensor, labels: Tensor) -> float:
+    z = student.double().numpy()
+    probability = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
+    return float(-sum(np.log(probability[i, label]) for i, label in enumerate(labels.tolist()) if label != IGNORED))
+
+
+@every_distilling
+def test_loss_is_the_weighted_sum_over_valid_tokens(method: Method) -> None:
+    got = objective(method=method, temperature=1.5, kd_weight=0.7)
+    parameters = method.model_dump(exclude={"name", "scale_by_tau_squared"})
+    per_token = divergence(method.name, TEACHER, STUDENT, temperature=1.5, **parameters)
+    expected = float(per_token[LABELS != IGNORED].sum())
+    cross_entropy = numpy_cross_entropy(STUDENT, LABELS)
+    scale = 1 if isinstance(method, TVD) else 1.5**2
+    assert got.divergence is not None
+    assert got.divergence.item() == pytest.approx(expected)
+    assert got.cross_entropy.item() == pytest.approx(cross_entropy)
+    assert got.loss.item() == pytest.approx(0.3 * cross_entropy + 0.7 * scale * expected)
+    assert got.tokens == 4
+
+
+def test_forward_kl_gradient_has_its_closed_form() -> None:
+    got = gradient(method=ForwardKL(), temperature=2.0, kd_weight=0.6)
+    p, q = torch.softmax(TEACHER / 2, -1), torch.softmax(STUDENT / 2, -1)
+    one_hot = torch.nn.functional.one_hot(LABELS.clamp_min(0), 9)
+    expected = 0.6 * 2.0 * (q - p) + 0.4 * (torch.softmax(STUDENT, -1) - one_hot)
+    expected[LABELS == IGNORED] = 0
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("kd_weight", [0.0, 0.3, 1.0])
+def test_sft_is_cross_entropy_whatever_the_weight(kd_weight: float) -> None:
+    got = objective(teacher=None, method=SFT(), kd_weight=kd_weight)
+    assert got.loss.item() == pytest.approx(numpy_cross_entropy(STUDENT, LABELS))
+    assert got.divergence is None
+
+
+@every_distilling
+def test_a_weight_of_zero_is_cross_entropy_and_of_one_is_the_divergence(method: Method) -> None:
+    only_ce, only_kd = (objective(method=method, temperature=1.0, kd_weight=weight) for weight in (0.0, 1.0))
+    assert only_ce.divergence is not None
+    assert only_ce.loss.item() == only_ce.cross_entropy.item()
+    assert only_kd.loss.item() == only_ce.divergence.item()
+
+
+@every_distilling
+def test_a_label_that_the_student_rules_out_spoils_only_cross_entropy(method: Method) -> None:
+    student = STUDENT.clone()
+    student[0, 3] = -math.inf
+    got = objective(student, method=method, kd_weight=1.0)
+    assert got.cross_entropy.item() == math.inf
+    assert got.loss.isfinite()
+
+
+@every_distilling
+def test_the_tau_squared_flag_scales_exactly(method: Method) -> None:
+    flagged, plain = (
+        gradient(method=method.model_copy(update={"scale_by_tau_squared": flag}), temperature=2.0, kd_weight=1.0)
+        for flag in (True, False)
+    )
+    assert torch.equal(flagged, 4 * plain)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_official_preset_scales_what_the_published_code_scales(name: str) -> None:
+    raw = {
+        "preset": "pocl_official",
+        "teacher": {"path": "t"},
+        "student": {"path": "s"},
+        "data": {"train": {"path": "d"}},
+        "method": name,
+    }
+    method = resolve(raw).method
+    got = objective(method=method, temperature=2.0, kd_weight=1.0)
+    if got.divergence is None:
+        assert name == "sft"
+        return
+    scale = 4 if name in ("forward_kl", "js", "skew_reverse_kl") else 1
+    assert got.loss.item() == scale * got.divergence.item()
+    if isinstance(method, JS):
+        assert method.beta == 0.1
+
+
+@every_method
+def test_ignored_rows_change_nothing_and_get_no_gradient(method: Method) -> None:
+    student, teacher = STUDENT.clone(), TEACHER.clone()
+    student[1], teacher[4] = 1e30, math.nan
+    assert objective(student, teacher, method=method).loss.item() == objective(method=method).loss.item()
+    assert (gradient(student, teacher, method=method)[LABELS == IGNORED] == 0).all()
+
+
+@every_method
+@pytest.mark.parametrize("tokens", [0, 6])
+def test_without_a_valid_token_loss_and_gradient_are_zero(method: Method, tokens: int) -> None:
+    student, teacher, labels = STUDENT[:tokens], TEACHER[:tokens], torch.full((tokens,), IGNORED)
+    got = objective(student, teacher, labels, method=method)
+    assert (got.loss.item(), got.cross_entropy.item(), got.tokens) == (0, 0, 0)
+    assert torch.equal(gradient(student, teacher, labels, method=method), torch.zeros_like(student))
+
+
+@every_method
+@settings(max_examples=25)
+@given(st.lists(st.integers(0, 6), max_size=4))
+def test_micro_batches_add_up_to_the_whole(method: Method, cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), 6]
+    parts = [slice(*edge) for edge in pairwise(edges)]
+    losses = sum(objective(STUDENT[s], TEACHER[s], LABELS[s], method=method).loss for s in parts)
+    gradients = torch.cat([gradient(STUDENT[s], TEACHER[s], LABELS[s], method=method) for s in parts])
+    torch.testing.assert_close(losses, objective(method=method).loss)
+    torch.testing.assert_close(gradients, gradient(method=method))
+
+
+def test_the_normaliser_divides_once_by_all_tokens_of_a_step() -> None:
+    assert normaliser(8) == 0.125
+    assert normaliser(0) == 0
+
+
+@every_distilling
+def test_heads_are_cut_to_the_shared_vocabulary_for_the_divergence_only(method: Method) -> None:
+    wide = torch.cat([TEACHER, logits(6, 4, seed=2)], dim=1)
+    got = objective(teacher=wide, method=method, shared_vocabulary=5)
+    cut = objective(STUDENT[:, :5], TEACHER[:, :5], LABELS.clamp_max(4), method=method)
+    assert got.divergence is not None
+    assert cut.divergence is not None
+    assert got.divergence.item() == cut.divergence.item()
+    assert got.cross_entropy.item() == pytest.approx(numpy_cross_entropy(STUDENT, LABELS))
+    assert (gradient(STUDENT, wide, method=method, shared_vocabulary=5, kd_weight=1.0)[:, 5:] == 0).all()
+
+
+@every_method
+def test_half_precision_logits_are_computed_in_float32(method: Method) -> None:
+    student, teacher = STUDENT.bfloat16(), TEACHER.bfloat16()
+    got = objective(student, teacher, method=method)
+    assert got.loss.dtype == torch.float32
+    assert torch.equal(got.loss, objective(student.float(), teacher.float(), method=method).loss)
+    assert gradient(student, teacher, method=method).dtype == torch.bfloat16
+
+
+@every_method
+def test_float64_stays_float64(method: Method) -> None:
+    assert objective(method=method).loss.dtype == torch.float64
+
+
+@every_method
+@pytest.mark.parametrize("gap", [120.0, 1e4, 1e30])
+def test_extreme_logits_give_a_finite_loss_and_gradient(method: Method, gap: float) -> None:
+    student = torch.tensor([[gap, -gap, 0.0], [0.0, gap, -gap]])
+    labels = torch.tensor([1, 0])
+    for teacher in (student, student.flip(0)):
+        assert objective(student, teacher, labels, method=method).loss.isfinite()
+        assert gradient(student, teacher, labels, method=method).isfinite().all()
+
+
+@every_distilling
+def test_only_the_loss_is_differentiable_and_only_towards_the_student(method: Method) -> None:
+    student, teacher = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
+    got = objective(student, teacher, method=method)
+    got.loss.backward()
+    assert teacher.grad is None
+    assert got.divergence is not None
+    assert not got.cross_entropy.requires_grad
+    assert not got.divergence.requires_grad
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": 0.0},
+        {"temperature": math.inf},
+        {"kd_weight": 1.1},
+        {"kd_weight": math.nan},
+        {"labels": LABELS[:5]},
+        {"teacher": None},
+        {"teacher": TEACHER[:5]},
+        {"teacher": TEACHER[:, :8]},
+        {"shared_vocabulary": 10},
+        {"shared_vocabulary": 0},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_what_does_not_fit_together_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        objective(method=ForwardKL(), **wrong)

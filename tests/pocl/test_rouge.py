@@ -1,0 +1,103 @@
+"""ROUGE-L against the package that defines it."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from pocl.rouge import exact_match, rouge_l
+
+SCORER = RougeScorer(["rougeL"], use_stemmer=True)
+STEMS = ["relat", "nation", "happi", "run", "generous", "sky", "die", "lie", "oper", "feed", "agree", "motor"]
+STEMS += ["care", "conflat", "activ", "form", "adjust", "depend"]
+ENDINGS = [
+    "",
+    "s",
+    "ed",
+    "ing",
+    "ness",
+    "ly",
+    "ies",
+    "ational",
+    "ization",
+    "iveness",
+    "y",
+    "ement",
+    "'s",
+    "-",
+    ".",
+    ", ",
+    "é",
+]
+
+
+def expected(prediction: str, references: list[str]) -> float:
+    return 100 * float(SCORER.score_multi(references, prediction)["rougeL"].fmeasure)
+
+
+def sentence(rng: random.Random) -> str:
+    words = [rng.choice(STEMS) + rng.choice(ENDINGS) for _ in range(rng.randint(0, 25))]
+    return " ".join(word.upper() if rng.random() < 0.2 else word for word in words)
+
+
+def test_it_equals_rouge_score_on_thousands_of_word_sequences() -> None:
+    rng = random.Random(0)
+    for _ in range(2000):
+        prediction, references = sentence(rng), [sentence(rng) for _ in range(rng.randint(1, 3))]
+        assert rouge_l(prediction, references) == expected(prediction, references)
+
+
+@given(st.text(max_size=60), st.lists(st.text(max_size=60), min_size=1, max_size=3))
+def test_it_equals_rouge_score_on_any_text(prediction: str, references: list[str]) -> None:
+    assert rouge_l(prediction, references) == expected(prediction, references)
+
+
+@given(st.lists(st.text("abeginsty", max_size=12)), st.lists(st.text("abeginsty", max_size=12)))
+def test_it_equals_rouge_score_on_words_that_are_stemmed(prediction: list[str], reference: list[str]) -> None:
+    pair = " ".join(prediction), [" ".join(reference)]
+    assert rouge_l(*pair) == expected(*pair)
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_it_is_symmetric_and_between_0_and_100(one: str, other: str) -> None:
+    assert 0 <= rouge_l(one, [other]) <= 100
+    assert rouge_l(one, [other]) == pytest.approx(rouge_l(other, [one]))
+
+
+def test_the_best_reference_counts() -> None:
+    assert rouge_l("a red fox", ["nothing", "a red fox"]) == 100
+    assert rouge_l("a red fox", ["a", "a red"]) == rouge_l("a red fox", ["a red"]) == 80
+
+
+@pytest.mark.parametrize(("one", "other", "score"), [("his", "hi", 0), ("cats", "cat", 100), ("skies", "sky", 100)])
+def test_words_of_more_than_three_letters_are_stemmed(one: str, other: str, score: float) -> None:
+    assert rouge_l(one, [other]) == score == expected(one, [other])
+
+
+@pytest.mark.parametrize(("prediction", "reference"), [("", "word"), ("word", ""), ("", ""), ("¿?", "word")])
+def test_a_side_without_words_scores_zero(prediction: str, reference: str) -> None:
+    assert rouge_l(prediction, [reference]) == 0
+
+
+def test_words_of_any_length_are_scored() -> None:
+    endless = "ya" * 50_000
+    assert rouge_l(endless, [endless]) == 100
+
+
+@pytest.mark.parametrize("same", ["The answer", "the  ANSWER.", " the\nanswer! "])
+def test_exact_match_ignores_case_punctuation_and_spacing(same: str) -> None:
+    assert exact_match(same, ["other", "The answer."])
+
+
+@pytest.mark.parametrize("other", ["answer", "the answers", "theanswer", ""])
+def test_exact_match_needs_the_same_words(other: str) -> None:
+    assert not exact_match(other, ["The answer."])
+
+
+@pytest.mark.parametrize("score", [rouge_l, exact_match])
+def test_no_reference_is_refused(score: Callable[[str, list[str]], float]) -> None:
+    with pytest.raises(ValueError, match="needs a reference"):
+        score("word", [])
