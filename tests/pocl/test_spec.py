@@ -1,5 +1,7 @@
 """The specification: every default is named, nothing unknown passes, every refusal points at its field."""
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,8 +105,6 @@ json_values = st.recursive(
 
 @given(st.sampled_from(sorted(DistillationSpec.model_fields)), json_values)
 def test_no_value_of_any_field_gives_another_error(field: str, value: object) -> None:
-    try:
-        resolve(MINIMAL | {field: value})
-    except SpecInvalid as error:
-        assert error.problems
-        assert all(problem.pointer == "" or problem.pointer.startswith("/") for problem in error.problems)
+    # Anything but SpecInvalid fails the test.
+    with suppress(SpecInvalid):
+        assert isinstance(resolve(MINIMAL | {field: value}), DistillationSpec)

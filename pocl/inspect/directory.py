@@ -1,0 +1,133 @@
+"""A model directory, as `save_pretrained` writes it."""
+
+from pathlib import Path
+from types import MappingProxyType
+
+from pydantic import JsonValue
+
+from pocl.errors import ModelUnsupported
+from pocl.inspect.facts import MOST_LAYERS, ModelFacts
+from pocl.inspect.reading import JsonObject, count, read_object
+from pocl.inspect.tokens import read_tokens
+from pocl.inspect.weights import StoredWeights, read_weights
+
+_CONFIG_LIMIT = 4 << 20
+_TOKENIZER_CONFIG_LIMIT = 16 << 20
+_SIZE_LIMIT = 1 << 24
+
+# The same size under the names that different families give it.
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+
+
+def inspect_directory(directory: Path) -> ModelFacts:
+    """Facts out of config.json, the tokenizer's files and the safetensors headers.
+
+    Raises:
+        ModelUnsupported: see :func:`pocl.inspect.inspect_model`.
+        OSError: a file cannot be read.
+    """
+    config, tokenizer_config = refuse_unsuitable(directory)
+    weights = read_weights(directory)
+    layers = _size(config, _LAYERS)
+    if layers > MOST_LAYERS:
+        raise ModelUnsupported(f"The model has more than {MOST_LAYERS} layers.")
+    tied = _is_tied(config, weights)
+    return ModelFacts(
+        family=_family(config),
+        vocabulary_size=_size(config, ("vocab_size",)),
+        layers=layers,
+        hidden_size=_size(config, _HIDDEN),
+        parameters=weights.parameters - (weights.head_parameters if tied else 0),
+        layer_parameters=_per_layer(weights, layers),
+        size_bytes=weights.size_bytes,
+        max_positions=_optional_size(config, _POSITIONS),
+        has_chat_template=_has_chat_template(directory, tokenizer_config),
+        tied_embeddings=tied,
+        tokens=MappingProxyType(read_tokens(directory, tokenizer_config)),
+    )
+
+
+def refuse_unsuitable(directory: Path) -> tuple[JsonObject, JsonObject]:
+    """The config and the tokenizer's config of a model that can be distilled; its weights need not be there.
+
+    Raises:
+        ModelUnsupported: it needs code of its own, or is no causal language model in full precision.
+        OSError: a file cannot be read.
+    """
+    config = read_object(directory / "config.json", limit=_CONFIG_LIMIT)
+    tokenizer_config = _tokenizer_config(directory)
+    _refuse_remote_code(config, tokenizer_config)
+    _refuse_other_models(config)
+    return config, tokenizer_config
+
+
+def _tokenizer_config(directory: Path) -> JsonObject:
+    path = directory / "tokenizer_config.json"
+    return read_object(path, limit=_TOKENIZER_CONFIG_LIMIT) if path.is_file() else {}
+
+
+def _refuse_remote_code(config: JsonObject, tokenizer_config: JsonObject) -> None:
+    if config.get("auto_map") or tokenizer_config.get("auto_map"):
+        raise ModelUnsupported(
+            "The model needs code of its own (auto_map), which is never run; use an architecture that "
+            "transformers ships."
+        )
+
+
+def _refuse_other_models(config: JsonObject) -> None:
+    architectures = config.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise ModelUnsupported("The model's config.json has architectures that are no list.")
+    if architectures and not any(_is_causal(name) for name in architectures):
+        raise ModelUnsupported(f"{str(architectures[0])[:80]} is not a causal language model.")
+    if config.get("is_encoder_decoder"):
+        raise ModelUnsupported("The model is an encoder-decoder; only causal language models can be distilled.")
+    if config.get("quantization_config"):
+        raise ModelUnsupported("The model is quantised; give its full-precision weights, or a GGUF file.")
+
+
+def _is_causal(architecture: JsonValue) -> bool:
+    return isinstance(architecture, str) and architecture.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _family(config: JsonObject) -> str:
+    family = config.get("model_type")
+    if not isinstance(family, str) or not 0 < len(family) <= 64:
+        raise ModelUnsupported("The model's config.json names no model_type.")
+    return family
+
+
+def _size(config: JsonObject, names: tuple[str, ...]) -> int:
+    found = _optional_size(config, names)
+    if found is None:
+        raise ModelUnsupported(f"The model's config.json has no usable {names[0]}.")
+    return found
+
+
+def _optional_size(config: JsonObject, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        if found := count(config.get(name), at_most=_SIZE_LIMIT):
+            return found
+    return None
+
+
+def _is_tied(config: JsonObject, weights: StoredWeights) -> bool:
+    stated = config.get("tie_word_embeddings")
+    return stated if isinstance(stated, bool) else weights.head_parameters == 0
+
+
+def _per_layer(weights: StoredWeights, layers: int) -> tuple[int, ...]:
+    if set(weights.layer_parameters) - set(range(layers)):
+        raise ModelUnsupported("The model's weights have more layers than its config.json says.")
+    missing = layers - len(weights.layer_parameters)
+    if missing:
+        raise ModelUnsupported(f"The model's weights lack {missing} of the {layers} layers of its config.json.")
+    return tuple(weights.layer_parameters[index] for index in range(layers))
+
+
+def _has_chat_template(directory: Path, tokenizer_config: JsonObject) -> bool:
+    if tokenizer_config.get("chat_template"):
+        return True
+    return any((directory / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))

@@ -1,0 +1,228 @@
+"""The header of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+
+Read here rather than with the package `gguf`, which needs numpy and trusts the counts in the file.
+"""
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO
+
+from pocl.errors import ModelUnsupported
+from pocl.inspect.facts import MOST_LAYERS, ModelFacts
+from pocl.inspect.weights import StoredWeights, sum_up
+
+Value = int | float | bool | str | list["Value"] | None
+
+_VERSIONS = (2, 3)
+_STRING, _ARRAY = 8, 9
+_SCALARS = {
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
+}  # fmt: skip
+_HEADER_LIMIT = 128 << 20
+_ENTRIES_LIMIT = 100_000
+_ELEMENTS_LIMIT = 8 << 20
+_DIMENSIONS_LIMIT = 8
+_LARGEST = 1 << 50
+# Kinds of token: 5 fills a gap in the vocabulary, so its name means nothing.
+_UNUSED = 5
+
+# The arrays that are looked at; all others are stepped over.
+_KEPT_ARRAYS = {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """Metadata by key, and the elements of each tensor by name."""
+
+    metadata: dict[str, Value]
+    tensors: dict[str, tuple[int, ...]]
+    """Dimensions, fastest-moving first."""
+    size_bytes: int
+
+    def text(self, key: str) -> str | None:
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
+    def number(self, key: str) -> int | None:
+        value = self.metadata.get(key)
+        return value if type(value) is int and value > 0 else None
+
+    def architecture(self) -> str:
+        """Raises: ModelUnsupported: the file names none."""
+        found = self.text("general.architecture")
+        if not found:
+            raise ModelUnsupported("The GGUF file names no architecture.")
+        return found
+
+
+def inspect_gguf(path: Path) -> ModelFacts:
+    """Facts out of a GGUF header.
+
+    Raises:
+        ModelUnsupported: see :func:`pocl.inspect.inspect_model`.
+        OSError: the file cannot be read.
+    """
+    header = read_header(path)
+    architecture = header.architecture()
+    if (header.number("split.count") or 1) > 1:
+        raise ModelUnsupported("The GGUF file is one part of several; merge them into one file.")
+    weights = sum_up(((name, prod(shape)) for name, shape in header.tensors.items()), header.size_bytes)
+    layers = _required(header, f"{architecture}.block_count", at_most=MOST_LAYERS)
+    return ModelFacts(
+        family=architecture,
+        vocabulary_size=_vocabulary_size(header),
+        layers=layers,
+        hidden_size=_required(header, f"{architecture}.embedding_length", at_most=1 << 24),
+        parameters=weights.parameters,
+        layer_parameters=_per_layer(weights, layers),
+        size_bytes=header.size_bytes,
+        max_positions=header.number(f"{architecture}.context_length"),
+        has_chat_template=header.text("tokenizer.chat_template") is not None,
+        tied_embeddings=weights.head_parameters == 0,
+        tokens=MappingProxyType(_tokens(header)),
+    )
+
+
+def read_header(path: Path) -> GGUFHeader:
+    """Metadata and tensor table of a GGUF file; no tensor is read.
+
+    Raises:
+        ModelUnsupported: it is no GGUF file of version 2 or 3, or a count in it does not fit the file.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        reader = _Reader(file, path.stat().st_size)
+        if reader.take(4) != b"GGUF":
+            raise ModelUnsupported("A model file must be GGUF; give safetensors as a directory.")
+        version = reader.scalar("<I")
+        if version not in _VERSIONS:
+            raise ModelUnsupported("The GGUF file is of a version that is not read; convert the model again.")
+        tensors, entries = reader.counted(_ENTRIES_LIMIT), reader.counted(_ENTRIES_LIMIT)
+        metadata = {}
+        for _ in range(entries):
+            key = reader.string()
+            metadata[key] = reader.value(keep=key in _KEPT_ARRAYS)
+        return GGUFHeader(metadata, dict(reader.tensor() for _ in range(tensors)), reader.size)
+
+
+class _Reader:
+    """Reads forward through a header, never past its limits."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file = file
+        self.size = size
+        self._left = min(size, _HEADER_LIMIT)
+        self._elements_left = _ELEMENTS_LIMIT
+
+    def take(self, length: int) -> bytes:
+        self._spend(length)
+        raw = self._file.read(length)
+        if len(raw) != length:
+            raise _damaged()
+        return raw
+
+    def skip(self, length: int) -> None:
+        self._spend(length)
+        self._file.seek(length, 1)
+
+    def scalar(self, code: str) -> int | float | bool:
+        found: int | float | bool = struct.unpack(code, self.take(struct.calcsize(code)))[0]
+        return found
+
+    def counted(self, limit: int) -> int:
+        number = int.from_bytes(self.take(8), "little")
+        if number > limit:
+            raise _damaged()
+        return number
+
+    def string(self) -> str:
+        try:
+            return self.take(self.counted(_HEADER_LIMIT)).decode("utf-8")
+        except UnicodeDecodeError:
+            raise _damaged() from None
+
+    def value(self, *, keep: bool) -> Value:
+        kind = int.from_bytes(self.take(4), "little")
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self._array(keep=keep)
+        if kind not in _SCALARS:
+            raise _damaged()
+        return self.scalar(_SCALARS[kind])
+
+    def tensor(self) -> tuple[str, tuple[int, ...]]:
+        name = self.string()
+        dimensions = int.from_bytes(self.take(4), "little")
+        if dimensions > _DIMENSIONS_LIMIT:
+            raise _damaged()
+        shape = tuple(self.counted(_LARGEST) for _ in range(dimensions))
+        self.take(4)
+        self.counted(self.size)
+        return name, shape
+
+    def _array(self, *, keep: bool) -> list[Value] | None:
+        kind = int.from_bytes(self.take(4), "little")
+        length = self.counted(self._elements_left)
+        self._elements_left -= length
+        if kind in _SCALARS:
+            code = _SCALARS[kind]
+            size = length * struct.calcsize(code)
+            if not keep:
+                self.skip(size)
+                return None
+            return list(struct.unpack(f"<{length}{code[1]}", self.take(size)))
+        if kind != _STRING:
+            # The format allows arrays of arrays; no model uses them.
+            raise _damaged()
+        if keep:
+            return [self.string() for _ in range(length)]
+        for _ in range(length):
+            self.skip(self.counted(_HEADER_LIMIT))
+        return None
+
+    def _spend(self, length: int) -> None:
+        self._left -= length
+        if self._left < 0:
+            raise _damaged()
+
+
+def _required(header: GGUFHeader, key: str, *, at_most: int) -> int:
+    found = header.number(key)
+    if found is None or found > at_most:
+        raise ModelUnsupported(f"The GGUF file has no usable {key[:80]}.")
+    return found
+
+
+def _vocabulary_size(header: GGUFHeader) -> int:
+    shape = header.tensors.get("token_embd.weight")
+    if shape is None or len(shape) != 2 or shape[1] < 1:
+        raise ModelUnsupported("The GGUF file has no token embeddings.")
+    return shape[1]
+
+
+def _per_layer(weights: StoredWeights, layers: int) -> tuple[int, ...]:
+    if set(weights.layer_parameters) != set(range(layers)):
+        raise ModelUnsupported("The GGUF file does not hold the layers that its header counts.")
+    return tuple(weights.layer_parameters[index] for index in range(layers))
+
+
+def _tokens(header: GGUFHeader) -> dict[str, int]:
+    names = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(names, list) or not names:
+        raise ModelUnsupported("The GGUF file holds no tokenizer.")
+    kinds = header.metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(kinds, list) or len(kinds) != len(names):
+        kinds = [None] * len(names)
+    return {
+        name: index
+        for index, (name, kind) in enumerate(zip(names, kinds, strict=True))
+        if isinstance(name, str) and kind != _UNUSED
+    }
+
+
+def _damaged() -> ModelUnsupported:
+    return ModelUnsupported("The GGUF file is damaged or cut short; copy it again.")

@@ -1,0 +1,48 @@
+"""Bounded reading of JSON files that somebody else wrote."""
+
+import json
+from pathlib import Path
+from typing import cast
+
+from pydantic import JsonValue
+
+from pocl.errors import ModelUnsupported
+
+JsonObject = dict[str, JsonValue]
+
+
+def read_object(path: Path, *, limit: int) -> JsonObject:
+    """The JSON object in a file of at most `limit` bytes.
+
+    Raises:
+        ModelUnsupported: too large, not a plain file, or not a JSON object in UTF-8.
+    """
+    # A named pipe would be waited on for ever.
+    if not path.is_file():
+        raise ModelUnsupported(f"The model has no file {path.name}.")
+    with path.open("rb") as file:
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise ModelUnsupported(f"The model's {path.name} is larger than {limit >> 20} MiB.")
+    return parse_object(raw, path.name)
+
+
+def parse_object(raw: bytes, name: str) -> JsonObject:
+    """The JSON object that `raw` spells.
+
+    Raises:
+        ModelUnsupported: it spells something else; the message calls it `name`.
+    """
+    try:
+        parsed = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        # ValueError covers broken UTF-8, broken JSON and numbers of absurd length.
+        raise ModelUnsupported(f"The model's {name} is not valid JSON.") from None
+    if not isinstance(parsed, dict):
+        raise ModelUnsupported(f"The model's {name} is not a JSON object.")
+    return cast(JsonObject, parsed)
+
+
+def count(value: JsonValue, *, at_most: int) -> int | None:
+    """`value` if it is a whole number from 0 to `at_most`; JSON's true is not 1."""
+    return value if type(value) is int and 0 <= value <= at_most else None

@@ -1,0 +1,81 @@
+"""Models out of GGUF files, de-quantised, with what the conversion of transformers leaves out put right."""
+
+from pathlib import Path
+
+from tokenizers.normalizers import NFC
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl.errors import ModelUnsupported
+from pocl.inspect.gguf import GGUFHeader, read_header
+
+# Values of tokenizer.ggml.pre. A wrong split costs nothing visible and some of the quality, so a value that
+# is in none of these is refused.
+_SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+_PLAIN = {"gpt-2", "mpt", "olmo", "jais"}
+_SPLIT_BY_TRANSFORMERS = {
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "lfm2", "dbrx", "smaug-bpe", "tekken", "qwen2",
+    "deepseek-r1-qwen", "qwen35", "gpt-4o", "llama4", "minimax-m2",
+}  # fmt: skip
+_NORMALISED = {"qwen2", "deepseek-r1-qwen", "qwen35"}
+
+
+def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The de-quantised model, in the type that the file stores unquantised weights in, and its tokenizer.
+
+    Raises:
+        ModelUnsupported: transformers cannot convert the architecture, the quantisation or the tokenizer.
+    """
+    header = read_header(path)
+    _refuse_unknown_split(header)
+    options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+        # Left to itself it may keep the weights packed, and those cannot be trained.
+        unpacked = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, quantization_config=unpacked, **options)
+    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ModelUnsupported(f"The GGUF file {path.name} could not be converted: its kind is not known.") from error
+    _forget_quantisation(model)
+    _split_as_trained(tokenizer, header)
+    return model, tokenizer
+
+
+def _refuse_unknown_split(header: GGUFHeader) -> None:
+    split = _split(header)
+    if split is not None and split not in _SINGLE_DIGITS | _PLAIN | _SPLIT_BY_TRANSFORMERS:
+        raise ModelUnsupported(
+            f"The GGUF file's tokenizer splits text by the rules {split[:40]!r}, which are not known here; give the "
+            "model as safetensors."
+        )
+
+
+def _split_as_trained(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:
+    """Split text before byte-level BPE as the merges were learned; the conversion knows some rules only."""
+    split = _split(header)
+    backend = tokenizer.backend_tokenizer
+    if split in _SINGLE_DIGITS:
+        digits = Digits(individual_digits=True)
+        backend.pre_tokenizer = Sequence([digits, ByteLevel(add_prefix_space=False, use_regex=True)])
+    elif split in _PLAIN:
+        backend.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
+    if split in _NORMALISED:
+        backend.normalizer = NFC()
+
+
+def _split(header: GGUFHeader) -> str | None:
+    """The rules by name; None for tokenizers other than byte-level BPE, which have none."""
+    if header.text("tokenizer.ggml.model") != "gpt2":
+        return None
+    named = header.text("tokenizer.ggml.pre")
+    # Files of GPT-2 itself are older than the key.
+    return "gpt-2" if named is None and header.architecture() == "gpt2" else named or "unnamed"
+
+
+def _forget_quantisation(model: PreTrainedModel) -> None:
+    """The weights are full again; with these left, saving would ask the quantiser and fail."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)

@@ -1,0 +1,158 @@
+"""The output head on the rows that matter.
+
+Of a batch, only the positions that predict a response token enter the loss. The head is the largest
+product of a small model, so it is applied to those rows alone. This is done from outside, with the
+model's own forward: whatever it does after the head (bias, soft-capping, logit scale) still happens.
+"""
+
+from collections.abc import Callable
+from copy import copy
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pocl.errors import ModelUnsupported
+from pocl.models.positions import position_arguments
+
+HeadInput = Callable[[torch.Tensor], torch.Tensor]
+"""Maps the hidden states that reach the head to those that it is applied to."""
+
+
+def response_logits(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, predicts: torch.Tensor
+) -> torch.Tensor:
+    """Logits at the positions that `predicts` marks.
+
+    Args:
+        model: In train or eval mode, which is left as it is.
+        input_ids: Token ids, `[B, L]`.
+        attention_mask: 1 where `input_ids` holds a token, 0 at padding on either side, `[B, L]`.
+        predicts: True where the next token belongs to a response, `[B, L]` bool; T of them.
+
+    Returns:
+        `[T, V]`, rows in row-major order of `predicts`: the same as the dense `logits[predicts]`.
+
+    Raises:
+        ModelUnsupported: the model has no output head.
+    """
+
+    def gather(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden[predicts].unsqueeze(0)
+
+    return _forward(model, input_ids, attention_mask, gather).squeeze(0)
+
+
+def head_inputs(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, predicts: torch.Tensor
+) -> torch.Tensor:
+    """What the output head is applied to at the positions that `predicts` marks, `[T, width]`.
+
+    Arguments and errors as :func:`response_logits`. :func:`apply_head` turns the result into its logits.
+    """
+    seen: list[torch.Tensor] = []
+
+    def keep(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(hidden[predicts])
+        return hidden[:, :0]
+
+    _forward(model, input_ids, attention_mask, keep)
+    return seen[0]
+
+
+def apply_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """The head and all that follows it, without the layers before it: `[T, width]` -> `[T, V]`.
+
+    Raises:
+        ModelUnsupported: the model has no output head, or its layers cannot be told from it.
+    """
+    output_head(model)
+    rows = hidden.unsqueeze(0)
+    headed = _with_body(model, _Remembered(rows))
+    logits: torch.Tensor = headed(input_ids=rows.new_zeros(rows.shape[:2], dtype=torch.long), use_cache=False).logits
+    return logits.squeeze(0)
+
+
+def output_head(model: PreTrainedModel) -> nn.Module:
+    """The module that maps hidden states to logits.
+
+    Raises:
+        ModelUnsupported: there is none.
+    """
+    # The method carries no annotations in transformers.
+    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if head is None:
+        raise ModelUnsupported(f"{type(model).__name__} has no output head, so it is not a causal language model.")
+    return head
+
+
+def restrict_head(model: PreTrainedModel, to: HeadInput) -> torch.utils.hooks.RemovableHandle:
+    """Apply the head to `to(hidden states)` until the handle, a context manager, is left."""
+
+    def before(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (to(args[0]), *args[1:])
+
+    return output_head(model).register_forward_pre_hook(before)
+
+
+def _forward(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, to: HeadInput
+) -> torch.Tensor:
+    with restrict_head(model, to):
+        output = model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            **position_arguments(model, attention_mask),
+        )
+    return cast(torch.Tensor, output.logits)
+
+
+class _Remembered(nn.Module):
+    """Stands in for the layers of a model, and answers with hidden states that are already known."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self._hidden = hidden
+
+    def forward(self, *_args: object, **_kwargs: object) -> "_HiddenOnly":
+        return _HiddenOnly(self._hidden)
+
+
+class _HiddenOnly:
+    """Families read different fields after their layers (caches, router logits): here all others are None."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+
+def _with_body(model: PreTrainedModel, body: nn.Module) -> PreTrainedModel:
+    """A shallow copy of `model`, sharing its head, whose layers are `body`; the model itself is not touched."""
+    # The method carries no annotations in transformers.
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    path = next((name for name, module in model.named_modules() if module is decoder), "")
+    if not path:
+        raise ModelUnsupported(f"The layers of {type(model).__name__} cannot be told from its output head.")
+    *parents, last = path.split(".")
+    whole = owner = _shallow(model)
+    for name in parents:
+        child = _shallow(owner.get_submodule(name))
+        owner._modules[name] = child
+        owner = child
+    owner._modules[last] = body
+    return cast(PreTrainedModel, whole)
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    twin = copy(module)
+    # The copy shares its table of children with the original until it has one of its own.
+    twin.__dict__["_modules"] = dict(module._modules)
+    return twin

@@ -1,0 +1,70 @@
+"""Models on the Hugging Face Hub: one commit, looked at before its weights are fetched."""
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+from pocl.errors import DiskFull, EngineFailure, ModelNotFound
+from pocl.inspect import refuse_unsuitable
+from pocl.spec import HubModel
+
+_DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+# Some repositories hold the weights a second time under other names.
+_WEIGHTS = ("model.safetensors", "model-*.safetensors")
+
+
+class HubClient(Protocol):
+    """What is asked of the Hub."""
+
+    def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+        """A directory, named as the commit that `revision` means, with the files that match `patterns`."""
+        ...
+
+
+@dataclass(frozen=True)
+class HuggingFaceHub:
+    """The Hub itself; its local cache where it cannot be reached."""
+
+    cache: Path | None = None
+    """The library's own place unless given."""
+    offline: bool = False
+
+    def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+        directory = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(patterns),
+            cache_dir=self.cache,
+            local_files_only=self.offline,
+        )
+        return Path(directory)
+
+
+def fetch(ref: HubModel, hub: HubClient) -> tuple[str, Path]:
+    """The commit that the revision means now, and a directory with the model at that commit.
+
+    Raises:
+        ModelNotFound: there is no such repository or revision, or it is gated.
+        ModelUnsupported: its config asks for remote code or is of no causal language model.
+        DiskFull: the weights do not fit.
+        EngineFailure: the Hub cannot be reached, and the model is not in its cache.
+    """
+    try:
+        directory = hub.snapshot(ref.repo, ref.revision, _DESCRIPTION)
+        refuse_unsuitable(directory)
+        commit = directory.name
+        # By commit: the branch may have moved since.
+        return commit, hub.snapshot(ref.repo, commit, (*_DESCRIPTION, *_WEIGHTS))
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise ModelNotFound(
+            f"The Hub has no {ref.repo} at {ref.revision} that this machine may read; a gated model needs a token."
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise DiskFull() from error
+        raise EngineFailure(f"{ref.repo} could not be fetched from the Hub; try again later.") from error

@@ -1,0 +1,88 @@
+"""A model made over: with fewer layers, or with another dropout."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from pocl.errors import ModelUnsupported
+from pocl.inspect import refuse_missing_layers
+
+# Settings besides those with "layer" in their name that some families give for each layer.
+_PER_LAYER = {"intermediate_size", "num_key_value_heads", "num_attention_heads", "head_dim"}
+
+
+def cut(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """A model in fp32 with these layers of `model`, counted from 0, and its embeddings, final norm and head.
+
+    It shares no memory with `model`, and its layers are numbered from 0, as its cache counts them.
+
+    Raises:
+        SpecInvalid: there is no such layer.
+        ModelUnsupported: the layers cannot be told from the model's other parts.
+    """
+    refuse_missing_layers(layers, model.config.num_hidden_layers)
+    prefix = _layers_prefix(model)
+    number = {before: after for after, before in enumerate(layers)}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(prefix):
+            weights[name] = tensor
+            continue
+        index, _, rest = name.removeprefix(prefix).partition(".")
+        if int(index) in number:
+            weights[f"{prefix}{number[int(index)]}.{rest}"] = tensor
+    return _made(model, _cut_config(model.config, layers), weights)
+
+
+def with_dropout(model: PreTrainedModel, probability: float) -> PreTrainedModel:
+    """The same weights, in fp32 and memory of their own, under a config whose dropouts all are `probability`."""
+    config = deepcopy(model.config)
+    for name, value in config.to_dict().items():
+        # Each family has its own names: attention_dropout, resid_pdrop, ...
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, float | int):
+            setattr(config, name, probability)
+    return _made(model, config, model.state_dict())
+
+
+def _layers_prefix(model: PreTrainedModel) -> str:
+    """`model.layers.` or the like: the outermost module list with one entry for each layer."""
+    count = model.config.num_hidden_layers
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) == count and not inside:
+            found.append(name)
+    if len(found) != 1:
+        raise ModelUnsupported(f"The layers of a {model.config.model_type} model cannot be told from its other parts.")
+    return f"{found[0]}."
+
+
+def _cut_config(whole: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    config = deepcopy(whole)
+    before = config.num_hidden_layers
+    # Set through the config, which knows the name that its family uses, such as n_layer.
+    config.num_hidden_layers = len(layers)
+    for name, value in whole.to_dict().items():
+        is_per_layer = "layer" in name or name in _PER_LAYER
+        if is_per_layer and isinstance(value, list) and len(value) == before:
+            setattr(config, name, [value[index] for index in layers])
+    return config
+
+
+def _made(like: PreTrainedModel, config: PreTrainedConfig, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """Built from its config rather than by surgery, so that every layer knows its number and its kind."""
+    with no_init_weights():
+        # The method carries no annotations in transformers.
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.float32
+        )
+    try:
+        made.load_state_dict(dict(weights), strict=True)
+    except RuntimeError as error:
+        raise ModelUnsupported(f"A {config.model_type} model cannot be rebuilt from these weights.") from error
+    made.generation_config = deepcopy(like.generation_config)
+    return made

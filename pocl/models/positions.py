@@ -1,0 +1,24 @@
+"""Positions that follow from the attention mask, so that padding on either side changes nothing."""
+
+from collections.abc import Callable
+from functools import cache
+from inspect import signature
+
+import torch
+from transformers import PreTrainedModel
+
+
+def position_arguments(model: PreTrainedModel, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`position_ids` `[B, L]` as a keyword for `model`, or nothing where the model takes none (ALiBi).
+
+    The first real token of a row has position 0; padding repeats a neighbour's, which no real token sees.
+    """
+    if "position_ids" not in _parameters(type(model).forward):
+        return {}
+    return {"position_ids": (attention_mask.long().cumsum(dim=1) - 1).clamp_(min=0)}
+
+
+@cache
+def _parameters(forward: Callable[..., object]) -> frozenset[str]:
+    # Asked for at every step of a generation.
+    return frozenset(signature(forward).parameters)

@@ -1,0 +1,45 @@
+"""Which number format products are computed in; weights and optimiser stay fp32."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`bf16`: products of activations and weights in bf16 under autocast; `fp32`: everything in fp32."""
+
+    name: Literal["fp32", "bf16"]
+    device: torch.device
+
+    @property
+    def weights(self) -> torch.dtype:
+        """How frozen weights are held: nothing is lost by rounding them once rather than at each product."""
+        return torch.bfloat16 if self.name == "bf16" else torch.float32
+
+    def autocast(self) -> AbstractContextManager[None]:
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+
+def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """`auto` takes bf16 only where the hardware multiplies it; elsewhere it is emulated, a hundred times slower."""
+    if wanted == "auto":
+        return Precision("bf16" if _multiplies_bf16(device) else "fp32", device)
+    return Precision(wanted, device)
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

@@ -1,0 +1,196 @@
+"""The full training state on disk: saved whole or not at all, and restored to exactly what it was.
+
+    checkpoints/step-000120/       from_pretrained loads this directory
+        config.json, model.safetensors, tokenizer.json, ..., manifest.json
+        training/                  what continuing needs besides the weights
+            optimizer.safetensors  the moments of each parameter
+            rng.safetensors        the states of the generators
+            state.json             position and history
+            manifest.json
+
+Nothing is pickled. A directory counts only with both manifests intact.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+from torch.optim import AdamW
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl import manifest
+from pocl.errors import CheckpointCorrupt
+from pocl.events import Evaluated
+from pocl.models.loading import save_model
+
+CHECKPOINTS = "checkpoints"
+TRAINING = "training"
+_STATE, _OPTIMIZER, _RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
+
+
+class MetricRow(BaseModel):
+    """One optimiser step, as the report draws it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    stage: int
+    loss: float
+    cross_entropy: float
+    divergence: float | None
+    temperature: float
+    learning_rate: float
+
+
+class TrainState(BaseModel):
+    """Where a run is. The order of samples and the learning rate follow from it and the specification."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int = 0
+    """Optimiser steps done."""
+    stage: int = 0
+    epoch: int = 0
+    """Epochs done in this stage."""
+    batch: int = 0
+    """Optimiser batches done in this epoch."""
+    stage_step: int = 0
+    """Optimiser steps done in this stage."""
+    micro_batch_size: int = 1
+    machine: str = ""
+    """What the bits of the result depend on besides the inputs: versions, instruction set, device, threads."""
+    tokens_seen: int = 0
+    stage_ends: list[int] = []
+    """The step at which each finished stage ended."""
+    epoch_scores: list[float] = []
+    """The convergence metric after each epoch of this stage."""
+    evaluations: list[Evaluated] = []
+    metrics: list[MetricRow] = []
+
+
+@dataclass(frozen=True)
+class Restored:
+    directory: Path
+    state: TrainState
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def save(
+    root: Path,
+    state: TrainState,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: AdamW,
+) -> Path:
+    """Write the training state below `root` and return its directory.
+
+    Raises:
+        DiskFull: when there is no space; older checkpoints are untouched.
+    """
+    target = root / name_of(state.step)
+    with manifest.new_directory(target) as scratch:
+        save_model(model, tokenizer, scratch)
+        training = scratch / TRAINING
+        training.mkdir()
+        save_file(_optimizer_tensors(model, optimizer), training / _OPTIMIZER)
+        save_file(_rng_tensors(), training / _RNG)
+        (training / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
+        manifest.write_manifest(training)
+    return target
+
+
+def newest(root: Path) -> tuple[Restored | None, list[str]]:
+    """The newest whole training state below `root`, and one sentence for each damaged one that was passed over."""
+    passed: list[str] = []
+    for directory in _by_step(root, reverse=True):
+        if not (directory / TRAINING).is_dir():
+            continue
+        try:
+            manifest.verify(directory)
+            manifest.verify(directory / TRAINING)
+            state = TrainState.model_validate_json((directory / TRAINING / _STATE).read_bytes())
+        except (CheckpointCorrupt, ValidationError) as error:
+            passed.append(f"{directory.name} was passed over: {error}")
+            continue
+        return Restored(directory, state), passed
+    return None, passed
+
+
+def restore_optimizer(directory: Path, model: PreTrainedModel, optimizer: AdamW) -> None:
+    """Fill the optimiser and the random generators from a training state that :func:`newest` returned."""
+    tensors = load_file(directory / TRAINING / _OPTIMIZER)
+    for name, parameter in _trained(model):
+        if f"{name}:exp_avg" in tensors:
+            optimizer.state[parameter] = {
+                key: _placed(tensors[f"{name}:{key}"], parameter) for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    generators = load_file(directory / TRAINING / _RNG)
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators and torch.cuda.is_available():
+        torch.cuda.set_rng_state(generators["cuda"])
+
+
+def prune(root: Path, *, keep: int, stage_ends: set[int]) -> None:
+    """Keep the newest `keep` training states; of older ones keep the weights of stage ends only."""
+    for directory in _by_step(root, reverse=True)[keep:]:
+        if int(directory.name.removeprefix("step-")) not in stage_ends:
+            manifest.discard(directory)
+        elif (directory / TRAINING).is_dir():
+            manifest.discard(directory / TRAINING)
+
+
+def link_weights(source: Path, target: Path) -> None:
+    """Make `target` the weights of the checkpoint `source`, by hard links where the file system has them."""
+    with manifest.new_directory(target) as scratch:
+        for file in manifest.read_manifest(source).files:
+            (scratch / file.path).parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(source / file.path, scratch / file.path)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _by_step(root: Path, *, reverse: bool) -> list[Path]:
+    return sorted(root.glob("step-????????"), reverse=reverse)
+
+
+def _trained(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def _optimizer_tensors(model: PreTrainedModel, optimizer: AdamW) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}:{key}": value.detach().cpu().contiguous()
+        for name, parameter in _trained(model)
+        for key, value in _moments(optimizer, parameter).items()
+    }
+
+
+def _moments(optimizer: AdamW, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    # Empty until the optimiser's first step.
+    return dict(optimizer.state.get(parameter, {}))
+
+
+def _rng_tensors() -> dict[str, torch.Tensor]:
+    generators = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state()
+    return generators
+
+
+def _placed(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    # Fused AdamW keeps its step counter on the parameter's device.
+    return tensor.to(parameter.device)

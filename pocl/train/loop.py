@@ -1,0 +1,355 @@
+"""The curriculum as a loop: stages, epochs, optimiser steps.
+
+Everything random is drawn from (seed, stage, epoch), so the position in :class:`TrainState` is all that a
+resumed run needs to see the same batches in the same order.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.optim import AdamW
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl.data.batches import Batch, Encoded, collate
+from pocl.errors import LossDiverged, OutOfMemory, RunStopped
+from pocl.evaluate import Scores
+from pocl.events import (
+    CheckpointSaved,
+    Evaluated,
+    PhaseChanged,
+    Sink,
+    StageFinished,
+    StageStarted,
+    StepLogged,
+    Warned,
+)
+from pocl.losses.objective import ObjectiveSum, normaliser, objective_sum
+from pocl.manifest import read_manifest
+from pocl.models.heads import response_logits
+from pocl.models.precision import Precision
+from pocl.plan import StagePlan
+from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
+from pocl.teacher.signal import TeacherSignal
+from pocl.train import checkpoint
+from pocl.train.checkpoint import MetricRow, TrainState
+from pocl.train.pace import Pace
+from pocl.train.schedule import batches, cosine, shuffled
+
+BEST = "best"
+
+
+@dataclass
+class Student:
+    """What is trained."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: AdamW
+
+
+@dataclass(frozen=True)
+class StepMeans:
+    """One optimiser step, in means over its response tokens."""
+
+    loss: float
+    cross_entropy: float
+    divergence: float | None
+    tokens: int
+    """Response tokens."""
+    grad_norm: float
+    """Before clipping."""
+
+
+@dataclass
+class Trainer:
+    """Trains a student through the stages of `table` and leaves checkpoints below `workdir`."""
+
+    spec: DistillationSpec
+    table: tuple[StagePlan, ...]
+    rows: Sequence[Encoded]
+    """Training samples from easy to hard."""
+    student: Student
+    teacher: TeacherSignal | None
+    shared_vocabulary: int | None
+    precision: Precision
+    workdir: Path
+    sink: Sink
+    should_stop: Callable[[], bool]
+    score: Callable[[], Scores] | None
+    """Scores the student on the validation rows; None without validation rows."""
+    state: TrainState
+    """Where to go on; it is changed in place."""
+    pace: Pace = field(default_factory=Pace)
+    saved_step: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.saved_step = self.state.step
+
+    def run(self) -> TrainState:
+        """Train what is left of the curriculum.
+
+        Raises:
+            RunStopped: when asked to stop; the training state is saved.
+            LossDiverged, OutOfMemory, DiskFull: the last checkpoint is whole.
+        """
+        self._evaluate("initial")
+        for stage in self.table:
+            if self.state.stage == stage.index:
+                self._run_stage(stage)
+            if self.state.stage == stage.index + 1:
+                self._evaluate("stage", stage.index)
+                self._keep_best(stage.index)
+        return self.state
+
+    def _run_stage(self, stage: StagePlan) -> None:
+        state = self.state
+        self.sink(PhaseChanged(phase="training", stage=stage.index))
+        self.sink(
+            StageStarted(
+                stage=stage.index,
+                samples=stage.samples,
+                temperature=stage.temperature,
+                kd_weight=stage.kd_weight,
+                steps=stage.steps,
+                first_step=state.step - state.stage_step,
+            )
+        )
+        while not self._stage_is_over(stage):
+            for rows in self._batches_left_in_epoch(stage):
+                self._save_if_due()
+                self._step(stage, rows)
+            state.epoch += 1
+            state.batch = 0
+            self._score_epoch()
+        self._finish_stage(stage)
+
+    def _stage_is_over(self, stage: StagePlan) -> bool:
+        if self.state.stage_step >= stage.steps:
+            return True
+        advance = self.spec.curriculum.advance
+        return isinstance(advance, ByConvergence) and has_converged(
+            self.state.epoch_scores, patience=advance.patience, min_delta=advance.min_delta
+        )
+
+    def _batches_left_in_epoch(self, stage: StagePlan) -> list[Sequence[Encoded]]:
+        state, seed = self.state, self.spec.seed
+        order = self.rows
+        if isinstance(self.spec.curriculum.control, ShuffledStages):
+            order = shuffled(order, seed)
+        of_epoch = batches(
+            shuffled(order[: stage.samples], seed, stage.index, state.epoch), self.spec.training.batch_size
+        )
+        # A control with a fixed number of steps may end inside an epoch.
+        budget = stage.steps - state.stage_step
+        return of_epoch[state.batch : state.batch + budget]
+
+    def _step(self, stage: StagePlan, rows: Sequence[Encoded]) -> None:
+        """One optimiser step over `rows`."""
+        state, optimizer = self.state, self.student.optimizer
+        tokens = sum(len(row.input_ids) for row in rows)
+        learning_rate = self._learning_rate(stage)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        with self.pace.step(tokens):
+            means = self._accumulate_within_memory(stage, rows)
+            if not (math.isfinite(means.loss) and math.isfinite(means.grad_norm)):
+                culprits = ", ".join(row.digest[:12] for row in rows[:8])
+                raise LossDiverged(f"the loss is not finite at step {state.step + 1}; its samples are {culprits}")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.stage_step += 1
+        state.batch += 1
+        state.tokens_seen += tokens
+        self._log(stage, means, learning_rate)
+
+    def _learning_rate(self, stage: StagePlan) -> float:
+        training = self.spec.training
+        carried = self.spec.curriculum.optimizer_at_stage == "carry"
+        return cosine(
+            self.state.stage_step + (stage.first_step if carried else 0),
+            total=sum(each.steps for each in self.table) if carried else stage.steps,
+            peak=training.learning_rate,
+            floor=training.min_learning_rate,
+            warmup=training.warmup_steps,
+        )
+
+    def _accumulate_within_memory(self, stage: StagePlan, rows: Sequence[Encoded]) -> StepMeans:
+        """Gradients of the whole step; out of memory halves the micro-batch and starts the step again."""
+        while True:
+            random_state = torch.get_rng_state()
+            try:
+                return self._accumulate(stage, rows)
+            except torch.OutOfMemoryError as error:
+                if self.state.micro_batch_size == 1:
+                    raise OutOfMemory from error
+            self.student.optimizer.zero_grad(set_to_none=True)
+            torch.set_rng_state(random_state)
+            torch.cuda.empty_cache()
+            self.state.micro_batch_size //= 2
+            message = f"out of memory: the micro-batch is now {self.state.micro_batch_size} rows"
+            self.sink(Warned(code="micro_batch_halved", message=message))
+
+    def _accumulate(self, stage: StagePlan, rows: Sequence[Encoded]) -> StepMeans:
+        # Sorted inside the step: the composition of the optimiser batch stays random, the padding goes.
+        by_length = sorted(rows, key=lambda row: (len(row.input_ids), row.digest))
+        device = self.student.model.device
+        micro = [collate(piece, device=device) for piece in batches(by_length, self.state.micro_batch_size)]
+        # One division, by the tokens of the whole step: accumulation does not change the gradient.
+        tokens = sum(batch.tokens for batch in micro)
+        share = normaliser(tokens)
+        loss = cross_entropy = divergence = 0.0
+        for batch in micro:
+            sums = self._objective(stage, batch)
+            torch.autograd.backward(sums.loss * share)
+            loss += sums.loss.item() * share
+            cross_entropy += sums.cross_entropy.item() * share
+            divergence += sums.divergence.item() * share if sums.divergence is not None else 0.0
+        norm = torch.nn.utils.clip_grad_norm_(self.student.model.parameters(), self.spec.training.max_grad_norm)
+        return StepMeans(loss, cross_entropy, None if self.teacher is None else divergence, tokens, norm.item())
+
+    def _objective(self, stage: StagePlan, batch: Batch) -> ObjectiveSum:
+        """The one place that joins student, teacher and loss; a fused head and loss goes here."""
+        teacher_logits = None if self.teacher is None else self.teacher.logits(batch)
+        with self.precision.autocast():
+            logits = response_logits(self.student.model, batch.input_ids, batch.attention_mask, batch.predicts)
+        return objective_sum(
+            logits,
+            teacher_logits,
+            batch.labels,
+            method=self.spec.method,
+            temperature=stage.temperature,
+            kd_weight=stage.kd_weight,
+            shared_vocabulary=self.shared_vocabulary,
+        )
+
+    def _log(self, stage: StagePlan, means: StepMeans, learning_rate: float) -> None:
+        state = self.state
+        after = self.table[stage.index + 1 :]
+        steps_left = stage.steps - state.stage_step + sum(each.steps for each in after)
+        row = MetricRow(
+            step=state.step,
+            stage=stage.index,
+            loss=means.loss,
+            cross_entropy=means.cross_entropy,
+            divergence=means.divergence,
+            temperature=stage.temperature,
+            learning_rate=learning_rate,
+        )
+        state.metrics.append(row)
+        self.sink(
+            StepLogged(
+                **row.model_dump(),
+                total_steps=state.step + steps_left,
+                grad_norm=means.grad_norm,
+                kd_weight=stage.kd_weight,
+                tokens=means.tokens,
+                tokens_seen=state.tokens_seen,
+                tokens_per_second=self.pace.tokens_per_second,
+                eta_seconds=self.pace.seconds_left(
+                    steps=steps_left, evaluations=1 + len(after) if self.score is not None else 0
+                ),
+            )
+        )
+
+    def _score_epoch(self) -> None:
+        advance = self.spec.curriculum.advance
+        if not isinstance(advance, ByConvergence) or self.score is None:
+            return
+        scores = self._scored()
+        self.state.epoch_scores.append(getattr(scores, advance.metric))
+        self.sink(Evaluated(subject="epoch", stage=self.state.stage, step=self.state.step, **asdict(scores)))
+        self.sink(PhaseChanged(phase="training", stage=self.state.stage))
+
+    def _finish_stage(self, stage: StagePlan) -> None:
+        state, epochs = self.state, self.state.epoch
+        state.stage_ends.append(state.step)
+        state.stage += 1
+        state.epoch = state.batch = state.stage_step = 0
+        state.epoch_scores = []
+        if self.spec.curriculum.optimizer_at_stage == "restart":
+            self.student.optimizer = make_optimizer(self.student.model, self.spec.training)
+        self._save("stage", stage.index)
+        self.sink(StageFinished(stage=stage.index, step=state.step, epochs=epochs))
+
+    def _evaluate(self, subject: Literal["initial", "stage"], stage: int | None = None) -> None:
+        done = {(each.subject, each.stage) for each in self.state.evaluations}
+        if self.score is None or (subject, stage) in done:
+            return
+        self.sink(PhaseChanged(phase="evaluating", stage=stage))
+        evaluated = Evaluated(subject=subject, stage=stage, step=self.state.step, **asdict(self._scored()))
+        self.state.evaluations.append(evaluated)
+        self.sink(evaluated)
+
+    def _scored(self) -> Scores:
+        assert self.score is not None  # The callers have looked.
+        with self.pace.evaluation():
+            return self.score()
+
+    def _keep_best(self, stage: int) -> None:
+        """Keep the weights of the stage whose ROUGE-L is highest; of equals the earlier."""
+        of_stages = [each for each in self.state.evaluations if each.subject == "stage"]
+        if not of_stages or max(of_stages, key=lambda each: each.rouge_l).stage != stage:
+            return
+        source = self.workdir / checkpoint.CHECKPOINTS / checkpoint.name_of(self.state.stage_ends[stage])
+        checkpoint.link_weights(source, self.workdir / BEST)
+        self._announce("best", self.workdir / BEST, stage)
+
+    def _save_if_due(self) -> None:
+        """Save on the interval, and when asked to stop.
+
+        Looked at before a step and not after it, so that a stage end, which is saved anyway, is saved once.
+        """
+        unsaved = self.state.step - self.saved_step
+        stopping = self.should_stop()
+        if unsaved >= self.spec.checkpoints.every_steps or (stopping and unsaved > 0):
+            self._save("training", self.state.stage)
+        if stopping:
+            raise RunStopped
+
+    def _save(self, kind: Literal["training", "stage"], stage: int) -> None:
+        root = self.workdir / checkpoint.CHECKPOINTS
+        directory = checkpoint.save(
+            root,
+            self.state,
+            model=self.student.model,
+            tokenizer=self.student.tokenizer,
+            optimizer=self.student.optimizer,
+        )
+        self.saved_step = self.state.step
+        self._announce(kind, directory, stage)
+        checkpoint.prune(root, keep=self.spec.checkpoints.keep, stage_ends=set(self.state.stage_ends))
+
+    def _announce(self, kind: Literal["training", "stage", "best"], directory: Path, stage: int) -> None:
+        self.sink(
+            CheckpointSaved(
+                kind=kind,
+                path=directory.relative_to(self.workdir).as_posix(),
+                step=self.state.step,
+                stage=stage,
+                size_bytes=read_manifest(directory).size_bytes,
+            )
+        )
+
+
+def make_optimizer(model: PreTrainedModel, training: Training) -> AdamW:
+    """AdamW over all trained parameters; the loop sets the learning rate of each step."""
+    return AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=training.learning_rate,
+        betas=training.adam_betas,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+
+
+def has_converged(scores: Sequence[float], *, patience: int, min_delta: float) -> bool:
+    """Whether the last `patience` scores all failed to rise by `min_delta` over the best before them."""
+    if len(scores) <= patience:
+        return False
+    best_before = max(scores[:-patience])
+    return max(scores[-patience:]) < best_before + min_delta

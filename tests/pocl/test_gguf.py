@@ -1,0 +1,133 @@
+"""GGUF files: headers are read within bounds, and what is loaded is whole, saves again and tokenises as trained."""
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+from pocl.errors import ModelUnsupported, PoclError
+from pocl.inspect import inspect_model
+from pocl.models import gguf
+from pocl.models.loading import load_student, load_teacher, save_model
+from pocl.spec import ModelRef, StudentRef
+from tests.pocl.tiny_gguf import HIDDEN, LAYERS, POSITIONS, write_gguf
+
+CPU = torch.device("cpu")
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ModelUnsupported) as raised:
+        inspect_model(path)
+    assert str(path.parent) not in raised.value.message
+    return raised.value.message
+
+
+def test_header_tells_the_facts(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    facts, loaded = inspect_model(path), load_teacher(ModelRef(path=str(path)), device=CPU, dtype=torch.float32)
+    assert (facts.family, facts.layers, facts.hidden_size, facts.max_positions) == ("llama", LAYERS, HIDDEN, POSITIONS)
+    assert facts.vocabulary_size == loaded.model.config.vocab_size
+    assert facts.parameters == sum(p.numel() for p in loaded.model.parameters())
+    assert facts.size_bytes == path.stat().st_size
+    assert facts.has_chat_template
+    assert facts.tied_embeddings
+
+
+def test_tokens_are_the_loaded_tokenizers_less_the_fillers(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    vocabulary = gguf.load_gguf(path)[1].get_vocab()
+    del vocabulary["[PAD260]"]
+    assert inspect_model(path).tokens == vocabulary
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_saved_again_it_loads_as_safetensors_with_the_same_answers(quantised: bool, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", quantised=quantised)
+    loaded = load_teacher(ModelRef(path=str(path)), device=CPU, dtype=torch.float32)
+    save_model(loaded.model, loaded.tokenizer, tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    ids = torch.arange(20)[None]
+    assert torch.equal(again(ids).logits, loaded.model(ids).logits)
+    text = "In 2010, 10 of 101."
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")(text) == loaded.tokenizer(text)
+
+
+def test_quantised_weights_become_trainable(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", quantised=True)
+    model = load_student(StudentRef(path=str(path)), None, device=CPU).model
+    model(torch.arange(5)[None]).logits.sum().backward()
+    assert all(p.dtype == torch.float32 and p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("pre", sorted(gguf._SINGLE_DIGITS))
+def test_digits_are_split_one_by_one_where_the_model_was_trained_so(pre: str, tmp_path: Path) -> None:
+    tokenizer = gguf.load_gguf(write_gguf(tmp_path / "tiny.gguf", pre=pre))[1]
+    assert tokenizer.tokenize("a10") == ["a", "1", "0"]
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe"])
+def test_digits_stay_together_where_the_model_was_trained_so(pre: str, tmp_path: Path) -> None:
+    tokenizer = gguf.load_gguf(write_gguf(tmp_path / "tiny.gguf", pre=pre))[1]
+    assert tokenizer.tokenize("a10") == ["a", "10"]
+
+
+def test_qwen_composes_accents(tmp_path: Path) -> None:
+    tokenizer = gguf.load_gguf(write_gguf(tmp_path / "tiny.gguf", pre="qwen2"))[1]
+    assert tokenizer("e\u0301").input_ids == tokenizer("\u00e9").input_ids
+
+
+def test_rules_left_to_transformers_are_known_to_it() -> None:
+    assert gguf._SPLIT_BY_TRANSFORMERS <= GGUF_PRE_TOKENIZER_SPLITS.keys()
+
+
+@pytest.mark.parametrize("pre", ["new-rules", "default", None])
+def test_rules_that_are_not_known_are_refused(pre: str | None, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", pre=pre)
+    with pytest.raises(ModelUnsupported, match="give the model as safetensors"):
+        load_teacher(ModelRef(path=str(path)), device=CPU, dtype=torch.float32)
+
+
+def test_one_part_of_several_is_refused(tmp_path: Path) -> None:
+    assert "merge them" in refusal(write_gguf(tmp_path / "tiny.gguf", parts=3))
+
+
+@pytest.mark.parametrize("kept", [0, 3, 4, 20, 24, 100, 2000, 6000])
+def test_header_cut_short_is_refused(kept: int, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    path.write_bytes(path.read_bytes()[:kept])
+    refusal(path)
+
+
+@pytest.mark.parametrize("position", [4, 8, 16, 24], ids=["version", "tensors", "entries", "key length"])
+def test_counts_that_lie_are_refused(position: int, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf")
+    raw = bytearray(path.read_bytes())
+    raw[position : position + 8] = struct.pack("<Q", (1 << 64) - 1)
+    path.write_bytes(raw)
+    refusal(path)
+
+
+@given(at=st.integers(0, 8000), junk=st.binary(min_size=1, max_size=8))
+def test_damage_anywhere_in_the_header_is_read_or_refused(
+    at: int, junk: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+    raw = bytearray(path.read_bytes())
+    raw[at : at + len(junk)] = junk
+    path.write_bytes(raw)
+    try:
+        assert inspect_model(path).vocabulary_size > 0
+    except PoclError as refused:
+        assert refused.message
+
+
+@given(st.binary(max_size=100))
+def test_files_of_another_kind_are_refused(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
+    path = tmp_path_factory.mktemp("junk") / "model.bin"
+    path.write_bytes(junk)
+    refusal(path)

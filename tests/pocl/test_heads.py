@@ -1,0 +1,129 @@
+"""The head on the predicting rows alone gives what the dense head gives, for every kind of head."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from pocl.errors import ModelUnsupported
+from pocl.models.heads import apply_head, head_inputs, output_head, response_logits
+from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
+
+
+def batch(padding: str = "right") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three rows of 12, 7 and 9 tokens, and where their responses are predicted."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, VOCABULARY, (3, 12), generator=generator)
+    mask = torch.tensor([[1] * length + [0] * (12 - length) for length in (12, 7, 9)])
+    predicts = torch.zeros_like(mask, dtype=torch.bool)
+    for row, (start, stop) in enumerate([(4, 11), (2, 6), (0, 8)]):
+        predicts[row, start:stop] = True
+    if padding == "left":
+        return ids.flip(1), mask.flip(1), predicts.flip(1)
+    return ids, mask, predicts
+
+
+def dense_logits(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    return logits
+
+
+def gradients(model: PreTrainedModel, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    weights = torch.linspace(-1, 1, logits.numel()).reshape(logits.shape)
+    (logits * weights).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_and_gradients_are_those_of_the_dense_head(name: str) -> None:
+    model, (ids, mask, predicts) = tiny(name), batch()
+    dense = dense_logits(model, ids, mask)[predicts]
+    sparse = response_logits(model, ids, mask, predicts)
+    torch.testing.assert_close(sparse, dense, rtol=1e-5, atol=1e-5)
+    expected = gradients(model, dense)
+    found = gradients(model, sparse)
+    assert found.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_padding_on_the_left_changes_nothing(name: str) -> None:
+    model, (ids, mask, predicts) = tiny(name), batch("left")
+    rows = []
+    for row in range(3):
+        real = mask[row].bool()
+        alone = model(input_ids=ids[row, real][None], use_cache=False).logits[0]
+        rows.append(alone[predicts[row, real]])
+    found = response_logits(model, ids, mask, predicts)
+    torch.testing.assert_close(found, torch.cat(rows), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_head_applied_to_its_own_inputs_gives_the_same_bits(name: str) -> None:
+    model, (ids, mask, predicts) = tiny(name), batch()
+    hidden = head_inputs(model, ids, mask, predicts)
+    assert hidden.shape == (predicts.sum(), output_head(model).get_parameter("weight").shape[1])
+    assert torch.equal(apply_head(model, hidden), response_logits(model, ids, mask, predicts))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "cohere"])
+def test_no_response_gives_no_rows_and_finite_gradients(name: str) -> None:
+    model, (ids, mask, predicts) = tiny(name), batch()
+    logits = response_logits(model, ids, mask, torch.zeros_like(predicts))
+    assert logits.shape == (0, VOCABULARY)
+    assert all(gradient.isfinite().all() for gradient in gradients(model, logits).values())
+
+
+def test_rows_come_in_row_major_order() -> None:
+    model, (ids, mask, predicts) = tiny("llama"), batch()
+    whole = response_logits(model, ids, mask, predicts)
+    rows = [response_logits(model, ids[i : i + 1], mask[i : i + 1], predicts[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(whole, torch.cat(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_head_is_applied_to_the_predicting_rows_alone() -> None:
+    model, (ids, mask, predicts) = tiny("llama"), batch()
+    rows: list[int] = []
+    output_head(model).register_forward_hook(lambda _head, _args, out: rows.append(out.numel() // VOCABULARY))
+    response_logits(model, ids, mask, predicts)
+    assert rows == [predicts.sum().item()]
+
+
+def test_layers_are_not_run_to_apply_the_head() -> None:
+    model = tiny("opt-350m")
+    hidden = torch.randn(5, 16)
+    expected = apply_head(model, hidden)
+    layers = model.get_submodule("model.decoder.layers")
+    for parameter in layers.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    assert torch.equal(apply_head(model, hidden), expected)
+
+
+def test_model_is_left_as_it_was() -> None:
+    model, (ids, mask, predicts) = tiny("llama"), batch()
+    before = dense_logits(model, ids, mask)
+    response_logits(model, ids, mask, predicts)
+    apply_head(model, head_inputs(model, ids, mask, predicts))
+    assert torch.equal(dense_logits(model, ids, mask), before)
+
+
+def test_model_is_left_as_it_was_after_an_error() -> None:
+    model, (ids, mask, predicts) = tiny("llama"), batch()
+    with pytest.raises(IndexError):
+        response_logits(model, ids, mask, predicts[:, :5])
+    assert dense_logits(model, ids, mask).shape == (3, 12, VOCABULARY)
+
+
+def test_head_takes_part_in_training_through_its_inputs() -> None:
+    model, (ids, mask, predicts) = tiny("granite"), batch()
+    direct = gradients(model, response_logits(model, ids, mask, predicts))
+    two_steps = gradients(model, apply_head(model, head_inputs(model, ids, mask, predicts)))
+    for parameter, gradient in direct.items():
+        torch.testing.assert_close(two_steps[parameter], gradient)
+
+
+def test_model_without_a_head_is_refused() -> None:
+    with pytest.raises(ModelUnsupported, match="no output head"):
+        output_head(tiny("llama").get_decoder())

@@ -1,0 +1,316 @@
+"""Whole runs of the engine on random models: what is left on disk, and that interruptions change nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pocl import manifest
+from pocl.__main__ import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, read_spec
+from pocl.errors import DatasetInvalid, RunStopped, SpecInvalid, WorkdirMismatch
+from pocl.events import CheckpointSaved, Evaluated, Event, RunEnded, RunFinished, StageFinished, StepLogged, from_line
+from pocl.run import Result, run
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "examples" / "tiny.yaml"
+FEW = ("curriculum.epochs_per_stage=1", "checkpoints.every_steps=3")
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Paths in example specifications are relative to the root of the project.
+    monkeypatch.chdir(ROOT)
+
+
+def run_tiny(workdir: Path, *settings: str) -> tuple[Result, list[Event]]:
+    events: list[Event] = []
+    return run(read_spec(TINY, (*FEW, *settings)), workdir, events.append), events
+
+
+def stop_tiny_at(step: int, workdir: Path, *settings: str) -> None:
+    """Run until `step` is logged, and stop there."""
+    seen: set[int] = set()
+
+    def sink(event: Event) -> None:
+        if isinstance(event, StepLogged):
+            seen.add(event.step)
+
+    with pytest.raises(RunStopped):
+        run(read_spec(TINY, (*FEW, *settings)), workdir, sink, lambda: step in seen)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        run_tiny(workdir)
+    return workdir
+
+
+def weights_of(workdir: Path) -> str:
+    return manifest.sha256_of(workdir / "final" / "model.safetensors")
+
+
+def came_closer(result: Result) -> bool:
+    """Whether the student's divergence from the teacher fell. (A random teacher does not lower the cross-entropy.)"""
+    initial, final = result.evaluations[1], result.evaluations[-1]
+    return final.divergence is not None and initial.divergence is not None and final.divergence < initial.divergence
+
+
+def step_rows(workdir: Path) -> dict[int, tuple[float, float]]:
+    """Loss and gradient norm of each step, as last logged."""
+    events = [from_line(line).event for line in (workdir / "events.jsonl").read_bytes().splitlines()]
+    return {event.step: (event.loss, event.grad_norm) for event in events if isinstance(event, StepLogged)}
+
+
+def test_a_run_leaves_everything_that_it_promises(undisturbed: Path) -> None:
+    names = {path.name for path in undisturbed.iterdir()}
+    assert names >= {
+        "spec.json",
+        "events.jsonl",
+        "ranking.jsonl",
+        "checkpoints",
+        "best",
+        "final",
+        "result.json",
+        "report.html",
+    }
+    for directory in ("best", "final"):
+        manifest.verify(undisturbed / directory)
+    assert not list(undisturbed.rglob(".tmp-*"))
+
+
+def test_the_result_scores_the_teacher_the_untrained_student_each_stage_and_the_final_one(undisturbed: Path) -> None:
+    result = Result.model_validate_json((undisturbed / "result.json").read_bytes())
+    subjects = [(each.subject, each.stage) for each in result.evaluations]
+    assert subjects == [("teacher", None), ("initial", None), *(("stage", i) for i in range(4)), ("final", None)]
+    assert came_closer(result)
+    assert [stage.samples for stage in result.stages] == [16, 32, 48, 64]
+
+
+def test_steps_are_logged_once_and_in_order(undisturbed: Path) -> None:
+    result = Result.model_validate_json((undisturbed / "result.json").read_bytes())
+    assert list(step_rows(undisturbed)) == list(range(1, result.steps + 1))
+
+
+def test_the_ranking_is_total_and_names_every_sample(undisturbed: Path) -> None:
+    lines = [json.loads(line) for line in (undisturbed / "ranking.jsonl").read_text().splitlines()]
+    assert sorted(line["row"] for line in lines) == list(range(64))
+
+
+def test_the_report_is_one_file_without_scripts_or_addresses_to_fetch(undisturbed: Path) -> None:
+    html = (undisturbed / "report.html").read_text()
+    assert html.count("<svg") == 3
+    assert "<script" not in html
+    assert "src=" not in html
+
+
+def test_a_fresh_process_loads_the_final_student(undisturbed: Path) -> None:
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer; "
+        "t = AutoTokenizer.from_pretrained(sys.argv[1]); m = AutoModelForCausalLM.from_pretrained(sys.argv[1]); "
+        "print(m.generate(**t('Hello', return_tensors='pt'), max_new_tokens=4).shape[1])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, undisturbed / "final"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert int(out.stdout) > 4
+
+
+def test_a_finished_run_is_finished_again_without_a_step(undisturbed: Path) -> None:
+    before = weights_of(undisturbed)
+    _, events = run_tiny(undisturbed)
+    assert not any(isinstance(event, StepLogged) for event in events)
+    assert isinstance(events[-1], RunFinished)
+    assert weights_of(undisturbed) == before
+
+
+@pytest.mark.parametrize("stops", [(1,), (4, 9), (5, 6, 13)])
+def test_a_stopped_run_ends_in_the_same_weights(undisturbed: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
+    for stop in stops:
+        stop_tiny_at(stop, tmp_path)
+    run_tiny(tmp_path)
+    assert weights_of(tmp_path) == weights_of(undisturbed)
+    assert step_rows(tmp_path) == step_rows(undisturbed)
+    assert (tmp_path / "ranking.jsonl").read_bytes() == (undisturbed / "ranking.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["ranking", "step 5", "stage 1 saved", "stage 2 evaluated", "exporting"])
+def test_a_killed_run_ends_in_the_same_weights_and_rows(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+    with engine(tmp_path) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if is_moment(json.loads(line)["event"], moment):
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    with engine(tmp_path) as process:
+        pass
+    assert process.returncode == 0
+    assert weights_of(tmp_path) == weights_of(undisturbed)
+    assert step_rows(tmp_path) == step_rows(undisturbed)
+
+
+def test_sigterm_saves_and_exits_with_75(tmp_path: Path) -> None:
+    with engine(tmp_path) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if is_moment(json.loads(line)["event"], "step 5"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = [from_line(line).event for line in process.stdout]
+    assert process.returncode == EXIT_STOPPED
+    assert any(isinstance(event, CheckpointSaved) for event in rest)
+    assert isinstance(rest[-1], RunEnded)
+    assert rest[-1].code == "stopped"
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(undisturbed: Path, tmp_path: Path) -> None:
+    stop_tiny_at(8, tmp_path)
+    newest = max((tmp_path / "checkpoints").iterdir())
+    (newest / "training" / "state.json").write_text("{}")
+    _, events = run_tiny(tmp_path)
+    assert any(getattr(event, "code", "") == "checkpoint_passed_over" for event in events)
+    assert weights_of(tmp_path) == weights_of(undisturbed)
+
+
+def test_another_specification_is_refused_in_the_same_directory(undisturbed: Path) -> None:
+    with pytest.raises(WorkdirMismatch):
+        run_tiny(undisturbed, "seed=11")
+
+
+@pytest.mark.parametrize("kind", ["no_curriculum", "shuffled_stages", "constant_temperature"])
+def test_a_control_takes_as_many_steps(undisturbed: Path, tmp_path: Path, kind: str) -> None:
+    result, _ = run_tiny(tmp_path, f"curriculum.control={{kind: {kind}}}")
+    assert result.steps == max(step_rows(undisturbed))
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_the_micro_batch_does_not_change_the_gradient(undisturbed: Path, tmp_path: Path, micro_batch: int) -> None:
+    run_tiny(tmp_path, f"training.micro_batch_size={micro_batch}")
+    ours, theirs = step_rows(tmp_path)[1], step_rows(undisturbed)[1]
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["sft", "reverse_kl", "js", "tvd", "skew_forward_kl", "skew_reverse_kl"])
+def test_every_method_trains(tmp_path: Path, method: str) -> None:
+    result, events = run_tiny(tmp_path, f"method={method}", "curriculum.stages=2", "evaluation.max_rows=4")
+    assert came_closer(result) or method == "sft"
+    steps = [event for event in events if isinstance(event, StepLogged)]
+    assert all((event.divergence is None) == (method == "sft") for event in steps)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "qwen2"])
+def test_every_family_trains(tmp_path: Path, family: str) -> None:
+    # The references pull away from a random teacher, so they have no weight here.
+    settings = (f"teacher.random.family={family}", "curriculum.kd_weight={start: 1, end: 1}", "curriculum.stages=1")
+    _, events = run_tiny(tmp_path, *settings, "training.learning_rate=0.0003")
+    divergences = [
+        event.divergence for event in events if isinstance(event, StepLogged) and event.divergence is not None
+    ]
+    assert divergences[-1] < divergences[0]
+
+
+def test_a_stage_ends_early_on_convergence_and_resumes_to_the_same_end(tmp_path: Path) -> None:
+    settings = (
+        "curriculum.epochs_per_stage=4",
+        "curriculum.advance={by: convergence, min_delta: 100}",
+        "curriculum.stages=2",
+    )
+    _, events = run_tiny(tmp_path / "whole", *settings)
+    assert [event.epochs for event in events if isinstance(event, StageFinished)] == [2, 2]
+    assert sum(isinstance(event, Evaluated) and event.subject == "epoch" for event in events) == 4
+    stop_tiny_at(7, tmp_path / "cut", *settings)
+    run_tiny(tmp_path / "cut", *settings)
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+
+
+def test_a_carried_optimiser_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    settings = ("curriculum.optimizer_at_stage=carry", "curriculum.stages=2")
+    run_tiny(tmp_path / "whole", *settings)
+    stop_tiny_at(5, tmp_path / "cut", *settings)
+    run_tiny(tmp_path / "cut", *settings)
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+
+
+def test_bad_rows_end_the_run_under_their_code(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"instruction": ""}\n')
+    events: list[Event] = []
+    with pytest.raises(DatasetInvalid):
+        run(read_spec(TINY, (f"data.train.path={tmp_path}/rows.jsonl",)), tmp_path / "run", events.append)
+    assert isinstance(events[-1], RunEnded)
+    assert (events[-1].code, events[-1].fault) == ("dataset_invalid", "user")
+
+
+def test_more_stages_than_samples_end_the_run_under_their_code(tmp_path: Path) -> None:
+    with pytest.raises(SpecInvalid, match="65"):
+        run_tiny(tmp_path, "curriculum.stages=65")
+
+
+def test_a_run_goes_on_when_its_reader_is_gone(tmp_path: Path) -> None:
+    with engine(tmp_path, "curriculum.stages=1") as process:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert process.returncode == 0
+    assert isinstance(from_line((tmp_path / "events.jsonl").read_bytes().splitlines()[-1]).event, RunFinished)
+
+
+def test_a_wrong_specification_is_told_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("teacher: {}\n")
+    out = subprocess.run(
+        [sys.executable, "-m", "pocl", "run", tmp_path / "spec.yaml", "--workdir", tmp_path / "run"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert out.returncode == EXIT_USAGE
+    assert "/student: Field required" in out.stderr
+    assert out.stdout == ""
+
+
+def test_a_failure_on_the_command_line_exits_with_1_and_says_why(tmp_path: Path) -> None:
+    with engine(tmp_path, "data.train.path=nowhere.jsonl") as process:
+        assert process.stdout is not None
+        last = [from_line(line).event for line in process.stdout][-1]
+    assert process.returncode == EXIT_FAILED
+    assert isinstance(last, RunEnded)
+    assert last.code == "dataset_invalid"
+
+
+@contextmanager
+def engine(workdir: Path, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, as a process that is waited for at the end."""
+    sets = [part for setting in (*FEW, *settings) for part in ("--set", setting)]
+    command = [sys.executable, "-m", "pocl", "run", str(TINY), "--workdir", str(workdir), *sets]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment()
+    ) as process:
+        yield process
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def is_moment(event: dict[str, Any], moment: str) -> bool:
+    match moment.split():
+        case ["step", number]:
+            return event["type"] == "step" and event["step"] == int(number)
+        case ["stage", number, "saved"]:
+            return event["type"] == "checkpoint" and event["kind"] == "stage" and event["stage"] == int(number)
+        case ["stage", number, "evaluated"]:
+            return event["type"] == "evaluated" and event["subject"] == "stage" and event["stage"] == int(number)
+        case [phase]:
+            return event["type"] == "phase" and event["phase"] == phase
+        case _:
+            raise AssertionError(moment)

@@ -1,0 +1,64 @@
+"""Learning-rate curves and sample order."""
+
+import math
+from itertools import product
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pocl.train.loop import has_converged
+from pocl.train.pace import Pace
+from pocl.train.schedule import batches, cosine, shuffled
+
+
+def test_the_cosine_starts_at_the_peak_halves_and_ends_at_the_floor() -> None:
+    curve = [cosine(step, total=100, peak=1e-4, floor=1e-7) for step in (0, 50, 100)]
+    assert math.isclose(curve[0], 1e-4)
+    assert math.isclose(curve[1], (1e-4 + 1e-7) / 2)
+    assert math.isclose(curve[2], 1e-7)
+
+
+@given(st.integers(0, 50), st.integers(1, 500))
+def test_it_rises_through_the_warmup_and_never_rises_after(warmup: int, total: int) -> None:
+    steps = range(warmup + total + 1)
+    curve = [cosine(step, total=warmup + total, peak=1.0, floor=0.1, warmup=warmup) for step in steps]
+    assert curve[: warmup + 1] == sorted(curve[: warmup + 1])
+    assert curve[warmup:] == sorted(curve[warmup:], reverse=True)
+    assert all(0 < value <= 1 for value in curve)
+
+
+@given(st.lists(st.integers()), st.integers(0, 2**31 - 1), st.integers(0, 50))
+def test_a_shuffle_is_a_permutation_that_depends_on_its_seeds_alone(items: list[int], seed: int, epoch: int) -> None:
+    assert shuffled(items, seed, epoch) == shuffled(items, seed, epoch)
+    assert sorted(shuffled(items, seed, epoch)) == sorted(items)
+
+
+def test_neighbouring_seeds_give_different_orders() -> None:
+    orders = {tuple(shuffled(range(50), *seeds)) for seeds in product(range(3), repeat=3)}
+    assert len(orders) == 27
+
+
+@given(st.lists(st.integers()), st.integers(1, 9))
+def test_batches_put_together_are_what_was_cut(items: list[int], size: int) -> None:
+    pieces = batches(items, size)
+    assert [item for piece in pieces for item in piece] == items
+    assert all(len(piece) == size for piece in pieces[:-1])
+
+
+def test_convergence_waits_for_its_patience() -> None:
+    assert not has_converged([10.0], patience=1, min_delta=0.1)
+    assert has_converged([10.0, 10.05], patience=1, min_delta=0.1)
+    assert not has_converged([10.0, 10.05], patience=2, min_delta=0.1)
+    assert not has_converged([10.0, 9.0, 10.2], patience=2, min_delta=0.1)
+    assert has_converged([10.0, 9.0, 10.0], patience=2, min_delta=0.1)
+
+
+def test_the_time_left_counts_steps_and_evaluations() -> None:
+    now = iter([0.0, 2.0, 2.0, 12.0])
+    pace = Pace(clock=lambda: next(now))
+    with pace.step(100):
+        pass
+    with pace.evaluation():
+        pass
+    assert pace.tokens_per_second == 50
+    assert pace.seconds_left(steps=3, evaluations=2) == 26
