@@ -4,11 +4,13 @@ Frozen, and unknown fields are refused: a typo never trains. :func:`resolve` lay
 a preset and returns a specification that names every value; that is what is stored, returned and run.
 """
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from pocl.errors import Problem, SpecInvalid
 
@@ -444,12 +446,8 @@ def resolve(raw: Mapping[str, Any]) -> DistillationSpec:
 def problems_of(error: ValidationError) -> list[Problem]:
     """Pydantic's findings as problems: pointers into what the caller wrote, and never the value itself."""
     return [
-        Problem(
-            pointer=_pointer(found["loc"]),
-            code=found["type"],
-            detail=found["msg"].removeprefix("Value error, "),
-        )
-        for found in error.errors(include_input=False, include_url=False, include_context=False)
+        Problem(pointer=_pointer(found["loc"]), code=found["type"], detail=_sentence(found))
+        for found in error.errors(include_input=False, include_url=False)
     ]
 
 
@@ -483,6 +481,13 @@ def _name_control_values(spec: DistillationSpec) -> DistillationSpec:
         return spec
     control = control.model_copy(update=named)
     return spec.model_copy(update={"curriculum": curriculum.model_copy(update={"control": control})})
+
+
+def _sentence(found: ErrorDetails) -> str:
+    if found["type"] == "union_tag_invalid":
+        # The one sentence of pydantic that quotes the value, and that shows enum members as Python does.
+        return "must be one of " + re.sub(r"<[\w.]+: ('\w+')>", r"\1", found["ctx"]["expected_tags"])
+    return found["msg"].removeprefix("Value error, ")
 
 
 _TAGS = {*KDMethod, "epochs", "convergence", "no_curriculum", "shuffled_stages", "constant_temperature"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from pocl.errors import ModelUnsupported
 from pocl.inspect.facts import MOST_LAYERS, ModelFacts
@@ -26,11 +26,19 @@ _ENTRIES_LIMIT = 100_000
 _ELEMENTS_LIMIT = 8 << 20
 _DIMENSIONS_LIMIT = 8
 _LARGEST = 1 << 50
-# Kinds of token: 5 fills a gap in the vocabulary, so its name means nothing.
-_UNUSED = 5
+# Kinds of token. One that is unused fills a gap in the vocabulary, and its name means nothing.
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 
 # The arrays that are looked at; all others are stepped over.
 _KEPT_ARRAYS = {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}
+
+
+class Token(NamedTuple):
+    """An entry of the vocabulary."""
+
+    name: str
+    id: int
+    kind: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,20 @@ class GGUFHeader:
         if not found:
             raise ModelUnsupported("The GGUF file names no architecture.")
         return found
+
+    def tokens(self) -> list[Token]:
+        """Raises: ModelUnsupported: the file holds no vocabulary."""
+        names = self.metadata.get("tokenizer.ggml.tokens")
+        if not isinstance(names, list) or not names:
+            raise ModelUnsupported("The GGUF file holds no tokenizer.")
+        kinds = self.metadata.get("tokenizer.ggml.token_type")
+        if not isinstance(kinds, list) or len(kinds) != len(names):
+            kinds = [0] * len(names)
+        return [
+            Token(name, index, kind if isinstance(kind, int) else 0)
+            for index, (name, kind) in enumerate(zip(names, kinds, strict=True))
+            if isinstance(name, str)
+        ]
 
 
 def inspect_gguf(path: Path) -> ModelFacts:
@@ -211,17 +233,11 @@ def _per_layer(weights: StoredWeights, layers: int) -> tuple[int, ...]:
 
 
 def _tokens(header: GGUFHeader) -> dict[str, int]:
-    names = header.metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(names, list) or not names:
-        raise ModelUnsupported("The GGUF file holds no tokenizer.")
-    kinds = header.metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(kinds, list) or len(kinds) != len(names):
-        kinds = [None] * len(names)
-    return {
-        name: index
-        for index, (name, kind) in enumerate(zip(names, kinds, strict=True))
-        if isinstance(name, str) and kind != _UNUSED
-    }
+    named = [(token.name, token.id) for token in header.tokens() if token.kind != UNUSED]
+    if header.text("tokenizer.ggml.model") != "llama":
+        return dict(named)
+    # Converters write a run of spaces as it is, where SentencePiece writes a run of its own sign.
+    return {name if name.strip(" ") else "\u2581" * len(name): id_ for name, id_ in named}
 
 
 def _damaged() -> ModelUnsupported:

@@ -1,13 +1,15 @@
 """Models out of GGUF files, de-quantised, with what the conversion of transformers leaves out put right."""
 
+import json
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from tokenizers.normalizers import NFC
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import ModelUnsupported
-from pocl.inspect.gguf import GGUFHeader, read_header
+from pocl.inspect.gguf import CONTROL, USER_DEFINED, GGUFHeader, read_header
 
 # Values of tokenizer.ggml.pre. A wrong split costs nothing visible and some of the quality, so a value that
 # is in none of these is refused.
@@ -37,7 +39,9 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelUnsupported(f"The GGUF file {path.name} could not be converted: its kind is not known.") from error
     _forget_quantisation(model)
+    _forget_strangers(tokenizer, header)
     _split_as_trained(tokenizer, header)
+    _refuse_lost_tokens(tokenizer, header)
     return model, tokenizer
 
 
@@ -48,6 +52,29 @@ def _refuse_unknown_split(header: GGUFHeader) -> None:
             f"The GGUF file's tokenizer splits text by the rules {split[:40]!r}, which are not known here; give the "
             "model as safetensors."
         )
+
+
+def _forget_strangers(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:
+    """Take out what the conversion adds of its own, such as GPT-2's end of text, under ids past the embeddings."""
+    known = len(header.tokens())
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = [token for token in content["added_tokens"] if token["id"] < known]
+    if len(added) == len(content["added_tokens"]):
+        return
+    content["added_tokens"] = added
+    content["model"]["unk_token"] = None
+    # The library has no way to take a token out, and none to put another backend in.
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+
+
+def _refuse_lost_tokens(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:
+    vocabulary = tokenizer.get_vocab()
+    for token in header.tokens():
+        # The conversion respells names outside the byte alphabet, and text then never gives their ids.
+        if token.kind in (CONTROL, USER_DEFINED) and vocabulary.get(token.name) != token.id:
+            raise ModelUnsupported(
+                f"The GGUF file's special token {token.name[:40]!r} cannot be converted; give the model as safetensors."
+            )
 
 
 def _split_as_trained(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:

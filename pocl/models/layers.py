@@ -80,6 +80,8 @@ def _made(like: PreTrainedModel, config: PreTrainedConfig, weights: Mapping[str,
         made: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=torch.float32
         )
+    # Initialising is also what ties weights, and it was left out.
+    made.tie_weights()
     try:
         made.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:

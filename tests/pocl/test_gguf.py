@@ -1,6 +1,7 @@
 """GGUF files: headers are read within bounds, and what is loaded is whole, saves again and tokenises as trained."""
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_header_tells_the_facts(tmp_path: Path) -> None:
 def test_tokens_are_the_loaded_tokenizers_less_the_fillers(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     vocabulary = gguf.load_gguf(path)[1].get_vocab()
-    del vocabulary["[PAD260]"]
+    del vocabulary["[PAD261]"]
     assert inspect_model(path).tokens == vocabulary
 
 
@@ -76,13 +77,30 @@ def test_digits_stay_together_where_the_model_was_trained_so(pre: str, tmp_path:
     assert tokenizer.tokenize("a10") == ["a", "10"]
 
 
+def test_no_text_gives_an_id_past_the_embeddings(tmp_path: Path) -> None:
+    model, tokenizer = gguf.load_gguf(write_gguf(tmp_path / "tiny.gguf"))
+    assert max(tokenizer("<|endoftext|><s></s><unk>").input_ids) < model.config.vocab_size
+    assert len(tokenizer) == model.config.vocab_size
+
+
+def test_special_tokens_stay_whole(tmp_path: Path) -> None:
+    tokenizer = gguf.load_gguf(write_gguf(tmp_path / "tiny.gguf", control="<|turn|>"))[1]
+    assert tokenizer.tokenize("a<|turn|>b") == ["a", "<|turn|>", "b"]
+
+
+def test_special_token_that_the_conversion_loses_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", control="<\uff5cUser\uff5c>")
+    with pytest.raises(ModelUnsupported, match="special token"):
+        gguf.load_gguf(path)
+
+
 def test_qwen_composes_accents(tmp_path: Path) -> None:
     tokenizer = gguf.load_gguf(write_gguf(tmp_path / "tiny.gguf", pre="qwen2"))[1]
     assert tokenizer("e\u0301").input_ids == tokenizer("\u00e9").input_ids
 
 
 def test_rules_left_to_transformers_are_known_to_it() -> None:
-    assert gguf._SPLIT_BY_TRANSFORMERS <= GGUF_PRE_TOKENIZER_SPLITS.keys()
+    assert not gguf._SPLIT_BY_TRANSFORMERS - GGUF_PRE_TOKENIZER_SPLITS.keys()
 
 
 @pytest.mark.parametrize("pre", ["new-rules", "default", None])
@@ -120,10 +138,9 @@ def test_damage_anywhere_in_the_header_is_read_or_refused(
     raw = bytearray(path.read_bytes())
     raw[at : at + len(junk)] = junk
     path.write_bytes(raw)
-    try:
+    # Some bytes are the text of a token: then it is another model, but a readable one.
+    with suppress(PoclError):
         assert inspect_model(path).vocabulary_size > 0
-    except PoclError as refused:
-        assert refused.message
 
 
 @given(st.binary(max_size=100))

@@ -404,6 +404,7 @@ class FakeHub:
         self.asked: list[tuple[str, Sequence[str]]] = []
 
     def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+        assert repo == "someone/model"
         self.asked.append((revision, patterns))
         return self.directory
 

@@ -11,8 +11,13 @@ HIDDEN, LAYERS, INNER, POSITIONS = 32, 2, 64, 128
 _NORMAL, _CONTROL, _UNUSED = 1, 3, 5
 
 
-def write_gguf(path: Path, *, pre: str | None = "smollm", quantised: bool = False, parts: int = 1) -> Path:
-    """`pre` is `tokenizer.ggml.pre`. `10` is one token of the vocabulary, which only some rules can produce."""
+def write_gguf(
+    path: Path, *, pre: str | None = "smollm", quantised: bool = False, parts: int = 1, control: str = "<|im_end|>"
+) -> Path:
+    """`pre` is `tokenizer.ggml.pre`; `control` is a further special token.
+
+    `10` is one token of the vocabulary, which only some rules can produce.
+    """
     generator = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
@@ -25,8 +30,8 @@ def write_gguf(path: Path, *, pre: str | None = "smollm", quantised: bool = Fals
     writer.add_rope_freq_base(10000.0)
     if parts > 1:
         writer.add_uint16("split.count", parts)
-    tokens = [*byte_level_vocabulary(), "10", "[PAD260]"]
-    kinds = [_CONTROL if token in SPECIAL_TOKENS else _NORMAL for token in tokens[:-1]] + [_UNUSED]
+    tokens = [*byte_level_vocabulary(), control, "10", "[PAD261]"]
+    kinds = [_CONTROL if token in {*SPECIAL_TOKENS, control} else _NORMAL for token in tokens[:-1]] + [_UNUSED]
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
     if pre is not None:
