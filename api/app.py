@@ -1,0 +1,69 @@
+"""The application: `create_app(settings)`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, FastAPI
+
+import api.checkpoints.routes
+import api.datasets.routes
+import api.health.routes
+import api.jobs.routes
+import api.methods.routes
+from api import openapi, problems
+from api.auth import LoopbackOnly
+from api.datasets.upload import sweep_abandoned
+from api.db import Database
+from api.envelope import Envelope
+from api.settings import Settings
+from api.store import ArtefactStore
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The HTTP service over the database and the artefact store that `settings` name.
+
+    The database must have its schema already: see :func:`api.db.upgrade`.
+
+    Args:
+        settings: read from the environment unless given.
+    """
+    settings = settings or Settings()
+    app = FastAPI(
+        title="POCL",
+        version=version("pocl-service"),
+        summary="Distil large language models with progressive overload curriculum learning.",
+        openapi_tags=openapi.TAGS,
+        lifespan=_lifespan,
+        generate_unique_id_function=lambda route: route.name,
+        separate_input_output_schemas=False,
+        # A redirect would be built from what the client calls this host.
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.database = Database(settings.database_url)
+    app.state.store = ArtefactStore(settings.artefact_root)
+    app.include_router(api.health.routes.router)
+    app.include_router(_v1())
+    problems.install(app)
+    # The one added last is the outermost.
+    if settings.api_key is None:
+        app.add_middleware(LoopbackOnly)
+    app.add_middleware(Envelope)
+    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign] # FastAPI's documented way.
+    return app
+
+
+def _v1() -> APIRouter:
+    router = APIRouter(prefix="/v1")
+    for feature in (api.jobs, api.datasets, api.checkpoints, api.methods):
+        router.include_router(feature.routes.router)
+    return router
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    await run_sync(sweep_abandoned, app.state.settings)
+    yield
+    await run_sync(app.state.database.close)

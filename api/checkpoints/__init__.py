@@ -1,0 +1,1 @@
+"""Checkpoints that jobs have committed to the artefact store."""

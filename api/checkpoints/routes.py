@@ -1,0 +1,61 @@
+"""Checkpoints over HTTP."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request, Response
+
+from api.addresses import CheckpointId
+from api.auth import Caller
+from api.checkpoints import repository
+from api.checkpoints.schemas import CheckpointView
+from api.downloads import ArtefactDamaged, FileMissing, RangeNotSatisfiable, documented_download, file_in, manifest_of
+from api.errors import CheckpointNotFound
+from api.problems import EVERYWHERE, documented
+from api.transactions import Reading
+from pocl.manifest import Manifest
+
+router = APIRouter(prefix="/checkpoints", tags=["checkpoints"], responses=EVERYWHERE)
+
+FilePath = Annotated[str, Path(description="As the manifest has it, for instance `model.safetensors`.")]
+
+
+@router.get("/{checkpoint_id}", summary="Get a checkpoint", responses=documented(CheckpointNotFound))
+def get_checkpoint(session: Reading, caller: Caller, checkpoint_id: CheckpointId) -> CheckpointView:
+    """One checkpoint: where in which job it was saved, and its size."""
+    return CheckpointView.of(repository.get_checkpoint(session, caller.project, checkpoint_id))
+
+
+@router.get(
+    "/{checkpoint_id}/manifest",
+    summary="List the files of a checkpoint",
+    responses=documented(CheckpointNotFound, FileMissing, ArtefactDamaged),
+)
+def get_checkpoint_manifest(
+    session: Reading, caller: Caller, checkpoint_id: CheckpointId, request: Request
+) -> Manifest:
+    """Each file with its size and SHA-256: enough to download them all and to know that they arrived whole."""
+    row = repository.get_checkpoint(session, caller.project, checkpoint_id)
+    return manifest_of(request.app.state.store, row.store_key)
+
+
+@router.get(
+    "/{checkpoint_id}/files/{path:path}",
+    summary="Download a file of a checkpoint",
+    response_class=Response,
+    responses={
+        **documented_download("application/octet-stream"),
+        **documented(CheckpointNotFound, FileMissing, RangeNotSatisfiable, ArtefactDamaged),
+    },
+)
+def download_checkpoint_file(
+    session: Reading, caller: Caller, checkpoint_id: CheckpointId, path: FilePath, request: Request
+) -> Response:
+    """The bytes. A broken download goes on with `Range` and `If-Range`; `ETag` and `Repr-Digest` are the SHA-256."""
+    row = repository.get_checkpoint(session, caller.project, checkpoint_id)
+    return file_in(request.app.state.store, row.store_key, path, request)
+
+
+# What a download would answer, without its body; it is documented once, above.
+router.head("/{checkpoint_id}/files/{path:path}", include_in_schema=False, name="head_checkpoint_file")(
+    download_checkpoint_file
+)

@@ -1,0 +1,86 @@
+"""Data sets over HTTP."""
+
+from pathlib import PurePath
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from api.addresses import DatasetId
+from api.auth import Caller
+from api.datasets import repository, service
+from api.datasets.multipart import MultipartInvalid
+from api.datasets.schemas import DatasetPage, DatasetView
+from api.datasets.upload import JSONL_TYPES, MULTIPART, StorageFull, Uploaded, UploadTooLarge
+from api.errors import DatasetNotFound, DatasetRefused, UnsupportedMediaType
+from api.pagination import After, Limit
+from api.problems import EVERYWHERE, documented
+from api.transactions import Reading, Writing
+
+router = APIRouter(prefix="/datasets", tags=["datasets"], responses=EVERYWHERE)
+
+_FILE = {"type": "string", "format": "binary", "description": "One JSON object on each line."}
+_FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}, "additionalProperties": False}
+_UPLOAD_BODY = {
+    "required": True,
+    "content": {
+        **{media_type: {"schema": _FILE} for media_type in JSONL_TYPES},
+        MULTIPART: {"schema": _FORM},
+    },
+}
+_NAME_LENGTH = 200
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Upload a data set",
+    responses=documented(DatasetRefused, MultipartInvalid, UploadTooLarge, UnsupportedMediaType, StorageFull),
+    openapi_extra={"requestBody": _UPLOAD_BODY},
+)
+def upload_dataset(
+    upload: Uploaded,
+    session: Writing,
+    caller: Caller,
+    request: Request,
+    response: Response,
+    name: Annotated[
+        str | None,
+        Query(
+            min_length=1,
+            max_length=_NAME_LENGTH,
+            pattern=r"^[^\x00-\x1f\x7f]+$",
+            description="What people call it; the name of the file in a form unless given.",
+        ),
+    ] = None,
+) -> DatasetView:
+    """Send JSONL as the body, or as the part `file` of a form: rows with `instruction`, `input` and `output`, or with
+    `messages`. Every row is checked: bad ones are named by line (`dataset_invalid`), and then nothing is kept.
+    """
+    row = service.add_dataset(
+        session,
+        upload.path,
+        upload.publish,
+        project=caller.project,
+        name=name or _shown(upload.filename) or "untitled",
+    )
+    response.headers["location"] = str(request.app.url_path_for("get_dataset", dataset_id=row.id))
+    return DatasetView.of(row)
+
+
+@router.get("", summary="List data sets")
+def list_datasets(session: Reading, caller: Caller, limit: Limit = 20, after: After = None) -> DatasetPage:
+    """The project's data sets, newest first."""
+    found = repository.list_datasets(session, caller.project, limit=limit, after=after)
+    return DatasetPage.of(found, DatasetView.of, lambda row: row.id)
+
+
+@router.get("/{dataset_id}", summary="Get a data set", responses=documented(DatasetNotFound))
+def get_dataset(session: Reading, caller: Caller, dataset_id: DatasetId) -> DatasetView:
+    """One data set: its size, number of rows and digest."""
+    return DatasetView.of(repository.get_dataset(session, caller.project, dataset_id))
+
+
+def _shown(filename: str | None) -> str:
+    """A client's file name without folders and what cannot be printed."""
+    name = PurePath((filename or "").replace("\\", "/")).name
+    return "".join(character for character in name if character.isprintable())[:_NAME_LENGTH]

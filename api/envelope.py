@@ -1,0 +1,56 @@
+"""What wraps every HTTP exchange: a request id, and a problem where something unforeseen was raised."""
+
+import re
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import problem_of_unforeseen
+
+HEADER = "x-request-id"
+_SANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+_log = structlog.get_logger(__name__)
+
+
+class Envelope:
+    """ASGI middleware; the outermost one, so that no answer leaves without an id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(Headers(scope=scope).get(HEADER))
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = request_id
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:
+                # The last resort: the answer tells nothing of the error, the log tells all.
+                _log.exception("request_failed", method=scope["method"])
+                if started:
+                    # Half an answer is out: only a broken connection tells the client.
+                    raise
+                response = problem_of_unforeseen(Request(scope))
+                await response(scope, receive, send_with_id)
+
+
+def _request_id(offered: str | None) -> str:
+    return offered if offered is not None and _SANE.fullmatch(offered) else uuid4().hex

@@ -1,0 +1,30 @@
+"""Probes for supervisors and load balancers; they need no key."""
+
+from typing import Literal
+
+import sqlalchemy as sa
+from fastapi import APIRouter
+
+from api.errors import Unavailable
+from api.pagination import Resource
+from api.problems import documented
+from api.transactions import Reading
+
+router = APIRouter(tags=["health"])
+
+
+class Health(Resource):
+    status: Literal["ok"] = "ok"
+
+
+@router.get("/healthz", summary="Is the process alive")
+async def check_alive() -> Health:
+    """Answers as long as the process does; asks nothing else."""
+    return Health()
+
+
+@router.get("/readyz", summary="Can requests be served", responses=documented(Unavailable))
+def check_ready(session: Reading) -> Health:
+    """Answers `ok` while the database does."""
+    session.execute(sa.select(1))
+    return Health()

@@ -1,0 +1,1 @@
+"""Distillation jobs: their life, their rows and what is asked of them."""

@@ -1,0 +1,341 @@
+"""Jobs over HTTP: submit, check, watch, cancel."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+from pydantic import StringConstraints
+from sqlalchemy.orm import Session
+
+from api import etags
+from api.addresses import JobId
+from api.auth import Caller, Principal
+from api.checkpoints.repository import list_checkpoints
+from api.checkpoints.schemas import CheckpointPage, CheckpointView
+from api.downloads import (
+    ArtefactDamaged,
+    FileMissing,
+    RangeNotSatisfiable,
+    documented_download,
+    single_file,
+)
+from api.errors import (
+    BodyTooLarge,
+    Conflict,
+    IllegalMove,
+    JobNotFound,
+    JsonInvalid,
+    ModelMissing,
+    ModelRefused,
+    NotFound,
+    PathOutsideModelRoots,
+    QuotaExceeded,
+    SpecRefused,
+    Unprocessable,
+    UnsupportedMediaType,
+    VocabulariesDiffer,
+)
+from api.jobs import repository, service
+from api.jobs.models import Job
+from api.jobs.schemas import (
+    AttemptPage,
+    AttemptView,
+    EvaluationView,
+    EventPage,
+    EventView,
+    JobCreate,
+    JobPage,
+    JobSummary,
+    JobView,
+    MetricsView,
+    PlanView,
+    SeriesView,
+    StageList,
+    StageView,
+)
+from api.jobs.states import JobStatus
+from api.pagination import After, AfterNumber, Limit
+from api.problems import EVERYWHERE, documented
+from api.strict_json import StrictJsonRoute
+from api.transactions import Reading, Writing
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=StrictJsonRoute)
+
+_OF_ONE_JOB = documented(JobNotFound)
+_OF_A_BODY = documented(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
+_SPEC_REFUSALS = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
+_OF_A_SPECIFICATION = documented(Unprocessable, *_SPEC_REFUSALS)
+
+Statuses = Annotated[
+    list[JobStatus],
+    Query(default_factory=list, max_length=16, description="Only jobs in one of these states; may be repeated."),
+]
+Labels = Annotated[
+    list[Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f=]{1,63}=[^\x00-\x1f\x7f]{0,200}$")]],
+    Query(
+        default_factory=list,
+        max_length=16,
+        description="Only jobs with this label, as `key=value`; repeated: with all of them.",
+    ),
+]
+MetricNames = Annotated[
+    list[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]],
+    Query(default_factory=list, max_length=20, description="Only these series, for instance `loss`; may be repeated."),
+]
+AttemptNumber = Annotated[
+    int | None, Query(ge=1, lt=2**31, description="The log of this attempt; of the newest unless given.")
+]
+
+
+class AttemptNotFound(NotFound):
+    """The job has no attempt of this number."""
+
+    code = "attempt_not_found"
+
+
+class ArtefactNotReady(NotFound):
+    """The job has not made this yet: it comes as the job goes on."""
+
+    code = "artefact_not_ready"
+
+
+def _artefact(media_type: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        **documented_download(media_type),
+        **documented(JobNotFound, ArtefactNotReady, FileMissing, RangeNotSatisfiable, ArtefactDamaged),
+    }
+
+
+@router.post(
+    "",
+    status_code=201,
+    summary="Submit a job",
+    responses={**_OF_A_BODY, **_OF_A_SPECIFICATION, **documented(QuotaExceeded)},
+)
+def create_job(body: JobCreate, session: Reading, caller: Caller, request: Request, response: Response) -> JobView:
+    """Queue a distillation job. Everything that can be checked is checked now: fields, data sets, models,
+    vocabularies. The answer has the specification with every default named.
+    """
+    with _pointing_into_spec():
+        job = service.submit_job(
+            request.app.state.database,
+            request.app.state.settings,
+            body.spec,
+            project=caller.project,
+            name=body.name,
+            labels=body.labels,
+            priority=body.priority,
+        )
+    response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
+    # The session reads from here on: what was committed above is in it.
+    return _view(session, job)
+
+
+@router.post("/validate", summary="Check a job without submitting it", responses={**_OF_A_BODY, **_OF_A_SPECIFICATION})
+def validate_job(body: JobCreate, session: Reading, caller: Caller, request: Request) -> PlanView:
+    """The dry run of a submission: the specification with every default named, the table of stages, what it costs in
+    memory, disk and arithmetic, and warnings. Nothing is stored.
+    """
+    with _pointing_into_spec():
+        return PlanView.of(service.plan_job(session, request.app.state.settings, body.spec, project=caller.project))
+
+
+@router.get("", summary="List jobs")
+def list_jobs(
+    session: Reading,
+    caller: Caller,
+    status: Statuses,
+    label: Labels,
+    limit: Limit = 20,
+    after: After = None,
+) -> JobPage:
+    """The project's jobs, newest first. A page never repeats or misses a job because new ones arrive."""
+    found = repository.list_jobs(
+        session,
+        caller.project,
+        limit=limit,
+        after=after,
+        statuses=status,
+        labels={key: value for key, _, value in (each.partition("=") for each in label)},
+    )
+    return JobPage.of(found, JobSummary.of, lambda row: row.id)
+
+
+@router.get(
+    "/{job_id}",
+    summary="Get a job",
+    response_model=JobView,
+    responses={304: {"description": "`If-None-Match` names this state of the job."}, **_OF_ONE_JOB},
+)
+def get_job(session: Reading, caller: Caller, job_id: JobId, request: Request) -> Response:
+    """How far the job is, when it may end, and its place in the queue. Send `ETag` back as `If-None-Match`: polling
+    then costs a 304 until something changes.
+    """
+    return _shown(session, repository.get_job(session, caller.project, job_id), request)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    status_code=202,
+    summary="Cancel a job",
+    responses={
+        200: {"model": JobView, "description": "It was asked for before: nothing changed."},
+        **documented(JobNotFound, IllegalMove, Conflict),
+    },
+)
+def cancel_job(session: Writing, caller: Caller, job_id: JobId, response: Response) -> JobView:
+    """A job that waits ends at once; one that runs is `cancelling` until its worker has saved a checkpoint."""
+    change = service.cancel_job(session, caller.project, job_id)
+    response.status_code = 202 if change.made else 200
+    return _view(session, change.job)
+
+
+@router.get("/{job_id}/stages", summary="List the stages of a job", responses=_OF_ONE_JOB)
+def list_job_stages(session: Reading, caller: Caller, job_id: JobId) -> StageList:
+    """The curriculum: samples, temperature, KD weight and steps of each stage, how far it is, and its scores."""
+    job = repository.get_job(session, caller.project, job_id)
+    return StageList(data=[StageView.of(row) for row in repository.list_stages(session, job.id)])
+
+
+@router.get("/{job_id}/events", summary="List the events of a job", responses=_OF_ONE_JOB)
+def list_job_events(
+    session: Reading, caller: Caller, job_id: JobId, limit: Limit = 100, after: AfterNumber = 0
+) -> EventPage:
+    """The job's history, oldest first; `after` is the last number that the client has."""
+    job = repository.get_job(session, caller.project, job_id)
+    found = repository.list_events(session, job.id, after=after, limit=limit)
+    return EventPage.of(found, EventView.of, lambda row: row.seq)
+
+
+@router.get("/{job_id}/metrics", summary="Get the metrics of a job", responses=_OF_ONE_JOB)
+def get_job_metrics(
+    session: Reading,
+    caller: Caller,
+    job_id: JobId,
+    names: MetricNames,
+    from_step: Annotated[int, Query(ge=0, lt=2**31, description="The first step, inclusive.")] = 0,
+    to_step: Annotated[int | None, Query(ge=0, lt=2**31, description="The last step, inclusive.")] = None,
+    resolution: Annotated[int, Query(ge=2, le=5000, description="About this many points of each series.")] = 500,
+) -> MetricsView:
+    """Loss, temperature, learning rate and the like over the steps, thinned out evenly, and all evaluations."""
+    job = repository.get_job(session, caller.project, job_id)
+    series = repository.metric_series(
+        session, job.id, points=resolution, names=names, from_step=from_step, to_step=to_step
+    )
+    return MetricsView(
+        series=[SeriesView.of(each) for each in series],
+        evaluations=[EvaluationView.of(row) for row in repository.list_evaluations(session, job.id)],
+    )
+
+
+@router.get("/{job_id}/attempts", summary="List the attempts of a job", responses=_OF_ONE_JOB)
+def list_job_attempts(
+    session: Reading, caller: Caller, job_id: JobId, limit: Limit = 20, after: AfterNumber = 0
+) -> AttemptPage:
+    """Which workers held the job, oldest first, and how each attempt ended."""
+    job = repository.get_job(session, caller.project, job_id)
+    found = repository.list_attempts(session, job.id, limit=limit, after=after)
+    return AttemptPage.of(found, AttemptView.of, lambda row: row.number)
+
+
+@router.get("/{job_id}/checkpoints", summary="List the checkpoints of a job", responses=_OF_ONE_JOB)
+def list_job_checkpoints(
+    session: Reading, caller: Caller, job_id: JobId, limit: Limit = 20, after: After = None
+) -> CheckpointPage:
+    """What the job saved, newest first: training states, the end of each stage, the best and the final student."""
+    job = repository.get_job(session, caller.project, job_id)
+    found = list_checkpoints(session, caller.project, job_id=job.id, limit=limit, after=after)
+    return CheckpointPage.of(found, CheckpointView.of, lambda row: row.id)
+
+
+@router.get(
+    "/{job_id}/logs",
+    summary="Read the log of a job",
+    response_class=PlainTextResponse,
+    responses={
+        200: {"description": "The end of what the engine wrote."},
+        **documented(JobNotFound, AttemptNotFound),
+    },
+)
+def get_job_logs(
+    session: Reading,
+    caller: Caller,
+    job_id: JobId,
+    attempt: Annotated[
+        int | None, Query(ge=1, lt=2**31, description="Of this attempt; of the newest unless given.")
+    ] = None,
+) -> str:
+    """The end of an attempt's log as text; empty before the first attempt."""
+    job = repository.get_job(session, caller.project, job_id)
+    if attempt is None:
+        newest = repository.latest_attempt(session, job.id)
+        return newest.log_tail if newest is not None else ""
+    found = repository.get_attempt(session, job.id, attempt)
+    if found is None:
+        raise AttemptNotFound
+    return found.log_tail
+
+
+@router.get(
+    "/{job_id}/ranking",
+    summary="Download the ranking of a job",
+    response_class=Response,
+    responses=_artefact("application/jsonl"),
+)
+def download_job_ranking(session: Reading, caller: Caller, job_id: JobId, request: Request) -> Response:
+    """The training samples from easy to hard, one JSON object a line, with their ranks and scores."""
+    return _serve_artefact(session, caller, job_id, "ranking", request)
+
+
+@router.get(
+    "/{job_id}/result",
+    summary="Download the result of a job",
+    response_class=Response,
+    responses=_artefact("application/json"),
+)
+def download_job_result(session: Reading, caller: Caller, job_id: JobId, request: Request) -> Response:
+    """The scores of teacher, initial student, each stage and the final student."""
+    return _serve_artefact(session, caller, job_id, "result", request)
+
+
+@router.get(
+    "/{job_id}/report", summary="Show the report of a job", response_class=Response, responses=_artefact("text/html")
+)
+def show_job_report(session: Reading, caller: Caller, job_id: JobId, request: Request) -> Response:
+    """The result as a page with plots."""
+    return _serve_artefact(session, caller, job_id, "report", request)
+
+
+@contextmanager
+def _pointing_into_spec() -> Iterator[None]:
+    """Turn pointers into the specification into pointers into the body."""
+    try:
+        yield
+    except _SPEC_REFUSALS as error:
+        error.problems = tuple(replace(found, pointer=f"/spec{found.pointer}") for found in error.problems)
+        raise
+
+
+def _serve_artefact(session: Session, caller: Principal, job_id: str, kind: str, request: Request) -> Response:
+    job = repository.get_job(session, caller.project, job_id)
+    artefact = repository.get_artefact(session, job.id, kind)
+    if artefact is None:
+        raise ArtefactNotReady
+    return single_file(request.app.state.store, artefact.store_key, artefact.sha256, artefact.size_bytes, request)
+
+
+def _shown(session: Session, job: Job, request: Request) -> Response:
+    content = _view(session, job).model_dump_json().encode()
+    # Of the answer and not of the row's version: a job in the queue moves up when others change.
+    etag = etags.strong(content)
+    if etags.unchanged(request, etag):
+        return etags.not_modified(etag)
+    return Response(content, media_type="application/json", headers={"etag": etag})
+
+
+def _view(session: Session, job: Job) -> JobView:
+    newest = repository.metric_series(session, job.id, points=1, from_step=job.step, to_step=job.step)
+    return JobView.whole(job, place=repository.queue_place(session, job), newest=newest)

@@ -1,0 +1,297 @@
+"""What clients do with jobs: check one, create it, cancel it."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from api.checkpoints import repository as checkpoints
+from api.datasets import repository as datasets
+from api.db import Database, db_now
+from api.errors import (
+    CheckpointNotFound,
+    DatasetNotFound,
+    JobNotFound,
+    QuotaExceeded,
+    SpecRefused,
+    Unprocessable,
+)
+from api.ids import new_id
+from api.jobs.inspection import InspectedModels, inspect_models
+from api.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
+from api.jobs.repository import queued_count
+from api.jobs.states import CANCELLED, HELD, JobStatus
+from api.jobs.writer import locked, move
+from api.settings import Settings
+from pocl.errors import Problem, SpecInvalid
+from pocl.plan import Estimate, ModelSize, StagePlan, estimate, stage_table
+from pocl.spec import DistillationSpec, resolve
+
+MAX_LABELS: Final = 16
+MAX_TEXT_LENGTH: Final = 200
+MAX_PRIORITY: Final = 100
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something that the caller should know of a specification that is valid."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a specification would do, and that nothing speaks against it."""
+
+    raw: Mapping[str, Any]
+    """As it was posted."""
+    spec: DistillationSpec
+    """Resolved: every default is named."""
+    samples: int
+    """Training rows."""
+    stages: tuple[StagePlan, ...]
+    estimate: Estimate | None
+    """Null where a model's files are not at hand."""
+    warnings: tuple[Caution, ...]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A job, and whether the request changed it; repeating a request does not."""
+
+    job: Job
+    made: bool
+
+
+def submit_job(
+    database: Database,
+    settings: Settings,
+    raw: Mapping[str, Any],
+    *,
+    project: str,
+    name: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    priority: int = 0,
+) -> Job:
+    """Plan a job, then create it: two transactions, so that no write lock is held while models are inspected.
+
+    Raises:
+        ApiError: as :func:`plan_job` and :func:`create_job` say.
+    """
+    with database.transaction(write=False) as session:
+        plan = plan_job(session, settings, raw, project=project)
+    with database.transaction(write=True) as session:
+        return create_job(session, settings, plan, project=project, name=name, labels=labels, priority=priority)
+
+
+def plan_job(session: Session, settings: Settings, raw: Mapping[str, Any], *, project: str) -> JobPlan:
+    """Check a specification wholly and lay out its stages. Writes nothing: the dry run of :func:`create_job`.
+
+    It reads the models' files, so give it a transaction that does not write.
+
+    Raises:
+        SpecRefused: fields that are wrong, data sets or checkpoints that the project does not have, a path where
+            an uploaded data set is needed, layers that the teacher does not have, more stages than samples.
+        PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer: the models cannot be used.
+    """
+    spec = _resolve(raw)
+    samples, store_keys = _look_up(session, project, spec)
+    try:
+        stages = stage_table(spec, samples)
+    except SpecInvalid as error:
+        raise SpecRefused(problems=error.problems) from error
+    models = inspect_models(settings, spec, store_keys)
+    return JobPlan(raw, spec, samples, stages, _estimate(spec, stages, models), tuple(_warnings(spec, models)))
+
+
+def create_job(
+    session: Session,
+    settings: Settings,
+    plan: JobPlan,
+    *,
+    project: str,
+    name: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    priority: int = 0,
+) -> Job:
+    """Put a planned job into the queue.
+
+    Raises:
+        Unprocessable: the name, a label or the priority cannot be kept.
+        QuotaExceeded: the project has as many queued jobs as it may.
+        SpecRefused: a checkpoint was deleted since the plan was made.
+    """
+    _check_text(name, labels or {}, priority)
+    _one_at_a_time(session, project)
+    if queued_count(session, project=project) >= settings.max_jobs_queued:
+        raise QuotaExceeded
+    _look_up(session, project, plan.spec, keep=True)
+    job = Job(
+        id=new_id("job"),
+        project=project,
+        name=name,
+        labels=dict(labels or {}),
+        priority=priority,
+        spec=dict(plan.raw),
+        resolved=plan.spec.model_dump(mode="json"),
+        device=plan.spec.resources.device,
+        event_seq=1,
+        max_attempts=settings.max_attempts,
+        total_steps=plan.total_steps,
+        stages=len(plan.stages),
+    )
+    session.add(job)
+    session.flush()
+    created = {"from": None, "to": job.status, "attempt": job.token}
+    session.add(JobEvent(job_id=job.id, seq=job.event_seq, type="status", data=created))
+    session.add_all(_stage_row(job.id, stage) for stage in plan.stages)
+    session.flush()
+    return job
+
+
+def cancel_job(session: Session, project: str, job_id: str) -> Change:
+    """End a job that waits at once; ask the worker to end one that it holds.
+
+    Repeating it changes nothing.
+
+    Raises:
+        JobNotFound: the project has no such job.
+        IllegalMove: the job has ended otherwise.
+    """
+    job = _locked(session, project, job_id)
+    if job.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
+        return Change(job, made=False)
+    held = job.status in HELD or job.status is JobStatus.RECOVERING
+    asked = {"cancel_requested_at": db_now()}
+    if held:
+        return Change(move(session, job, JobStatus.CANCELLING, changes=asked), made=True)
+    return Change(move(session, job, JobStatus.CANCELLED, reason=CANCELLED, changes=asked), made=True)
+
+
+def _resolve(raw: Mapping[str, Any]) -> DistillationSpec:
+    try:
+        return resolve(raw)
+    except SpecInvalid as error:
+        raise SpecRefused(problems=error.problems) from error
+
+
+def _look_up(
+    session: Session, project: str, spec: DistillationSpec, *, keep: bool = False
+) -> tuple[int, dict[str, str]]:
+    """The number of training samples, and the store key of each checkpoint that is named.
+
+    Args:
+        keep: let nobody delete these checkpoints until the transaction ends.
+    """
+    problems: list[Problem] = []
+    get_checkpoint = checkpoints.keep_checkpoint if keep else checkpoints.get_checkpoint
+    rows: dict[str, int] = {}
+    for part, data in (("train", spec.data.train), ("validation", spec.data.validation)):
+        if data is None:
+            continue
+        pointer = f"/data/{part}"
+        if data.dataset is None:
+            detail = "upload the rows as a data set and give its id as `dataset`; the service reads no other files"
+            problems.append(Problem(f"{pointer}/path", "dataset_required", detail))
+            continue
+        try:
+            rows[part] = datasets.get_dataset(session, project, data.dataset).rows
+        except DatasetNotFound as error:
+            problems.append(Problem(f"{pointer}/dataset", error.code, error.detail))
+    keys: dict[str, str] = {}
+    for part, model in (("teacher", spec.teacher), ("student", spec.student)):
+        if model is None or model.checkpoint is None:
+            continue
+        try:
+            keys[model.checkpoint] = get_checkpoint(session, project, model.checkpoint).store_key
+        except CheckpointNotFound as error:
+            problems.append(Problem(f"/{part}/checkpoint", error.code, error.detail))
+    if problems:
+        raise SpecRefused(problems=problems)
+    return rows["train"], keys
+
+
+def _estimate(spec: DistillationSpec, stages: tuple[StagePlan, ...], models: InspectedModels) -> Estimate | None:
+    teacher, student = models.teacher, models.student
+    if student is None or (teacher is None and spec.teacher is not None):
+        return None
+    return estimate(
+        spec,
+        stages,
+        teacher=ModelSize(0, 0) if teacher is None else ModelSize(teacher.parameters, teacher.vocabulary_size),
+        student=ModelSize(student.parameters, student.vocabulary_size),
+    )
+
+
+def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[Caution]:
+    facts = {"student": models.student}
+    if spec.teacher is not None:
+        facts["teacher"] = models.teacher
+    unknown = [role for role, known in facts.items() if known is None]
+    if unknown:
+        roles = " and ".join(unknown)
+        yield Caution("models_not_inspected", f"The files of the {roles} are not at hand: the worker checks them.")
+    for role, known in facts.items():
+        if known is not None and known.max_positions is not None and known.max_positions < spec.data.max_length:
+            yield Caution(
+                "max_length_exceeds_positions",
+                f"The {role} was made for {known.max_positions} positions, data.max_length is {spec.data.max_length}.",
+            )
+    if spec.data.validation is None:
+        yield Caution("no_validation", "Without data.validation nothing is evaluated.")
+
+
+def _check_text(name: str | None, labels: Mapping[str, str], priority: int) -> None:
+    problems = []
+    if name is not None and not _is_plain(name):
+        problems.append(Problem("/name", "name_invalid", f"use at most {MAX_TEXT_LENGTH} printable characters"))
+    if len(labels) > MAX_LABELS:
+        problems.append(Problem("/labels", "too_many_labels", f"use at most {MAX_LABELS} labels"))
+    for key, value in labels.items():
+        if not re.fullmatch(LABEL_KEY, key) or not _is_plain(value):
+            detail = f"a key matches {LABEL_KEY}, a value has at most {MAX_TEXT_LENGTH} printable characters"
+            problems.append(Problem("/labels", "label_invalid", detail))
+            break
+    if not 0 <= priority <= MAX_PRIORITY:
+        problems.append(Problem("/priority", "priority_invalid", f"use 0 to {MAX_PRIORITY}"))
+    if problems:
+        raise Unprocessable(problems=problems)
+
+
+def _is_plain(text: str) -> bool:
+    return len(text) <= MAX_TEXT_LENGTH and text.isprintable()
+
+
+def _one_at_a_time(session: Session, project: str) -> None:
+    # SQLite has one writer anyway. Without this two requests could both see the last free place of a quota.
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(project, 0))))
+
+
+def _stage_row(job_id: str, stage: StagePlan) -> JobStage:
+    return JobStage(
+        job_id=job_id,
+        index=stage.index,
+        samples=stage.samples,
+        temperature=stage.temperature,
+        kd_weight=stage.kd_weight,
+        epochs=stage.epochs,
+        steps=stage.steps,
+        first_step=stage.first_step,
+    )
+
+
+def _locked(session: Session, project: str, job_id: str) -> Job:
+    job = locked(session, job_id)
+    if job is None or job.project != project:
+        raise JobNotFound
+    return job

@@ -1,0 +1,1 @@
+"""The knowledge-distillation methods that a job may use."""

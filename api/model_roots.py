@@ -1,0 +1,34 @@
+"""Where the service may read models from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from api.errors import ModelMissing, PathOutsideModelRoots
+from pocl.errors import Problem
+
+
+def locate_model(roots: Sequence[Path], written: str, *, pointer: str) -> Path:
+    """The place of a model that a specification names, with every symbolic link followed.
+
+    A relative path is looked for below each root in turn. Where it leads is checked, not how it is spelled.
+
+    Args:
+        written: as the client wrote it.
+        pointer: the field that it stands in, for the error.
+
+    Raises:
+        PathOutsideModelRoots: it does not lead below a root, whether or not something is there.
+        ModelMissing: it does, and nothing is there.
+    """
+    try:
+        real_roots = [root.resolve() for root in roots]
+        places = [(root / written).resolve() for root in real_roots]
+        inside = [place for place in places if any(place.is_relative_to(root) for root in real_roots)]
+        found = next((place for place in inside if place.exists()), None)
+    except (OSError, RuntimeError, ValueError):
+        # A name too long, a circle of links, a NUL: nothing can be there.
+        inside, found = [Path()], None
+    if found is not None:
+        return found
+    refusal = ModelMissing if inside else PathOutsideModelRoots
+    raise refusal(problems=[Problem(pointer, refusal.code, str(refusal.__doc__))])

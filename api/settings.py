@@ -1,0 +1,122 @@
+"""Settings of the API, the worker and the scheduler: environment variables `POCL_*`."""
+
+import ipaddress
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+_KEY_MIN_LENGTH = 16
+
+
+class Settings(BaseSettings):
+    """Read once at start. With no variable set: everything below `./.pocl`, on loopback, without a key."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POCL_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+    home: Path = Path(".pocl")
+    """Where everything is kept that has no place of its own; made with mode 0700."""
+    # These two may hold a password, so they are kept out of every repr.
+    database_url: str = Field(default="", repr=False)
+    """`sqlite:///...` or `postgresql://...`; a SQLite file below `home` unless given."""
+    redis_url: str | None = Field(default=None, repr=False)
+    """The broker; null: the embedded server."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    api_key: SecretStr | None = None
+    """What clients send as a bearer token, 16 characters or more. Needed to listen beyond loopback."""
+
+    model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    """Directories that models may be read from, separated like `PATH`; `home/models` unless given."""
+    artefact_root: Path = Path()
+    """The artefact store: checkpoints, data sets, results; `home/artefacts` unless given."""
+    work_root: Path = Path()
+    """Working directories of running attempts; `home/work` unless given."""
+
+    max_request_bytes: int = Field(default=1024**2, ge=1024)
+    """Size of a JSON body."""
+    max_upload_bytes: int = Field(default=1024**3, ge=1024)
+    """Size of an uploaded data set."""
+    max_jobs_queued: int = Field(default=100, ge=1)
+    """Jobs of one project that may wait at once."""
+    max_log_bytes: int = Field(default=64 * 1024, ge=1024)
+    """The end of an attempt's log that is kept in its row."""
+
+    lease_seconds: float = Field(default=60, gt=0)
+    """How long a worker may be silent before its job is taken from it."""
+    heartbeat_seconds: float = Field(default=10, gt=0)
+    reaper_seconds: float = Field(default=15, gt=0)
+    """Time between two searches for expired leases."""
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Attempts of a job that may be lost or crash before it fails."""
+
+    @field_validator("model_roots", mode="before")
+    @classmethod
+    def _split_like_path(cls, value: Any) -> Any:
+        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+    @field_validator("api_key")
+    @classmethod
+    def _long_enough(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and len(key.get_secret_value()) < _KEY_MIN_LENGTH:
+            raise ValueError(f"POCL_API_KEY must have at least {_KEY_MIN_LENGTH} characters")
+        return key
+
+    @model_validator(mode="before")
+    @classmethod
+    def _places_below_home(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # Absolute from the start: a later change of the working directory moves nothing.
+        home = Path(given.get("home") or ".pocl").expanduser().absolute()
+        below = {
+            "home": home,
+            "model_roots": (home / "models",),
+            "artefact_root": home / "artefacts",
+            "work_root": home / "work",
+            "database_url": URL.create("sqlite", database=str(home / "pocl.sqlite3")).render_as_string(),
+        }
+        return {**below, **given, "home": home}
+
+    @model_validator(mode="after")
+    def _known_database(self) -> Self:
+        try:
+            url = make_url(self.database_url)
+        except ArgumentError:
+            url = None
+        if url is None or url.get_backend_name() not in ("sqlite", "postgresql"):
+            raise ValueError("POCL_DATABASE_URL must be a sqlite:/// or a postgresql:// address")
+        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+            raise ValueError("POCL_DATABASE_URL must name a SQLite file: several processes share it")
+        return self
+
+    @model_validator(mode="after")
+    def _closed_beyond_loopback(self) -> Self:
+        if self.api_key is None and not self.on_loopback:
+            raise ValueError("set POCL_API_KEY to listen beyond loopback, or POCL_HOST=127.0.0.1")
+        return self
+
+    @model_validator(mode="after")
+    def _heartbeats_within_a_lease(self) -> Self:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError("POCL_HEARTBEAT_SECONDS must be at most half of POCL_LEASE_SECONDS")
+        return self
+
+    @cached_property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the service."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

@@ -1,0 +1,32 @@
+"""How Alembic reaches the database: over the connection that it is given, or by the settings."""
+
+import sqlalchemy as sa
+from alembic import context
+
+import api.checkpoints.models
+import api.datasets.models
+import api.jobs.models  # noqa: F401 - the three fill the metadata
+from api.db import Record, engine_for
+from api.settings import Settings
+
+
+def main() -> None:
+    if context.is_offline_mode():
+        raise SystemExit("Migrations run against a database: leave out --sql.")
+    given: sa.Connection | None = context.config.attributes.get("connection")
+    if given is not None:
+        migrate(given)
+        return
+    engine = engine_for(Settings().database_url)
+    with engine.begin() as connection:
+        migrate(connection)
+    engine.dispose()
+
+
+def migrate(connection: sa.Connection) -> None:
+    """Run in the transaction that the connection is in: all steps, or none."""
+    context.configure(connection=connection, target_metadata=Record.metadata, render_as_batch=True)
+    context.run_migrations()
+
+
+main()

@@ -1,0 +1,54 @@
+"""The service in this process, over a real database."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.db import Database, upgrade
+from api.settings import Settings
+from tests.api.http.service import LOOPBACK, upload
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    home = tmp_path / "home"
+    return Settings(home=home, database_url=database_url, max_upload_bytes=64 * 1024)
+
+
+@pytest.fixture
+def app(settings: Settings) -> Iterator[FastAPI]:
+    upgrade(settings)
+    app = create_app(settings)
+    yield app
+    app.state.database.close()
+
+
+@pytest.fixture
+def database(app: FastAPI) -> Database:
+    database: Database = app.state.database
+    return database
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    """A client of the service; what fails inside is answered as a client would see it."""
+    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def dataset(client: TestClient) -> str:
+    """The id of a data set of eight rows."""
+    return upload(client, rows=8)
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Iterator[TestClient]:
+    """A service whose database has no schema: for what needs none."""
+    app = create_app(Settings(home=tmp_path / "bare"))
+    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client:
+        yield client

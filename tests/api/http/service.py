@@ -1,0 +1,76 @@
+"""What the tests send to the service, and what they look for in its answers."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from httpx2 import Response
+from starlette.testclient import TestClient
+
+LOOPBACK = "http://127.0.0.1:8000"
+JSONL = {"content-type": "application/jsonl"}
+TINY = {"random": {"layers": 2, "hidden_size": 16, "heads": 2}}
+
+
+def jsonl(rows: int) -> bytes:
+    lines = (json.dumps({"instruction": f"Count to {n}", "output": f"{n} it is"}) for n in range(rows))
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def upload(client: TestClient, *, rows: int = 8, name: str = "rows") -> str:
+    answer = client.post("/v1/datasets", params={"name": name}, content=jsonl(rows), headers=JSONL)
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def specification(dataset: str, **fields: Any) -> dict[str, Any]:
+    return {"preset": "quick", "teacher": TINY, "student": TINY, "data": {"train": {"dataset": dataset}}, **fields}
+
+
+def submit(client: TestClient, dataset: str, **fields: Any) -> dict[str, Any]:
+    answer = client.post("/v1/jobs", json={"spec": specification(dataset), **fields})
+    assert answer.status_code == 201, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def problem(answer: Response, status: int, code: str) -> dict[str, Any]:
+    """The problem that an answer must be."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    found: dict[str, Any] = answer.json()
+    assert {"type", "title", "status", "detail", "instance", "code", "retryable", "request_id", "errors"} <= set(found)
+    assert found["status"] == status
+    assert found["request_id"] == answer.headers["x-request-id"]
+    assert found["code"] == code, found
+    return found
+
+
+def pointers(found: Mapping[str, Any]) -> list[str]:
+    return [error["pointer"] for error in found["errors"]]
+
+
+def write_model(directory: Path, *, tokens: Mapping[str, int], layers: int = 1, hidden: int = 4) -> Path:
+    """A model directory as `save_pretrained` lays it out, with weights of zero."""
+    directory.mkdir(parents=True)
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": len(tokens),
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+    }
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": dict(tokens)}}))
+    shapes = {"model.embed_tokens.weight": [len(tokens), hidden]}
+    shapes |= {f"model.layers.{layer}.mlp.weight": [hidden, hidden] for layer in range(layers)}
+    header, at = {}, 0
+    for name, (rows, columns) in shapes.items():
+        size = 4 * rows * columns
+        header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [at, at + size]}
+        at += size
+    described = json.dumps(header).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(described)) + described + bytes(at))
+    return directory

@@ -1,0 +1,110 @@
+"""Who is served: holders of the key, or without one only programs of this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+from starlette.testclient import TestClient
+
+from api.app import create_app
+from api.settings import Settings
+from tests.api.http.service import problem
+
+KEY = "a key of sixteen characters and more"
+
+
+@pytest.fixture
+def keyed(tmp_path: Path) -> Iterator[TestClient]:
+    """A service with a key, reached under a public name."""
+    app = create_app(Settings(home=tmp_path / "keyed", api_key=SecretStr(KEY), host="0.0.0.0"))
+    with TestClient(app, base_url="https://pocl.example", raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_the_key_opens(keyed: TestClient) -> None:
+    assert keyed.get("/v1/methods", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        *(
+            {"authorization": value}
+            for value in (KEY, "Bearer", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", f"Basic {KEY}")
+        ),
+    ],
+)
+def test_anything_else_is_refused_and_told_how_to_ask(keyed: TestClient, header: dict[str, str]) -> None:
+    answer = keyed.get("/v1/methods", headers=header)
+    problem(answer, 401, "unauthenticated")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert KEY not in answer.text
+
+
+def test_a_key_with_bytes_beyond_ascii_is_merely_wrong(keyed: TestClient) -> None:
+    answer = keyed.get("/v1/methods", headers={b"authorization": b"Bearer \xff\xfe"})
+    problem(answer, 401, "unauthenticated")
+
+
+def test_an_upload_without_the_key_is_refused_before_it_is_stored(keyed: TestClient, tmp_path: Path) -> None:
+    answer = keyed.post("/v1/datasets", content=b"{}", headers={"content-type": "application/jsonl"})
+    problem(answer, 401, "unauthenticated")
+    assert not (tmp_path / "keyed" / "uploads").exists()
+
+
+def test_every_operation_but_the_probes_needs_the_key(keyed: TestClient) -> None:
+    for path, operations in keyed.get("/openapi.json").json()["paths"].items():
+        for method in operations:
+            address = path.replace("{job_id}", "job_00000000").replace("{dataset_id}", "ds_00000000")
+            address = address.replace("{checkpoint_id}", "ckpt_00000000").replace("{path}", "config.json")
+            answer = keyed.request(method, address, json={"spec": {}})
+            assert (answer.status_code == 401) == path.startswith("/v1/"), (method, path, answer.status_code)
+
+
+def test_the_probes_are_open(keyed: TestClient) -> None:
+    assert keyed.get("/healthz").json() == {"status": "ok"}
+    assert keyed.get("/readyz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "pocl.example", "::"])
+def test_beyond_loopback_nothing_starts_without_a_key(tmp_path: Path, host: str) -> None:
+    with pytest.raises(ValidationError, match="POCL_API_KEY"):
+        Settings(home=tmp_path, host=host)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:8000", "localhost:9", "LOCALHOST", "[::1]:8000", "127.1.2.3"])
+def test_loopback_names_are_served_without_a_key(bare: TestClient, host: str) -> None:
+    assert bare.get("/v1/methods", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example:8000",
+        "",
+        "[::1",
+        "1.2.3.4",
+        "user@localhost@evil",
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/methods", "/healthz", "/nothing"])
+def test_a_rebound_name_is_refused(bare: TestClient, host: str, path: str) -> None:
+    problem(bare.get(path, headers={"host": host}), 403, "origin_refused")
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "file://"])
+def test_a_page_of_another_site_is_refused(bare: TestClient, origin: str) -> None:
+    problem(bare.post("/v1/jobs", json={"spec": {}}, headers={"origin": origin}), 403, "origin_refused")
+
+
+def test_a_page_of_this_machine_is_served(bare: TestClient) -> None:
+    assert bare.get("/v1/methods", headers={"origin": "http://localhost:3000"}).status_code == 200
+
+
+def test_with_a_key_any_host_may_ask(keyed: TestClient) -> None:
+    headers = {"authorization": f"Bearer {KEY}", "origin": "https://dashboard.example"}
+    assert keyed.get("/v1/methods", headers=headers).status_code == 200

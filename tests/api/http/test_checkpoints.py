@@ -1,0 +1,231 @@
+"""Downloads that can be continued and verified, and that lead nowhere else."""
+
+import base64
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from api.checkpoints.models import Checkpoint
+from api.db import Database
+from api.jobs.leases import Claim, claim_next
+from api.jobs.progress import add_artefact, add_checkpoint, save_log_tail
+from api.settings import Settings
+from api.store import ArtefactStore
+from pocl.manifest import MANIFEST, sha256_of, write_manifest
+from tests.api.http.service import problem, submit
+
+WEIGHTS = random.Random(0).randbytes(200_000)
+FILES = {"model.safetensors": WEIGHTS, "config.json": b"{}", "folder/käse-1.txt": b"cheese", "empty": b""}
+
+
+@pytest.fixture
+def held(client: TestClient, database: Database, dataset: str) -> Claim:
+    """A job that a worker holds."""
+    submit(client, dataset)
+    with database.transaction(write=True) as session:
+        claimed = claim_next(session, worker="w1", lease_seconds=600)
+    assert claimed is not None
+    return claimed
+
+
+@pytest.fixture
+def stored(app: FastAPI, database: Database, held: Claim, tmp_path: Path) -> Checkpoint:
+    """A checkpoint of that job, with its files in the store."""
+    made = tmp_path / "made"
+    for name, content in FILES.items():
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_bytes(content)
+    write_manifest(made)
+    store: ArtefactStore = app.state.store
+    key = f"jobs/{held.job_id}/checkpoints/final"
+    size = store.publish(made, key).size_bytes
+    with database.transaction(write=True) as session:
+        return add_checkpoint(
+            session, held, kind="final", step=9, stage=1, store_key=key, size_bytes=size,
+            manifest_sha256=sha256_of(made / MANIFEST),
+        )  # fmt: skip
+
+
+@pytest.fixture
+def files(stored: Checkpoint) -> str:
+    return f"/v1/checkpoints/{stored.id}/files"
+
+
+def test_a_checkpoint_is_described_and_listed_under_its_job(client: TestClient, stored: Checkpoint) -> None:
+    shown = client.get(f"/v1/checkpoints/{stored.id}").json()
+    assert (shown["kind"], shown["step"], shown["stage"], shown["job_id"]) == ("final", 9, 1, stored.job_id)
+    page = client.get(f"/v1/jobs/{stored.job_id}/checkpoints").json()
+    assert (page["data"], page["has_more"], page["last_id"]) == ([shown], False, stored.id)
+
+
+def test_the_manifest_names_every_file_with_size_and_digest(client: TestClient, stored: Checkpoint) -> None:
+    listed = {file["path"]: file for file in client.get(f"/v1/checkpoints/{stored.id}/manifest").json()["files"]}
+    assert set(listed) == {*FILES, MANIFEST}
+    for name, content in FILES.items():
+        assert (listed[name]["size"], listed[name]["sha256"]) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_every_file_arrives_as_the_manifest_says(client: TestClient, files: str) -> None:
+    for name, content in FILES.items():
+        answer = client.get(f"{files}/{name}")
+        digest = hashlib.sha256(content)
+        assert (answer.status_code, answer.content) == (200, content)
+        assert answer.headers["etag"] == f'"{digest.hexdigest()}"'
+        assert answer.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
+        assert answer.headers["content-length"] == str(len(content))
+        assert answer.headers["content-disposition"].startswith("attachment")
+        assert answer.headers["accept-ranges"] == "bytes"
+
+
+def test_head_answers_the_same_without_the_bytes(client: TestClient, files: str) -> None:
+    got, headed = client.get(f"{files}/model.safetensors"), client.head(f"{files}/model.safetensors")
+    assert headed.content == b""
+    for name in ("etag", "repr-digest", "content-length", "content-type", "accept-ranges"):
+        assert headed.headers[name] == got.headers[name]
+
+
+def test_a_range_is_cut_out(client: TestClient, files: str) -> None:
+    size = len(WEIGHTS)
+    for asked, first, last in [
+        ("bytes=0-0", 0, 0),
+        ("bytes=100-70000", 100, 70000),
+        (f"bytes={size - 1}-", size - 1, size - 1),
+        ("bytes=-10", size - 10, size - 1),
+        (f"bytes=5-{size * 2}", 5, size - 1),
+        (f"bytes=-{size * 2}", 0, size - 1),
+    ]:
+        answer = client.get(f"{files}/model.safetensors", headers={"range": asked})
+        assert answer.status_code == 206, asked
+        assert answer.content == WEIGHTS[first : last + 1]
+        assert answer.headers["content-range"] == f"bytes {first}-{last}/{size}"
+        assert answer.headers["content-length"] == str(last - first + 1)
+
+
+def test_a_range_that_is_not_understood_is_passed_over(client: TestClient, files: str) -> None:
+    for asked in (
+        "bytes=",
+        "bytes=-",
+        "bytes=9-3",
+        "bytes=a-b",
+        "pages=1-2",
+        "0-5",
+        "bytes=0-1,5-9",
+        "bytes=" + "9" * 99,
+    ):
+        answer = client.get(f"{files}/model.safetensors", headers={"range": asked})
+        assert (answer.status_code, answer.content) == (200, WEIGHTS), asked
+
+
+def test_a_range_beyond_the_end_is_refused_with_the_size(client: TestClient, files: str) -> None:
+    for name, asked in (
+        ("model.safetensors", f"bytes={len(WEIGHTS)}-"),
+        ("model.safetensors", "bytes=-0"),
+        ("empty", "bytes=0-"),
+        ("empty", "bytes=-5"),
+    ):
+        answer = client.get(f"{files}/{name}", headers={"range": asked})
+        problem(answer, 416, "range_not_satisfiable")
+        assert answer.headers["content-range"] == f"bytes */{len(FILES[name])}"
+
+
+def test_a_download_that_broke_off_goes_on_only_with_the_same_file(client: TestClient, files: str) -> None:
+    address = f"{files}/model.safetensors"
+    etag = client.head(address).headers["etag"]
+    start = WEIGHTS[:777]
+    rest = client.get(address, headers={"range": "bytes=777-", "if-range": etag})
+    assert (rest.status_code, start + rest.content) == (206, WEIGHTS)
+    for other in ('"another"', f"W/{etag}", "Wed, 21 Oct 2026 07:28:00 GMT"):
+        whole = client.get(address, headers={"range": "bytes=777-", "if-range": other})
+        assert (whole.status_code, whole.content) == (200, WEIGHTS)
+
+
+def test_a_file_that_the_client_has_is_not_sent_again(client: TestClient, files: str) -> None:
+    etag = client.head(f"{files}/config.json").headers["etag"]
+    for address, status in ((f"{files}/config.json", 304), (f"{files}/model.safetensors", 200)):
+        assert client.get(address, headers={"if-none-match": etag}).status_code == status
+
+
+ESCAPES = (
+    "", ".", "../config.json", "%2e%2e", "..%2fconfig.json", "%2e%2e%2f%2e%2e%2fconfig.json", "/etc/passwd",
+    "%2fetc%2fpasswd", "folder/%2e%2e/config.json", "folder", "%2e/config.json", "config.json/", "config.json%00",
+    "%00", "//config.json", "..\\config.json", "%5c..%5cconfig.json", "..%252fconfig.json", "CONFIG.JSON",
+    "model.safetensors.tmp", "%ff", "link", "x" * 5000,
+)  # fmt: skip
+
+
+def test_no_path_leads_elsewhere(client: TestClient, settings: Settings, stored: Checkpoint, files: str) -> None:
+    (settings.artefact_root / stored.store_key / "link").symlink_to("/etc/passwd")
+    for path in ESCAPES:
+        answer = client.get(f"{files}/{path}")
+        assert problem(answer, 404, answer.json()["code"])["code"] in {"file_not_found", "not_found"}, path
+
+
+def test_a_listed_file_that_became_a_link_is_not_followed(
+    client: TestClient, settings: Settings, stored: Checkpoint, files: str
+) -> None:
+    listed = settings.artefact_root / stored.store_key / "config.json"
+    listed.unlink()
+    listed.symlink_to("/etc/passwd")
+    problem(client.get(f"{files}/config.json"), 404, "file_not_found")
+
+
+def test_a_file_of_another_size_is_not_served_under_its_digest(
+    client: TestClient, settings: Settings, stored: Checkpoint, files: str
+) -> None:
+    (settings.artefact_root / stored.store_key / "config.json").write_bytes(b"{} ")
+    problem(client.get(f"{files}/config.json"), 500, "artefact_damaged")
+    (settings.artefact_root / stored.store_key / MANIFEST).write_bytes(b"no manifest")
+    problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 500, "artefact_damaged")
+
+
+def test_files_that_are_gone_are_not_found(client: TestClient, app: FastAPI, stored: Checkpoint, files: str) -> None:
+    app.state.store.remove(stored.store_key)
+    problem(client.get(f"{files}/config.json"), 404, "file_not_found")
+    problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 404, "file_not_found")
+
+
+def test_an_unknown_checkpoint_is_not_found(client: TestClient) -> None:
+    for unknown in ("ckpt_00000000000000000000000000", "ckpt_%00", "job_00000000", "x"):
+        for resource in ("", "/manifest", "/files/config.json"):
+            problem(client.get(f"/v1/checkpoints/{unknown}{resource}"), 404, "checkpoint_not_found")
+
+
+def test_what_a_job_made_is_served_as_what_it_is(
+    client: TestClient, app: FastAPI, database: Database, held: Claim, tmp_path: Path
+) -> None:
+    contents = {"ranking": (b'{"rank": 1}\n', "jsonl"), "result": (b"{}", "json"), "report": (b"<h1>", "html")}
+    store: ArtefactStore = app.state.store
+    for kind, (content, suffix) in contents.items():
+        made = tmp_path / f"{kind}.{suffix}"
+        made.write_bytes(content)
+        key = f"jobs/{held.job_id}/{made.name}"
+        described = store.publish_file(made, key)
+        with database.transaction(write=True) as session:
+            add_artefact(session, held, kind=kind, store_key=key, size_bytes=described.size, sha256=described.sha256)
+    for kind, (content, _) in contents.items():
+        answer = client.get(f"/v1/jobs/{held.job_id}/{kind}")
+        assert (answer.status_code, answer.content) == (200, content)
+        assert answer.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+    page = client.get(f"/v1/jobs/{held.job_id}/report").headers
+    assert (page["content-type"], page["content-disposition"]) == (
+        "text/html; charset=utf-8",
+        'inline; filename="report.html"',
+    )
+    assert "default-src 'none'" in page["content-security-policy"]
+
+
+def test_the_log_is_that_of_the_attempt_that_is_asked_for(client: TestClient, database: Database, held: Claim) -> None:
+    with database.transaction(write=True) as session:
+        save_log_tail(session, held, "loading <käse>\n", max_bytes=1000)
+    logs = f"/v1/jobs/{held.job_id}/logs"
+    parameters: tuple[dict[str, Any], ...] = ({}, {"attempt": 1})
+    for each in parameters:
+        assert client.get(logs, params=each).text == "loading <käse>\n"
+    problem(client.get(logs, params={"attempt": 2}), 404, "attempt_not_found")
+    (attempt,) = client.get(f"/v1/jobs/{held.job_id}/attempts").json()["data"]
+    assert (attempt["id"], attempt["worker"], attempt["end"], attempt["ended_at"]) == (1, "w1", None, None)

@@ -1,0 +1,35 @@
+"""Many requests at once: each is served, none waits for another for ever."""
+
+import asyncio
+from collections import Counter
+
+import httpx2
+from fastapi import FastAPI
+
+from api.settings import Settings
+from tests.api.http.service import JSONL, LOOPBACK, jsonl, specification
+
+CROWD = 150
+
+
+async def at_once(app: FastAPI, requests: list[tuple[str, str, dict[str, object]]]) -> list[httpx2.Response]:
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url=LOOPBACK, timeout=120) as client:
+        sent = (client.request(method, path, **fields) for method, path, fields in requests)  # type: ignore[arg-type]
+        return await asyncio.gather(*sent)
+
+
+def test_more_readers_than_connections_and_threads(app: FastAPI, dataset: str) -> None:
+    answers = asyncio.run(at_once(app, [("GET", f"/v1/datasets/{dataset}", {})] * CROWD))
+    assert Counter(answer.status_code for answer in answers) == {200: CROWD}
+
+
+def test_more_writers_than_connections_and_threads(app: FastAPI, settings: Settings, dataset: str) -> None:
+    app.state.settings = settings.model_copy(update={"max_jobs_queued": CROWD})
+    body: dict[str, object] = {"json": {"spec": specification(dataset)}}
+    upload: dict[str, object] = {"content": jsonl(2), "headers": JSONL}
+    requests = [("POST", "/v1/jobs", body), ("POST", "/v1/datasets", upload)] * (CROWD // 2)
+    answers = asyncio.run(at_once(app, requests))
+    assert Counter(answer.status_code for answer in answers) == {201: CROWD}
+    ids = [answer.json()["id"] for answer in answers]
+    assert len(set(ids)) == CROWD

@@ -1,0 +1,239 @@
+"""Uploads: streamed, checked line by line, kept whole or not at all."""
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import anyio
+from fastapi import FastAPI
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from api.datasets.upload import spool_directory, sweep_abandoned
+from api.settings import Settings
+from api.store import ArtefactStore
+from pocl.data.records import read_samples
+from pocl.manifest import ManifestFile
+from tests.api.http.service import JSONL, jsonl, pointers, problem, upload
+
+
+def stored_files(settings: Settings) -> list[Path]:
+    """Everything that uploads left on the disk."""
+    return [
+        path
+        for root in (spool_directory(settings), settings.artefact_root)
+        for path in root.rglob("*")
+        if path.is_file()
+    ]
+
+
+def test_an_upload_is_kept_byte_for_byte_and_described(client: TestClient, settings: Settings) -> None:
+    body = jsonl(5) + b"\n  \n"
+    answer = client.post("/v1/datasets", params={"name": "five"}, content=body, headers=JSONL)
+    assert answer.status_code == 201
+    made = answer.json()
+    assert (made["name"], made["rows"], made["size_bytes"]) == ("five", 5, len(body))
+    assert made["sha256"] == hashlib.sha256(body).hexdigest()
+    assert made["created_at"].endswith("Z")
+    assert [path.read_bytes() for path in stored_files(settings)] == [body]
+    assert client.get(answer.headers["location"]).json() == made
+
+
+def test_rows_come_under_several_media_types(client: TestClient) -> None:
+    for media_type in ("application/jsonl", "application/x-ndjson; charset=utf-8", "Application/X-JSONLines"):
+        answer = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": media_type})
+        assert answer.status_code == 201
+
+
+def test_a_body_without_a_length_is_taken_in_pieces(client: TestClient) -> None:
+    pieces = (jsonl(3)[at : at + 7] for at in range(0, len(jsonl(3)), 7))
+    answer = client.post("/v1/datasets", content=pieces, headers=JSONL)
+    assert answer.json()["rows"] == 3
+
+
+def test_a_form_carries_a_file_and_its_name(client: TestClient) -> None:
+    answer = client.post("/v1/datasets", files={"file": ("../a/dolly.jsonl", jsonl(4), "text/plain")})
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    assert (made["name"], made["rows"]) == ("dolly.jsonl", 4)
+    assert made["sha256"] == hashlib.sha256(jsonl(4)).hexdigest()
+
+
+def test_a_form_with_another_part_is_refused(client: TestClient, settings: Settings) -> None:
+    files = {"file": ("a.jsonl", jsonl(1)), "more": ("b.jsonl", jsonl(1))}
+    problem(client.post("/v1/datasets", files=files), 422, "multipart_invalid")
+    problem(client.post("/v1/datasets", files={"rows": ("a.jsonl", jsonl(1))}), 422, "multipart_invalid")
+    assert stored_files(settings) == []
+
+
+def test_a_form_without_a_usable_boundary_is_refused(client: TestClient) -> None:
+    for content_type in ("multipart/form-data", "multipart/form-data; boundary=" + "x" * 999):
+        answer = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": content_type})
+        problem(answer, 422, "multipart_invalid")
+
+
+def test_a_form_that_breaks_off_is_refused(client: TestClient, settings: Settings) -> None:
+    whole = b'--cut\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + jsonl(2)
+    answer = client.post("/v1/datasets", content=whole, headers={"content-type": "multipart/form-data; boundary=cut"})
+    problem(answer, 422, "multipart_invalid")
+    assert stored_files(settings) == []
+
+
+def test_bad_lines_are_named_by_number_and_nothing_is_kept(client: TestClient, settings: Settings) -> None:
+    lines = jsonl(4).splitlines()
+    lines[1] = b'{"instruction": "SECRET"}'
+    lines[3] = b"SECRET"
+    answer = client.post("/v1/datasets", content=b"\n".join(lines), headers=JSONL)
+    found = problem(answer, 422, "dataset_invalid")
+    assert pointers(found) == ["/lines/2", "/lines/4"]
+    assert [error["code"] for error in found["errors"]] == ["missing", "not_json"]
+    assert "2 of 4" in found["detail"]
+    assert "SECRET" not in answer.text
+    assert stored_files(settings) == []
+    assert client.get("/v1/datasets").json()["data"] == []
+
+
+def test_of_many_bad_lines_the_first_twenty_are_named_and_all_are_counted(client: TestClient) -> None:
+    found = problem(client.post("/v1/datasets", content=b"{}\n" * 50, headers=JSONL), 422, "dataset_invalid")
+    assert pointers(found) == [f"/lines/{number}" for number in range(1, 21)]
+    assert "50 of 50" in found["detail"]
+
+
+def test_a_file_without_rows_is_refused(client: TestClient, settings: Settings) -> None:
+    for body in (b"", b"\n", b"\xef\xbb\xbf \r\n\r\n"):
+        problem(client.post("/v1/datasets", content=body, headers=JSONL), 422, "dataset_invalid")
+    assert stored_files(settings) == []
+
+
+def test_an_upload_over_the_limit_is_refused(client: TestClient, settings: Settings) -> None:
+    body = b" " * settings.max_upload_bytes + jsonl(1)
+    problem(client.post("/v1/datasets", content=body, headers=JSONL), 413, "upload_too_large")
+    pieces = iter([body[:1000], body[1000:]])
+    problem(client.post("/v1/datasets", content=pieces, headers=JSONL), 413, "upload_too_large")
+    assert stored_files(settings) == []
+
+
+def test_a_file_in_a_form_has_the_same_limit(client: TestClient, settings: Settings) -> None:
+    files = {"file": ("a.jsonl", jsonl(1) + b" " * settings.max_upload_bytes)}
+    problem(client.post("/v1/datasets", files=files), 413, "upload_too_large")
+    assert stored_files(settings) == []
+
+
+def test_other_media_types_are_refused(client: TestClient) -> None:
+    for media_type in ("text/csv", "application/x-www-form-urlencoded", "application/json", ""):
+        answer = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": media_type})
+        problem(answer, 415, "unsupported_media_type")
+
+
+def test_a_name_that_cannot_be_shown_is_refused(client: TestClient) -> None:
+    for name in ("", "a\nb", "nul\0", "x" * 201):
+        answer = client.post("/v1/datasets", params={"name": name}, content=jsonl(1), headers=JSONL)
+        assert pointers(problem(answer, 422, "invalid")) == ["/query/name"]
+
+
+def test_an_upload_that_is_cut_off_leaves_nothing(app: FastAPI, client: TestClient, settings: Settings) -> None:
+    arriving: list[dict[str, Any]] = [
+        {"type": "http.request", "body": jsonl(3), "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/datasets",
+        "raw_path": b"/v1/datasets",
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/jsonl"), (b"content-length", b"999")],
+        "state": {},
+    }
+
+    async def receive() -> dict[str, Any]:
+        return arriving.pop(0)
+
+    async def send(_message: Any) -> None:
+        """The client is gone."""
+
+    anyio.run(app, scope, receive, send)
+    assert arriving == []
+    assert stored_files(settings) == []
+    assert client.get("/v1/datasets").json()["data"] == []
+
+
+def test_a_commit_that_fails_takes_the_file_back(client: TestClient, settings: Settings) -> None:
+    def fail(_session: Session) -> None:
+        raise OperationalError("COMMIT", {}, Exception("the database went away"))
+
+    event.listen(Session, "before_commit", fail)
+    try:
+        answer = client.post("/v1/datasets", content=jsonl(3), headers=JSONL)
+    finally:
+        event.remove(Session, "before_commit", fail)
+    assert problem(answer, 503, "unavailable")["retryable"] is True
+    assert stored_files(settings) == []
+    assert client.get("/v1/datasets").json()["data"] == []
+
+
+class FullStore(ArtefactStore):
+    """A store on a full disk."""
+
+    def publish_file(self, source: Path, key: str) -> ManifestFile:
+        raise OSError(errno.ENOSPC, "No space left on device", f"{source} {key}")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(app: FastAPI, client: TestClient, settings: Settings) -> None:
+    app.state.store = FullStore(settings.artefact_root)
+    answer = client.post("/v1/datasets", content=jsonl(1), headers=JSONL)
+    assert problem(answer, 507, "storage_full")["retryable"] is True
+    assert str(settings.home) not in answer.text
+    assert stored_files(settings) == []
+
+
+def test_pages_hold_every_data_set_once_although_others_arrive(client: TestClient) -> None:
+    expected = [upload(client, rows=1, name=f"set {n}") for n in range(5)]
+    seen: list[str] = []
+    after = None
+    while True:
+        page = client.get("/v1/datasets", params={"limit": 2} | ({"after": after} if after else {})).json()
+        assert page["object"] == "list"
+        ids = [item["id"] for item in page["data"]]
+        assert (page["first_id"], page["last_id"]) == (ids[0], ids[-1])
+        seen += ids
+        upload(client, rows=1, name="a late one")
+        if not page["has_more"]:
+            break
+        after = page["last_id"]
+    assert seen == expected[::-1]
+
+
+def test_a_limit_out_of_bounds_is_refused(client: TestClient) -> None:
+    for limit in ("0", "101", "-1", "many"):
+        found = problem(client.get("/v1/datasets", params={"limit": limit}), 422, "invalid")
+        assert pointers(found) == ["/query/limit"]
+
+
+def test_an_unknown_data_set_is_not_found(client: TestClient) -> None:
+    for unknown in ("ds_00000000000000000000000000", "job_00000000", "ds_%00", "x", "ds_" + "1" * 99):
+        problem(client.get(f"/v1/datasets/{unknown}"), 404, "dataset_not_found")
+
+
+def test_the_spool_loses_only_what_was_abandoned_a_day_ago(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    spool = spool_directory(settings)
+    spool.mkdir()
+    (spool / "old").touch()
+    (spool / "new").touch()
+    os.utime(spool / "old", (0, 0))
+    sweep_abandoned(settings)
+    assert [path.name for path in spool.iterdir()] == ["new"]
+
+
+def test_the_engine_reads_what_the_service_accepted(client: TestClient, settings: Settings) -> None:
+    upload(client, rows=3)
+    (stored,) = stored_files(settings)
+    assert [sample.references for sample in read_samples(stored)] == [("0 it is",), ("1 it is",), ("2 it is",)]

@@ -1,0 +1,97 @@
+"""Real servers and fresh databases for every test that asks for one."""
+
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests import services
+from tests.crew import Crew
+
+DATABASES = ("sqlite", "postgres")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """URL of a real Valkey or Redis of this session."""
+    with services.running_redis(services.find_redis()) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """URL of an empty Valkey or Redis, as redis-py spells it."""
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+    return redis_server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """URL of a real PostgreSQL of this session, on which databases may be created."""
+    with services.running_postgres(services.find_postgres()) as url:
+        yield url
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of an empty database: every test that asks for one runs on SQLite and on PostgreSQL."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.db'}"
+        return
+    # Asked for by name, so that a run of SQLite tests alone starts no server.
+    server = request.getfixturevalue("postgres_server")
+    with services.fresh_database(server, f"test_{uuid.uuid4().hex}") as url:
+        yield url
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Crew]:
+    made = Crew(tmp_path / "crew")
+    yield made
+    made.dismiss()
+
+
+def pytest_report_header() -> list[str]:
+    return [f"redis: {_found(services.find_redis)}", f"postgres: {_found(services.find_postgres)}"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Someone who names one variant of a test wants that one alone.
+    if not any("[" in argument for argument in config.args):
+        refuse_half_covered(items)
+
+
+def refuse_half_covered(items: list[pytest.Item]) -> None:
+    """Fail the run where a database test was collected for some of the databases only."""
+    seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for item in items:
+        if isinstance(item, pytest.Function) and "database_url" in item.fixturenames:
+            backend = item.callspec.params.get("database_url", "none") if hasattr(item, "callspec") else "none"
+            seen[item.nodeid.partition("[")[0]][str(backend)] += 1
+    for test, counted in seen.items():
+        if set(counted) != set(DATABASES) or len(set(counted.values())) != 1:
+            raise pytest.UsageError(f"{test} must run on {' and '.join(DATABASES)}; collected {dict(counted)}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = terminalreporter.stats.get("passed", [])
+    counts = {name: sum(name in _parameters(report.nodeid) for report in passed) for name in DATABASES}
+    if any(counts.values()):
+        terminalreporter.write_line("databases: " + ", ".join(f"{n} passed on {name}" for name, n in counts.items()))
+
+
+def _parameters(nodeid: str) -> list[str]:
+    return nodeid.partition("[")[2].rstrip("]").split("-")
+
+
+def _found(find: Callable[[], services.Server]) -> str:
+    try:
+        return str(find())
+    except services.ServiceMissing as missing:
+        # Said here, and raised again by the first test that needs it.
+        return f"NOT FOUND. {missing}"

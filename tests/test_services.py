@@ -1,0 +1,77 @@
+"""The servers that the other tests stand on are real, fresh for every test, and never skipped."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+import sqlalchemy as sa
+
+from tests import services
+from tests.conftest import DATABASES, refuse_half_covered
+from tests.waiting import eventually
+
+_NOTHING = {"PATH": "/nonexistent"}
+
+
+def test_a_database_is_empty_and_speaks_its_own_dialect(database_url: str, request: pytest.FixtureRequest) -> None:
+    engine = sa.create_engine(database_url)
+    with engine.begin() as connection:
+        assert sa.inspect(connection).get_table_names() == []
+        connection.execute(sa.text("CREATE TABLE left_behind (id INTEGER)"))
+        version = "version()" if engine.dialect.name == "postgresql" else "sqlite_version()"
+        assert connection.execute(sa.text(f"SELECT {version}")).scalar_one()
+    engine.dispose()
+    assert engine.dialect.name.startswith(request.node.callspec.params["database_url"])
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_redis_is_empty_at_the_start_of_each_test(redis_url: str, turn: int) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.dbsize() == 0
+        client.set("turn", turn)
+        assert client.info("server")["redis_version"]
+
+
+def test_a_server_named_by_the_environment_is_used_as_it_is() -> None:
+    named = {"TEST_REDIS_URL": "redis://elsewhere", "TEST_DATABASE_URL": "postgresql://elsewhere"}
+    assert services.find_redis(named).url == "redis://elsewhere"
+    assert services.find_postgres(named).url == "postgresql://elsewhere"
+
+
+def test_a_missing_server_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The wheels are installed here, so their absence has to be arranged.
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+    with pytest.raises(services.ServiceMissing, match="Install"):
+        services.find_redis(_NOTHING)
+    with pytest.raises(services.ServiceMissing, match="TEST_DATABASE_URL"):
+        services.find_postgres(_NOTHING)
+
+
+def test_a_database_test_collected_for_one_database_only_fails_the_run(request: pytest.FixtureRequest) -> None:
+    items = [item for item in request.session.items if "database_url" in getattr(item, "fixturenames", ())]
+    refuse_half_covered(items)
+    for left_out in DATABASES:
+        rest = [item for item in items if f"[{left_out}" not in item.nodeid]
+        if rest:
+            with pytest.raises(pytest.UsageError, match="must run on"):
+                refuse_half_covered(rest)
+
+
+@pytest.mark.parametrize("server", ["redis", "postgres"], ids=["valkey", "postgresql"])
+def test_servers_die_with_a_test_run_that_is_killed(server: str) -> None:
+    script = (
+        "import signal; from tests import services\n"
+        f"with services.running_{server}(services.find_{server}()) as url:\n"
+        "    print(url, flush=True); signal.pause()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        url = run.stdout.readline().strip()
+        answers = services.redis_answers if server == "redis" else services.postgres_answers
+        assert answers(url)
+        os.kill(run.pid, 9)
+        eventually(lambda: not answers(url), what="the server is gone")
