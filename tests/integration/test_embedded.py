@@ -1,0 +1,149 @@
+"""`python -m worker serve`: everything under one command, and nothing left when it ends, however it ends."""
+
+import os
+import signal
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from api.jobs.states import JobStatus
+from tests.crew import Crew, Member
+from tests.waiting import eventually
+from tests.workshop import Workshop, kill, processes_mentioning
+
+Start = Callable[..., Member]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def shop(home: Path) -> Workshop:
+    return Workshop(home, f"sqlite:///{home / 'pocl.sqlite3'}", lease_seconds=3)
+
+
+@pytest.fixture
+def start(shop: Workshop, crew: Crew) -> Start:
+    def launch(*arguments: str, engine: tuple[str, ...] = (), **variables: str) -> Member:
+        return crew.start("serve", {**shop.environment(*engine), **variables}, *(arguments or ("--port", "0")))
+
+    return launch
+
+
+def address(launcher: Member) -> str:
+    return launcher.says("READY").removeprefix("READY ")
+
+
+def alive(url: str) -> bool:
+    with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
+        return bool(answer.status == 200)
+
+
+def nothing_is_left(home: Path) -> bool:
+    return not processes_mentioning(str(home))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_it_says_when_it_is_ready_and_stops_everything_when_asked(
+    start: Start, home: Path, number: signal.Signals
+) -> None:
+    launcher = start()
+    assert alive(address(launcher))
+    assert len(processes_mentioning(str(home))) >= 5
+    launcher.process.send_signal(number)
+    assert launcher.ends() == 0
+    assert nothing_is_left(home)
+    assert launcher.log.count("READY") == 1
+
+
+def test_nothing_survives_a_launcher_that_is_killed(start: Start, shop: Workshop, home: Path) -> None:
+    launcher = start(engine=("--hold", "5"))
+    address(launcher)
+    job = shop.submit()
+    eventually(lambda: shop.job(job).step == 5, within=60, what="the engine runs")
+    kill(launcher.pid)
+    launcher.process.wait()
+    eventually(lambda: nothing_is_left(home), what="nothing is left")
+    shop.close()
+
+
+def test_a_job_runs_and_the_broker_may_die_meanwhile(start: Start, shop: Workshop, home: Path) -> None:
+    launcher = start()
+    address(launcher)
+    first = shop.submit()
+    eventually(lambda: shop.job(first).status is JobStatus.SUCCEEDED, within=60, what="the first job")
+    (broker,) = (pid for pid, command in processes_mentioning(str(home)).items() if "valkey-server" in command)
+    kill(broker)
+    second = shop.submit()
+    eventually(lambda: shop.job(second).status is JobStatus.SUCCEEDED, within=60, what="the second job")
+    shop.close()
+
+
+@pytest.mark.parametrize("part", ["api serve", "worker scheduler", "worker run"])
+def test_a_part_that_dies_is_started_again(start: Start, home: Path, part: str) -> None:
+    launcher = start()
+    address(launcher)
+
+    def running() -> set[int]:
+        # Not the child that a worker forks, which shares its command line.
+        found = {pid for pid, command in processes_mentioning(str(home)).items() if f"-m {part}" in command}
+        return {pid for pid in found if parent_of(pid) == launcher.pid}
+
+    (before,) = eventually(running)
+    kill(before)
+    eventually(lambda: running() - {before}, within=60, what="another one")
+
+
+def parent_of(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def test_when_a_part_does_not_stay_up_all_of_it_stops(start: Start, home: Path) -> None:
+    launcher = start(POCL_REDIS_SERVER="/bin/false")
+    assert launcher.ends() == 1
+    assert "The broker ended 4 times" in launcher.log
+    assert nothing_is_left(home)
+
+
+def test_two_do_not_share_a_home(start: Start) -> None:
+    address(start())
+    second = start()
+    assert second.ends() == 1
+    assert "choose another POCL_HOME" in second.log
+
+
+def test_a_port_that_is_taken_is_said_at_once(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        launcher = start("--port", str(taken.getsockname()[1]))
+        assert launcher.ends() == 1
+    assert "Choose another with --port" in launcher.log
+
+
+def test_settings_that_are_wrong_are_named_without_their_values(start: Start) -> None:
+    launcher = start(POCL_API_KEY="short-secret")
+    assert launcher.ends() == 2
+    assert "api_key" in launcher.log
+    assert "short-secret" not in launcher.log
+
+
+def test_its_files_are_for_its_owner_alone(start: Start, home: Path) -> None:
+    address(start())
+    assert [oct(os.stat(home / name).st_mode & 0o077) for name in (".", "run", "tmp")] == ["0o0"] * 3
+
+
+def test_a_long_home_is_no_obstacle_to_the_socket(crew: Crew, tmp_path: Path) -> None:
+    home = tmp_path / ("long" * 30) / "home"
+    shop = Workshop(home, f"sqlite:///{home / 'pocl.sqlite3'}", lease_seconds=3)
+    home.parent.mkdir()
+    launcher = crew.start("serve", shop.environment(), "--port", "0")
+    assert alive(address(launcher))

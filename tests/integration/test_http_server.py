@@ -1,0 +1,128 @@
+"""The service as a process of its own, on a real socket."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from api.db import Database, upgrade
+from api.jobs.repository import list_jobs
+from api.settings import Settings
+from tests.api.http.service import JSONL, jsonl, specification
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(home: Path, **settings: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("POCL_")}
+    return inherited | {"POCL_HOME": str(home)} | {f"POCL_{name.upper()}": value for name, value in settings.items()}
+
+
+def run(command: str, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "api", command], env=dict(settings), cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(address: str) -> bool:
+    try:
+        return httpx2.get(f"{address}/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def server(database_url: str, home: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a running service; at the end it has to stop when asked, and without an error in its log."""
+    port = free_port()
+    settings = environment(home, database_url=database_url, port=str(port))
+    upgrade(Settings(home=home, database_url=database_url))
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, "-m", "api", "serve"], env=settings, cwd=ROOT, stderr=output)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            eventually(lambda: process.poll() is not None or answers(address), what="the service answers")
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(30)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    # Uvicorn ends by the signal that it was sent, once it has shut down.
+    assert status in (0, -signal.SIGTERM)
+    assert [line for line in lines if line["level"] in ("error", "critical")] == []
+
+
+def test_a_data_set_is_uploaded_and_a_job_submitted(server: str) -> None:
+    with httpx2.Client(base_url=server) as client:
+        assert client.get("/readyz").status_code == 200
+        dataset = client.post("/v1/datasets", content=jsonl(8), headers=JSONL).json()["id"]
+        made = client.post("/v1/jobs", json={"spec": specification(dataset)})
+        assert made.status_code == 201
+        assert client.get(made.headers["location"]).json()["status"] == "queued"
+
+
+def test_an_upload_whose_client_goes_away_leaves_nothing(server: str, home: Path) -> None:
+    host, port = server.removeprefix("http://").split(":")
+    head = (
+        f"POST /v1/datasets HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/jsonl\r\ncontent-length: 9999\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + jsonl(3))
+        spool = home / "uploads"
+        eventually(lambda: spool.is_dir() and any(spool.iterdir()), what="the upload has begun")
+    eventually(lambda: not any(spool.iterdir()), what="the upload is taken back")
+    assert httpx2.get(f"{server}/v1/datasets").json()["data"] == []
+
+
+def test_a_path_with_dots_as_it_stands_leads_nowhere(server: str) -> None:
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        # Clients resolve the dots before they send; nothing says that all do.
+        request = f"GET /v1/checkpoints/ckpt_00000000/files/../../../../etc/passwd HTTP/1.0\r\nhost: {host}\r\n\r\n"
+        connection.sendall(request.encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert b"application/problem+json" in answer
+
+
+def test_migrate_makes_the_schema_and_may_be_repeated(home: Path) -> None:
+    assert [run("migrate", environment(home)).returncode for _ in range(2)] == [0, 0]
+    database = Database(Settings(home=home).database_url)
+    with database.transaction(write=False) as session:
+        assert list_jobs(session, "default", limit=1).rows == []
+    database.close()
+
+
+def test_beyond_loopback_nothing_starts_without_a_key(home: Path) -> None:
+    ended = run("serve", environment(home, host="0.0.0.0"))
+    assert ended.returncode == 2
+    assert "POCL_API_KEY" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_wrong_setting_is_named_and_its_value_is_not_shown(home: Path) -> None:
+    ended = run("serve", environment(home, api_key="SECRET", port="SECRET"))
+    assert ended.returncode == 2
+    assert "POCL_API_KEY" in ended.stderr
+    assert "POCL_PORT" in ended.stderr
+    assert "SECRET" not in ended.stderr

@@ -1,0 +1,171 @@
+"""An engine that trains nothing: it keeps the real one's promises about its directory, events, signals and exits.
+
+    fake_engine.py [options] SPEC --workdir DIR
+
+It says a step at a time, saves a training state every two, and continues the newest that it finds. `--hold STEP`
+makes it wait at a step until the file `--gate` exists, so that a test can act at a known moment.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pocl.events import (
+    ArtefactWritten,
+    CheckpointSaved,
+    Event,
+    PhaseChanged,
+    RunEnded,
+    RunFinished,
+    RunStarted,
+    StageFinished,
+    StageStarted,
+    StepLogged,
+    to_line,
+)
+from pocl.manifest import new_directory, read_manifest, write_manifest
+
+STAGES, STEPS_PER_STAGE = 2, 5
+STEPS = STAGES * STEPS_PER_STAGE
+
+
+class Stopped(Exception):
+    pass
+
+
+class Engine:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.workdir: Path = options.workdir
+        self.stopping = False
+        (self.workdir / "checkpoints").mkdir(exist_ok=True)
+        self.out = (self.workdir / "events.jsonl").open("a", buffering=1)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if options.deaf else self.stop)
+
+    def stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def say(self, event: Event) -> None:
+        self.out.write(to_line(event, datetime.now(UTC)) + "\n")
+
+    def run(self) -> int:
+        sys.stderr.write(f"workdir {self.workdir}, environment {json.dumps(sorted(os.environ))}\n")
+        if self.options.child:
+            subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+        saved = sorted(self.workdir.glob("checkpoints/step-*"))
+        start = int(saved[-1].name.removeprefix("step-")) if saved else 0
+        self.say(RunStarted(resumed_from_step=start or None, total_steps=STEPS, stages=STAGES))
+        self.say(PhaseChanged(phase="ranking"))
+        if not (self.workdir / "ranking.jsonl").exists():
+            (self.workdir / "ranking.jsonl").write_text(f'{{"rank": 1, "by": {os.getpid()}}}\n')
+            (self.workdir / "ranking.json").write_text("{}\n")
+        self.say(ArtefactWritten(kind="ranking", path="ranking.jsonl"))
+        step = start
+        try:
+            for step in range(start + 1, STEPS + 1):
+                self.step(step)
+        except Stopped:
+            self.save(step, "training")
+            self.end("stopped", step)
+            return 75
+        return self.finish()
+
+    def step(self, step: int) -> None:
+        stage = (step - 1) // STEPS_PER_STAGE
+        if (step - 1) % STEPS_PER_STAGE == 0:
+            self.say(StageStarted(stage=stage, samples=1, temperature=1, kd_weight=1, steps=5, first_step=step - 1))
+        self.say(
+            StepLogged(
+                step=step,
+                total_steps=STEPS,
+                stage=stage,
+                loss=1 / step,
+                cross_entropy=1,
+                divergence=1,
+                learning_rate=1,
+                grad_norm=1,
+                temperature=1,
+                kd_weight=1,
+                tokens=1,
+                tokens_seen=step,
+                tokens_per_second=1,
+                eta_seconds=1,
+            )
+        )
+        if step % 2 == 0:
+            self.save(step, "training")
+        self.act(step)
+        if step % STEPS_PER_STAGE == 0:
+            self.save(step, "stage")
+            self.say(StageFinished(stage=stage, step=step, epochs=1))
+
+    def act(self, step: int) -> None:
+        """Do what the options ask for at this step."""
+        options = self.options
+        if step == options.fail:
+            raise SystemExit(self.end(options.code, step))
+        if step == options.die:
+            os.kill(os.getpid(), options.signal)
+        while step == options.hold and not options.gate.exists() and not self.stopping:
+            time.sleep(0.01)
+        if self.stopping:
+            raise Stopped
+
+    def save(self, step: int, kind: str) -> None:
+        target = self.workdir / "checkpoints" / f"step-{step:08d}"
+        if not target.exists():
+            with new_directory(target) as scratch:
+                (scratch / "model.safetensors").write_bytes(b"weights of step %d" % step)
+                (scratch / "training").mkdir()
+                (scratch / "training" / "state.json").write_text(json.dumps({"step": step}))
+                write_manifest(scratch / "training")
+        self.announce(kind, target, step)
+
+    def announce(self, kind: str, target: Path, step: int) -> None:
+        path = target.relative_to(self.workdir).as_posix()
+        size = read_manifest(target).size_bytes
+        self.say(
+            CheckpointSaved.model_validate({"kind": kind, "path": path, "step": step, "stage": 0, "size_bytes": size})
+        )
+
+    def finish(self) -> int:
+        with new_directory(self.workdir / "final") as scratch:
+            (scratch / "model.safetensors").write_bytes(b"weights of the student")
+        if not self.options.no_student:
+            self.announce("final", self.workdir / "final", STEPS)
+        (self.workdir / "result.json").write_text('{"steps": 10}')
+        self.say(ArtefactWritten(kind="result", path="result.json"))
+        self.say(RunFinished(step=STEPS))
+        return 0
+
+    def end(self, code: str, step: int) -> int:
+        self.say(RunEnded(code=code, message="It ended.", fault="user", retryable=False, hint="Read this.", step=step))
+        return 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--hold", type=int, default=0)
+    parser.add_argument("--gate", type=Path, default=Path("/nonexistent"))
+    parser.add_argument("--fail", type=int, default=0)
+    parser.add_argument("--code", default="loss_diverged")
+    parser.add_argument("--die", type=int, default=0)
+    parser.add_argument("--signal", type=int, default=9)
+    parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
+    parser.add_argument("--child", action="store_true", help="start a process that never ends")
+    parser.add_argument("--no-student", action="store_true", help="leave the finished student out")
+    options = parser.parse_args()
+    json.loads(options.spec.read_text())
+    return Engine(options).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

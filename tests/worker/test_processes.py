@@ -1,0 +1,63 @@
+"""Children end with those who started them, and take their own children along."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.waiting import eventually
+from tests.workshop import processes_mentioning
+from worker.processes import end, kill_group, spawn
+
+DEAF = (
+    "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
+)
+POLITE = (
+    "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print('up', flush=True); signal.pause()"
+)
+PARTING = (
+    "import subprocess, sys\n"
+    "subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()', sys.argv[1]])\n"
+    "print('up', flush=True)"
+)
+PARENT = (
+    "import subprocess, sys\n"
+    "from pathlib import Path\n"
+    "from worker.processes import spawn\n"
+    "spawn([sys.executable, '-c', 'import signal; signal.pause()', sys.argv[1]], stdout=subprocess.DEVNULL)\n"
+    "print('up', flush=True); import signal; signal.pause()"
+)
+
+
+def started(script: str, mark: Path) -> subprocess.Popen[bytes]:
+    log = mark / "log"
+    with log.open("wb") as output:
+        process = spawn([sys.executable, "-c", script, str(mark)], stdout=output)
+    eventually(lambda: b"up" in log.read_bytes())
+    return process
+
+
+def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
+    parent = started(PARENT, tmp_path)
+    assert len(processes_mentioning(str(tmp_path))) == 2
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    eventually(lambda: not processes_mentioning(str(tmp_path)))
+
+
+def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+    assert end(started(DEAF, tmp_path), grace=0.1) == -signal.SIGKILL
+
+
+def test_one_that_listens_ends_by_itself(tmp_path: Path) -> None:
+    assert end(started(POLITE, tmp_path), grace=30) == 7
+
+
+def test_what_a_child_left_behind_is_ended_too(tmp_path: Path) -> None:
+    process = started(PARTING, tmp_path)
+    process.wait()
+    assert len(processes_mentioning(str(tmp_path))) == 1
+    kill_group(process)
+    eventually(lambda: not processes_mentioning(str(tmp_path)))
+    kill_group(process)

@@ -1,0 +1,89 @@
+"""The scheduler: rings for the waiting, takes jobs from the lost, clears away what was left."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import sqlalchemy as sa
+
+from api.db import db_now
+from api.jobs import leases
+from api.jobs.models import Job
+from api.jobs.states import JobStatus
+from tests.workshop import Workshop
+from worker.app import celery_app
+from worker.doorbell import BrokerUnreachable, Doorbell
+from worker.scheduler import Scheduler
+
+
+def scheduler(workshop: Workshop, redis_url: str) -> Scheduler:
+    doorbell = Doorbell(celery_app(redis_url, "test"))
+    return Scheduler(workshop.database, workshop.store, doorbell, workshop.settings, workshop.options())
+
+
+def ends_after(rounds: int) -> Callable[[float], bool]:
+    left = iter(range(rounds))
+    return lambda _: next(left, None) is None
+
+
+def test_it_rings_once_for_each_job_that_waits(workshop: Workshop, redis_url: str) -> None:
+    for _ in range(3):
+        workshop.submit()
+    assert [scheduler(workshop, redis_url).ring() for _ in range(2)] == [3, 0]
+
+
+def test_a_job_whose_worker_is_lost_goes_back_to_the_queue(workshop: Workshop, redis_url: str) -> None:
+    job = workshop.submit()
+    with workshop.database.transaction(write=True) as session:
+        leases.claim_next(session, worker="lost", lease_seconds=60)
+        session.execute(sa.update(Job).values(lease_expires_at=db_now(-1)))
+    assert scheduler(workshop, redis_url).reap() == [job]
+    assert workshop.moves(job)[-2:] == ["recovering", "queued"]
+    assert scheduler(workshop, redis_url).reap() == []
+
+
+def test_a_held_job_is_left_alone(workshop: Workshop, redis_url: str) -> None:
+    job = workshop.submit()
+    with workshop.database.transaction(write=True) as session:
+        leases.claim_next(session, worker="alive", lease_seconds=60)
+    assert scheduler(workshop, redis_url).reap() == []
+    assert workshop.job(job).status is JobStatus.PREPARING
+
+
+def test_files_of_jobs_that_are_gone_are_removed_and_others_stay(
+    workshop: Workshop, redis_url: str, tmp_path: Path
+) -> None:
+    job = workshop.submit()
+    (tmp_path / "file").write_text("x")
+    for owner in (job, "job_gone"):
+        workshop.store.publish_file(tmp_path / "file", f"jobs/{owner}/attempt-1/result.json")
+    half = workshop.settings.artefact_root / ".staging" / "half"
+    half.mkdir()
+    os.utime(half, (0, 0))
+    assert scheduler(workshop, redis_url).clear() == 2
+    assert workshop.store.keys("jobs") == [f"jobs/{job}"]
+
+
+class Unheard:
+    def ring_for(self, queued: int, *, limit: int) -> int:
+        raise BrokerUnreachable(f"{queued} of {limit}")
+
+
+def test_a_broker_that_is_gone_does_not_keep_it_from_its_other_duties(workshop: Workshop, redis_url: str) -> None:
+    job = workshop.submit()
+    with workshop.database.transaction(write=True) as session:
+        leases.claim_next(session, worker="lost", lease_seconds=60)
+        session.execute(sa.update(Job).values(lease_expires_at=db_now(-1)))
+    deaf = replace(scheduler(workshop, redis_url), doorbell=cast(Doorbell, Unheard()))
+    deaf.run(ends_after(2))
+    assert workshop.job(job).status is JobStatus.QUEUED
+
+
+def test_each_duty_is_done_when_it_is_due(workshop: Workshop, redis_url: str) -> None:
+    workshop.submit()
+    times = iter(float(n) for n in range(1000))
+    one = scheduler(workshop, redis_url)
+    one.run(ends_after(3), clock=lambda: next(times))
+    assert one.doorbell.waiting() == 1

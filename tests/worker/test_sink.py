@@ -1,0 +1,102 @@
+"""Events are read whole, once, in order; and reach the rows exactly once whatever the database does."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from api.db import Database
+from api.jobs.repository import metric_series
+from api.jobs.states import JobStatus
+from pocl.events import Warned, to_line
+from tests.worker.fake_engine import STEPS
+from tests.workshop import Workshop
+from worker.sink import EventTail
+from worker.supervisor import Supervisor
+
+
+def lines(count: int) -> bytes:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    return "".join(to_line(Warned(code=f"c{n}", message="ü\u2028"), at) + "\n" for n in range(count)).encode()
+
+
+@given(cuts=st.lists(st.integers(0, len(lines(5))), max_size=6))
+def test_each_event_is_read_once_however_the_file_grows(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
+) -> None:
+    content, path = lines(5), tmp_path_factory.mktemp("tail") / "events.jsonl"
+    tail, read = EventTail(path), []
+    for cut in [*sorted(cuts), len(content)]:
+        path.write_bytes(content[:cut])
+        read += tail.read()
+    assert [stamped.event for stamped, _ in read] == [Warned(code=f"c{n}", message="ü\u2028") for n in range(5)]
+    assert [content[:offset].count(b"\n") for _, offset in read] == [1, 2, 3, 4, 5]
+    assert tail.offset == len(content)
+
+
+def test_a_tail_goes_on_from_an_offset(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(lines(2))
+    first = EventTail(tmp_path / "events.jsonl").read()[0][1]
+    rest = EventTail(tmp_path / "events.jsonl", first).read()
+    assert [stamped.event for stamped, _ in rest] == [Warned(code="c1", message="ü\u2028")]
+
+
+@pytest.mark.parametrize(
+    "odd", [b'{"at": 1}', b"not json", b"", b"\xff\xfe", b'{"event":{"type":"of tomorrow"}}', b"x" * 2**19]
+)
+def test_a_line_that_is_not_understood_is_passed_over(tmp_path: Path, odd: bytes) -> None:
+    (tmp_path / "events.jsonl").write_bytes(odd + b"\n" + lines(1))
+    assert len(EventTail(tmp_path / "events.jsonl").read()) == 1
+
+
+def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b"x" * (3 * 2**20) + b"\n" + lines(1))
+    tail = EventTail(tmp_path / "events.jsonl")
+    assert [len(tail.read()) for _ in range(5)] == [0, 0, 0, 1, 0]
+
+
+class Flaky(Database):
+    """A database that is away at random moments: before a transaction, or after its commit, whose answer is lost."""
+
+    def __init__(self, url: str, seed: int) -> None:
+        super().__init__(url)
+        self._random = random.Random(seed)
+        self._count = self.failures = 0
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[Session]:
+        self._count += 1
+        # A claim whose answer is lost is a lost worker; the reaper's tests have that.
+        chance = self._random.random() if self._count > 2 else 1.0
+        self._fail_if(chance < 0.25)
+        with super().transaction(write=write) as session:
+            yield session
+        self._fail_if(chance < 0.5)
+
+    def _fail_if(self, away: bool) -> None:
+        if away:
+            self.failures += 1
+            raise OperationalError("", {}, Exception("away"))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_database_that_comes_and_goes_sees_each_event_once(workshop: Workshop, seed: int) -> None:
+    job = workshop.submit(checkpoints={"keep": 100})
+    flaky = Flaky(workshop.database_url, seed)
+    quick = workshop.supervisor()
+    Supervisor(flaky, quick.store, quick.settings, quick.options, "tester", quick.should_stop).work_one()
+    flaky.close()
+    assert flaky.failures > 0
+    assert workshop.job(job).status is JobStatus.SUCCEEDED
+    assert [event.seq for event in workshop.events(job)] == list(range(1, workshop.job(job).event_seq + 1))
+    assert [len(workshop.events(job, kind)) for kind in ("stage_started", "run_finished", "checkpoint")] == [2, 1, 8]
+    with workshop.database.transaction(write=False) as session:
+        (loss,) = metric_series(session, job, points=100, names=["loss"])
+    assert loss.steps == tuple(range(1, STEPS + 1))

@@ -1,0 +1,289 @@
+"""One attempt at a job, with real processes and real databases, and an engine that trains nothing."""
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from api.jobs.models import Job
+from api.jobs.states import AttemptEnd, JobStatus
+from tests.waiting import eventually
+from tests.worker.fake_engine import STEPS
+from tests.workshop import Workshop, processes_mentioning
+from worker.supervisor import devices, engine_environment
+
+STOPS = ("--hold", "5")
+
+
+@contextmanager
+def meanwhile(act: Callable[[], object]) -> Iterator[None]:
+    """Run `act` in a thread beside the block, and fail if it failed: a supervisor needs the main thread."""
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - it is raised again below
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def reaches(workshop: Workshop, job: str, step: int) -> None:
+    eventually(lambda: workshop.job(job).step >= step, what=f"step {step}")
+
+
+def test_a_job_runs_to_success_and_leaves_all_that_it_made(workshop: Workshop) -> None:
+    job = workshop.submit()
+    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
+    row = workshop.job(job)
+    assert (row.step, row.percent, row.attempts_spent) == (STEPS, 100.0, 1)
+    assert workshop.moves(job) == ["queued", "preparing", "running", "succeeded"]
+    assert [event.seq for event in workshop.events(job)] == list(range(1, row.event_seq + 1))
+    assert {kind: workshop.store.locate(a.store_key).stat().st_size for kind, a in workshop.artefacts(job).items()} == {
+        kind: artefact.size_bytes for kind, artefact in workshop.artefacts(job).items()
+    }
+    assert set(workshop.artefacts(job)) == {"ranking", "result"}
+    final = next(c for c in workshop.checkpoints(job) if c.kind == "final")
+    assert workshop.store.locate(final.store_key, "model.safetensors").read_bytes() == b"weights of the student"
+
+
+def test_surplus_training_states_leave_the_rows_and_the_store(workshop: Workshop) -> None:
+    job = workshop.submit(checkpoints={"keep": 2})
+    workshop.supervisor().work_one()
+    kept = workshop.checkpoints(job)
+    assert [c.step for c in kept if c.kind == "training"] == [8, 10]
+    assert [c.step for c in kept if c.kind == "stage"] == [5, 10]
+    stored = workshop.store.keys(f"jobs/{job}/attempt-1")
+    assert {c.store_key for c in kept} == {key for key in stored if "result" not in key}
+
+
+def test_without_jobs_there_is_nothing_to_do(workshop: Workshop) -> None:
+    assert workshop.supervisor().work_one() is None
+
+
+def test_a_worker_that_shuts_down_claims_nothing(workshop: Workshop) -> None:
+    job = workshop.submit()
+    assert workshop.supervisor(should_stop=lambda: True).work_one() is None
+    assert workshop.job(job).status is JobStatus.QUEUED
+
+
+@pytest.mark.parametrize(("death", "code"), [(9, "engine_killed"), (11, "engine_crashed")])
+def test_a_crashed_engine_is_started_again_from_the_last_training_state(
+    workshop: Workshop, death: int, code: str
+) -> None:
+    job = workshop.submit()
+    assert workshop.supervisor("--die", "5", "--signal", str(death)).work_one() is JobStatus.QUEUED
+    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
+    first, second = workshop.attempts(job)
+    assert (first.end, (first.end_reason or {})["code"]) == (AttemptEnd.CRASHED, code)
+    assert (second.end, second.resumed_from_step) == (AttemptEnd.SUCCEEDED, 4)
+    assert "recovering" in workshop.moves(job)
+
+
+def test_the_ranking_is_made_once(workshop: Workshop) -> None:
+    job = workshop.submit()
+    workshop.supervisor("--die", "1").work_one()
+    made = workshop.artefacts(job)["ranking"].sha256
+    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
+    assert workshop.artefacts(job)["ranking"].sha256 == made
+
+
+def test_a_damaged_training_state_is_passed_over_for_an_older_one(workshop: Workshop) -> None:
+    job = workshop.submit()
+    workshop.supervisor("--die", "5").work_one()
+    newest = max((c for c in workshop.checkpoints(job) if c.kind == "training"), key=lambda c: c.step)
+    weights = workshop.store.locate(newest.store_key, "model.safetensors")
+    weights.write_bytes(b"damaged")
+    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
+    assert workshop.attempts(job)[1].resumed_from_step == 2
+
+
+def test_a_job_whose_engine_always_dies_fails_and_says_why(workshop: Workshop) -> None:
+    job = workshop.submit()
+    statuses = [workshop.supervisor("--die", "1").work_one() for _ in range(workshop.settings.max_attempts)]
+    assert statuses == [JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED]
+    reason = workshop.job(job).reason
+    assert reason is not None
+    assert (reason.code, reason.fault, reason.retryable) == ("engine_killed", "capacity", True)
+
+
+def test_a_typed_failure_ends_the_job_with_the_engine_s_own_words(workshop: Workshop) -> None:
+    job = workshop.submit()
+    assert workshop.supervisor("--fail", "3").work_one() is JobStatus.FAILED
+    reason = workshop.job(job).reason
+    assert reason is not None
+    assert (reason.code, reason.message, reason.fault, reason.hint) == (
+        "loss_diverged",
+        "It ended.",
+        "user",
+        "Read this.",
+    )
+
+
+def test_success_without_the_student_in_the_store_is_no_success(workshop: Workshop) -> None:
+    job = workshop.submit()
+    assert workshop.supervisor("--no-student").work_one() is JobStatus.FAILED
+    reason = workshop.job(job).reason
+    assert reason is not None
+    assert reason.code == "storage_failed"
+
+
+def test_cancelling_stops_the_engine_and_all_that_it_started(workshop: Workshop) -> None:
+    job = workshop.submit()
+
+    def cancel() -> None:
+        reaches(workshop, job, 5)
+        assert len(processes_mentioning(str(workshop.home))) == 2
+        workshop.cancel(job)
+
+    # The heartbeat brings the wish.
+    quick = Workshop(workshop.home, workshop.database_url, lease_seconds=6)
+    with meanwhile(cancel):
+        assert quick.supervisor(*STOPS, "--child").work_one() is JobStatus.CANCELLED
+    quick.close()
+    assert processes_mentioning(str(workshop.home)) == {}
+    assert workshop.moves(job)[-2:] == ["cancelling", "cancelled"]
+
+
+def test_an_engine_that_does_not_listen_is_killed_after_the_grace_period(workshop: Workshop) -> None:
+    job = workshop.submit()
+    stop = threading.Event()
+
+    def shut_down() -> None:
+        reaches(workshop, job, 5)
+        stop.set()
+
+    with meanwhile(shut_down):
+        status = workshop.supervisor(*STOPS, "--deaf", should_stop=stop.is_set, grace_seconds=0.2).work_one()
+    assert status is JobStatus.QUEUED
+    assert workshop.job(job).attempts_spent == 0
+
+
+def test_a_worker_that_shuts_down_gives_the_job_back_unspent_and_the_next_one_continues(workshop: Workshop) -> None:
+    job = workshop.submit()
+    stop = threading.Event()
+
+    def shut_down() -> None:
+        reaches(workshop, job, 5)
+        stop.set()
+
+    with meanwhile(shut_down):
+        assert workshop.supervisor(*STOPS, should_stop=stop.is_set).work_one() is JobStatus.QUEUED
+    assert workshop.job(job).attempts_spent == 0
+    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
+    first, second = workshop.attempts(job)
+    assert (first.end, second.resumed_from_step) == (AttemptEnd.RELEASED, 5)
+
+
+def test_an_engine_that_reports_nothing_is_stopped(workshop: Workshop) -> None:
+    job = workshop.submit()
+    assert workshop.supervisor(*STOPS, stall_seconds=1).work_one() is JobStatus.QUEUED
+    first = workshop.attempts(job)[0]
+    assert (first.end, (first.end_reason or {})["code"]) == (AttemptEnd.CRASHED, "stalled")
+
+
+def test_a_worker_that_lost_its_lease_kills_its_engine_and_writes_nothing(workshop: Workshop) -> None:
+    job = workshop.submit()
+    seen: list[int] = []
+
+    def steal() -> None:
+        reaches(workshop, job, 5)
+        with workshop.database.transaction(write=True) as session:
+            session.execute(sa.update(Job).where(Job.id == job).values(lease_token=99, token=99))
+        seen.append(workshop.job(job).event_seq)
+
+    quick = Workshop(workshop.home, workshop.database_url, lease_seconds=6)
+    with meanwhile(steal):
+        assert quick.supervisor(*STOPS, "--deaf").work_one() is None
+    quick.close()
+    assert processes_mentioning(str(workshop.home)) == {}
+    assert workshop.job(job).event_seq == seen[0]
+    assert workshop.job(job).status is JobStatus.RUNNING
+
+
+def test_the_engine_gets_paths_for_ids_and_no_credentials(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = workshop.submit()
+    for secret in ("POCL_API_KEY", "POCL_DATABASE_URL", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(secret, "not for the engine")
+    workshop.supervisor(threads=3).work_one()
+    place = workshop.settings.work_root / f"{job}.1"
+    given = json.loads((place / "given.json").read_text())
+    assert Path(given["data"]["train"]["path"]).read_text().count("\n") == 8
+    assert given["resources"]["threads"] == 3
+    names = set(json.loads((place / "engine.log").read_text().partition("environment ")[2]))
+    assert {"PATH", "TMPDIR", "PYTHONUNBUFFERED"} <= names
+    assert not {name for name in names if name.startswith(("POCL", "HF_TOKEN", "AWS"))}
+
+
+def test_the_log_in_the_row_names_no_place_of_the_machine(workshop: Workshop) -> None:
+    job = workshop.submit()
+    workshop.supervisor().work_one()
+    tail = workshop.attempts(job)[0].log_tail
+    assert "workdir <attempt>/run" in tail
+    assert str(workshop.home) not in tail
+
+
+def test_a_data_set_that_is_gone_fails_the_job(workshop: Workshop) -> None:
+    job = workshop.submit()
+    workshop.store.remove(f"datasets/{workshop.job(job).resolved['data']['train']['dataset']}.jsonl")
+    assert workshop.supervisor().work_one() is JobStatus.FAILED
+    assert (workshop.attempts(job)[0].end_reason or {})["retryable"] is False
+
+
+def test_without_room_to_work_the_job_fails_at_once_and_says_so(workshop: Workshop) -> None:
+    job = workshop.submit()
+    workshop.settings.work_root.write_text("a file where the directory should be")
+    with pytest.raises(OSError, match="work"):
+        workshop.supervisor().work_one()
+    assert (workshop.attempts(job)[0].end_reason or {})["code"] == "storage_failed"
+    assert workshop.job(job).status is JobStatus.FAILED
+
+
+def test_workplaces_of_ended_attempts_keep_no_bulk_and_are_few(workshop: Workshop) -> None:
+    jobs = [workshop.submit() for _ in range(3)]
+    for _ in jobs:
+        workshop.supervisor(kept_attempts=1).work_one()
+    left = sorted(entry.name for entry in workshop.settings.work_root.iterdir())
+    assert left == [f"{job}.1" for job in jobs[1:]]
+    run = workshop.settings.work_root / left[-1] / "run"
+    assert {entry.name for entry in run.iterdir()} == {"events.jsonl", "ranking.jsonl", "ranking.json", "result.json"}
+
+
+def test_a_worker_says_what_it_computes_on(workshop: Workshop, tmp_path: Path) -> None:
+    (tmp_path / "driver").touch()
+    assert devices(workshop.options(), driver=tmp_path / "driver") == ("cpu", "cuda")
+    assert devices(workshop.options(), driver=tmp_path / "none") == ("cpu",)
+    assert devices(workshop.options(device="cuda")) == ("cuda",)
+
+
+def test_only_what_is_allowed_is_passed_on() -> None:
+    passed = engine_environment({"PATH": "/bin", "HF_TOKEN": "secret", "POCL_API_KEY": "secret"}, Path("/tmp/x"))
+    assert "secret" not in passed.values()
+    assert passed["PATH"] == "/bin"
+
+
+def test_an_engine_dies_with_its_worker(workshop: Workshop) -> None:
+    job = workshop.submit()
+    pid = os.fork()
+    if pid == 0:
+        # A fork shares no connection: it has a workshop of its own.
+        Workshop(workshop.home, workshop.database_url).supervisor(*STOPS).work_one()
+        os._exit(0)
+    reaches(workshop, job, 5)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    eventually(lambda: not processes_mentioning(str(workshop.home)), what="the engine is gone")

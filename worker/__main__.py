@@ -1,0 +1,123 @@
+"""`python -m worker serve | run | scheduler`: the embedded set-up, or one part of a larger one."""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery import signals
+from pydantic import ValidationError
+
+from api import logs
+from api.db import Database
+from api.settings import Settings
+from api.store import ArtefactStore
+from worker.app import celery_app
+from worker.doorbell import Doorbell
+from worker.embedded import CannotServe, Stop, serve
+from worker.scheduler import Scheduler
+from worker.settings import WorkerSettings
+from worker.supervisor import Supervisor
+from worker.tasks import answer, stop_flag
+
+_FAILED, _USAGE = 1, 2
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        settings, options = Settings(**_given(arguments)), WorkerSettings()
+        arguments.command(settings, options)
+    except ValidationError as error:
+        # Of the settings; the values may be secret.
+        for found in error.errors(include_input=False, include_url=False, include_context=False):
+            field = "_".join(str(part) for part in found["loc"])
+            print(f"{field}: {found['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        return _USAGE
+    except CannotServe as error:
+        print(error, file=sys.stderr)
+        return _FAILED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    everything = commands.add_parser("serve", help="broker, API, scheduler and worker on this machine")
+    everything.add_argument("--host", help="address to listen on (POCL_HOST)")
+    everything.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (POCL_PORT)")
+    everything.add_argument("--home", type=Path, help="directory for all state (POCL_HOME)")
+    everything.set_defaults(command=_serve)
+    commands.add_parser("run", help="a worker; needs POCL_REDIS_URL").set_defaults(command=_run)
+    commands.add_parser("scheduler", help="the scheduler; needs POCL_REDIS_URL").set_defaults(command=_schedule)
+    return parser
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    named = {name: getattr(arguments, name, None) for name in ("host", "port", "home")}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _serve(settings: Settings, options: WorkerSettings) -> None:
+    # The parts have logs of their own; here people read.
+    logs.configure(logging.WARNING)
+    stop = Stop()
+    stop.listen()
+    serve(settings, options, stop=stop, announce=lambda line: print(line, flush=True))
+
+
+def _run(settings: Settings, options: WorkerSettings) -> None:
+    logs.configure()
+    # With a receiver Celery leaves logging alone.
+    signals.setup_logging.connect(_logging_is_set_up, weak=False)
+    app = celery_app(_broker(settings), options.queue)
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    flag = stop_flag()
+    answer(app, lambda: _work(settings, options, name, flag.is_set))
+    app.worker_main(
+        [
+            "worker",
+            *("--pool=prefork", "--concurrency=1", f"--queues={options.queue}", f"--hostname=pocl@{name}"),
+            *("--without-gossip", "--without-mingle", "--without-heartbeat"),
+        ]
+    )
+
+
+def _work(settings: Settings, options: WorkerSettings, name: str, should_stop: Callable[[], bool]) -> None:
+    # Connections are not shared with the process that forked this one.
+    database = Database(settings.database_url)
+    try:
+        store = ArtefactStore(settings.artefact_root)
+        Supervisor(database, store, settings, options, name, should_stop).work_one()
+    finally:
+        database.close()
+
+
+def _schedule(settings: Settings, options: WorkerSettings) -> None:
+    logs.configure()
+    doorbell = Doorbell(celery_app(_broker(settings), options.queue))
+    database = Database(settings.database_url)
+    stop = Stop()
+    stop.listen()
+    try:
+        Scheduler(database, ArtefactStore(settings.artefact_root), doorbell, settings, options).run(stop.wait)
+    finally:
+        database.close()
+
+
+def _broker(settings: Settings) -> str:
+    if settings.redis_url is None:
+        raise CannotServe("Set POCL_REDIS_URL to the broker, or run `python -m worker serve`, which starts one.")
+    return settings.redis_url
+
+
+def _logging_is_set_up(**_: object) -> None:
+    return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The Celery application: a doorbell and nothing more. The database says what there is to do."""
+
+from celery import Celery
+
+
+def celery_app(redis_url: str, queue: str) -> Celery:
+    """An application on a Redis or Valkey server.
+
+    Args:
+        redis_url: as redis-py spells it: `redis://`, `rediss://` or `unix://`.
+        queue: the one queue that is used.
+    """
+    app = Celery("pocl", broker=_for_kombu(redis_url), set_as_current=False)
+    app.conf.update(
+        task_default_queue=queue,
+        task_serializer="json",
+        accept_content=["json"],
+        # A result store would be one more thing to fail; outcomes are rows.
+        task_ignore_result=True,
+        # A message is done with as soon as it has woken the worker. Acknowledged late, a mere reset of the
+        # connection would deliver it again while the job still runs.
+        task_acks_late=False,
+        task_reject_on_worker_lost=False,
+        # No message waits behind a running job while another worker is free.
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        # Memory of one job never burdens the next.
+        worker_max_tasks_per_child=1,
+        # The scheduler rings again anyway; publishing never blocks for long.
+        task_publish_retry=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # Cancel and pause go through the rows; remote control would leave keys of dead workers in the broker.
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        broker_transport_options={
+            "socket_timeout": 5,
+            "socket_connect_timeout": 2,
+            "socket_keepalive": not redis_url.startswith("unix:"),
+        },
+    )
+    return app
+
+
+def _for_kombu(redis_url: str) -> str:
+    scheme, separator, rest = redis_url.partition("://")
+    if scheme != "unix":
+        return redis_url
+    path, _, query = rest.partition("?")
+    database = query.removeprefix("db=") or "0"
+    return f"redis+socket{separator}{path}?virtual_host={database}"

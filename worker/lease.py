@@ -1,0 +1,85 @@
+"""An attempt's hold on its job: kept by heartbeats, which also bring what the client wants."""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import Final, Literal, TypeVar
+
+from sqlalchemy import exc
+
+from api.db import Database
+from api.errors import LostLease
+from api.jobs import leases
+from api.jobs.leases import Claim
+
+log = logging.getLogger(__name__)
+
+Wish = Literal["ok", "cancel", "pause"]
+Result = TypeVar("Result")
+
+DATABASE_AWAY: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+"""What a database that restarts or cannot be reached raises. All that an attempt writes may be repeated."""
+
+
+class Lease:
+    """Renews the lease when it is due.
+
+    While the database is away the attempt goes on, for as long as nobody else can have taken the job.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        claim: Claim,
+        *,
+        seconds: float,
+        every: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._claim = claim
+        self._seconds = seconds
+        self._every = every
+        self._clock = clock
+        self._renewed = self._tried = clock()
+        self._wish: Wish = "ok"
+
+    def beat_if_due(self) -> Wish:
+        """Renew the lease where the time has come; what the client wanted when it was last renewed.
+
+        Raises:
+            LostLease: the job is no longer this attempt's, or may no longer be.
+        """
+        if self._clock() - self._tried >= self._every:
+            self._beat()
+        return self._wish
+
+    def during(self, work: Callable[[], Result]) -> Result:
+        """Run something long, that does not touch the database, while the lease is kept.
+
+        Raises:
+            LostLease: once `work` has ended.
+        """
+        with ThreadPoolExecutor(1) as aside:
+            future: Future[Result] = aside.submit(work)
+            while not wait_for([future], timeout=min(self._every, 1.0)).done:
+                self.beat_if_due()
+        return future.result()
+
+    def _beat(self) -> None:
+        # The moment before the renewal: the lease lasts at least from there.
+        self._tried = self._clock()
+        try:
+            with self._database.transaction(write=True) as session:
+                signal = leases.heartbeat(session, self._claim, self._seconds)
+        except DATABASE_AWAY as error:
+            log.warning("the lease could not be renewed: %s", type(error).__name__)
+            if self._clock() - self._renewed >= self._seconds:
+                raise LostLease from error
+            return
+        if signal == "lost":
+            raise LostLease
+        self._renewed = self._tried
+        self._wish = signal

@@ -1,0 +1,92 @@
+"""One small loop beside the workers: take jobs from the lost, ring for the waiting, clear away what was left.
+
+Any number of schedulers may run. All that they do is guarded by the rows, or harmless twice.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from api.db import Database
+from api.jobs.leases import reap_expired
+from api.jobs.models import Job
+from api.jobs.repository import queued_count
+from api.settings import Settings
+from api.store import ArtefactStore
+from worker.doorbell import BrokerUnreachable, Doorbell
+from worker.lease import DATABASE_AWAY
+from worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+_STALE_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    database: Database
+    store: ArtefactStore
+    doorbell: Doorbell
+    settings: Settings
+    options: WorkerSettings
+
+    def run(self, wait: Callable[[float], bool], clock: Callable[[], float] = time.monotonic) -> None:
+        """Do each duty when it is due until `wait`, which sleeps for so many seconds, says to end."""
+        duties: tuple[tuple[Callable[[], object], float], ...] = (
+            (self.reap, self.settings.reaper_seconds),
+            (self.ring, self.options.doorbell_seconds),
+            (self.clear, self.options.janitor_seconds),
+        )
+        due = [clock()] * len(duties)
+        while True:
+            for place, (duty, every) in enumerate(duties):
+                if clock() >= due[place]:
+                    _attempt(duty)
+                    due[place] = clock() + every
+            if wait(max(0.0, min(due) - clock())):
+                return
+
+    def ring(self) -> int:
+        """Ring once for each queued job that no ring is out for; says how often."""
+        with self.database.transaction(write=False) as session:
+            queued = queued_count(session)
+        return self.doorbell.ring_for(queued, limit=self.options.doorbell_limit)
+
+    def reap(self) -> list[str]:
+        """Take jobs from workers that no longer answer; their ids."""
+        with self.database.transaction(write=True) as session:
+            reaped = reap_expired(session)
+        for job_id in reaped:
+            log.warning("%s was taken from a worker that no longer answers", job_id)
+        return reaped
+
+    def clear(self) -> int:
+        """Remove what killed processes left in the store, and files of jobs that are gone; says how many."""
+        removed = self.store.remove_stale(_STALE_SECONDS)
+        # Listed first: a job that appears later is then not taken for gone.
+        stored = {key.rpartition("/")[2]: key for key in self.store.keys("jobs")}
+        for some in _pieces(list(stored), 500):
+            with self.database.transaction(write=False) as session:
+                known = set(session.scalars(sa.select(Job.id).where(Job.id.in_(some))))
+            for job_id in set(some) - known:
+                self.store.remove(stored[job_id])
+                removed += 1
+        return removed
+
+
+def _attempt(duty: Callable[[], object]) -> None:
+    try:
+        duty()
+    except BrokerUnreachable as error:
+        log.warning("%s", error)
+    except DATABASE_AWAY as error:
+        log.warning("the database is away: %s", type(error).__name__)
+    except OSError as error:
+        log.error("the artefact store fails: %s", error)
+
+
+def _pieces(names: list[str], size: int) -> list[list[str]]:
+    return [names[start : start + size] for start in range(0, len(names), size)]

@@ -1,0 +1,45 @@
+"""Settings of the worker and the scheduler beyond those that they share with the API: `POCL_WORKER_*`."""
+
+import sys
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class WorkerSettings(BaseSettings):
+    """Read once at start."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POCL_WORKER_", env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
+    )
+
+    queue: str = Field(default="pocl", pattern=r"^[a-z0-9-]{1,64}$")
+    """The broker queue that wakes workers; services that share a broker take different ones."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """What this worker computes on. `auto`: `cuda` where an NVIDIA device is present, else `cpu`."""
+    engine: tuple[str, ...] = Field(default=(sys.executable, "-m", "pocl", "run"), min_length=1)
+    """The command that trains, a JSON list; `SPEC --workdir DIR` is put behind it."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """CPU threads of the engine; null leaves the choice to it."""
+
+    grace_seconds: float = Field(default=120, gt=0)
+    """Time that an engine has to save its state after it was asked to stop; then it is killed."""
+    stall_seconds: float = Field(default=3600, gt=0)
+    """An engine that reports nothing for so long is stopped."""
+    tick_seconds: float = Field(default=0.25, gt=0, le=10)
+    """Time between two looks at the engine."""
+    flush_seconds: float = Field(default=1, gt=0)
+    """Events are written to the rows at most this often, but for changes of state."""
+
+    doorbell_seconds: float = Field(default=1, gt=0)
+    """Time between two looks of the scheduler at the queue."""
+    doorbell_limit: int = Field(default=64, ge=1)
+    """Wake-up messages that wait at once."""
+    janitor_seconds: float = Field(default=600, gt=0)
+    """Time between two searches for what killed processes left behind."""
+
+    max_engine_log_bytes: int = Field(default=8 * 1024**2, ge=4096)
+    """The engine's log on disk; its older half goes first."""
+    kept_attempts: int = Field(default=10, ge=0)
+    """Working directories of ended attempts that are kept for a look at them."""

