@@ -31,7 +31,7 @@ serve: $(STAMP) ## Start the service on 127.0.0.1:8000 and stay
 	@$(BIN)/python -m worker serve
 
 test: check ## Lint, types, import contracts and the test suite
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 check: $(STAMP) ## Lint, types, import contracts
 	@$(BIN)/ruff check .

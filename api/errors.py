@@ -24,6 +24,7 @@
 
     LostLease                       an attempt that lost its job; never leaves the worker
 
+A refusal that only one feature can make stands beside that feature, as a subclass of one of these.
 Nothing here knows HTTP beyond its numbers, and only the standard library is imported.
 """
 

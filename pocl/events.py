@@ -113,7 +113,8 @@ class CheckpointSaved(_Event):
 
     type: Literal["checkpoint"] = "checkpoint"
     kind: Literal["training", "stage", "best", "final"]
-    """`training` and `stage` hold the full training state below `training/` besides the weights."""
+    """`training` and `stage` hold the full training state below `training/` besides the weights. `best` names the
+    stage whose weights are in `best/` from now on."""
     path: str
     """Relative to the working directory."""
     step: int

@@ -61,8 +61,6 @@ def generate(
                 on_progress(start + len(chosen), len(order))
     finally:
         model.train(was_training)
-        # Autocast keeps copies of weights that were made without gradient; a later step must not find them.
-        torch.clear_autocast_cache()
     return answers
 
 

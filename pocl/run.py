@@ -34,6 +34,7 @@ from pocl.events import (
     StepLogged,
     Warned,
 )
+from pocl.inspect import refuse_long_rows
 from pocl.manifest import read_manifest, replace_file
 from pocl.models.loading import Loaded, load_student, load_teacher, load_weights, shared_vocabulary
 from pocl.models.precision import choose_device, choose_precision
@@ -191,6 +192,8 @@ class _Run:
         if spec.teacher is not None:
             teacher = load_teacher(spec.teacher, device=self._device, dtype=self._precision.weights)
         student = load_student(spec.student, teacher, device=self._device, dropout=spec.training.dropout)
+        for loaded in filter(None, (teacher, student)):
+            refuse_long_rows(spec.data.max_length, getattr(loaded.model.config, "max_position_embeddings", None))
         shared = None if teacher is None else shared_vocabulary(teacher, student)
         return _Models(student, teacher, shared, _tokenizer(student, teacher))
 

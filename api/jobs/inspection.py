@@ -8,7 +8,7 @@ from api.errors import ModelMissing, ModelRefused, SpecRefused, VocabulariesDiff
 from api.model_roots import locate_model
 from api.settings import Settings
 from pocl.errors import ModelNotFound, ModelUnsupported, PoclError, Problem, SpecInvalid, VocabularyMismatch
-from pocl.inspect import ModelFacts, cut_facts, inspect_model, random_facts, shared_vocabulary
+from pocl.inspect import ModelFacts, cut_facts, inspect_model, random_facts, refuse_long_rows, shared_vocabulary
 from pocl.spec import DistillationSpec, ModelRef
 
 
@@ -28,13 +28,15 @@ def inspect_models(settings: Settings, spec: DistillationSpec, checkpoints: Mapp
 
     Raises:
         PathOutsideModelRoots, ModelMissing, ModelRefused: one of the models cannot be used.
-        SpecRefused: the student keeps layers that the teacher does not have.
+        SpecRefused: the student keeps layers that the teacher does not have, or rows are longer than a model.
         VocabulariesDiffer: the teacher's distributions would mean something else to the student.
     """
     teacher = _facts(settings, spec.teacher, "/teacher", checkpoints)
+    _require_positions(spec, teacher)
     if spec.student.from_teacher is not None:
         return InspectedModels(teacher, _cut(teacher, spec.student.from_teacher.layers))
     student = _facts(settings, spec.student, "/student", checkpoints)
+    _require_positions(spec, student)
     if teacher is not None and student is not None:
         _require_one_vocabulary(teacher, student)
     return InspectedModels(teacher, student)
@@ -69,6 +71,13 @@ def _cut(teacher: ModelFacts | None, layers: tuple[int, ...]) -> ModelFacts | No
         return None
     try:
         return cut_facts(teacher, layers)
+    except SpecInvalid as error:
+        raise SpecRefused(problems=error.problems) from error
+
+
+def _require_positions(spec: DistillationSpec, model: ModelFacts | None) -> None:
+    try:
+        refuse_long_rows(spec.data.max_length, None if model is None else model.max_positions)
     except SpecInvalid as error:
         raise SpecRefused(problems=error.problems) from error
 

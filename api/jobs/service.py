@@ -240,12 +240,6 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[Cauti
     if unknown:
         roles = " and ".join(unknown)
         yield Caution("models_not_inspected", f"The files of the {roles} are not at hand: the worker checks them.")
-    for role, known in facts.items():
-        if known is not None and known.max_positions is not None and known.max_positions < spec.data.max_length:
-            yield Caution(
-                "max_length_exceeds_positions",
-                f"The {role} was made for {known.max_positions} positions, data.max_length is {spec.data.max_length}.",
-            )
     if spec.data.validation is None:
         yield Caution("no_validation", "Without data.validation nothing is evaluated.")
 

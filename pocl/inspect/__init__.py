@@ -9,7 +9,7 @@ from typing import Literal
 
 from pocl.errors import ModelNotFound, ModelUnsupported
 from pocl.inspect.directory import inspect_directory, refuse_unsuitable
-from pocl.inspect.facts import ModelFacts, cut_facts, refuse_missing_layers
+from pocl.inspect.facts import ModelFacts, cut_facts, refuse_long_rows, refuse_missing_layers
 from pocl.inspect.gguf import inspect_gguf
 from pocl.inspect.random import random_facts
 from pocl.inspect.vocabulary import agreed_size, shared_vocabulary
@@ -20,6 +20,7 @@ __all__ = [
     "cut_facts",
     "inspect_model",
     "random_facts",
+    "refuse_long_rows",
     "refuse_missing_layers",
     "refuse_unsuitable",
     "shared_vocabulary",

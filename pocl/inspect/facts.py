@@ -45,6 +45,13 @@ def cut_facts(teacher: ModelFacts, layers: Sequence[int]) -> ModelFacts:
     return replace(teacher, layers=len(layers), parameters=parameters, layer_parameters=kept, size_bytes=4 * parameters)
 
 
+def refuse_long_rows(max_length: int, max_positions: int | None) -> None:
+    """Raise SpecInvalid where rows of `max_length` tokens have more positions than the model."""
+    if max_positions is not None and max_length > max_positions:
+        detail = f"the model has {max_positions} positions; rows of {max_length} tokens do not fit"
+        raise SpecInvalid([Problem("/data/max_length", "exceeds_model_positions", detail)])
+
+
 def refuse_missing_layers(layers: Sequence[int], count: int) -> None:
     """Raise SpecInvalid, with a pointer to each layer that a teacher of `count` layers does not have."""
     problems = [

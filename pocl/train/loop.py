@@ -297,7 +297,8 @@ class Trainer:
             return
         source = self.workdir / checkpoint.CHECKPOINTS / checkpoint.name_of(self.state.stage_ends[stage])
         checkpoint.link_weights(source, self.workdir / BEST)
-        self._announce("best", self.workdir / BEST, stage)
+        # `best/` changes with the next better stage; the directory that its weights came from does not.
+        self._announce("best", source, stage)
 
     def _save_if_due(self) -> None:
         """Save on the interval, and when asked to stop.

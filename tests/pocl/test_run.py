@@ -255,8 +255,9 @@ def test_bad_rows_end_the_run_under_their_code(tmp_path: Path) -> None:
 
 
 def test_more_stages_than_samples_end_the_run_under_their_code(tmp_path: Path) -> None:
-    with pytest.raises(SpecInvalid, match="65"):
-        run_tiny(tmp_path, "curriculum.stages=65")
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Say hi.", "output": "hi"}\n')
+    with pytest.raises(SpecInvalid, match="4 stages need at least 4 training samples"):
+        run_tiny(tmp_path / "run", f"data.train.path={tmp_path}/rows.jsonl")
 
 
 def test_a_run_goes_on_when_its_reader_is_gone(tmp_path: Path) -> None:

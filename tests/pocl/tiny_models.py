@@ -1,5 +1,7 @@
 """Small random models of every shape that the engine must treat right."""
 
+from copy import deepcopy
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -58,5 +60,5 @@ def tiny(name: str, seed: int = 0) -> PreTrainedModel:
     """The model of this name, in eval mode and fp32; equal seeds give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), dtype=torch.float32)
     return model.train(False)

@@ -166,9 +166,10 @@ def test_what_cannot_be_inspected_is_said(plan: Planner, spec: Spec) -> None:
     assert {warning.code for warning in found.warnings} == {"models_not_inspected", "no_validation"}
 
 
-def test_rows_longer_than_a_models_positions_are_said(plan: Planner, spec: Spec) -> None:
-    found = plan(spec(student={"random": {"max_positions": 64}}))
-    assert "max_length_exceeds_positions" in {warning.code for warning in found.warnings}
+def test_rows_longer_than_a_models_positions_are_refused(plan: Planner, spec: Spec) -> None:
+    with pytest.raises(SpecRefused) as refused:
+        plan(spec(student={"random": {"max_positions": 64}}))
+    assert pointers(refused) == {"/data/max_length": "exceeds_model_positions"}
 
 
 def test_fine_tuning_needs_no_teacher(plan: Planner, spec: Spec) -> None:
