@@ -5,10 +5,11 @@ Nothing of this project is imported: what was distilled is an ordinary model.
 
 import sys
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 
 def main(directory: str, *questions: str) -> None:
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory)
     for question in questions:

@@ -27,6 +27,7 @@ HOME = Path(os.environ.get("POCL_HOME", ROOT / ".pocl")).resolve()
 MODEL = "smollm2-135m-instruct"
 ROWS = ROOT / "examples" / "dolly-short"
 OUT = ROOT / "runs" / "demo"
+SERVICE_LOG = ROOT / "runs" / "demo-service.log"
 QUESTIONS = ("What is the capital of Australia?", "Name a fruit that is yellow.")
 STOP_SECONDS = 60
 NAMES = {"teacher": "teacher", "initial": "untrained student", "final": "final student"}
@@ -186,14 +187,15 @@ def service() -> Iterator[str]:
     OUT.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "worker", "serve", "--port", "0"]
     # In a session of its own, so that Ctrl-C reaches this process alone and it can stop things in order.
-    process = spawn(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=sys.stderr.fileno(),
-        environment={**os.environ, "POCL_HOME": str(HOME)},
-        directory=ROOT,
-        death_signal=signal.SIGTERM,
-    )
+    with SERVICE_LOG.open("wb") as log:
+        process = spawn(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            environment={**os.environ, "POCL_HOME": str(HOME)},
+            directory=ROOT,
+            death_signal=signal.SIGTERM,
+        )
     try:
         yield _address(process)
     finally:
@@ -206,7 +208,7 @@ def _address(process: subprocess.Popen[bytes]) -> str:
         word, _, url = line.decode().strip().partition(" ")
         if word == "READY":
             return url
-    raise Refused(f"the service did not start; see {HOME / 'logs'}")
+    raise Refused(f"the service did not start: {SERVICE_LOG.read_text(errors='replace')[-500:]}")
 
 
 @contextmanager
