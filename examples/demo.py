@@ -171,7 +171,7 @@ def verdict(evaluations: list[dict[str, Any]]) -> int:
     rows = scores["final"]["rows"]
     learned = ce_gain >= MIN_CE_GAIN and rouge_gain >= MIN_ROUGE_GAIN and rows >= MIN_ROWS
     print(
-        f"\n{rows} held-out rows: CE {ce_gain:+.2f} nat (at least +{MIN_CE_GAIN} wanted), "
+        f"\n{rows} held-out rows, gains: CE {ce_gain:+.2f} nat (at least +{MIN_CE_GAIN} wanted), "
         f"ROUGE-L {rouge_gain:+.2f} points (at least +{MIN_ROUGE_GAIN} wanted): "
         + ("learned" if learned else "NOT learned")
     )
