@@ -43,11 +43,11 @@ class Client:
         """Any resource as JSON."""
         return _body(self._http.get(path, params=parameters))
 
-    def pages(self, path: str) -> Iterator[dict[str, Any]]:
+    def pages(self, path: str, **parameters: Any) -> Iterator[dict[str, Any]]:
         """All entries of a list."""
         after: dict[str, Any] = {}
         while True:
-            page = self.get(path, limit=100, **after)
+            page = self.get(path, limit=100, **parameters, **after)
             yield from page["data"]
             if not page["has_more"]:
                 return

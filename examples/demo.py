@@ -28,6 +28,7 @@ MODEL = "smollm2-135m-instruct"
 ROWS = ROOT / "examples" / "dolly-short"
 OUT = ROOT / "runs" / "demo"
 SERVICE_LOG = ROOT / "runs" / "demo-service.log"
+LABEL = "dolly-short"
 QUESTIONS = ("What is the capital of Australia?", "Name a fruit that is yellow.")
 STOP_SECONDS = 60
 NAMES = {"teacher": "teacher", "initial": "untrained student", "final": "final student"}
@@ -63,7 +64,14 @@ def main() -> int:
             prepare(HOME / "models" / MODEL)
         with service() as url:
             print(f"service   {url}", flush=True)
-            return distil(Client(url))
+            client = Client(url)
+            # What a killed demo left in the queue would be run before this one.
+            cancel_unfinished(client)
+            try:
+                return distil(client)
+            except KeyboardInterrupt:
+                cancel_unfinished(client)
+                raise
     except Refused as error:
         print(f"refused: {error}")
     except KeyboardInterrupt:
@@ -75,7 +83,7 @@ def distil(client: Client) -> int:
     started = time.monotonic()
     train, validation = (client.upload(ROWS / f"{name}.jsonl") for name in ("train", "validation"))
     spec = {**SPEC, "data": {"train": {"dataset": train}, "validation": {"dataset": validation}}}
-    job = client.submit(spec, name="demo", labels={"example": "dolly-short"})
+    job = client.submit(spec, name="demo", labels={"example": LABEL})
     print(f"job       {job['id']}   ({job['progress']['total_steps']} steps in {job['progress']['stages']} stages)")
     job = follow(client, job["id"])
     if job["status"] != "succeeded":
@@ -108,6 +116,12 @@ def follow(client: Client, job_id: str) -> dict[str, Any]:
             print()
             return job
         time.sleep(1)
+
+
+def cancel_unfinished(client: Client) -> None:
+    for job in client.pages("/v1/jobs", label=f"example={LABEL}"):
+        if job["status"] not in ENDED:
+            client.cancel(job["id"])
 
 
 def fetch(client: Client, job_id: str) -> Path:
