@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 # Tests share two cores with the servers that they start.
 JOBS ?= 2
 
-.PHONY: help install demo serve test check fix clean
+.PHONY: help install demo serve test test-all check fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,9 @@ serve: $(STAMP) ## Start the service on 127.0.0.1:8000 and stay
 
 test: check ## Lint, types, import contracts and the test suite
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+
+test-all: check ## The same with the slow cases
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m ""
 
 check: $(STAMP) ## Lint, types, import contracts
 	@$(BIN)/ruff check .

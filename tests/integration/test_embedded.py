@@ -48,7 +48,7 @@ def nothing_is_left(home: Path) -> bool:
     return not processes_mentioning(str(home))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_it_says_when_it_is_ready_and_stops_everything_when_asked(
     start: Start, home: Path, number: signal.Signals
 ) -> None:

@@ -119,7 +119,7 @@ def test_a_broker_that_forgets_everything_only_delays(shop: Shop, gate: Path) ->
 def test_many_rings_for_one_job_make_one_attempt(shop: Shop, gate: Path) -> None:
     gate.touch()
     job = shop.workshop.submit()
-    for _ in range(10):
+    for _ in range(4):
         shop.bell.ring()
     workers = [shop.worker(), shop.worker()]
     shop.becomes(job, JobStatus.SUCCEEDED)

@@ -147,7 +147,16 @@ def test_a_stopped_run_ends_in_the_same_weights(undisturbed: Path, tmp_path: Pat
     assert (tmp_path / "ranking.jsonl").read_bytes() == (undisturbed / "ranking.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("moment", ["ranking", "step 5", "stage 1 saved", "stage 2 evaluated", "exporting"])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "step 5",
+        "stage 1 saved",
+        "exporting",
+        pytest.param("ranking", marks=pytest.mark.slow),
+        pytest.param("stage 2 evaluated", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_ends_in_the_same_weights_and_rows(undisturbed: Path, tmp_path: Path, moment: str) -> None:
     with engine(tmp_path) as process:
         assert process.stdout is not None
