@@ -42,9 +42,9 @@ def _convert(gguf: Path, directory: Path) -> None:
     print("converting it from GGUF to safetensors", flush=True)
     # Imported late: torch takes seconds to load, and a model that is there needs none of it.
     import torch
-    from pocl.models.loading import load_teacher, save_model
 
     from pocl.manifest import new_directory
+    from pocl.models.loading import load_teacher, save_model
     from pocl.spec import ModelRef
 
     loaded = load_teacher(ModelRef(path=str(gguf)), device=torch.device("cpu"), dtype=torch.float32)
