@@ -18,7 +18,16 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from pocl.errors import CheckpointCorrupt
-from pocl.manifest import MANIFEST, Manifest, ManifestFile, flush_directory, read_manifest, sha256_of
+from pocl.manifest import (
+    MANIFEST,
+    Manifest,
+    ManifestFile,
+    describe,
+    flush_directory,
+    flush_file,
+    is_whole,
+    read_manifest,
+)
 
 _STAGING = ".staging"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
@@ -43,10 +52,13 @@ class ArtefactStore:
         self._root = root
         (root / _STAGING).mkdir(parents=True, exist_ok=True)
 
-    def publish(self, source: Path, key: str) -> Manifest:
+    def publish(self, source: Path, key: str, *, nested: bool = True) -> Manifest:
         """Store the directory `source`: hard links where the file system allows it, else copies.
 
         Publishing the same content again changes nothing. The files of `source` must not change afterwards.
+
+        Args:
+            nested: with its folders that have a manifest of their own.
 
         Returns:
             what is stored, the manifests themselves included.
@@ -57,7 +69,7 @@ class ArtefactStore:
             OSError: the disk is full or fails; the store is as it was.
         """
         target = self._at(key)
-        listed = _read_manifests(source)
+        listed = _read_manifests(source, nested=nested)
         with self._staged() as staged:
             _place(source, staged, listed, link=True)
             self._commit(staged, target, listed)
@@ -69,8 +81,8 @@ class ArtefactStore:
         with self._staged() as staged:
             copy = staged / target.name
             _copy(source, copy)
-            stored = _describe(copy, target.name)
-            _sync(copy)
+            stored = describe(copy, target.name)
+            flush_file(copy)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(copy, target)
             flush_directory(target.parent)
@@ -191,15 +203,15 @@ class ArtefactStore:
         flush_directory(target.parent)
 
 
-def _read_manifests(directory: Path) -> Manifest:
-    """The files that the manifest of a directory and those of its folders name, and the manifests."""
+def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
+    """The files that the manifest of a directory and, where `nested`, those of its folders name; and the manifests."""
     folders = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
-    nested = [folder for folder in folders if (directory / folder / MANIFEST).exists()]
+    own = [folder for folder in folders if nested and (directory / folder / MANIFEST).exists()]
     files: dict[str, ManifestFile] = {}
-    for folder in ("", *nested):
+    for folder in ("", *own):
         try:
             named = read_manifest(directory / folder).files
-            itself = _describe(directory / folder / MANIFEST, MANIFEST)
+            itself = describe(directory / folder / MANIFEST, MANIFEST)
         except (OSError, CheckpointCorrupt):
             raise ArtefactCorrupt(f"The manifest of {folder or 'the directory'} cannot be read.") from None
         for file in (*named, itself):
@@ -208,10 +220,6 @@ def _read_manifests(directory: Path) -> Manifest:
                 raise ArtefactCorrupt("The manifest names a path that is not in its plain form.")
             files[str(path)] = file.model_copy(update={"path": str(path)})
     return Manifest(files=tuple(files[path] for path in sorted(files)))
-
-
-def _describe(place: Path, path: str) -> ManifestFile:
-    return ManifestFile(path=path, size=place.stat().st_size, sha256=sha256_of(place))
 
 
 def _place(source: Path, target: Path, listed: Manifest, *, link: bool) -> None:
@@ -223,8 +231,8 @@ def _place(source: Path, target: Path, listed: Manifest, *, link: bool) -> None:
         directories.update(parent for parent in placed.parents if parent.is_relative_to(target))
         try:
             _link_or_copy(source / file.path, placed) if link else _copy(source / file.path, placed)
-            whole = placed.stat().st_size == file.size and sha256_of(placed) == file.sha256
-            _sync(placed)
+            whole = is_whole(placed, file)
+            flush_file(placed)
         except FileNotFoundError:
             whole = False
         if not whole:
@@ -248,14 +256,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     with _open_regular(source) as descriptor, os.fdopen(os.dup(descriptor), "rb") as read, target.open("xb") as write:
         shutil.copyfileobj(read, write, 2**20)
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

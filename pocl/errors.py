@@ -16,6 +16,7 @@ PoclError
 `-- EngineFailure          anything that was not foreseen
 """
 
+import errno
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -158,3 +159,8 @@ class EngineFailure(PoclError):
     fault = "system"
     retryable = True
     hint = "See the log of the run."
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error of the file system means that there is no space, on the disk or within a quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -8,7 +8,6 @@ A process killed anywhere leaves either no `target` or a whole one. Torch-free: 
 stores with the same code.
 """
 
-import errno
 import hashlib
 import os
 import shutil
@@ -19,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pocl.errors import CheckpointCorrupt, DiskFull
+from pocl.errors import CheckpointCorrupt, DiskFull, is_disk_full
 
 MANIFEST = "manifest.json"
 SCRATCH_PREFIX = ".tmp-"
@@ -51,34 +50,31 @@ class Manifest(BaseModel):
 def new_directory(target: Path) -> Iterator[Path]:
     """Give a scratch directory; on leaving, write its manifest, flush it and rename it to `target`.
 
+    A manifest that the block wrote or copied itself is kept.
+
     Raises:
         DiskFull: when there is no space; nothing named `target` exists then.
     """
     scratch = target.with_name(f"{SCRATCH_PREFIX}{target.name}-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        write_manifest(scratch)
-        _flush_tree(scratch)
-        if target.exists():
-            discard(target)
-        scratch.rename(target)
-        flush_directory(target.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull from error
-        raise
+        with _full_disk_typed():
+            scratch.mkdir(parents=True)
+            yield scratch
+            if not (scratch / MANIFEST).exists():
+                write_manifest(scratch)
+            _flush_tree(scratch)
+            if target.exists():
+                discard(target)
+            scratch.rename(target)
+            flush_directory(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def write_manifest(directory: Path) -> Manifest:
     """Write `manifest.json` over all files below `directory`, those of nested manifests excepted."""
-    files = tuple(
-        ManifestFile(path=path.relative_to(directory).as_posix(), size=path.stat().st_size, sha256=sha256_of(path))
-        for path in _own_files(directory)
-    )
+    files = tuple(describe(path, path.relative_to(directory).as_posix()) for path in _own_files(directory))
     manifest = Manifest(files=files)
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
@@ -110,7 +106,7 @@ def verify(directory: Path) -> Manifest:
         path = directory / file.path
         if path.is_symlink() or not path.is_file():
             raise CheckpointCorrupt(f"{directory.name} lacks {file.path}")
-        if path.stat().st_size != file.size or sha256_of(path) != file.sha256:
+        if not is_whole(path, file):
             raise CheckpointCorrupt(f"{file.path} of {directory.name} is damaged")
     return manifest
 
@@ -137,23 +133,38 @@ def replace_file(path: Path, text: str) -> None:
     """
     scratch = path.with_name(f"{SCRATCH_PREFIX}{path.name}-{os.getpid()}")
     try:
-        with scratch.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        scratch.replace(path)
-        flush_directory(path.parent)
-    except OSError as error:
+        with _full_disk_typed():
+            scratch.write_text(text, encoding="utf-8")
+            flush_file(scratch)
+            scratch.replace(path)
+            flush_directory(path.parent)
+    finally:
         scratch.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull from error
-        raise
+
+
+def describe(place: Path, path: str) -> ManifestFile:
+    """The entry of a manifest for the file at `place`, under the name `path`."""
+    return ManifestFile(path=path, size=place.stat().st_size, sha256=sha256_of(place))
+
+
+def is_whole(place: Path, file: ManifestFile) -> bool:
+    """Whether the file at `place` has the size and the digest of its entry."""
+    return place.stat().st_size == file.size and sha256_of(place) == file.sha256
 
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file, read in pieces."""
     with path.open("rb") as source:
         return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def flush_file(path: Path) -> None:
+    """fsync a file that is written already."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def flush_directory(directory: Path) -> None:
@@ -174,14 +185,20 @@ def _own_files(directory: Path) -> list[Path]:
     )
 
 
+@contextmanager
+def _full_disk_typed() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFull from error
+        raise
+
+
 def _flush_tree(directory: Path) -> None:
     for path in directory.rglob("*"):
         if path.is_dir():
             flush_directory(path)
-            continue
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        else:
+            flush_file(path)
     flush_directory(directory)

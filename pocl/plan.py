@@ -130,10 +130,6 @@ class Estimate:
     training_flops: int
     """Floating-point operations of all training steps, teacher included."""
 
-    def seconds(self, flops_per_second: float) -> float:
-        """Training time at a sustained rate."""
-        return self.training_flops / flops_per_second
-
 
 @dataclass(frozen=True)
 class ModelSize:

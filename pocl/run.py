@@ -1,6 +1,5 @@
 """The only door to the engine: run a specification in a directory, or continue what the directory holds."""
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from pocl.curriculum.difficulty import RANKING_FILE, Measured, Ranked, RankingInputs, load_or_rank
 from pocl.data.batches import Prompting, encode, end_of_response_id
 from pocl.data.records import Sample, read_samples
-from pocl.errors import DatasetInvalid, DiskFull, EngineFailure, OutOfMemory, PoclError
+from pocl.errors import DatasetInvalid, DiskFull, EngineFailure, OutOfMemory, PoclError, is_disk_full
 from pocl.evaluate import Answering, Rows, Scores, answer, evaluate, last_turn_cross_entropy
 from pocl.events import (
     ArtefactWritten,
@@ -87,6 +86,7 @@ def run(spec: DistillationSpec, workdir: Path, sink: Sink, should_stop: ShouldSt
         try:
             return _Run(spec, workdir, last_step, should_stop).distil()
         except Exception as error:
+            # Every end is reported under a code before it leaves.
             typed = _typed(error)
             log(
                 RunEnded(
@@ -164,6 +164,8 @@ class _Run:
         corpus = self._encode(models, train_samples, validation_samples)
         ranking = self._rank(models, corpus)
         trainer = self._trainer(models, corpus, ranking, table, restored)
+        if restored is None:
+            self._score_teacher(models, corpus, trainer.state)
         state = trainer.run()
         return self._export(models, state, table, ranking)
 
@@ -274,14 +276,12 @@ class _Run:
     ) -> Trainer:
         model, training = models.student.model, self._spec.training
         teacher = None if models.teacher is None else LiveTeacher(models.teacher.model, self._precision)
+        optimizer = make_optimizer(model, training)
         if restored is None:
             state = TrainState(micro_batch_size=training.micro_batch_size or 1, machine=self._machine())
-            optimizer = make_optimizer(model, training)
-            self._score_teacher(models, corpus, state)
         else:
             state = restored.state
             load_weights(model, restored.directory)
-            optimizer = make_optimizer(model, training)
             checkpoint.restore_optimizer(restored.directory, model, optimizer)
         return Trainer(
             spec=self._spec,
@@ -463,7 +463,7 @@ def _typed(error: Exception) -> PoclError:
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return OutOfMemory()
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return DiskFull()
     # The message may name paths and stays in the log; the class is safe to show.
     return EngineFailure(f"the engine failed unexpectedly ({type(error).__name__})")

@@ -185,8 +185,11 @@ class RowSink:
 
     def _store_checkpoint(self, saved: CheckpointSaved) -> None:
         key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{saved.kind}-{saved.step:08d}"
+        # `best` is named by its stage's directory, whose training state the engine may drop at any moment.
+        resumable = saved.kind in ("training", "stage")
         try:
-            stored = self._lease.during(lambda: self._store.publish(self._place.inside(saved.path), key))
+            source = self._place.inside(saved.path)
+            stored = self._lease.during(lambda: self._store.publish(source, key, nested=resumable))
         except _UNUSABLE as error:
             # The engine removes old training states by itself; a later one follows.
             log.warning("%s of step %d was not stored: %s", saved.kind, saved.step, error)

@@ -1,6 +1,5 @@
 """How an attempt ended, read from the engine's exit status, its last event and what was asked of it."""
 
-import errno
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Final, Literal
 
 from api.jobs.leases import Outcome
 from api.jobs.states import EndReason
+from pocl.errors import is_disk_full
 from pocl.events import RunEnded, RunFinished
 
 Asked = Literal["cancel", "pause", "release", "stall"]
@@ -76,7 +76,7 @@ class Ending:
 
 def of_storage(error: OSError) -> EndReason:
     """The reason that an error of the file system stands for."""
-    return DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else STORAGE_FAILED
+    return DISK_FULL if is_disk_full(error) else STORAGE_FAILED
 
 
 def outcome_of(ending: Ending) -> Outcome:

@@ -1,6 +1,5 @@
 """An upload on its way in: the body goes to a file before any transaction begins, and nothing of a failure stays."""
 
-import errno
 import os
 import tempfile
 import time
@@ -18,6 +17,7 @@ from api.datasets.multipart import MultipartFile
 from api.errors import ApiError, BodyTooLarge, UnsupportedMediaType
 from api.settings import Settings
 from api.store import ArtefactStore
+from pocl.errors import is_disk_full
 from pocl.manifest import ManifestFile
 
 JSONL_TYPES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
@@ -98,7 +98,7 @@ def storage_full_is_typed() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise StorageFull from None
         raise
 

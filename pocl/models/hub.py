@@ -1,6 +1,5 @@
 """Models on the Hugging Face Hub: one commit, looked at before its weights are fetched."""
 
-import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Protocol
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from pocl.errors import DiskFull, EngineFailure, ModelNotFound
+from pocl.errors import DiskFull, EngineFailure, ModelNotFound, is_disk_full
 from pocl.inspect import refuse_unsuitable
 from pocl.spec import HubModel
 
@@ -65,6 +64,6 @@ def fetch(ref: HubModel, hub: HubClient) -> tuple[str, Path]:
             f"The Hub has no {ref.repo} at {ref.revision} that this machine may read; a gated model needs a token."
         ) from error
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise DiskFull() from error
         raise EngineFailure(f"{ref.repo} could not be fetched from the Hub; try again later.") from error

@@ -151,9 +151,10 @@ def prune(root: Path, *, keep: int, stage_ends: set[int]) -> None:
 def link_weights(source: Path, target: Path) -> None:
     """Make `target` the weights of the checkpoint `source`, by hard links where the file system has them."""
     with manifest.new_directory(target) as scratch:
-        for file in manifest.read_manifest(source).files:
-            (scratch / file.path).parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(source / file.path, scratch / file.path)
+        # The manifest goes along: the same files need not be digested again.
+        for path in (manifest.MANIFEST, *(file.path for file in manifest.read_manifest(source).files)):
+            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(source / path, scratch / path)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

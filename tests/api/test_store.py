@@ -50,6 +50,16 @@ def test_what_is_published_comes_back_with_its_training_state(store: ArtefactSto
     }
 
 
+def test_the_weights_alone_are_published_whatever_becomes_of_the_training_state(
+    store: ArtefactStore, tmp_path: Path
+) -> None:
+    made = checkpoint(tmp_path / "made")
+    (made / "training" / "state.safetensors").unlink()
+    listed = store.publish(made, KEY, nested=False)
+    assert {file.path for file in listed.files} == {"model.safetensors", "config.json", "manifest.json"}
+    assert store.manifest(KEY) == listed
+
+
 def test_only_what_a_manifest_names_is_stored(store: ArtefactStore, tmp_path: Path) -> None:
     made = checkpoint(tmp_path / "made")
     (made / "scratch.tmp").write_bytes(b"not finished")

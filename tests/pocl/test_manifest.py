@@ -72,6 +72,16 @@ def test_a_nested_manifest_owns_its_directory(tmp_path: Path) -> None:
     assert [file.path for file in manifest.verify(tmp_path / "outer").files] == ["mine"]
 
 
+def test_a_manifest_that_came_along_is_kept(tmp_path: Path) -> None:
+    source = made(tmp_path / "one")
+    with manifest.new_directory(tmp_path / "two") as scratch:
+        for file in (*manifest.read_manifest(source).files, None):
+            path = manifest.MANIFEST if file is None else file.path
+            (scratch / path).parent.mkdir(exist_ok=True)
+            (scratch / path).hardlink_to(source / path)
+    assert manifest.verify(tmp_path / "two") == manifest.verify(source)
+
+
 def test_replacing_a_file_keeps_no_scratch(tmp_path: Path) -> None:
     manifest.replace_file(tmp_path / "a.json", "1")
     manifest.replace_file(tmp_path / "a.json", "2")
