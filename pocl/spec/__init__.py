@@ -1,0 +1,80 @@
+"""What a distillation job is: the specification that clients post and the engine runs.
+
+Frozen, and unknown fields are refused: a typo never trains. :func:`resolve` lays a client's fields over
+a preset and returns a specification that names every value; that is what is stored, returned and run.
+"""
+
+from pocl.spec.curriculum import (
+    Advance,
+    ByConvergence,
+    ByEpochs,
+    ConstantTemperature,
+    Control,
+    Curriculum,
+    NoCurriculum,
+    Range,
+    Ranking,
+    ShuffledStages,
+    TemperatureRange,
+    WeightRange,
+)
+from pocl.spec.data import Data, DataRef
+from pocl.spec.distillation import DistillationSpec, PresetName
+from pocl.spec.frozen import Frozen
+from pocl.spec.methods import (
+    JS,
+    METHODS,
+    SFT,
+    TVD,
+    ForwardKL,
+    KDMethod,
+    Method,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+)
+from pocl.spec.models import HubModel, LayersOfTeacher, ModelRef, RandomModel, StudentRef
+from pocl.spec.presets import PRESETS, problems_of, resolve
+from pocl.spec.training import Checkpoints, Evaluation, Resources, Training
+
+__all__ = [
+    "JS",
+    "METHODS",
+    "PRESETS",
+    "SFT",
+    "TVD",
+    "Advance",
+    "ByConvergence",
+    "ByEpochs",
+    "Checkpoints",
+    "ConstantTemperature",
+    "Control",
+    "Curriculum",
+    "Data",
+    "DataRef",
+    "DistillationSpec",
+    "Evaluation",
+    "ForwardKL",
+    "Frozen",
+    "HubModel",
+    "KDMethod",
+    "LayersOfTeacher",
+    "Method",
+    "ModelRef",
+    "NoCurriculum",
+    "PresetName",
+    "RandomModel",
+    "Range",
+    "Ranking",
+    "Resources",
+    "ReverseKL",
+    "ShuffledStages",
+    "SkewForwardKL",
+    "SkewReverseKL",
+    "StudentRef",
+    "TemperatureRange",
+    "Training",
+    "WeightRange",
+    "problems_of",
+    "resolve",
+]

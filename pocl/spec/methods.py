@@ -1,0 +1,82 @@
+"""Knowledge-distillation methods and the parameters of each."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pocl.spec.frozen import Frozen
+
+
+class KDMethod(StrEnum):
+    SFT = "sft"
+    FORWARD_KL = "forward_kl"
+    REVERSE_KL = "reverse_kl"
+    JS = "js"
+    TVD = "tvd"
+    SKEW_FORWARD_KL = "skew_forward_kl"
+    SKEW_REVERSE_KL = "skew_reverse_kl"
+
+
+class _Method(Frozen):
+    scale_by_tau_squared: bool = True
+    """Multiply the divergence by temperature squared, which keeps its gradient of one size (Hinton et al. 2015)."""
+
+
+class SFT(Frozen):
+    """Cross-entropy on the reference responses; the teacher is not run."""
+
+    name: Literal[KDMethod.SFT] = KDMethod.SFT
+
+
+class ForwardKL(_Method):
+    """KL(p‖q), p the teacher, q the student: the student covers all that the teacher finds likely."""
+
+    name: Literal[KDMethod.FORWARD_KL] = KDMethod.FORWARD_KL
+
+
+class ReverseKL(_Method):
+    """KL(q‖p): the student keeps to what the teacher finds likely."""
+
+    name: Literal[KDMethod.REVERSE_KL] = KDMethod.REVERSE_KL
+
+
+class JS(_Method):
+    """Generalised Jensen-Shannon: beta KL(p‖m) + (1-beta) KL(q‖m), m = beta p + (1-beta) q (GKD, eq. 1)."""
+
+    name: Literal[KDMethod.JS] = KDMethod.JS
+    beta: float = Field(default=0.5, gt=0, lt=1)
+    """Weight of the teacher in the mixture. The ends are `forward_kl` and `reverse_kl`."""
+
+
+class TVD(_Method):
+    """Total variation distance, half the sum of |p-q|. It is bounded, so tau squared is off by default."""
+
+    name: Literal[KDMethod.TVD] = KDMethod.TVD
+    scale_by_tau_squared: bool = False
+
+
+class SkewForwardKL(_Method):
+    """KL(p ‖ alpha p + (1-alpha) q) (DistiLLM)."""
+
+    name: Literal[KDMethod.SKEW_FORWARD_KL] = KDMethod.SKEW_FORWARD_KL
+    alpha: float = Field(default=0.1, ge=0, lt=1)
+
+
+class SkewReverseKL(_Method):
+    """KL(q ‖ (1-alpha) p + alpha q) (DistiLLM)."""
+
+    name: Literal[KDMethod.SKEW_REVERSE_KL] = KDMethod.SKEW_REVERSE_KL
+    alpha: float = Field(default=0.1, ge=0, lt=1)
+
+
+Method = Annotated[SFT | ForwardKL | ReverseKL | JS | TVD | SkewForwardKL | SkewReverseKL, Field(discriminator="name")]
+METHODS: dict[KDMethod, type[Frozen]] = {
+    KDMethod.SFT: SFT,
+    KDMethod.FORWARD_KL: ForwardKL,
+    KDMethod.REVERSE_KL: ReverseKL,
+    KDMethod.JS: JS,
+    KDMethod.TVD: TVD,
+    KDMethod.SKEW_FORWARD_KL: SkewForwardKL,
+    KDMethod.SKEW_REVERSE_KL: SkewReverseKL,
+}

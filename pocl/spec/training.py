@@ -1,0 +1,58 @@
+"""How the student is trained, evaluated and saved, and what the run may use."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pocl.spec.frozen import Frozen
+
+
+class Training(Frozen):
+    batch_size: int = Field(default=64, ge=1, le=65536)
+    """Samples per optimiser step, over all micro-batches."""
+    micro_batch_size: int | None = Field(default=None, ge=1, le=65536)
+    """Samples in memory at once; chosen and recorded by the engine where null."""
+    learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    min_learning_rate: float = Field(default=1e-7, ge=0, le=1)
+    """Where the cosine ends."""
+    warmup_steps: int = Field(default=0, ge=0, le=1_000_000)
+    weight_decay: float = Field(default=0.01, ge=0, le=1)
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 products with fp32 master weights where the hardware multiplies bf16, else fp32."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Null keeps what the student's config says."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError("min_learning_rate must not exceed learning_rate")
+        return self
+
+
+class Evaluation(Frozen):
+    """Greedy answers to the validation rows: before training, after each stage, and of the teacher."""
+
+    max_rows: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Evaluate on the first rows only; null: all."""
+    max_new_tokens: int = Field(default=256, ge=1, le=4096)
+    batch_size: int = Field(default=16, ge=1, le=1024)
+    teacher: bool = True
+    """Evaluate the teacher as well, once."""
+
+
+class Checkpoints(Frozen):
+    every_steps: int = Field(default=200, ge=1, le=1_000_000)
+    """Optimiser steps between saves of the full training state; each stage end is saved as well."""
+    keep: int = Field(default=2, ge=1, le=100)
+    """Full training states kept; the weights of stage ends are kept beside them."""
+
+
+class Resources(Frozen):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """CPU threads; chosen and recorded by the engine where null."""
