@@ -71,6 +71,8 @@ class Batch:
     """[T] bool: the label belongs to the last turn."""
     tokens: int
     """T."""
+    rows: tuple[Encoded, ...]
+    """The B samples, in the order of the batch."""
 
 
 def encode(
@@ -163,6 +165,7 @@ def collate(
         labels=tensor(labels),
         last_turn=tensor(last_turn[:, 1:][shifted]),
         tokens=len(labels),
+        rows=tuple(rows),
     )
 
 
