@@ -1,22 +1,17 @@
 """The only door to the engine: run a specification in a directory, or continue what the directory holds."""
 
-import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict
-from transformers import PreTrainedTokenizerBase
 
 from pocl.curriculum.difficulty import RANKING_FILE, Measured, Ranked, RankingInputs, load_or_rank
-from pocl.data.batches import Prompting, encode, end_of_response_id
-from pocl.data.records import Sample, read_samples
-from pocl.errors import DatasetInvalid, DiskFull, EngineFailure, OutOfMemory, PoclError, is_disk_full
+from pocl.errors import DiskFull, EngineFailure, OutOfMemory, PoclError, is_disk_full
 from pocl.evaluate import Answering, Rows, Scores, answer, evaluate, last_turn_cross_entropy
 from pocl.events import (
     ArtefactWritten,
@@ -33,43 +28,23 @@ from pocl.events import (
     StepLogged,
     Warned,
 )
-from pocl.inspect import refuse_long_rows
-from pocl.manifest import read_manifest, replace_file
-from pocl.models.loading import Loaded, load_student, load_teacher, load_weights, shared_vocabulary
+from pocl.export import RESULT_FILE, Result, result_of, write_result
+from pocl.manifest import read_manifest
+from pocl.models.loading import Loaded, load_weights
 from pocl.models.precision import choose_device, choose_precision
 from pocl.plan import StagePlan, stage_table
-from pocl.report import REPORT_FILE, Curve, ReportData, StageFigures, render
+from pocl.prepare import Corpus, Models, digest_of, encode_corpus, load_models, read_rows
+from pocl.report import REPORT_FILE
 from pocl.rouge import rouge_l
-from pocl.spec import SFT, DataRef, DistillationSpec
+from pocl.spec import SFT, DistillationSpec
 from pocl.teacher.signal import LiveTeacher, RememberedTeacher, TeacherSignal
 from pocl.train import checkpoint
-from pocl.train.checkpoint import MetricRow, Restored, TrainState
+from pocl.train.checkpoint import Restored, TrainState
 from pocl.train.loop import Student, Trainer, make_optimizer
 from pocl.workdir import EVENTS_FILE, SPEC_FILE, EventLog, locked, settle_spec
 
-RESULT_FILE = "result.json"
 FINAL = "final"
 ShouldStop = Callable[[], bool]
-
-
-class Result(BaseModel):
-    """What a run came to; the content of `result.json`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    steps: int
-    tokens_seen: int
-    """Prompt and response tokens that the student was trained on."""
-    samples: int
-    stages: tuple[StageFigures, ...]
-    evaluations: tuple[Evaluated, ...]
-    best_stage: int | None
-    """The stage whose weights are in `best/`; `final/` holds the last stage's."""
-    teacher: dict[str, str | None] | None
-    """Where the teacher came from, and its digest."""
-    student: dict[str, str | None]
-    precision: str
-    machine: str
 
 
 def run(spec: DistillationSpec, workdir: Path, sink: Sink, should_stop: ShouldStop = lambda: False) -> Result:
@@ -114,26 +89,6 @@ class _LastStep:
         self._onward(event)
 
 
-@dataclass(frozen=True)
-class _Models:
-    student: Loaded
-    teacher: Loaded | None
-    shared_vocabulary: int | None
-    tokenizer: PreTrainedTokenizerBase
-    """What the data is read with, and what the distilled student is saved with."""
-
-
-@dataclass(frozen=True)
-class _Corpus:
-    """The rows of the run, tokenised."""
-
-    train: Rows
-    validation: Rows | None
-    template: str
-    end_id: int
-    """The token that ends a response."""
-
-
 class _Run:
     """One run of one specification, told in the order in which it happens."""
 
@@ -150,7 +105,8 @@ class _Run:
         sink(ArtefactWritten(kind="spec", path=SPEC_FILE))
 
     def distil(self) -> Result:
-        train_samples, validation_samples = self._read()
+        self._sink(PhaseChanged(phase="validating"))
+        train_samples, validation_samples = read_rows(self._spec)
         table = stage_table(self._spec, len(train_samples))
         restored = self._restored()
         self._sink(
@@ -160,23 +116,15 @@ class _Run:
                 stages=len(table),
             )
         )
-        models = self._load()
-        corpus = self._encode(models, train_samples, validation_samples)
+        self._sink(PhaseChanged(phase="loading"))
+        models = load_models(self._spec, device=self._device, precision=self._precision)
+        corpus = encode_corpus(self._spec.data, models, train_samples, validation_samples)
         ranking = self._rank(models, corpus)
         trainer = self._trainer(models, corpus, ranking, table, restored)
         if restored is None:
             self._score_teacher(models, corpus, trainer.state)
         state = trainer.run()
         return self._export(models, state, table, ranking)
-
-    # --- Reading and loading ---------------------------------------------------------------------------
-
-    def _read(self) -> tuple[list[Sample], list[Sample]]:
-        self._sink(PhaseChanged(phase="validating"))
-        data, limit = self._spec.data, self._spec.evaluation.max_rows
-        train = read_samples(_path_of(data.train))
-        validation = [] if data.validation is None else read_samples(_path_of(data.validation))[:limit]
-        return train, validation
 
     def _restored(self) -> Restored | None:
         restored, passed = checkpoint.newest(self._workdir / checkpoint.CHECKPOINTS)
@@ -187,48 +135,15 @@ class _Run:
             self._sink(Warned(code="not_exact", message=message))
         return restored
 
-    def _load(self) -> _Models:
-        self._sink(PhaseChanged(phase="loading"))
-        spec = self._spec
-        teacher = None
-        if spec.teacher is not None:
-            teacher = load_teacher(spec.teacher, device=self._device, dtype=self._precision.weights)
-        student = load_student(spec.student, teacher, device=self._device, dropout=spec.training.dropout)
-        for loaded in filter(None, (teacher, student)):
-            refuse_long_rows(spec.data.max_length, getattr(loaded.model.config, "max_position_embeddings", None))
-        shared = None if teacher is None else shared_vocabulary(teacher, student)
-        return _Models(student, teacher, shared, _tokenizer(student, teacher))
-
-    def _encode(self, models: _Models, train: list[Sample], validation: list[Sample]) -> _Corpus:
-        data, tokenizer = self._spec.data, models.tokenizer
-        prompting = Prompting.choose(data.template, tokenizer)
-        end_id = end_of_response_id(tokenizer, prompting)
-
-        def rows(samples: list[Sample]) -> Rows:
-            encoded = tuple(
-                encode(
-                    sample,
-                    tokenizer,
-                    prompting,
-                    max_length=data.max_length,
-                    max_prompt_length=data.max_prompt_length,
-                    eos_token_id=end_id,
-                )
-                for sample in samples
-            )
-            return Rows(encoded, tuple(sample.references for sample in samples))
-
-        return _Corpus(rows(train), rows(validation) if validation else None, prompting.value, end_id)
-
     # --- Ranking, training, exporting ------------------------------------------------------------------
 
-    def _rank(self, models: _Models, corpus: _Corpus) -> list[Ranked]:
+    def _rank(self, models: Models, corpus: Corpus) -> list[Ranked]:
         """The student as it starts ranks the training samples; a ranking of the same inputs is taken over."""
         self._sink(PhaseChanged(phase="ranking"))
         settings = self._spec.curriculum.ranking
         inputs = RankingInputs(
             student=models.student.digest,
-            data=_digest_of(corpus.train),
+            data=digest_of(corpus.train),
             template=corpus.template,
             rrf_k=settings.rrf_k,
             max_new_tokens=settings.max_new_tokens,
@@ -239,7 +154,7 @@ class _Run:
             self._sink(ArtefactWritten(kind="ranking", path=RANKING_FILE))
         return ranking
 
-    def _measure(self, models: _Models, corpus: _Corpus) -> list[Measured]:
+    def _measure(self, models: Models, corpus: Corpus) -> list[Measured]:
         spec, rows, model = self._spec, corpus.train, models.student.model
         answers = answer(
             model,
@@ -268,8 +183,8 @@ class _Run:
 
     def _trainer(
         self,
-        models: _Models,
-        corpus: _Corpus,
+        models: Models,
+        corpus: Corpus,
         ranking: list[Ranked],
         table: tuple[StagePlan, ...],
         restored: Restored | None,
@@ -298,14 +213,14 @@ class _Run:
             state=state,
         )
 
-    def _scorer(self, models: _Models, corpus: _Corpus, teacher: LiveTeacher | None) -> Callable[[], Scores] | None:
+    def _scorer(self, models: Models, corpus: Corpus, teacher: LiveTeacher | None) -> Callable[[], Scores] | None:
         if corpus.validation is None:
             return None
         # The composition of the validation batches never changes, so the teacher reads them once.
         remembered = None if teacher is None else RememberedTeacher(teacher)
         return partial(self._score, models.student, models, corpus, corpus.validation, remembered)
 
-    def _score_teacher(self, models: _Models, corpus: _Corpus, state: TrainState) -> None:
+    def _score_teacher(self, models: Models, corpus: Corpus, state: TrainState) -> None:
         if corpus.validation is None or models.teacher is None or not self._spec.evaluation.teacher:
             return
         self._sink(PhaseChanged(phase="evaluating"))
@@ -315,7 +230,7 @@ class _Run:
         self._sink(evaluated)
 
     def _score(
-        self, loaded: Loaded, models: _Models, corpus: _Corpus, rows: Rows, teacher: TeacherSignal | None
+        self, loaded: Loaded, models: Models, corpus: Corpus, rows: Rows, teacher: TeacherSignal | None
     ) -> Scores:
         evaluation = self._spec.evaluation
         return evaluate(
@@ -330,53 +245,22 @@ class _Run:
             should_stop=self._should_stop,
         )
 
-    def _export(
-        self, models: _Models, state: TrainState, table: tuple[StagePlan, ...], ranking: list[Ranked]
-    ) -> Result:
+    def _export(self, models: Models, state: TrainState, table: tuple[StagePlan, ...], ranking: list[Ranked]) -> Result:
         self._sink(PhaseChanged(phase="exporting"))
         source = self._workdir / checkpoint.CHECKPOINTS / checkpoint.name_of(state.step)
         checkpoint.link_weights(source, self._workdir / FINAL)
         final = [each.model_copy(update={"subject": "final", "stage": None}) for each in state.evaluations[-1:]]
         for each in final:
             self._sink(each)
-        result = self._result(models, state, table, [*state.evaluations, *final])
-        replace_file(self._workdir / RESULT_FILE, result.model_dump_json(indent=1) + "\n")
-        replace_file(self._workdir / REPORT_FILE, render(_report_data(self._spec, result, state.metrics, ranking)))
+        evaluations = [*state.evaluations, *final]
+        result = result_of(state, table, evaluations, models=models, precision=self._precision.name)
+        write_result(self._workdir, self._spec, result, state.metrics, ranking)
         self._sink(ArtefactWritten(kind="result", path=RESULT_FILE))
         self._sink(ArtefactWritten(kind="report", path=REPORT_FILE))
         size = read_manifest(self._workdir / FINAL).size_bytes
         self._sink(CheckpointSaved(kind="final", path=FINAL, step=state.step, stage=None, size_bytes=size))
         self._sink(RunFinished(step=state.step))
         return result
-
-    def _result(
-        self, models: _Models, state: TrainState, table: tuple[StagePlan, ...], evaluations: list[Evaluated]
-    ) -> Result:
-        of_stages = [each for each in evaluations if each.subject == "stage"]
-        best = max(of_stages, key=lambda each: each.rouge_l, default=None)
-        starts = [0, *state.stage_ends[:-1]]
-        return Result(
-            steps=state.step,
-            tokens_seen=state.tokens_seen,
-            samples=table[-1].samples,
-            stages=tuple(
-                StageFigures(
-                    index=stage.index,
-                    samples=stage.samples,
-                    temperature=stage.temperature,
-                    kd_weight=stage.kd_weight,
-                    steps=end - start,
-                    end_step=end,
-                )
-                for stage, start, end in zip(table, starts, state.stage_ends, strict=True)
-            ),
-            evaluations=tuple(evaluations),
-            best_stage=None if best is None else best.stage,
-            teacher=None if models.teacher is None else _origin(models.teacher),
-            student=_origin(models.student),
-            precision=self._precision.name,
-            machine=state.machine,
-        )
 
     # --- Small things ----------------------------------------------------------------------------------
 
@@ -401,59 +285,6 @@ def _with_choices(spec: DistillationSpec) -> DistillationSpec:
             "resources": spec.resources.model_copy(update={"threads": threads}),
             "training": spec.training.model_copy(update={"micro_batch_size": rows}),
         }
-    )
-
-
-def _path_of(ref: DataRef) -> Path:
-    if ref.path is None:
-        raise DatasetInvalid("the engine reads files; a data set id is resolved by the service")
-    return Path(ref.path)
-
-
-def _tokenizer(student: Loaded, teacher: Loaded | None) -> PreTrainedTokenizerBase:
-    """The teacher's, whose template the teacher knows, unless it has ids that the student has no embedding for."""
-    if (
-        teacher is None
-        or len(teacher.tokenizer) > student.model.get_input_embeddings().get_parameter("weight").shape[0]
-    ):
-        return student.tokenizer
-    return teacher.tokenizer
-
-
-def _digest_of(rows: Rows) -> str:
-    digest = hashlib.sha256()
-    for row in rows.encoded:
-        digest.update(f"{row.digest} {list(row.input_ids)}\n".encode())
-    return digest.hexdigest()
-
-
-def _origin(loaded: Loaded) -> dict[str, str | None]:
-    return {**loaded.origin, "digest": loaded.digest}
-
-
-def _report_data(spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[Ranked]) -> ReportData:
-    return ReportData(
-        method=spec.method.name.value,
-        samples=result.samples,
-        tokens_seen=result.tokens_seen,
-        stages=result.stages,
-        evaluations=result.evaluations,
-        curve=Curve(
-            steps=[row.step for row in metrics],
-            loss=[row.loss for row in metrics],
-            cross_entropy=[row.cross_entropy for row in metrics],
-            divergence=[row.divergence for row in metrics],
-            temperature=[row.temperature for row in metrics],
-        ),
-        ranking=ranking,
-        record={
-            "preset": spec.preset,
-            "seed": str(spec.seed),
-            "precision": result.precision,
-            "machine": result.machine,
-            "teacher": None if result.teacher is None else result.teacher["digest"],
-            "student at start": result.student["digest"],
-        },
     )
 
 

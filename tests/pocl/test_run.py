@@ -16,7 +16,8 @@ from pocl import manifest
 from pocl.__main__ import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, read_spec
 from pocl.errors import DatasetInvalid, RunStopped, SpecInvalid, WorkdirMismatch
 from pocl.events import CheckpointSaved, Evaluated, Event, RunEnded, RunFinished, StageFinished, StepLogged, from_line
-from pocl.run import Result, run
+from pocl.export import Result
+from pocl.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "tiny.yaml"
