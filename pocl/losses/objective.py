@@ -67,11 +67,11 @@ def objective_sum(
     Raises:
         ValueError: for shapes or numbers that do not fit together.
     """
-    _check_numbers(temperature, kd_weight)
+    check_numbers(temperature, kd_weight)
     if labels.shape != student_logits.shape[:1] or student_logits.dim() != 2:
         raise ValueError("student_logits must be [tokens, vocabulary] and labels [tokens]")
     valid = labels != IGNORED
-    student = _at_least_float32(student_logits[valid])
+    student = at_least_float32(student_logits[valid])
     tokens = student.shape[0]
     cross_entropy = F.cross_entropy(student, labels[valid], reduction="sum")
     distance = divergence_of(method)
@@ -80,11 +80,12 @@ def objective_sum(
 
     if teacher_logits is None:
         raise ValueError(f"{method.name} needs teacher_logits")
-    width = _shared_width(student_logits, teacher_logits, shared_vocabulary)
+    if teacher_logits.dim() != 2 or teacher_logits.shape[0] != student_logits.shape[0]:
+        raise ValueError("teacher_logits must be [tokens, vocabulary] with the student's tokens")
+    width = shared_width(student_logits.shape[1], teacher_logits.shape[1], shared_vocabulary)
     teacher = teacher_logits.detach()[valid]
     total = _divergence(distance, teacher[:, :width], student[:, :width], temperature).sum()
-    scale = temperature**2 if method.scale_by_tau_squared else 1.0
-    loss = _mix(cross_entropy, scale * total, kd_weight)
+    loss = _mix(cross_entropy, tau_squared(method, temperature) * total, kd_weight)
     return ObjectiveSum(loss, cross_entropy.detach(), total.detach(), tokens)
 
 
@@ -112,7 +113,7 @@ def divergence(
     """
     if "scale_by_tau_squared" in parameters:
         raise ValueError("a divergence carries no tau squared; multiply it yourself")
-    _check_numbers(temperature, 0.0)
+    check_numbers(temperature, 0.0)
     distance = divergence_of(_METHOD.validate_python({"name": method, **parameters}))
     if distance is None:
         raise ValueError("sft has no divergence: it asks no teacher")
@@ -122,7 +123,7 @@ def divergence(
 
 
 def _divergence(distance: Divergence, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    log_p, log_q = (torch.log_softmax(_at_least_float32(logits) / temperature, dim=-1) for logits in (teacher, student))
+    log_p, log_q = (torch.log_softmax(at_least_float32(logits) / temperature, dim=-1) for logits in (teacher, student))
     return distance(log_p, log_q)
 
 
@@ -135,16 +136,20 @@ def _mix(cross_entropy: Tensor, scaled_divergence: Tensor, kd_weight: float) -> 
     return (1 - kd_weight) * cross_entropy + kd_weight * scaled_divergence
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Softmax and divergence are computed in this."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _shared_width(student: Tensor, teacher: Tensor, shared_vocabulary: int | None) -> int:
-    if teacher.dim() != 2 or teacher.shape[0] != student.shape[0]:
-        raise ValueError("teacher_logits must be [tokens, vocabulary] with the student's tokens")
-    narrower = min(student.shape[1], teacher.shape[1])
+def shared_width(student: int, teacher: int, shared_vocabulary: int | None) -> int:
+    """How many ids the divergence compares, of vocabularies of these sizes.
+
+    Raises:
+        ValueError: they differ and nothing says how much they share, or more is shared than there is.
+    """
+    narrower = min(student, teacher)
     if shared_vocabulary is None:
-        if student.shape[1] != teacher.shape[1]:
+        if student != teacher:
             raise ValueError("the vocabularies differ in size: give shared_vocabulary")
         return narrower
     if not 1 <= shared_vocabulary <= narrower:
@@ -152,7 +157,13 @@ def _shared_width(student: Tensor, teacher: Tensor, shared_vocabulary: int | Non
     return shared_vocabulary
 
 
-def _check_numbers(temperature: float, kd_weight: float) -> None:
+def tau_squared(method: Method, temperature: float) -> float:
+    """The factor of the divergence that keeps its gradient of one size, where the method asks for it."""
+    return temperature**2 if not isinstance(method, SFT) and method.scale_by_tau_squared else 1.0
+
+
+def check_numbers(temperature: float, kd_weight: float) -> None:
+    """Raises ValueError unless temperature is above 0 and the KD weight a share."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError("temperature must be finite and above 0")
     if not 0 <= kd_weight <= 1:

@@ -1,0 +1,301 @@
+"""The fused objective equals the dense one, in value and in every gradient, and never holds full logits."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pocl.losses.fused import fused_objective_sum, token_losses
+from pocl.losses.objective import IGNORED, ObjectiveSum, objective_sum
+from pocl.models.output_head import Head
+from pocl.spec import JS, METHODS, SFT, TVD, ForwardKL, Method, ReverseKL, SkewForwardKL, SkewReverseKL
+from tests.pocl.test_objective import DISTILLING
+
+WIDTH, TEACHER_WIDTH = 5, 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """Both sides of one micro-batch, and how they are charged."""
+
+    hidden: Tensor
+    student: Head
+    teacher_hidden: Tensor
+    teacher: Head
+    labels: Tensor
+    method: Method
+    temperature: float = 1.5
+    kd_weight: float = 0.7
+    shared_vocabulary: int | None = None
+
+    def dense(self) -> ObjectiveSum:
+        return objective_sum(
+            self.student.logits(self.hidden), self.teacher.logits(self.teacher_hidden), self.labels, **self._charges()
+        )
+
+    def fused(self, **options: Any) -> ObjectiveSum:
+        return fused_objective_sum(
+            self.hidden,
+            self.student,
+            self.teacher_hidden,
+            self.teacher,
+            self.labels,
+            **self._charges(),
+            **{"chunk_tokens": 3, **options},
+        )
+
+    def _charges(self) -> dict[str, Any]:
+        names = ("method", "temperature", "kd_weight", "shared_vocabulary")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [each for each in (self.hidden, self.student.weight, self.student.bias) if each is not None]
+
+
+def case(
+    method: Method,
+    *,
+    tokens: int = 8,
+    vocabulary: int = 11,
+    teacher_vocabulary: int | None = None,
+    size: float = 1.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    bias: bool = True,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    **charges: Any,
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, by: float = 1.0) -> Tensor:
+        return (by * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+    labels = torch.randint(vocabulary, (tokens,), generator=generator)
+    labels[torch.rand(tokens, generator=generator) < 0.3] = IGNORED
+    others = teacher_vocabulary or vocabulary
+    return Case(
+        hidden=draw(tokens, WIDTH, by=size).requires_grad_(),
+        student=Head(
+            draw(vocabulary, WIDTH).requires_grad_(),
+            draw(vocabulary).requires_grad_() if bias else None,
+            scale,
+            softcap,
+        ),
+        teacher_hidden=draw(tokens, TEACHER_WIDTH, by=size),
+        teacher=Head(draw(others, TEACHER_WIDTH), None, scale, softcap),
+        labels=labels,
+        method=method,
+        shared_vocabulary=charges.pop("shared_vocabulary", min(vocabulary, others)),
+        **charges,
+    )
+
+
+def gradients(of: Case, charge: Callable[[], ObjectiveSum]) -> list[Tensor]:
+    found = torch.autograd.grad(charge().loss, of.parameters)
+    return list(found)
+
+
+def assert_same(of: Case, tolerance: float, **options: Any) -> None:
+    dense, fused = of.dense(), of.fused(**options)
+    assert fused.tokens == dense.tokens
+    pairs = [(fused.loss, dense.loss), (fused.cross_entropy, dense.cross_entropy)]
+    if dense.divergence is not None:
+        assert fused.divergence is not None
+        pairs.append((fused.divergence, dense.divergence))
+    else:
+        assert fused.divergence is None
+    for got, expected in pairs:
+        assert got.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
+    for got, expected in zip(gradients(of, lambda: of.fused(**options)), gradients(of, of.dense), strict=True):
+        largest = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * largest)
+
+
+every_method = pytest.mark.parametrize("method", [*DISTILLING, SFT()], ids=lambda method: method.name)
+methods = st.one_of(
+    st.sampled_from([ForwardKL(), ReverseKL(), TVD(), SFT()]),
+    st.builds(JS, beta=st.floats(0.01, 0.99)),
+    st.builds(SkewForwardKL, alpha=st.floats(0, 0.95)),
+    st.builds(SkewReverseKL, alpha=st.floats(0, 0.95)),
+)
+
+
+def test_every_method_is_tried() -> None:
+    assert {method.name for method in DISTILLING} | {SFT().name} == set(METHODS)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    method=methods,
+    tokens=st.integers(0, 9),
+    vocabulary=st.integers(2, 12),
+    teacher_vocabulary=st.integers(2, 12),
+    chunk=st.integers(1, 10),
+    temperature=st.floats(0.3, 5),
+    kd_weight=st.sampled_from([0.0, 0.3, 0.9, 1.0]),
+    size=st.sampled_from([0.1, 1.0, 5.0]),
+    bias=st.booleans(),
+    scale=st.sampled_from([1.0, 0.25]),
+    softcap=st.sampled_from([None, 3.0]),
+    seed=st.integers(0, 2**31),
+)
+def test_fused_is_dense_in_float64(chunk: int, **drawn: Any) -> None:
+    assert_same(case(**drawn), 1e-10, chunk_tokens=chunk)
+
+
+@settings(deadline=None, max_examples=60)
+@given(method=methods, temperature=st.floats(0.5, 3), kd_weight=st.floats(0, 1), seed=st.integers(0, 2**31))
+def test_fused_is_dense_in_float32(**drawn: Any) -> None:
+    assert_same(case(dtype=torch.float32, tokens=20, vocabulary=40, **drawn), 1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_fused_in_bfloat16_is_dense_within_what_its_products_round(method: Method, temperature: float) -> None:
+    exact = case(method, tokens=40, vocabulary=30, temperature=temperature)
+    rounded = case(method, tokens=40, vocabulary=30, temperature=temperature, dtype=torch.bfloat16)
+    for got, expected in zip(gradients(rounded, rounded.fused), gradients(exact, exact.dense), strict=True):
+        assert got.dtype == torch.bfloat16
+        # Logits of size 5 carry 2^-8 of themselves, which the softmax turns into 2 per cent of a probability.
+        assert (got.double() - expected).norm() <= 0.05 * expected.norm()
+
+
+@every_method
+def test_extreme_logits_stay_finite(method: Method) -> None:
+    of = case(method, size=2e3, temperature=1.0, kd_weight=1.0)
+    assert of.fused().loss.isfinite()
+    assert all(each.isfinite().all() for each in gradients(of, of.fused))
+    assert_same(of, 1e-9)
+
+
+@every_method
+@pytest.mark.parametrize("kd_weight", [0.5, 1.0])
+def test_tokens_that_a_head_rules_out_count_as_in_the_dense_objective(method: Method, kd_weight: float) -> None:
+    of = case(method, kd_weight=kd_weight)
+    assert of.student.bias is not None
+    with torch.no_grad():
+        of.student.bias[2] = -math.inf
+    ruled_out = torch.zeros(11, dtype=torch.float64)
+    ruled_out[[2, 5]] = -math.inf
+    of = replace(of, teacher=replace(of.teacher, bias=ruled_out), labels=of.labels.masked_fill(of.labels == 2, 0))
+    assert_same(of, 1e-10)
+
+
+@every_method
+def test_without_a_valid_token_the_loss_is_zero_and_its_gradient_finite(method: Method) -> None:
+    of = case(method)
+    of = replace(of, labels=torch.full_like(of.labels, IGNORED))
+    assert of.fused().loss.item() == 0
+    assert all(not each.any() for each in gradients(of, of.fused))
+
+
+@every_method
+def test_the_scale_multiplies_loss_and_gradient_alone(method: Method) -> None:
+    of = case(method)
+    whole, part = of.fused(), of.fused(scale=0.125)
+    assert part.loss.item() == pytest.approx(whole.loss.item() / 8)
+    assert part.cross_entropy.item() == whole.cross_entropy.item()
+    for got, expected in zip(gradients(of, lambda: of.fused(scale=0.125)), gradients(of, of.fused), strict=True):
+        torch.testing.assert_close(got, expected / 8)
+
+
+def test_any_factor_behind_the_loss_reaches_the_gradient() -> None:
+    of = case(ForwardKL())
+    tripled = torch.autograd.grad(of.fused().loss * 3, of.parameters)
+    for got, expected in zip(tripled, gradients(of, of.fused), strict=True):
+        torch.testing.assert_close(got, 3 * expected)
+
+
+def test_the_heads_gradient_may_be_accumulated_in_place() -> None:
+    of = case(JS())
+    expected = gradients(of, of.dense)
+    for _ in range(2):
+        torch.autograd.backward(of.fused(accumulate_into_grad=True).loss)
+    for parameter, once in zip(of.parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * once)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_head_that_is_tied_to_the_embeddings_gets_both_gradients(in_place: bool) -> None:
+    of = case(ReverseKL(), bias=False)
+    ids = torch.arange(8) % 11
+
+    def gradient(charge: Callable[[Case], ObjectiveSum]) -> Tensor:
+        weight = of.student.weight.detach().clone().requires_grad_()
+        tied = replace(of, student=Head(weight), hidden=torch.tanh(torch.nn.functional.embedding(ids, weight)))
+        torch.autograd.backward(charge(tied).loss)
+        assert weight.grad is not None
+        return weight.grad
+
+    torch.testing.assert_close(gradient(lambda c: c.fused(accumulate_into_grad=in_place)), gradient(Case.dense))
+
+
+def test_of_what_is_frozen_no_gradient_is_made() -> None:
+    of = case(ForwardKL())
+    of.student.weight.requires_grad_(False)
+    assert of.student.bias is not None
+    of.student.bias.requires_grad_(False)
+    torch.autograd.backward(of.fused(accumulate_into_grad=True).loss)
+    assert of.student.weight.grad is None
+    torch.testing.assert_close(of.hidden.grad, torch.autograd.grad(of.dense().loss, of.hidden)[0])
+
+
+@every_method
+def test_losses_of_single_tokens_add_up(method: Method) -> None:
+    of = case(method, temperature=2.0)
+    of = replace(of, labels=of.labels.clamp_min(0))
+    entropies, divergences = token_losses(
+        of.hidden,
+        of.student,
+        of.teacher_hidden,
+        of.teacher,
+        of.labels,
+        method=method,
+        shared_vocabulary=of.shared_vocabulary,
+        temperature=2.0,
+        chunk_tokens=3,
+    )
+    dense = of.dense()
+    assert entropies.shape == of.labels.shape
+    assert entropies.sum().item() == pytest.approx(dense.cross_entropy.item())
+    if dense.divergence is None:
+        assert divergences is None
+    else:
+        assert divergences is not None
+        assert divergences.sum().item() == pytest.approx(dense.divergence.item())
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(each, Tensor):
+                self.elements = max(self.elements, each.numel())
+        return made
+
+
+@every_method
+def test_full_logits_never_exist(method: Method) -> None:
+    of = case(method, tokens=400, vocabulary=64)
+    with _Largest() as largest:
+        torch.autograd.backward(of.fused(chunk_tokens=16).loss)
+    assert largest.elements <= max(16 * 64, 400 * TEACHER_WIDTH)
+
+
+@pytest.mark.parametrize("change", [{"temperature": 0.0}, {"kd_weight": 2.0}, {"shared_vocabulary": 12}])
+def test_what_does_not_fit_together_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"temperature|lie between"):
+        replace(case(ForwardKL()), **change).fused()
