@@ -45,6 +45,10 @@ class Settings(BaseSettings):
     """The artefact store: checkpoints, data sets, results; `home/artefacts` unless given."""
     work_root: Path = Path()
     """Working directories of running attempts; `home/work` unless given."""
+    cache_root: Path = Path()
+    """What later jobs can use again, teachers' hidden states and rankings; `home/cache` unless given."""
+    max_cache_bytes: int = Field(default=64 * 1024**3, ge=0)
+    """Size of the cache; what was used longest ago goes first. 0: the teacher runs at each visit of a sample."""
 
     max_request_bytes: int = Field(default=1024**2, ge=1024)
     """Size of a JSON body."""
@@ -85,6 +89,7 @@ class Settings(BaseSettings):
             "model_roots": (home / "models",),
             "artefact_root": home / "artefacts",
             "work_root": home / "work",
+            "cache_root": home / "cache",
             "database_url": URL.create("sqlite", database=str(home / "pocl.sqlite3")).render_as_string(),
         }
         return {**below, **given, "home": home}

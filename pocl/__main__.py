@@ -7,6 +7,7 @@ Events go to standard output, one JSON object a line; what people read goes to s
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from pocl.events import (
     Warned,
     to_line,
 )
+from pocl.reuse import ReuseStore
 from pocl.spec import DistillationSpec, resolve
 
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 75
@@ -50,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a core, that made products of two threads four times slower than those of one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported late: a wrong specification is answered at once, without loading torch.
-    from pocl.run import run
+    from pocl.run import DEFAULT_CACHE_BYTES, run
+
+    size = DEFAULT_CACHE_BYTES if options.cache_bytes is None else options.cache_bytes
+    reuse = ReuseStore(options.cache or options.workdir / "cache", size, options.keep_for)
 
     def sink(event: Event) -> None:
         # Whoever read the events may be gone; the run goes on, and its directory has them all.
@@ -59,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(event)
 
     try:
-        run(spec, options.workdir, sink, stop.is_set)
+        run(spec, options.workdir, sink, stop.is_set, reuse)
     except RunStopped:
         return EXIT_STOPPED
     except PoclError as error:
@@ -106,10 +111,19 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="start a run, or continue what the directory holds")
     run.add_argument("spec", type=Path, help="YAML or JSON file with the specification")
     run.add_argument("--workdir", type=Path, required=True, help="directory of the run")
+    run.add_argument("--cache", type=Path, help="what runs share: teachers' hidden states, rankings (WORKDIR/cache)")
+    run.add_argument("--cache-bytes", type=int, help="size of the cache; what was used longest ago goes first")
+    run.add_argument("--keep-for", type=_job_name, metavar="JOB", help="spare what this run uses until JOB has ended")
     run.add_argument(
         "--set", action="append", default=[], metavar="A.B=VALUE", help="override a field; the value is read as YAML"
     )
     return parser
+
+
+def _job_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise argparse.ArgumentTypeError("a job is named by letters, digits, _ and -")
+    return name
 
 
 def _own_stdout() -> TextIO:

@@ -17,6 +17,7 @@ PoclError
 """
 
 import errno
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -162,5 +163,9 @@ class EngineFailure(PoclError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error of the file system means that there is no space, on the disk or within a quota."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Whether an error means that there is no space, on the disk or within a quota."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors has an exception of its own, which tells the reason in words only; it is not imported here.
+    numbers = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return numbers is not None and int(numbers[1]) in (errno.ENOSPC, errno.EDQUOT)

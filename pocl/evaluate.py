@@ -1,19 +1,21 @@
 """Scores of a model on held-out rows: ROUGE-L and exact match of greedy answers, cross-entropy, divergence."""
 
+import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.data.batches import Batch, Encoded, collate
-from pocl.errors import RunStopped
+from pocl.errors import DiskFull, RunStopped
 from pocl.generate import eos_ids, generate
-from pocl.losses import divergence
-from pocl.models.heads import response_logits
 from pocl.models.precision import Precision
+from pocl.reuse import ReuseStore
 from pocl.rouge import exact_match, rouge_l
-from pocl.spec import KDMethod
+from pocl.teacher.comparison import Comparison
 from pocl.teacher.signal import TeacherSignal
 
 OnProgress = Callable[[int, int], None]
@@ -30,6 +32,10 @@ class Scores:
     """Nats per response token."""
     divergence: float | None
     """Forward KL to the teacher at temperature 1, nats per response token."""
+
+
+_SCORES = TypeAdapter(Scores)
+_KIND, _SCORES_FILE = "scores", "scores.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def evaluate(
     """Score `model`; without a teacher there is no divergence.
 
     Raises:
-        RunStopped: when `should_stop` turns true while answering.
+        RunStopped: when `should_stop` turns true.
     """
     answers = answer(
         model,
@@ -77,14 +83,16 @@ def evaluate(
         should_stop=should_stop,
     )
     pairs = list(zip(answers, rows.references, strict=True))
+    comparison = Comparison(model, teacher, shared_vocabulary=shared_vocabulary, precision=precision)
     ce_sum = kl_sum = 0.0
     tokens = 0
     for _, batch in length_batches(rows.encoded, answering.batch_size, model.device):
-        logits = _logits(model, batch, precision)
-        ce_sum += torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum").item()
+        if should_stop():
+            raise RunStopped
+        entropies, divergences = comparison.scores(batch)
+        ce_sum += entropies.sum().item()
+        kl_sum += 0.0 if divergences is None else divergences.sum().item()
         tokens += batch.tokens
-        if teacher is not None:
-            kl_sum += _forward_kl(teacher.logits(batch), logits, shared_vocabulary)
     return Scores(
         rows=len(pairs),
         rouge_l=sum(rouge_l(text, references) for text, references in pairs) / len(pairs),
@@ -92,6 +100,36 @@ def evaluate(
         cross_entropy=ce_sum / max(1, tokens),
         divergence=kl_sum / max(1, tokens) if teacher is not None else None,
     )
+
+
+class ScoredBefore(BaseModel):
+    """All that the scores of a model depend on; equal inputs give equal scores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    """Digest of weights and config."""
+    data: str
+    """Digest of the encoded rows."""
+    references: str
+    """Digest of what the answers are compared with."""
+    max_new_tokens: int
+    batch_size: int
+    precision: str
+    machine: str
+
+
+def load_or_score(store: ReuseStore, inputs: ScoredBefore, score: Callable[[], Scores]) -> Scores:
+    """The scores of these inputs, from another run that left them in `store`, or else new ones, left there."""
+    key = hashlib.sha256(inputs.model_dump_json().encode()).hexdigest()
+    found = store.find(_KIND, key)
+    if found is not None:
+        return _SCORES.validate_json((found / _SCORES_FILE).read_bytes())
+    scores = score()
+    # Without room for them they are merely not there for the next run.
+    with suppress(DiskFull), store.add(_KIND, key) as scratch:
+        (scratch / _SCORES_FILE).write_bytes(_SCORES.dump_json(scores))
+    return scores
 
 
 def answer(
@@ -137,11 +175,12 @@ def last_turn_cross_entropy(
     Raises:
         RunStopped: when `should_stop` turns true.
     """
+    comparison = Comparison(model, None, shared_vocabulary=None, precision=precision)
     means = [0.0] * len(encoded)
     for indices, batch in length_batches(encoded, batch_size, model.device):
         if should_stop():
             raise RunStopped
-        losses = torch.nn.functional.cross_entropy(_logits(model, batch, precision), batch.labels, reduction="none")
+        losses, _ = comparison.scores(batch)
         of_row = batch.predicts.nonzero()[:, 0]
         counted = batch.last_turn.to(losses.dtype)
         zeros = torch.zeros(len(indices), dtype=losses.dtype, device=losses.device)
@@ -157,19 +196,3 @@ def length_batches(encoded: Sequence[Encoded], size: int, device: torch.device) 
     order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].input_ids), encoded[i].digest, i))
     pieces = [order[start : start + size] for start in range(0, len(order), size)]
     return [(piece, collate([encoded[i] for i in piece], device=device)) for piece in pieces]
-
-
-@torch.no_grad()
-def _logits(model: PreTrainedModel, batch: Batch, precision: Precision) -> torch.Tensor:
-    """[tokens, vocabulary] in fp32."""
-    was_training = model.training
-    model.train(False)
-    with precision.autocast():
-        logits = response_logits(model, batch.input_ids, batch.attention_mask, batch.predicts)
-    model.train(was_training)
-    return logits.float()
-
-
-def _forward_kl(teacher: torch.Tensor, student: torch.Tensor, shared: int | None) -> float:
-    per_token = divergence(KDMethod.FORWARD_KL, teacher[:, :shared].float(), student[:, :shared])
-    return per_token.sum().item()

@@ -189,7 +189,7 @@ def _own_files(directory: Path) -> list[Path]:
 def _full_disk_typed() -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         if is_disk_full(error):
             raise DiskFull from error
         raise

@@ -94,6 +94,11 @@ def digest_of(rows: Rows) -> str:
     return digest.hexdigest()
 
 
+def digest_of_references(rows: Rows) -> str:
+    """SHA-256 over what answers are compared with, in the order of the rows."""
+    return hashlib.sha256(repr(rows.references).encode()).hexdigest()
+
+
 def _path_of(ref: DataRef) -> Path:
     if ref.path is None:
         raise DatasetInvalid("the engine reads files; a data set id is resolved by the service")

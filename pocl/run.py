@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,8 +12,9 @@ import torch
 import transformers
 
 from pocl.curriculum.difficulty import RANKING_FILE, Measured, Ranked, RankingInputs, load_or_rank
+from pocl.curriculum.measuring import forget_pieces, measure
 from pocl.errors import DiskFull, EngineFailure, OutOfMemory, PoclError, is_disk_full
-from pocl.evaluate import Answering, Rows, Scores, answer, evaluate, last_turn_cross_entropy
+from pocl.evaluate import Answering, Rows, ScoredBefore, Scores, evaluate, load_or_score
 from pocl.events import (
     ArtefactWritten,
     CheckpointSaved,
@@ -33,36 +35,54 @@ from pocl.manifest import read_manifest
 from pocl.models.loading import Loaded, load_weights
 from pocl.models.precision import choose_device, choose_precision
 from pocl.plan import StagePlan, stage_table
-from pocl.prepare import Corpus, Models, digest_of, encode_corpus, load_models, read_rows
+from pocl.prepare import Corpus, Models, digest_of, digest_of_references, encode_corpus, load_models, read_rows
 from pocl.report import REPORT_FILE
-from pocl.rouge import rouge_l
+from pocl.reuse import ReuseStore
 from pocl.spec import SFT, DistillationSpec
-from pocl.teacher.signal import LiveTeacher, RememberedTeacher, TeacherSignal
+from pocl.teacher.cache import open_teacher
+from pocl.teacher.comparison import Comparison
+from pocl.teacher.signal import LiveTeacher, TeacherSignal
 from pocl.train import checkpoint
 from pocl.train.checkpoint import Restored, TrainState
 from pocl.train.loop import Student, Trainer, make_optimizer
 from pocl.workdir import EVENTS_FILE, SPEC_FILE, EventLog, locked, settle_spec
 
 FINAL = "final"
+DEFAULT_CACHE_BYTES = 64 << 30
 ShouldStop = Callable[[], bool]
 
 
-def run(spec: DistillationSpec, workdir: Path, sink: Sink, should_stop: ShouldStop = lambda: False) -> Result:
+def run(
+    spec: DistillationSpec,
+    workdir: Path,
+    sink: Sink,
+    should_stop: ShouldStop = lambda: False,
+    reuse: ReuseStore | None = None,
+) -> Result:
     """Distil as `spec` says, in `workdir`, or continue the run that `workdir` holds.
 
-    `sink` is given every event; `should_stop` is asked between steps and answers, and once it is true the
-    training state is saved and :class:`~pocl.errors.RunStopped` is raised.
+    Args:
+        sink: Is given every event.
+        should_stop: Asked between steps and answers; once it is true the training state is saved and
+            :class:`~pocl.errors.RunStopped` is raised.
+        reuse: Where the teacher's hidden states and rankings are kept for other runs; below `workdir` unless given.
 
     Raises:
         PoclError: whose class says what went wrong. The last event is then a `RunEnded` with the same code.
     """
     with locked(workdir), EventLog(workdir / EVENTS_FILE, sink) as log:
         last_step = _LastStep(log)
+        reuse = reuse or ReuseStore(workdir / "cache", DEFAULT_CACHE_BYTES)
         try:
-            return _Run(spec, workdir, last_step, should_stop).distil()
+            with ExitStack() as held:
+                result = _Run(spec, workdir, last_step, should_stop, reuse, held).distil()
+            reuse.unpin()
+            return result
         except Exception as error:
             # Every end is reported under a code before it leaves.
             typed = _typed(error)
+            if not typed.retryable:
+                reuse.unpin()
             log(
                 RunEnded(
                     code=typed.code,
@@ -92,11 +112,22 @@ class _LastStep:
 class _Run:
     """One run of one specification, told in the order in which it happens."""
 
-    def __init__(self, spec: DistillationSpec, workdir: Path, sink: Sink, should_stop: ShouldStop) -> None:
+    def __init__(
+        self,
+        spec: DistillationSpec,
+        workdir: Path,
+        sink: Sink,
+        should_stop: ShouldStop,
+        reuse: ReuseStore,
+        held: ExitStack,
+    ) -> None:
         self._spec = settle_spec(workdir, spec, _with_choices(spec))
         self._workdir = workdir
         self._sink = sink
         self._should_stop = should_stop
+        self._reuse = reuse
+        self._held = held
+        """What must be let go of when the run ends."""
         torch.set_num_threads(self._spec.resources.threads or 1)
         # Its bars would fill a log file; the events say how far a run is.
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # It has no annotations.
@@ -120,9 +151,13 @@ class _Run:
         models = load_models(self._spec, device=self._device, precision=self._precision)
         corpus = encode_corpus(self._spec.data, models, train_samples, validation_samples)
         ranking = self._rank(models, corpus)
-        trainer = self._trainer(models, corpus, ranking, table, restored)
-        if restored is None:
-            self._score_teacher(models, corpus, trainer.state)
+        of_teacher = None if restored is not None else self._score_teacher(models, corpus)
+        teacher = self._teacher(models, corpus)
+        if models.teacher is not None and teacher is not None:
+            # A cached teacher needs its layers no more: the memory goes to the student.
+            models = replace(models, teacher=replace(models.teacher, model=teacher.model))
+        trainer = self._trainer(models, corpus, ranking, table, restored, teacher)
+        trainer.state.evaluations += filter(None, [of_teacher])
         state = trainer.run()
         return self._export(models, state, table, ranking)
 
@@ -147,39 +182,47 @@ class _Run:
             template=corpus.template,
             rrf_k=settings.rrf_k,
             max_new_tokens=settings.max_new_tokens,
+            batch_size=self._spec.evaluation.batch_size,
             precision=self._precision.name,
+            machine=self._machine(),
         )
-        ranking, found = load_or_rank(self._workdir, inputs, lambda: self._measure(models, corpus))
+        answering = Answering(settings.max_new_tokens, inputs.batch_size, end_id=corpus.end_id)
+
+        def measured() -> list[Measured]:
+            return measure(
+                models.student.model,
+                models.tokenizer,
+                corpus.train,
+                answering=answering,
+                precision=self._precision,
+                directory=self._workdir,
+                key=inputs.key,
+                on_progress=self._progress("ranking", "samples"),
+                should_stop=self._should_stop,
+            )
+
+        ranking, found = load_or_rank(self._workdir, inputs, measured, self._reuse)
+        forget_pieces(self._workdir)
         if not found:
             self._sink(ArtefactWritten(kind="ranking", path=RANKING_FILE))
         return ranking
 
-    def _measure(self, models: Models, corpus: Corpus) -> list[Measured]:
-        spec, rows, model = self._spec, corpus.train, models.student.model
-        answers = answer(
-            model,
-            models.tokenizer,
-            rows.encoded,
-            answering=Answering(
-                spec.curriculum.ranking.max_new_tokens, spec.evaluation.batch_size, end_id=corpus.end_id
-            ),
-            precision=self._precision,
-            on_progress=self._progress("ranking", "samples"),
+    def _teacher(self, models: Models, corpus: Corpus) -> TeacherSignal | None:
+        """The teacher for every row that will be asked about, computed before where there is room."""
+        if models.teacher is None:
+            return None
+        trained_on = () if isinstance(self._spec.method, SFT) else corpus.train.encoded
+        scored_on = () if corpus.validation is None else corpus.validation.encoded
+        self._sink(PhaseChanged(phase="caching_teacher"))
+        opened = open_teacher(
+            LiveTeacher(models.teacher.model, self._precision),
+            models.teacher.digest,
+            (*trained_on, *scored_on),
+            store=self._reuse,
+            sink=self._sink,
             should_stop=self._should_stop,
         )
-        entropies = last_turn_cross_entropy(
-            model,
-            rows.encoded,
-            batch_size=spec.evaluation.batch_size,
-            precision=self._precision,
-            should_stop=self._should_stop,
-        )
-        return [
-            Measured(row=i, digest=row.digest, rouge_l=rouge_l(text, references), cross_entropy=entropy, response=text)
-            for i, (row, references, text, entropy) in enumerate(
-                zip(rows.encoded, rows.references, answers, entropies, strict=True)
-            )
-        ]
+        return self._held.enter_context(opened)
 
     def _trainer(
         self,
@@ -188,9 +231,9 @@ class _Run:
         ranking: list[Ranked],
         table: tuple[StagePlan, ...],
         restored: Restored | None,
+        teacher: TeacherSignal | None,
     ) -> Trainer:
         model, training = models.student.model, self._spec.training
-        teacher = None if models.teacher is None else LiveTeacher(models.teacher.model, self._precision)
         optimizer = make_optimizer(model, training)
         if restored is None:
             state = TrainState(micro_batch_size=training.micro_batch_size or 1, machine=self._machine())
@@ -203,9 +246,9 @@ class _Run:
             table=table,
             rows=[corpus.train.encoded[sample.row] for sample in ranking],
             student=Student(model, models.tokenizer, optimizer),
-            teacher=None if isinstance(self._spec.method, SFT) else teacher,
-            shared_vocabulary=models.shared_vocabulary,
-            precision=self._precision,
+            comparison=Comparison(
+                model, teacher, shared_vocabulary=models.shared_vocabulary, precision=self._precision
+            ),
             workdir=self._workdir,
             sink=self._sink,
             should_stop=self._should_stop,
@@ -213,21 +256,31 @@ class _Run:
             state=state,
         )
 
-    def _scorer(self, models: Models, corpus: Corpus, teacher: LiveTeacher | None) -> Callable[[], Scores] | None:
+    def _scorer(self, models: Models, corpus: Corpus, teacher: TeacherSignal | None) -> Callable[[], Scores] | None:
         if corpus.validation is None:
             return None
-        # The composition of the validation batches never changes, so the teacher reads them once.
-        remembered = None if teacher is None else RememberedTeacher(teacher)
-        return partial(self._score, models.student, models, corpus, corpus.validation, remembered)
+        return partial(self._score, models.student, models, corpus, corpus.validation, teacher)
 
-    def _score_teacher(self, models: Models, corpus: Corpus, state: TrainState) -> None:
+    def _score_teacher(self, models: Models, corpus: Corpus) -> Evaluated | None:
+        """The teacher's own scores, from another run where one has them."""
         if corpus.validation is None or models.teacher is None or not self._spec.evaluation.teacher:
-            return
+            return None
         self._sink(PhaseChanged(phase="evaluating"))
-        scores = self._score(models.teacher, models, corpus, corpus.validation, None)
+        inputs = ScoredBefore(
+            model=models.teacher.digest,
+            data=digest_of(corpus.validation),
+            references=digest_of_references(corpus.validation),
+            max_new_tokens=self._spec.evaluation.max_new_tokens,
+            batch_size=self._spec.evaluation.batch_size,
+            precision=self._precision.name,
+            machine=self._machine(),
+        )
+        scores = load_or_score(
+            self._reuse, inputs, partial(self._score, models.teacher, models, corpus, corpus.validation, None)
+        )
         evaluated = Evaluated(subject="teacher", **asdict(scores))
-        state.evaluations.append(evaluated)
         self._sink(evaluated)
+        return evaluated
 
     def _score(
         self, loaded: Loaded, models: Models, corpus: Corpus, rows: Rows, teacher: TeacherSignal | None

@@ -176,7 +176,7 @@ class _Attempt:
         kills_before = memory_kills()
         with self._log.open() as errors:
             engine = spawn(
-                [*self._options.engine, str(self._place.given), "--workdir", str(self._place.run)],
+                self._command(),
                 # The events are in a file as well, which outlives this process.
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -202,6 +202,17 @@ class _Attempt:
                 memory_kills=memory_kills() - kills_before,
             )
         )
+
+    def _command(self) -> list[str]:
+        settings = self._supervisor.settings
+        return [
+            *self._options.engine,
+            str(self._place.given),
+            *("--workdir", str(self._place.run)),
+            *("--cache", str(settings.cache_root)),
+            *("--cache-bytes", str(settings.max_cache_bytes)),
+            *("--keep-for", self._claim.job_id),
+        ]
 
     def _watch(self, engine: subprocess.Popen[bytes]) -> None:
         while engine.poll() is None:
@@ -243,6 +254,7 @@ class _Attempt:
         for place, name in (
             (self._place.directory, b"<attempt>"),
             (settings.artefact_root, b"<store>"),
+            (settings.cache_root, b"<cache>"),
             (settings.home, b"<home>"),
         ):
             tail = tail.replace(os.fsencode(place), name)

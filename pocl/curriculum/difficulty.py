@@ -9,13 +9,17 @@ import hashlib
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from pocl.errors import DiskFull
 from pocl.manifest import replace_file
+from pocl.reuse import ReuseStore
 
+KIND = "rankings"
 RANKING_FILE = "ranking.jsonl"
 INPUTS_FILE = "ranking.json"
 
@@ -57,7 +61,10 @@ class RankingInputs(BaseModel):
     template: str
     rrf_k: int
     max_new_tokens: int
+    batch_size: int
+    """Rows that were answered together, which rounding depends on."""
     precision: str
+    machine: str
 
     @property
     def key(self) -> str:
@@ -84,22 +91,31 @@ def rank(measured: Sequence[Measured], *, k: int = 60) -> list[Ranked]:
 
 
 def load_or_rank(
-    directory: Path, inputs: RankingInputs, measure: Callable[[], Sequence[Measured]]
+    directory: Path, inputs: RankingInputs, measure: Callable[[], Sequence[Measured]], store: ReuseStore
 ) -> tuple[list[Ranked], bool]:
-    """The ranking in `directory` if it was made from these inputs, else a new one, saved there.
+    """The ranking of these inputs: from `directory`, or from what another run left in `store`, or else a new one.
 
-    Returns the ranking and whether it was found.
+    It is in both places afterwards. Returns the ranking and whether `directory` had it.
     """
     found = _read(directory, inputs)
     if found is not None:
         return found, True
-    ranking = rank(measure(), k=inputs.rrf_k)
+    shared = store.find(KIND, inputs.key)
+    ranking = None if shared is None else _read(shared, inputs)
+    if ranking is None:
+        ranking = rank(measure(), k=inputs.rrf_k)
+        with suppress(DiskFull), store.add(KIND, inputs.key) as scratch:
+            _write(scratch, inputs, ranking)
+    _write(directory, inputs, ranking)
+    return ranking, False
+
+
+def _write(directory: Path, inputs: RankingInputs, ranking: Sequence[Ranked]) -> None:
     text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in ranking)
     replace_file(directory / RANKING_FILE, text)
     # Written last: it vouches for the file above, by its digest too.
     seal = {"key": inputs.key, "sha256": hashlib.sha256(text.encode()).hexdigest(), "inputs": inputs.model_dump()}
     replace_file(directory / INPUTS_FILE, json.dumps(seal, indent=1) + "\n")
-    return ranking, False
 
 
 def _read(directory: Path, inputs: RankingInputs) -> list[Ranked] | None:

@@ -4,8 +4,10 @@ Labels are shifted in one place, :func:`collate`: `predicts` marks the positions
 response token, and `labels` are those next tokens. Whoever uses them must not shift again.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +32,18 @@ class Encoded:
     """Tokens before the last turn's response."""
     earlier: tuple[tuple[int, int], ...] = ()
     """[start, stop) of the responses of earlier turns, inside the prompt."""
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 over token ids and label mask: to a model, rows of equal content are the same."""
+        spans = (*self.earlier, (self.prompt_length, len(self.input_ids)))
+        return hashlib.sha256(f"{self.input_ids} {spans}".encode()).hexdigest()
+
+    @property
+    def predicted(self) -> int:
+        """Response tokens that some position predicts; the first token of a row is predicted by none."""
+        spans = (*self.earlier, (self.prompt_length, len(self.input_ids)))
+        return sum(stop - max(start, 1) for start, stop in spans if stop > max(start, 1))
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:

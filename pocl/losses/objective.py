@@ -9,7 +9,7 @@ the valid tokens of the whole optimiser step over all micro-batches and ranks.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import TypeAdapter
@@ -37,6 +37,10 @@ class ObjectiveSum:
     """Without tau squared and weight, detached; None where the method asks no teacher."""
     tokens: int
     """Valid tokens that were summed over."""
+
+    def times(self, scale: float) -> "ObjectiveSum":
+        """The same with the loss, and so its gradient, multiplied."""
+        return replace(self, loss=self.loss * scale)
 
 
 def objective_sum(

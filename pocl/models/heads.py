@@ -74,6 +74,20 @@ def apply_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     return logits.squeeze(0)
 
 
+def without_layers(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same head and embeddings, which it shares, and of no layers: good for :func:`apply_head` alone.
+
+    Raises:
+        ModelUnsupported: the model has no output head, or its layers cannot be told from it.
+    """
+    output_head(model)
+    # The method carries no annotations in transformers.
+    hollow = _shallow(model.get_decoder())  # type: ignore[no-untyped-call]
+    kept = {name: child for name, child in hollow._modules.items() if isinstance(child, nn.Embedding)}
+    hollow.__dict__["_modules"] = kept
+    return _with_body(model, hollow)
+
+
 def output_head(model: PreTrainedModel) -> nn.Module:
     """The module that maps hidden states to logits.
 

@@ -14,7 +14,7 @@ import torch
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data.batches import Batch, Encoded, collate
+from pocl.data.batches import Encoded, collate
 from pocl.errors import LossDiverged, OutOfMemory, RunStopped
 from pocl.evaluate import Scores
 from pocl.events import (
@@ -27,13 +27,11 @@ from pocl.events import (
     StepLogged,
     Warned,
 )
-from pocl.losses.objective import ObjectiveSum, normaliser, objective_sum
+from pocl.losses.objective import normaliser
 from pocl.manifest import read_manifest
-from pocl.models.heads import response_logits
-from pocl.models.precision import Precision
 from pocl.plan import StagePlan
-from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
-from pocl.teacher.signal import TeacherSignal
+from pocl.spec import SFT, ByConvergence, DistillationSpec, ShuffledStages, Training
+from pocl.teacher.comparison import Comparison
 from pocl.train import checkpoint
 from pocl.train.checkpoint import MetricRow, TrainState
 from pocl.train.pace import Pace
@@ -73,9 +71,8 @@ class Trainer:
     rows: Sequence[Encoded]
     """Training samples from easy to hard."""
     student: Student
-    teacher: TeacherSignal | None
-    shared_vocabulary: int | None
-    precision: Precision
+    comparison: Comparison
+    """Charges the student for a batch."""
     workdir: Path
     sink: Sink
     should_stop: Callable[[], bool]
@@ -202,30 +199,23 @@ class Trainer:
         # One division, by the tokens of the whole step: accumulation does not change the gradient.
         tokens = sum(batch.tokens for batch in micro)
         share = normaliser(tokens)
-        loss = cross_entropy = divergence = 0.0
+        means = torch.zeros(3, dtype=torch.float64)
         for batch in micro:
-            sums = self._objective(stage, batch)
-            torch.autograd.backward(sums.loss * share)
-            loss += sums.loss.item() * share
-            cross_entropy += sums.cross_entropy.item() * share
-            divergence += sums.divergence.item() * share if sums.divergence is not None else 0.0
+            sums = self.comparison.objective(
+                batch,
+                method=self.spec.method,
+                temperature=stage.temperature,
+                kd_weight=stage.kd_weight,
+                scale=share,
+            )
+            torch.autograd.backward(sums.loss)
+            means[0] += sums.loss.item()
+            means[1] += sums.cross_entropy.item() * share
+            means[2] += 0.0 if sums.divergence is None else sums.divergence.item() * share
         norm = torch.nn.utils.clip_grad_norm_(self.student.model.parameters(), self.spec.training.max_grad_norm)
-        return StepMeans(loss, cross_entropy, None if self.teacher is None else divergence, tokens, norm.item())
-
-    def _objective(self, stage: StagePlan, batch: Batch) -> ObjectiveSum:
-        """The one place that joins student, teacher and loss; a fused head and loss goes here."""
-        teacher_logits = None if self.teacher is None else self.teacher.logits(batch)
-        with self.precision.autocast():
-            logits = response_logits(self.student.model, batch.input_ids, batch.attention_mask, batch.predicts)
-        return objective_sum(
-            logits,
-            teacher_logits,
-            batch.labels,
-            method=self.spec.method,
-            temperature=stage.temperature,
-            kd_weight=stage.kd_weight,
-            shared_vocabulary=self.shared_vocabulary,
-        )
+        loss, cross_entropy, divergence = means.tolist()
+        with_teacher = not isinstance(self.spec.method, SFT)
+        return StepMeans(loss, cross_entropy, divergence if with_teacher else None, tokens, norm.item())
 
     def _log(self, stage: StagePlan, means: StepMeans, learning_rate: float) -> None:
         state = self.state

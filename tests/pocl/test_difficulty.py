@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocl.curriculum.difficulty import Measured, RankingInputs, load_or_rank, rank
+from pocl.reuse import ReuseStore
 
 # Few distinct values: most real answers of an untrained student tie at ROUGE-L 0.
 measured_lists = st.lists(
@@ -19,7 +20,32 @@ measured_lists = st.lists(
         for i, (rouge, ce) in enumerate(pairs)
     ]
 )
-INPUTS = RankingInputs(student="s", data="d", template="chat", rrf_k=60, max_new_tokens=8, precision="fp32")
+INPUTS = RankingInputs(
+    student="s",
+    data="d",
+    template="chat",
+    rrf_k=60,
+    max_new_tokens=8,
+    batch_size=4,
+    precision="fp32",
+    machine="m",
+)
+SAMPLE = Measured(row=0, digest="a", rouge_l=1, cross_entropy=1, response="\u00e9\u2028")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ReuseStore:
+    return ReuseStore(tmp_path / "cache", 1 << 20)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    return new(tmp_path / "run")
+
+
+def new(directory: Path) -> Path:
+    directory.mkdir()
+    return directory
 
 
 def test_the_fusion_is_the_papers_formula() -> None:
@@ -55,23 +81,34 @@ def test_what_is_easier_by_both_measures_comes_first(measured: list[Measured]) -
         assert earlier.score >= later.score
 
 
-def test_a_ranking_of_equal_inputs_is_taken_over(tmp_path: Path) -> None:
-    sample = Measured(row=0, digest="a", rouge_l=1, cross_entropy=1, response="é\u2028")
-    first, found = load_or_rank(tmp_path, INPUTS, lambda: [sample])
-    again, found_again = load_or_rank(tmp_path, INPUTS, lambda: pytest.fail("measured twice"))
+def test_a_ranking_of_equal_inputs_is_taken_over(workdir: Path, store: ReuseStore) -> None:
+    first, found = load_or_rank(workdir, INPUTS, lambda: [SAMPLE], store)
+    again, found_again = load_or_rank(workdir, INPUTS, lambda: pytest.fail("measured twice"), store)
     assert (first, found, found_again) == (again, False, True)
 
 
-@pytest.mark.parametrize("change", [{"student": "t"}, {"data": "e"}, {"rrf_k": 1}, {"precision": "bf16"}])
-def test_other_inputs_are_measured_anew(tmp_path: Path, change: dict[str, object]) -> None:
-    sample = Measured(row=0, digest="a", rouge_l=1, cross_entropy=1, response="")
-    load_or_rank(tmp_path, INPUTS, lambda: [sample])
-    other, found = load_or_rank(tmp_path, INPUTS.model_copy(update=change), lambda: [replace(sample, digest="z")])
+def test_another_run_takes_it_over_too_and_has_it_in_its_own_directory(workdir: Path, store: ReuseStore) -> None:
+    first, _ = load_or_rank(workdir, INPUTS, lambda: [SAMPLE], store)
+    other = new(workdir.with_name("other"))
+    again, _ = load_or_rank(other, INPUTS, lambda: pytest.fail("measured twice"), store)
+    assert again == first
+    for name in ("ranking.jsonl", "ranking.json"):
+        assert (other / name).read_bytes() == (workdir / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change", [{"student": "t"}, {"data": "e"}, {"rrf_k": 1}, {"precision": "bf16"}, {"machine": "n"}]
+)
+def test_other_inputs_are_measured_anew(workdir: Path, store: ReuseStore, change: dict[str, object]) -> None:
+    load_or_rank(workdir, INPUTS, lambda: [SAMPLE], store)
+    changed = INPUTS.model_copy(update=change)
+    other, found = load_or_rank(workdir, changed, lambda: [replace(SAMPLE, digest="z")], store)
     assert (other[0].digest, found) == ("z", False)
 
 
-def test_a_damaged_ranking_is_measured_anew(tmp_path: Path) -> None:
-    sample = Measured(row=0, digest="a", rouge_l=1, cross_entropy=1, response="")
-    load_or_rank(tmp_path, INPUTS, lambda: [sample])
-    (tmp_path / "ranking.jsonl").write_text("{}\n")
-    assert load_or_rank(tmp_path, INPUTS, lambda: [sample])[1] is False
+def test_what_is_damaged_everywhere_is_measured_anew(workdir: Path, store: ReuseStore) -> None:
+    load_or_rank(workdir, INPUTS, lambda: [SAMPLE], store)
+    for damaged in (workdir, store.root / "rankings" / INPUTS.key):
+        (damaged / "ranking.jsonl").write_text("{}\n")
+    again, found = load_or_rank(workdir, INPUTS, lambda: [replace(SAMPLE, digest="z")], store)
+    assert (again[0].digest, found) == ("z", False)

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pocl import manifest
 from pocl.__main__ import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, read_spec
 from pocl.errors import DatasetInvalid, RunStopped, SpecInvalid, WorkdirMismatch
 from pocl.events import CheckpointSaved, Evaluated, Event, RunEnded, RunFinished, StageFinished, StepLogged, from_line
 from pocl.export import Result
+from pocl.reuse import ReuseStore
 from pocl.run import run
+from pocl.teacher.cache import SPOT_CHECKED_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "tiny.yaml"
@@ -325,3 +328,33 @@ def is_moment(event: dict[str, Any], moment: str) -> bool:
             return event["type"] == "phase" and event["phase"] == phase
         case _:
             raise AssertionError(moment)
+
+
+@contextmanager
+def counted_teacher_rows() -> Iterator[list[int]]:
+    """Rows that go through the layers of tiny.yaml's teacher, which has four; the student has two."""
+    seen: list[int] = []
+
+    def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if type(module).__name__ == "LlamaDecoderLayer" and module.self_attn.layer_idx == 3:
+            seen.append(args[0].shape[0])
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def test_a_second_job_with_another_method_asks_the_teacher_for_spot_checks_alone(tmp_path: Path) -> None:
+    store = ReuseStore(tmp_path / "cache", 1 << 30)
+    few = (*FEW, "curriculum.stages=2")
+
+    def rows_of_the_teacher(name: str, *settings: str) -> int:
+        with counted_teacher_rows() as seen:
+            run(read_spec(TINY, (*few, *settings)), tmp_path / name, lambda _: None, reuse=store)
+        return sum(seen)
+
+    assert rows_of_the_teacher("first") >= 64
+    assert rows_of_the_teacher("second", "method=js", "seed=3", "curriculum.temperature.end=3") <= SPOT_CHECKED_ROWS
+    assert not (tmp_path / "cache" / "pins").exists()
