@@ -33,6 +33,7 @@ from pocl.events import (
 from pocl.export import RESULT_FILE, Result, result_of, write_result
 from pocl.manifest import read_manifest
 from pocl.models.loading import Loaded, load_weights
+from pocl.models.packed import can_pack
 from pocl.models.precision import choose_device, choose_precision
 from pocl.plan import StagePlan, stage_table
 from pocl.prepare import Corpus, Models, digest_of, digest_of_references, encode_corpus, load_models, read_rows
@@ -241,14 +242,14 @@ class _Run:
             state = restored.state
             load_weights(model, restored.directory)
             checkpoint.restore_optimizer(restored.directory, model, optimizer)
+        comparison = Comparison(model, teacher, shared_vocabulary=models.shared_vocabulary, precision=self._precision)
         return Trainer(
             spec=self._spec,
             table=table,
             rows=[corpus.train.encoded[sample.row] for sample in ranking],
             student=Student(model, models.tokenizer, optimizer),
-            comparison=Comparison(
-                model, teacher, shared_vocabulary=models.shared_vocabulary, precision=self._precision
-            ),
+            comparison=comparison,
+            packed=comparison.is_fused and can_pack(model, self._spec.data.max_length),
             workdir=self._workdir,
             sink=self._sink,
             should_stop=self._should_stop,
@@ -332,7 +333,7 @@ class _Run:
 def _with_choices(spec: DistillationSpec) -> DistillationSpec:
     """Name what the client left to the engine: threads and micro-batch."""
     threads = spec.resources.threads or len(os.sched_getaffinity(0))
-    rows = spec.training.micro_batch_size or min(spec.training.batch_size, 8)
+    rows = spec.training.micro_batch_size or spec.training.batch_size
     return spec.model_copy(
         update={
             "resources": spec.resources.model_copy(update={"threads": threads}),

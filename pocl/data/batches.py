@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from pocl.data.prompting import Prompting, end_of_response_id, token_ids, turns_of
 from pocl.data.records import Sample
 
-__all__ = ["Batch", "Encoded", "Prompting", "collate", "encode", "end_of_response_id"]
+__all__ = ["Batch", "Encoded", "Prompting", "collate", "encode", "end_of_response_id", "pack"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples padded on the right. B samples, L positions, T predicting positions in all."""
+    """Samples padded on the right, or packed. B rows of L positions, T predicting positions in all."""
 
     input_ids: Tensor
     """[B, L] int64."""
@@ -86,7 +86,9 @@ class Batch:
     tokens: int
     """T."""
     rows: tuple[Encoded, ...]
-    """The B samples, in the order of the batch."""
+    """The samples, in the order of the batch."""
+    lengths: tuple[int, ...] | None = None
+    """Of a packed batch, where the rows lie one behind the other and B is 1: the tokens of each."""
 
 
 def encode(
@@ -180,6 +182,31 @@ def collate(
         last_turn=tensor(last_turn[:, 1:][shifted]),
         tokens=len(labels),
         rows=tuple(rows),
+    )
+
+
+def pack(rows: Sequence[Encoded], *, device: torch.device | str | None = None) -> Batch:
+    """Rows one behind the other, without padding, as a batch of one long row; labels as :func:`collate`.
+
+    Raises:
+        ValueError: without a row.
+    """
+    alone = [collate([row]) for row in rows]
+    if not alone:
+        raise ValueError("a batch needs a row")
+
+    def joined(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(each, name) for each in alone], dim).to(device)
+
+    return Batch(
+        input_ids=joined("input_ids", 1),
+        attention_mask=joined("attention_mask", 1),
+        predicts=joined("predicts", 1),
+        labels=joined("labels", 0),
+        last_turn=joined("last_turn", 0),
+        tokens=sum(each.tokens for each in alone),
+        rows=tuple(rows),
+        lengths=tuple(each.input_ids.shape[1] for each in alone),
     )
 
 

@@ -5,7 +5,7 @@ product of a small model, so it is applied to those rows alone. This is done fro
 model's own forward: whatever it does after the head (bias, soft-capping, logit scale) still happens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import cast
 
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pocl.errors import ModelUnsupported
+from pocl.models.packed import packed_attention
 from pocl.models.positions import position_arguments
 
 HeadInput = Callable[[torch.Tensor], torch.Tensor]
@@ -45,11 +46,16 @@ def response_logits(
 
 
 def head_inputs(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, predicts: torch.Tensor
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    predicts: torch.Tensor,
+    lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """What the output head is applied to at the positions that `predicts` marks, `[T, width]`.
 
-    Arguments and errors as :func:`response_logits`. :func:`apply_head` turns the result into its logits.
+    Arguments and errors as :func:`response_logits`; `lengths` are those of packed rows, for a model that
+    :func:`~pocl.models.packed.can_pack`. :func:`apply_head` turns the result into its logits.
     """
     seen: list[torch.Tensor] = []
 
@@ -57,7 +63,12 @@ def head_inputs(
         seen.append(hidden[predicts])
         return hidden[:, :0]
 
-    _forward(model, input_ids, attention_mask, keep)
+    if lengths is None:
+        _forward(model, input_ids, attention_mask, keep)
+        return seen[0]
+    positions = torch.cat([torch.arange(length, device=input_ids.device) for length in lengths])
+    with restrict_head(model, keep), packed_attention(model, lengths):
+        model(input_ids=input_ids, position_ids=positions[None], use_cache=False)
     return seen[0]
 
 

@@ -37,17 +37,22 @@ class Comparison:
         self._student_head = head_of(student)
         self._teacher_head = None if teacher is None else head_of(teacher.model)
 
+    @property
+    def is_fused(self) -> bool:
+        """Whether both heads are plain arithmetic."""
+        return self._student_head is not None and (self._teacher is None or self._teacher_head is not None)
+
     def objective(
         self, batch: Batch, *, method: Method, temperature: float, kd_weight: float, scale: float
     ) -> ObjectiveSum:
         """The training objective of a batch times `scale`, the head's gradient accumulated on the way."""
         teacher = None if isinstance(method, SFT) else self._teacher
-        if self._student_head is None or (teacher is not None and self._teacher_head is None):
+        if self._student_head is None or not self.is_fused:
             return self._dense(batch, teacher, method, temperature, kd_weight).times(scale)
         of_teacher = None if teacher is None else teacher.hidden(batch)
         with self._precision.autocast():
             return fused_objective_sum(
-                head_inputs(self._student, batch.input_ids, batch.attention_mask, batch.predicts),
+                head_inputs(self._student, batch.input_ids, batch.attention_mask, batch.predicts, batch.lengths),
                 self._student_head,
                 of_teacher,
                 self._teacher_head,
@@ -71,7 +76,7 @@ class Comparison:
             self._student.train(was_training)
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        if self._student_head is None or (self._teacher is not None and self._teacher_head is None):
+        if self._student_head is None or not self.is_fused:
             return self._dense_scores(batch)
         of_teacher = None if self._teacher is None else self._teacher.hidden(batch)
         with self._precision.autocast():

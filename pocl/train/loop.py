@@ -14,7 +14,8 @@ import torch
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data.batches import Encoded, collate
+from pocl.data.batches import Encoded, collate, pack
+from pocl.data.micro_batches import micro_batches
 from pocl.errors import LossDiverged, OutOfMemory, RunStopped
 from pocl.evaluate import Scores
 from pocl.events import (
@@ -38,6 +39,8 @@ from pocl.train.pace import Pace
 from pocl.train.schedule import batches, cosine, shuffled
 
 BEST = "best"
+MICRO_BATCH_TOKENS = 4096
+"""In memory at once, unless one row is longer: beyond it products gain nothing from being larger."""
 
 
 @dataclass
@@ -80,6 +83,8 @@ class Trainer:
     """Scores the student on the validation rows; None without validation rows."""
     state: TrainState
     """Where to go on; it is changed in place."""
+    packed: bool
+    """Whether rows are packed; else they are padded."""
     pace: Pace = field(default_factory=Pace)
     saved_step: int = field(init=False)
 
@@ -192,10 +197,11 @@ class Trainer:
             self.sink(Warned(code="micro_batch_halved", message=message))
 
     def _accumulate(self, stage: StagePlan, rows: Sequence[Encoded]) -> StepMeans:
-        # Sorted inside the step: the composition of the optimiser batch stays random, the padding goes.
-        by_length = sorted(rows, key=lambda row: (len(row.input_ids), row.digest))
-        device = self.student.model.device
-        micro = [collate(piece, device=device) for piece in batches(by_length, self.state.micro_batch_size)]
+        pieces = micro_batches(
+            rows, most_rows=self.state.micro_batch_size, most_tokens=MICRO_BATCH_TOKENS, packed=self.packed
+        )
+        form = pack if self.packed else collate
+        micro = [form(piece, device=self.student.model.device) for piece in pieces]
         # One division, by the tokens of the whole step: accumulation does not change the gradient.
         tokens = sum(batch.tokens for batch in micro)
         share = normaliser(tokens)

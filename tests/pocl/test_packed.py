@@ -1,0 +1,148 @@
+"""Packed rows give what the same rows give alone, and a step's gradient does not depend on how it is cut."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoXConfig, MambaConfig, PreTrainedModel
+
+from pocl.data.batches import Batch, Encoded, collate, pack
+from pocl.data.micro_batches import micro_batches
+from pocl.losses.objective import normaliser
+from pocl.models.packed import can_pack
+from pocl.models.precision import Precision
+from pocl.spec import JS
+from pocl.teacher.comparison import Comparison
+from pocl.teacher.signal import LiveTeacher
+from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
+
+PACKED = ("gpt2", "opt", "llama", "qwen2", "opt-350m", "cohere", "granite", "mixtral")
+FP32 = Precision("fp32", torch.device("cpu"))
+
+
+def rows(count: int = 16) -> list[Encoded]:
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for row in range(count):
+        length = int(torch.randint(2, 40, (1,), generator=generator))
+        ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+        # Every seventh has no response token at all.
+        made.append(Encoded(f"{row:064x}", tuple(ids), prompt_length=length if row % 7 == 6 else 1 + row % length))
+    return made
+
+
+class _Padded(LiveTeacher):
+    """A live teacher that is asked about rows and not about a batch's form, as the cached one is."""
+
+    def hidden(self, batch: Batch) -> Tensor:
+        return super().hidden(collate(batch.rows))
+
+
+def gradient(
+    name: str, of: Sequence[Encoded], *, most_rows: int, most_tokens: int = 10_000, packed: bool
+) -> dict[str, Tensor]:
+    """Of one optimiser step, as the training loop makes it."""
+    student = tiny(name, seed=1)
+    comparison = Comparison(student, _Padded(tiny(name), FP32), shared_vocabulary=VOCABULARY, precision=FP32)
+    pieces = micro_batches(of, most_rows=most_rows, most_tokens=most_tokens, packed=packed)
+    batches = [(pack if packed else collate)(piece) for piece in pieces]
+    scale = normaliser(sum(batch.tokens for batch in batches))
+    for batch in batches:
+        sums = comparison.objective(batch, method=JS(), temperature=1.5, kd_weight=0.7, scale=scale)
+        torch.autograd.backward(sums.loss)
+    return {key: p.grad for key, p in student.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(name: str) -> None:
+    of = rows()
+    expected = gradient(name, of, most_rows=1, packed=False)
+    for cut in (
+        {"most_rows": 4, "packed": False},
+        {"most_rows": 16, "packed": False},
+        {"most_rows": 1, "packed": True},
+        {"most_rows": 4, "packed": True},
+        {"most_rows": 16, "packed": True},
+        {"most_rows": 16, "most_tokens": 70, "packed": True},
+    ):
+        found = gradient(name, of, **cut)  # type: ignore[arg-type]  # One dictionary holds both kinds.
+        assert found.keys() == expected.keys()
+        for key, wanted in expected.items():
+            largest = wanted.abs().max().clamp(min=1e-3).item()
+            torch.testing.assert_close(found[key], wanted, rtol=0, atol=2e-4 * largest, msg=f"{key} of {cut}")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_can_be_packed_is_found_out(name: str) -> None:
+    # The attention scores of Gemma 2 are capped.
+    assert can_pack(tiny(name), 8) == (name in PACKED)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (BloomConfig(vocab_size=50, hidden_size=32, n_layer=2, n_head=4), False),
+        (MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2), False),
+        (
+            GPTNeoXConfig(
+                vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+            ),
+            True,
+        ),
+    ],
+    ids=["alibi", "recurrent", "parallel layers"],
+)
+def test_a_family_that_carries_something_across_is_not_packed(config: object, expected: bool) -> None:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32)
+    assert can_pack(model, 8) is expected
+
+
+def test_a_row_longer_than_the_window_is_not_packed() -> None:
+    model = tiny("llama")
+    model.config.sliding_window = 8
+    assert can_pack(model, 8)
+    assert not can_pack(model, 9)
+
+
+def test_asking_leaves_the_model_as_it_was() -> None:
+    model = tiny("llama").train()
+    before = model.config._attn_implementation
+    can_pack(model, 8)
+    assert (model.training, model.config._attn_implementation) == (True, before)
+
+
+def test_a_packed_batch_has_the_tokens_of_its_rows() -> None:
+    of = rows(5)
+    batch, padded = pack(of), collate(of)
+    assert batch.input_ids[0].tolist() == [token for row in of for token in row.input_ids]
+    assert batch.lengths == tuple(len(row.input_ids) for row in of)
+    assert batch.tokens == padded.tokens
+    assert torch.equal(batch.labels, padded.labels)
+    assert torch.equal(batch.last_turn, padded.last_turn)
+    assert batch.predicts.sum() == batch.tokens
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    most_rows=st.integers(1, 8),
+    most_tokens=st.integers(1, 200),
+    packed=st.booleans(),
+    random=st.randoms(use_true_random=False),
+)
+def test_micro_batches_hold_every_row_within_the_bounds(
+    lengths: list[int], most_rows: int, most_tokens: int, packed: bool, random: object
+) -> None:
+    of = [Encoded(f"{i:064x}", tuple(range(length)), prompt_length=1) for i, length in enumerate(lengths)]
+    cut = micro_batches(of, most_rows=most_rows, most_tokens=most_tokens, packed=packed)
+    assert sorted(row.digest for piece in cut for row in piece) == [row.digest for row in of]
+    for piece in cut:
+        sizes = [len(row.input_ids) for row in piece]
+        assert 1 <= len(piece) <= most_rows
+        assert len(piece) == 1 or (sum(sizes) if packed else len(piece) * max(sizes)) <= most_tokens
+    random.shuffle(of)  # type: ignore[attr-defined] # hypothesis types its random as object.
+    assert micro_batches(of, most_rows=most_rows, most_tokens=most_tokens, packed=packed) == cut
