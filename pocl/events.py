@@ -90,8 +90,30 @@ class StageFinished(_Event):
     """Epochs that were run; fewer than planned after convergence."""
 
 
+class Spread(_Event):
+    """One figure for each seed."""
+
+    values: tuple[float, ...]
+    """In the order of the seeds."""
+    mean: float
+    sd: float | None
+    """Sample standard deviation (n - 1 in the denominator); null for one seed."""
+
+
+class Sampled(_Event):
+    """Scores of answers that were drawn at random, once with each seed."""
+
+    temperature: float
+    top_p: float
+    seeds: tuple[int, ...]
+    rouge_l: Spread
+    """F1, 0 to 100."""
+    exact_match: Spread
+    """Per cent."""
+
+
 class Evaluated(_Event):
-    """Scores on the validation rows."""
+    """Scores on the validation rows; `rouge_l` and `exact_match` are those of greedy answers."""
 
     type: Literal["evaluated"] = "evaluated"
     subject: Literal["teacher", "initial", "epoch", "stage", "final"]
@@ -106,6 +128,8 @@ class Evaluated(_Event):
     """Nats per response token."""
     divergence: float | None = None
     """Forward KL to the teacher at temperature 1, nats per response token; null for the teacher."""
+    sampled: Sampled | None = None
+    """Null where no sampling is asked for, and after an epoch, where the greedy score alone decides."""
 
 
 class CheckpointSaved(_Event):

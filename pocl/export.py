@@ -1,6 +1,7 @@
 """What a run leaves for people and programs to read: `result.json` and `report.html`."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +14,7 @@ from pocl.prepare import Models
 from pocl.report import REPORT_FILE, Curve, ReportData, StageFigures, render
 from pocl.spec import DistillationSpec
 from pocl.train.checkpoint import MetricRow, TrainState
+from pocl.train.loop import best_stage
 
 RESULT_FILE = "result.json"
 
@@ -30,6 +32,8 @@ class Result(BaseModel):
     evaluations: tuple[Evaluated, ...]
     best_stage: int | None
     """The stage whose weights are in `best/`; `final/` holds the last stage's."""
+    best_by: Literal["rouge_l", "exact_match"] = "rouge_l"
+    """The score of the greedy answers by which that stage was chosen."""
     teacher: dict[str, str | None] | None
     """Where the teacher came from, and its digest."""
     student: dict[str, str | None]
@@ -38,11 +42,16 @@ class Result(BaseModel):
 
 
 def result_of(
-    state: TrainState, table: tuple[StagePlan, ...], evaluations: list[Evaluated], *, models: Models, precision: str
+    state: TrainState,
+    table: tuple[StagePlan, ...],
+    evaluations: list[Evaluated],
+    *,
+    models: Models,
+    spec: DistillationSpec,
+    precision: str,
 ) -> Result:
     """The figures of a finished run."""
-    of_stages = [each for each in evaluations if each.subject == "stage"]
-    best = max(of_stages, key=lambda each: each.rouge_l, default=None)
+    best_by = spec.evaluation.best_by
     starts = [0, *state.stage_ends[:-1]]
     return Result(
         steps=state.step,
@@ -60,7 +69,8 @@ def result_of(
             for stage, start, end in zip(table, starts, state.stage_ends, strict=True)
         ),
         evaluations=tuple(evaluations),
-        best_stage=None if best is None else best.stage,
+        best_stage=best_stage(evaluations, best_by),
+        best_by=best_by,
         teacher=None if models.teacher is None else _origin(models.teacher),
         student=_origin(models.student),
         precision=precision,
@@ -102,6 +112,7 @@ def _report_data(spec: DistillationSpec, result: Result, metrics: list[MetricRow
         record={
             "preset": spec.preset,
             "seed": str(spec.seed),
+            "best stage by": result.best_by,
             "precision": result.precision,
             "machine": result.machine,
             "teacher": None if result.teacher is None else result.teacher["digest"],

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.difficulty import Ranked
-from pocl.events import Evaluated
+from pocl.events import Evaluated, Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,9 @@ def render(data: ReportData) -> str:
         tokens_seen=data.tokens_seen,
         stages=data.stages,
         evaluations=data.evaluations,
+        sampled=next((each.sampled for each in data.evaluations if each.sampled is not None), None),
         name_of=subject_name,
+        spread=spread_text,
         training_plot=_training_plot(data),
         scores_plot=_scores_plot(data.evaluations, stage_scores) if stage_scores else "",
         difficulty_plot=_difficulty_plot(data.ranking, data.stages),
@@ -87,6 +89,11 @@ def subject_name(evaluated: Evaluated) -> str:
     return {"teacher": "teacher", "initial": "untrained student", "final": "final student"}.get(
         evaluated.subject, evaluated.subject
     )
+
+
+def spread_text(spread: Spread) -> str:
+    """Mean ± sample standard deviation, the mean alone where one seed leaves no deviation."""
+    return f"{spread.mean:.2f}" if spread.sd is None else f"{spread.mean:.2f} ± {spread.sd:.2f}"
 
 
 def _training_plot(data: ReportData) -> str:
@@ -114,6 +121,7 @@ def _scores_plot(evaluations: Sequence[Evaluated], scored: Sequence[Evaluated]) 
     figure, axes = _figure()
     places = list(range(len(scored)))
     axes.plot(places, [each.rouge_l for each in scored], color=_BLUE, marker="o", label="ROUGE-L of the student")
+    _plot_sampled(axes, scored)
     for each in evaluations:
         if each.subject == "teacher":
             axes.axhline(each.rouge_l, color=_BLUE, ls=":", lw=1.2, label="ROUGE-L of the teacher")
@@ -128,6 +136,14 @@ def _scores_plot(evaluations: Sequence[Evaluated], scored: Sequence[Evaluated]) 
     more_handles, more_labels = entropy.get_legend_handles_labels()
     axes.legend(handles + more_handles, labels + more_labels, loc="lower right", frameon=False)
     return _svg(figure)
+
+
+def _plot_sampled(axes: "Axes", scored: Sequence[Evaluated]) -> None:
+    drawn = [(place, each.sampled.rouge_l) for place, each in enumerate(scored) if each.sampled is not None]
+    if drawn:
+        places, spreads = zip(*drawn, strict=True)
+        means, deviations = [each.mean for each in spreads], [each.sd or 0.0 for each in spreads]
+        axes.errorbar(places, means, yerr=deviations, color=_GREEN, marker="^", capsize=4, label="sampled, ± sd")
 
 
 def _difficulty_plot(ranking: Sequence[Ranked], stages: Sequence[StageFigures]) -> str:

@@ -11,10 +11,11 @@ from typing import Literal
 import torch
 import transformers
 
-from pocl.curriculum.difficulty import RANKING_FILE, Measured, Ranked, RankingInputs, load_or_rank
-from pocl.curriculum.measuring import forget_pieces, measure
+from pocl.curriculum.difficulty import RANKING_FILE, Ranked, RankingInputs, load_or_rank
+from pocl.curriculum.journal import Journal, Measured
+from pocl.curriculum.measure import measure
 from pocl.errors import DiskFull, EngineFailure, OutOfMemory, PoclError, is_disk_full
-from pocl.evaluate import Answering, Rows, ScoredBefore, Scores, evaluate, load_or_score
+from pocl.evaluate import Answering, Rows, ScoredBefore, Scores, end_ids, evaluate, load_or_score
 from pocl.events import (
     ArtefactWritten,
     CheckpointSaved,
@@ -37,6 +38,7 @@ from pocl.models.packed import can_pack
 from pocl.models.precision import choose_device, choose_precision
 from pocl.plan import StagePlan, stage_table
 from pocl.prepare import Corpus, Models, digest_of, digest_of_references, encode_corpus, load_models, read_rows
+from pocl.progress import at_most_every
 from pocl.report import REPORT_FILE
 from pocl.reuse import ReuseStore
 from pocl.spec import SFT, DistillationSpec
@@ -45,11 +47,12 @@ from pocl.teacher.comparison import Comparison
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 from pocl.train import checkpoint
 from pocl.train.checkpoint import Restored, TrainState
-from pocl.train.loop import Student, Trainer, make_optimizer
+from pocl.train.loop import Score, Student, Trainer, make_optimizer
 from pocl.workdir import EVENTS_FILE, SPEC_FILE, EventLog, locked, settle_spec
 
 FINAL = "final"
 DEFAULT_CACHE_BYTES = 64 << 30
+_PROGRESS_SECONDS = 1.0
 ShouldStop = Callable[[], bool]
 
 
@@ -176,37 +179,42 @@ class _Run:
     def _rank(self, models: Models, corpus: Corpus) -> list[Ranked]:
         """The student as it starts ranks the training samples; a ranking of the same inputs is taken over."""
         self._sink(PhaseChanged(phase="ranking"))
-        settings = self._spec.curriculum.ranking
-        inputs = RankingInputs(
-            student=models.student.digest,
-            data=digest_of(corpus.train),
-            template=corpus.template,
-            rrf_k=settings.rrf_k,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=self._spec.evaluation.batch_size,
-            precision=self._precision.name,
-            machine=self._machine(),
-        )
-        answering = Answering(settings.max_new_tokens, inputs.batch_size, end_id=corpus.end_id)
-
-        def measured() -> list[Measured]:
-            return measure(
-                models.student.model,
-                models.tokenizer,
-                corpus.train,
-                answering=answering,
-                precision=self._precision,
-                directory=self._workdir,
-                key=inputs.key,
-                on_progress=self._progress("ranking", "samples"),
-                should_stop=self._should_stop,
-            )
-
+        inputs = self._ranking_inputs(models, corpus)
+        measured = partial(self._measure, models, corpus)
         ranking, found = load_or_rank(self._workdir, inputs, measured, self._reuse)
-        forget_pieces(self._workdir)
         if not found:
             self._sink(ArtefactWritten(kind="ranking", path=RANKING_FILE))
         return ranking
+
+    def _ranking_inputs(self, models: Models, corpus: Corpus) -> RankingInputs:
+        answering = self._ranking_answers(corpus)
+        return RankingInputs(
+            student=models.student.digest,
+            data=digest_of(corpus.train),
+            template=corpus.template,
+            end_ids=tuple(sorted(end_ids(models.student.model, models.tokenizer, answering))),
+            rrf_k=self._spec.curriculum.ranking.rrf_k,
+            max_new_tokens=answering.max_new_tokens,
+            batch_size=answering.batch_size,
+            precision=self._precision.name,
+            machine=self._machine(),
+        )
+
+    def _ranking_answers(self, corpus: Corpus) -> Answering:
+        spec = self._spec
+        return Answering(spec.curriculum.ranking.max_new_tokens, spec.evaluation.batch_size, end_id=corpus.end_id)
+
+    def _measure(self, models: Models, corpus: Corpus, journal: Journal) -> list[Measured]:
+        return measure(
+            models.student.model,
+            models.tokenizer,
+            corpus.train,
+            journal,
+            answering=self._ranking_answers(corpus),
+            precision=self._precision,
+            on_progress=self._progress("ranking", "samples"),
+            should_stop=self._should_stop,
+        )
 
     def _teacher(self, models: Models, corpus: Corpus) -> TeacherSignal | None:
         """The teacher for every row that will be asked about, computed before where there is room."""
@@ -257,7 +265,7 @@ class _Run:
             state=state,
         )
 
-    def _scorer(self, models: Models, corpus: Corpus, teacher: TeacherSignal | None) -> Callable[[], Scores] | None:
+    def _scorer(self, models: Models, corpus: Corpus, teacher: TeacherSignal | None) -> Score | None:
         if corpus.validation is None:
             return None
         return partial(self._score, models.student, models, corpus, corpus.validation, teacher)
@@ -273,6 +281,7 @@ class _Run:
             references=digest_of_references(corpus.validation),
             max_new_tokens=self._spec.evaluation.max_new_tokens,
             batch_size=self._spec.evaluation.batch_size,
+            sampling=self._spec.evaluation.sampling,
             precision=self._precision.name,
             machine=self._machine(),
         )
@@ -284,7 +293,14 @@ class _Run:
         return evaluated
 
     def _score(
-        self, loaded: Loaded, models: Models, corpus: Corpus, rows: Rows, teacher: TeacherSignal | None
+        self,
+        loaded: Loaded,
+        models: Models,
+        corpus: Corpus,
+        rows: Rows,
+        teacher: TeacherSignal | None,
+        *,
+        sampled: bool = True,
     ) -> Scores:
         evaluation = self._spec.evaluation
         return evaluate(
@@ -293,6 +309,7 @@ class _Run:
             rows,
             answering=Answering(evaluation.max_new_tokens, evaluation.batch_size, end_id=corpus.end_id),
             precision=self._precision,
+            sampling=evaluation.sampling if sampled else None,
             teacher=teacher,
             shared_vocabulary=models.shared_vocabulary,
             on_progress=self._progress("evaluating", "rows"),
@@ -307,7 +324,7 @@ class _Run:
         for each in final:
             self._sink(each)
         evaluations = [*state.evaluations, *final]
-        result = result_of(state, table, evaluations, models=models, precision=self._precision.name)
+        result = result_of(state, table, evaluations, models=models, spec=self._spec, precision=self._precision.name)
         write_result(self._workdir, self._spec, result, state.metrics, ranking)
         self._sink(ArtefactWritten(kind="result", path=RESULT_FILE))
         self._sink(ArtefactWritten(kind="report", path=REPORT_FILE))
@@ -319,7 +336,10 @@ class _Run:
     # --- Small things ----------------------------------------------------------------------------------
 
     def _progress(self, phase: Phase, unit: Literal["samples", "rows"]) -> Callable[[int, int], None]:
-        return lambda done, total: self._sink(Progressed(phase=phase, done=done, total=total, unit=unit))
+        def report(done: int, total: int) -> None:
+            self._sink(Progressed(phase=phase, done=done, total=total, unit=unit))
+
+        return at_most_every(_PROGRESS_SECONDS, report)
 
     def _machine(self) -> str:
         """What the bits of the result depend on besides its inputs."""

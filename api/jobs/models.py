@@ -194,6 +194,8 @@ class JobEvaluation(Record):
     exact_match: Mapped[float] = mapped_column(sa.Double)
     cross_entropy: Mapped[float] = mapped_column(sa.Double)
     divergence: Mapped[float | None] = mapped_column(sa.Double)
+    sampled: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+    """Scores of drawn answers, as the engine reported them."""
 
 
 class JobArtefact(Record):

@@ -12,6 +12,7 @@ from api.jobs.service import MAX_LABELS, MAX_PRIORITY, MAX_TEXT_LENGTH, JobPlan
 from api.jobs.specification import Specification
 from api.jobs.states import AttemptEnd, EndReason, Fault, JobStatus, StageStatus
 from api.pagination import Page, Resource
+from pocl.events import Sampled
 
 
 class JobCreate(BaseModel):
@@ -385,6 +386,8 @@ class EvaluationView(Resource):
     """Nats per response token."""
     divergence: float | None
     """Forward KL to the teacher, nats per response token."""
+    sampled: Sampled | None
+    """Scores of answers drawn with several seeds; null where only greedy answers were scored."""
 
     @classmethod
     def of(cls, row: JobEvaluation) -> Self:
@@ -398,6 +401,7 @@ class EvaluationView(Resource):
             exact_match=row.exact_match,
             cross_entropy=row.cross_entropy,
             divergence=row.divergence,
+            sampled=None if row.sampled is None else Sampled.model_validate(row.sampled),
         )
 
 

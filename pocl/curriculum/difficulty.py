@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from pocl.curriculum.journal import PARTIAL_FILE, Journal, Measured
 from pocl.errors import DiskFull
 from pocl.manifest import replace_file
 from pocl.reuse import ReuseStore
@@ -22,22 +24,8 @@ from pocl.reuse import ReuseStore
 KIND = "rankings"
 RANKING_FILE = "ranking.jsonl"
 INPUTS_FILE = "ranking.json"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What the student made of one sample."""
-
-    row: int
-    """Position in the data file, counted from 0."""
-    digest: str
-    """SHA-256 of the sample's content."""
-    rouge_l: float
-    """F1 of the greedy answer, 0 to 100."""
-    cross_entropy: float
-    """Nats per token of the reference's last turn."""
-    response: str
-    """The answer."""
+BATCHING = 1
+"""Version of how samples are put into batches and answered; raised when the same inputs get other bits."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +47,25 @@ class RankingInputs(BaseModel):
     data: str
     """Digest of the encoded samples, in file order."""
     template: str
+    end_ids: tuple[int, ...]
+    """Tokens that end an answer, ascending."""
     rrf_k: int
     max_new_tokens: int
+    sampling: Literal["greedy"] = "greedy"
     batch_size: int
-    """Rows that were answered together, which rounding depends on."""
+    batching: int = BATCHING
     precision: str
     machine: str
+    """Versions, instruction set, device, threads: what bits depend on besides."""
 
     @property
     def key(self) -> str:
         """SHA-256 over the inputs."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def equal_but_for_the_machine(self, other: "RankingInputs") -> bool:
+        """Whether the two rankings differ by rounding at most."""
+        return self == other.model_copy(update={"machine": self.machine})
 
 
 def rank(measured: Sequence[Measured], *, k: int = 60) -> list[Ranked]:
@@ -91,23 +87,34 @@ def rank(measured: Sequence[Measured], *, k: int = 60) -> list[Ranked]:
 
 
 def load_or_rank(
-    directory: Path, inputs: RankingInputs, measure: Callable[[], Sequence[Measured]], store: ReuseStore
+    directory: Path,
+    inputs: RankingInputs,
+    measure: Callable[[Journal], Sequence[Measured]],
+    store: ReuseStore,
 ) -> tuple[list[Ranked], bool]:
-    """The ranking of these inputs: from `directory`, or from what another run left in `store`, or else a new one.
+    """The ranking of these inputs, saved in `directory`: the one that is there, one of another run, or a new one.
 
-    It is in both places afterwards. Returns the ranking and whether `directory` had it.
+    The one in `directory` counts even if another machine made it, since a run that goes on must not change its
+    order of samples. A new one is measured with a journal in `directory`, and left in `store` for other runs.
+
+    Returns the ranking, and whether `directory` held it already.
+
+    Raises:
+        DiskFull: when `directory` has no space.
     """
-    found = _read(directory, inputs)
-    if found is not None:
-        return found, True
-    shared = store.find(KIND, inputs.key)
-    ranking = None if shared is None else _read(shared, inputs)
+    ranking = _read(directory, inputs.equal_but_for_the_machine)
+    found = ranking is not None
     if ranking is None:
-        ranking = rank(measure(), k=inputs.rrf_k)
-        with suppress(DiskFull), store.add(KIND, inputs.key) as scratch:
-            _write(scratch, inputs, ranking)
-    _write(directory, inputs, ranking)
-    return ranking, False
+        ranking = _of_another_run(store, inputs)
+        if ranking is None:
+            with Journal(directory / PARTIAL_FILE, inputs.key) as journal:
+                ranking = rank(measure(journal), k=inputs.rrf_k)
+            # Without room for it, it is merely not there for the next run.
+            with suppress(DiskFull, OSError), store.add(KIND, inputs.key) as scratch:
+                _write(scratch, inputs, ranking)
+        _write(directory, inputs, ranking)
+    (directory / PARTIAL_FILE).unlink(missing_ok=True)
+    return ranking, found
 
 
 def _write(directory: Path, inputs: RankingInputs, ranking: Sequence[Ranked]) -> None:
@@ -118,15 +125,22 @@ def _write(directory: Path, inputs: RankingInputs, ranking: Sequence[Ranked]) ->
     replace_file(directory / INPUTS_FILE, json.dumps(seal, indent=1) + "\n")
 
 
-def _read(directory: Path, inputs: RankingInputs) -> list[Ranked] | None:
+def _read(directory: Path, fits: Callable[[RankingInputs], bool]) -> list[Ranked] | None:
     try:
-        seal = json.loads((directory / INPUTS_FILE).read_bytes())
+        seal: dict[str, Any] = json.loads((directory / INPUTS_FILE).read_bytes())
         content = (directory / RANKING_FILE).read_bytes()
-    except (OSError, ValueError):
+        inputs = RankingInputs.model_validate(seal["inputs"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    if seal.get("key") != inputs.key or seal.get("sha256") != hashlib.sha256(content).hexdigest():
+    whole = seal.get("sha256") == hashlib.sha256(content).hexdigest()
+    if not whole or seal.get("key") != inputs.key or not fits(inputs):
         return None
     return [Ranked(**json.loads(line)) for line in content.splitlines()]
+
+
+def _of_another_run(store: ReuseStore, inputs: RankingInputs) -> list[Ranked] | None:
+    found = store.find(KIND, inputs.key)
+    return None if found is None else _read(found, lambda other: other == inputs)
 
 
 def _competition_ranks(values: Sequence[float]) -> list[int]:

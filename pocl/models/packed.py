@@ -92,7 +92,7 @@ def _attention(
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
         return _varlen(query, key, value, lengths, scaling), None
     shared = query.shape[1] != key.shape[1]
-    rows = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+    rows = zip(*(torch.split(each, list(lengths), 2) for each in (query, key, value)), strict=True)
     attended = [
         F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=shared)
         for q, k, v in rows

@@ -35,7 +35,7 @@ from pocl.spec.methods import (
 )
 from pocl.spec.models import HubModel, LayersOfTeacher, ModelRef, RandomModel, StudentRef
 from pocl.spec.presets import PRESETS, problems_of, resolve
-from pocl.spec.training import Checkpoints, Evaluation, Resources, Training
+from pocl.spec.training import Checkpoints, Evaluation, Resources, Sampling, Training
 
 __all__ = [
     "JS",
@@ -68,6 +68,7 @@ __all__ = [
     "Ranking",
     "Resources",
     "ReverseKL",
+    "Sampling",
     "ShuffledStages",
     "SkewForwardKL",
     "SkewReverseKL",

@@ -34,8 +34,26 @@ class Training(Frozen):
         return self
 
 
+class Sampling(Frozen):
+    """Answers drawn at random, once with each seed; their scores are reported as mean and standard deviation."""
+
+    temperature: float = Field(default=1.0, gt=0, le=100)
+    """Of the drawing of tokens; it has nothing to do with the temperature of the loss."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the fewest most likely tokens whose probabilities sum to at least this; 1: from all."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
+        default=(10, 20, 30, 40, 50), min_length=1, max_length=20
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds must differ: equal seeds give equal answers")
+        return self
+
+
 class Evaluation(Frozen):
-    """Greedy answers to the validation rows: before training, after each stage, and of the teacher."""
+    """Answers to the validation rows: before training, after each stage, and of the teacher."""
 
     max_rows: int | None = Field(default=None, ge=1, le=1_000_000)
     """Evaluate on the first rows only; null: all."""
@@ -43,6 +61,10 @@ class Evaluation(Frozen):
     batch_size: int = Field(default=16, ge=1, le=1024)
     teacher: bool = True
     """Evaluate the teacher as well, once."""
+    sampling: Sampling | None = None
+    """Score sampled answers beside the greedy ones, which remain the main figures; null: greedy answers alone."""
+    best_by: Literal["rouge_l", "exact_match"] = "rouge_l"
+    """The score of the greedy answers by which a stage's weights are chosen for `best/`."""
 
 
 class Checkpoints(Frozen):

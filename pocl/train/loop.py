@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch.optim import AdamW
@@ -52,6 +52,12 @@ class Student:
     optimizer: AdamW
 
 
+class Score(Protocol):
+    def __call__(self, *, sampled: bool) -> Scores:
+        """Score the student; with `sampled` also by drawn answers where the specification asks for them."""
+        ...
+
+
 @dataclass(frozen=True)
 class StepMeans:
     """One optimiser step, in means over its response tokens."""
@@ -79,7 +85,7 @@ class Trainer:
     workdir: Path
     sink: Sink
     should_stop: Callable[[], bool]
-    score: Callable[[], Scores] | None
+    score: Score | None
     """Scores the student on the validation rows; None without validation rows."""
     state: TrainState
     """Where to go on; it is changed in place."""
@@ -256,7 +262,8 @@ class Trainer:
         advance = self.spec.curriculum.advance
         if not isinstance(advance, ByConvergence) or self.score is None:
             return
-        scores = self._scored()
+        # One greedy score decides; drawn answers would cost as much again for each seed.
+        scores = self._scored(sampled=False)
         self.state.epoch_scores.append(getattr(scores, advance.metric))
         self.sink(Evaluated(subject="epoch", stage=self.state.stage, step=self.state.step, **asdict(scores)))
         self.sink(PhaseChanged(phase="training", stage=self.state.stage))
@@ -277,19 +284,18 @@ class Trainer:
         if self.score is None or (subject, stage) in done:
             return
         self.sink(PhaseChanged(phase="evaluating", stage=stage))
-        evaluated = Evaluated(subject=subject, stage=stage, step=self.state.step, **asdict(self._scored()))
+        evaluated = Evaluated(subject=subject, stage=stage, step=self.state.step, **asdict(self._scored(sampled=True)))
         self.state.evaluations.append(evaluated)
         self.sink(evaluated)
 
-    def _scored(self) -> Scores:
+    def _scored(self, *, sampled: bool) -> Scores:
         assert self.score is not None  # The callers have looked.
         with self.pace.evaluation():
-            return self.score()
+            return self.score(sampled=sampled)
 
     def _keep_best(self, stage: int) -> None:
-        """Keep the weights of the stage whose ROUGE-L is highest; of equals the earlier."""
-        of_stages = [each for each in self.state.evaluations if each.subject == "stage"]
-        if not of_stages or max(of_stages, key=lambda each: each.rouge_l).stage != stage:
+        """Keep the weights of the stage that scores best."""
+        if best_stage(self.state.evaluations, self.spec.evaluation.best_by) != stage:
             return
         source = self.workdir / checkpoint.CHECKPOINTS / checkpoint.name_of(self.state.stage_ends[stage])
         checkpoint.link_weights(source, self.workdir / BEST)
@@ -342,6 +348,13 @@ def make_optimizer(model: PreTrainedModel, training: Training) -> AdamW:
         weight_decay=training.weight_decay,
         fused=True,
     )
+
+
+def best_stage(evaluations: Sequence[Evaluated], metric: Literal["rouge_l", "exact_match"]) -> int | None:
+    """The stage whose greedy answers score highest by `metric`, of equals the earlier; None without scores."""
+    of_stages = [each for each in evaluations if each.subject == "stage"]
+    best = max(of_stages, key=lambda each: float(getattr(each, metric)), default=None)
+    return None if best is None else best.stage
 
 
 def has_converged(scores: Sequence[float], *, patience: int, min_delta: float) -> bool:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocl.curriculum.difficulty import Measured, RankingInputs, load_or_rank, rank
+from pocl.curriculum.difficulty import INPUTS_FILE, KIND, RANKING_FILE, RankingInputs, load_or_rank, rank
+from pocl.curriculum.journal import PARTIAL_FILE, Journal, Measured
 from pocl.reuse import ReuseStore
 
 # Few distinct values: most real answers of an untrained student tie at ROUGE-L 0.
@@ -21,31 +22,22 @@ measured_lists = st.lists(
     ]
 )
 INPUTS = RankingInputs(
-    student="s",
-    data="d",
-    template="chat",
-    rrf_k=60,
-    max_new_tokens=8,
-    batch_size=4,
-    precision="fp32",
-    machine="m",
-)
-SAMPLE = Measured(row=0, digest="a", rouge_l=1, cross_entropy=1, response="\u00e9\u2028")
+    student="s", data="d", template="chat", end_ids=(2,), rrf_k=60, max_new_tokens=8, batch_size=16,
+    precision="fp32", machine="cpu",
+)  # fmt: skip
+SAMPLE = Measured(row=0, digest="a", rouge_l=1, cross_entropy=1, response="é\u2028")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ReuseStore:
+def store_in(tmp_path: Path) -> ReuseStore:
     return ReuseStore(tmp_path / "cache", 1 << 20)
 
 
-@pytest.fixture
-def workdir(tmp_path: Path) -> Path:
-    return new(tmp_path / "run")
+def measured_once(_journal: Journal) -> list[Measured]:
+    return [SAMPLE]
 
 
-def new(directory: Path) -> Path:
-    directory.mkdir()
-    return directory
+def never(_journal: Journal) -> list[Measured]:
+    pytest.fail("measured twice")
 
 
 def test_the_fusion_is_the_papers_formula() -> None:
@@ -81,34 +73,100 @@ def test_what_is_easier_by_both_measures_comes_first(measured: list[Measured]) -
         assert earlier.score >= later.score
 
 
-def test_a_ranking_of_equal_inputs_is_taken_over(workdir: Path, store: ReuseStore) -> None:
-    first, found = load_or_rank(workdir, INPUTS, lambda: [SAMPLE], store)
-    again, found_again = load_or_rank(workdir, INPUTS, lambda: pytest.fail("measured twice"), store)
+def test_a_ranking_of_equal_inputs_is_taken_over(tmp_path: Path) -> None:
+    first, found = load_or_rank(tmp_path, INPUTS, measured_once, store_in(tmp_path))
+    again, found_again = load_or_rank(tmp_path, INPUTS, never, store_in(tmp_path))
     assert (first, found, found_again) == (again, False, True)
 
 
-def test_another_run_takes_it_over_too_and_has_it_in_its_own_directory(workdir: Path, store: ReuseStore) -> None:
-    first, _ = load_or_rank(workdir, INPUTS, lambda: [SAMPLE], store)
-    other = new(workdir.with_name("other"))
-    again, _ = load_or_rank(other, INPUTS, lambda: pytest.fail("measured twice"), store)
-    assert again == first
-    for name in ("ranking.jsonl", "ranking.json"):
-        assert (other / name).read_bytes() == (workdir / name).read_bytes()
+CHANGES: list[dict[str, object]] = [
+    {"student": "t"}, {"data": "e"}, {"rrf_k": 1}, {"precision": "bf16"}, {"batch_size": 8}, {"batching": 99},
+    {"end_ids": (1, 2)}, {"template": "plain"}, {"max_new_tokens": 9},
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "change", [{"student": "t"}, {"data": "e"}, {"rrf_k": 1}, {"precision": "bf16"}, {"machine": "n"}]
-)
-def test_other_inputs_are_measured_anew(workdir: Path, store: ReuseStore, change: dict[str, object]) -> None:
-    load_or_rank(workdir, INPUTS, lambda: [SAMPLE], store)
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_inputs_are_measured_anew(tmp_path: Path, change: dict[str, object]) -> None:
+    shared = store_in(tmp_path)
+    load_or_rank(tmp_path, INPUTS, measured_once, shared)
     changed = INPUTS.model_copy(update=change)
-    other, found = load_or_rank(workdir, changed, lambda: [replace(SAMPLE, digest="z")], store)
+    other, found = load_or_rank(tmp_path, changed, lambda _: [replace(SAMPLE, digest="z")], shared)
     assert (other[0].digest, found) == ("z", False)
 
 
-def test_what_is_damaged_everywhere_is_measured_anew(workdir: Path, store: ReuseStore) -> None:
-    load_or_rank(workdir, INPUTS, lambda: [SAMPLE], store)
-    for damaged in (workdir, store.root / "rankings" / INPUTS.key):
-        (damaged / "ranking.jsonl").write_text("{}\n")
-    again, found = load_or_rank(workdir, INPUTS, lambda: [replace(SAMPLE, digest="z")], store)
-    assert (again[0].digest, found) == ("z", False)
+def test_every_input_has_a_say_in_the_key() -> None:
+    keys = {INPUTS.model_copy(update=change).key for change in [{}, {"machine": "cuda"}, *CHANGES]}
+    assert len(keys) == len(CHANGES) + 2
+
+
+def test_a_damaged_ranking_is_measured_anew(tmp_path: Path) -> None:
+    load_or_rank(tmp_path, INPUTS, measured_once, store_in(tmp_path))
+    (tmp_path / "ranking.jsonl").write_text("{}\n")
+    assert load_or_rank(tmp_path, INPUTS, measured_once, store_in(tmp_path))[1] is False
+
+
+def test_a_run_that_moves_to_another_machine_keeps_its_order(tmp_path: Path) -> None:
+    ranking, _ = load_or_rank(tmp_path, INPUTS, measured_once, store_in(tmp_path))
+    moved = INPUTS.model_copy(update={"machine": "cuda"})
+    assert load_or_rank(tmp_path, moved, never, store_in(tmp_path)) == (ranking, True)
+
+
+def test_the_journal_is_there_until_the_ranking_is_whole(tmp_path: Path) -> None:
+    def broken_off(journal: Journal) -> list[Measured]:
+        journal.append([SAMPLE])
+        raise KeyboardInterrupt
+
+    def carried_on(journal: Journal) -> list[Measured]:
+        found = journal.found([0])
+        assert found is not None
+        return found
+
+    with pytest.raises(KeyboardInterrupt):
+        load_or_rank(tmp_path, INPUTS, broken_off, store_in(tmp_path))
+    ranking, _ = load_or_rank(tmp_path, INPUTS, carried_on, store_in(tmp_path))
+    assert ranking == rank([SAMPLE])
+    assert not (tmp_path / PARTIAL_FILE).exists()
+
+
+def test_a_journal_of_a_whole_ranking_is_removed(tmp_path: Path) -> None:
+    load_or_rank(tmp_path, INPUTS, measured_once, store_in(tmp_path))
+    (tmp_path / PARTIAL_FILE).write_text("left by a kill")
+    load_or_rank(tmp_path, INPUTS, never, store_in(tmp_path))
+    assert not (tmp_path / PARTIAL_FILE).exists()
+
+
+def directory(tmp_path: Path, name: str) -> Path:
+    (tmp_path / name).mkdir()
+    return tmp_path / name
+
+
+def test_a_shared_ranking_is_copied_bit_for_bit(tmp_path: Path) -> None:
+    shared, first, second = store_in(tmp_path), directory(tmp_path, "1"), directory(tmp_path, "2")
+    ranking, _ = load_or_rank(first, INPUTS, measured_once, shared)
+    assert load_or_rank(second, INPUTS, never, shared) == (ranking, False)
+    for name in (RANKING_FILE, INPUTS_FILE):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_a_ranking_of_another_machine_is_not_shared(tmp_path: Path) -> None:
+    shared = store_in(tmp_path)
+    load_or_rank(directory(tmp_path, "1"), INPUTS, measured_once, shared)
+    moved = INPUTS.model_copy(update={"machine": "cuda"})
+    other, _ = load_or_rank(directory(tmp_path, "2"), moved, lambda _: [replace(SAMPLE, digest="z")], shared)
+    assert other[0].digest == "z"
+
+
+@pytest.mark.parametrize("name", [RANKING_FILE, INPUTS_FILE, "manifest.json"])
+def test_a_damaged_shared_ranking_is_made_again(tmp_path: Path, name: str) -> None:
+    shared = store_in(tmp_path)
+    load_or_rank(directory(tmp_path, "1"), INPUTS, measured_once, shared)
+    (shared.root / KIND / INPUTS.key / name).write_text("damaged")
+    ranking, found = load_or_rank(directory(tmp_path, "2"), INPUTS, measured_once, shared)
+    assert (ranking, found) == (rank([SAMPLE]), False)
+    assert load_or_rank(directory(tmp_path, "3"), INPUTS, never, shared)[0] == ranking
+
+
+def test_a_place_that_cannot_be_shared_does_not_stop_the_ranking(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert load_or_rank(tmp_path, INPUTS, measured_once, ReuseStore(tmp_path / "file", 1 << 20))[0] == rank([SAMPLE])
+    assert load_or_rank(tmp_path, INPUTS, never, store_in(tmp_path))[1] is True

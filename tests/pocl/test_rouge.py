@@ -1,13 +1,16 @@
 """ROUGE-L against the package that defines it."""
 
+import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
+from pocl import rouge
 from pocl.rouge import exact_match, rouge_l
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=True)
@@ -34,6 +37,11 @@ ENDINGS = [
 ]
 
 
+SOUP = ["snake_case", "_x_", "3", "1984", "x2y", "naïve", "İstanbul", "\u212aelvin", "ﬁre", "don't", "U.S.A.", "²", "٣"]
+SOUP += ["日本", "e-mail", "running", "runs", "ran", "RUNNER", "\n", "\u2028", "a", "the", "cats", "happiness", "ied"]
+DOLLY = Path(__file__).resolve().parents[2] / "examples" / "dolly-short"
+
+
 def expected(prediction: str, references: list[str]) -> float:
     return 100 * float(SCORER.score_multi(references, prediction)["rougeL"].fmeasure)
 
@@ -48,6 +56,38 @@ def test_it_equals_rouge_score_on_thousands_of_word_sequences() -> None:
     for _ in range(2000):
         prediction, references = sentence(rng), [sentence(rng) for _ in range(rng.randint(1, 3))]
         assert rouge_l(prediction, references) == expected(prediction, references)
+
+
+def test_it_equals_rouge_score_on_real_text() -> None:
+    rows = [json.loads(line) for path in DOLLY.glob("*.jsonl") for line in path.read_text().splitlines()]
+    texts = [row[field] for row in rows for field in ("instruction", "output")]
+    assert len(texts) > 500
+    rng = random.Random(0)
+    for _ in range(400):
+        # Halves have words in common with their whole.
+        prediction, references = rng.choice(texts), [rng.choice(texts), rng.choice(texts)]
+        if rng.random() < 0.5:
+            prediction = references[0][: len(references[0]) // 2] + prediction
+        assert rouge_l(prediction, references) == expected(prediction, references)
+
+
+def test_it_equals_rouge_score_on_word_soup() -> None:
+    rng = random.Random(1)
+    for _ in range(2000):
+        prediction, reference = (" ".join(rng.choices(SOUP, k=rng.randint(0, 20))) for _ in range(2))
+        assert rouge_l(prediction, [reference]) == expected(prediction, [reference])
+
+
+def test_what_is_remembered_is_bounded_and_forgetting_changes_nothing() -> None:
+    rng = random.Random(2)
+    pairs = [(sentence(rng), [sentence(rng)]) for _ in range(50)]
+    before = [rouge_l(*pair) for pair in pairs]
+    lexicon = rouge._lexicon
+    for place in range(12):
+        rouge_l("word", [f"{place} " + "x" * (1 << 20)])
+    assert rouge._lexicon is not lexicon
+    assert rouge._lexicon.characters < 1 << 24
+    assert [rouge_l(*pair) for pair in pairs] == before
 
 
 @given(st.text(max_size=60), st.lists(st.text(max_size=60), min_size=1, max_size=3))

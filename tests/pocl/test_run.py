@@ -15,8 +15,19 @@ import torch
 
 from pocl import manifest
 from pocl.__main__ import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, read_spec
+from pocl.curriculum.journal import Journal, Measured
 from pocl.errors import DatasetInvalid, RunStopped, SpecInvalid, WorkdirMismatch
-from pocl.events import CheckpointSaved, Evaluated, Event, RunEnded, RunFinished, StageFinished, StepLogged, from_line
+from pocl.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    Progressed,
+    RunEnded,
+    RunFinished,
+    StageFinished,
+    StepLogged,
+    from_line,
+)
 from pocl.export import Result
 from pocl.reuse import ReuseStore
 from pocl.run import run
@@ -174,6 +185,55 @@ def test_a_killed_run_ends_in_the_same_weights_and_rows(undisturbed: Path, tmp_p
     assert process.returncode == 0
     assert weights_of(tmp_path) == weights_of(undisturbed)
     assert step_rows(tmp_path) == step_rows(undisturbed)
+
+
+def test_a_ranking_that_was_broken_off_goes_on_where_it_was(undisturbed: Path, tmp_path: Path) -> None:
+    seen: list[Event] = []
+
+    def ranked_some() -> bool:
+        return any(isinstance(event, Progressed) and event.phase == "ranking" for event in seen)
+
+    with pytest.raises(RunStopped):
+        run(read_spec(TINY, FEW), tmp_path, seen.append, ranked_some)
+    partial = tmp_path / "ranking.partial.jsonl"
+    first, *rest = partial.read_bytes().splitlines(keepends=True)
+    assert rest == []
+    # Marked, so that it is seen whether the finished batch is taken over.
+    content = json.loads(first)
+    for measured in content["measured"]:
+        measured["response"] = "from the journal"
+    with Journal(tmp_path / "marked", key_of(undisturbed)) as journal:
+        journal.append([Measured(**each) for each in content["measured"]])
+    (tmp_path / "marked").replace(partial)
+    run_tiny(tmp_path)
+    ours, theirs = ranking_of(tmp_path), ranking_of(undisturbed)
+    taken = {place for place, each in ours.items() if each["response"] == "from the journal"}
+    assert len(taken) == 16
+    assert {place: each for place, each in ours.items() if place not in taken}.items() <= theirs.items()
+    assert weights_of(tmp_path) == weights_of(undisturbed)
+    assert not partial.exists()
+
+
+def key_of(workdir: Path) -> str:
+    return str(json.loads((workdir / "ranking.json").read_bytes())["key"])
+
+
+def ranking_of(workdir: Path) -> dict[int, dict[str, Any]]:
+    lines = map(json.loads, (workdir / "ranking.jsonl").read_bytes().splitlines())
+    return {line["rank"]: line for line in lines}
+
+
+def test_sampled_scores_stand_beside_the_greedy_ones_in_result_and_report(tmp_path: Path) -> None:
+    result, _ = run_tiny(
+        tmp_path, "curriculum.stages=1", "evaluation.max_rows=4", "evaluation.sampling={seeds: [10, 20]}",
+        "evaluation.best_by=exact_match",
+    )  # fmt: skip
+    assert all(each.sampled is not None and len(each.sampled.rouge_l.values) == 2 for each in result.evaluations)
+    assert [each.subject for each in result.evaluations] == ["teacher", "initial", "stage", "final"]
+    assert (result.best_stage, result.best_by) == (0, "exact_match")
+    html = (tmp_path / "report.html").read_text()
+    assert " ± " in html
+    assert "over seeds 10, 20 at temperature 1.0" in " ".join(html.split())
 
 
 def test_sigterm_saves_and_exits_with_75(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocl.train.loop import has_converged
+from pocl.events import Evaluated
+from pocl.train.loop import best_stage, has_converged
 from pocl.train.pace import Pace
 from pocl.train.schedule import batches, cosine, shuffled
 
@@ -62,3 +63,17 @@ def test_the_time_left_counts_steps_and_evaluations() -> None:
         pass
     assert pace.tokens_per_second == 50
     assert pace.seconds_left(steps=3, evaluations=2) == 26
+
+
+def test_the_best_stage_is_that_of_the_named_score_and_of_equals_the_earlier() -> None:
+    def scored(stage: int | None, rouge_l: float, exact_match: float, subject: str = "stage") -> Evaluated:
+        return Evaluated.model_validate(
+            {"subject": subject, "stage": stage, "rows": 1, "rouge_l": rouge_l, "exact_match": exact_match}
+            | {"cross_entropy": 1.0}
+        )
+
+    evaluations = [scored(None, 99, 99, "teacher"), scored(0, 20, 3), scored(1, 25, 1), scored(1, 99, 99, "epoch")]
+    evaluations.append(scored(2, 25, 3))
+    assert best_stage(evaluations, "rouge_l") == 1
+    assert best_stage(evaluations, "exact_match") == 0
+    assert best_stage(evaluations[:1], "rouge_l") is None

@@ -33,6 +33,13 @@ def test_resolving_a_resolved_specification_changes_nothing(preset: str) -> None
     assert DistillationSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
+def test_sampling_is_the_papers_where_it_is_asked_for_and_off_otherwise() -> None:
+    assert resolve(MINIMAL).evaluation.sampling is None
+    sampling = resolve(MINIMAL | {"evaluation": {"sampling": {}}}).evaluation.sampling
+    assert sampling is not None
+    assert (sampling.temperature, sampling.top_p, sampling.seeds) == (1.0, 1.0, (10, 20, 30, 40, 50))
+
+
 def test_a_clients_field_lies_over_the_preset_and_its_neighbours_stay() -> None:
     spec = resolve(MINIMAL | {"preset": "quick", "training": {"batch_size": 3}})
     assert spec.training.batch_size == 3
@@ -71,6 +78,11 @@ def test_a_controls_constants_are_named() -> None:
         ({"method": "kld"}, "/method", "union_tag_invalid"),
         ({"method": {"name": "js", "beta": 1}}, "/method/beta", "less_than"),
         ({"method": {"name": "forward_kl", "beta": 0.5}}, "/method/beta", "extra_forbidden"),
+        ({"evaluation": {"sampling": {"seeds": []}}}, "/evaluation/sampling/seeds", "too_short"),
+        ({"evaluation": {"sampling": {"seeds": list(range(21))}}}, "/evaluation/sampling/seeds", "too_long"),
+        ({"evaluation": {"sampling": {"seeds": [1, 1]}}}, "/evaluation/sampling", "value_error"),
+        ({"evaluation": {"sampling": {"top_p": 0}}}, "/evaluation/sampling/top_p", "greater_than"),
+        ({"evaluation": {"best_by": "cross_entropy"}}, "/evaluation/best_by", "literal_error"),
         ({"teacher": {}}, "/teacher", "value_error"),
         ({"teacher": {"random": {}, "path": "x"}}, "/teacher", "value_error"),
         ({"student": {"from_teacher": {"layers": [2, 1]}}}, "/student/from_teacher", "value_error"),

@@ -12,6 +12,7 @@ from api.db import Database
 from api.jobs.leases import Claim, Outcome, claim_next, settle
 from api.jobs.models import JobArtefact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
 from api.jobs.progress import METRICS, add_artefact, add_checkpoint, apply_events, save_log_tail
+from api.jobs.schemas import EvaluationView
 from api.jobs.states import JobStatus, StageStatus
 from pocl import events as engine
 from tests.api.jobs.rows import (
@@ -175,6 +176,16 @@ def test_an_evaluation_that_is_made_again_replaces_the_first(database: Database)
     with database.transaction(write=False) as session:
         rows = session.scalars(sa.select(JobEvaluation).order_by(JobEvaluation.step)).all()
     assert [(row.subject, row.rouge_l) for row in rows] == [("initial", 5.0), ("stage", 20.0)]
+
+
+def test_scores_of_drawn_answers_are_kept_beside_the_greedy_ones(database: Database) -> None:
+    spread = engine.Spread(values=(1.0, 3.0), mean=2.0, sd=2**0.5)
+    sampled = engine.Sampled(temperature=1.0, top_p=0.9, seeds=(10, 20), rouge_l=spread, exact_match=spread)
+    claim = claimed(database)
+    apply(database, claim, evaluated(subject="final", sampled=sampled), evaluated())
+    with database.transaction(write=False) as session:
+        rows = session.scalars(sa.select(JobEvaluation).order_by(JobEvaluation.subject)).all()
+    assert [EvaluationView.of(row).sampled for row in rows] == [sampled, None]
 
 
 def test_events_that_are_in_the_rows_already_are_passed_over(database: Database) -> None:

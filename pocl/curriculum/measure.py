@@ -1,0 +1,72 @@
+"""What the student as it starts makes of the training samples: the measurements behind a ranking."""
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl.curriculum.journal import Journal, Measured
+from pocl.evaluate import Answering, Rows, ShouldStop, answer, answer_batches, last_turn_cross_entropy
+from pocl.models.precision import Precision
+from pocl.progress import OnProgress
+from pocl.rouge import rouge_l
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    journal: Journal,
+    *,
+    answering: Answering,
+    precision: Precision,
+    on_progress: OnProgress | None = None,
+    should_stop: ShouldStop = lambda: False,
+) -> list[Measured]:
+    """Greedy answers and cross-entropies of the last turns, batch by batch as `journal` lacks them.
+
+    Raises:
+        RunStopped: when `should_stop` turns true; finished batches are in the journal.
+    """
+
+    def of_batch(indices: Sequence[int]) -> list[Measured]:
+        encoded = [rows.encoded[i] for i in indices]
+        answers = answer(model, tokenizer, encoded, answering=answering, precision=precision, should_stop=should_stop)
+        entropies = last_turn_cross_entropy(
+            model, encoded, batch_size=answering.batch_size, precision=precision, should_stop=should_stop
+        )
+        return [
+            Measured(
+                row=i,
+                digest=rows.encoded[i].digest,
+                rouge_l=rouge_l(text, rows.references[i]),
+                cross_entropy=entropy,
+                response=text,
+            )
+            for i, text, entropy in zip(indices, answers, entropies, strict=True)
+        ]
+
+    batches = answer_batches(rows.encoded, answering.batch_size)
+    return in_batches(batches, of_batch, journal, on_progress)
+
+
+def in_batches(
+    batches: Sequence[Sequence[int]],
+    of_batch: Callable[[Sequence[int]], Sequence[Measured]],
+    journal: Journal,
+    on_progress: OnProgress | None = None,
+) -> list[Measured]:
+    """Measure what `journal` lacks; `on_progress` is called with (samples done, samples) after each batch.
+
+    A batch is measured whole or not at all: its rows share their rounding, so an interruption changes no bit.
+    """
+    total = sum(map(len, batches))
+    measured: list[Measured] = []
+    for rows in batches:
+        batch = journal.found(rows)
+        if batch is None:
+            batch = list(of_batch(rows))
+            journal.append(batch)
+        measured += batch
+        if on_progress is not None:
+            on_progress(len(measured), total)
+    return measured
