@@ -54,14 +54,70 @@ def skew_reverse_kl(log_p: Tensor, log_q: Tensor, *, alpha: float) -> Tensor:
     return _kl(log_q, _log_mixture(log_q, log_p, alpha))
 
 
+def adaptive_kl(log_p: Tensor, log_q: Tensor, *, head_mass: float) -> Tensor:
+    """w KL(p‖q) + (1-w) KL(q‖p), w the head's share of the sum of |p - q|, 1/2 where p = q (AKL, Wu et al. 2024).
+
+    The head is the tokens that the teacher finds likeliest, taken until their mass reaches `head_mass`; tokens
+    of equal probability are taken together, so their order has no say. No gradient flows through w.
+    """
+    log_p, log_q = _finite(log_p), _finite(log_q)
+    share = head_share(log_p.detach().exp(), log_q.detach().exp(), head_mass)
+    return share * _kl(log_p, log_q) + (1 - share) * _kl(log_q, log_p)
+
+
+def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float, beta: float) -> Tensor:
+    """-1/(ab) sum [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)], a = alpha, b = beta (ABKD, Wang et al. 2025).
+
+    The limits (Cichocki et al. 2011) have branches of their own; (1, 0) is forward KL and
+    (0, 1) reverse KL. Where both are 0, log-probabilities below `FLOOR` count as `FLOOR`: they enter squared.
+    """
+    log_p, log_q = _finite(log_p), _finite(log_q)
+    total = alpha + beta
+    if alpha == beta == 0:
+        return 0.5 * (log_p.clamp_min(FLOOR) - log_q.clamp_min(FLOOR)).square().sum(dim=-1)
+    p, q = (total * log_p).exp(), (total * log_q).exp()
+    if beta == 0:
+        return _lifted(((p * (log_p - log_q)).sum(dim=-1) + (q - p).sum(dim=-1) / alpha) / alpha)
+    if alpha == 0:
+        return _lifted(((q * (log_q - log_p)).sum(dim=-1) + (p - q).sum(dim=-1) / beta) / beta)
+    cross = (alpha * log_p + beta * log_q).exp()
+    return _lifted((alpha / total * p + beta / total * q - cross).sum(dim=-1) / (alpha * beta))
+
+
+def head_share(p: Tensor, q: Tensor, head_mass: float) -> Tensor:
+    """The share of sum |p - q|, `[tokens]`, that lies on the head of p as :func:`adaptive_kl` defines it."""
+    gap = (p - q).abs()
+    head = gap.masked_fill(p < _least_of_head(p, head_mass), 0).sum(dim=-1)
+    total = gap.sum(dim=-1)
+    return torch.where(total > 0, (head / total).clamp_max(1), 0.5)
+
+
+def _least_of_head(p: Tensor, head_mass: float) -> Tensor:
+    """The smallest probability in the head, `[tokens, 1]`."""
+    vocabulary = p.shape[-1]
+    taken = min(64, vocabulary)
+    while True:
+        largest = p.topk(taken, dim=-1).values
+        mass = largest.cumsum(dim=-1)
+        # Most heads are small, and a sort of the whole vocabulary costs more than all the rest.
+        if taken == vocabulary or bool((mass[:, -1] >= head_mass).all()):
+            break
+        taken = min(16 * taken, vocabulary)
+    before_mass_is_reached = (mass < head_mass).sum(dim=-1, keepdim=True).clamp_max(taken - 1)
+    return largest.gather(-1, before_mass_is_reached)
+
+
 def _finite(log_probabilities: Tensor) -> Tensor:
     return log_probabilities.masked_fill(log_probabilities == -math.inf, FLOOR)
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    kl = (log_a.exp() * (log_a - log_b)).sum(dim=-1)
+    return _lifted((log_a.exp() * (log_a - log_b)).sum(dim=-1))
+
+
+def _lifted(value: Tensor) -> Tensor:
     # Rounding may leave a little less than zero. The value is lifted to 0; the gradient stays as it is.
-    return kl + (-kl.detach()).clamp_min(0)
+    return value + (-value.detach()).clamp_min(0)
 
 
 def _log_mixture(log_a: Tensor, log_b: Tensor, weight_of_a: float) -> Tensor:

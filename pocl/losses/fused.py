@@ -1,12 +1,12 @@
-"""Output head and objective in one: chunk by chunk, with the gradient computed in the forward pass.
+"""The training objective from hidden states: the output heads and the loss in one, without logits of the batch.
 
-Full logits `[tokens, vocabulary]` never exist. For each chunk of tokens both heads are applied, the student's logits
-are overwritten by the gradient with respect to them in closed form, and that is multiplied into the gradients of the
-hidden states and of the head: four products of the head's size, nothing recomputed. Memory is O(chunk x vocabulary).
-
-The same in value and gradient as :func:`pocl.losses.objective.objective_sum` on full logits, which stays the reference.
+For a chunk of tokens at a time, both heads are applied, and the student's logits become the gradient of the
+loss with regard to themselves, in place and in closed form; from there it goes on to hidden states and head.
+That makes four products with a head, none of them computed again, and memory for chunk x vocabulary logits.
+The loss is that of :mod:`pocl.losses.objective`, which stays the definition.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +14,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pocl.losses.closed_form import ClosedForm, closed_form_of
-from pocl.losses.objective import (
-    IGNORED,
-    ObjectiveSum,
-    at_least_float32,
-    check_numbers,
-    shared_width,
-    tau_squared,
-)
+from pocl.losses.objective import IGNORED, ObjectiveSum, check_numbers, mix, shared_width, tau_squared
+from pocl.losses.projection import HeadGradients, Projection, product_dtype
+from pocl.losses.registry import divergence_of
+from pocl.losses.tile import Scratch, Terms, TokenLosses, charge
 from pocl.models.output_head import Head
-from pocl.spec import Method
+from pocl.spec import SFT, Method
 
-_CHUNK_TOKENS = 512
-"""On a CPU fewer tokens make the products small, and more make the logits leave the cache for nothing."""
-_CHUNK_BYTES_CUDA = 512 << 20
+_CHUNK = 512
+"""Tokens, on a CPU; fewer make the passes over the weight's gradient tell."""
 _TILE_BYTES = 6 << 20
-"""Of one buffer. Elementwise work on a CPU goes over rows that fit into its cache together."""
+"""Of one buffer of a tile, on a CPU."""
+_CUDA_BUDGET = 2 << 30
+"""Bytes that the buffers of a chunk may take, if a quarter of the free memory is not less."""
+_CUDA_BUFFERS = 9
+"""Of a chunk's size in fp32, counting those that a divergence makes for itself."""
 
 
 def fused_objective_sum(
@@ -45,56 +43,64 @@ def fused_objective_sum(
     kd_weight: float,
     shared_vocabulary: int | None,
     scale: float = 1.0,
-    accumulate_into_grad: bool = False,
     chunk_tokens: int | None = None,
+    accumulate_into_grad: bool = False,
 ) -> ObjectiveSum:
-    """Sum the objective over the tokens whose label is not `IGNORED`; arguments not named here as `objective_sum`.
+    """:func:`pocl.losses.objective.objective_sum` of the logits of both heads.
+
+    Products are in the autocast format where autocast is on, else in that of each head's weight; softmax and
+    divergence are in float32, or in float64 where a weight is. Gradients go to `student_hidden` and to the
+    student's weight and bias, each if it requires one; they are computed here, and backward hands them on, once.
 
     Args:
-        student_hidden: `[T, width]`, what the student's head is applied to. Under autocast the products are made in
-            its type and the softmax in float32.
-        teacher_hidden: `[T, teacher's width]`; None for `sft`.
-        scale: Multiplies the loss and its gradient, but not the two terms that are reported beside it. The
-            normaliser of the step belongs here: with it, the gradient needs no second pass.
-        accumulate_into_grad: Add the gradient of the student's head to its `.grad` here and now, instead of in the
-            backward pass, which saves a copy of its size. Every forward pass then counts, so follow each by its
-            backward pass.
-        chunk_tokens: Tokens whose logits exist at once; None chooses.
+        student_hidden: what the student's head is applied to, `[tokens, its width]`.
+        student: the student's head.
+        teacher_hidden: `[tokens, its width]`; like `teacher` not read for `sft`, where both may be None.
+        teacher: the teacher's head, which gets no gradient.
+        labels, method, temperature, kd_weight, shared_vocabulary: as for `objective_sum`.
+        scale: multiplies loss and gradient, not the other sums. With the step's normaliser here, backward
+            starts from 1 and need not touch the gradients again.
+        chunk_tokens: tokens whose logits exist at a time; by default from the device and its free memory.
+        accumulate_into_grad: add the weight's gradient to `weight.grad` here rather than in backward, which
+            saves a buffer of its size. Forward and backward then come in pairs, backward starts from 1, and
+            nothing may wait for this gradient: no hook, no reduction over several processes. Nothing is added
+            where gradients are off.
 
     Raises:
         ValueError: for shapes or numbers that do not fit together.
     """
     check_numbers(temperature, kd_weight)
-    if labels.shape != student_hidden.shape[:1] or student_hidden.dim() != 2:
-        raise ValueError("student_hidden must be [tokens, width] and labels [tokens]")
-    form = closed_form_of(method)
-    if form is not None and (teacher_hidden is None or teacher is None):
-        raise ValueError(f"{method.name} needs teacher_hidden and the teacher's head")
-    valid = labels != IGNORED
-    if not bool(valid.all()):
-        student_hidden, labels = student_hidden[valid], labels[valid]
-        teacher_hidden = None if teacher_hidden is None else teacher_hidden[valid]
-    side = None
-    if form is not None and teacher_hidden is not None and teacher is not None:
-        if teacher_hidden.shape[0] != labels.shape[0]:
-            raise ValueError("teacher_hidden must have the student's tokens")
-        width = shared_width(student.weight.shape[0], teacher.weight.shape[0], shared_vocabulary)
-        weight = kd_weight * tau_squared(method, temperature)
-        side = _TeacherSide(teacher_hidden.detach(), teacher, form, width, temperature, weight)
-    task = _Task(
-        student=student,
-        labels=labels,
-        teacher=side,
-        ce_weight=1.0 if side is None else 1 - kd_weight,
-        scale=scale,
-        chunk=chunk_tokens or _chunk_tokens(student.weight),
-        compute=_compute_type(student_hidden, student.weight),
-        accumulate=accumulate_into_grad,
+    if not math.isfinite(scale):
+        raise ValueError("scale must be finite")
+    rows = _rows(student_hidden, student, teacher_hidden, teacher, labels, method)
+    weight = 0.0 if rows.teacher is None else kd_weight
+    tau_factor = tau_squared(method, temperature)
+    terms = Terms(
+        divergence_of(method),
+        temperature,
+        rows.width(shared_vocabulary),
+        cross_entropy=scale * student.scale * (1 - weight),
+        divergence=scale * student.scale * weight * tau_factor,
     )
-    # The method carries no annotations in torch.
-    sums = _Fused.apply(student_hidden, student.weight, student.bias, task)  # type: ignore[no-untyped-call]
-    loss, cross_entropy, divergence = sums
-    return ObjectiveSum(loss, cross_entropy, None if side is None else divergence, labels.shape[0])
+    gradients = None
+    if torch.is_grad_enabled():
+        hidden = rows.student.hidden
+        gradients = HeadGradients.wanted(hidden, student, rows.dtype, into_grad=accumulate_into_grad)
+    with torch.no_grad():
+        # A scale of 0 leaves the gradients at the zeros that they start from.
+        cross_entropies, divergences = _sweep(rows, terms, chunk_tokens, gradients if scale != 0 else None)
+        loss = cross_entropy = cross_entropies.sum()
+        divergence = None
+        if divergences is not None:
+            divergence = divergences.sum()
+            loss = mix(cross_entropy, tau_factor * divergence, weight)
+        loss = loss * scale
+    if gradients is not None:
+        gradients.finish()
+        # torch leaves `apply` without annotations.
+        apply: Any = _WithGradients.apply
+        loss = apply(loss, gradients, rows.student.hidden, student.weight, student.bias)
+    return ObjectiveSum(loss, cross_entropy, divergence, len(rows.labels))
 
 
 @torch.no_grad()
@@ -110,195 +116,150 @@ def token_losses(
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Cross-entropy and divergence of each token, `[T]` each, without gradient; no divergence without a teacher."""
-    form = closed_form_of(method) if teacher is not None else None
-    side = None
-    if form is not None and teacher is not None and teacher_hidden is not None:
-        width = shared_width(student.weight.shape[0], teacher.weight.shape[0], shared_vocabulary)
-        side = _TeacherSide(teacher_hidden, teacher, form, width, temperature, 1.0)
-    compute = _compute_type(student_hidden, student.weight)
-    chunk = chunk_tokens or _chunk_tokens(student.weight)
-    task = _Task(student, labels, side, 1.0, 1.0, chunk, compute, accumulate=False)
-    entropies, divergences = [], []
-    for start in range(0, labels.shape[0], chunk):
-        part = slice(start, start + chunk)
-        logits = _logits(student_hidden[part], student, compute)
-        entropy, divergence = _charge(task, logits, part, gradient=False)
-        entropies.append(entropy)
-        divergences.append(divergence)
-    none = student_hidden.new_zeros(0, dtype=torch.float32)
-    return torch.cat([none, *entropies]), None if side is None else torch.cat([none, *divergences])
+    """Cross-entropy and divergence of each token, without gradient; arguments as above.
+
+    Returns:
+        Nats at temperature 1, `[tokens]`, and the divergence without tau squared, `[tokens]`, which is None for
+        `sft`. Both are 0 where the label is `IGNORED`.
+
+    Raises:
+        ValueError: for shapes or numbers that do not fit together.
+    """
+    check_numbers(temperature, 0.0)
+    rows = _rows(student_hidden, student, teacher_hidden, teacher, labels, method)
+    terms = Terms(divergence_of(method), temperature, rows.width(shared_vocabulary), cross_entropy=0.0, divergence=0.0)
+    cross_entropy, divergence = _sweep(rows, terms, chunk_tokens, None)
+    valid = labels != IGNORED
+    whole = cross_entropy.new_zeros(labels.shape)
+    if divergence is None:
+        return whole.masked_scatter(valid, cross_entropy), None
+    return whole.masked_scatter(valid, cross_entropy), whole.masked_scatter(valid, divergence)
 
 
 @dataclass(frozen=True)
-class _TeacherSide:
+class _Side:
     hidden: Tensor
+    """`[valid tokens, width]` in the format of the products."""
     head: Head
-    form: ClosedForm
-    width: int
-    """Ids below it are compared."""
-    temperature: float
-    weight: float
-    """w tau^2, or w."""
 
 
 @dataclass(frozen=True)
-class _Task:
-    student: Head
+class _Rows:
+    """The valid tokens."""
+
+    student: _Side
+    teacher: _Side | None
     labels: Tensor
-    teacher: _TeacherSide | None
-    ce_weight: float
-    scale: float
-    chunk: int
-    compute: torch.dtype
-    """What the products are made in."""
-    accumulate: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The format of the losses."""
+        sides = [self.student] if self.teacher is None else [self.student, self.teacher]
+        return torch.float64 if any(side.hidden.dtype == torch.float64 for side in sides) else torch.float32
+
+    def width(self, shared_vocabulary: int | None) -> int:
+        own = len(self.student.head.weight)
+        return own if self.teacher is None else shared_width(own, len(self.teacher.head.weight), shared_vocabulary)
 
 
-class _Fused(torch.autograd.Function):
+def _rows(
+    student_hidden: Tensor,
+    student: Head,
+    teacher_hidden: Tensor | None,
+    teacher: Head | None,
+    labels: Tensor,
+    method: Method,
+) -> _Rows:
+    sides = [("student", student_hidden, student)]
+    if not isinstance(method, SFT):
+        if teacher_hidden is None or teacher is None:
+            raise ValueError(f"{method.name} needs teacher_hidden and teacher")
+        sides.append(("teacher", teacher_hidden.detach(), teacher))
+    for name, hidden, head in sides:
+        if hidden.shape != (*labels.shape, head.weight.shape[1]) or labels.dim() != 1:
+            raise ValueError(f"{name}_hidden must be [tokens, width of its head] and labels [tokens]")
+    valid = labels != IGNORED
+    of_student, *of_teacher = [_Side(hidden[valid].to(product_dtype(head)), head) for _, hidden, head in sides]
+    return _Rows(of_student, of_teacher[0] if of_teacher else None, labels[valid])
+
+
+def _sweep(rows: _Rows, terms: Terms, chunk_tokens: int | None, gradients: HeadGradients | None) -> TokenLosses:
+    """Losses of all tokens, chunk by chunk, and into `gradients` what comes of them."""
+    tokens, device = len(rows.labels), rows.labels.device
+    vocabulary = max(len(side.head.weight) for side in (rows.student, rows.teacher) if side is not None)
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise ValueError("chunk_tokens must be at least 1")
+    chunk = max(1, min(chunk_tokens or _chunk_tokens(device, tokens, vocabulary), tokens))
+    student = Projection(rows.student.head, chunk)
+    teacher = None if rows.teacher is None else Projection(rows.teacher.head, chunk)
+    in_cache = max(1, _TILE_BYTES // (vocabulary * rows.dtype.itemsize))
+    scratch = Scratch(min(in_cache, chunk) if device.type == "cpu" else chunk, rows.dtype, device)
+    cross_entropy = torch.empty(tokens, dtype=rows.dtype, device=device)
+    divergence = None if teacher is None else torch.empty_like(cross_entropy)
+    # The format of every product is settled by now.
+    with torch.autocast(device.type, enabled=False):
+        for start in range(0, tokens, chunk):
+            part = slice(start, min(start + chunk, tokens))
+            hidden = rows.student.hidden[part].detach()
+            own = student.linear(hidden)
+            theirs = None if teacher is None or rows.teacher is None else teacher.linear(rows.teacher.hidden[part])
+            into = own if own.dtype == hidden.dtype else torch.empty_like(own, dtype=hidden.dtype)
+            for first in range(0, len(hidden), scratch.rows):
+                tile = slice(first, first + scratch.rows)
+                at = slice(start + first, min(start + first + scratch.rows, part.stop))
+                logits = student.logits(own[tile], scratch, "student")
+                slope = student.slope(logits, scratch) if gradients is not None else None
+                others = None if teacher is None or theirs is None else teacher.logits(theirs[tile], scratch, "teacher")
+                losses = charge(logits, others, rows.labels[at], terms, scratch, gradient=gradients is not None)
+                cross_entropy[at], of_divergence = losses
+                if divergence is not None and of_divergence is not None:
+                    divergence[at] = of_divergence
+                if gradients is not None:
+                    _hand_over(logits, slope, into[tile])
+            if gradients is not None:
+                gradients.add(into, hidden, student.weight, part)
+    return cross_entropy, divergence
+
+
+def _hand_over(gradient: Tensor, slope: Tensor | None, into: Tensor) -> None:
+    """From the gradient of capped logits to that of the linear ones, in the format of the products."""
+    if slope is not None:
+        gradient.mul_(slope)
+    if gradient.data_ptr() != into.data_ptr():
+        into.copy_(gradient)
+
+
+def _chunk_tokens(device: torch.device, tokens: int, vocabulary: int) -> int:
+    largest = _CHUNK
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator holds for later is free as well.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        largest = max(16, min(_CUDA_BUDGET, free // 4) // (4 * _CUDA_BUFFERS * vocabulary))
+    # Chunks of one size need smaller buffers than a full one and a rest.
+    return math.ceil(tokens / max(1, math.ceil(tokens / largest)))
+
+
+class _WithGradients(torch.autograd.Function):
+    """The loss, joined to the graph with gradients that are there already."""
+
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: _Task
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # Of what needs no gradient none is computed: a frozen head, or frozen layers below a trained head.
-        to_hidden, to_weight, to_bias, _ = ctx.needs_input_grad
-        exact = torch.promote_types(hidden.dtype, torch.float32)
-        d_hidden = torch.zeros_like(hidden) if to_hidden else None
-        d_weight = _gradient_buffer(weight, task.accumulate) if to_weight else None
-        d_bias = _gradient_buffer(bias, task.accumulate) if to_bias and bias is not None else None
-        sums = torch.zeros(2, dtype=exact, device=hidden.device)
-        matrix = task.student.weight.detach().to(task.compute)
-        for start in range(0, hidden.shape[0], task.chunk):
-            part = slice(start, start + task.chunk)
-            rows = hidden[part].detach().to(task.compute)
-            logits = _logits(rows, task.student, task.compute, matrix)
-            entropy, divergence = _charge(task, logits, part, gradient=any(ctx.needs_input_grad))
-            sums += torch.stack([entropy.sum(), divergence.sum()]).to(exact)
-            # From here on `logits` holds the gradient.
-            slope = logits.to(task.compute)
-            if d_hidden is not None:
-                d_hidden[part] = (slope @ matrix).to(d_hidden.dtype)
-            if d_weight is not None:
-                _add_product(d_weight, slope, rows)
-            if d_bias is not None:
-                d_bias += logits.sum(dim=0)
-        ctx.save_for_backward(d_hidden, *((None, None) if task.accumulate else (d_weight, d_bias)))
-        cross_entropy, divergence = sums.unbind()
-        ctx.mark_non_differentiable(cross_entropy, divergence)
-        return _total(task, cross_entropy, divergence), cross_entropy, divergence
+        ctx: Any, loss: Tensor, gradients: HeadGradients, _hidden: Tensor, _weight: Tensor, _bias: Tensor | None
+    ) -> Tensor:
+        ctx.gradients = gradients
+        return loss.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_loss: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = ctx.saved_tensors
-        # The usual case costs no pass over a matrix of the head's size. Elsewhere looking would make the device wait.
-        if d_loss.device.type != "cpu" or d_loss.item() != 1:
-            gradients = tuple(None if each is None else each * d_loss.to(each.dtype) for each in gradients)
-        return (*gradients, None)
-
-
-def _total(task: _Task, cross_entropy: Tensor, divergence: Tensor) -> Tensor:
-    # A term of weight 0 is left out, since 0 times infinity would be NaN.
-    total = torch.zeros_like(cross_entropy)
-    if task.ce_weight:
-        total = total + task.ce_weight * cross_entropy
-    if task.teacher is not None and task.teacher.weight:
-        total = total + task.teacher.weight * divergence
-    return task.scale * total
-
-
-def _charge(task: _Task, logits: Tensor, part: slice, *, gradient: bool) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and divergence of each row of `logits`, which are overwritten by the gradient if asked."""
-    labels, teacher = task.labels[part], task.teacher
-    of_teacher = None if teacher is None else _logits(teacher.hidden[part], teacher.head, task.compute)
-    entropy, divergence = torch.zeros(2, logits.shape[0], dtype=logits.dtype, device=logits.device)
-    rows = _tile_rows(logits)
-    for start in range(0, logits.shape[0], rows):
-        tile = slice(start, start + rows)
-        raw = logits[tile]
-        capped = task.student.softcap
-        z = raw if capped is None and task.student.scale == 1 else task.student.finish(raw)
-        normal = torch.logsumexp(z, dim=-1, keepdim=True)
-        at_label = labels[tile].unsqueeze(1)
-        entropy[tile] = (normal - z.gather(1, at_label)).squeeze(1)
-        slope = None
-        if teacher is not None and of_teacher is not None:
-            of_student = z[:, : teacher.width]
-            # At temperature 1 over all ids the normaliser is there already.
-            same = teacher.temperature == 1 and teacher.width == z.shape[1]
-            log_q = of_student - normal if same else _log_softmax(of_student / teacher.temperature)
-            log_p = _log_softmax(teacher.head.finish(of_teacher[tile])[:, : teacher.width] / teacher.temperature)
-            divergence[tile], slope = teacher.form(log_p, log_q)
-        if gradient:
-            _overwrite(task, raw, z, normal, at_label, slope)
-    return entropy, divergence
-
-
-def _overwrite(task: _Task, raw: Tensor, z: Tensor, normal: Tensor, at_label: Tensor, slope: Tensor | None) -> None:
-    """Put the gradient with respect to the head's linear output into `raw`."""
-    student, teacher = task.student, task.teacher
-    # Chain rule through c tanh(s z / c): s (1 - (z/c)^2), of the value before it is overwritten.
-    inner = None if student.softcap is None else 1 - (z / student.softcap) ** 2
-    if task.ce_weight:
-        torch.sub(z, normal, out=raw).exp_()
-        raw.scatter_add_(1, at_label, torch.full_like(at_label, -1, dtype=raw.dtype))
-        raw.mul_(task.ce_weight * task.scale * student.scale)
-    else:
-        raw.zero_()
-    if teacher is not None and slope is not None and teacher.weight:
-        raw[:, : teacher.width].add_(slope, alpha=teacher.weight / teacher.temperature * task.scale * student.scale)
-    if inner is not None:
-        raw.mul_(inner)
-
-
-def _log_softmax(z: Tensor) -> Tensor:
-    """In place."""
-    return z.sub_(torch.logsumexp(z, dim=-1, keepdim=True))
-
-
-def _logits(hidden: Tensor, head: Head, compute: torch.dtype, matrix: Tensor | None = None) -> Tensor:
-    """The head's linear output, before scale and cap, in float32 or float64."""
-    matrix = head.weight.detach().to(compute) if matrix is None else matrix
-    rows = hidden.to(compute)
-    if compute != torch.float32 and rows.is_cuda:
-        # Accumulated in float32 anyway: rounding the result to half precision would be for nothing.
-        raw = torch.mm(rows, matrix.t(), out_dtype=torch.float32)
-    else:
-        raw = at_least_float32(torch.mm(rows, matrix.t()))
-    return raw if head.bias is None else raw.add_(head.bias.detach())
-
-
-def _add_product(into: Tensor, slope: Tensor, rows: Tensor) -> None:
-    if into.dtype == slope.dtype:
-        into.addmm_(slope.t(), rows)
-    elif slope.is_cuda:
-        into += torch.mm(slope.t(), rows, out_dtype=torch.float32)
-    else:
-        into += slope.t() @ rows
-
-
-def _gradient_buffer(parameter: Tensor, accumulate: bool) -> Tensor:
-    if not accumulate:
-        return torch.zeros_like(parameter)
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
-def _compute_type(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    if torch.is_autocast_enabled(hidden.device.type):
-        return torch.get_autocast_dtype(hidden.device.type)
-    return torch.promote_types(hidden.dtype, weight.dtype)
-
-
-def _chunk_tokens(weight: Tensor) -> int:
-    if weight.is_cuda:
-        # Two sides in float32.
-        return max(64, _CHUNK_BYTES_CUDA // (8 * weight.shape[0]))
-    return _CHUNK_TOKENS
-
-
-def _tile_rows(logits: Tensor) -> int:
-    if logits.is_cuda:
-        return int(logits.shape[0]) or 1
-    return max(1, _TILE_BYTES // (logits.element_size() * logits.shape[1]))
+    def backward(ctx: Any, seed: Tensor) -> tuple[Tensor | None, ...]:
+        gradients: HeadGradients | None = ctx.gradients
+        if gradients is None:
+            raise RuntimeError("the gradients of a fused objective can be had once")
+        # With no reference left here, autograd keeps the very buffers as `.grad`.
+        ctx.gradients = None
+        if gradients.into is not None and seed.item() != 1:
+            raise RuntimeError("a weight's gradient that is in place already wants backward to start from 1: use scale")
+        if seed.device.type != "cpu" or seed.item() != 1:
+            gradients.multiply(seed)
+        return None, None, gradients.hidden, gradients.weight, gradients.bias

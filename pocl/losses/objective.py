@@ -75,7 +75,7 @@ def objective_sum(
     if labels.shape != student_logits.shape[:1] or student_logits.dim() != 2:
         raise ValueError("student_logits must be [tokens, vocabulary] and labels [tokens]")
     valid = labels != IGNORED
-    student = at_least_float32(student_logits[valid])
+    student = _at_least_float32(student_logits[valid])
     tokens = student.shape[0]
     cross_entropy = F.cross_entropy(student, labels[valid], reduction="sum")
     distance = divergence_of(method)
@@ -89,8 +89,13 @@ def objective_sum(
     width = shared_width(student_logits.shape[1], teacher_logits.shape[1], shared_vocabulary)
     teacher = teacher_logits.detach()[valid]
     total = _divergence(distance, teacher[:, :width], student[:, :width], temperature).sum()
-    loss = _mix(cross_entropy, tau_squared(method, temperature) * total, kd_weight)
+    loss = mix(cross_entropy, tau_squared(method, temperature) * total, kd_weight)
     return ObjectiveSum(loss, cross_entropy.detach(), total.detach(), tokens)
+
+
+def tau_squared(method: Method, temperature: float) -> float:
+    """What the divergence is multiplied by: tau squared where the method asks for it, else 1."""
+    return 1.0 if isinstance(method, SFT) or not method.scale_by_tau_squared else temperature**2
 
 
 def normaliser(tokens: int) -> float:
@@ -127,11 +132,12 @@ def divergence(
 
 
 def _divergence(distance: Divergence, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    log_p, log_q = (torch.log_softmax(at_least_float32(logits) / temperature, dim=-1) for logits in (teacher, student))
-    return distance(log_p, log_q)
+    log_p, log_q = (torch.log_softmax(_at_least_float32(logits) / temperature, dim=-1) for logits in (teacher, student))
+    return distance.value(log_p, log_q)
 
 
-def _mix(cross_entropy: Tensor, scaled_divergence: Tensor, kd_weight: float) -> Tensor:
+def mix(cross_entropy: Tensor, scaled_divergence: Tensor, kd_weight: float) -> Tensor:
+    """(1-w) CE + w D, D already multiplied by tau squared where that is asked for."""
     # A term of weight 0 is left out, since 0 times an infinite cross-entropy would be NaN.
     if kd_weight == 0:
         return cross_entropy
@@ -140,16 +146,15 @@ def _mix(cross_entropy: Tensor, scaled_divergence: Tensor, kd_weight: float) -> 
     return (1 - kd_weight) * cross_entropy + kd_weight * scaled_divergence
 
 
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Softmax and divergence are computed in this."""
+def _at_least_float32(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def shared_width(student: int, teacher: int, shared_vocabulary: int | None) -> int:
-    """How many ids the divergence compares, of vocabularies of these sizes.
+    """How many ids the divergence is over, given the sizes of both vocabularies.
 
     Raises:
-        ValueError: they differ and nothing says how much they share, or more is shared than there is.
+        ValueError: if the sizes differ and nothing is said about it, or if there are not so many ids.
     """
     narrower = min(student, teacher)
     if shared_vocabulary is None:
@@ -161,13 +166,8 @@ def shared_width(student: int, teacher: int, shared_vocabulary: int | None) -> i
     return shared_vocabulary
 
 
-def tau_squared(method: Method, temperature: float) -> float:
-    """The factor of the divergence that keeps its gradient of one size, where the method asks for it."""
-    return temperature**2 if not isinstance(method, SFT) and method.scale_by_tau_squared else 1.0
-
-
 def check_numbers(temperature: float, kd_weight: float) -> None:
-    """Raises ValueError unless temperature is above 0 and the KD weight a share."""
+    """Raises ValueError unless the temperature is above 0 and finite and the KD weight a share."""
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError("temperature must be finite and above 0")
     if not 0 <= kd_weight <= 1:

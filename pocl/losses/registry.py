@@ -1,16 +1,45 @@
 """From a method of the specification to its divergence; total over :class:`pocl.spec.KDMethod`."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
 from torch import Tensor
 
-from pocl.losses.divergence import forward_kl, js, reverse_kl, skew_forward_kl, skew_reverse_kl, tvd
-from pocl.spec import JS, SFT, TVD, ForwardKL, Method, ReverseKL, SkewForwardKL, SkewReverseKL
+from pocl.losses import gradient as closed
+from pocl.losses.divergence import (
+    adaptive_kl,
+    alpha_beta,
+    forward_kl,
+    js,
+    reverse_kl,
+    skew_forward_kl,
+    skew_reverse_kl,
+    tvd,
+)
+from pocl.spec import (
+    JS,
+    SFT,
+    TVD,
+    AdaptiveKL,
+    AlphaBeta,
+    ForwardKL,
+    Method,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+)
 
-Divergence = Callable[[Tensor, Tensor], Tensor]
-"""Log-probabilities of teacher and of student, each `[tokens, vocabulary]`, to `[tokens]`."""
+
+@dataclass(frozen=True)
+class Divergence:
+    """One divergence in both of its forms, its parameters bound."""
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    """Log-probabilities of teacher and of student, each `[tokens, vocabulary]`, to `[tokens]`; differentiable."""
+    gradient: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    """Value and gradient in place, as :mod:`pocl.losses.gradient` describes it."""
 
 
 def divergence_of(method: Method) -> Divergence | None:
@@ -19,16 +48,20 @@ def divergence_of(method: Method) -> Divergence | None:
         case SFT():
             return None
         case ForwardKL():
-            return forward_kl
+            return Divergence(forward_kl, closed.forward_kl)
         case ReverseKL():
-            return reverse_kl
+            return Divergence(reverse_kl, closed.reverse_kl)
         case JS(beta=beta):
-            return partial(js, beta=beta)
+            return Divergence(partial(js, beta=beta), partial(closed.js, beta=beta))
         case TVD():
-            return tvd
+            return Divergence(tvd, closed.tvd)
         case SkewForwardKL(alpha=alpha):
-            return partial(skew_forward_kl, alpha=alpha)
+            return Divergence(partial(skew_forward_kl, alpha=alpha), partial(closed.skew_forward_kl, alpha=alpha))
         case SkewReverseKL(alpha=alpha):
-            return partial(skew_reverse_kl, alpha=alpha)
+            return Divergence(partial(skew_reverse_kl, alpha=alpha), partial(closed.skew_reverse_kl, alpha=alpha))
+        case AdaptiveKL(head_mass=mass):
+            return Divergence(partial(adaptive_kl, head_mass=mass), partial(closed.adaptive_kl, head_mass=mass))
+        case AlphaBeta(alpha=a, beta=b):
+            return Divergence(partial(alpha_beta, alpha=a, beta=b), partial(closed.alpha_beta, alpha=a, beta=b))
         case _:
             assert_never(method)

@@ -1,71 +1,94 @@
-"""The output head as arithmetic, for a loss that applies it itself, chunk by chunk."""
+"""The output head as numbers rather than as a module, where it is no more than a linear map, scaled and capped.
+
+A loss that knows these numbers needs no logits of a whole batch: see :mod:`pocl.losses.fused`.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from pocl.errors import ModelUnsupported
 from pocl.models.heads import apply_head, output_head
 
-_PROBED_ROWS = 4
-_TOLERANCE = 1e-4
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
-    """logits = cap(scale (h W^T + b)), where cap(z) = c tanh(z / c) for a soft-cap c, else z."""
+    """logits = cap(scale (W h + b)), cap(z) = c tanh(z / c) where there is a softcap c."""
 
     weight: Tensor
-    """`[V, width]`: the model's own parameter, which may be tied to the embeddings."""
+    """W, `[V, d]`: the model's own parameter, which is the embedding where the two are tied."""
     bias: Tensor | None = None
-    """`[V]`."""
+    """b, `[V]`: the model's own parameter."""
     scale: float = 1.0
-    """`logit_scale` of Cohere, 1 / `logits_scaling` of Granite."""
+    """Cohere's `logit_scale`, Granite's 1 / `logits_scaling`."""
     softcap: float | None = None
-    """`final_logit_softcapping` of Gemma 2."""
+    """Gemma 2's `final_logit_softcapping`."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`[T, width]` to `[T, V]`."""
-        return self.finish(torch.nn.functional.linear(hidden, self.weight, self.bias))
-
-    def finish(self, raw: Tensor) -> Tensor:
-        """Scale and soft-cap of what the linear layer gave."""
-        scaled = raw if self.scale == 1 else raw * self.scale
-        return scaled if self.softcap is None else self.softcap * torch.tanh(scaled / self.softcap)
+        """`[T, d]` -> `[T, V]`, differentiable."""
+        logits = F.linear(hidden, self.weight, self.bias)
+        if self.scale != 1:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
 
 
 def head_of(model: PreTrainedModel) -> Head | None:
-    """The head of `model`, or None where it is not of this form.
+    """The output head of `model` with its live parameters; None where it is of another form.
 
-    It is read off the model's config and then tried on random rows against the model itself, so that a family with
-    a head that nobody has foreseen gets None and not a wrong loss.
+    What the config says is put to the test: a few random hidden states go through the model's own head.
 
     Raises:
-        ModelUnsupported: the model has no output head, or its layers cannot be told from it.
+        ModelUnsupported: the model has no output head.
     """
-    layer = output_head(model)
-    weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
+    module = output_head(model)
+    # An adapter or a quantised layer has a weight too, but it is not all that acts.
+    if type(module) is not nn.Linear or not module.weight.is_floating_point():
         return None
+    head = _by_config(model, module)
+    if head is None or not _behaves_as(model, head):
+        return None
+    return head
+
+
+def _by_config(model: PreTrainedModel, module: nn.Linear) -> Head | None:
     config = model.config.get_text_config()
-    divided = getattr(config, "logits_scaling", None)
-    head = Head(
-        weight=weight,
-        bias=getattr(layer, "bias", None),
-        scale=1 / divided if divided else getattr(config, "logit_scale", None) or 1.0,
-        softcap=getattr(config, "final_logit_softcapping", None),
-    )
-    return head if _agrees(head, model) else None
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    softcap = getattr(config, "final_logit_softcapping", None)
+    # Some families keep the name of a rule here.
+    if not all(isinstance(number, int | float) for number in (scale, divisor, softcap or 1.0)):
+        return None
+    return Head(module.weight, module.bias, scale / divisor, softcap)
 
 
 @torch.no_grad()
-def _agrees(head: Head, model: PreTrainedModel) -> bool:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(_PROBED_ROWS, head.weight.shape[1], generator=generator)
-    rows = rows.to(head.weight.device, head.weight.dtype)
-    with torch.autocast(rows.device.type, enabled=False):
-        wanted, given = apply_head(model, rows).float(), head.logits(rows).float()
-    if wanted.shape != given.shape:
+def _behaves_as(model: PreTrainedModel, head: Head) -> bool:
+    hidden = _probe(head)
+    try:
+        expected = apply_head(model, hidden).double()
+    except ModelUnsupported:
         return False
-    return bool((wanted - given).abs().max() <= _TOLERANCE * wanted.abs().max().clamp(min=1))
+    found = head.logits(hidden).double()
+    if found.shape != expected.shape:
+        return False
+    tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 3e-2
+    size = expected.abs().amax(dim=-1, keepdim=True)
+    return bool(((found - expected).abs() <= tolerance * size).all())
+
+
+def _probe(head: Head) -> Tensor:
+    """Hidden states `[8, d]` that no other draw depends on.
+
+    Their logits before the scale grow from 1 to 1000 at most, since a cap bends only logits as large as itself.
+    """
+    weight = head.weight
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(8, weight.shape[1], generator=generator).to(weight.device, torch.float32)
+    largest = F.linear(hidden, weight.float()).abs().amax(dim=-1, keepdim=True).clamp_min(1e-12)
+    wanted = torch.logspace(0, 3, 8, device=weight.device).unsqueeze(-1)
+    return (hidden * wanted / largest).to(weight.dtype)

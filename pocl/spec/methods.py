@@ -16,6 +16,8 @@ class KDMethod(StrEnum):
     TVD = "tvd"
     SKEW_FORWARD_KL = "skew_forward_kl"
     SKEW_REVERSE_KL = "skew_reverse_kl"
+    ADAPTIVE_KL = "adaptive_kl"
+    ALPHA_BETA = "alpha_beta"
 
 
 class _Method(Frozen):
@@ -70,7 +72,28 @@ class SkewReverseKL(_Method):
     alpha: float = Field(default=0.1, ge=0, lt=1)
 
 
-Method = Annotated[SFT | ForwardKL | ReverseKL | JS | TVD | SkewForwardKL | SkewReverseKL, Field(discriminator="name")]
+class AdaptiveKL(_Method):
+    """Forward and reverse KL, weighted by the gap |p-q| on the teacher's likeliest tokens and on the rest (AKL)."""
+
+    name: Literal[KDMethod.ADAPTIVE_KL] = KDMethod.ADAPTIVE_KL
+    head_mass: float = Field(default=0.5, gt=0, lt=1)
+    """The likeliest tokens are counted until the teacher gives them this probability in all."""
+
+
+class AlphaBeta(_Method):
+    """Alpha-beta divergence (ABKD). At (1, 0) it is `forward_kl`, at (0, 1) `reverse_kl`."""
+
+    name: Literal[KDMethod.ALPHA_BETA] = KDMethod.ALPHA_BETA
+    alpha: float = Field(default=0.2, ge=0, le=1)
+    """Exponent of the teacher. 0 is the exact limit; between 0 and 0.001 single precision loses digits."""
+    beta: float = Field(default=0.7, ge=0, le=1)
+    """Exponent of the student; 0 as for `alpha`."""
+
+
+Method = Annotated[
+    SFT | ForwardKL | ReverseKL | JS | TVD | SkewForwardKL | SkewReverseKL | AdaptiveKL | AlphaBeta,
+    Field(discriminator="name"),
+]
 METHODS: dict[KDMethod, type[Frozen]] = {
     KDMethod.SFT: SFT,
     KDMethod.FORWARD_KL: ForwardKL,
@@ -79,4 +102,6 @@ METHODS: dict[KDMethod, type[Frozen]] = {
     KDMethod.TVD: TVD,
     KDMethod.SKEW_FORWARD_KL: SkewForwardKL,
     KDMethod.SKEW_REVERSE_KL: SkewReverseKL,
+    KDMethod.ADAPTIVE_KL: AdaptiveKL,
+    KDMethod.ALPHA_BETA: AlphaBeta,
 }

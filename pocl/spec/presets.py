@@ -34,6 +34,9 @@ _OFFICIAL_METHODS: dict[str, dict[str, Any]] = {
     KDMethod.SKEW_FORWARD_KL: {"scale_by_tau_squared": False},
     KDMethod.TVD: {"scale_by_tau_squared": False},
     KDMethod.SFT: {},
+    # These two are not among the published losses.
+    KDMethod.ADAPTIVE_KL: {},
+    KDMethod.ALPHA_BETA: {},
 }
 
 

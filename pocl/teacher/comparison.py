@@ -86,7 +86,7 @@ class Comparison:
                 of_teacher,
                 self._teacher_head,
                 batch.labels,
-                method=ForwardKL(),
+                method=SFT() if self._teacher is None else ForwardKL(),
                 shared_vocabulary=self._shared,
             )
 

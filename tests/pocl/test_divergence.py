@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -23,6 +23,8 @@ CASES: list[tuple[str, dict[str, float]]] = [
     ("tvd", {}),
     *[("js", {"beta": beta}) for beta in (0.01, 0.1, 0.5, 0.9)],
     *[(f"skew_{side}_kl", {"alpha": alpha}) for side in ("forward", "reverse") for alpha in (0.0, 0.1, 0.7)],
+    *[("adaptive_kl", {"head_mass": mass}) for mass in (0.2, 0.5)],
+    *[("alpha_beta", {"alpha": a, "beta": b}) for a, b in [(0.2, 0.7), (1, 0), (0, 0.6), (0.5, 0), (0, 0), (1, 1)]],
 ]
 # Each law is put to every case, so few examples of each are many in all.
 few = settings(max_examples=25)
@@ -41,11 +43,64 @@ def kl(a: Array, b: Array) -> Array:
     return np.asarray((a * np.log(a / b)).sum(axis=-1))
 
 
-def formula(method: str, z_p: Array, z_q: Array, tau: float = 1.0, beta: float = 0.5, alpha: float = 0.1) -> Array:
-    """Each divergence from its definition, on probabilities."""
+def ab(p: Array, q: Array, a: float, b: float) -> Array:
+    """The alpha-beta divergence by its cases (Cichocki et al. 2011)."""
+    s = a + b
+    if a and b:
+        terms = -(p**a * q**b - a / s * p**s - b / s * q**s) / (a * b)
+    elif a:
+        terms = (p**a * np.log(p**a / q**a) - p**a + q**a) / a**2
+    elif b:
+        terms = (q**b * np.log(q**b / p**b) - q**b + p**b) / b**2
+    else:
+        terms = np.log(p / q) ** 2 / 2
+    return np.asarray(terms.sum(axis=-1))
+
+
+def weight_of_forward(p: Array, q: Array, head_mass: float) -> Array:
+    """The share of the gap that lies on the tokens without which the teacher's mass is less than `head_mass`."""
+    weights = []
+    for p_row, q_row in zip(p, q, strict=True):
+        # Mass of the tokens that are likelier than each: those of equal probability stand together.
+        likelier = np.array([p_row[p_row > each].sum() for each in p_row])
+        gap = np.abs(p_row - q_row)
+        weights.append(gap[likelier < head_mass].sum() / gap.sum() if gap.sum() else 0.5)
+    return np.array(weights)
+
+
+def adaptive(p: Array, q: Array, weight: Array) -> Array:
+    return np.asarray(weight * kl(p, q) + (1 - weight) * kl(q, p))
+
+
+def its_head_is_plain(method: str, parameters: dict[str, float], z_p: Array, tau: float = 1.0) -> bool:
+    """Whether rounding leaves the head of `adaptive_kl` as it is: the one place where a divergence jumps."""
+    if method != "adaptive_kl":
+        return True
+    for row in z_p / tau:
+        of_ids = np.sort(np.unique(row))[::-1]
+        masses = np.cumsum([softmax(row)[row == each].sum() for each in of_ids])
+        if np.abs(masses - parameters["head_mass"]).min() < 1e-9 or (np.diff(of_ids) > -1e-9).any():
+            return False
+    return True
+
+
+def formula(
+    method: str,
+    z_p: Array,
+    z_q: Array,
+    tau: float = 1.0,
+    beta: float = 0.5,
+    alpha: float = 0.1,
+    head_mass: float = 0.5,
+    weights_at: Array | None = None,
+) -> Array:
+    """Each divergence from its definition, on probabilities; detached weights are taken at the logits `weights_at`."""
     p, q = softmax(z_p / tau), softmax(z_q / tau)
     m = beta * p + (1 - beta) * q
+    weight = weight_of_forward(p, softmax((z_q if weights_at is None else weights_at) / tau), head_mass)
     return {
+        "adaptive_kl": adaptive(p, q, weight),
+        "alpha_beta": ab(p, q, alpha, beta),
         "forward_kl": kl(p, q),
         "reverse_kl": kl(q, p),
         "js": beta * kl(p, m) + (1 - beta) * kl(q, m),
@@ -86,6 +141,7 @@ def test_every_method_with_a_divergence_is_under_these_laws() -> None:
 @few
 @given(LOGITS)
 def test_value_equals_the_formula(method: str, parameters: dict[str, float], pair: tuple[Array, Array]) -> None:
+    assume(its_head_is_plain(method, parameters, pair[0], tau=1.5))
     got = of(method, *pair, temperature=1.5, **parameters)
     np.testing.assert_allclose(got, formula(method, *pair, tau=1.5, **parameters), rtol=1e-9, atol=1e-12)
 
@@ -98,8 +154,8 @@ def test_gradient_equals_finite_differences_of_the_formula(method: str, paramete
         up, down = z_q.copy(), z_q.copy()
         up[at] += step
         down[at] -= step
-        rise = formula(method, z_p, up, tau=1.7, **parameters) - formula(method, z_p, down, tau=1.7, **parameters)
-        expected[at] = rise.sum() / (2 * step)
+        above, below = (formula(method, z_p, z, tau=1.7, weights_at=z_q, **parameters) for z in (up, down))
+        expected[at] = (above - below).sum() / (2 * step)
     got = gradient(method, torch.tensor(z_p), torch.tensor(z_q), temperature=1.7, **parameters)
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6, atol=1e-9)
 
@@ -133,6 +189,7 @@ def test_shifting_all_logits_of_a_token_changes_nothing(
     method: str, parameters: dict[str, float], pair: tuple[Array, Array], shift: float
 ) -> None:
     z_p, z_q = pair
+    assume(its_head_is_plain(method, parameters, z_p))
     shifted = of(method, z_p + shift, z_q - shift, **parameters)
     np.testing.assert_allclose(shifted, of(method, z_p, z_q, **parameters), rtol=1e-9, atol=1e-11)
 
@@ -220,6 +277,47 @@ def test_js_weighs_the_teacher_by_beta() -> None:
     np.testing.assert_allclose(of("js", np.log(p), np.log(q), beta=0.1), expected)
 
 
+def test_adaptive_kl_weighs_by_where_the_gap_is() -> None:
+    p, q = np.array([[0.4, 0.3, 0.2, 0.1]]), np.array([[0.1, 0.2, 0.3, 0.4]])
+    # 0.4 and 0.3 reach one half together, and hold half of the gaps 0.3, 0.1, 0.1 and 0.3.
+    np.testing.assert_allclose(of("adaptive_kl", np.log(p), np.log(q)), 0.5 * kl(p, q) + 0.5 * kl(q, p))
+    # 0.4 alone reaches 0.35, and holds 0.3 of 0.8.
+    expected = 0.375 * kl(p, q) + 0.625 * kl(q, p)
+    np.testing.assert_allclose(of("adaptive_kl", np.log(p), np.log(q), head_mass=0.35), expected)
+
+
+@few
+@given(arrays(np.float64, (2, 9), elements=st.sampled_from([-1.0, 0.0, 0.5])), st.permutations(range(9)))
+def test_adaptive_kl_knows_no_order_among_equals(z_p: Array, order: list[int]) -> None:
+    _, z_q = two(seed=10, tokens=2, vocabulary=9)
+    # Sums of equal terms in another order may round to either side of one half.
+    masses = [softmax(z_p)[z_p >= each].sum() for each in (0.0, 0.5)]
+    assume(all(abs(mass - 0.5) > 1e-9 for mass in masses))
+    np.testing.assert_allclose(of("adaptive_kl", z_p[:, order], z_q[:, order]), of("adaptive_kl", z_p, z_q))
+
+
+def test_the_head_of_adaptive_kl_may_be_most_of_a_large_vocabulary() -> None:
+    z_p, z_q = two(seed=11, vocabulary=3000, scale=0.1)
+    got = of("adaptive_kl", z_p, z_q, head_mass=0.97)
+    np.testing.assert_allclose(got, formula("adaptive_kl", z_p, z_q, head_mass=0.97))
+
+
+def test_alpha_beta_has_its_relatives_at_the_corners() -> None:
+    z_p, z_q = two(seed=12)
+    p, q = softmax(z_p), softmax(z_q)
+    np.testing.assert_allclose(of("alpha_beta", z_p, z_q, alpha=1, beta=0), of("forward_kl", z_p, z_q))
+    np.testing.assert_allclose(of("alpha_beta", z_p, z_q, alpha=0, beta=1), of("reverse_kl", z_p, z_q))
+    hellinger = ((np.sqrt(p) - np.sqrt(q)) ** 2).sum(axis=-1)
+    np.testing.assert_allclose(of("alpha_beta", z_p, z_q, alpha=0.5, beta=0.5), 2 * hellinger)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.0, 0.7), (0.4, 0.0), (0.0, 0.0)])
+def test_the_branches_of_alpha_beta_are_its_limits(alpha: float, beta: float) -> None:
+    z_p, z_q = two(seed=13)
+    near = of("alpha_beta", z_p, z_q, alpha=alpha or 1e-5, beta=beta or 1e-5)
+    np.testing.assert_allclose(of("alpha_beta", z_p, z_q, alpha=alpha, beta=beta), near, rtol=1e-3)
+
+
 def test_parameters_left_out_are_those_of_the_specification() -> None:
     z_p, z_q = two(seed=7)
     np.testing.assert_array_equal(of("js", z_p, z_q), of("js", z_p, z_q, beta=0.5))
@@ -238,6 +336,8 @@ def test_a_divergence_carries_no_tau_squared() -> None:
         ("sft", {}),
         ("js", {"beta": 1.0}),
         ("js", {"alpha": 0.1}),
+        ("adaptive_kl", {"head_mass": 1.0}),
+        ("alpha_beta", {"alpha": -0.1}),
         ("skew_forward_kl", {"alpha": -0.1}),
         ("forward_kl", {"scale_by_tau_squared": True}),
         ("forward_kl", {"temperature": 0.0}),

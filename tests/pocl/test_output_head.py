@@ -1,42 +1,132 @@
-"""The head as arithmetic is the model's own head, and what is not of that form is left alone."""
+"""A head read off its model gives the model's own logits and gradients, or is not read at all."""
+
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from pocl.models.heads import apply_head, without_layers
-from pocl.models.output_head import head_of
-from tests.pocl.tiny_models import CONFIGS, tiny
+from pocl.errors import ModelUnsupported
+from pocl.models.heads import apply_head, head_inputs, response_logits, without_layers
+from pocl.models.output_head import Head, head_of
+from tests.pocl.test_heads import batch
+from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
+
+
+def head(model: PreTrainedModel) -> Head:
+    found = head_of(model)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_gives_the_models_logits(name: str) -> None:
+def test_its_logits_are_those_of_the_model(name: str) -> None:
+    model, rows = tiny(name), batch()
+    found = head(model).logits(head_inputs(model, *rows))
+    torch.testing.assert_close(found, response_logits(model, *rows), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_reach_the_live_parameters(name: str) -> None:
+    gradients = []
+    for through_head in (True, False):
+        model, rows = tiny(name).double(), batch()
+        hidden = head_inputs(model, *rows)
+        logits = head(model).logits(hidden) if through_head else apply_head(model, hidden)
+        (logits * torch.linspace(-1, 1, VOCABULARY, dtype=torch.float64)).sum().backward()
+        gradients.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][key], gradient)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_holds_the_parameters_themselves(name: str) -> None:
     model = tiny(name)
-    head = head_of(model)
-    assert head is not None
-    hidden = torch.randn(5, head.weight.shape[1], generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(head.logits(hidden), apply_head(model, hidden), rtol=1e-5, atol=1e-5)
+    found = head(model)
+    assert any(found.weight is parameter for parameter in model.parameters())
+    # Of a narrower head, the width is its own.
+    assert found.weight.shape == (VOCABULARY, 16 if name == "opt-350m" else 32)
 
 
-def test_it_holds_the_parameters_themselves() -> None:
-    model = tiny("qwen2")
-    head = head_of(model)
-    assert head is not None
-    assert head.weight is model.get_input_embeddings().weight
+@pytest.mark.parametrize(
+    ("name", "scale", "softcap"),
+    [("gemma2", 1.0, 2.0), ("cohere", 0.25, None), ("granite", 1 / 3, None), ("gpt2", 1.0, None)],
+)
+def test_scale_and_cap_are_those_of_the_config(name: str, scale: float, softcap: float | None) -> None:
+    found = head(tiny(name))
+    assert (found.scale, found.softcap) == (pytest.approx(scale), softcap)
 
 
-def test_a_head_with_a_bias_has_it() -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_half_precision_heads_are_recognised(name: str) -> None:
+    assert head_of(tiny(name).to(torch.bfloat16)) is not None
+
+
+def test_a_bias_belongs_to_it() -> None:
     model = tiny("llama")
-    model.lm_head.bias = nn.Parameter(torch.linspace(-3, 3, model.lm_head.weight.shape[0]))
-    head = head_of(model)
-    assert head is not None
-    assert head.bias is model.lm_head.bias
+    with_bias = nn.Linear(32, VOCABULARY)
+    model.set_output_embeddings(with_bias)
+    hidden = torch.randn(4, 32)
+    found = head(model)
+    assert found.bias is with_bias.bias
+    torch.testing.assert_close(found.logits(hidden), apply_head(model, hidden))
 
 
-def test_a_head_that_does_more_is_left_alone() -> None:
+class Adapted(nn.Linear):
+    """A linear layer with something beside its weight, which does nothing yet."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden) + 0 * hidden.sum(dim=-1, keepdim=True)
+
+
+def test_a_head_that_is_more_than_a_linear_layer_is_not_read() -> None:
     model = tiny("llama")
-    model.lm_head.register_forward_hook(lambda _module, _args, logits: logits.clamp(-0.1, 0.1))
+    model.set_output_embeddings(Adapted(32, VOCABULARY, bias=False))
     assert head_of(model) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "value"),
+    [
+        ("llama", "logit_scale", 0.5),
+        ("llama", "logits_scaling", 2.0),
+        ("llama", "final_logit_softcapping", 30.0),
+        ("llama", "logit_scale", "inv_sqrt_d_model"),
+        ("gemma2", "final_logit_softcapping", None),
+    ],
+)
+def test_a_config_that_says_something_else_than_the_model_does_is_not_believed(
+    name: str, entry: str, value: Any
+) -> None:
+    model = tiny(name)
+    behaves = model.forward
+    cap = model.config.final_logit_softcapping if name == "gemma2" else None
+    setattr(model.config, entry, value)
+    if cap is not None:
+        # The model itself goes on capping, whatever its config says by now.
+        model.forward = lambda *args, **kwargs: _capped(behaves(*args, **kwargs), cap)
+    assert head_of(model) is None
+
+
+def _capped(output: Any, cap: float) -> Any:
+    output.logits = cap * torch.tanh(output.logits / cap)
+    return output
+
+
+def test_asking_draws_no_random_number_and_leaves_the_model_as_it_was() -> None:
+    model = tiny("gemma2")
+    random_state, weights = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
+    head_of(model)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    with pytest.raises(ModelUnsupported, match="no output head"):
+        head_of(tiny("llama").get_decoder())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
