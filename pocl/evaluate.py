@@ -131,6 +131,8 @@ class ScoredBefore(BaseModel):
     """Digest of the encoded rows."""
     references: str
     """Digest of what the answers are compared with."""
+    end_ids: tuple[int, ...]
+    """Tokens that end an answer, ascending."""
     max_new_tokens: int
     batch_size: int
     sampling: Sampling | None

@@ -35,7 +35,7 @@ from pocl.export import RESULT_FILE, Result, result_of, write_result
 from pocl.manifest import read_manifest
 from pocl.models.loading import Loaded, load_weights
 from pocl.models.packed import can_pack
-from pocl.models.precision import choose_device, choose_precision
+from pocl.models.precision import choose_device, choose_precision, machine
 from pocl.plan import StagePlan, stage_table
 from pocl.prepare import Corpus, Models, digest_of, digest_of_references, encode_corpus, load_models, read_rows
 from pocl.progress import at_most_every
@@ -161,7 +161,8 @@ class _Run:
             # A cached teacher needs its layers no more: the memory goes to the student.
             models = replace(models, teacher=replace(models.teacher, model=teacher.model))
         trainer = self._trainer(models, corpus, ranking, table, restored, teacher)
-        trainer.state.evaluations += filter(None, [of_teacher])
+        if of_teacher is not None:
+            trainer.state.evaluations.append(of_teacher)
         state = trainer.run()
         return self._export(models, state, table, ranking)
 
@@ -169,8 +170,8 @@ class _Run:
         restored, passed = checkpoint.newest(self._workdir / checkpoint.CHECKPOINTS)
         for sentence in passed:
             self._sink(Warned(code="checkpoint_passed_over", message=sentence))
-        if restored is not None and restored.state.machine != self._machine():
-            message = f"continued on another machine, so not to the same bits: {self._machine()}"
+        if restored is not None and restored.state.machine != machine(self._device):
+            message = f"continued on another machine, so not to the same bits: {machine(self._device)}"
             self._sink(Warned(code="not_exact", message=message))
         return restored
 
@@ -197,7 +198,7 @@ class _Run:
             max_new_tokens=answering.max_new_tokens,
             batch_size=answering.batch_size,
             precision=self._precision.name,
-            machine=self._machine(),
+            machine=machine(self._device),
         )
 
     def _ranking_answers(self, corpus: Corpus) -> Answering:
@@ -245,7 +246,7 @@ class _Run:
         model, training = models.student.model, self._spec.training
         optimizer = make_optimizer(model, training)
         if restored is None:
-            state = TrainState(micro_batch_size=training.micro_batch_size or 1, machine=self._machine())
+            state = TrainState(micro_batch_size=training.micro_batch_size or 1, machine=machine(self._device))
         else:
             state = restored.state
             load_weights(model, restored.directory)
@@ -275,15 +276,17 @@ class _Run:
         if corpus.validation is None or models.teacher is None or not self._spec.evaluation.teacher:
             return None
         self._sink(PhaseChanged(phase="evaluating"))
+        answering = self._scoring_answers(corpus)
         inputs = ScoredBefore(
             model=models.teacher.digest,
             data=digest_of(corpus.validation),
             references=digest_of_references(corpus.validation),
-            max_new_tokens=self._spec.evaluation.max_new_tokens,
-            batch_size=self._spec.evaluation.batch_size,
+            end_ids=tuple(sorted(end_ids(models.teacher.model, models.tokenizer, answering))),
+            max_new_tokens=answering.max_new_tokens,
+            batch_size=answering.batch_size,
             sampling=self._spec.evaluation.sampling,
             precision=self._precision.name,
-            machine=self._machine(),
+            machine=machine(self._device),
         )
         scores = load_or_score(
             self._reuse, inputs, partial(self._score, models.teacher, models, corpus, corpus.validation, None)
@@ -302,19 +305,22 @@ class _Run:
         *,
         sampled: bool = True,
     ) -> Scores:
-        evaluation = self._spec.evaluation
         return evaluate(
             loaded.model,
             models.tokenizer,
             rows,
-            answering=Answering(evaluation.max_new_tokens, evaluation.batch_size, end_id=corpus.end_id),
+            answering=self._scoring_answers(corpus),
             precision=self._precision,
-            sampling=evaluation.sampling if sampled else None,
+            sampling=self._spec.evaluation.sampling if sampled else None,
             teacher=teacher,
             shared_vocabulary=models.shared_vocabulary,
             on_progress=self._progress("evaluating", "rows"),
             should_stop=self._should_stop,
         )
+
+    def _scoring_answers(self, corpus: Corpus) -> Answering:
+        evaluation = self._spec.evaluation
+        return Answering(evaluation.max_new_tokens, evaluation.batch_size, end_id=corpus.end_id)
 
     def _export(self, models: Models, state: TrainState, table: tuple[StagePlan, ...], ranking: list[Ranked]) -> Result:
         self._sink(PhaseChanged(phase="exporting"))
@@ -340,14 +346,6 @@ class _Run:
             self._sink(Progressed(phase=phase, done=done, total=total, unit=unit))
 
         return at_most_every(_PROGRESS_SECONDS, report)
-
-    def _machine(self) -> str:
-        """What the bits of the result depend on besides its inputs."""
-        device = (
-            torch.cuda.get_device_name() if self._device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-        )
-        versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-        return f"{versions}, {device}, {torch.get_num_threads()} threads"
 
 
 def _with_choices(spec: DistillationSpec) -> DistillationSpec:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import transformers
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(wanted)
+
+
+def machine(device: torch.device) -> str:
+    """What the bits of a result depend on besides its inputs: versions, hardware and threads."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{versions}, {hardware}, {torch.get_num_threads()} threads"
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

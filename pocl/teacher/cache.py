@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,6 +29,7 @@ from pocl.errors import CheckpointCorrupt, DiskFull, RunStopped
 from pocl.events import Progressed, Sink, Warned
 from pocl.manifest import discard, new_directory, verify
 from pocl.models.heads import output_head, without_layers
+from pocl.models.precision import machine
 from pocl.reuse import ReuseStore
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 
@@ -50,17 +50,12 @@ _STATES = "hidden.safetensors"
 
 def teacher_key(digest: str, live: LiveTeacher) -> str:
     """SHA-256 over all that the bits of a hidden state depend on besides the rows."""
-    device = live.model.device
     parts = {
         "layout": LAYOUT,
         "weights": digest,
         "precision": live.precision.name,
         "attention": live.model.config._attn_implementation,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        "machine": machine(live.precision.device),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -90,7 +85,10 @@ def open_teacher(
     filling = _Filling(live, teacher_key(digest, live), rows, store, sink, should_stop)
     # Held for as long as the teacher is used, so that no other run evicts it.
     with store.held(KIND, filling.key) as entry:
-        yield filling.teacher_from(entry)
+        teacher = filling.teacher_from(entry)
+        # Both hold the layers, which a cached teacher needs no more.
+        del live, filling
+        yield teacher
 
 
 class CachedTeacher:
@@ -236,7 +234,6 @@ class _Filling:
                 if not (entry / shard.name).is_dir():
                     self._fill_shard(entry / shard.name, shard, done)
             done += sum(len(batch) for batch in shard.batches)
-            self._progress(done)
 
     def _fill_shard(self, target: Path, shard: _Shard, done: int) -> None:
         states = []

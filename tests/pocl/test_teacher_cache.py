@@ -1,8 +1,10 @@
 """The cached teacher is the live one, to the bit, however the cache came about; and it runs once."""
 
+import gc
 import os
 import random
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +112,17 @@ def test_rows_without_a_response_token_are_no_trouble(tmp_path: Path) -> None:
     silent = Encoded("s" * 64, (5, 6, 7), prompt_length=3)
     with Teacher().opened(tmp_path, [silent, *rows(2)]) as cached:
         assert cached.hidden(collate([silent])).shape == (0, 32)
+
+
+def test_the_layers_leave_memory_while_a_cached_teacher_is_used(tmp_path: Path) -> None:
+    model, of = tiny("llama"), rows()
+    layer = weakref.ref(model.get_decoder().layers[0])
+    opened = open_teacher(LiveTeacher(model, FP32), "d", of, store=ReuseStore(tmp_path, PLENTY), sink=lambda _: None)
+    with opened as cached:
+        del model
+        gc.collect()
+        assert layer() is None
+        assert teacher_logits(cached, collate(of)).shape[1] == VOCABULARY
 
 
 def test_a_row_that_it_was_not_opened_with_is_an_error(tmp_path: Path) -> None:
