@@ -190,6 +190,7 @@ def _full_disk_typed() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # Not OSError alone: safetensors has an exception of its own for it. All others pass through.
         if is_disk_full(error):
             raise DiskFull from error
         raise

@@ -36,14 +36,17 @@ class Encoded:
     @cached_property
     def content(self) -> str:
         """SHA-256 over token ids and label mask: to a model, rows of equal content are the same."""
-        spans = (*self.earlier, (self.prompt_length, len(self.input_ids)))
-        return hashlib.sha256(f"{self.input_ids} {spans}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.input_ids} {self.spans}".encode()).hexdigest()
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """[start, stop) of the responses of all turns."""
+        return (*self.earlier, (self.prompt_length, len(self.input_ids)))
 
     @property
     def predicted(self) -> int:
         """Response tokens that some position predicts; the first token of a row is predicted by none."""
-        spans = (*self.earlier, (self.prompt_length, len(self.input_ids)))
-        return sum(stop - max(start, 1) for start, stop in spans if stop > max(start, 1))
+        return sum(stop - max(start, 1) for start, stop in self.spans if stop > max(start, 1))
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -58,8 +61,8 @@ class Encoded:
     @property
     def labelled(self) -> tuple[bool, ...]:
         """For each token whether it is a response token, of any turn, its end token included."""
-        mask = list(self.last_turn_mask)
-        for start, stop in self.earlier:
+        mask = [False] * len(self.input_ids)
+        for start, stop in self.spans:
             mask[start:stop] = [True] * (stop - start)
         return tuple(mask)
 
@@ -162,7 +165,7 @@ def collate(
         input_ids[at, :tokens] = row.input_ids
         attention_mask[at, :tokens] = 1
         last_turn[at, row.prompt_length : tokens] = True
-        for start, stop in (*row.earlier, (row.prompt_length, tokens)):
+        for start, stop in row.spans:
             labelled[at, start:stop] = True
 
     # The shift: position t predicts token t + 1, and the last position predicts nothing.

@@ -84,10 +84,10 @@ def _attention(
     """`[1, heads, tokens, width]` each, keys and values with fewer heads where they are shared, to `[1, tokens, ...]`.
 
     Raises:
-        NotImplementedError: the model caps attention scores.
+        ValueError: the model caps attention scores, which no kernel here does.
     """
     if others.get("softcap") is not None:
-        raise NotImplementedError("attention scores are capped")
+        raise ValueError("attention scores are capped")
     lengths = _lengths.get()
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout:
         return _varlen(query, key, value, lengths, scaling), None

@@ -52,7 +52,7 @@ class Comparison:
         of_teacher = None if teacher is None else teacher.hidden(batch)
         with self._precision.autocast():
             return fused_objective_sum(
-                head_inputs(self._student, batch.input_ids, batch.attention_mask, batch.predicts, batch.lengths),
+                self._hidden(batch),
                 self._student_head,
                 of_teacher,
                 self._teacher_head,
@@ -81,7 +81,7 @@ class Comparison:
         of_teacher = None if self._teacher is None else self._teacher.hidden(batch)
         with self._precision.autocast():
             return token_losses(
-                head_inputs(self._student, batch.input_ids, batch.attention_mask, batch.predicts),
+                self._hidden(batch),
                 self._student_head,
                 of_teacher,
                 self._teacher_head,
@@ -89,6 +89,9 @@ class Comparison:
                 method=SFT() if self._teacher is None else ForwardKL(),
                 shared_vocabulary=self._shared,
             )
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        return head_inputs(self._student, batch.input_ids, batch.attention_mask, batch.predicts, batch.lengths)
 
     def _dense(
         self, batch: Batch, teacher: TeacherSignal | None, method: Method, temperature: float, kd_weight: float

@@ -211,7 +211,7 @@ class Trainer:
         # One division, by the tokens of the whole step: accumulation does not change the gradient.
         tokens = sum(batch.tokens for batch in micro)
         share = normaliser(tokens)
-        means = torch.zeros(3, dtype=torch.float64)
+        loss = cross_entropy = divergence = 0.0
         for batch in micro:
             sums = self.comparison.objective(
                 batch,
@@ -221,11 +221,10 @@ class Trainer:
                 scale=share,
             )
             torch.autograd.backward(sums.loss)
-            means[0] += sums.loss.item()
-            means[1] += sums.cross_entropy.item() * share
-            means[2] += 0.0 if sums.divergence is None else sums.divergence.item() * share
+            loss += sums.loss.item()
+            cross_entropy += sums.cross_entropy.item() * share
+            divergence += 0.0 if sums.divergence is None else sums.divergence.item() * share
         norm = torch.nn.utils.clip_grad_norm_(self.student.model.parameters(), self.spec.training.max_grad_norm)
-        loss, cross_entropy, divergence = means.tolist()
         with_teacher = not isinstance(self.spec.method, SFT)
         return StepMeans(loss, cross_entropy, divergence if with_teacher else None, tokens, norm.item())
 
