@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,20 +40,29 @@ class ReuseStore:
     def held(self, kind: str, key: str) -> Iterator[Path]:
         """The directory of an entry, made if need be, that nobody evicts in the meantime."""
         path = self.root / kind / key
-        while True:
-            path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(handle, fcntl.LOCK_SH)
-            # It may have been evicted before the lock was had.
-            if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
-                break
-            os.close(handle)
+        while (handle := self._locked(path)) is None:
+            # It was evicted before the lock was had.
+            continue
         try:
             os.utime(path)
             self._pin(f"{kind}/{key}")
             yield path
         finally:
             os.close(handle)
+
+    def _locked(self, path: Path) -> int | None:
+        """A handle that shares the lock of the directory; None where that has been evicted since it was made."""
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(handle)):
+                return handle
+        os.close(handle)
+        return None
 
     def find(self, kind: str, key: str) -> Path | None:
         """The directory of an entry that :meth:`add` made, checked against its manifest; None if there is none."""
@@ -62,10 +71,12 @@ class ReuseStore:
             return None
         try:
             verify(path)
-        except CheckpointCorrupt:
-            discard(path)
+            os.utime(path)
+        except (CheckpointCorrupt, FileNotFoundError):
+            # Damaged, or evicted meanwhile.
+            with suppress(FileNotFoundError):
+                discard(path)
             return None
-        os.utime(path)
         return path
 
     @contextmanager
