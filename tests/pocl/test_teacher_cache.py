@@ -4,6 +4,8 @@ import gc
 import os
 import random
 import signal
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
 
 FP32 = Precision("fp32", torch.device("cpu"))
 PLENTY = 1 << 30
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def rows(count: int = 12, longest: int = 60) -> list[Encoded]:
@@ -79,11 +82,15 @@ def content(root: Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): sha256_of(path) for path in root.rglob("*.safetensors")}
 
 
+def small(assign: Callable[[object, str, int], None] = setattr) -> None:
+    """Make several batches and shards of a handful of short rows."""
+    assign(cache, "SHARD_TOKENS", 40)
+    assign(cache, "BATCH_TOKENS", 3 * PAD_MULTIPLE)
+
+
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Constants of the layout, so that a handful of short rows makes several batches and shards.
-    monkeypatch.setattr(cache, "SHARD_TOKENS", 40)
-    monkeypatch.setattr(cache, "BATCH_TOKENS", 3 * PAD_MULTIPLE)
+    small(monkeypatch.setattr)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -179,25 +186,34 @@ def test_content_is_the_same_after_kills_at_any_moment(tmp_path: Path) -> None:
     with Teacher().opened(tmp_path / "undisturbed", of):
         wanted = content(tmp_path / "undisturbed")
     for rows_done in (2, 5, 9):
-        child = os.fork()
-        if child == 0:
-            # Whatever happens here, the test must not go on in this process.
-            try:
-                _die_after(rows_done, tmp_path / "disturbed", of)
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert _killed_after(rows_done, tmp_path / "disturbed") == -signal.SIGKILL
         assert content(tmp_path / "disturbed").items() <= wanted.items()
     with Teacher().opened(tmp_path / "disturbed", of):
         assert content(tmp_path / "disturbed") == wanted
 
 
-def _die_after(rows_done: int, root: Path, of: list[Encoded]) -> None:
+def _killed_after(rows_done: int, root: Path) -> int:
+    """The exit status of a process that fills a cache below `root` and dies as so many rows are done."""
+    # A process of its own from the start: the threads of a forked torch are gone and waited for all the same.
+    script = f"""
+import sys
+from pathlib import Path
+from tests.pocl import test_teacher_cache as here
+here.small()
+here.die_after({rows_done}, Path(sys.argv[1]))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run([sys.executable, "-c", script, str(root)], env=environment, cwd=ROOT, timeout=120).returncode
+
+
+def die_after(rows_done: int, root: Path) -> None:
+    """Fill the cache below `root`, and be killed."""
+
     def sink(event: Event) -> None:
         if isinstance(event, Progressed) and event.done >= rows_done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with open_teacher(Teacher().live, "d", of, store=ReuseStore(root, PLENTY), sink=sink):
+    with open_teacher(Teacher().live, "d", rows(), store=ReuseStore(root, PLENTY), sink=sink):
         pass
 
 
