@@ -108,7 +108,8 @@ class Trainer:
         for stage in self.table:
             if self.state.stage == stage.index:
                 self._run_stage(stage)
-            if self.state.stage == stage.index + 1:
+            # Just ended. Of a state further on, this was done before it was saved, perhaps on another machine.
+            if self.state.stage == stage.index + 1 and self.state.stage_step == 0:
                 self._evaluate("stage", stage.index)
                 self._keep_best(stage.index)
         return self.state

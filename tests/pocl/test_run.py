@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -419,3 +420,15 @@ def test_a_second_job_with_another_method_asks_the_teacher_for_spot_checks_alone
     assert rows_of_the_teacher("first") >= 64
     assert rows_of_the_teacher("second", "method=js", "seed=3", "curriculum.temperature.end=3") <= SPOT_CHECKED_ROWS
     assert not (tmp_path / "cache" / "pins").exists()
+
+
+def test_a_run_goes_on_elsewhere_from_a_state_inside_a_stage_alone(tmp_path: Path, undisturbed: Path) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    stop_tiny_at(9, here)
+    state = here / "checkpoints" / "step-00000009"
+    # No earlier checkpoint and no `best/` come along, as when a worker takes over from another machine.
+    shutil.copytree(state, elsewhere / "checkpoints" / state.name)
+    _, events = run_tiny(elsewhere)
+    assert weights_of(elsewhere) == weights_of(undisturbed)
+    best = [event for event in events if isinstance(event, CheckpointSaved) and event.kind == "best"]
+    assert all(event.path == f"checkpoints/step-{event.step:08d}" for event in best)
