@@ -163,9 +163,14 @@ class EngineFailure(PoclError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error means that there is no space, on the disk or within a quota."""
+    """Whether an error means that there is no space to write, on the disk or within a quota."""
+    return _number_of(error) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _number_of(error: BaseException) -> int | None:
+    """The `errno` of an error of the file system."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # safetensors has an exception of its own, which tells the reason in words only; it is not imported here.
-    numbers = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
-    return numbers is not None and int(numbers[1]) in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno
+    # safetensors and tokenizers are written in Rust and raise no OSError; its number ends Rust's message.
+    number = re.search(r"\(os error (\d+)\)$", str(error))
+    return None if number is None else int(number[1])

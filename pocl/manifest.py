@@ -8,7 +8,9 @@ A process killed anywhere leaves either no `target` or a whole one. Torch-free: 
 stores with the same code.
 """
 
+import errno
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -58,7 +60,7 @@ def new_directory(target: Path) -> Iterator[Path]:
     scratch = target.with_name(f"{SCRATCH_PREFIX}{target.name}-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with _full_disk_typed():
+        with full_disk_typed():
             scratch.mkdir(parents=True)
             yield scratch
             if not (scratch / MANIFEST).exists():
@@ -106,7 +108,7 @@ def verify(directory: Path) -> Manifest:
         path = directory / file.path
         if path.is_symlink() or not path.is_file():
             raise CheckpointCorrupt(f"{directory.name} lacks {file.path}")
-        if not is_whole(path, file):
+        if not _reads_whole(path, file):
             raise CheckpointCorrupt(f"{file.path} of {directory.name} is damaged")
     return manifest
 
@@ -119,10 +121,13 @@ def discard(directory: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def sweep(parent: Path) -> None:
-    """Remove what killed processes left half-written below `parent`."""
-    for left in parent.glob(f"{SCRATCH_PREFIX}*"):
-        shutil.rmtree(left, ignore_errors=True)
+def sweep(root: Path) -> None:
+    """Remove what killed processes left half-written or half-removed anywhere below `root`."""
+    for left in list(root.rglob(f"{SCRATCH_PREFIX}*")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -133,7 +138,7 @@ def replace_file(path: Path, text: str) -> None:
     """
     scratch = path.with_name(f"{SCRATCH_PREFIX}{path.name}-{os.getpid()}")
     try:
-        with _full_disk_typed():
+        with full_disk_typed():
             scratch.write_text(text, encoding="utf-8")
             flush_file(scratch)
             scratch.replace(path)
@@ -158,6 +163,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
+def write_all(out: io.FileIO, content: bytes) -> None:
+    """Write all of `content` to an unbuffered file: a nearly full disk takes a part, and refuses the rest."""
+    left = memoryview(content)
+    while left:
+        left = left[out.write(left) :]
+
+
 def flush_file(path: Path) -> None:
     """fsync a file that is written already."""
     handle = os.open(path, os.O_RDONLY)
@@ -176,6 +188,27 @@ def flush_directory(directory: Path) -> None:
         os.close(handle)
 
 
+def _reads_whole(path: Path, file: ManifestFile) -> bool:
+    try:
+        return is_whole(path, file)
+    except OSError as error:
+        # A bad sector; any other error may pass, and says nothing about the file.
+        if error.errno == errno.EIO:
+            return False
+        raise
+
+
+@contextmanager
+def full_disk_typed() -> Iterator[None]:
+    """Raise DiskFull where the block fails for want of space, whichever library wrote."""
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFull from error
+        raise
+
+
 def _own_files(directory: Path) -> list[Path]:
     nested = [path.parent for path in directory.glob(f"*/**/{MANIFEST}")]
     return sorted(
@@ -183,17 +216,6 @@ def _own_files(directory: Path) -> list[Path]:
         for path in directory.rglob("*")
         if path.is_file() and path != directory / MANIFEST and not any(path.is_relative_to(own) for own in nested)
     )
-
-
-@contextmanager
-def _full_disk_typed() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # Not OSError alone: safetensors has an exception of its own for it. All others pass through.
-        if is_disk_full(error):
-            raise DiskFull from error
-        raise
 
 
 def _flush_tree(directory: Path) -> None:

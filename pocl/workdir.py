@@ -6,7 +6,7 @@ spec.json  events.jsonl  ranking.jsonl  checkpoints/  best/  final/  result.json
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -14,13 +14,15 @@ from typing import Self
 
 from pydantic import ValidationError
 
-from pocl.errors import WorkdirInUse, WorkdirMismatch
-from pocl.events import Event, Sink, to_line
-from pocl.manifest import replace_file, sweep
+from pocl.errors import DiskFull, WorkdirInUse, WorkdirMismatch, is_disk_full
+from pocl.events import Event, RunEnded, Sink, to_line
+from pocl.manifest import full_disk_typed, replace_file, sweep, write_all
 from pocl.spec import DistillationSpec
 
 SPEC_FILE = "spec.json"
 EVENTS_FILE = "events.jsonl"
+_RESERVE_FILE = ".reserve"
+_RESERVE_BYTES = 64 << 10
 
 
 @contextmanager
@@ -29,16 +31,17 @@ def locked(workdir: Path) -> Iterator[None]:
 
     Raises:
         WorkdirInUse: when another process holds it.
+        DiskFull: when there is no space for the directory.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    handle = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    with full_disk_typed():
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise WorkdirInUse from None
         sweep(workdir)
-        sweep(workdir / "checkpoints")
         yield
     finally:
         os.close(handle)
@@ -66,17 +69,55 @@ def settle_spec(workdir: Path, spec: DistillationSpec, chosen: DistillationSpec)
 
 
 class EventLog:
-    """A sink that appends to `events.jsonl`, whole lines only, and passes each event on."""
+    """A sink that appends to `events.jsonl`, whole lines only, and passes each event on.
+
+    A little space is held back while the log is open, so that a run which a full disk ends can still say so.
+
+    Raises:
+        DiskFull: when a line does not fit; the log then ends with the line before.
+    """
 
     def __init__(self, path: Path, onward: Sink) -> None:
         self._onward = onward
-        _cut_torn_line(path)
-        self._out = path.open("a", encoding="utf-8")
+        self._reserve = path.with_name(_RESERVE_FILE)
+        with full_disk_typed():
+            _cut_torn_line(path)
+            # Unbuffered: what could not be written must not be tried again with the next line.
+            self._out = path.open("ab", buffering=0)
+            self._hold_back()
 
     def __call__(self, event: Event) -> None:
-        self._out.write(to_line(event, datetime.now(UTC)) + "\n")
-        self._out.flush()
+        line = (to_line(event, datetime.now(UTC)) + "\n").encode()
+        try:
+            self._append(line)
+        except DiskFull:
+            if not isinstance(event, RunEnded):
+                raise
+            self._append_from_reserve(line)
         self._onward(event)
+
+    def _hold_back(self) -> None:
+        # Where even this finds no room the run cannot last, and its first checkpoint will say so.
+        try:
+            self._reserve.write_bytes(bytes(_RESERVE_BYTES))
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+
+    def _append(self, line: bytes) -> None:
+        whole = os.fstat(self._out.fileno()).st_size
+        try:
+            with full_disk_typed():
+                write_all(self._out, line)
+        except DiskFull:
+            self._out.truncate(whole)
+            raise
+
+    def _append_from_reserve(self, line: bytes) -> None:
+        self._reserve.unlink(missing_ok=True)
+        # Whoever filled the disk may have taken that too; the caller is told in any case.
+        with suppress(DiskFull):
+            self._append(line)
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +126,7 @@ class EventLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._out.close()
+        self._reserve.unlink(missing_ok=True)
 
 
 def _as_posted(kept: DistillationSpec, spec: DistillationSpec) -> DistillationSpec:

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pocl.manifest import full_disk_typed, write_all
+
 PARTIAL_FILE = "ranking.partial.jsonl"
 _SECONDS_UNSYNCED = 5.0
 
@@ -35,15 +37,21 @@ class Measured:
 
 
 class Journal:
-    """The measurements of one set of inputs, on the disk as they come."""
+    """The measurements of one set of inputs, on the disk as they come.
+
+    Raises:
+        DiskFull: when a batch does not fit; those before it stay.
+    """
 
     def __init__(self, path: Path, key: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """`key`: digest of the inputs. What `path` holds of the same inputs is read, and the rest cut off."""
         self._key = key
         self._clock = clock
         whole, self._found = _read(path, key)
-        self._out = path.open("ab")
-        os.truncate(self._out.fileno(), whole)
+        with full_disk_typed():
+            # Unbuffered: what did not fit must not be tried again when the file is closed.
+            self._out = path.open("ab", buffering=0)
+            os.truncate(self._out.fileno(), whole)
         self._synced_at = clock()
 
     def found(self, rows: Sequence[int]) -> list[Measured] | None:
@@ -53,11 +61,12 @@ class Journal:
 
     def append(self, batch: Sequence[Measured]) -> None:
         """Write a finished batch; it survives a kill at once and a power cut within seconds."""
-        self._out.write(_line(self._key, [asdict(each) for each in batch]))
-        self._out.flush()
+        with full_disk_typed():
+            write_all(self._out, _line(self._key, [asdict(each) for each in batch]))
         self._found |= {each.row: each for each in batch}
         if self._clock() - self._synced_at >= _SECONDS_UNSYNCED:
-            os.fsync(self._out.fileno())
+            with full_disk_typed():
+                os.fsync(self._out.fileno())
             self._synced_at = self._clock()
 
     def __enter__(self) -> Self:
