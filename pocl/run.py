@@ -1,8 +1,9 @@
 """The only door to the engine: run a specification in a directory, or continue what the directory holds."""
 
+import math
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import transformers
 from pocl.curriculum.difficulty import RANKING_FILE, Ranked, RankingInputs, load_or_rank
 from pocl.curriculum.journal import Journal, Measured
 from pocl.curriculum.measure import measure
-from pocl.errors import DiskFull, EngineFailure, OutOfMemory, PoclError, is_disk_full
+from pocl.errors import DiskFull, EngineFailure, LossDiverged, OutOfMemory, PoclError, is_disk_full
 from pocl.evaluate import Answering, Rows, ScoredBefore, Scores, end_ids, evaluate, load_or_score
 from pocl.events import (
     ArtefactWritten,
@@ -74,29 +75,33 @@ def run(
     Raises:
         PoclError: whose class says what went wrong. The last event is then a `RunEnded` with the same code.
     """
-    with locked(workdir), EventLog(workdir / EVENTS_FILE, sink) as log:
-        last_step = _LastStep(log)
-        reuse = reuse or ReuseStore(workdir / "cache", DEFAULT_CACHE_BYTES)
+    last_step = _LastStep(sink)
+    reuse = reuse or ReuseStore(workdir / "cache", DEFAULT_CACHE_BYTES)
+    with ExitStack() as held:
         try:
-            with ExitStack() as held:
-                result = _Run(spec, workdir, last_step, should_stop, reuse, held).distil()
+            held.enter_context(locked(workdir))
+            last_step.onward = held.enter_context(EventLog(workdir / EVENTS_FILE, sink))
+            result = _Run(spec, workdir, last_step, should_stop, reuse, held).distil()
             reuse.unpin()
             return result
         except Exception as error:
-            # Every end is reported under a code before it leaves.
+            # Every end is reported under a code before it leaves, to whoever still listens.
             typed = _typed(error)
             if not typed.retryable:
                 reuse.unpin()
-            log(
-                RunEnded(
-                    code=typed.code,
-                    message=typed.message,
-                    fault=typed.fault,
-                    retryable=typed.retryable,
-                    hint=typed.hint,
-                    step=last_step.step,
+            with suppress(OSError):
+                last_step(
+                    RunEnded(
+                        code=typed.code,
+                        message=typed.message,
+                        fault=typed.fault,
+                        retryable=typed.retryable,
+                        hint=typed.hint,
+                        step=last_step.step,
+                    )
                 )
-            )
+            if typed is error:
+                raise
             raise typed from error
 
 
@@ -104,13 +109,13 @@ class _LastStep:
     """A sink that remembers how far training came."""
 
     def __init__(self, onward: Sink) -> None:
-        self._onward = onward
+        self.onward = onward
         self.step = 0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepLogged):
             self.step = event.step
-        self._onward(event)
+        self.onward(event)
 
 
 class _Run:
@@ -170,6 +175,8 @@ class _Run:
         restored, passed = checkpoint.newest(self._workdir / checkpoint.CHECKPOINTS)
         for sentence in passed:
             self._sink(Warned(code="checkpoint_passed_over", message=sentence))
+        if restored is None and passed:
+            self._sink(Warned(code="started_again", message="no whole checkpoint is left: starting again from step 0"))
         if restored is not None and restored.state.machine != machine(self._device):
             message = f"continued on another machine, so not to the same bits: {machine(self._device)}"
             self._sink(Warned(code="not_exact", message=message))
@@ -246,6 +253,8 @@ class _Run:
         model, training = models.student.model, self._spec.training
         optimizer = make_optimizer(model, training)
         if restored is None:
+            # Dropout draws from here on; until then loading may have drawn any number of times.
+            torch.manual_seed(self._spec.seed)
             state = TrainState(micro_batch_size=training.micro_batch_size or 1, machine=machine(self._device))
         else:
             state = restored.state
@@ -305,7 +314,7 @@ class _Run:
         *,
         sampled: bool = True,
     ) -> Scores:
-        return evaluate(
+        scores = evaluate(
             loaded.model,
             models.tokenizer,
             rows,
@@ -317,6 +326,9 @@ class _Run:
             on_progress=self._progress("evaluating", "rows"),
             should_stop=self._should_stop,
         )
+        if not math.isfinite(scores.cross_entropy + (scores.divergence or 0.0)):
+            raise LossDiverged("the loss on the validation rows is not finite")
+        return scores
 
     def _scoring_answers(self, corpus: Corpus) -> Answering:
         evaluation = self._spec.evaluation

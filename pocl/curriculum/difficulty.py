@@ -7,6 +7,7 @@ Cormack et al. 2009; POCL, arXiv 2506.05695 section 3.1).
 
 import hashlib
 import json
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.journal import PARTIAL_FILE, Journal, Measured
-from pocl.errors import DiskFull
+from pocl.errors import DiskFull, LossDiverged
 from pocl.manifest import replace_file
 from pocl.reuse import ReuseStore
 
@@ -73,7 +74,13 @@ def rank(measured: Sequence[Measured], *, k: int = 60) -> list[Ranked]:
 
     Equal values share a rank, and equal scores are ordered by cross-entropy and then by digest, so that the
     order of the data file has no say. Rows of equal content are interchangeable.
+
+    Raises:
+        LossDiverged: a cross-entropy is not finite, so that it has no rank.
     """
+    for sample in measured:
+        if not math.isfinite(sample.cross_entropy):
+            raise LossDiverged(f"the untrained student's loss on sample {sample.digest[:12]} is not finite")
     rouge_ranks = _competition_ranks([-sample.rouge_l for sample in measured])
     ce_ranks = _competition_ranks([sample.cross_entropy for sample in measured])
     scored = [

@@ -13,7 +13,7 @@ Nothing is pickled. A directory counts only with both manifests intact.
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,19 +24,22 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl import manifest
-from pocl.errors import CheckpointCorrupt
+from pocl.errors import CheckpointCorrupt, LossDiverged, WorkdirMismatch
 from pocl.events import Evaluated
 from pocl.models.loading import save_model
 
 CHECKPOINTS = "checkpoints"
 TRAINING = "training"
 _STATE, _OPTIMIZER, _RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
+_WEIGHTS = {"config.json", "model.safetensors"}
+_POSITION = {_STATE, _OPTIMIZER, _RNG}
 
 
 class MetricRow(BaseModel):
     """One optimiser step, as the report draws it."""
 
-    model_config = ConfigDict(frozen=True)
+    # A number that is not finite must come back as it was, and not as null.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     step: int
     stage: int
@@ -95,13 +98,16 @@ def save(
 
     Raises:
         DiskFull: when there is no space; older checkpoints are untouched.
+        LossDiverged: when a weight or a moment is not finite; nothing is written.
     """
     target = root / name_of(state.step)
+    moments = _optimizer_tensors(model, optimizer)
+    _refuse_non_finite(state.step, {**dict(model.named_parameters()), **moments})
     with manifest.new_directory(target) as scratch:
         save_model(model, tokenizer, scratch)
         training = scratch / TRAINING
         training.mkdir()
-        save_file(_optimizer_tensors(model, optimizer), training / _OPTIMIZER)
+        save_file(moments, training / _OPTIMIZER)
         save_file(_rng_tensors(), training / _RNG)
         (training / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
         manifest.write_manifest(training)
@@ -109,19 +115,22 @@ def save(
 
 
 def newest(root: Path) -> tuple[Restored | None, list[str]]:
-    """The newest whole training state below `root`, and one sentence for each damaged one that was passed over."""
+    """The newest whole training state below `root`, and one sentence for each damaged one that was passed over.
+
+    Raises:
+        WorkdirMismatch: it is whole, but another version of the engine wrote it. To pass it over would throw it away.
+    """
     passed: list[str] = []
     for directory in _by_step(root, reverse=True):
         if not (directory / TRAINING).is_dir():
             continue
         try:
-            manifest.verify(directory)
-            manifest.verify(directory / TRAINING)
-            state = TrainState.model_validate_json((directory / TRAINING / _STATE).read_bytes())
-        except (CheckpointCorrupt, ValidationError) as error:
+            _verify(directory, _WEIGHTS)
+            _verify(directory / TRAINING, _POSITION)
+        except CheckpointCorrupt as error:
             passed.append(f"{directory.name} was passed over: {error}")
             continue
-        return Restored(directory, state), passed
+        return Restored(directory, _state_in(directory)), passed
     return None, passed
 
 
@@ -139,12 +148,23 @@ def restore_optimizer(directory: Path, model: PreTrainedModel, optimizer: AdamW)
         torch.cuda.set_rng_state(generators["cuda"])
 
 
-def prune(root: Path, *, keep: int, stage_ends: set[int]) -> None:
-    """Keep the newest `keep` training states; of older ones keep the weights of stage ends only."""
-    for directory in _by_step(root, reverse=True)[keep:]:
-        if int(directory.name.removeprefix("step-")) not in stage_ends:
+def prune(root: Path, *, step: int, keep: int, stage_ends: set[int]) -> None:
+    """Keep the newest `keep` training states up to `step`; of older ones keep the weights of stage ends only.
+
+    A training state beyond `step` was passed over as damaged. Counted among the newest it would push out a
+    whole one, so it goes; the run makes it again.
+    """
+    kept = 0
+    for directory in _by_step(root, reverse=True):
+        at, resumable = _step_of(directory), (directory / TRAINING).is_dir()
+        if at > step:
+            if resumable:
+                manifest.discard(directory)
+        elif kept < keep:
+            kept += 1
+        elif at not in stage_ends:
             manifest.discard(directory)
-        elif (directory / TRAINING).is_dir():
+        elif resumable:
             manifest.discard(directory / TRAINING)
 
 
@@ -162,6 +182,32 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _state_in(directory: Path) -> TrainState:
+    try:
+        return TrainState.model_validate_json((directory / TRAINING / _STATE).read_bytes())
+    except ValidationError as error:
+        message = f"the training state of {directory.name} cannot be read by this version"
+        raise WorkdirMismatch(message) from error
+
+
+def _verify(directory: Path, needed: set[str]) -> None:
+    listed = {file.path for file in manifest.verify(directory).files}
+    if missing := sorted(needed - listed):
+        # An empty list is a manifest too.
+        raise CheckpointCorrupt(f"the manifest of {directory.name} does not list {missing[0]}")
+
+
+def _refuse_non_finite(step: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        # The extremes are not finite either then, and one pass finds them without a copy.
+        if tensor.numel() and not torch.stack(tensor.detach().aminmax()).isfinite().all():
+            raise LossDiverged(f"{name} is not finite after step {step}")
+
+
+def _step_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("step-"))
 
 
 def _by_step(root: Path, *, reverse: bool) -> list[Path]:

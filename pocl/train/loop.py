@@ -104,14 +104,19 @@ class Trainer:
             RunStopped: when asked to stop; the training state is saved.
             LossDiverged, OutOfMemory, DiskFull: the last checkpoint is whole.
         """
-        self._evaluate("initial")
-        for stage in self.table:
-            if self.state.stage == stage.index:
-                self._run_stage(stage)
-            # Just ended. Of a state further on, this was done before it was saved, perhaps on another machine.
-            if self.state.stage == stage.index + 1 and self.state.stage_step == 0:
-                self._evaluate("stage", stage.index)
-                self._keep_best(stage.index)
+        try:
+            self._evaluate("initial")
+            for stage in self.table:
+                if self.state.stage == stage.index:
+                    self._run_stage(stage)
+                # Just ended. Of a state further on, this was done before it was saved, perhaps on another machine.
+                if self.state.stage == stage.index + 1 and self.state.stage_step == 0:
+                    self._evaluate("stage", stage.index)
+                    self._keep_best(stage.index)
+        except RunStopped:
+            if self.state.step > self.saved_step:
+                self._save("training", self.state.stage)
+            raise
         return self.state
 
     def _run_stage(self, stage: StagePlan) -> None:
@@ -131,12 +136,15 @@ class Trainer:
             for rows in self._batches_left_in_epoch(stage):
                 self._save_if_due()
                 self._step(stage, rows)
+            self._score_epoch()
             state.epoch += 1
             state.batch = 0
-            self._score_epoch()
         self._finish_stage(stage)
 
     def _stage_is_over(self, stage: StagePlan) -> bool:
+        if self.state.batch > 0:
+            # Its last epoch may be trained, and not yet scored.
+            return False
         if self.state.stage_step >= stage.steps:
             return True
         advance = self.spec.curriculum.advance
@@ -166,8 +174,9 @@ class Trainer:
         with self.pace.step(tokens):
             means = self._accumulate_within_memory(stage, rows)
             if not (math.isfinite(means.loss) and math.isfinite(means.grad_norm)):
+                what = "gradient" if math.isfinite(means.loss) else "loss"
                 culprits = ", ".join(row.digest[:12] for row in rows[:8])
-                raise LossDiverged(f"the loss is not finite at step {state.step + 1}; its samples are {culprits}")
+                raise LossDiverged(f"the {what} is not finite at step {state.step + 1}; its samples are {culprits}")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         state.step += 1
@@ -300,18 +309,16 @@ class Trainer:
         source = self.workdir / checkpoint.CHECKPOINTS / checkpoint.name_of(self.state.stage_ends[stage])
         checkpoint.link_weights(source, self.workdir / BEST)
         # `best/` changes with the next better stage; the directory that its weights came from does not.
-        self._announce("best", source, stage)
+        self._announce("best", source, stage, step=self.state.stage_ends[stage])
 
     def _save_if_due(self) -> None:
-        """Save on the interval, and when asked to stop.
+        """Save on the interval, and look whether to stop.
 
         Looked at before a step and not after it, so that a stage end, which is saved anyway, is saved once.
         """
-        unsaved = self.state.step - self.saved_step
-        stopping = self.should_stop()
-        if unsaved >= self.spec.checkpoints.every_steps or (stopping and unsaved > 0):
+        if self.state.step - self.saved_step >= self.spec.checkpoints.every_steps:
             self._save("training", self.state.stage)
-        if stopping:
+        if self.should_stop():
             raise RunStopped
 
     def _save(self, kind: Literal["training", "stage"], stage: int) -> None:
@@ -324,15 +331,16 @@ class Trainer:
             optimizer=self.student.optimizer,
         )
         self.saved_step = self.state.step
-        self._announce(kind, directory, stage)
-        checkpoint.prune(root, keep=self.spec.checkpoints.keep, stage_ends=set(self.state.stage_ends))
+        self._announce(kind, directory, stage, step=self.state.step)
+        keep, stage_ends = self.spec.checkpoints.keep, set(self.state.stage_ends)
+        checkpoint.prune(root, step=self.state.step, keep=keep, stage_ends=stage_ends)
 
-    def _announce(self, kind: Literal["training", "stage", "best"], directory: Path, stage: int) -> None:
+    def _announce(self, kind: Literal["training", "stage", "best"], directory: Path, stage: int, *, step: int) -> None:
         self.sink(
             CheckpointSaved(
                 kind=kind,
                 path=directory.relative_to(self.workdir).as_posix(),
-                step=self.state.step,
+                step=step,
                 stage=stage,
                 size_bytes=read_manifest(directory).size_bytes,
             )
