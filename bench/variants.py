@@ -1,0 +1,70 @@
+"""Small runs that have what a large one has: dropout, stages, a teacher, validation, checkpoints every few steps."""
+
+import json
+import random
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+CHECKPOINT_EVERY = 2
+_RANDOM = {"family": "gpt2", "layers": 2, "hidden_size": 16, "heads": 2, "max_positions": 64, "seed": 3}
+_BASE: dict[str, Any] = {
+    "preset": "quick",
+    "teacher": {"random": _RANDOM},
+    "student": {"from_teacher": {"layers": [1]}},
+    "data": {"max_length": 56, "max_prompt_length": 40},
+    "method": "forward_kl",
+    "curriculum": {"stages": 3, "epochs_per_stage": 1, "ranking": {"max_new_tokens": 3}},
+    "training": {"batch_size": 4, "micro_batch_size": 2, "learning_rate": 0.01, "dropout": 0.1, "precision": "fp32"},
+    "evaluation": {"max_new_tokens": 3, "batch_size": 4},
+    "checkpoints": {"every_steps": CHECKPOINT_EVERY, "keep": 2},
+    "resources": {"device": "cpu", "threads": 1},
+    "seed": 11,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "restart": {},
+    "carry": {
+        "teacher": {"random": {**_RANDOM, "family": "llama"}},
+        "method": "js",
+        "curriculum": {"optimizer_at_stage": "carry"},
+        "checkpoints": {"keep": 1},
+    },
+    "convergence": {
+        "curriculum": {"stages": 2, "epochs_per_stage": 3, "advance": {"by": "convergence", "min_delta": 100}},
+    },
+}
+"""Fields that each variant lays over the common ones."""
+
+
+def write_variant(directory: Path, name: str, **changes: Any) -> Path:
+    """Write the rows and the specification of a variant into `directory`; the path of the specification.
+
+    `changes` are laid over the variant, section by section.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(0)
+    spec = _laid_over(_laid_over(_BASE, VARIANTS[name]), changes)
+    for part, count in (("train", 18), ("validation", 6)):
+        path = directory / f"{part}.jsonl"
+        path.write_text("".join(json.dumps(_row(rng)) + "\n" for _ in range(count)), encoding="utf-8")
+        spec["data"][part] = {"path": str(path)}
+    path = directory / f"{name}.yaml"
+    # JSON is YAML too.
+    path.write_text(json.dumps(spec, indent=1), encoding="utf-8")
+    return path
+
+
+def _row(rng: random.Random) -> dict[str, str]:
+    words = ["red", "blue", "one", "two", "cat", "dog", "sun", "sea"]
+    asked = rng.choices(words, k=rng.randint(1, 4))
+    return {"instruction": f"Say {' '.join(asked)}.", "output": " ".join(asked)}
+
+
+def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = deepcopy(dict(under))
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        # A model reference has exactly one form: it is replaced, not merged.
+        merged[key] = _laid_over(merged[key], value) if both and key not in ("teacher", "student") else value
+    return merged

@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+
+from bench.outcome import Outcome
+from bench.variants import write_variant
+from tests.faults.runs import run_whole
+
+
+@pytest.fixture(scope="session")
+def restart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A specification whose stages end at steps 2, 5 and 10, and which saves every second step."""
+    return write_variant(tmp_path_factory.mktemp("restart"), "restart")
+
+
+@pytest.fixture(scope="session")
+def calm(restart: Path) -> Outcome:
+    """What it comes to without a fault."""
+    workdir = restart.parent / "calm"
+    run_whole(restart, workdir)
+    return Outcome.of(workdir)

@@ -1,0 +1,116 @@
+"""A damaged checkpoint costs the steps since the one before it, and nothing else."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.outcome import Outcome, damaged, litter
+from pocl import manifest
+from pocl.errors import WorkdirMismatch
+from pocl.events import RunStarted
+from pocl.train import checkpoint
+from tests.faults.runs import run_until, run_whole, warnings_in
+
+STOPPED_AT, BEFORE = 7, 5
+
+
+@pytest.fixture(scope="module")
+def stopped(restart: Path) -> Path:
+    """A run that was stopped in its last stage, with two training states."""
+    workdir = restart.parent / "stopped"
+    run_until(STOPPED_AT, restart, workdir)
+    return workdir
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def spoil(file: Path) -> None:
+    file.write_text("\x00 not what was here")
+
+
+def empty_list(file: Path) -> None:
+    file.write_text('{"format": 1, "files": []}')
+
+
+DAMAGES = [
+    (truncate, "model.safetensors"),
+    (flip, "training/optimizer.safetensors"),
+    (flip, "training/rng.safetensors"),
+    (remove, "training/rng.safetensors"),
+    (remove, "manifest.json"),
+    (remove, "training/manifest.json"),
+    (spoil, "training/state.json"),
+    (spoil, "manifest.json"),
+    (empty_list, "training/manifest.json"),
+]
+
+
+@pytest.mark.parametrize(("damage", "file"), DAMAGES)
+def test_a_damaged_newest_one_is_passed_over(
+    stopped: Path, damage: Callable[[Path], None], file: str, tmp_path: Path
+) -> None:
+    root = shutil.copytree(stopped, tmp_path / "run") / "checkpoints"
+    damage(root / checkpoint.name_of(STOPPED_AT) / file)
+    restored, sentences = checkpoint.newest(root)
+    assert restored is not None
+    assert restored.state.step == BEFORE
+    assert len(sentences) == 1
+
+
+@pytest.mark.parametrize(("damage", "file"), [(flip, "model.safetensors"), (remove, "training/state.json")])
+def test_the_run_goes_on_from_the_one_before_to_the_same_end(
+    restart: Path, calm: Outcome, stopped: Path, damage: Callable[[Path], None], file: str, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    damage(workdir / "checkpoints" / checkpoint.name_of(STOPPED_AT) / file)
+    events = run_whole(restart, workdir)
+    assert warnings_in(events) == ["checkpoint_passed_over"]
+    assert [event.resumed_from_step for event in events if isinstance(event, RunStarted)] == [BEFORE]
+    assert Outcome.of(workdir).differences(calm) == []
+    assert (damaged(workdir), litter(workdir)) == ([], set())
+
+
+def test_without_a_whole_one_the_run_starts_again_and_says_so(
+    restart: Path, calm: Outcome, stopped: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    for state in workdir.glob("checkpoints/*/training/state.json"):
+        spoil(state)
+    events = run_whole(restart, workdir)
+    assert warnings_in(events) == ["checkpoint_passed_over"] * 2 + ["started_again"]
+    assert Outcome.of(workdir).differences(calm) == []
+
+
+def test_a_whole_one_of_another_version_is_not_thrown_away(restart: Path, stopped: Path, tmp_path: Path) -> None:
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    training = workdir / "checkpoints" / checkpoint.name_of(STOPPED_AT) / "training"
+    (training / "state.json").write_text('{"of_another_version": 1}')
+    (training / "manifest.json").unlink()
+    manifest.write_manifest(training)
+    with pytest.raises(WorkdirMismatch, match="cannot be read by this version"):
+        run_whole(restart, workdir)
+    manifest.verify(training)
+
+
+def test_a_damaged_one_beyond_the_run_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
+    for step, is_resumable in ((2, True), (4, True), (6, True), (9, True), (12, False)):
+        (tmp_path / checkpoint.name_of(step) / ("training" if is_resumable else "")).mkdir(parents=True)
+    checkpoint.prune(tmp_path, step=6, keep=2, stage_ends={2})
+    left = {path.name: (path / "training").is_dir() for path in tmp_path.iterdir()}
+    # 9 was damaged; 12 holds the weights of a stage that an earlier attempt finished.
+    expected = {2: False, 4: True, 6: True, 12: False}
+    assert left == {checkpoint.name_of(step): is_resumable for step, is_resumable in expected.items()}

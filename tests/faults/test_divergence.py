@@ -1,0 +1,98 @@
+"""A loss, a gradient or a weight that is not finite ends the run under `loss_diverged`; no checkpoint holds one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bench.outcome import damaged
+from bench.variants import write_variant
+from pocl import manifest
+from pocl.__main__ import read_spec
+from pocl.errors import LossDiverged
+from pocl.events import Event, RunEnded
+from pocl.run import run
+from pocl.spec import DistillationSpec
+from pocl.train import checkpoint
+from tests.faults.runs import run_until, run_whole, with_learning_rate
+
+
+def diverge(spec: DistillationSpec, workdir: Path) -> str:
+    """Run until the loss diverges; the message."""
+    events: list[Event] = []
+    with pytest.raises(LossDiverged) as caught:
+        run(spec, workdir, events.append)
+    assert isinstance(events[-1], RunEnded)
+    assert events[-1].code == "loss_diverged"
+    return caught.value.message
+
+
+def steps_saved(workdir: Path) -> list[str]:
+    """Names of the checkpoints, all of which must be whole and hold finite numbers only."""
+    assert damaged(workdir) == []
+    for file in workdir.glob("checkpoints/**/*.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file
+    return sorted(path.name for path in (workdir / "checkpoints").glob("*"))
+
+
+def poison(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the weights of a checkpoint, and write a manifest that vouches for them."""
+    file = directory / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, {"format": "pt"})
+    (directory / manifest.MANIFEST).unlink()
+    manifest.write_manifest(directory)
+
+
+def sample_digests(workdir: Path) -> list[str]:
+    return [json.loads(line)["digest"][:12] for line in (workdir / "ranking.jsonl").read_text().splitlines()]
+
+
+def test_a_huge_learning_rate_ends_at_the_step_that_shows_it(restart: Path, tmp_path: Path) -> None:
+    message = diverge(with_learning_rate(restart, 1e30), tmp_path)
+    assert "at step 2; its samples are" in message
+    named = message.rpartition("are ")[2].split(", ")
+    # The first stage has six samples, in batches of four and two.
+    assert len(named) == 2
+    assert set(named) <= set(sample_digests(tmp_path))
+    assert steps_saved(tmp_path) == []
+
+
+def test_weights_that_a_step_has_overflowed_are_not_saved(tmp_path: Path) -> None:
+    spec = write_variant(tmp_path, "restart", checkpoints={"every_steps": 1})
+    assert "is not finite after step 1" in diverge(with_learning_rate(spec, 1e39), tmp_path / "run")
+    assert steps_saved(tmp_path / "run") == []
+
+
+def make_nan(weights: dict[str, torch.Tensor]) -> None:
+    weights["transformer.h.0.ln_1.weight"][0] = torch.nan
+
+
+def make_huge(weights: dict[str, torch.Tensor]) -> None:
+    # The logits stay finite, and so does the loss; the square of the gradient's norm does not.
+    weights["transformer.ln_f.weight"] *= 1e24
+
+
+@pytest.mark.parametrize(("change", "what"), [(make_nan, "loss"), (make_huge, "gradient")])
+def test_poisoned_weights_are_not_trained_on(
+    restart: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], what: str
+) -> None:
+    run_until(4, restart, tmp_path)
+    poisoned = tmp_path / "checkpoints" / checkpoint.name_of(4)
+    poison(poisoned, change)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    assert f"the {what} is not finite at step 5; its samples are" in diverge(read_spec(restart), tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == before
+
+
+def test_an_untrained_student_without_a_finite_loss_is_found_while_ranking(restart: Path, tmp_path: Path) -> None:
+    run_whole(restart, tmp_path / "made")
+    student = tmp_path / "made" / "final"
+    poison(student, make_nan)
+    spec = write_variant(tmp_path, "restart", student={"path": str(student)})
+    assert "the untrained student's loss on sample" in diverge(read_spec(spec), tmp_path / "run")
+    assert not (tmp_path / "run" / "ranking.jsonl").exists()

@@ -1,0 +1,32 @@
+"""Asked to stop, a run saves what it has done: not one step is made again."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.outcome import Outcome
+from bench.variants import write_variant
+from pocl.__main__ import read_spec
+from pocl.errors import RunStopped
+from pocl.events import Event, Progressed, RunStarted, StepLogged
+from pocl.run import run
+from tests.faults.runs import run_whole
+
+
+@pytest.mark.parametrize("variant", ["restart", "convergence"])
+def test_a_stop_inside_an_evaluation_loses_no_step(variant: str, tmp_path: Path) -> None:
+    path = write_variant(tmp_path, variant)
+    spec, workdir, events = read_spec(path), tmp_path / "run", list[Event]()
+    run_whole(path, tmp_path / "calm")
+
+    def is_scoring_after_training() -> bool:
+        stepped = any(isinstance(event, StepLogged) for event in events)
+        return stepped and isinstance(events[-1], Progressed) and events[-1].phase == "evaluating"
+
+    with pytest.raises(RunStopped):
+        run(spec, workdir, events.append, is_scoring_after_training)
+    done = max(event.step for event in events if isinstance(event, StepLogged))
+    resumed = run_whole(path, workdir)
+    assert [event.resumed_from_step for event in resumed if isinstance(event, RunStarted)] == [done]
+    assert min(event.step for event in resumed if isinstance(event, StepLogged)) == done + 1
+    assert Outcome.of(workdir).differences(Outcome.of(tmp_path / "calm")) == []

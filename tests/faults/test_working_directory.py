@@ -1,0 +1,60 @@
+"""One process at a time in a working directory, and no litter of those before it."""
+
+from pathlib import Path
+
+import pytest
+
+from pocl import manifest
+from pocl.__main__ import read_spec
+from pocl.errors import WorkdirInUse
+from pocl.events import Event, RunEnded, RunFinished, from_line
+from pocl.run import run
+from pocl.workdir import EventLog, locked
+from tests.faults.runs import run_whole
+
+
+def test_a_second_run_is_refused_and_writes_nothing(restart: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    with locked(tmp_path):
+        with pytest.raises(WorkdirInUse):
+            run(read_spec(restart), tmp_path, events.append)
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    # Its caller is told all the same.
+    assert [event.code for event in events if isinstance(event, RunEnded)] == ["workdir_in_use"]
+
+
+def test_the_lock_goes_with_the_run(restart: Path, tmp_path: Path) -> None:
+    assert isinstance(run_whole(restart, tmp_path)[-1], RunFinished)
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ".tmp-final-1/model.safetensors",
+        ".tmp-result.json-1",
+        "checkpoints/.tmp-step-00000002-1/training/state.json",
+        "checkpoints/step-00000002/.tmp-gone-training-1/state.json",
+    ],
+)
+def test_what_a_killed_process_left_is_swept(tmp_path: Path, place: str) -> None:
+    left, kept = tmp_path / place, tmp_path / "checkpoints" / "step-00000002" / "model.safetensors"
+    for path in (left, kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    with locked(tmp_path):
+        assert not [path for path in tmp_path.rglob("*") if path.name.startswith(manifest.SCRATCH_PREFIX)]
+        assert kept.exists()
+
+
+def test_a_torn_line_is_cut_off_and_the_next_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    ended, heard = RunFinished(step=3), list[Event]()
+    with EventLog(path, heard.append) as log:
+        log(ended)
+    path.write_bytes(path.read_bytes() + b'{"at": "2026-')
+    with EventLog(path, heard.append) as log:
+        log(ended)
+    assert [from_line(line).event for line in path.read_bytes().splitlines()] == [ended, ended]
+    assert [left.name for left in tmp_path.iterdir()] == ["events.jsonl"]
