@@ -8,8 +8,10 @@ PIP    := $(BIN)/pip --disable-pip-version-check -q
 TORCH_INDEX ?=
 # Tests share two cores with the servers that they start.
 JOBS ?= 2
+# Which benchmarks to run: `make bench BENCH=loss`. `python -m bench COMMAND --help` lists what each takes.
+BENCH ?= flops rouge loss step generate curriculum
 
-.PHONY: help install demo serve test test-all check fix clean
+.PHONY: help install demo serve bench test test-all check fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +31,11 @@ demo: $(STAMP) ## Distil a real model over HTTP, and check that it learned
 
 serve: $(STAMP) ## Start the service on 127.0.0.1:8000 and stay
 	@$(BIN)/python -m worker serve
+
+bench: $(STAMP) ## Time it side by side with others (about 20 minutes; figures in runs/bench)
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("trl") is None)' \
+	  || $(PIP) install -c constraints.txt -e '.[bench]'
+	@for command in $(BENCH); do $(BIN)/python -m bench $$command --json runs/bench/$$command.json || exit 1; echo; done
 
 test: check ## Lint, types, import contracts and the test suite
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal

@@ -1,23 +1,18 @@
-"""Exact resume, shown: runs struck at random moments end in the same bits as undisturbed ones.
-
-python -m bench.resume --kills 200 --seed 1
-"""
+"""Exact resume, shown: runs struck at random moments end in the same bits as undisturbed ones."""
 
 import argparse
-import json
-import os
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from bench.outcome import Outcome, damaged, litter, read_events
+from bench.report import Figure, table
 from bench.storm import Command, Engine, Forked, Strike, draw_moments, storm
 from bench.variants import CHECKPOINT_EVERY, VARIANTS, write_variant
 
@@ -35,31 +30,53 @@ class Findings:
     seconds: float = 0.0
 
     @property
-    def identical(self) -> bool:
-        return not self.differing
+    def failure(self) -> str | None:
+        """Whether a run ended otherwise than an undisturbed one."""
+        return "a run that was struck did not end like one that was not" if self.differing else None
 
-    @property
-    def lost_steps(self) -> list[int]:
-        return [strike.lost_steps for strike in self.strikes]
+    def record(self) -> dict[str, Any]:
+        """The findings as plain values."""
+        lost = [strike.lost_steps for strike in self.strikes]
+        return {
+            "command": "resume",
+            "strikes": len(lost),
+            "runs": self.runs,
+            "by_phase": dict(Counter(strike.phase for strike in self.strikes)),
+            "in_save": sum(strike.in_save for strike in self.strikes),
+            "by_signal": dict(Counter(strike.by.name for strike in self.strikes)),
+            "lost_steps": {"max": max(lost, default=0), "mean": sum(lost) / max(1, len(lost))},
+            "checkpoint_every": CHECKPOINT_EVERY,
+            "differing": self.differing,
+            "seconds": round(self.seconds, 1),
+            "each": [{**asdict(strike), "by": strike.by.name} for strike in self.strikes],
+        }
+
+    def text(self) -> str:
+        """The findings for people."""
+        phases = [phase for phase, _ in Counter(strike.phase for strike in self.strikes).most_common()]
+        rows = [_row(phase, [strike for strike in self.strikes if strike.phase == phase]) for phase in phases]
+        total = self.record()
+        lines = [
+            table([*rows, _row("all", self.strikes)]),
+            f"signals {total['by_signal']}; {self.runs} runs",
+            f"steps lost in the mean {total['lost_steps']['mean']:.2f}, with a checkpoint every {CHECKPOINT_EVERY}",
+            f"same bits as an undisturbed run: {'NO' if self.differing else 'yes'}",
+            *self.differing,
+        ]
+        return "\n".join(lines)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kills", type=int, default=50, help="strikes in all (default 50)")
+    parser.add_argument("--kills", type=int, default=200, help="strikes in all (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
     parser.add_argument("--commands", action="store_true", help="start each attempt as a new command (slower)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--directory", type=Path, help="where the runs are kept (default: a temporary directory)")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the table; 1 if any run differed, else 0."""
+def run(args: argparse.Namespace) -> Findings:
     engine: Engine = Command() if args.commands else Forked()
     with tempfile.TemporaryDirectory(prefix="pocl-resume-") as temporary:
-        findings = measure(engine, args.directory or Path(temporary), kills=args.kills, seed=args.seed)
-    print(table(findings))
-    if args.json is not None:
-        args.json.write_text(json.dumps(figures(findings), indent=1) + "\n", encoding="utf-8")
-    return 0 if findings.identical else 1
+        return measure(engine, args.directory or Path(temporary), kills=args.kills, seed=args.seed)
 
 
 def measure(
@@ -108,49 +125,10 @@ def excess_of(strikes: Iterable[Strike]) -> list[str]:
     return [f"lost {steps} steps" for steps in lost if steps > CHECKPOINT_EVERY]
 
 
-def figures(findings: Findings) -> dict[str, Any]:
-    """The findings as plain values."""
-    lost = findings.lost_steps
+def _row(phase: str, strikes: Sequence[Strike]) -> dict[str, Figure]:
     return {
-        "strikes": len(lost),
-        "runs": findings.runs,
-        "by_phase": dict(Counter(strike.phase for strike in findings.strikes)),
-        "in_save": sum(strike.in_save for strike in findings.strikes),
-        "by_signal": dict(Counter(strike.by.name for strike in findings.strikes)),
-        "lost_steps": {"max": max(lost, default=0), "mean": sum(lost) / max(1, len(lost))},
-        "checkpoint_every": CHECKPOINT_EVERY,
-        "identical": findings.identical,
-        "differing": findings.differing,
-        "seconds": round(findings.seconds, 1),
-        "each": [{**asdict(strike), "by": strike.by.name} for strike in findings.strikes],
+        "phase": phase,
+        "strikes": len(strikes),
+        "in_a_save": sum(strike.in_save for strike in strikes),
+        "most_steps_lost": max((strike.lost_steps for strike in strikes), default=0),
     }
-
-
-def table(findings: Findings) -> str:
-    """The findings for people."""
-    lines = [f"{'phase':<18}{'strikes':>8}{'in a save':>11}{'most steps lost':>17}"]
-    for phase, _ in Counter(strike.phase for strike in findings.strikes).most_common():
-        struck = [strike for strike in findings.strikes if strike.phase == phase]
-        saves, lost = sum(strike.in_save for strike in struck), max(strike.lost_steps for strike in struck)
-        lines.append(f"{phase:<18}{len(struck):>8}{saves:>11}{lost:>17}")
-    total = figures(findings)
-    lost = total["lost_steps"]
-    lines += [
-        f"{'all':<18}{total['strikes']:>8}{total['in_save']:>11}{lost['max']:>17}",
-        f"signals {total['by_signal']}; {findings.runs} runs; steps lost in the mean {lost['mean']:.2f}",
-        f"same bits as an undisturbed run: {'yes' if findings.identical else 'NO'}",
-        *findings.differing,
-    ]
-    return "\n".join(lines)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.resume", description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    # The bits depend on the number of threads, and small products are slower on several.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return run(parser.parse_args())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -135,7 +135,7 @@ class Trainer:
         while not self._stage_is_over(stage):
             for rows in self._batches_left_in_epoch(stage):
                 self._save_if_due()
-                self._step(stage, rows)
+                self.step(stage, rows)
             self._score_epoch()
             state.epoch += 1
             state.batch = 0
@@ -164,8 +164,13 @@ class Trainer:
         budget = stage.steps - state.stage_step
         return of_epoch[state.batch : state.batch + budget]
 
-    def _step(self, stage: StagePlan, rows: Sequence[Encoded]) -> None:
-        """One optimiser step over `rows`."""
+    def step(self, stage: StagePlan, rows: Sequence[Encoded]) -> None:
+        """One optimiser step over `rows`, on the schedule of `stage`.
+
+        Raises:
+            LossDiverged: the loss or its gradient is not finite; the weights are as before.
+            OutOfMemory: a single row does not fit.
+        """
         state, optimizer = self.state, self.student.optimizer
         tokens = sum(len(row.input_ids) for row in rows)
         learning_rate = self._learning_rate(stage)

@@ -1,0 +1,208 @@
+"""Head and loss alone: hidden states in, gradients of hidden states and student head out."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.agreement import difference, refuse_above
+from bench.machine import Machine
+from bench.memory import peaks
+from bench.ours import fused_loss
+from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, take_turns
+from bench.report import Report, timing_rows
+from bench.rivals import DISTILLATION, GKD, PUBLISHED
+from bench.rivals.published import published_loss
+from bench.rivals.trl_distillation import chunked_divergence, distillation_loss
+from bench.rivals.trl_gkd import gkd_loss, gkd_trainer
+from pocl.losses.objective import IGNORED
+from pocl.models.precision import Precision
+from pocl.spec import ForwardKL
+
+TEMPERATURE, KD_WEIGHT = 1.5, 0.85
+"""In the middle of the curriculum."""
+FP32_LIMIT = 1e-5
+_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What reaches the head. N positions, R of them predict a response token."""
+
+    student_hidden: Tensor
+    """`[N, d]`."""
+    teacher_hidden: Tensor
+    student_head: Tensor
+    """`[V, d]` fp32."""
+    teacher_head: Tensor
+    labels: Tensor
+    """`[N]`, `IGNORED` but for R."""
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, precision: Precision) -> "Inputs":
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        kept = torch.randperm(args.positions, generator=generator)[: args.response]
+        labels = torch.full((args.positions,), IGNORED)
+        labels[kept] = torch.randint(args.vocabulary, (args.response,), generator=generator)
+        # Logits of standard deviation 2: a distribution with a head and a tail.
+        heads = [normal(args.vocabulary, args.width) * 2 / args.width**0.5 for _ in range(2)]
+        hidden = [normal(args.positions, args.width).to(precision.weights) for _ in range(2)]
+        return cls(
+            hidden[0].requires_grad_(), hidden[1], heads[0].requires_grad_(), heads[1].to(precision.weights), labels
+        )
+
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Of the response rows of the hidden states, and of the head."""
+        assert self.student_hidden.grad is not None  # A backward pass has run.
+        assert self.student_head.grad is not None
+        return self.student_hidden.grad[self.labels != IGNORED].float(), self.student_head.grad.float()
+
+    def clear(self) -> None:
+        self.student_hidden.grad = self.student_head.grad = None
+
+
+Loss = Callable[[Inputs], Tensor]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_timing_arguments(parser)
+    parser.add_argument("--positions", type=int, default=2048, help="of a batch, padding included (default 2048)")
+    parser.add_argument("--response", type=int, default=820, help="that predict a response token (default 820)")
+    parser.add_argument("--width", type=int, default=576, help="of hidden states (default 576)")
+    parser.add_argument("--vocabulary", type=int, default=49152)
+
+
+def rivals(args: argparse.Namespace) -> list[Rival]:
+    precision = precision_of(args)
+    made: list[Inputs] = []
+
+    def prepare(loss: Loss, load: Callable[[], object]) -> Work:
+        load()
+        if not made:
+            made.append(Inputs.of(args, precision))
+        return partial(_forward_backward, loss, made[0], precision)
+
+    return [
+        Rival(OURS, partial(prepare, _ours, lambda: None)),
+        Rival(PUBLISHED, partial(prepare, _published, lambda: None)),
+        Rival(GKD, partial(prepare, _gkd, gkd_trainer)),
+        Rival(DISTILLATION, partial(prepare, _distillation, chunked_divergence)),
+    ]
+
+
+def run(args: argparse.Namespace) -> Report:
+    machine = Machine.measure()
+    precision = precision_of(args)
+    checks = _agreement(Inputs.of(args, precision), precision)
+    refuse_above(FP32_LIMIT if precision.name == "fp32" else None, checks)
+    timings = take_turns(rivals(args), args.rounds)
+    results = timing_rows(timings, peaks(args, list(timings)))
+    peak = machine.peak_gflops[precision.name]
+    # Student and teacher forward, and the gradients of hidden states and head.
+    flops = 4 * 2 * args.response * args.width * args.vocabulary
+    for row, timing in zip(results, timings.values(), strict=True):
+        row["share_of_peak_%"] = None if peak is None else 100 * flops / timing.median / 1e9 / peak
+    return Report(
+        "loss",
+        {
+            "d": args.width,
+            "V": args.vocabulary,
+            "positions": args.positions,
+            "response tokens": args.response,
+            "dtype": precision.name,
+            "rounds": args.rounds,
+        },
+        results,
+        machine,
+        checks,
+        notes=(
+            "Ours and the published recipe compute cross-entropy and forward KL; the two of TRL compute the KL alone.",
+            "Share of peak: the four head products over the response tokens, over the time, over the matrix peak.",
+        ),
+    )
+
+
+def _forward_backward(loss: Loss, inputs: Inputs, precision: Precision) -> Tensor:
+    inputs.clear()
+    with precision.autocast():
+        value = loss(inputs)
+    torch.autograd.backward(value)
+    return value
+
+
+def _ours(inputs: Inputs, kd_weight: float = KD_WEIGHT, scaled: bool = True) -> Tensor:
+    response = inputs.labels != IGNORED
+    return fused_loss(
+        inputs.student_hidden[response],
+        inputs.teacher_hidden[response],
+        inputs.student_head,
+        inputs.teacher_head,
+        inputs.labels[response],
+        method=ForwardKL(scale_by_tau_squared=scaled),
+        temperature=TEMPERATURE,
+        kd_weight=kd_weight,
+    )
+
+
+def _logits(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Of student and teacher at all positions, `[B, L, V]`, and the labels `[B, L]`."""
+    shape = (_ROWS, -1, inputs.student_hidden.shape[1])
+    student = F.linear(inputs.student_hidden.view(shape), inputs.student_head)
+    with torch.no_grad():
+        teacher = F.linear(inputs.teacher_hidden.view(shape), inputs.teacher_head)
+    return student, teacher, inputs.labels.view(_ROWS, -1)
+
+
+def _published(inputs: Inputs) -> Tensor:
+    return published_loss(*_logits(inputs), temperature=TEMPERATURE, kd_weight=KD_WEIGHT)
+
+
+def _gkd(inputs: Inputs) -> Tensor:
+    return gkd_loss(*_logits(inputs), temperature=TEMPERATURE)
+
+
+def _distillation(inputs: Inputs) -> Tensor:
+    response = inputs.labels != IGNORED
+    return distillation_loss(
+        inputs.student_hidden[response],
+        inputs.teacher_hidden[response],
+        inputs.student_head,
+        inputs.teacher_head,
+        temperature=TEMPERATURE,
+    )
+
+
+def _agreement(inputs: Inputs, precision: Precision) -> dict[str, float]:
+    """Values and gradients of each rival against ours on the same objective."""
+    response = inputs.labels != IGNORED
+    with torch.no_grad(), precision.autocast():
+        teacher = inputs.teacher_hidden[response] @ inputs.teacher_head.T
+        log_p = torch.log_softmax(teacher.float() / TEMPERATURE, dim=-1)
+        # The published loss leaves the teacher's entropy out.
+        left_out = KD_WEIGHT * TEMPERATURE**2 * (log_p.exp() * log_p).sum(dim=-1).mean()
+    pure = partial(_ours, kd_weight=1.0, scaled=False)
+    checks = {}
+    for name, rival, same, constant in (
+        (PUBLISHED, _published, _ours, left_out.item()),
+        (GKD, _gkd, pure, 0.0),
+        (DISTILLATION, _distillation, pure, 0.0),
+    ):
+        ours, theirs = (_value_and_gradients(loss, inputs, precision) for loss in (same, rival))
+        checks[f"{name}: loss differs by"] = difference(ours[0], theirs[0] + constant)
+        checks[f"{name}: gradients differ by"] = max(
+            difference(a, b) for a, b in zip(ours[1:], theirs[1:], strict=True)
+        )
+    return checks
+
+
+def _value_and_gradients(loss: Loss, inputs: Inputs, precision: Precision) -> tuple[Tensor, ...]:
+    value = _forward_backward(loss, inputs, precision)
+    return value.detach().float(), *inputs.gradients()

@@ -1,0 +1,139 @@
+"""The product's side of each comparison. How the product is called is known here and nowhere else."""
+
+import atexit
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import Tensor
+from torch.optim import AdamW
+from transformers import PreTrainedModel
+
+from pocl.data.batches import Encoded
+from pocl.losses.fused import fused_objective_sum
+from pocl.losses.objective import normaliser
+from pocl.models.output_head import Head
+from pocl.models.packed import can_pack
+from pocl.models.precision import Precision
+from pocl.models.random import byte_level_tokenizer
+from pocl.plan import StagePlan
+from pocl.reuse import ReuseStore
+from pocl.spec import DistillationSpec, Method
+from pocl.spec.presets import resolve
+from pocl.teacher.cache import open_teacher
+from pocl.teacher.comparison import Comparison
+from pocl.teacher.signal import LiveTeacher, TeacherSignal
+from pocl.train.checkpoint import MetricRow, TrainState
+from pocl.train.loop import Student, Trainer, make_optimizer
+
+NO_LEARNING = 1e-20
+"""A learning rate that does all the work of a step and leaves fp32 weights as they are."""
+_UNBOUNDED = 1 << 50
+
+
+def step_spec(rows: int) -> DistillationSpec:
+    """The paper's settings over batches of `rows`. The models are made by the benchmark and only named here."""
+    return resolve(
+        {
+            "teacher": {"random": {}},
+            "student": {"random": {}},
+            "data": {"train": {"path": "rows.jsonl"}},
+            "training": {"batch_size": rows, "learning_rate": NO_LEARNING, "min_learning_rate": 0.0},
+        }
+    )
+
+
+def stored_teacher(teacher: PreTrainedModel, rows: Sequence[Encoded], precision: Precision) -> TeacherSignal:
+    """Run the teacher once over all rows and store its hidden states, in a new store that lasts as long as the process.
+
+    This is what the rows cost once in all epochs, stages and jobs; what comes back is what training reads.
+    """
+    held = ExitStack()
+    atexit.register(held.close)
+    directory = held.enter_context(tempfile.TemporaryDirectory(prefix="pocl-bench-"))
+    opened = open_teacher(
+        LiveTeacher(teacher, precision),
+        "bench",
+        rows,
+        store=ReuseStore(Path(directory), _UNBOUNDED),
+        sink=lambda _event: None,
+    )
+    return held.enter_context(opened)
+
+
+class OurStep:
+    """One optimiser step of the product's own trainer over the rows of a batch."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: TeacherSignal,
+        optimizer: AdamW,
+        spec: DistillationSpec,
+        precision: Precision,
+        *,
+        temperature: float,
+        kd_weight: float,
+    ) -> None:
+        steps = 1_000_000
+        self._stage = StagePlan(
+            index=0,
+            samples=spec.training.batch_size,
+            temperature=temperature,
+            kd_weight=kd_weight,
+            epochs=steps,
+            steps=steps,
+            first_step=0,
+            steps_per_epoch=1,
+        )
+        comparison = Comparison(student, teacher, shared_vocabulary=None, precision=precision)
+        self._trainer = Trainer(
+            spec=spec,
+            table=(self._stage,),
+            rows=(),
+            student=Student(student, byte_level_tokenizer(1024), optimizer),
+            comparison=comparison,
+            packed=comparison.is_fused and can_pack(student, spec.data.max_length),
+            workdir=Path(),
+            sink=lambda _event: None,
+            should_stop=lambda: False,
+            score=None,
+            state=TrainState(micro_batch_size=spec.training.micro_batch_size or spec.training.batch_size),
+        )
+
+    def __call__(self, rows: Sequence[Encoded]) -> MetricRow:
+        self._trainer.step(self._stage, rows)
+        return self._trainer.state.metrics[-1]
+
+
+def optimizer_of(student: PreTrainedModel, spec: DistillationSpec) -> AdamW:
+    return make_optimizer(student, spec.training)
+
+
+def fused_loss(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    student_head: Tensor,
+    teacher_head: Tensor,
+    labels: Tensor,
+    *,
+    method: Method,
+    temperature: float,
+    kd_weight: float,
+) -> Tensor:
+    """Mean objective over the tokens of hidden states `[T, d]` through heads `[V, d]`."""
+    return fused_objective_sum(
+        student_hidden,
+        Head(student_head),
+        teacher_hidden,
+        Head(teacher_head),
+        labels,
+        method=method,
+        temperature=temperature,
+        kd_weight=kd_weight,
+        shared_vocabulary=None,
+        # As in training: the step's division comes with it, and the head's gradient goes where it ends up.
+        scale=normaliser(len(labels)),
+        accumulate_into_grad=True,
+    ).loss

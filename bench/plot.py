@@ -1,0 +1,69 @@
+"""Ratios of the committed results as bars: `python -m bench.plot` writes docs/images/bench.svg."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from bench.protocol import OURS
+
+matplotlib.use("svg")
+# Text stays text, and equal figures give equal files.
+matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "pocl", "font.size": 9})
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+TARGET = ROOT / "docs" / "images" / "bench.svg"
+_BAR, _LINE = 0.28, "#2f6f9f"
+
+Bar = tuple[str, float]
+"""(what it is, how many times ours)."""
+
+
+def bars(results: Path) -> list[Bar]:
+    """A bar for each rival of each result, those of one result together."""
+    return [bar for file in sorted(results.glob("*.json")) for bar in _bars_of(json.loads(file.read_text()))]
+
+
+def draw(found: list[Bar], target: Path) -> None:
+    """
+    Raises:
+        ValueError: without a bar.
+    """
+    if not found:
+        raise ValueError("no result has a ratio")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.2, 0.7 + _BAR * len(found)))
+    places = list(range(len(found)))[::-1]
+    drawn = axes.barh(places, [ratio for _, ratio in found], height=0.62, color=_LINE)
+    axes.bar_label(drawn, labels=[f"{ratio:.1f}x" for _, ratio in found], padding=3)
+    axes.axvline(1, color="#444444", linewidth=0.8)
+    axes.set_yticks(places, [name for name, _ in found])
+    axes.set_xlabel("times what pocl takes (1 = pocl)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, bbox_inches="tight", metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _bars_of(record: dict[str, Any]) -> list[Bar]:
+    what = record["command"]
+    if "size" in record["settings"]:
+        what += f" ({record['settings']['size']})"
+    return [
+        (f"{what}{_batch_of(row)}: {row['name']}", row["times_ours"])
+        for row in record["results"]
+        if row.get("name") != OURS and "times_ours" in row
+    ]
+
+
+def _batch_of(row: dict[str, Any]) -> str:
+    return f", batch {row['batch']}" if "batch" in row else ""
+
+
+if __name__ == "__main__":
+    draw(bars(RESULTS), TARGET)
+    print(TARGET.relative_to(ROOT))

@@ -1,0 +1,114 @@
+"""What a command prints and writes: one aligned table, and the same figures as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+from bench.machine import Machine
+from bench.memory import Memory
+from bench.protocol import OURS, Timing
+
+Figure = str | float | int | None
+_MIB = 1 << 20
+
+
+class Reported(Protocol):
+    """What `run` of every command returns."""
+
+    @property
+    def failure(self) -> str | None:
+        """Why the figures are bad news: the command then exits with 1."""
+        ...
+
+    def text(self) -> str: ...
+
+    def record(self) -> dict[str, Any]:
+        """For the JSON file."""
+        ...
+
+
+@dataclass(frozen=True)
+class Report:
+    command: str
+    settings: dict[str, Any]
+    """What the work was."""
+    results: Sequence[Mapping[str, Figure]]
+    """The rows of the table, with equal keys; `ours` comes first."""
+    machine: Machine | None = None
+    checks: Mapping[str, Figure] = field(default_factory=dict)
+    """How far the results of the rivals agree."""
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
+
+    def text(self) -> str:
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        parts = [f"{self.command}: {settings}"]
+        if self.machine is not None:
+            parts.append(self.machine.text())
+        parts.append(table(self.results))
+        if self.checks:
+            parts.append("\n".join(f"{name}: {_cell(value)}" for name, value in self.checks.items()))
+        if self.notes:
+            parts.append("\n".join(self.notes))
+        return "\n\n".join(parts)
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def to_json(report: Reported) -> str:
+    return json.dumps(report.record(), indent=1) + "\n"
+
+
+def table(rows: Sequence[Mapping[str, Figure]]) -> str:
+    """Columns aligned, text to the left and numbers to the right; keys with their underscores as spaces."""
+    keys = list(rows[0])
+    heads = [key.replace("_", " ") for key in keys]
+    cells = [[_cell(row[key]) for key in keys] for row in rows]
+    widths = [max(len(line[at]) for line in [heads, *cells]) for at in range(len(keys))]
+    left = [all(isinstance(row[key], str | None) for row in rows) for key in keys]
+
+    def line(parts: Sequence[str]) -> str:
+        padded = (
+            part.ljust(width) if to_left else part.rjust(width)
+            for part, width, to_left in zip(parts, widths, left, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return "\n".join(map(line, [heads, *cells]))
+
+
+def timing_rows(
+    timings: Mapping[str, Timing], memories: Mapping[str, Memory] | None = None, *, once: float = 0.0
+) -> list[dict[str, Figure]]:
+    """A row for each rival. `times_ours` is its seconds over ours: of medians, and of the fastest rounds.
+
+    `once` is added to our seconds in these ratios: our share of work that is done outside of the timed unit.
+    """
+    ours = timings[OURS]
+    rows: list[dict[str, Figure]] = []
+    for name, timing in timings.items():
+        extra = once if name == OURS else 0.0
+        row: dict[str, Figure] = {
+            "name": name,
+            "median_s": timing.median,
+            "min_s": timing.fastest,
+            "iqr_s": timing.iqr,
+            "times_ours": (timing.median + extra) / (ours.median + once),
+            "times_ours_min": (timing.fastest + extra) / (ours.fastest + once),
+        }
+        if memories is not None:
+            memory, of_ours = memories[name], memories[OURS]
+            row["peak_MiB"] = memory.above / _MIB
+            row["times_ours_peak"] = memory.above / max(1, of_ours.above)
+        rows.append(row)
+    return rows
+
+
+def _cell(value: Figure) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)

@@ -1,0 +1,87 @@
+"""The published POCL recipe (arXiv 2506.05695), written anew from its formulas.
+
+Every row is padded to 512 tokens; student and teacher run on each visit and give logits at all positions.
+loss = (1 - w) CE + w tau^2 K, with K = -sum_v p log q, p = softmax(teacher / tau), q = softmax(student / tau):
+the forward KL without the teacher's entropy, which has no gradient. CE and K are means over the response tokens
+of the micro-batch; softmax is in fp32. Then the gradient is clipped to norm 1 and AdamW steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from pocl.data.batches import Encoded, collate
+from pocl.losses.objective import IGNORED
+from pocl.models.precision import Precision
+
+PADDED_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows at one length."""
+
+    input_ids: Tensor
+    """`[B, L]`."""
+    attention_mask: Tensor
+    """`[B, L]`."""
+    labels: Tensor
+    """`[B, L]`, shifted: the token that a position predicts, or `IGNORED`."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Encoded], length: int | None = PADDED_LENGTH) -> "Padded":
+        """At `length`, or at that of the longest row."""
+        batch = collate(rows, length=length)
+        labels = torch.full_like(batch.input_ids, IGNORED)
+        labels[batch.predicts] = batch.labels
+        return cls(batch.input_ids, batch.attention_mask, labels)
+
+
+def published_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float, kd_weight: float
+) -> Tensor:
+    """The scalar loss of logits `[B, L, V]` and shifted labels `[B, L]`."""
+    vocabulary = student_logits.shape[-1]
+    cross_entropy = F.cross_entropy(student_logits.float().view(-1, vocabulary), labels.view(-1), ignore_index=IGNORED)
+    teacher = torch.softmax(teacher_logits / temperature, dim=-1, dtype=torch.float32)
+    student = torch.log_softmax(student_logits / temperature, dim=-1, dtype=torch.float32)
+    counted = (labels != IGNORED).view(-1)
+    per_token = -(teacher * student).sum(dim=-1).view(-1)
+    distance = (per_token * counted).sum() / counted.sum()
+    return (1 - kd_weight) * cross_entropy + kd_weight * temperature**2 * distance
+
+
+@dataclass(frozen=True)
+class PublishedStep:
+    """One optimiser step over the rows of a batch, all in one micro-batch."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    optimizer: Optimizer
+    precision: Precision
+    temperature: float
+    kd_weight: float
+    max_grad_norm: float = 1.0
+
+    def __call__(self, rows: Sequence[Encoded]) -> float:
+        batch = Padded.of(rows)
+        with self.precision.autocast():
+            with torch.no_grad():
+                teacher = self._logits(self.teacher, batch)
+            student = self._logits(self.student, batch)
+        loss = published_loss(student, teacher, batch.labels, temperature=self.temperature, kd_weight=self.kd_weight)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    @staticmethod
+    def _logits(model: PreTrainedModel, batch: Padded) -> Tensor:
+        logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        return logits

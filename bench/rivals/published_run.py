@@ -1,0 +1,143 @@
+"""The published recipe from ranking to the last evaluation, by its own means.
+
+Answers come from `transformers` at 16 prompts a batch, all padded to the longest prompt allowed; ROUGE-L from
+`rouge_score`; cross-entropy from logits of rows padded to 512; training as in :mod:`bench.rivals.published`. Models,
+rows, stages, epochs, batches and evaluations are those of the specification. Favourable to it: it evaluates at
+stage ends rather than after each epoch, and saves the weights alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+from torch.optim import AdamW
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from bench.generate import greedy, left_padded
+from bench.rivals.published import Padded, PublishedStep
+from pocl.data.batches import Encoded, Prompting, encode
+from pocl.data.records import read_samples
+from pocl.losses.objective import IGNORED
+from pocl.models.precision import Precision, choose_device, choose_precision
+from pocl.plan import stage_table
+from pocl.spec import DataRef, DistillationSpec, ModelRef
+from pocl.train.schedule import batches, cosine, shuffled
+
+EnterPhase = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Run:
+    spec: DistillationSpec
+    tokenizer: PreTrainedTokenizerBase
+    precision: Precision
+    end_id: int
+
+    def rows(self, ref: DataRef | None) -> tuple[list[Encoded], list[str]]:
+        """Rows as token ids, and their references."""
+        assert ref is not None  # The benchmark names files.
+        assert ref.path is not None
+        data, samples = self.spec.data, read_samples(Path(ref.path))
+        encoded = [
+            encode(
+                sample,
+                self.tokenizer,
+                Prompting.ALPACA,
+                max_length=data.max_length,
+                max_prompt_length=data.max_prompt_length,
+                eos_token_id=self.end_id,
+            )
+            for sample in samples
+        ]
+        return encoded, [sample.references[0] for sample in samples]
+
+    @torch.no_grad()
+    def scores(
+        self, model: PreTrainedModel, rows: Sequence[Encoded], references: Sequence[str], new_tokens: int
+    ) -> tuple[list[float], list[float]]:
+        """ROUGE-L and mean cross-entropy of each row."""
+        was_training = model.training
+        model.train(False)
+        scorer = RougeScorer(["rougeL"], use_stemmer=True)
+        rouge: list[float] = []
+        entropy: list[float] = []
+        size = self.spec.evaluation.batch_size
+        for piece, wanted in zip(batches(rows, size), batches(references, size), strict=True):
+            answers = self._answers(model, piece, new_tokens)
+            rouge += [scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(wanted, answers, strict=True)]
+            entropy += self._entropies(model, piece)
+        model.train(was_training)
+        return rouge, entropy
+
+    def _answers(self, model: PreTrainedModel, rows: Sequence[Encoded], new_tokens: int) -> list[str]:
+        ids, mask = left_padded([row.prompt_ids for row in rows], self.spec.data.max_prompt_length)
+        with self.precision.autocast():
+            answered = greedy(model, ids, mask, new_tokens, end_id=self.end_id, pad_id=self.end_id)
+        return list(self.tokenizer.batch_decode(answered, skip_special_tokens=True))
+
+    def _entropies(self, model: PreTrainedModel, rows: Sequence[Encoded]) -> list[float]:
+        batch = Padded.of(rows)
+        with self.precision.autocast():
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits.float().transpose(1, 2), batch.labels, ignore_index=IGNORED, reduction="none"
+        )
+        means: list[float] = (losses.sum(dim=1) / (batch.labels != IGNORED).sum(dim=1).clamp(min=1)).tolist()
+        return means
+
+
+def published_run(spec: DistillationSpec, workdir: Path, enter: EnterPhase) -> None:
+    """Do all that `spec` asks for and leave the weights of each stage in `workdir`; `enter` is told each phase."""
+    precision = choose_precision(spec.training.precision, choose_device("cpu"))
+    assert spec.teacher is not None  # The benchmark names one.
+    student, teacher = _loaded(spec.student, torch.float32), _loaded(spec.teacher, precision.weights)
+    student.train()
+    teacher.train(False).requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(spec.student.path)
+    run = _Run(spec, tokenizer, precision, int(tokenizer.eos_token_id))
+    train, references = run.rows(spec.data.train)
+    held_out = run.rows(spec.data.validation)
+    new_tokens = spec.evaluation.max_new_tokens
+    enter("ranking")
+    order = _ranked(*run.scores(student, train, references, spec.curriculum.ranking.max_new_tokens), spec)
+    enter("evaluating")
+    for model in (teacher, student):
+        run.scores(model, *held_out, new_tokens)
+    for stage in stage_table(spec, len(train)):
+        enter("training")
+        training = spec.training
+        optimizer = AdamW(student.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay)
+        step = PublishedStep(
+            student, teacher, optimizer, precision, stage.temperature, stage.kd_weight, training.max_grad_norm
+        )
+        easiest = [train[at] for at in order[: stage.samples]]
+        done = 0
+        for epoch in range(stage.epochs):
+            for rows in batches(shuffled(easiest, spec.seed, stage.index, epoch), training.batch_size):
+                for group in optimizer.param_groups:
+                    group["lr"] = cosine(
+                        done, total=stage.steps, peak=training.learning_rate, floor=training.min_learning_rate
+                    )
+                step(rows)
+                done += 1
+        student.save_pretrained(workdir / str(stage.index))
+        enter("evaluating")
+        run.scores(student, *held_out, new_tokens)
+
+
+def _loaded(ref: ModelRef, dtype: torch.dtype) -> PreTrainedModel:
+    assert ref.path is not None  # The benchmark names a directory.
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(ref.path, dtype=dtype)
+    return model
+
+
+def _ranked(rouge: Sequence[float], entropy: Sequence[float], spec: DistillationSpec) -> list[int]:
+    """Row numbers from easy to hard, by the fused reciprocal ranks of both scores."""
+    k, rows = spec.curriculum.ranking.rrf_k, range(len(rouge))
+    fused = [0.0] * len(rouge)
+    for order in (sorted(rows, key=lambda at: -rouge[at]), sorted(rows, key=lambda at: entropy[at])):
+        for rank, at in enumerate(order, start=1):
+            fused[at] += 1 / (k + rank)
+    return sorted(rows, key=lambda at: -fused[at])

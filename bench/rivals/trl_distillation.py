@@ -1,0 +1,88 @@
+"""TRL's `DistillationTrainer`: its installed chunked divergence, on the same fixed rows.
+
+Favourable to it: the trainer itself takes no fixed rows, pads prompts and responses apart, and off Triton projects
+the padding too. Here rows are padded to the longest of the batch and only response tokens reach the loss; there is
+neither gradient checkpointing nor `empty_cache`. It mixes in no cross-entropy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from pocl.data.batches import Batch, Encoded, collate
+from pocl.models.heads import output_head
+from pocl.models.precision import Precision
+
+FORWARD_KL = 0.0
+
+
+def chunked_divergence() -> Any:
+    """The function. It takes seconds to import and belongs to an extra, so it is imported when asked for."""
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    return _chunked_divergence_loss
+
+
+def distillation_loss(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    student_head: Tensor,
+    teacher_head: Tensor,
+    *,
+    temperature: float,
+    beta: float = FORWARD_KL,
+) -> Tensor:
+    """Mean divergence over the tokens of hidden states `[T, d]`, through heads `[V, d]`."""
+    everything = torch.ones(1, student_hidden.shape[0], dtype=torch.long)
+    loss, _entropy, _tokens = chunked_divergence()(
+        student_hidden.unsqueeze(0),
+        teacher_hidden.unsqueeze(0),
+        student_head,
+        teacher_head,
+        everything,
+        beta,
+        temperature=temperature,
+    )
+    assert isinstance(loss, Tensor)  # It carries no types.
+    return loss
+
+
+@dataclass(frozen=True)
+class DistillationStep:
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    optimizer: Optimizer
+    precision: Precision
+    max_grad_norm: float = 1.0
+
+    def __call__(self, rows: Sequence[Encoded]) -> float:
+        batch = collate(rows)
+        with self.precision.autocast():
+            student = self._hidden(self.student, batch)
+            with torch.no_grad():
+                teacher = self._hidden(self.teacher, batch)
+            loss = distillation_loss(
+                student, teacher, self._head(self.student), self._head(self.teacher), temperature=1.0
+            )
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()
+
+    @staticmethod
+    def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
+        """At the predicting positions, `[T, d]`."""
+        hidden: Tensor = model.base_model(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+        return hidden[batch.predicts]
+
+    @staticmethod
+    def _head(model: PreTrainedModel) -> Tensor:
+        return output_head(model).get_parameter("weight")

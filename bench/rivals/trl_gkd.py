@@ -1,0 +1,76 @@
+"""TRL's experimental `GKDTrainer`: its installed `compute_loss` and `generalized_jsd_loss`, called as they are.
+
+Favourable to it: rows padded on the right to the longest of the batch, the off-policy branch alone, and neither
+its default gradient checkpointing nor the logging and hooks of a `Trainer`. Its forward KL is beta = 0. It mixes in
+no cross-entropy and leaves the loss temperature at 1, so it has less to compute than we have.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from bench.rivals.published import Padded
+from pocl.data.batches import Encoded
+from pocl.losses.objective import IGNORED
+from pocl.models.precision import Precision
+
+FORWARD_KL = 0.0
+
+
+def gkd_trainer() -> Any:
+    """The class. It takes seconds to import and belongs to an extra, so it is imported when asked for."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    from trl.experimental.gkd import GKDTrainer
+
+    return GKDTrainer
+
+
+def gkd_loss(
+    student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float, beta: float = FORWARD_KL
+) -> Tensor:
+    """Mean divergence over the labelled tokens, of logits `[B, L, V]` and shifted labels `[B, L]`."""
+    loss: Tensor = gkd_trainer().generalized_jsd_loss(
+        student_logits,
+        teacher_logits,
+        labels,
+        beta=beta,
+        temperature=temperature,
+        num_items_in_batch=int((labels != IGNORED).sum()),
+    )
+    return loss
+
+
+@dataclass(frozen=True)
+class GKDStep:
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    optimizer: Optimizer
+    precision: Precision
+    max_grad_norm: float = 1.0
+
+    def __call__(self, rows: Sequence[Encoded]) -> float:
+        padded = Padded.of(rows, length=None)
+        # `compute_loss` shifts the labels itself.
+        labels = padded.labels.roll(1, dims=1)
+        labels[:, 0] = IGNORED
+        inputs = {"input_ids": padded.input_ids, "attention_mask": padded.attention_mask, "labels": labels}
+        trainer = gkd_trainer()
+        # All that `compute_loss` reads of its trainer.
+        stand_in = SimpleNamespace(
+            teacher_model=self.teacher, beta=FORWARD_KL, generalized_jsd_loss=trainer.generalized_jsd_loss
+        )
+        tokens = int((labels != IGNORED).sum())
+        with self.precision.autocast():
+            loss: Tensor = trainer.compute_loss(stand_in, self.student, inputs, num_items_in_batch=tokens)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item()

@@ -1,0 +1,61 @@
+"""Commands at sizes that mean nothing: that they come to an end, and that all rivals did the same work."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from bench.generate import countdown_prompts, counting_down, ours, theirs
+from bench.rouge import ours as our_scores
+from bench.rouge import pairs
+from bench.rouge import theirs as their_scores
+from bench.sizes import SIZES, built, in_mode, llama
+from pocl.models.precision import Precision, choose_device
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL comes with the extra `bench`")
+
+
+def bench(*arguments: str) -> str:
+    """What `python -m bench` prints, in a process of its own: it pins its cores."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *arguments, "--threads", "1"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_answers_are_the_same_and_as_long_as_asked_for(batch_size: int) -> None:
+    size, precision = SIZES["tiny"], Precision("fp32", choose_device("cpu"))
+    model = in_mode(built(llama(size.student, size.vocabulary)), train=False)
+    prompts, tokens = countdown_prompts(4, size.vocabulary)
+    with counting_down(model):
+        answers = ours(model, prompts, batch_size, precision)
+        assert answers == theirs(model, prompts, batch_size, precision)
+    assert sum(map(len, answers)) == tokens
+    assert len(set(map(len, answers))) > 1
+
+
+def test_scores_are_the_same() -> None:
+    answers = pairs(20)
+    assert our_scores(answers) == their_scores(answers)
+
+
+@needs_trl
+@pytest.mark.slow
+def test_a_step_of_each_rival_has_the_same_loss(tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    printed = bench("step", "--size", "tiny", "--rows", "2", "--rounds", "1", "--no-memory", "--json", str(file))
+    record = json.loads(file.read_text())
+    assert next(iter(record["results"]))["name"] == "ours"
+    assert all(value < 1e-4 for value in record["checks"].values())
+    assert "matrix peak of this run" in printed

@@ -1,0 +1,112 @@
+"""The arithmetic of the protocol, on a clock that is told what to say."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.agreement import difference, refuse_above
+from bench.memory import Memory, peak_of
+from bench.plot import bars, draw
+from bench.protocol import OURS, Rival, Timing, Work, take_turns
+from bench.report import Report, table, timing_rows, to_json
+
+
+class Clock:
+    """Time passes when a rival works, and not otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def rival(self, name: str, *seconds: float) -> Rival:
+        left = list(seconds)
+
+        def work() -> None:
+            self.order.append(name)
+            self.now += left.pop(0)
+
+        return Rival(name, lambda: work)
+
+
+def test_rivals_take_turns_and_the_warm_up_does_not_count() -> None:
+    clock = Clock()
+    rivals = [clock.rival("a", 100, 1, 2, 3), clock.rival("b", 200, 4, 5, 9)]
+    timings = take_turns(rivals, 3, clock)
+    assert clock.order == ["a", "b"] * 4
+    assert timings["a"] == Timing("a", (1, 2, 3), 100)
+    assert timings["b"].seconds == (4, 5, 9)
+
+
+def test_without_warm_up_the_first_round_counts() -> None:
+    clock = Clock()
+    assert take_turns([clock.rival("a", 7)], 1, clock, warm_up=False)["a"] == Timing("a", (7,), None)
+
+
+def test_preparation_is_not_timed() -> None:
+    clock = Clock()
+
+    def prepare() -> Work:
+        clock.now += 50
+        return clock.rival("a", 1, 1).prepare()
+
+    assert take_turns([Rival("a", prepare)], 1, clock)["a"].seconds == (1,)
+
+
+@pytest.mark.parametrize("rounds", [0, -1])
+def test_there_is_a_round(rounds: int) -> None:
+    with pytest.raises(ValueError, match="rounds"):
+        take_turns([], rounds)
+
+
+def test_median_minimum_and_quartiles() -> None:
+    timing = Timing("a", (5.0, 1.0, 2.0, 3.0, 4.0))
+    assert (timing.median, timing.fastest, timing.iqr) == (3.0, 1.0, 2.0)
+    assert Timing("a", (5.0,)).iqr == 0
+
+
+def test_ratios_are_of_one_run_and_charge_us_what_we_do_once() -> None:
+    timings = {OURS: Timing(OURS, (1.0, 2.0, 3.0)), "b": Timing("b", (8.0, 4.0, 6.0))}
+    memories = {OURS: Memory(100, 300), "b": Memory(100, 900)}
+    ours, theirs = timing_rows(timings, memories, once=1.0)
+    assert ours["times_ours"] == ours["times_ours_min"] == ours["times_ours_peak"] == 1
+    assert theirs["times_ours"] == 6 / (2 + 1)
+    assert theirs["times_ours_min"] == 4 / (1 + 1)
+    assert theirs["times_ours_peak"] == 4
+
+
+def test_the_peak_is_what_the_work_takes_above_its_preparation() -> None:
+    size = 64 << 20
+
+    def prepare() -> Callable[[], object]:
+        kept = bytearray(b"1") * size
+        return lambda: len(kept) + len(bytearray(b"1") * size)
+
+    assert peak_of(Rival("a", prepare)).above == pytest.approx(size, rel=0.1)
+
+
+def test_a_table_is_aligned() -> None:
+    lines = table([{"name": "ours", "median_s": 0.5}, {"name": "a longer name", "median_s": 1234.5}]).splitlines()
+    assert lines == ["name           median s", "ours                0.5", "a longer name      1234"]
+
+
+def test_another_result_is_refused() -> None:
+    assert difference(1.0, 1.0 + 1e-9) < 1e-8
+    refuse_above(1e-5, {"loss": 1e-6})
+    refuse_above(None, {"loss": 1.0})
+    for value in (1e-4, math.nan):
+        with pytest.raises(SystemExit, match="loss"):
+            refuse_above(1e-5, {"loss": value})
+
+
+def test_results_become_bars(tmp_path: Path) -> None:
+    rows = timing_rows({OURS: Timing(OURS, (1.0,)), "rival": Timing("rival", (3.0,))})
+    (tmp_path / "step.json").write_text(to_json(Report("step", {"size": "ci"}, rows)))
+    found = bars(tmp_path)
+    assert found == [("step (ci): rival", 3.0)]
+    draw(found, tmp_path / "images" / "bench.svg")
+    assert "3.0x" in (tmp_path / "images" / "bench.svg").read_text()
