@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.data.batches import Batch
+from pocl.data.batches import Batch, collate
 from pocl.models.heads import apply_head, head_inputs
 from pocl.models.precision import Precision
 
@@ -33,6 +33,9 @@ class LiveTeacher:
     @torch.no_grad()
     def hidden(self, batch: Batch) -> Tensor:
         """Input of the output head at the positions that predict a response token, `[T, width]`."""
+        if batch.lengths is not None:
+            # Packed for a student that can take it; whether the teacher can was never asked.
+            batch = collate(batch.rows, device=batch.labels.device)
         with self.precision.autocast():
             return head_inputs(self.model, batch.input_ids, batch.attention_mask, batch.predicts)
 

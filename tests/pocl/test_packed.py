@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoXConfig, MambaConfig, PreTrainedModel
 
-from pocl.data.batches import Batch, Encoded, collate, pack
+from pocl.data.batches import Encoded, collate, pack
 from pocl.data.micro_batches import micro_batches
 from pocl.losses.objective import normaliser
 from pocl.models.packed import can_pack
@@ -35,19 +35,12 @@ def rows(count: int = 16) -> list[Encoded]:
     return made
 
 
-class _Padded(LiveTeacher):
-    """A live teacher that is asked about rows and not about a batch's form, as the cached one is."""
-
-    def hidden(self, batch: Batch) -> Tensor:
-        return super().hidden(collate(batch.rows))
-
-
 def gradient(
     name: str, of: Sequence[Encoded], *, most_rows: int, most_tokens: int = 10_000, packed: bool
 ) -> dict[str, Tensor]:
     """Of one optimiser step, as the training loop makes it."""
     student = tiny(name, seed=1)
-    comparison = Comparison(student, _Padded(tiny(name), FP32), shared_vocabulary=VOCABULARY, precision=FP32)
+    comparison = Comparison(student, LiveTeacher(tiny(name), FP32), shared_vocabulary=VOCABULARY, precision=FP32)
     pieces = micro_batches(of, most_rows=most_rows, most_tokens=most_tokens, packed=packed)
     batches = [(pack if packed else collate)(piece) for piece in pieces]
     scale = normaliser(sum(batch.tokens for batch in batches))
@@ -146,3 +139,8 @@ def test_micro_batches_hold_every_row_within_the_bounds(
         assert len(piece) == 1 or (sum(sizes) if packed else len(piece) * max(sizes)) <= most_tokens
     random.shuffle(of)  # type: ignore[attr-defined] # hypothesis types its random as object.
     assert micro_batches(of, most_rows=most_rows, most_tokens=most_tokens, packed=packed) == cut
+
+
+def test_a_live_teacher_does_not_attend_across_the_rows_of_a_packed_batch() -> None:
+    teacher, of = LiveTeacher(tiny("qwen2"), FP32), rows(6)
+    torch.testing.assert_close(teacher.hidden(pack(of)), teacher.hidden(collate(of)))
