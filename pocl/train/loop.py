@@ -10,13 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data.batches import Encoded, collate, pack
-from pocl.data.micro_batches import micro_batches
-from pocl.errors import LossDiverged, OutOfMemory, RunStopped
+from pocl.data.batches import Encoded
+from pocl.errors import LossDiverged, RunStopped
 from pocl.evaluate import Scores
 from pocl.events import (
     CheckpointSaved,
@@ -28,19 +26,18 @@ from pocl.events import (
     StepLogged,
     Warned,
 )
-from pocl.losses.objective import normaliser
 from pocl.manifest import read_manifest
 from pocl.plan import StagePlan
-from pocl.spec import SFT, ByConvergence, DistillationSpec, ShuffledStages, Training
+from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
 from pocl.teacher.comparison import Comparison
 from pocl.train import checkpoint
+from pocl.train.accumulation import Accumulation, StepMeans
 from pocl.train.checkpoint import MetricRow, TrainState
 from pocl.train.pace import Pace
+from pocl.train.ranks import Alone, Ranks
 from pocl.train.schedule import batches, cosine, shuffled
 
 BEST = "best"
-MICRO_BATCH_TOKENS = 4096
-"""In memory at once, unless one row is longer: beyond it products gain nothing from being larger."""
 
 
 @dataclass
@@ -56,19 +53,6 @@ class Score(Protocol):
     def __call__(self, *, sampled: bool) -> Scores:
         """Score the student; with `sampled` also by drawn answers where the specification asks for them."""
         ...
-
-
-@dataclass(frozen=True)
-class StepMeans:
-    """One optimiser step, in means over its response tokens."""
-
-    loss: float
-    cross_entropy: float
-    divergence: float | None
-    tokens: int
-    """Response tokens."""
-    grad_norm: float
-    """Before clipping."""
 
 
 @dataclass
@@ -92,10 +76,23 @@ class Trainer:
     packed: bool
     """Whether rows are packed; else they are padded."""
     pace: Pace = field(default_factory=Pace)
+    ranks: Ranks = field(default_factory=Alone)
+    """Who shares each step."""
     saved_step: int = field(init=False)
+    accumulation: Accumulation = field(init=False)
 
     def __post_init__(self) -> None:
         self.saved_step = self.state.step
+        self.accumulation = Accumulation(
+            model=self.student.model,
+            comparison=self.comparison,
+            method=self.spec.method,
+            max_grad_norm=self.spec.training.max_grad_norm,
+            packed=self.packed,
+            micro_batch_size=self.state.micro_batch_size,
+            on_halved=self._note_halved,
+            ranks=self.ranks,
+        )
 
     def run(self) -> TrainState:
         """Train what is left of the curriculum.
@@ -177,7 +174,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         with self.pace.step(tokens):
-            means = self._accumulate_within_memory(stage, rows)
+            means = self.accumulation.step(rows, temperature=stage.temperature, kd_weight=stage.kd_weight)
             if not (math.isfinite(means.loss) and math.isfinite(means.grad_norm)):
                 what = "gradient" if math.isfinite(means.loss) else "loss"
                 culprits = ", ".join(row.digest[:12] for row in rows[:8])
@@ -201,47 +198,10 @@ class Trainer:
             warmup=training.warmup_steps,
         )
 
-    def _accumulate_within_memory(self, stage: StagePlan, rows: Sequence[Encoded]) -> StepMeans:
-        """Gradients of the whole step; out of memory halves the micro-batch and starts the step again."""
-        while True:
-            random_state = torch.get_rng_state()
-            try:
-                return self._accumulate(stage, rows)
-            except torch.OutOfMemoryError as error:
-                if self.state.micro_batch_size == 1:
-                    raise OutOfMemory from error
-            self.student.optimizer.zero_grad(set_to_none=True)
-            torch.set_rng_state(random_state)
-            torch.cuda.empty_cache()
-            self.state.micro_batch_size //= 2
-            message = f"out of memory: the micro-batch is now {self.state.micro_batch_size} rows"
-            self.sink(Warned(code="micro_batch_halved", message=message))
-
-    def _accumulate(self, stage: StagePlan, rows: Sequence[Encoded]) -> StepMeans:
-        pieces = micro_batches(
-            rows, most_rows=self.state.micro_batch_size, most_tokens=MICRO_BATCH_TOKENS, packed=self.packed
-        )
-        form = pack if self.packed else collate
-        micro = [form(piece, device=self.student.model.device) for piece in pieces]
-        # One division, by the tokens of the whole step: accumulation does not change the gradient.
-        tokens = sum(batch.tokens for batch in micro)
-        share = normaliser(tokens)
-        loss = cross_entropy = divergence = 0.0
-        for batch in micro:
-            sums = self.comparison.objective(
-                batch,
-                method=self.spec.method,
-                temperature=stage.temperature,
-                kd_weight=stage.kd_weight,
-                scale=share,
-            )
-            torch.autograd.backward(sums.loss)
-            loss += sums.loss.item()
-            cross_entropy += sums.cross_entropy.item() * share
-            divergence += 0.0 if sums.divergence is None else sums.divergence.item() * share
-        norm = torch.nn.utils.clip_grad_norm_(self.student.model.parameters(), self.spec.training.max_grad_norm)
-        with_teacher = not isinstance(self.spec.method, SFT)
-        return StepMeans(loss, cross_entropy, divergence if with_teacher else None, tokens, norm.item())
+    def _note_halved(self, micro_batch_size: int) -> None:
+        self.state.micro_batch_size = micro_batch_size
+        message = f"out of memory: the micro-batch is now {micro_batch_size} rows"
+        self.sink(Warned(code="micro_batch_halved", message=message))
 
     def _log(self, stage: StagePlan, means: StepMeans, learning_rate: float) -> None:
         state = self.state

@@ -1,0 +1,131 @@
+"""The gradient of one optimiser step of a tiny student: here, or as one of several ranks.
+
+    python -m tests.pocl.one_step RANK WORLD_SIZE MEETING_FILE OUT.safetensors
+
+runs every case of `CASES` as that rank, and writes the gradients and means that it ends with.
+"""
+
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pocl.data.batches import Batch, Encoded
+from pocl.models.precision import Precision
+from pocl.spec import ForwardKL
+from pocl.teacher.comparison import Comparison
+from pocl.teacher.signal import LiveTeacher
+from pocl.train.accumulation import Accumulation, StepMeans
+from pocl.train.ranks import Alone, Ranks, process_group
+from tests.pocl.tiny_models import VOCABULARY, tiny
+
+CPU = torch.device("cpu")
+PRECISION = Precision("fp32", CPU)
+MEANS = "means"
+
+
+def rows_of(*lengths: int, silent: Iterable[int] = ()) -> list[Encoded]:
+    """Rows of these lengths; those at the places `silent` have no response token."""
+    generator = torch.Generator().manual_seed(4)
+    return [
+        Encoded(
+            f"{at:03}",
+            tuple(torch.randint(VOCABULARY, (length,), generator=generator).tolist()),
+            length if at in silent else length // 2,
+        )
+        for at, length in enumerate(lengths)
+    ]
+
+
+ROWS: dict[str, list[Encoded]] = {
+    "sixteen": rows_of(4, 30, 7, 7, 22, 3, 12, 7, 9, 15, 2, 30, 5, 18, 6, 11, silent=(3, 8)),
+    # The second of two ranks has none, or only one without a response token.
+    "one": rows_of(9),
+    "one silent of two": rows_of(9, 8, silent=(1,)),
+    "silence": rows_of(9, 8, 5, silent=(0, 1, 2)),
+}
+CASES = [(name, packed) for name in ROWS for packed in (False, True)]
+
+
+class Forgetful(LiveTeacher):
+    """A teacher that runs out of memory over more than `rows` rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(tiny("llama", seed=1), PRECISION)
+        self._rows = rows
+        self.failures = 0
+
+    def hidden(self, batch: Batch) -> Tensor:
+        if len(batch.rows) > self._rows:
+            self.failures += 1
+            raise torch.OutOfMemoryError
+        return super().hidden(batch)
+
+
+def accumulation_of(
+    *,
+    packed: bool,
+    ranks: Ranks | None = None,
+    teacher: LiveTeacher | None = None,
+    micro_batch_size: int = 16,
+    student: str = "qwen2",
+    halved: list[int] | None = None,
+) -> Accumulation:
+    model = tiny(student).train()
+    live = LiveTeacher(tiny("llama", seed=1), PRECISION) if teacher is None else teacher
+    return Accumulation(
+        model=model,
+        comparison=Comparison(model, live, shared_vocabulary=VOCABULARY, precision=PRECISION),
+        method=ForwardKL(),
+        max_grad_norm=1e9,
+        packed=packed,
+        micro_batch_size=micro_batch_size,
+        on_halved=([] if halved is None else halved).append,
+        ranks=Alone() if ranks is None else ranks,
+    )
+
+
+def step_of(accumulation: Accumulation, rows: list[Encoded]) -> tuple[StepMeans, dict[str, Tensor]]:
+    """Means and gradients of a step over `rows`."""
+    means = accumulation.step(rows, temperature=1.5, kd_weight=0.85)
+    parameters = accumulation.model.named_parameters()
+    return means, {name: parameter.grad for name, parameter in parameters if parameter.grad is not None}
+
+
+def as_tensor(means: StepMeans) -> Tensor:
+    divergence = 0.0 if means.divergence is None else means.divergence
+    return torch.tensor(
+        [means.loss, means.cross_entropy, divergence, means.tokens, means.grad_norm], dtype=torch.float64
+    )
+
+
+def as_rank(ranks: Ranks) -> dict[str, Tensor]:
+    """What this rank ends with, by `case/parameter`."""
+    found: dict[str, Tensor] = {}
+
+    def keep(case: str, accumulation: Accumulation, rows: list[Encoded]) -> None:
+        means, gradients = step_of(accumulation, rows)
+        found[f"{case}/{MEANS}"] = as_tensor(means)
+        found.update({f"{case}/{name}": gradient for name, gradient in gradients.items()})
+
+    for name, packed in CASES:
+        keep(f"{name} {packed}", accumulation_of(packed=packed, ranks=ranks, micro_batch_size=3), ROWS[name])
+    # Of its experts, some are chosen by the tokens of one rank only.
+    keep("experts", accumulation_of(packed=False, ranks=ranks, student="mixtral"), ROWS["one silent of two"])
+    teacher = Forgetful(rows=1 if ranks.rank == 1 else 99)
+    accumulation = accumulation_of(packed=True, ranks=ranks, teacher=teacher)
+    keep("memory", accumulation, ROWS["sixteen"])
+    found["memory/size"] = torch.tensor([accumulation.micro_batch_size, teacher.failures])
+    return found
+
+
+if __name__ == "__main__":
+    rank, world_size, meeting, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+    with process_group(
+        CPU, rank=rank, world_size=world_size, init_method=f"file://{meeting}", timeout=timedelta(seconds=60)
+    ) as group:
+        save_file(as_rank(group), out)
