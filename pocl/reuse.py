@@ -117,6 +117,10 @@ class ReuseStore:
         if self.keep_for is not None:
             _pin_file(self.root, self.keep_for).unlink(missing_ok=True)
 
+    def pinned_by(self) -> set[str]:
+        """Names of the jobs that have pinned something, given up or not."""
+        return {pin.stem for pin in (self.root / PINS).glob("*.json")}
+
     def _entries(self) -> list[Path]:
         return [entry for entry in self.root.glob("*/*") if entry.is_dir() and not entry.name.startswith(".")]
 

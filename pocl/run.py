@@ -252,6 +252,7 @@ class _Run:
     ) -> Trainer:
         model, training = models.student.model, self._spec.training
         optimizer = make_optimizer(model, training)
+        cached = not isinstance(teacher, LiveTeacher)
         if restored is None:
             # Dropout draws from here on; until then loading may have drawn any number of times.
             torch.manual_seed(self._spec.seed)
@@ -260,6 +261,10 @@ class _Run:
             state = restored.state
             load_weights(model, restored.directory)
             checkpoint.restore_optimizer(restored.directory, model, optimizer)
+            if state.cached_teacher != cached:
+                message = f"continued with the teacher {'cached' if cached else 'live'}, so not to the same bits"
+                self._sink(Warned(code="not_exact", message=message))
+        state.cached_teacher = cached
         comparison = Comparison(model, teacher, shared_vocabulary=models.shared_vocabulary, precision=self._precision)
         return Trainer(
             spec=self._spec,

@@ -30,13 +30,15 @@ from pocl.events import (
 from pocl.manifest import MANIFEST
 from worker.lease import DATABASE_AWAY, Lease
 from worker.verdict import of_storage
-from worker.workplace import RANKING, Workplace, ranking_key
+from worker.workplace import PARTIAL_RANKING, RANKING, Workplace, ranking_key
 
 log = logging.getLogger(__name__)
 
 _CHUNK_BYTES: Final = 2**20
 _LINE_BYTES: Final = 2**18
 _LOG_SECONDS: Final = 5
+_PARTIAL_SECONDS: Final = 60
+"""How often a ranking under way is stored: what a lost worker costs."""
 _MOST_PENDING: Final = 20_000
 _UNUSABLE: Final = (ArtefactCorrupt, ArtefactExists, ArtefactNotFound, FileNotFoundError, ValueError)
 
@@ -121,7 +123,7 @@ class RowSink:
         self._clock = clock
         self._tail = EventTail(place.run / "events.jsonl", claim.events_offset)
         self._pending = _Pending([], self._tail.offset, [], urgent=False)
-        self._flushed_at = self._log_saved_at = self.heard_at = clock()
+        self._flushed_at = self._log_saved_at = self._partial_saved_at = self.heard_at = clock()
         self.last: RunFinished | RunEnded | None = None
         """The engine's last word."""
         self.student_stored = False
@@ -171,7 +173,11 @@ class RowSink:
 
     def _take(self, stamped: Stamped) -> None:
         match stamped.event:
-            case StepLogged() | Progressed():
+            case StepLogged():
+                return
+            case Progressed() as progressed:
+                if progressed.phase == "ranking" and self._clock() - self._partial_saved_at >= _PARTIAL_SECONDS:
+                    self._store_partial_ranking()
                 return
             case CheckpointSaved() as saved:
                 self._store_checkpoint(saved)
@@ -179,6 +185,7 @@ class RowSink:
                 self._store_artefact(written)
             case RunFinished() | RunEnded() as last:
                 self.last = last
+                self._store_partial_ranking()
             case _:
                 pass
         self._pending.urgent = True
@@ -236,6 +243,22 @@ class RowSink:
             )
 
         self._pending.files.append(name)
+
+    def _store_partial_ranking(self) -> None:
+        """Another attempt, perhaps on another machine, goes on where this one was."""
+        source = self._place.run / PARTIAL_RANKING
+        if not source.exists():
+            return
+        key = ranking_key(self._claim.job_id, PARTIAL_RANKING)
+        try:
+            self._lease.during(lambda: self._store.publish_file(source, key))
+        except FileNotFoundError:
+            # The ranking is finished.
+            return
+        except OSError as error:
+            # The job can do without.
+            log.warning("the ranking under way was not stored: %s", error)
+        self._partial_saved_at = self._clock()
 
     def _note(self, error: OSError) -> None:
         self.trouble = of_storage(error)

@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -21,12 +21,13 @@ from api.checkpoints.repository import get_checkpoint
 from api.datasets.repository import get_dataset
 from api.db import Database
 from api.errors import ApiError, LostLease
-from api.jobs import leases
+from api.jobs import leases, repository
 from api.jobs.leases import Claim, Outcome
 from api.jobs.states import EndReason, JobStatus
 from api.model_roots import locate_model
 from api.settings import Settings
 from api.store import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
+from pocl.reuse import ReuseStore
 from pocl.spec import DataRef, DistillationSpec, ModelRef
 from worker import workplace
 from worker.lease import DATABASE_AWAY, Lease
@@ -39,6 +40,7 @@ from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
+_MOST_UNPINNED: Final = 500
 # What the engine may see of the worker's environment. No database, no broker, no key, no token of a hub.
 _PASSED_ON: Final = frozenset(
     {
@@ -74,6 +76,7 @@ class Supervisor:
             return None
         workplace.tidy(self.settings.work_root, keep=self.options.kept_attempts)
         try:
+            self._unpin_ended()
             with self.database.transaction(write=True) as session:
                 claim = leases.claim_next(
                     session,
@@ -99,6 +102,17 @@ class Supervisor:
             raise
         log.info("attempt %d left %s %s", claim.attempt, claim.job_id, status)
         return status
+
+    def _unpin_ended(self) -> None:
+        """What ended jobs kept in the cache of this machine may go; of those that wait or pause it stays."""
+        cache = ReuseStore(self.settings.cache_root, self.settings.max_cache_bytes)
+        pinned = sorted(cache.pinned_by())[:_MOST_UNPINNED]
+        if not pinned:
+            return
+        with self.database.transaction(write=False) as session:
+            ended = repository.ended_among(session, pinned)
+        for job_id in ended:
+            replace(cache, keep_for=job_id).unpin()
 
     def _give_up(self, claim: Claim, outcome: Outcome) -> None:
         with suppress(LostLease, *DATABASE_AWAY), self.database.transaction(write=True) as session:

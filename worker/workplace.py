@@ -30,6 +30,8 @@ _HALF_MADE_SECONDS = 3600
 
 RANKING = ("ranking.jsonl", "ranking.json")
 """The ranking and the seal that vouches for it; the engine takes the first only with the second."""
+PARTIAL_RANKING = "ranking.partial.jsonl"
+"""A ranking under way; each line is sealed."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def furnish(place: Workplace, store: ArtefactStore, spec: DistillationSpec, *, j
         states: store keys of training states, best first; a damaged one is passed over for the next.
     """
     place.given.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
-    for name in RANKING:
+    for name in (*RANKING, PARTIAL_RANKING):
         try:
             shutil.copyfile(store.locate(ranking_key(job_id, name)), place.run / name)
         except ArtefactNotFound:

@@ -172,3 +172,9 @@ def live_jobs_using(session: Session, project: str, *, checkpoint: str) -> int:
     named = [Job.resolved[role]["checkpoint"].as_string() == checkpoint for role in ("teacher", "student")]
     statement = sa.select(sa.func.count()).where(Job.project == project, Job.status.not_in(TERMINAL), sa.or_(*named))
     return session.scalar(statement) or 0
+
+
+def ended_among(session: Session, job_ids: Collection[str]) -> set[str]:
+    """Those of these jobs that have ended or are not there."""
+    live = session.scalars(sa.select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(TERMINAL)))
+    return set(job_ids) - set(live)

@@ -67,6 +67,8 @@ class TrainState(BaseModel):
     micro_batch_size: int = 1
     machine: str = ""
     """What the bits of the result depend on besides the inputs: versions, instruction set, device, threads."""
+    cached_teacher: bool = True
+    """Whether the teacher's hidden states came out of the cache: live ones round otherwise, with the batch."""
     tokens_seen: int = 0
     stage_ends: list[int] = []
     """The step at which each finished stage ended."""

@@ -8,9 +8,10 @@ from bench.outcome import Outcome
 from bench.variants import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import RunStopped
-from pocl.events import Event, Progressed, RunStarted, StepLogged
+from pocl.events import Event, Progressed, RunStarted, StepLogged, Warned
+from pocl.reuse import ReuseStore
 from pocl.run import run
-from tests.faults.runs import run_whole
+from tests.faults.runs import run_until, run_whole
 
 
 @pytest.mark.parametrize("variant", ["restart", "convergence"])
@@ -30,3 +31,12 @@ def test_a_stop_inside_an_evaluation_loses_no_step(variant: str, tmp_path: Path)
     assert [event.resumed_from_step for event in resumed if isinstance(event, RunStarted)] == [done]
     assert min(event.step for event in resumed if isinstance(event, StepLogged)) == done + 1
     assert Outcome.of(workdir).differences(Outcome.of(tmp_path / "calm")) == []
+
+
+def test_a_teacher_that_is_live_where_it_was_cached_is_told(restart: Path, tmp_path: Path) -> None:
+    run_until(5, restart, tmp_path / "run")
+    events: list[Event] = []
+    run(read_spec(restart), tmp_path / "run", events.append, reuse=ReuseStore(tmp_path / "none", 0))
+    assert [event.message for event in events if isinstance(event, Warned) and event.code == "not_exact"] == [
+        "continued with the teacher live, so not to the same bits"
+    ]

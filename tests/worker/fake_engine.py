@@ -2,8 +2,9 @@
 
     fake_engine.py [options] SPEC --workdir DIR
 
-It says a step at a time, saves a training state every two, and continues the newest that it finds. `--hold STEP`
-makes it wait at a step until the file `--gate` exists, so that a test can act at a known moment.
+It pins an entry of the cache, says a step at a time, saves a training state every two, and continues the newest that
+it finds. `--hold STEP` makes it wait at a step until the file `--gate` exists, so that a test can act at a known
+moment.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from pocl.events import (
     to_line,
 )
 from pocl.manifest import new_directory, read_manifest, write_manifest
+from pocl.reuse import ReuseStore
 
 STAGES, STEPS_PER_STAGE = 2, 5
 STEPS = STAGES * STEPS_PER_STAGE
@@ -61,9 +63,17 @@ class Engine:
         saved = sorted(self.workdir.glob("checkpoints/step-*"))
         start = int(saved[-1].name.removeprefix("step-")) if saved else 0
         self.say(RunStarted(resumed_from_step=start or None, total_steps=STEPS, stages=STAGES))
+        if self.options.cache is not None:
+            with ReuseStore(self.options.cache, self.options.cache_bytes, self.options.keep_for).held("teacher", "t"):
+                pass
         self.say(PhaseChanged(phase="ranking"))
-        if not (self.workdir / "ranking.jsonl").exists():
-            (self.workdir / "ranking.jsonl").write_text(f'{{"rank": 1, "by": {os.getpid()}}}\n')
+        ranking, partial = self.workdir / "ranking.jsonl", self.workdir / "ranking.partial.jsonl"
+        if not ranking.exists():
+            with partial.open("a") as out:
+                out.write(f'{{"rank": 1, "by": {os.getpid()}}}\n')
+            if self.options.hold_ranking:
+                return self.stop_in_ranking()
+            partial.rename(ranking)
             (self.workdir / "ranking.json").write_text("{}\n")
         self.say(ArtefactWritten(kind="ranking", path="ranking.jsonl"))
         step = start
@@ -75,6 +85,12 @@ class Engine:
             self.end("stopped", step)
             return 75
         return self.finish()
+
+    def stop_in_ranking(self) -> int:
+        while not self.stopping:
+            time.sleep(0.01)
+        self.end("stopped", 0)
+        return 75
 
     def step(self, step: int) -> None:
         stage = (step - 1) // STEPS_PER_STAGE
@@ -157,6 +173,7 @@ def main() -> int:
     parser.add_argument("--cache-bytes", type=int)
     parser.add_argument("--keep-for")
     parser.add_argument("--hold", type=int, default=0)
+    parser.add_argument("--hold-ranking", action="store_true", help="rank one sample and wait to be stopped")
     parser.add_argument("--gate", type=Path, default=Path("/nonexistent"))
     parser.add_argument("--fail", type=int, default=0)
     parser.add_argument("--code", default="loss_diverged")

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from api.jobs.models import Job
 from api.jobs.states import AttemptEnd, JobStatus
+from pocl.reuse import ReuseStore
 from tests.waiting import eventually
 from tests.worker.fake_engine import STEPS
 from tests.workshop import Workshop, processes_mentioning
@@ -100,6 +101,30 @@ def test_the_ranking_is_made_once(workshop: Workshop) -> None:
     made = workshop.artefacts(job)["ranking"].sha256
     assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
     assert workshop.artefacts(job)["ranking"].sha256 == made
+
+
+def test_a_ranking_under_way_goes_on_where_it_was(workshop: Workshop) -> None:
+    job = workshop.submit()
+    directory = workshop.settings.work_root / f"{job}.1" / "run" / "ranking.partial.jsonl"
+    stopping = workshop.supervisor("--hold-ranking", should_stop=directory.exists)
+    assert stopping.work_one() is JobStatus.QUEUED
+    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
+    ranked = workshop.store.locate(workshop.artefacts(job)["ranking"].store_key).read_text().splitlines()
+    assert len({json.loads(line)["by"] for line in ranked}) == 2
+
+
+def test_the_cache_is_kept_for_a_job_until_it_ends(workshop: Workshop) -> None:
+    job, other = workshop.submit(), workshop.submit()
+    cache = ReuseStore(workshop.settings.cache_root, 0)
+    stopped = {"now": False}
+    with meanwhile(lambda: (reaches(workshop, job, 5), stopped.update(now=True))):
+        workshop.supervisor(*STOPS, should_stop=lambda: stopped["now"]).work_one()
+    assert cache.pinned_by() == {job}
+    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
+    workshop.supervisor().work_one()
+    assert cache.pinned_by() == {other}
+    workshop.supervisor().work_one()
+    assert cache.pinned_by() == set()
 
 
 def test_a_damaged_training_state_is_passed_over_for_an_older_one(workshop: Workshop) -> None:
