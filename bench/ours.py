@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from pocl.data.batches import Encoded
 from pocl.losses.fused import fused_objective_sum
 from pocl.losses.objective import normaliser
+from pocl.losses.tile import Workspace
 from pocl.models.output_head import Head
 from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
@@ -30,6 +31,8 @@ from pocl.train.loop import Student, Trainer, make_optimizer
 NO_LEARNING = 1e-20
 """A learning rate that does all the work of a step and leaves fp32 weights as they are."""
 _UNBOUNDED = 1 << 50
+_WORKSPACE = Workspace()
+"""Kept from step to step, as in training."""
 
 
 def step_spec(rows: int) -> DistillationSpec:
@@ -136,4 +139,5 @@ def fused_loss(
         # As in training: the step's division comes with it, and the head's gradient goes where it ends up.
         scale=normaliser(len(labels)),
         accumulate_into_grad=True,
+        workspace=_WORKSPACE,
     ).loss

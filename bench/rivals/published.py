@@ -3,7 +3,8 @@
 Every row is padded to 512 tokens; student and teacher run on each visit and give logits at all positions.
 loss = (1 - w) CE + w tau^2 K, with K = -sum_v p log q, p = softmax(teacher / tau), q = softmax(student / tau):
 the forward KL without the teacher's entropy, which has no gradient. CE and K are means over the response tokens
-of the micro-batch; softmax is in fp32. Then the gradient is clipped to norm 1 and AdamW steps.
+of the micro-batch; softmax is in fp32, and ids whose logit is -inf add nothing. Then the gradient is clipped to
+norm 1 and AdamW steps.
 """
 
 from collections.abc import Sequence
@@ -51,7 +52,9 @@ def published_loss(
     teacher = torch.softmax(teacher_logits / temperature, dim=-1, dtype=torch.float32)
     student = torch.log_softmax(student_logits / temperature, dim=-1, dtype=torch.float32)
     counted = (labels != IGNORED).view(-1)
-    per_token = -(teacher * student).sum(dim=-1).view(-1)
+    # As is usual for this loss, and as in ours: an id that the student rules out adds nothing, rather than NaN.
+    products = (teacher * student).masked_fill(torch.isinf(student_logits), 0)
+    per_token = -products.sum(dim=-1).view(-1)
     distance = (per_token * counted).sum() / counted.sum()
     return (1 - kd_weight) * cross_entropy + kd_weight * temperature**2 * distance
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from pocl.losses.objective import IGNORED, ObjectiveSum, check_numbers, mix, shared_width, tau_squared
 from pocl.losses.projection import HeadGradients, Projection, product_dtype
 from pocl.losses.registry import divergence_of
-from pocl.losses.tile import Scratch, Terms, TokenLosses, charge
+from pocl.losses.tile import Scratch, Terms, TokenLosses, Workspace, charge
 from pocl.models.output_head import Head
 from pocl.spec import SFT, Method
 
@@ -45,6 +45,7 @@ def fused_objective_sum(
     scale: float = 1.0,
     chunk_tokens: int | None = None,
     accumulate_into_grad: bool = False,
+    workspace: Workspace | None = None,
 ) -> ObjectiveSum:
     """:func:`pocl.losses.objective.objective_sum` of the logits of both heads.
 
@@ -65,6 +66,7 @@ def fused_objective_sum(
             saves a buffer of its size. Forward and backward then come in pairs, backward starts from 1, and
             nothing may wait for this gradient: no hook, no reduction over several processes. Nothing is added
             where gradients are off.
+        workspace: buffers to work in; given again, they need not be made again.
 
     Raises:
         ValueError: for shapes or numbers that do not fit together.
@@ -88,7 +90,8 @@ def fused_objective_sum(
         gradients = HeadGradients.wanted(hidden, student, rows.dtype, into_grad=accumulate_into_grad)
     with torch.no_grad():
         # A scale of 0 leaves the gradients at the zeros that they start from.
-        cross_entropies, divergences = _sweep(rows, terms, chunk_tokens, gradients if scale != 0 else None)
+        wanted = gradients if scale != 0 else None
+        cross_entropies, divergences = _sweep(rows, terms, chunk_tokens, wanted, workspace)
         loss = cross_entropy = cross_entropies.sum()
         divergence = None
         if divergences is not None:
@@ -115,6 +118,7 @@ def token_losses(
     shared_vocabulary: int | None,
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
+    workspace: Workspace | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Cross-entropy and divergence of each token, without gradient; arguments as above.
 
@@ -128,7 +132,7 @@ def token_losses(
     check_numbers(temperature, 0.0)
     rows = _rows(student_hidden, student, teacher_hidden, teacher, labels, method)
     terms = Terms(divergence_of(method), temperature, rows.width(shared_vocabulary), cross_entropy=0.0, divergence=0.0)
-    cross_entropy, divergence = _sweep(rows, terms, chunk_tokens, None)
+    cross_entropy, divergence = _sweep(rows, terms, chunk_tokens, None, workspace)
     valid = labels != IGNORED
     whole = cross_entropy.new_zeros(labels.shape)
     if divergence is None:
@@ -183,17 +187,24 @@ def _rows(
     return _Rows(of_student, of_teacher[0] if of_teacher else None, labels[valid])
 
 
-def _sweep(rows: _Rows, terms: Terms, chunk_tokens: int | None, gradients: HeadGradients | None) -> TokenLosses:
+def _sweep(
+    rows: _Rows,
+    terms: Terms,
+    chunk_tokens: int | None,
+    gradients: HeadGradients | None,
+    workspace: Workspace | None,
+) -> TokenLosses:
     """Losses of all tokens, chunk by chunk, and into `gradients` what comes of them."""
     tokens, device = len(rows.labels), rows.labels.device
     vocabulary = max(len(side.head.weight) for side in (rows.student, rows.teacher) if side is not None)
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError("chunk_tokens must be at least 1")
     chunk = max(1, min(chunk_tokens or _chunk_tokens(device, tokens, vocabulary), tokens))
-    student = Projection(rows.student.head, chunk)
-    teacher = None if rows.teacher is None else Projection(rows.teacher.head, chunk)
+    workspace = workspace or Workspace()
+    student = Projection(rows.student.head, chunk, workspace, "student")
+    teacher = None if rows.teacher is None else Projection(rows.teacher.head, chunk, workspace, "teacher")
     in_cache = max(1, _TILE_BYTES // (vocabulary * rows.dtype.itemsize))
-    scratch = Scratch(min(in_cache, chunk) if device.type == "cpu" else chunk, rows.dtype, device)
+    scratch = Scratch(min(in_cache, chunk) if device.type == "cpu" else chunk, rows.dtype, device, workspace)
     cross_entropy = torch.empty(tokens, dtype=rows.dtype, device=device)
     divergence = None if teacher is None else torch.empty_like(cross_entropy)
     # The format of every product is settled by now.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pocl.losses.tile import Scratch
+from pocl.losses.tile import Scratch, Workspace
 from pocl.models.output_head import Head
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -22,14 +22,14 @@ def product_dtype(head: Head) -> torch.dtype:
 class Projection:
     """A head in the format of its products, with one buffer for the logits of a chunk."""
 
-    def __init__(self, head: Head, rows: int) -> None:
+    def __init__(self, head: Head, rows: int, workspace: Workspace, name: str) -> None:
         dtype = product_dtype(head)
         self.weight = head.weight.detach().to(dtype)
         self._head = head
         self._bias = None if head.bias is None else head.bias.detach().to(dtype)
         # CUDA gives the sums of a half-precision product unrounded.
         kept = torch.float32 if dtype in _HALF and self.weight.is_cuda else dtype
-        self._logits = torch.empty(rows, len(self.weight), dtype=kept, device=self.weight.device)
+        self._logits = workspace.take(f"{name} logits", rows, len(self.weight), kept, self.weight.device)
 
     def linear(self, hidden: Tensor) -> Tensor:
         """W h + b, `[rows, V]`, in the buffer that the next chunk overwrites."""
@@ -73,6 +73,8 @@ class HeadGradients:
     """`[V]`, at least float32."""
     into: Tensor | None
     """The parameter whose `.grad` gets the weight's gradient; None to leave that to backward."""
+    weight_is_new: bool
+    """Whether `weight` still has to be written for the first time."""
 
     @classmethod
     def wanted(cls, hidden: Tensor, head: Head, dtype: torch.dtype, *, into_grad: bool) -> "HeadGradients | None":
@@ -88,15 +90,17 @@ class HeadGradients:
         into = weight if into_grad and needs_weight else None
         if into is not None and not into.is_leaf:
             raise ValueError("only a leaf has a .grad to accumulate into")
+        in_place = into is not None and (into if into.grad is None else into.grad).dtype == dtype
+        is_new = not in_place or weight.grad is None
         if into is not None and into.grad is None:
-            into.grad = torch.zeros_like(into)
-        in_place = into is not None and into.grad is not None and into.grad.dtype == dtype
-        own = torch.zeros_like(weight, dtype=dtype) if needs_weight and not in_place else None
+            into.grad = torch.empty_like(into) if in_place else torch.zeros_like(into)
+        own = torch.empty_like(weight, dtype=dtype) if needs_weight and not in_place else None
         return cls(
             hidden=torch.zeros_like(hidden) if hidden.requires_grad else None,
             weight=into.grad if into is not None and in_place else own,
             bias=torch.zeros_like(bias, dtype=dtype) if bias is not None and needs_bias else None,
             into=into,
+            weight_is_new=is_new,
         )
 
     def add(self, gradient: Tensor, hidden: Tensor, weight: Tensor, part: slice) -> None:
@@ -107,15 +111,29 @@ class HeadGradients:
             self.bias.add_(gradient.sum(dim=0, dtype=self.bias.dtype))
         if self.weight is None:
             return
-        if self.weight.dtype == gradient.dtype:
+        if self.weight_is_new:
+            self._write(gradient, hidden, self.weight)
+            self.weight_is_new = False
+        elif self.weight.dtype == gradient.dtype:
             self.weight.addmm_(gradient.T, hidden)
         elif gradient.is_cuda and gradient.dtype in _HALF:
             self.weight.add_(torch.mm(gradient.T, hidden, out_dtype=torch.float32))
         else:
             self.weight.add_(torch.mm(gradient.T, hidden))
 
+    def _write(self, gradient: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        # Spares a pass of zeros, and one that reads them.
+        if weight.dtype == gradient.dtype:
+            torch.mm(gradient.T, hidden, out=weight)
+        elif gradient.is_cuda and gradient.dtype in _HALF:
+            torch.mm(gradient.T, hidden, out_dtype=torch.float32, out=weight)
+        else:
+            weight.copy_(torch.mm(gradient.T, hidden))
+
     def finish(self) -> None:
         """After the last chunk: the weight's gradient goes to where it belongs."""
+        if self.weight_is_new and self.weight is not None:
+            self.weight.zero_()
         if self.into is None:
             return
         assert self.into.grad is not None  # Made in `wanted`.

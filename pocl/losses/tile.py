@@ -4,7 +4,7 @@ A tile is as many rows as stay in the processor's cache, so that the passes over
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,20 +30,37 @@ class Terms:
     """Factor of the gradient of the divergence, tau squared included."""
 
 
+class Workspace:
+    """Memory by name that is kept from one batch to the next, as large as was ever asked for.
+
+    The system zeroes what it hands out anew, which costs a CPU as much time as a pass over it.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`[rows, width]`, contiguous, with whatever was in it before."""
+        memory, needed = self._memory.get(name), rows * width
+        if memory is None or memory.numel() < needed or memory.dtype != dtype or memory.device != device:
+            # The old one goes first.
+            self._memory.pop(name, None)
+            memory = self._memory[name] = torch.empty(needed, dtype=dtype, device=device)
+        return memory[:needed].view(rows, width)
+
+
 @dataclass
 class Scratch:
-    """Buffers by name, each made once and used again by every tile."""
+    """Buffers of a tile, each used again by the next."""
 
     rows: int
     dtype: torch.dtype
     device: torch.device
-    _buffers: dict[str, Tensor] = field(default_factory=dict)
+    workspace: Workspace
 
     def take(self, name: str, rows: int, width: int) -> Tensor:
         """`[rows, width]`, contiguous, with whatever was in it before."""
-        if name not in self._buffers:
-            self._buffers[name] = torch.empty(self.rows, width, dtype=self.dtype, device=self.device)
-        return self._buffers[name][:rows]
+        return self.workspace.take(name, rows, width, self.dtype, self.device)
 
 
 def charge(
@@ -63,25 +80,29 @@ def charge(
         cross_entropy = _cross_entropy(student, labels, terms.cross_entropy, gradient=gradient)
         return cross_entropy, None
     log_q, q = (scratch.take(name, rows, terms.width) for name in ("log_q", "q"))
-    _log_softmax(student[:, : terms.width], terms.temperature, out=log_q, scaled=q)
-    # At temperature 1 over the same vocabulary, one softmax serves both terms.
-    shared = terms.temperature == 1 and terms.width == student.shape[1]
+    _centre(student[:, : terms.width], terms.temperature, out=log_q)
+    whole = terms.width == student.shape[1]
+    # One softmax then serves both terms.
+    shared = whole and terms.temperature == 1
+    if not whole:
+        cross_entropy = _cross_entropy(student, labels, terms.cross_entropy, gradient=gradient)
+    elif not shared:
+        torch.mul(log_q, terms.temperature, out=student)
+        cross_entropy = _cross_entropy_of_centred(student, labels, terms.cross_entropy, gradient=gradient)
+    _normalise(log_q, probabilities=q)
     if shared:
         cross_entropy = log_q.gather(1, labels.unsqueeze(1)).squeeze(1).neg_()
-    else:
-        cross_entropy = _cross_entropy(student, labels, terms.cross_entropy, gradient=gradient)
     log_p, p = scratch.take("log_p", rows, terms.width), teacher[:, : terms.width]
-    _log_softmax(p, terms.temperature, out=log_p, scaled=p)
+    _centre(p, terms.temperature, out=log_p)
+    _normalise(log_p, probabilities=p)
     if not gradient or terms.divergence == 0:
         divergence = terms.distance.value(log_p, log_q)
         if gradient and shared:
-            _cross_entropy_gradient(torch.exp(log_q, out=student), labels, terms.cross_entropy)
+            _cross_entropy_gradient(student.copy_(q), labels, terms.cross_entropy)
         return cross_entropy, divergence
-
-    torch.exp(log_q, out=q)
     if shared and terms.cross_entropy != 0:
         _cross_entropy_gradient(student.copy_(q), labels, terms.cross_entropy)
-    divergence, g = _through_softmax(terms.distance, log_p, log_q, torch.exp(log_p, out=p), q)
+    divergence, g = _through_softmax(terms.distance, log_p, log_q, p, q)
     if terms.cross_entropy == 0:
         torch.mul(g, terms.divergence / terms.temperature, out=student[:, : terms.width])
         student[:, terms.width :].zero_()
@@ -90,27 +111,43 @@ def charge(
     return cross_entropy, divergence
 
 
-def _log_softmax(logits: Tensor, temperature: float, *, out: Tensor, scaled: Tensor) -> None:
-    """log softmax(logits / temperature) into `out`; `scaled`, which may be `logits`, is overwritten."""
-    if temperature != 1:
-        logits = torch.div(logits, temperature, out=scaled)
-    torch.log_softmax(logits, dim=-1, out=out)
+def _centre(logits: Tensor, temperature: float, *, out: Tensor) -> None:
+    """logits / temperature, less the largest of its row, into `out`, which may be `logits`."""
+    if temperature == 1:
+        torch.sub(logits, logits.amax(dim=-1, keepdim=True), out=out)
+    else:
+        torch.mul(logits, 1 / temperature, out=out).sub_(out.amax(dim=-1, keepdim=True))
+
+
+def _normalise(centred: Tensor, *, probabilities: Tensor) -> None:
+    """Make `centred` its log-softmax, and `probabilities` its softmax: one exponential for both."""
+    total = torch.exp(centred, out=probabilities).sum(dim=-1, keepdim=True)
+    probabilities.div_(total)
+    centred.sub_(total.log_())
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, factor: float, *, gradient: bool) -> Tensor:
     """Cross-entropy `[rows]`; `logits` become its gradient times `factor`, or nothing of use without `gradient`."""
-    logits.sub_(logits.amax(dim=-1, keepdim=True))
-    at_label = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
-    total = logits.exp_().sum(dim=-1, keepdim=True)
+    _centre(logits, 1, out=logits)
+    return _cross_entropy_of_centred(logits, labels, factor, gradient=gradient)
+
+
+def _cross_entropy_of_centred(centred: Tensor, labels: Tensor, factor: float, *, gradient: bool) -> Tensor:
+    at_label = centred.gather(1, labels.unsqueeze(1)).squeeze(1)
+    total = centred.exp_().sum(dim=-1, keepdim=True)
     if gradient and factor != 0:
-        _cross_entropy_gradient(logits.div_(total), labels, factor)
+        _add_at_labels(centred.mul_(factor / total), labels, -factor)
     return total.squeeze(1).log() - at_label
+
+
+def _add_at_labels(values: Tensor, labels: Tensor, number: float) -> None:
+    at = labels.unsqueeze(1)
+    values.scatter_add_(1, at, values.new_full((1, 1), number).expand_as(at))
 
 
 def _cross_entropy_gradient(probabilities: Tensor, labels: Tensor, factor: float) -> None:
     """(softmax - one-hot) times `factor`, in place."""
-    at = labels.unsqueeze(1)
-    probabilities.mul_(factor).scatter_add_(1, at, probabilities.new_full((1, 1), -factor).expand_as(at))
+    _add_at_labels(probabilities.mul_(factor), labels, -factor)
 
 
 def _through_softmax(distance: Divergence, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from pocl.data.batches import Batch
 from pocl.losses import divergence
 from pocl.losses.fused import fused_objective_sum, token_losses
 from pocl.losses.objective import ObjectiveSum, objective_sum
+from pocl.losses.tile import Workspace
 from pocl.models.heads import head_inputs, response_logits
 from pocl.models.output_head import head_of
 from pocl.models.precision import Precision
@@ -34,6 +35,8 @@ class Comparison:
         self._teacher = teacher
         self._shared = shared_vocabulary
         self._precision = precision
+        # A GPU's allocator keeps its memory itself, and has better use for it between two losses.
+        self._workspace = Workspace() if student.device.type == "cpu" else None
         self._student_head = head_of(student)
         self._teacher_head = None if teacher is None else head_of(teacher.model)
 
@@ -63,6 +66,7 @@ class Comparison:
                 shared_vocabulary=self._shared,
                 scale=scale,
                 accumulate_into_grad=True,
+                workspace=self._workspace,
             )
 
     @torch.no_grad()
@@ -88,6 +92,7 @@ class Comparison:
                 batch.labels,
                 method=SFT() if self._teacher is None else ForwardKL(),
                 shared_vocabulary=self._shared,
+                workspace=self._workspace,
             )
 
     def _hidden(self, batch: Batch) -> Tensor:

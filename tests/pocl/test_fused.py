@@ -14,8 +14,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pocl.losses.fused import fused_objective_sum, token_losses
 from pocl.losses.objective import IGNORED, ObjectiveSum, objective_sum
+from pocl.losses.tile import Workspace
 from pocl.models.output_head import Head
-from pocl.spec import JS, METHODS, SFT, TVD, ForwardKL, Method, ReverseKL, SkewForwardKL, SkewReverseKL
+from pocl.spec import (
+    JS,
+    METHODS,
+    SFT,
+    TVD,
+    AdaptiveKL,
+    AlphaBeta,
+    ForwardKL,
+    Method,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+)
 from tests.pocl.test_objective import DISTILLING
 
 WIDTH, TEACHER_WIDTH = 5, 7
@@ -126,7 +139,11 @@ methods = st.one_of(
     st.builds(JS, beta=st.floats(0.01, 0.99)),
     st.builds(SkewForwardKL, alpha=st.floats(0, 0.95)),
     st.builds(SkewReverseKL, alpha=st.floats(0, 0.95)),
+    st.builds(AdaptiveKL, head_mass=st.floats(0.1, 0.9)),
+    st.builds(AlphaBeta, alpha=st.floats(0.1, 1), beta=st.floats(0.1, 1)),
 )
+WORKSPACE = Workspace()
+"""One for cases of all shapes and methods, as a run has one for all its batches."""
 
 
 def test_every_method_is_tried() -> None:
@@ -149,13 +166,13 @@ def test_every_method_is_tried() -> None:
     seed=st.integers(0, 2**31),
 )
 def test_fused_is_dense_in_float64(chunk: int, **drawn: Any) -> None:
-    assert_same(case(**drawn), 1e-10, chunk_tokens=chunk)
+    assert_same(case(**drawn), 1e-10, chunk_tokens=chunk, workspace=WORKSPACE)
 
 
 @settings(deadline=None, max_examples=60)
 @given(method=methods, temperature=st.floats(0.5, 3), kd_weight=st.floats(0, 1), seed=st.integers(0, 2**31))
 def test_fused_is_dense_in_float32(**drawn: Any) -> None:
-    assert_same(case(dtype=torch.float32, tokens=20, vocabulary=40, **drawn), 1e-5)
+    assert_same(case(dtype=torch.float32, tokens=20, vocabulary=40, **drawn), 1e-5, workspace=WORKSPACE)
 
 
 @every_method
@@ -222,6 +239,24 @@ def test_the_heads_gradient_may_be_accumulated_in_place() -> None:
         torch.autograd.backward(of.fused(accumulate_into_grad=True).loss)
     for parameter, once in zip(of.parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, 2 * once)
+
+
+def test_the_gradient_in_place_may_have_another_format_than_the_losses() -> None:
+    # A float64 teacher makes losses in float64.
+    single, double = case(JS(), dtype=torch.float32), case(JS())
+    mixed = replace(single, teacher_hidden=double.teacher_hidden, teacher=double.teacher)
+    torch.autograd.backward(mixed.fused(accumulate_into_grad=True).loss)
+    for got, expected in zip(mixed.parameters, gradients(double, double.dense), strict=True):
+        assert got.grad is not None
+        torch.testing.assert_close(got.grad.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_without_a_valid_token_the_gradient_in_place_is_zero() -> None:
+    of = case(JS())
+    of.labels.fill_(IGNORED)
+    torch.autograd.backward(of.fused(accumulate_into_grad=True).loss)
+    assert of.student.weight.grad is not None
+    assert of.student.weight.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("in_place", [False, True])
