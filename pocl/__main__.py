@@ -2,6 +2,7 @@
 
 Events go to standard output, one JSON object a line; what people read goes to standard error. Exit codes:
 0 done, 75 stopped and saved (run the same command to continue), 1 failed, 2 the specification is wrong.
+SIGTERM and SIGINT stop it now, SIGUSR1 at the end of the stage.
 """
 
 import argparse
@@ -45,9 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"{options.spec}: {problem.pointer or '/'}: {problem.detail}", file=sys.stderr)
         return EXIT_USAGE
-    stop = _StopFlag()
+    stop, pause = _Flag(), _Flag()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop.set)
+    signal.signal(signal.SIGUSR1, pause.set)
     # Before torch is loaded. A thread that waits for another spins by default; where any other process wants
     # a core, that made products of two threads four times slower than those of one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(event)
 
     try:
-        run(spec, options.workdir, sink, stop.is_set, reuse)
+        run(spec, options.workdir, sink, stop.is_set, reuse, pause.is_set)
     except RunStopped:
         return EXIT_STOPPED
     except PoclError as error:
@@ -94,7 +96,7 @@ def read_spec(path: Path, settings: Sequence[str] = ()) -> DistillationSpec:
     return resolve(raw)
 
 
-class _StopFlag:
+class _Flag:
     def __init__(self) -> None:
         self._set = False
 

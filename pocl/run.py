@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -63,6 +63,7 @@ def run(
     sink: Sink,
     should_stop: ShouldStop = lambda: False,
     reuse: ReuseStore | None = None,
+    should_pause: ShouldStop = lambda: False,
 ) -> Result:
     """Distil as `spec` says, in `workdir`, or continue the run that `workdir` holds.
 
@@ -70,6 +71,7 @@ def run(
         sink: Is given every event.
         should_stop: Asked between steps and answers; once it is true the training state is saved and
             :class:`~pocl.errors.RunStopped` is raised.
+        should_pause: Asked at the end of each stage but the last; once it is true the run stops there, as above.
         reuse: Where the teacher's hidden states and rankings are kept for other runs; below `workdir` unless given.
 
     Raises:
@@ -81,7 +83,7 @@ def run(
         try:
             held.enter_context(locked(workdir))
             last_step.onward = held.enter_context(EventLog(workdir / EVENTS_FILE, sink))
-            result = _Run(spec, workdir, last_step, should_stop, reuse, held).distil()
+            result = _Run(spec, workdir, last_step, _Asked(should_stop, should_pause), reuse, held).distil()
             reuse.unpin()
             return result
         except Exception as error:
@@ -105,6 +107,14 @@ def run(
             raise typed from error
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller may ask of a run."""
+
+    to_stop: ShouldStop
+    to_pause: ShouldStop
+
+
 class _LastStep:
     """A sink that remembers how far training came."""
 
@@ -126,14 +136,15 @@ class _Run:
         spec: DistillationSpec,
         workdir: Path,
         sink: Sink,
-        should_stop: ShouldStop,
+        asked: _Asked,
         reuse: ReuseStore,
         held: ExitStack,
     ) -> None:
         self._spec = settle_spec(workdir, spec, _with_choices(spec))
         self._workdir = workdir
         self._sink = sink
-        self._should_stop = should_stop
+        self._should_stop = asked.to_stop
+        self._should_pause = asked.to_pause
         self._reuse = reuse
         self._held = held
         """What must be let go of when the run ends."""
@@ -276,6 +287,7 @@ class _Run:
             workdir=self._workdir,
             sink=self._sink,
             should_stop=self._should_stop,
+            should_pause=self._should_pause,
             score=self._scorer(models, corpus, teacher),
             state=state,
         )

@@ -78,11 +78,14 @@ class Trainer:
     pace: Pace = field(default_factory=Pace)
     ranks: Ranks = field(default_factory=Alone)
     """Who shares each step."""
-    saved_step: int = field(init=False)
+    should_pause: Callable[[], bool] = lambda: False
+    """Asked at the end of each stage but the last."""
+    saved: tuple[int, int] = field(init=False)
+    """Steps and scores of the training state on disk."""
     accumulation: Accumulation = field(init=False)
 
     def __post_init__(self) -> None:
-        self.saved_step = self.state.step
+        self.saved = self._progress()
         self.accumulation = Accumulation(
             model=self.student.model,
             comparison=self.comparison,
@@ -110,8 +113,11 @@ class Trainer:
                 if self.state.stage == stage.index + 1 and self.state.stage_step == 0:
                     self._evaluate("stage", stage.index)
                     self._keep_best(stage.index)
+                    if stage is not self.table[-1] and self.should_pause():
+                        raise RunStopped
         except RunStopped:
-            if self.state.step > self.saved_step:
+            # A score is worth a save as a step is: it need not be made again.
+            if self._progress() != self.saved:
                 self._save("training", self.state.stage)
             raise
         return self.state
@@ -281,10 +287,13 @@ class Trainer:
 
         Looked at before a step and not after it, so that a stage end, which is saved anyway, is saved once.
         """
-        if self.state.step - self.saved_step >= self.spec.checkpoints.every_steps:
+        if self.state.step - self.saved[0] >= self.spec.checkpoints.every_steps:
             self._save("training", self.state.stage)
         if self.should_stop():
             raise RunStopped
+
+    def _progress(self) -> tuple[int, int]:
+        return self.state.step, len(self.state.evaluations)
 
     def _save(self, kind: Literal["training", "stage"], stage: int) -> None:
         root = self.workdir / checkpoint.CHECKPOINTS
@@ -295,7 +304,7 @@ class Trainer:
             tokenizer=self.student.tokenizer,
             optimizer=self.student.optimizer,
         )
-        self.saved_step = self.state.step
+        self.saved = self._progress()
         self._announce(kind, directory, stage, step=self.state.step)
         keep, stage_ends = self.spec.checkpoints.keep, set(self.state.stage_ends)
         checkpoint.prune(root, step=self.state.step, keep=keep, stage_ends=stage_ends)

@@ -8,7 +8,7 @@ from bench.outcome import Outcome
 from bench.variants import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import RunStopped
-from pocl.events import Event, Progressed, RunStarted, StepLogged, Warned
+from pocl.events import Evaluated, Event, Progressed, RunStarted, StageFinished, StepLogged, Warned
 from pocl.reuse import ReuseStore
 from pocl.run import run
 from tests.faults.runs import run_until, run_whole
@@ -31,6 +31,24 @@ def test_a_stop_inside_an_evaluation_loses_no_step(variant: str, tmp_path: Path)
     assert [event.resumed_from_step for event in resumed if isinstance(event, RunStarted)] == [done]
     assert min(event.step for event in resumed if isinstance(event, StepLogged)) == done + 1
     assert Outcome.of(workdir).differences(Outcome.of(tmp_path / "calm")) == []
+
+
+def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(restart: Path, calm: Outcome, tmp_path: Path) -> None:
+    spec, workdir, events = read_spec(restart), tmp_path / "run", list[Event]()
+
+    def ended(of: list[Event]) -> list[int]:
+        return [event.stage for event in of if isinstance(event, StageFinished)]
+
+    with pytest.raises(RunStopped):
+        run(spec, workdir, events.append, should_pause=lambda: True)
+    assert ended(events) == [0]
+    assert [event.stage for event in events if isinstance(event, Evaluated) and event.subject == "stage"] == [0]
+    resumed = list[Event]()
+    run(spec, workdir, resumed.append, should_pause=lambda: 1 in ended(resumed) and len(ended(resumed)) > 1)
+    assert ended(resumed) == [1, 2]
+    # What was scored before the pause is not scored again.
+    assert [event.stage for event in resumed if isinstance(event, Evaluated) and event.subject == "stage"] == [1, 2]
+    assert Outcome.of(workdir).differences(calm) == []
 
 
 def test_a_teacher_that_is_live_where_it_was_cached_is_told(restart: Path, tmp_path: Path) -> None:
