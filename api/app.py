@@ -10,8 +10,10 @@ from fastapi import APIRouter, FastAPI
 import api.checkpoints.routes
 import api.datasets.routes
 import api.health.routes
+import api.jobs.life_routes
 import api.jobs.routes
 import api.methods.routes
+import api.workers.routes
 from api import openapi, problems
 from api.auth import LoopbackOnly
 from api.datasets.upload import sweep_abandoned
@@ -57,7 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _v1() -> APIRouter:
     router = APIRouter(prefix="/v1")
-    for feature in (api.jobs, api.datasets, api.checkpoints, api.methods):
+    router.include_router(api.jobs.life_routes.router)
+    for feature in (api.jobs, api.datasets, api.checkpoints, api.methods, api.workers):
         router.include_router(feature.routes.router)
     return router
 

@@ -8,9 +8,10 @@ from fastapi.openapi.utils import get_openapi
 from api.problems import MEDIA_TYPE
 
 TAGS = [
-    {"name": "jobs", "description": "Distillation jobs: submit, watch, cancel."},
+    {"name": "jobs", "description": "Distillation jobs: submit, watch, pause, retry, branch, cancel."},
     {"name": "datasets", "description": "Training and validation rows."},
     {"name": "checkpoints", "description": "Weights to download, or to use in a later job."},
+    {"name": "workers", "description": "Who does the work: devices, current jobs, draining."},
     {"name": "methods", "description": "What a job may be told to do."},
     {"name": "health", "description": "Probes."},
 ]

@@ -39,13 +39,18 @@ class _StrictRequest(Request):
 
     async def body(self) -> bytes:
         if self._read is None:
-            _require_json(self.headers.get("content-type", ""))
+            declared = self.headers.get("content-type")
+            if declared is not None:
+                _require_json(declared)
             read = bytearray()
             limit = self.app.state.settings.max_request_bytes
             async for chunk in self.stream():
                 read += chunk
                 if len(read) > limit:
                     raise BodyTooLarge(f"A JSON body may have at most {limit} bytes.")
+            if declared is None and read:
+                # Some bodies may be left out; what is sent says what it is.
+                _require_json("")
             self._read = bytes(read)
             self._parsed = parse(self._read) if self._read else None
         return self._read

@@ -9,7 +9,7 @@ from typing import Any
 from pocl import manifest
 from pocl.errors import CheckpointCorrupt
 
-_TIMES = ("tokens_per_second", "eta_seconds")
+_TIMES = ("tokens_per_second", "eta_seconds", "eta_low_seconds", "eta_high_seconds")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from alembic import context
 
 import api.checkpoints.models
 import api.datasets.models
-import api.jobs.models  # noqa: F401 - the three fill the metadata
+import api.jobs.models
+import api.jobs.workers  # noqa: F401 - the four fill the metadata
 from api.db import Record, engine_for
 from api.settings import Settings
 

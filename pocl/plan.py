@@ -117,14 +117,16 @@ def _temperature(curriculum: Curriculum, stage: int) -> float:
 
 ADAMW_BYTES_PER_PARAMETER = 16
 """fp32 weight, gradient and two moments."""
+_CHUNK_TOKENS = 512
+"""Tokens whose logits exist at a time."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs, from sizes alone; figures are upper bounds for rows of full length."""
+    """What a run needs, from sizes alone, for rows of full length."""
 
     memory_bytes: int
-    """Weights, gradients, optimiser state and the logits of one micro-batch."""
+    """Weights, gradients, optimiser state and the logits that exist at a time; activations come on top."""
     disk_bytes: int
     """Checkpoints of the working directory at their largest."""
     training_flops: int
@@ -142,19 +144,21 @@ class ModelSize:
 def estimate(
     spec: DistillationSpec, table: tuple[StagePlan, ...], *, teacher: ModelSize, student: ModelSize
 ) -> Estimate:
-    """Memory, disk and FLOPs of a run: 6 FLOPs per student parameter and token, 2 per teacher parameter."""
+    """Memory, disk and FLOPs of a run: 6 FLOPs per student parameter and token of each visit, 2 per teacher parameter
+    and token of each sample, which the teacher reads once.
+    """
     length = spec.data.max_length
-    rows = min(spec.training.batch_size, spec.training.micro_batch_size or 8)
     with_teacher = spec.method.name is not KDMethod.SFT
-    logits = rows * length * 4 * (3 * student.vocabulary + (2 * teacher.vocabulary if with_teacher else 0))
+    logits = _CHUNK_TOKENS * 4 * 2 * (student.vocabulary + (teacher.vocabulary if with_teacher else 0))
     teacher_weights = 4 * teacher.parameters if with_teacher else 0
     visits = sum(stage.samples * stage.epochs for stage in table)
-    per_token = 6 * student.parameters + (2 * teacher.parameters if with_teacher else 0)
+    samples = max(stage.samples for stage in table)
+    of_teacher = 2 * teacher.parameters * samples if with_teacher else 0
     weights = 4 * student.parameters
     training_state = 3 * weights
     return Estimate(
         memory_bytes=ADAMW_BYTES_PER_PARAMETER * student.parameters + teacher_weights + logits,
         # One more training state exists while the newest is being written.
         disk_bytes=training_state * (spec.checkpoints.keep + 1) + weights * (len(table) + 2),
-        training_flops=visits * length * per_token,
+        training_flops=length * (6 * student.parameters * visits + of_teacher),
     )

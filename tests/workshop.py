@@ -16,8 +16,9 @@ from api.datasets.repository import add_dataset
 from api.db import Database, upgrade
 from api.ids import new_id
 from api.jobs import repository
+from api.jobs.life import cancel_job
 from api.jobs.models import Job, JobArtefact, JobAttempt, JobEvent
-from api.jobs.service import cancel_job, submit_job
+from api.jobs.service import Wishes, submit_job
 from api.settings import Settings
 from api.store import ArtefactStore
 from worker.settings import WorkerSettings
@@ -68,7 +69,7 @@ class Workshop:
         for database in self.databases:
             database.close()
 
-    def submit(self, **changes: Any) -> str:
+    def submit(self, wishes: Wishes | None = None, **changes: Any) -> str:
         """Put a job with a data set of its own into the queue; its id."""
         dataset = new_id("ds")
         self.home.mkdir(exist_ok=True)
@@ -87,7 +88,7 @@ class Workshop:
                 dataset_id=dataset,
             )
         raw = {**SPEC, "data": {"train": {"dataset": dataset}}, **changes}
-        return submit_job(self.database, self.settings, raw, project=PROJECT).id
+        return submit_job(self.database, self.settings, raw, project=PROJECT, wishes=wishes).id
 
     def cancel(self, job_id: str) -> None:
         with self.database.transaction(write=True) as session:

@@ -17,8 +17,10 @@ from api.db import Database
 from api.settings import Settings
 from api.store import ArtefactStore
 from worker.app import celery_app
+from worker.devices import devices
 from worker.doorbell import Doorbell
 from worker.embedded import CannotServe, Stop, serve
+from worker.presence import Presence
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
@@ -78,6 +80,9 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     name = f"{socket.gethostname()}-{os.getpid()}"
     flag = stop_flag()
     answer(app, lambda: _work(settings, options, name, flag.is_set))
+    presence = Presence(settings.database_url, name, devices(options), settings.heartbeat_seconds)
+    signals.worker_ready.connect(lambda **_: presence.begin(), weak=False)
+    signals.worker_shutdown.connect(lambda **_: presence.end(), weak=False)
     app.worker_main(
         [
             "worker",

@@ -16,7 +16,7 @@ from api.jobs.leases import Claim
 
 log = logging.getLogger(__name__)
 
-Wish = Literal["ok", "cancel", "pause"]
+Wish = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release"]
 Result = TypeVar("Result")
 
 DATABASE_AWAY: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from api.db import Database
-from api.jobs.leases import reap_expired
+from api.jobs.leases import expire_waiting, reap_expired
 from api.jobs.models import Job
 from api.jobs.repository import queued_count
+from api.jobs.workers import forget_lost
 from api.settings import Settings
 from api.store import ArtefactStore
 from worker.doorbell import BrokerUnreachable, Doorbell
@@ -56,16 +57,21 @@ class Scheduler:
         return self.doorbell.ring_for(queued, limit=self.options.doorbell_limit)
 
     def reap(self) -> list[str]:
-        """Take jobs from workers that no longer answer; their ids."""
+        """Take jobs from workers that no longer answer, and end those that waited too long; the ids of the former."""
         with self.database.transaction(write=True) as session:
             reaped = reap_expired(session)
+            overdue = expire_waiting(session)
         for job_id in reaped:
             log.warning("%s was taken from a worker that no longer answers", job_id)
+        for job_id in overdue:
+            log.warning("%s waited for a worker longer than it may", job_id)
         return reaped
 
     def clear(self) -> int:
         """Remove what killed processes left in the store, and files of jobs that are gone; says how many."""
         removed = self.store.remove_stale(_STALE_SECONDS)
+        with self.database.transaction(write=True) as session:
+            forget_lost(session)
         # Listed first: a job that appears later is then not taken for gone.
         stored = {key.rpartition("/")[2]: key for key in self.store.keys("jobs")}
         for some in _pieces(list(stored), 500):

@@ -18,6 +18,8 @@ class WorkerSettings(BaseSettings):
     """The broker queue that wakes workers; services that share a broker take different ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What this worker computes on. `auto`: `cuda` where an NVIDIA device is present, else `cpu`."""
+    gpus: tuple[int, ...] | None = None
+    """The CUDA devices that this worker owns, a JSON list; null: all. Workers of one machine take different ones."""
     engine: tuple[str, ...] = Field(default=(sys.executable, "-m", "pocl", "run"), min_length=1)
     """The command that trains, a JSON list; `SPEC --workdir DIR` is put behind it."""
     threads: int | None = Field(default=None, ge=1, le=1024)

@@ -23,6 +23,7 @@ from pocl.events import (
     Progressed,
     RunEnded,
     RunFinished,
+    RunStarted,
     Stamped,
     StepLogged,
     from_line,
@@ -126,6 +127,8 @@ class RowSink:
         self._flushed_at = self._log_saved_at = self._partial_saved_at = self.heard_at = clock()
         self.last: RunFinished | RunEnded | None = None
         """The engine's last word."""
+        self.engine_started = False
+        """Whether the engine has said that it began: from then on it listens to signals."""
         self.student_stored = False
         """Whether the finished student is in the store."""
         self.trouble: EndReason | None = None
@@ -179,6 +182,8 @@ class RowSink:
                 if progressed.phase == "ranking" and self._clock() - self._partial_saved_at >= _PARTIAL_SECONDS:
                     self._store_partial_ranking()
                 return
+            case RunStarted():
+                self.engine_started = True
             case CheckpointSaved() as saved:
                 self._store_checkpoint(saved)
             case ArtefactWritten() as written:

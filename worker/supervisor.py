@@ -9,11 +9,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from sqlalchemy.orm import Session
 
@@ -21,8 +21,9 @@ from api.checkpoints.repository import get_checkpoint
 from api.datasets.repository import get_dataset
 from api.db import Database
 from api.errors import ApiError, LostLease
-from api.jobs import leases, repository
+from api.jobs import leases, repository, workers
 from api.jobs.leases import Claim, Outcome
+from api.jobs.queue import memory_of
 from api.jobs.states import EndReason, JobStatus
 from api.model_roots import locate_model
 from api.settings import Settings
@@ -30,6 +31,7 @@ from api.store import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
 from pocl.reuse import ReuseStore
 from pocl.spec import DataRef, DistillationSpec, ModelRef
 from worker import workplace
+from worker.devices import devices
 from worker.lease import DATABASE_AWAY, Lease
 from worker.logs import BoundedLog
 from worker.processes import kill_group, spawn
@@ -78,11 +80,14 @@ class Supervisor:
         try:
             self._unpin_ended()
             with self.database.transaction(write=True) as session:
+                if not workers.takes_jobs(session, self.worker):
+                    log.info("this worker is drained")
+                    return None
                 claim = leases.claim_next(
                     session,
                     worker=self.worker,
                     lease_seconds=self.settings.lease_seconds,
-                    devices=devices(self.options),
+                    memory=memory_of([asdict(device) for device in devices(self.options)]),
                 )
         except DATABASE_AWAY as error:
             log.warning("no job could be claimed: %s", type(error).__name__)
@@ -146,6 +151,8 @@ class _Attempt:
         )
         self._asked: Asked | None = None
         self._kill_at: float | None = None
+        self._pausing = False
+        """Whether it was asked to pause at the end of its stage, and to nothing since."""
 
     def run(self) -> JobStatus:
         try:
@@ -171,9 +178,10 @@ class _Attempt:
             return Outcome.failed(_unusable_reference(error))
         spec = self._fitted(spec)
         states = [checkpoint.store_key for checkpoint in claim.checkpoints]
+        jobs = [claim.job_id] if claim.descends_from is None else [claim.job_id, claim.descends_from]
         try:
             self._lease.during(
-                lambda: workplace.furnish(self._place, supervisor.store, spec, job_id=claim.job_id, states=states)
+                lambda: workplace.furnish(self._place, supervisor.store, spec, rankings_of=jobs, states=states)
             )
         except OSError as error:
             log.error("the workplace cannot be written: %s", error)
@@ -194,7 +202,7 @@ class _Attempt:
                 # The events are in a file as well, which outlives this process.
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                environment=engine_environment(os.environ, self._place.temporary),
+                environment=engine_environment(os.environ, self._place.temporary, self._options.gpus),
                 directory=self._place.directory,
                 death_signal=signal.SIGKILL,
             )
@@ -240,25 +248,36 @@ class _Attempt:
 
     def _ask_to_stop(self, engine: subprocess.Popen[bytes]) -> None:
         wish = self._wish()
-        if wish is not None and self._asked is None:
+        if wish == "pause_at_stage_end":
+            self._ask_to_pause(engine)
+            return
+        if wish is not None and (self._asked is None or self._kill_at is None):
             log.info("the engine of %s is asked to stop: %s", self._claim.job_id, wish)
             engine.terminate()
             self._kill_at = self._clock() + self._options.grace_seconds
-        # A cancel outranks what was asked before.
-        if wish is not None and (self._asked is None or wish == "cancel"):
-            self._asked = wish
+        # A cancel outranks what was asked before; a pause at the end of the stage may turn into anything.
+        if wish is not None and (self._asked is None or wish == "cancel" or self._pausing):
+            self._asked, self._pausing = wish, False
         if self._kill_at is not None and self._clock() >= self._kill_at:
             kill_group(engine)
 
-    def _wish(self) -> Asked | None:
+    def _ask_to_pause(self, engine: subprocess.Popen[bytes]) -> None:
+        # Before it reports its start it may not listen yet, and the signal would end it.
+        if self._pausing or self._asked is not None or not self._sink.engine_started:
+            return
+        log.info("the engine of %s is asked to pause at the end of its stage", self._claim.job_id)
+        engine.send_signal(signal.SIGUSR1)
+        self._asked, self._pausing = "pause", True
+
+    def _wish(self) -> Asked | Literal["pause_at_stage_end"] | None:
         wish = self._lease.beat_if_due()
-        if wish != "ok":
+        if wish != "ok" and wish != "pause_at_stage_end":
             return wish
         if self._supervisor.should_stop():
             return "release"
         if self._clock() - self._sink.heard_at >= self._options.stall_seconds:
             return "stall"
-        return None
+        return None if wish == "ok" else wish
 
     def _log_tail(self) -> bytes:
         """The end of the engine's log, for clients: places of this machine go by their names."""
@@ -319,17 +338,14 @@ def located(session: Session, store: ArtefactStore, settings: Settings, claim: C
     )
 
 
-def engine_environment(environ: Mapping[str, str], temporary: Path) -> dict[str, str]:
-    """The environment of an engine: an allowed part of the worker's, without credentials."""
+def engine_environment(
+    environ: Mapping[str, str], temporary: Path, gpus: Sequence[int] | None = None
+) -> dict[str, str]:
+    """The environment of an engine: an allowed part of the worker's, without credentials, and with its GPUs alone."""
     allowed = {name: value for name, value in environ.items() if name in _PASSED_ON}
+    if gpus is not None:
+        allowed["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     return {**allowed, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-def devices(options: WorkerSettings, driver: Path = Path("/proc/driver/nvidia/version")) -> tuple[str, ...]:
-    """What jobs may ask of this worker. One with a GPU takes jobs for the CPU too."""
-    if options.device == "auto":
-        return ("cpu", "cuda") if driver.exists() else ("cpu",)
-    return (options.device,)
 
 
 def _unusable_reference(error: Exception) -> EndReason:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from api.jobs.leases import Outcome
-from api.jobs.states import EndReason
+from api.jobs.states import RUNTIME_EXCEEDED, EndReason
 from pocl.errors import is_disk_full
 from pocl.events import RunEnded, RunFinished
 
-Asked = Literal["cancel", "pause", "release", "stall"]
+Asked = Literal["cancel", "pause", "release", "stall", "expire"]
 
 EXIT_USAGE: Final = 2
 _STOPPED: Final = "stopped"
@@ -94,6 +94,8 @@ def outcome_of(ending: Ending) -> Outcome:
             return Outcome.released()
         case "stall":
             return Outcome.crashed(STALLED)
+        case "expire":
+            return Outcome.failed(RUNTIME_EXCEEDED)
         case None:
             return _unasked(ending)
 

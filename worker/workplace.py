@@ -87,18 +87,24 @@ def held(root: Path, job_id: str, attempt: int) -> Iterator[Workplace]:
         os.close(lock)
 
 
-def furnish(place: Workplace, store: ArtefactStore, spec: DistillationSpec, *, job_id: str, states: list[str]) -> None:
+def furnish(
+    place: Workplace, store: ArtefactStore, spec: DistillationSpec, *, rankings_of: list[str], states: list[str]
+) -> None:
     """Put in what the engine needs to begin, or to go on where an earlier attempt was.
 
     Args:
+        rankings_of: jobs whose ranking it may take, best first; the engine takes only one of its own inputs.
         states: store keys of training states, best first; a damaged one is passed over for the next.
     """
     place.given.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
     for name in (*RANKING, PARTIAL_RANKING):
-        try:
-            shutil.copyfile(store.locate(ranking_key(job_id, name)), place.run / name)
-        except ArtefactNotFound:
-            log.debug("no %s yet", name)
+        for job_id in rankings_of:
+            try:
+                shutil.copyfile(store.locate(ranking_key(job_id, name)), place.run / name)
+            except ArtefactNotFound:
+                log.debug("no %s of %s yet", name, job_id)
+                continue
+            break
     for key in states:
         # The engine goes by the number of the step, which the key ends with.
         target = place.run / "checkpoints" / f"step-{key.rpartition('-')[2]}"

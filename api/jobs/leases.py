@@ -3,7 +3,7 @@
 No function commits. Every lease is compared by the database's clock.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -14,23 +14,27 @@ from sqlalchemy.orm import Session
 from api.checkpoints.models import Checkpoint, CheckpointKind
 from api.db import db_now
 from api.jobs.models import Job, JobAttempt
+from api.jobs.queue import at_work, fits
 from api.jobs.states import (
     CANCELLED,
     HELD,
     RELEASED,
     SUCCEEDED,
     TERMINAL,
+    WAIT_EXCEEDED,
     WORKER_LOST,
     AttemptEnd,
     EndReason,
     JobStatus,
     after_attempt,
 )
+from api.jobs.workers import Drain, Worker
 from api.jobs.writer import locked_by, move
 from pocl.spec import DistillationSpec
 
-Signal = Literal["ok", "cancel", "pause", "lost"]
+Signal = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release", "lost"]
 
+_ANY: Mapping[str, int | None] = {"cpu": None, "cuda": None}
 _RESUME_CANDIDATES = 5
 _REAPED_AT_ONCE = 100
 _SPEC_UNREADABLE = EndReason(
@@ -67,7 +71,10 @@ class Claim:
     spec: DistillationSpec
     """Resolved."""
     checkpoints: tuple[StoredCheckpoint, ...] = ()
-    """Training states of earlier attempts, newest first; a corrupt one is passed over for the next."""
+    """Training states of earlier attempts, newest first, and then that of the job that it descends from; a corrupt
+    one is passed over for the next."""
+    descends_from: str | None = None
+    """The job whose ranking it may begin with."""
     events_offset: int = 0
     """Bytes of `events.jsonl` that are in the rows; an attempt starts with a file of its own."""
 
@@ -113,13 +120,21 @@ class Outcome:
 
 
 def claim_next(
-    session: Session, *, worker: str, lease_seconds: float, devices: Collection[str] = ("cpu", "cuda")
+    session: Session,
+    *,
+    worker: str,
+    lease_seconds: float,
+    memory: Mapping[str, int | None] = _ANY,
 ) -> Claim | None:
-    """Take the first queued job that fits `devices`: by priority, then by age. Null where there is none.
+    """Take the first queued job that fits. Null where there is none.
 
-    Two workers that ask at once get two jobs, or one gets none.
+    The order is by priority, then by how few jobs of its project are at work, then by age. Two workers that ask at
+    once get two jobs, or one gets none.
+
+    Args:
+        memory: bytes of each kind of device that the worker has; null: not known, so taken to be enough.
     """
-    while (job := _first_queued(session, devices)) is not None:
+    while (job := _first_queued(session, memory)) is not None:
         claim = _claim(session, job, worker, lease_seconds)
         if claim is not None:
             return claim
@@ -129,20 +144,26 @@ def claim_next(
 def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> Signal:
     """Extend the lease and hear what the client wants.
 
-    `lost`: stop the engine, write nothing more. `cancel`, `pause`: stop the engine, then settle as cancelled or
-    released.
+    `lost`: stop the engine, write nothing more. `cancel`, `pause`, `release`, `expire`: stop the engine, then settle
+    as cancelled, released or failed. `pause_at_stage_end`: as `pause`, once the stage has ended.
     """
-    status = session.scalars(
+    rows = session.execute(
         sa.update(Job)
         .where(Job.id == claim.job_id, Job.lease_token == claim.token)
         .values(lease_expires_at=db_now(lease_seconds))
-        .returning(Job.status),
+        .returning(Job.status, Job.pause_at, Job.runs_until < db_now(), _drain_of_owner()),
         execution_options={"synchronize_session": False},
     ).all()
-    if not status:
+    if not rows:
         return "lost"
-    asked: dict[JobStatus, Signal] = {JobStatus.CANCELLING: "cancel", JobStatus.PAUSING: "pause"}
-    return asked.get(status[0], "ok")
+    status, pause_at, expired, drain = rows[0]
+    if status is JobStatus.CANCELLING:
+        return "cancel"
+    if expired:
+        return "expire"
+    if status is JobStatus.PAUSING:
+        return "pause_at_stage_end" if pause_at == "stage_end" and drain != "release" else "pause"
+    return "release" if drain == "release" else "ok"
 
 
 def settle(session: Session, claim: Claim, outcome: Outcome) -> JobStatus:
@@ -176,13 +197,31 @@ def reap_expired(session: Session) -> list[str]:
     return [job.id for job in expired]
 
 
-def _first_queued(session: Session, devices: Collection[str]) -> Job | None:
+def expire_waiting(session: Session) -> list[str]:
+    """End jobs that waited for their first attempt longer than they may; at most 100 at once. Returns their ids."""
+    overdue = session.scalars(
+        sa.select(Job)
+        .where(Job.status == JobStatus.QUEUED, Job.started_at.is_(None), Job.waits_until < db_now())
+        .limit(_REAPED_AT_ONCE)
+        .with_for_update(skip_locked=True),
+        execution_options={"populate_existing": True},
+    ).all()
+    for job in overdue:
+        move(session, job, JobStatus.FAILED, reason=WAIT_EXCEEDED)
+    return [job.id for job in overdue]
+
+
+def _drain_of_owner() -> sa.ScalarSelect[Drain | None]:
+    return sa.select(Worker.drain).where(Worker.name == Job.lease_owner).correlate(Job).scalar_subquery()
+
+
+def _first_queued(session: Session, memory: Mapping[str, int | None]) -> Job | None:
     return session.scalars(
         sa.select(Job)
-        .where(Job.status == JobStatus.QUEUED, Job.device.in_(("auto", *devices)))
-        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .where(Job.status == JobStatus.QUEUED, fits(memory))
+        .order_by(Job.priority.desc(), at_work(), Job.created_at, Job.id)
         .limit(1)
-        .with_for_update(skip_locked=True),
+        .with_for_update(of=Job, skip_locked=True),
         execution_options={"populate_existing": True},
     ).one_or_none()
 
@@ -201,6 +240,7 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
             "lease_expires_at": db_now(lease_seconds),
             "events_offset": 0,
             "started_at": job.started_at or db_now(),
+            "runs_until": None if job.runtime_left_seconds is None else db_now(job.runtime_left_seconds),
         },
     )
     session.add(JobAttempt(job_id=job.id, number=token, worker=worker[:200]))
@@ -211,19 +251,20 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
         # A row that an older version wrote must not stop the queue.
         _end_attempt(session, job, Outcome.failed(_SPEC_UNREADABLE))
         return None
-    return Claim(job.id, job.project, token, spec, _training_states(session, job.id))
+    return Claim(job.id, job.project, token, spec, _training_states(session, job), job.descends_from)
 
 
-def _training_states(session: Session, job_id: str) -> tuple[StoredCheckpoint, ...]:
-    rows = session.scalars(
+def _training_states(session: Session, job: Job) -> tuple[StoredCheckpoint, ...]:
+    own = session.scalars(
         sa.select(Checkpoint)
-        .where(Checkpoint.job_id == job_id, Checkpoint.kind.in_(("training", "stage")))
+        .where(Checkpoint.job_id == job.id, Checkpoint.kind.in_(("training", "stage")))
         .order_by(Checkpoint.step.desc(), Checkpoint.id.desc())
         .limit(_RESUME_CANDIDATES)
-    )
+    ).all()
+    first = session.scalars(sa.select(Checkpoint).where(Checkpoint.id == job.starts_from)).all()
     return tuple(
         StoredCheckpoint(row.id, row.kind, row.step, row.stage, row.store_key, row.size_bytes, row.manifest_sha256)
-        for row in rows
+        for row in (*own, *first)
     )
 
 
@@ -231,6 +272,9 @@ def _end_attempt(session: Session, job: Job, outcome: Outcome) -> JobStatus:
     changes: dict[str, Any] = {}
     if outcome.end is AttemptEnd.RELEASED:
         changes["attempts_spent"] = job.attempts_spent - 1
+    if job.runs_until is not None:
+        now = session.scalars(sa.select(db_now())).one()
+        changes |= {"runtime_left_seconds": max(0.0, (job.runs_until - now).total_seconds()), "runs_until": None}
     token = job.lease_token
     for status in after_attempt(job.status, outcome.end, attempts_left=job.max_attempts - job.attempts_spent):
         reason = _reason_of(status, outcome) if status in TERMINAL else None

@@ -12,7 +12,7 @@ from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from api.db import JsonColumn, Record, UtcDateTime, db_now
-from api.jobs.states import TERMINAL, AttemptEnd, EndReason, JobStatus, StageStatus
+from api.jobs.states import TERMINAL, AttemptEnd, EndReason, JobStatus, PauseAt, StageStatus
 
 ID_LENGTH = 64
 LABEL_KEY = r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?"
@@ -36,6 +36,7 @@ class Job(Record):
         Index("ix_jobs_queue", "status", "priority", "created_at"),
         Index("ix_jobs_lease", "lease_expires_at"),
         Index("ix_jobs_project", "project", "id"),
+        Index("ix_jobs_starts_from", "starts_from"),
     )
 
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
@@ -87,6 +88,9 @@ class Job(Record):
     tokens_per_second: Mapped[float | None] = mapped_column(sa.Double)
     eta_seconds: Mapped[float | None] = mapped_column(sa.Double)
     """Estimated at `progress_at`; null while nothing is trained."""
+    eta_low_seconds: Mapped[float | None] = mapped_column(sa.Double)
+    eta_high_seconds: Mapped[float | None] = mapped_column(sa.Double)
+    """The range that it is expected in."""
     progress_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the engine last reported anything."""
 
@@ -96,6 +100,32 @@ class Job(Record):
     """When the first attempt began."""
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     cancel_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    pause_at: Mapped[PauseAt | None] = mapped_column(String(16))
+    """When a job that is pausing stops."""
+    retry_of: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    """The ended job that this one does again."""
+    branch_of: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    """The job that this one leaves at the end of a stage, to go on otherwise."""
+    starts_from: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    """The checkpoint of another job that it begins with; null: from the start."""
+
+    max_runtime_seconds: Mapped[int | None]
+    """Of all attempts together."""
+    runtime_left_seconds: Mapped[float | None] = mapped_column(sa.Double)
+    """As of the end of the last attempt; null without a limit."""
+    runs_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the attempt at work has used up what is left."""
+    max_wait_seconds: Mapped[int | None]
+    """In the queue, before the first attempt."""
+    waits_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    memory_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+    """What the job needs at most, as planned; null where that is not known."""
+
+    @property
+    def descends_from(self) -> str | None:
+        """The job whose ranking and training state it may begin with."""
+        return self.retry_of or self.branch_of
 
     @property
     def ended(self) -> bool:

@@ -249,6 +249,8 @@ class _Batch:
             "tokens_seen": event.tokens_seen,
             "tokens_per_second": _finite(event.tokens_per_second),
             "eta_seconds": _finite(event.eta_seconds),
+            "eta_low_seconds": None if event.eta_low_seconds is None else _finite(event.eta_low_seconds),
+            "eta_high_seconds": None if event.eta_high_seconds is None else _finite(event.eta_high_seconds),
         }
 
     def _stage_finished(self, event: engine.StageFinished, at: datetime) -> None:

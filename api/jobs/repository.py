@@ -14,15 +14,6 @@ from api.jobs.states import TERMINAL, JobStatus
 
 
 @dataclass(frozen=True)
-class QueuePlace:
-    """Where a queued job stands."""
-
-    position: int
-    """1: the next to be claimed."""
-    ahead: int
-
-
-@dataclass(frozen=True)
 class Series:
     """One metric over the optimiser steps, in rising order of steps."""
 
@@ -155,21 +146,10 @@ def queued_count(session: Session, *, project: str | None = None) -> int:
     return session.scalar(statement) or 0
 
 
-def queue_place(session: Session, job: Job) -> QueuePlace | None:
-    """Where the job stands in the queue of all projects; null unless it is queued."""
-    if job.status is not JobStatus.QUEUED:
-        return None
-    earlier = sa.or_(
-        Job.priority > job.priority,
-        sa.and_(Job.priority == job.priority, sa.tuple_(Job.created_at, Job.id) < (job.created_at, job.id)),
-    )
-    ahead = session.scalar(sa.select(sa.func.count()).where(Job.status == JobStatus.QUEUED, earlier)) or 0
-    return QueuePlace(position=ahead + 1, ahead=ahead)
-
-
 def live_jobs_using(session: Session, project: str, *, checkpoint: str) -> int:
-    """Jobs that have not ended and whose teacher or student is the checkpoint."""
+    """Jobs that have not ended, and whose teacher, student or beginning is the checkpoint."""
     named = [Job.resolved[role]["checkpoint"].as_string() == checkpoint for role in ("teacher", "student")]
+    named.append(Job.starts_from == checkpoint)
     statement = sa.select(sa.func.count()).where(Job.project == project, Job.status.not_in(TERMINAL), sa.or_(*named))
     return session.scalar(statement) or 0
 

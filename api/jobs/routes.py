@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, check, watch, cancel."""
+"""Jobs over HTTP: submit, check, watch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,19 +24,12 @@ from api.downloads import (
 )
 from api.errors import (
     BodyTooLarge,
-    Conflict,
-    IllegalMove,
     JobNotFound,
     JsonInvalid,
-    ModelMissing,
-    ModelRefused,
     NotFound,
-    PathOutsideModelRoots,
     QuotaExceeded,
-    SpecRefused,
     Unprocessable,
     UnsupportedMediaType,
-    VocabulariesDiffer,
 )
 from api.jobs import repository, service
 from api.jobs.models import Job
@@ -46,7 +39,6 @@ from api.jobs.schemas import (
     EvaluationView,
     EventPage,
     EventView,
-    JobCreate,
     JobPage,
     JobSummary,
     JobView,
@@ -57,17 +49,18 @@ from api.jobs.schemas import (
     StageView,
 )
 from api.jobs.states import JobStatus
+from api.jobs.views import SPEC_REFUSALS, view_of
+from api.jobs.wishes import JobCreate
 from api.pagination import After, AfterNumber, Limit
 from api.problems import EVERYWHERE, documented
 from api.strict_json import StrictJsonRoute
-from api.transactions import Reading, Writing
+from api.transactions import Reading
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=StrictJsonRoute)
 
 _OF_ONE_JOB = documented(JobNotFound)
 _OF_A_BODY = documented(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
-_SPEC_REFUSALS = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
-_OF_A_SPECIFICATION = documented(Unprocessable, *_SPEC_REFUSALS)
+_OF_A_SPECIFICATION = documented(Unprocessable, *SPEC_REFUSALS)
 
 Statuses = Annotated[
     list[JobStatus],
@@ -125,13 +118,11 @@ def create_job(body: JobCreate, session: Reading, caller: Caller, request: Reque
             request.app.state.settings,
             body.spec,
             project=caller.project,
-            name=body.name,
-            labels=body.labels,
-            priority=body.priority,
+            wishes=body.wishes,
         )
     response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
     # The session reads from here on: what was committed above is in it.
-    return _view(session, job)
+    return view_of(session, job, request.app.state.settings)
 
 
 @router.post("/validate", summary="Check a job without submitting it", responses={**_OF_A_BODY, **_OF_A_SPECIFICATION})
@@ -175,22 +166,6 @@ def get_job(session: Reading, caller: Caller, job_id: JobId, request: Request) -
     then costs a 304 until something changes.
     """
     return _shown(session, repository.get_job(session, caller.project, job_id), request)
-
-
-@router.post(
-    "/{job_id}/cancel",
-    status_code=202,
-    summary="Cancel a job",
-    responses={
-        200: {"model": JobView, "description": "It was asked for before: nothing changed."},
-        **documented(JobNotFound, IllegalMove, Conflict),
-    },
-)
-def cancel_job(session: Writing, caller: Caller, job_id: JobId, response: Response) -> JobView:
-    """A job that waits ends at once; one that runs is `cancelling` until its worker has saved a checkpoint."""
-    change = service.cancel_job(session, caller.project, job_id)
-    response.status_code = 202 if change.made else 200
-    return _view(session, change.job)
 
 
 @router.get("/{job_id}/stages", summary="List the stages of a job", responses=_OF_ONE_JOB)
@@ -314,7 +289,7 @@ def _pointing_into_spec() -> Iterator[None]:
     """Turn pointers into the specification into pointers into the body."""
     try:
         yield
-    except _SPEC_REFUSALS as error:
+    except SPEC_REFUSALS as error:
         error.problems = tuple(replace(found, pointer=f"/spec{found.pointer}") for found in error.problems)
         raise
 
@@ -328,14 +303,9 @@ def _serve_artefact(session: Session, caller: Principal, job_id: str, kind: str,
 
 
 def _shown(session: Session, job: Job, request: Request) -> Response:
-    content = _view(session, job).model_dump_json().encode()
+    content = view_of(session, job, request.app.state.settings).model_dump_json().encode()
     # Of the answer and not of the row's version: a job in the queue moves up when others change.
     etag = etags.strong(content)
     if etags.unchanged(request, etag):
         return etags.not_modified(etag)
     return Response(content, media_type="application/json", headers={"etag": etag})
-
-
-def _view(session: Session, job: Job) -> JobView:
-    newest = repository.metric_series(session, job.id, points=1, from_step=job.step, to_step=job.step)
-    return JobView.whole(job, place=repository.queue_place(session, job), newest=newest)

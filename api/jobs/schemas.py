@@ -1,34 +1,19 @@
-"""Jobs as clients post them and as the API shows them."""
+"""Jobs as the API shows them."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 
-from api.jobs.models import LABEL_KEY, Job, JobAttempt, JobEvaluation, JobEvent, JobStage
-from api.jobs.repository import QueuePlace, Series
-from api.jobs.service import MAX_LABELS, MAX_PRIORITY, MAX_TEXT_LENGTH, JobPlan
+from api.jobs.models import Job, JobAttempt, JobEvaluation, JobEvent, JobStage
+from api.jobs.queue import QueuePlace
+from api.jobs.repository import Series
+from api.jobs.service import JobPlan
 from api.jobs.specification import Specification
-from api.jobs.states import AttemptEnd, EndReason, Fault, JobStatus, StageStatus
+from api.jobs.states import AttemptEnd, EndReason, Fault, JobStatus, PauseAt, StageStatus
 from api.pagination import Page, Resource
 from pocl.events import Sampled
-
-
-class JobCreate(BaseModel):
-    """A job to be queued."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
-
-    name: str | None = Field(default=None, min_length=1, max_length=MAX_TEXT_LENGTH)
-    """What people call it: printable characters."""
-    labels: dict[
-        Annotated[str, Field(pattern=f"^(?:{LABEL_KEY})$")], Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]
-    ] = Field(default={}, max_length=MAX_LABELS)
-    """For finding it again: lists are filtered by them."""
-    priority: int = Field(default=0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    """Higher is run first."""
-    spec: Specification
 
 
 class Progress(Resource):
@@ -58,6 +43,9 @@ class Eta(Resource):
     """An estimate, as of `progress.updated_at`."""
 
     seconds: float
+    low_seconds: float | None
+    """The range that it is expected in; null before there is a measure of it."""
+    high_seconds: float | None
     finish_at: datetime
 
 
@@ -67,7 +55,10 @@ class QueueView(Resource):
     position: int
     """1: the next to be claimed."""
     ahead: int
-    reason: Literal["jobs_ahead", "waiting_for_worker"]
+    reason: Literal["jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits"]
+    """`no_worker_fits`: none that lives has the device or the memory that the job needs."""
+    starts_at: datetime | None
+    """Estimated from the jobs at work and those that ended of late; null where too little is known."""
 
 
 class Reason(Resource):
@@ -95,6 +86,14 @@ class Reason(Resource):
         )
 
 
+class LimitsView(Resource):
+    """What the job may take; null: as much as it needs."""
+
+    max_runtime_seconds: int | None
+    max_wait_seconds: int | None
+    max_attempts: int
+
+
 class JobSummary(Resource):
     """A job as lists show it."""
 
@@ -117,6 +116,13 @@ class JobSummary(Resource):
     started_at: datetime | None
     finished_at: datetime | None
     cancel_requested_at: datetime | None
+    pause_at: PauseAt | None
+    """When a job that is `pausing` stops."""
+    retry_of: str | None
+    """The ended job that this one does again."""
+    branch_of: str | None
+    """The job that this one left at the end of a stage."""
+    limits: LimitsView
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -170,6 +176,14 @@ def _summary(job: Job) -> dict[str, Any]:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "cancel_requested_at": job.cancel_requested_at,
+        "pause_at": job.pause_at,
+        "retry_of": job.retry_of,
+        "branch_of": job.branch_of,
+        "limits": LimitsView(
+            max_runtime_seconds=job.max_runtime_seconds,
+            max_wait_seconds=job.max_wait_seconds,
+            max_attempts=job.max_attempts,
+        ),
     }
 
 
@@ -182,14 +196,18 @@ def _phase(job: Job) -> PhaseView | None:
 def _eta(job: Job) -> Eta | None:
     if job.eta_seconds is None or job.progress_at is None:
         return None
-    return Eta(seconds=job.eta_seconds, finish_at=job.progress_at + timedelta(seconds=job.eta_seconds))
+    return Eta(
+        seconds=job.eta_seconds,
+        low_seconds=job.eta_low_seconds,
+        high_seconds=job.eta_high_seconds,
+        finish_at=job.progress_at + timedelta(seconds=job.eta_seconds),
+    )
 
 
 def _queue(place: QueuePlace | None) -> QueueView | None:
     if place is None:
         return None
-    reason: Literal["jobs_ahead", "waiting_for_worker"] = "jobs_ahead" if place.ahead else "waiting_for_worker"
-    return QueueView(position=place.position, ahead=place.ahead, reason=reason)
+    return QueueView(position=place.position, ahead=place.ahead, reason=place.reason, starts_at=place.starts_at)
 
 
 class JobPage(Page[JobSummary, str]):
@@ -213,10 +231,10 @@ class StagePlanView(Resource):
 
 
 class EstimateView(Resource):
-    """Upper bounds, from sizes alone."""
+    """From sizes alone, for rows of full length."""
 
     memory_bytes: int
-    """Weights, gradients, optimiser state and the logits of one micro-batch."""
+    """Weights, gradients, optimiser state and the logits that exist at a time; activations come on top."""
     disk_bytes: int
     """Checkpoints at their largest."""
     training_flops: int

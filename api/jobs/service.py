@@ -1,8 +1,8 @@
-"""What clients do with jobs: check one, create it, cancel it."""
+"""How a job comes into the queue: its specification checked, planned and kept."""
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -14,7 +14,6 @@ from api.db import Database, db_now
 from api.errors import (
     CheckpointNotFound,
     DatasetNotFound,
-    JobNotFound,
     QuotaExceeded,
     SpecRefused,
     Unprocessable,
@@ -23,8 +22,6 @@ from api.ids import new_id
 from api.jobs.inspection import InspectedModels, inspect_models
 from api.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
 from api.jobs.repository import queued_count
-from api.jobs.states import CANCELLED, HELD, JobStatus
-from api.jobs.writer import locked, move
 from api.settings import Settings
 from pocl.errors import Problem, SpecInvalid
 from pocl.plan import Estimate, ModelSize, StagePlan, estimate, stage_table
@@ -65,11 +62,25 @@ class JobPlan:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A job, and whether the request changed it; repeating a request does not."""
+class Limits:
+    """What a job may take; null: as much as it needs."""
 
-    job: Job
-    made: bool
+    max_runtime_seconds: int | None = None
+    """Of all attempts together."""
+    max_wait_seconds: int | None = None
+    """In the queue, before the first attempt."""
+    max_attempts: int | None = None
+    """That may be lost or crash; null: as the service is set."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What clients say of a job besides its specification."""
+
+    name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    limits: Limits = Limits()
 
 
 def submit_job(
@@ -78,9 +89,7 @@ def submit_job(
     raw: Mapping[str, Any],
     *,
     project: str,
-    name: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    priority: int = 0,
+    wishes: Wishes | None = None,
 ) -> Job:
     """Plan a job, then create it: two transactions, so that no write lock is held while models are inspected.
 
@@ -90,7 +99,7 @@ def submit_job(
     with database.transaction(write=False) as session:
         plan = plan_job(session, settings, raw, project=project)
     with database.transaction(write=True) as session:
-        return create_job(session, settings, plan, project=project, name=name, labels=labels, priority=priority)
+        return create_job(session, settings, plan, project=project, wishes=wishes or Wishes())
 
 
 def plan_job(session: Session, settings: Settings, raw: Mapping[str, Any], *, project: str) -> JobPlan:
@@ -119,62 +128,54 @@ def create_job(
     plan: JobPlan,
     *,
     project: str,
-    name: str | None = None,
-    labels: Mapping[str, str] | None = None,
-    priority: int = 0,
+    wishes: Wishes,
+    descent: Mapping[str, Any] | None = None,
 ) -> Job:
     """Put a planned job into the queue.
 
+    Args:
+        descent: columns that say which job it comes from, and how far that was.
+
     Raises:
-        Unprocessable: the name, a label or the priority cannot be kept.
+        Unprocessable: the name, a label, the priority or a limit cannot be kept.
         QuotaExceeded: the project has as many queued jobs as it may.
         SpecRefused: a checkpoint was deleted since the plan was made.
     """
-    _check_text(name, labels or {}, priority)
+    _check(wishes, settings)
     _one_at_a_time(session, project)
     if queued_count(session, project=project) >= settings.max_jobs_queued:
         raise QuotaExceeded
     _look_up(session, project, plan.spec, keep=True)
+    limits = wishes.limits
     job = Job(
         id=new_id("job"),
         project=project,
-        name=name,
-        labels=dict(labels or {}),
-        priority=priority,
+        name=wishes.name,
+        labels=dict(wishes.labels),
+        priority=wishes.priority,
         spec=dict(plan.raw),
         resolved=plan.spec.model_dump(mode="json"),
         device=plan.spec.resources.device,
+        memory_bytes=None if plan.estimate is None else plan.estimate.memory_bytes,
         event_seq=1,
-        max_attempts=settings.max_attempts,
+        max_attempts=limits.max_attempts or settings.max_attempts,
+        max_runtime_seconds=limits.max_runtime_seconds,
+        runtime_left_seconds=limits.max_runtime_seconds,
+        max_wait_seconds=limits.max_wait_seconds,
+        waits_until=None if limits.max_wait_seconds is None else db_now(limits.max_wait_seconds),
         total_steps=plan.total_steps,
         stages=len(plan.stages),
+        **(descent or {}),
     )
     session.add(job)
     session.flush()
+    # The moment is the database's, and clients are shown it.
+    session.refresh(job)
     created = {"from": None, "to": job.status, "attempt": job.token}
     session.add(JobEvent(job_id=job.id, seq=job.event_seq, type="status", data=created))
     session.add_all(_stage_row(job.id, stage) for stage in plan.stages)
     session.flush()
     return job
-
-
-def cancel_job(session: Session, project: str, job_id: str) -> Change:
-    """End a job that waits at once; ask the worker to end one that it holds.
-
-    Repeating it changes nothing.
-
-    Raises:
-        JobNotFound: the project has no such job.
-        IllegalMove: the job has ended otherwise.
-    """
-    job = _locked(session, project, job_id)
-    if job.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
-        return Change(job, made=False)
-    held = job.status in HELD or job.status is JobStatus.RECOVERING
-    asked = {"cancel_requested_at": db_now()}
-    if held:
-        return Change(move(session, job, JobStatus.CANCELLING, changes=asked), made=True)
-    return Change(move(session, job, JobStatus.CANCELLED, reason=CANCELLED, changes=asked), made=True)
 
 
 def _resolve(raw: Mapping[str, Any]) -> DistillationSpec:
@@ -244,7 +245,8 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[Cauti
         yield Caution("no_validation", "Without data.validation nothing is evaluated.")
 
 
-def _check_text(name: str | None, labels: Mapping[str, str], priority: int) -> None:
+def _check(wishes: Wishes, settings: Settings) -> None:
+    name, labels, priority = wishes.name, wishes.labels, wishes.priority
     problems = []
     if name is not None and not _is_plain(name):
         problems.append(Problem("/name", "name_invalid", f"use at most {MAX_TEXT_LENGTH} printable characters"))
@@ -257,6 +259,10 @@ def _check_text(name: str | None, labels: Mapping[str, str], priority: int) -> N
             break
     if not 0 <= priority <= MAX_PRIORITY:
         problems.append(Problem("/priority", "priority_invalid", f"use 0 to {MAX_PRIORITY}"))
+    attempts = wishes.limits.max_attempts
+    if attempts is not None and attempts > settings.max_attempts:
+        detail = f"this service allows at most {settings.max_attempts}"
+        problems.append(Problem("/limits/max_attempts", "too_many_attempts", detail))
     if problems:
         raise Unprocessable(problems=problems)
 
@@ -282,10 +288,3 @@ def _stage_row(job_id: str, stage: StagePlan) -> JobStage:
         steps=stage.steps,
         first_step=stage.first_step,
     )
-
-
-def _locked(session: Session, project: str, job_id: str) -> Job:
-    job = locked(session, job_id)
-    if job is None or job.project != project:
-        raise JobNotFound
-    return job

@@ -5,6 +5,7 @@ preparing, running -> recovering -> queued | failed        the worker or its eng
 preparing, running -> queued                               the worker shuts down and gives the job back
 preparing, running -> pausing -> paused -> queued          asked by the client
 queued, paused -> cancelled                                asked by the client, at once
+queued -> failed                                           it waited for a worker longer than it may
 preparing, running, pausing, recovering -> cancelling -> cancelled
 """
 
@@ -15,6 +16,7 @@ from typing import Any, Final, Literal, Self
 _TEXT_LENGTH = 2000
 
 Fault = Literal["user", "capacity", "system"]
+PauseAt = Literal["now", "stage_end"]
 
 
 class JobStatus(StrEnum):
@@ -62,7 +64,7 @@ class AttemptEnd(StrEnum):
 
 
 MOVES: Final[dict[JobStatus, frozenset[JobStatus]]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.PREPARING, JobStatus.CANCELLED}),
+    JobStatus.QUEUED: frozenset({JobStatus.PREPARING, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.PREPARING: frozenset(
         {
             JobStatus.RUNNING,
@@ -142,6 +144,21 @@ WORKER_LOST: Final = EndReason(
     "system",
     True,
     "Check the worker's machine and its memory, then submit the job again.",
+)
+
+RUNTIME_EXCEEDED: Final = EndReason(
+    "max_runtime_exceeded",
+    "The job ran for as long as it may; its state is saved.",
+    "user",
+    True,
+    "Retry it from its last checkpoint with a larger max_runtime_seconds.",
+)
+WAIT_EXCEEDED: Final = EndReason(
+    "max_wait_exceeded",
+    "No worker took the job within max_wait_seconds.",
+    "capacity",
+    True,
+    "Submit it again with a longer wait, or look at the workers at /v1/workers.",
 )
 
 

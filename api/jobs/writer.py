@@ -28,6 +28,9 @@ _LET_GO: Final = dict.fromkeys(
         "phase_unit",
         "tokens_per_second",
         "eta_seconds",
+        "eta_low_seconds",
+        "eta_high_seconds",
+        "pause_at",
     )
 )
 _STAGE_LET_GO: Final = {
@@ -103,12 +106,21 @@ def move(
 
 
 def record(
-    session: Session, job: Job, events: Sequence[NewEvent], *, token: int, changes: Mapping[str, Any] | None = None
+    session: Session,
+    job: Job,
+    events: Sequence[NewEvent],
+    *,
+    token: int | None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Job:
-    """Change columns other than the status, and record events, on behalf of the attempt that holds the job.
+    """Change columns other than the status, and record events.
+
+    Args:
+        token: the fencing token of the attempt that writes; null for a write on the client's behalf.
 
     Raises:
         LostLease: `token` no longer holds the job.
+        Conflict: the job changed since it was read.
     """
     return _write(session, job, changes or {}, events, token)
 

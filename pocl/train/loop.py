@@ -223,6 +223,8 @@ class Trainer:
             learning_rate=learning_rate,
         )
         state.metrics.append(row)
+        evaluations = 1 + len(after) if self.score is not None else 0
+        low, high = self.pace.range_left(steps=steps_left, evaluations=evaluations)
         self.sink(
             StepLogged(
                 **row.model_dump(),
@@ -232,9 +234,9 @@ class Trainer:
                 tokens=means.tokens,
                 tokens_seen=state.tokens_seen,
                 tokens_per_second=self.pace.tokens_per_second,
-                eta_seconds=self.pace.seconds_left(
-                    steps=steps_left, evaluations=1 + len(after) if self.score is not None else 0
-                ),
+                eta_seconds=self.pace.seconds_left(steps=steps_left, evaluations=evaluations),
+                eta_low_seconds=low,
+                eta_high_seconds=high,
             )
         )
 

@@ -7,6 +7,7 @@ import pytest
 import redis
 
 from api.jobs.states import AttemptEnd, JobStatus
+from api.jobs.workers import drain, list_workers
 from tests.crew import Crew, Member
 from tests.waiting import eventually
 from tests.worker.fake_engine import STEPS
@@ -151,3 +152,38 @@ def test_a_worker_that_was_frozen_past_its_lease_changes_nothing(shop: Shop, gat
 
 def children_of(parent: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+# --- Workers that are known -------------------------------------------------------------------------------
+
+
+def known(workshop: Workshop) -> list[str]:
+    with workshop.database.transaction(write=False) as session:
+        return [worker.name for worker in list_workers(session, limit=10).rows]
+
+
+def test_a_worker_is_known_as_long_as_it_lives(shop: Shop) -> None:
+    worker = shop.worker()
+    (name,) = eventually(lambda: known(shop.workshop), within=60, what="the worker's row")
+    assert name.endswith(f"-{worker.pid}")
+    kill(worker.pid, signal.SIGTERM)
+    assert worker.ends() == 0
+    assert known(shop.workshop) == []
+
+
+def test_a_worker_that_is_to_release_its_job_gives_it_to_another(shop: Shop, gate: Path) -> None:
+    job = shop.workshop.submit()
+    shop.scheduler()
+    shop.worker()
+    shop.reaches(job, 5)
+    (first,) = known(shop.workshop)
+    with shop.workshop.database.transaction(write=True) as session:
+        drain(session, first, "release")
+    shop.becomes(job, JobStatus.QUEUED)
+    gate.touch()
+    shop.worker()
+    shop.becomes(job, JobStatus.SUCCEEDED)
+    attempts = shop.workshop.attempts(job)
+    assert [attempt.end for attempt in attempts] == [AttemptEnd.RELEASED, AttemptEnd.SUCCEEDED]
+    assert attempts[0].worker == first != attempts[1].worker
+    assert shop.workshop.job(job).attempts_spent == 1

@@ -49,9 +49,14 @@ class Engine:
         (self.workdir / "checkpoints").mkdir(exist_ok=True)
         self.out = (self.workdir / "events.jsonl").open("a", buffering=1)
         signal.signal(signal.SIGTERM, signal.SIG_IGN if options.deaf else self.stop)
+        self.pausing = False
+        signal.signal(signal.SIGUSR1, self.pause)
 
     def stop(self, *_: object) -> None:
         self.stopping = True
+
+    def pause(self, *_: object) -> None:
+        self.pausing = True
 
     def say(self, event: Event) -> None:
         self.out.write(to_line(event, datetime.now(UTC)) + "\n")
@@ -120,6 +125,8 @@ class Engine:
         if step % STEPS_PER_STAGE == 0:
             self.save(step, "stage")
             self.say(StageFinished(stage=stage, step=step, epochs=1))
+            if self.pausing and step < STEPS:
+                raise Stopped
 
     def act(self, step: int) -> None:
         """Do what the options ask for at this step."""
@@ -129,6 +136,8 @@ class Engine:
         if step == options.die:
             os.kill(os.getpid(), options.signal)
         while step == options.hold and not options.gate.exists() and not self.stopping:
+            time.sleep(0.01)
+        while step == options.hold_until_pause and not self.pausing and not self.stopping:
             time.sleep(0.01)
         if self.stopping:
             raise Stopped
@@ -141,13 +150,15 @@ class Engine:
                 (scratch / "training").mkdir()
                 (scratch / "training" / "state.json").write_text(json.dumps({"step": step}))
                 write_manifest(scratch / "training")
-        self.announce(kind, target, step)
+        self.announce(kind, target, step, (step - 1) // STEPS_PER_STAGE)
 
-    def announce(self, kind: str, target: Path, step: int) -> None:
+    def announce(self, kind: str, target: Path, step: int, stage: int = 0) -> None:
         path = target.relative_to(self.workdir).as_posix()
         size = read_manifest(target).size_bytes
         self.say(
-            CheckpointSaved.model_validate({"kind": kind, "path": path, "step": step, "stage": 0, "size_bytes": size})
+            CheckpointSaved.model_validate(
+                {"kind": kind, "path": path, "step": step, "stage": stage, "size_bytes": size}
+            )
         )
 
     def finish(self) -> int:
@@ -173,6 +184,7 @@ def main() -> int:
     parser.add_argument("--cache-bytes", type=int)
     parser.add_argument("--keep-for")
     parser.add_argument("--hold", type=int, default=0)
+    parser.add_argument("--hold-until-pause", type=int, default=0)
     parser.add_argument("--hold-ranking", action="store_true", help="rank one sample and wait to be stopped")
     parser.add_argument("--gate", type=Path, default=Path("/nonexistent"))
     parser.add_argument("--fail", type=int, default=0)

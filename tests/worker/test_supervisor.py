@@ -17,7 +17,7 @@ from pocl.reuse import ReuseStore
 from tests.waiting import eventually
 from tests.worker.fake_engine import STEPS
 from tests.workshop import Workshop, processes_mentioning
-from worker.supervisor import devices, engine_environment
+from worker.supervisor import engine_environment
 
 STOPS = ("--hold", "5")
 
@@ -286,13 +286,6 @@ def test_workplaces_of_ended_attempts_keep_no_bulk_and_are_few(workshop: Worksho
     assert left == [f"{job}.1" for job in jobs[1:]]
     run = workshop.settings.work_root / left[-1] / "run"
     assert {entry.name for entry in run.iterdir()} == {"events.jsonl", "ranking.jsonl", "ranking.json", "result.json"}
-
-
-def test_a_worker_says_what_it_computes_on(workshop: Workshop, tmp_path: Path) -> None:
-    (tmp_path / "driver").touch()
-    assert devices(workshop.options(), driver=tmp_path / "driver") == ("cpu", "cuda")
-    assert devices(workshop.options(), driver=tmp_path / "none") == ("cpu",)
-    assert devices(workshop.options(device="cuda")) == ("cuda",)
 
 
 def test_only_what_is_allowed_is_passed_on() -> None:

@@ -20,7 +20,7 @@ endings = st.builds(
     Ending,
     status=st.integers(-64, 255),
     last=st.sampled_from([None, FINISHED, FAILED, STOPPED]),
-    asked=st.sampled_from([None, "cancel", "pause", "release", "stall"]),
+    asked=st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]),
     stored=st.booleans(),
     memory_kills=st.integers(0, 2),
 )
@@ -39,7 +39,7 @@ def test_an_outcome_always_says_why_in_a_sentence(ending: Ending) -> None:
     assert reason.message.endswith(".") or reason.message == "m"
 
 
-@given(st.sampled_from([None, "cancel", "pause", "release", "stall"]), st.integers(-64, 255))
+@given(st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]), st.integers(-64, 255))
 def test_a_typed_failure_stands_whatever_was_asked(asked: Asked | None, status: int) -> None:
     outcome = outcome_of(Ending(status, FAILED, asked))
     assert (outcome.end, outcome.reason.code) == (AttemptEnd.FAILED, "loss_diverged")

@@ -42,6 +42,7 @@ def step(number: int, **fields: Any) -> StepLogged:
         "step": number, "total_steps": 10, "stage": 0, "loss": 2.0 / number, "cross_entropy": 1.0, "divergence": 0.5,
         "learning_rate": 1e-3, "grad_norm": 1.0, "temperature": 1.5, "kd_weight": 0.7, "tokens": 8,
         "tokens_seen": 8 * number, "tokens_per_second": 100.0, "eta_seconds": 60.0,
+        "eta_low_seconds": 50.0, "eta_high_seconds": 90.0,
     }  # fmt: skip
     return StepLogged(**figures | fields)
 
@@ -62,7 +63,7 @@ def test_a_job_is_queued_with_every_default_named(client: TestClient, dataset: s
     assert (job["status"], job["name"], job["labels"], job["priority"]) == ("queued", "first", {"team": "nlp"}, 7)
     assert job["spec"]["method"] == {"name": "js", "scale_by_tau_squared": True, "beta": 0.5}
     assert job["spec"]["training"]["learning_rate"] == 3e-4
-    assert job["queue"] == {"position": 1, "ahead": 0, "reason": "waiting_for_worker"}
+    assert job["queue"] == {"position": 1, "ahead": 0, "reason": "no_worker", "starts_at": None}
     assert job["created_at"].endswith("Z")
     assert client.get(answer.headers["location"]).json() == job
 
@@ -224,7 +225,12 @@ def test_a_job_shows_how_far_it_is(client: TestClient, database: Database, datas
     assert job["queue"] is None
     assert (job["progress"]["step"], job["progress"]["total_steps"], job["progress"]["percent"]) == (2, 10, 20.0)
     assert (job["progress"]["stage"], job["progress"]["stages"]) == (0, 2)
-    assert job["eta"] == {"seconds": 60.0, "finish_at": "2026-01-02T03:05:05Z"}
+    assert job["eta"] == {
+        "seconds": 60.0,
+        "low_seconds": 50.0,
+        "high_seconds": 90.0,
+        "finish_at": "2026-01-02T03:05:05Z",
+    }
     assert (job["latest"]["loss"], job["latest"]["temperature"]) == (1.0, 1.5)
 
 
@@ -247,10 +253,10 @@ def test_the_place_in_the_queue_moves_up_and_the_tag_with_it(
     submit(client, dataset)
     waiting = submit(client, dataset)["id"]
     before = client.get(f"/v1/jobs/{waiting}")
-    assert before.json()["queue"] == {"position": 2, "ahead": 1, "reason": "jobs_ahead"}
+    assert before.json()["queue"] == {"position": 2, "ahead": 1, "reason": "no_worker", "starts_at": None}
     claim(database)
     after = client.get(f"/v1/jobs/{waiting}", headers={"if-none-match": before.headers["etag"]})
-    assert after.json()["queue"] == {"position": 1, "ahead": 0, "reason": "waiting_for_worker"}
+    assert after.json()["queue"] == {"position": 1, "ahead": 0, "reason": "no_worker", "starts_at": None}
 
 
 def test_stages_are_planned_and_then_followed(client: TestClient, database: Database, dataset: str) -> None:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from api.db import Database, db_now
 from api.errors import IllegalMove, LostLease
 from api.jobs.leases import Claim, Outcome, claim_next, heartbeat, reap_expired, settle
+from api.jobs.life import cancel_job
 from api.jobs.models import Job, JobAttempt, JobEvent
 from api.jobs.progress import add_artefact, add_checkpoint, apply_events, save_log_tail
-from api.jobs.service import cancel_job
 from api.jobs.states import HELD, MOVES, TERMINAL, WORKER_LOST, AttemptEnd, EndReason, JobStatus
 from api.jobs.writer import locked_by, move
 from tests.api.jobs.rows import add_job, claimed, everything, job_of, set_status, stamped, step_logged
@@ -55,10 +55,10 @@ def test_a_claim_passes_over_jobs_for_another_device(database: Database) -> None
     with database.transaction(write=True) as session:
         add_job(session, id="job_gpu", device="cuda")
         add_job(session, id="job_any")
-        claim = claim_next(session, worker="cpu-box", lease_seconds=60, devices=("cpu",))
+        claim = claim_next(session, worker="cpu-box", lease_seconds=60, memory={"cpu": None})
         assert claim is not None
         assert claim.job_id == "job_any"
-        assert claim_next(session, worker="cpu-box", lease_seconds=60, devices=("cpu",)) is None
+        assert claim_next(session, worker="cpu-box", lease_seconds=60, memory={"cpu": None}) is None
 
 
 def test_claimants_that_ask_at_once_get_different_jobs(database: Database) -> None:

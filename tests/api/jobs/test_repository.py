@@ -7,17 +7,18 @@ from api.errors import JobNotFound
 from api.jobs.leases import claim_next
 from api.jobs.models import Job
 from api.jobs.progress import apply_events
+from api.jobs.queue import queue_place
 from api.jobs.repository import (
     get_job,
     list_events,
     list_jobs,
     live_jobs_using,
     metric_series,
-    queue_place,
     queued_count,
 )
 from api.jobs.states import JobStatus
 from tests.api.jobs.rows import SPEC, add_job, claimed, set_status, stamped, step_logged
+from tests.api.jobs.test_queue import place_of
 
 
 def test_a_job_of_another_project_is_not_there(database: Database) -> None:
@@ -87,14 +88,14 @@ def test_events_are_read_on_from_a_number(database: Database) -> None:
 def test_the_place_in_the_queue_is_the_order_of_the_claims(database: Database) -> None:
     with database.transaction(write=True) as session:
         jobs = [add_job(session, priority=priority) for priority in (0, 5, 0, 9)]
-        places = [(place.position, job.id) for job in jobs if (place := queue_place(session, job)) is not None]
+        places = [(place_of(session, job).position, job.id) for job in jobs]
     assert [position for position, _ in sorted(places)] == [1, 2, 3, 4]
     for _, expected in sorted(places):
         with database.transaction(write=True) as session:
             claim = claim_next(session, worker="worker-1", lease_seconds=60)
             assert claim is not None
             assert claim.job_id == expected
-            assert queue_place(session, session.get_one(Job, expected)) is None
+            assert queue_place(session, session.get_one(Job, expected), worker_seconds=60) is None
 
 
 def test_queued_jobs_are_counted_for_all_and_for_a_project(database: Database) -> None:

@@ -23,11 +23,12 @@ from api.errors import (
     VocabulariesDiffer,
 )
 from api.jobs.leases import Claim, Outcome, claim_next, settle
+from api.jobs.life import cancel_job
 from api.jobs.models import Job, JobEvent, JobStage
 from api.jobs.progress import add_checkpoint
 from api.jobs.service import (
     JobPlan,
-    cancel_job,
+    Wishes,
     create_job,
     plan_job,
     submit_job,
@@ -211,7 +212,8 @@ def test_a_job_is_queued_with_its_stages_and_its_first_event(
     database: Database, settings: Settings, spec: Spec
 ) -> None:
     raw = spec(resources={"device": "cpu"})
-    job = submit_job(database, settings, raw, project="default", name="tiny", labels={"team": "nlp"}, priority=7)
+    wishes = Wishes(name="tiny", labels={"team": "nlp"}, priority=7)
+    job = submit_job(database, settings, raw, project="default", wishes=wishes)
     with database.transaction(write=False) as session:
         stored = session.get_one(Job, job.id)
         stages = session.scalars(sa.select(JobStage).order_by(JobStage.index)).all()
@@ -256,7 +258,7 @@ def test_what_cannot_be_kept_is_refused(
     database: Database, settings: Settings, spec: Spec, fields: dict[str, Any], pointer: str
 ) -> None:
     with pytest.raises(Unprocessable) as refused:
-        submit_job(database, settings, spec(), project="default", **fields)
+        submit_job(database, settings, spec(), project="default", wishes=Wishes(**fields))
     assert set(pointers(refused)) == {pointer}
 
 
@@ -290,7 +292,7 @@ def test_a_checkpoint_that_went_since_the_plan_is_noticed(
     with database.transaction(write=True) as session:
         delete_checkpoint(session, get_checkpoint(session, "default", checkpoint))
     with pytest.raises(SpecRefused), database.transaction(write=True) as session:
-        create_job(session, settings, planned, project="default")
+        create_job(session, settings, planned, project="default", wishes=Wishes())
 
 
 # --- Cancelling -----------------------------------------------------------------------------------------

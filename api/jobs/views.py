@@ -1,0 +1,21 @@
+"""A job as the API shows it, with what stands in other rows."""
+
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+from api.errors import ModelMissing, ModelRefused, PathOutsideModelRoots, SpecRefused, VocabulariesDiffer
+from api.jobs import repository
+from api.jobs.models import Job
+from api.jobs.queue import queue_place
+from api.jobs.schemas import JobView
+from api.settings import Settings
+
+SPEC_REFUSALS: Final = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
+"""How a specification is refused."""
+
+
+def view_of(session: Session, job: Job, settings: Settings) -> JobView:
+    newest = repository.metric_series(session, job.id, points=1, from_step=job.step, to_step=job.step)
+    place = queue_place(session, job, worker_seconds=settings.lease_seconds)
+    return JobView.whole(job, place=place, newest=newest)

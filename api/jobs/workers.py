@@ -1,0 +1,98 @@
+"""The workers: what each computes on, when it was last heard of, and whether it takes jobs. No function commits."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy import String
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Mapped, Session, mapped_column
+
+from api.db import JsonColumn, Record, Slice, UtcDateTime, db_now, slice_of
+from api.errors import NotFound
+
+FORGOTTEN_SECONDS = 24 * 3600
+
+Drain = Literal["finish", "release"]
+
+
+class Worker(Record):
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """Unique while it lives; a worker that starts again has another."""
+    devices: Mapped[list[dict[str, Any]]] = mapped_column(JsonColumn)
+    drain: Mapped[Drain | None] = mapped_column(String(16))
+    """Null: it takes jobs. `finish`: it ends the one that it has; `release`: it saves that and gives it back."""
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+
+
+class WorkerNotFound(NotFound):
+    """There is no worker of this name."""
+
+    code = "worker_not_found"
+
+
+@dataclass(frozen=True)
+class Device:
+    """One thing that a worker computes on."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    memory_bytes: int | None
+    """Null where it could not be found out."""
+
+
+def make_known(session: Session, name: str, devices: Sequence[Device]) -> None:
+    """Say that the worker lives; a drain that was asked for stays."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    found = [asdict(device) for device in devices]
+    statement = insert(Worker).values(name=name, devices=found, started_at=db_now(), seen_at=db_now())
+    session.execute(
+        statement.on_conflict_do_update(index_elements=["name"], set_={"devices": found, "seen_at": db_now()})
+    )
+
+
+def forget(session: Session, name: str) -> None:
+    """The worker has ended."""
+    session.execute(sa.delete(Worker).where(Worker.name == name))
+
+
+def forget_lost(session: Session) -> int:
+    """Drop rows of workers that were not heard of for a day; says how many."""
+    lost = session.execute(sa.delete(Worker).where(Worker.seen_at < db_now(-FORGOTTEN_SECONDS)).returning(Worker.name))
+    return len(lost.all())
+
+
+def drain(session: Session, name: str, how: Drain | None) -> Worker:
+    """Let the worker take no more jobs, or jobs again.
+
+    Raises:
+        WorkerNotFound: no worker has this name.
+    """
+    worker = session.scalars(sa.select(Worker).where(Worker.name == name).with_for_update()).one_or_none()
+    if worker is None:
+        raise WorkerNotFound
+    worker.drain = how
+    session.flush()
+    return worker
+
+
+def takes_jobs(session: Session, name: str) -> bool:
+    """Whether the worker may claim; one that is not known yet may."""
+    return session.scalars(sa.select(Worker.drain).where(Worker.name == name)).one_or_none() is None
+
+
+def list_workers(session: Session, *, limit: int, after: str | None = None) -> Slice[Worker]:
+    """By name, after `after`."""
+    statement = sa.select(Worker).order_by(Worker.name)
+    return slice_of(session, statement if after is None else statement.where(Worker.name > after), limit=limit)
+
+
+def live_workers(session: Session, within_seconds: float) -> Sequence[Worker]:
+    """Workers that were heard of of late and take jobs."""
+    statement = sa.select(Worker).where(Worker.seen_at >= db_now(-within_seconds), Worker.drain.is_(None))
+    return session.scalars(statement).all()

@@ -1,0 +1,117 @@
+"""Workers over HTTP: who is there, what each does, and letting one end in peace."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
+
+from api.auth import Caller
+from api.db import db_now
+from api.errors import BodyTooLarge, JsonInvalid, Unprocessable, UnsupportedMediaType
+from api.jobs import workers
+from api.jobs.models import Job
+from api.jobs.states import HELD
+from api.jobs.workers import Device, Drain, Worker, WorkerNotFound
+from api.pagination import Limit, Page, Resource
+from api.problems import EVERYWHERE, documented
+from api.settings import Settings
+from api.strict_json import StrictJsonRoute
+from api.transactions import Reading, Writing
+
+router = APIRouter(prefix="/workers", tags=["workers"], responses=EVERYWHERE, route_class=StrictJsonRoute)
+
+_NAME = r"^[A-Za-z0-9._@-]{1,200}$"
+WorkerName = Annotated[str, Path(pattern=_NAME, description="For instance `gpu-box-1234`.")]
+AfterName = Annotated[str | None, Query(pattern=_NAME, description="Only what comes after this name in the list.")]
+
+
+class DeviceView(Resource):
+    """One thing that a worker computes on."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    memory_bytes: int | None
+
+
+class WorkerView(Resource):
+    """A worker."""
+
+    id: str
+    """Its name; a worker that starts again has another."""
+    object: Literal["worker"] = "worker"
+    state: Literal["idle", "busy", "draining", "drained", "lost"]
+    """`draining` has a job yet, `drained` has none; `lost` was not heard of for longer than a lease lasts."""
+    devices: list[DeviceView]
+    job: str | None
+    """The job that it holds, if that is one of the project."""
+    started_at: datetime
+    seen_at: datetime
+
+    @classmethod
+    def of(cls, worker: Worker, job: Job | None, *, project: str, lost: bool) -> Self:
+        return cls(
+            id=worker.name,
+            state=_state(worker, job, lost=lost),
+            devices=[_device(Device(**device)) for device in worker.devices],
+            job=job.id if job is not None and job.project == project else None,
+            started_at=worker.started_at,
+            seen_at=worker.seen_at,
+        )
+
+
+class WorkerPage(Page[WorkerView, str]):
+    """Workers, by name."""
+
+
+class DrainRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    how: Drain | None = "finish"
+    """`finish` ends the job that it has; `release` saves that and gives it back; null lets it take jobs again."""
+
+
+@router.get("", summary="List the workers")
+def list_workers(
+    session: Reading, caller: Caller, request: Request, limit: Limit = 20, after: AfterName = None
+) -> WorkerPage:
+    """Each worker with its devices and the job that it holds."""
+    found = workers.list_workers(session, limit=limit, after=after)
+    settings = request.app.state.settings
+    return WorkerPage.of(found, lambda row: _view(session, row, caller.project, settings), lambda row: row.name)
+
+
+@router.post(
+    "/{name}/drain",
+    summary="Drain a worker",
+    responses=documented(WorkerNotFound, JsonInvalid, BodyTooLarge, UnsupportedMediaType, Unprocessable),
+)
+def drain_worker(
+    session: Writing, caller: Caller, name: WorkerName, request: Request, body: DrainRequest | None = None
+) -> WorkerView:
+    """The worker claims no more jobs, so that its machine can be taken away; repeating it changes nothing."""
+    worker = workers.drain(session, name, (body or DrainRequest()).how)
+    return _view(session, worker, caller.project, request.app.state.settings)
+
+
+def _view(session: Session, worker: Worker, project: str, settings: Settings) -> WorkerView:
+    job = session.scalars(
+        sa.select(Job).where(Job.lease_owner == worker.name, Job.status.in_(HELD)).limit(1)
+    ).one_or_none()
+    now: Any = session.scalars(sa.select(db_now())).one()
+    lost = (now - worker.seen_at).total_seconds() > settings.lease_seconds
+    return WorkerView.of(worker, job, project=project, lost=lost)
+
+
+def _state(worker: Worker, job: Job | None, *, lost: bool) -> Literal["idle", "busy", "draining", "drained", "lost"]:
+    if lost:
+        return "lost"
+    if worker.drain is not None:
+        return "drained" if job is None else "draining"
+    return "idle" if job is None else "busy"
+
+
+def _device(device: Device) -> DeviceView:
+    return DeviceView(kind=device.kind, name=device.name, memory_bytes=device.memory_bytes)

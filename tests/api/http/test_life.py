@@ -1,0 +1,162 @@
+"""Pausing, resuming, retrying, branching, changing and deleting jobs over HTTP, and the workers behind them."""
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from api.db import Database
+from api.jobs.leases import Outcome
+from api.jobs.progress import add_checkpoint
+from api.jobs.states import EndReason
+from api.jobs.workers import Device, make_known
+from tests.api.http.service import pointers, problem, specification, submit
+from tests.api.http.test_jobs import claim, end
+
+BROKEN = EndReason("loss_diverged", "The loss is not finite.", "user", False, "Lower it.")
+
+
+def failed_with_stage(client: TestClient, database: Database, dataset: str) -> str:
+    """A job that ended its first stage and then failed."""
+    job = submit(client, dataset, name="first", labels={"team": "nlp"})
+    held = claim(database)
+    with database.transaction(write=True) as session:
+        add_checkpoint(
+            session, held, kind="stage", step=1, stage=0, store_key=f"jobs/{job['id']}/attempt-1/stage-00000001",
+            size_bytes=10, manifest_sha256="0" * 64,
+        )  # fmt: skip
+    end(database, held, Outcome.failed(BROKEN))
+    return str(job["id"])
+
+
+def test_a_pause_is_asked_for_once_and_again(client: TestClient, database: Database, dataset: str) -> None:
+    job = submit(client, dataset)["id"]
+    refused = problem(client.post(f"/v1/jobs/{job}/pause"), 409, "illegal_transition")
+    assert "cancelled" in refused["allowed"]
+    held = claim(database)
+    asked = client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"})
+    assert (asked.status_code, asked.json()["status"], asked.json()["pause_at"]) == (202, "pausing", "stage_end")
+    assert client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"}).status_code == 200
+    problem(client.post(f"/v1/jobs/{job}/resume"), 409, "illegal_transition")
+    end(database, held, Outcome.released())
+    assert client.get(f"/v1/jobs/{job}").json()["status"] == "paused"
+    resumed = client.post(f"/v1/jobs/{job}/resume")
+    assert (resumed.status_code, resumed.json()["status"]) == (202, "queued")
+    assert client.post(f"/v1/jobs/{job}/resume").status_code == 200
+
+
+def test_an_ended_job_is_retried_as_a_new_one(client: TestClient, database: Database, dataset: str) -> None:
+    job = failed_with_stage(client, database, dataset)
+    answer = client.post(f"/v1/jobs/{job}/retry", json={"name": "again", "limits": {"max_runtime_seconds": 60}})
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    assert answer.headers["location"] == f"/v1/jobs/{made['id']}"
+    assert (made["retry_of"], made["status"], made["name"]) == (job, "queued", "again")
+    assert made["limits"]["max_runtime_seconds"] == 60
+    assert made["progress"]["step"] == 1
+    assert made["spec"] == client.get(f"/v1/jobs/{job}").json()["spec"]
+    assert client.post(f"/v1/jobs/{job}/retry").status_code == 201
+
+
+@pytest.mark.parametrize(
+    "body", [{"start": "stage"}, {"stage": 0}, {"start": "middle"}, {"start": "stage", "stage": -1}, {"from": "start"}]
+)
+def test_a_retry_says_plainly_where_it_begins(client: TestClient, database: Database, dataset: str, body: Any) -> None:
+    job = failed_with_stage(client, database, dataset)
+    problem(client.post(f"/v1/jobs/{job}/retry", json=body), 422, "invalid")
+
+
+def test_a_live_job_is_not_retried_and_not_deleted(client: TestClient, dataset: str) -> None:
+    job = submit(client, dataset)["id"]
+    problem(client.post(f"/v1/jobs/{job}/retry"), 409, "job_is_live")
+    problem(client.delete(f"/v1/jobs/{job}"), 409, "job_is_live")
+
+
+def test_a_branch_changes_what_it_may(client: TestClient, database: Database, dataset: str) -> None:
+    job = failed_with_stage(client, database, dataset)
+    changes = {"method": {"name": "skew_reverse_kl", "alpha": 0.2}, "curriculum": {"temperature": {"end": 3.0}}}
+    answer = client.post(f"/v1/jobs/{job}/branch", json={"stage": 0, "changes": changes})
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    assert (made["branch_of"], made["spec"]["method"]["alpha"]) == (job, 0.2)
+    stages = client.get(f"/v1/jobs/{made['id']}/stages").json()["data"]
+    assert [stage["status"] for stage in stages][:2] == ["succeeded", "pending"]
+    assert stages[-1]["temperature"] == 3.0
+    problem(client.post(f"/v1/jobs/{job}/branch", json={"stage": 1}), 404, "stage_not_saved")
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"seed": 99}, "/changes/seed"),
+        ({"curriculum": {"stages": 3}}, "/changes/curriculum/stages"),
+        ({"student": {"random": {"layers": 1}}}, "/changes/student"),
+        ({"training": {"lerning_rate": 1}}, "/changes/training/lerning_rate"),
+        ({"curriculum": None}, "/changes/curriculum"),
+    ],
+)
+def test_a_branch_keeps_what_its_state_stands_for(
+    client: TestClient, database: Database, dataset: str, changes: Any, pointer: str
+) -> None:
+    job = failed_with_stage(client, database, dataset)
+    found = problem(client.post(f"/v1/jobs/{job}/branch", json={"stage": 0, "changes": changes}), 422, "spec_invalid")
+    assert pointers(found) == [pointer]
+
+
+def test_name_labels_and_priority_change_and_the_rest_stays(client: TestClient, dataset: str) -> None:
+    job = submit(client, dataset, name="old", labels={"a": "1"}, priority=1)
+    answer = client.patch(f"/v1/jobs/{job['id']}", json={"priority": 9})
+    assert answer.status_code == 200
+    changed = answer.json()
+    assert (changed["priority"], changed["name"], changed["labels"]) == (9, "old", {"a": "1"})
+    assert client.patch(f"/v1/jobs/{job['id']}", json={"name": None}).json()["name"] is None
+    problem(client.patch(f"/v1/jobs/{job['id']}", json={"priority": 101}), 422, "invalid")
+    problem(client.patch(f"/v1/jobs/{job['id']}", json={"status": "paused"}), 422, "invalid")
+    client.post(f"/v1/jobs/{job['id']}/cancel")
+    found = problem(client.patch(f"/v1/jobs/{job['id']}", json={"priority": 3}), 422, "invalid")
+    assert pointers(found) == ["/priority"]
+    assert client.patch(f"/v1/jobs/{job['id']}", json={"labels": {}}).json()["labels"] == {}
+
+
+def test_an_ended_job_is_forgotten_with_all_it_brought_about(
+    client: TestClient, database: Database, dataset: str
+) -> None:
+    job = failed_with_stage(client, database, dataset)
+    child = client.post(f"/v1/jobs/{job}/branch", json={"stage": 0}).json()["id"]
+    problem(client.delete(f"/v1/jobs/{job}"), 409, "job_is_needed")
+    client.post(f"/v1/jobs/{child}/cancel")
+    assert client.delete(f"/v1/jobs/{job}").status_code == 204
+    problem(client.get(f"/v1/jobs/{job}"), 404, "job_not_found")
+    problem(client.delete(f"/v1/jobs/{job}"), 404, "job_not_found")
+    assert client.get(f"/v1/jobs/{child}").json()["branch_of"] == job
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_wait_seconds": 0}, {"max_attempts": 0}, {"max_runtime_seconds": 1.5}, {"x": 1}]
+)
+def test_limits_are_checked(client: TestClient, dataset: str, limits: Any) -> None:
+    problem(client.post("/v1/jobs", json={"spec": specification(dataset), "limits": limits}), 422, "invalid")
+
+
+def test_no_job_may_have_more_attempts_than_the_service_allows(client: TestClient, dataset: str) -> None:
+    answer = client.post("/v1/jobs", json={"spec": specification(dataset), "limits": {"max_attempts": 100}})
+    assert pointers(problem(answer, 422, "invalid")) == ["/limits/max_attempts"]
+
+
+def test_workers_are_listed_with_their_jobs_and_drained(client: TestClient, database: Database, dataset: str) -> None:
+    with database.transaction(write=True) as session:
+        make_known(session, "w1", [Device("cuda", "NVIDIA L4", 24 << 30), Device("cpu", "CPU", None)])
+        make_known(session, "w2", [Device("cpu", "CPU", 8 << 30)])
+    job = submit(client, dataset)["id"]
+    held = claim(database)
+    busy, idle = client.get("/v1/workers").json()["data"]
+    assert (busy["id"], busy["state"], busy["job"]) == ("w1", "busy", job)
+    assert [device["kind"] for device in busy["devices"]] == ["cuda", "cpu"]
+    assert (idle["state"], idle["job"]) == ("idle", None)
+    assert client.post("/v1/workers/w1/drain").json()["state"] == "draining"
+    end(database, held, Outcome.released())
+    assert client.get("/v1/workers").json()["data"][0]["state"] == "drained"
+    assert client.post("/v1/workers/w1/drain", json={"how": None}).json()["state"] == "idle"
+    problem(client.post("/v1/workers/nobody/drain"), 404, "worker_not_found")
+    page = client.get("/v1/workers", params={"limit": 1, "after": "w1"}).json()
+    assert ([worker["id"] for worker in page["data"]], page["has_more"]) == (["w2"], False)

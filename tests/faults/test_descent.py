@@ -1,0 +1,44 @@
+"""A state at the end of a stage is all that another run needs to go on from there, the same way or another."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from bench.outcome import Outcome
+from bench.variants import write_variant
+from pocl.events import Event, RunStarted, StageStarted, StepLogged
+from pocl.train import checkpoint
+from tests.faults.runs import run_until, run_whole
+
+STAGE_END = 2
+CARRIED = ("ranking.jsonl", "ranking.json")
+
+
+def elsewhere(spec: Path, source: Path, workdir: Path) -> list[Event]:
+    """Run `spec` in an empty directory that got the ranking and the state at the end of the first stage of `source`."""
+    workdir.mkdir()
+    for name in CARRIED:
+        shutil.copy(source / name, workdir / name)
+    name = checkpoint.name_of(STAGE_END)
+    shutil.copytree(source / "checkpoints" / name, workdir / "checkpoints" / name)
+    return run_whole(spec, workdir)
+
+
+def variant(directory: Path, **changes: Any) -> Path:
+    return write_variant(directory, "restart", **changes)
+
+
+def test_the_same_specification_ends_in_the_same_weights(restart: Path, calm: Outcome, tmp_path: Path) -> None:
+    run_until(STAGE_END + 1, restart, tmp_path / "first")
+    events = elsewhere(restart, tmp_path / "first", tmp_path / "second")
+    assert [event.resumed_from_step for event in events if isinstance(event, RunStarted)] == [STAGE_END]
+    assert Outcome.of(tmp_path / "second").final == calm.final
+
+
+def test_another_method_and_temperature_apply_from_the_next_stage_on(restart: Path, tmp_path: Path) -> None:
+    run_until(STAGE_END + 1, restart, tmp_path / "first")
+    other = variant(tmp_path, method="reverse_kl", curriculum={"temperature": {"start": 1.0, "end": 5.0}})
+    events = elsewhere(other, tmp_path / "first", tmp_path / "second")
+    assert [event.stage for event in events if isinstance(event, StageStarted)] == [1, 2]
+    assert [event.temperature for event in events if isinstance(event, StageStarted)] == [3.0, 5.0]
+    assert min(event.step for event in events if isinstance(event, StepLogged)) == STAGE_END + 1

@@ -1,0 +1,46 @@
+"""What this worker computes on, found out without loading torch."""
+
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from api.jobs.workers import Device
+from worker.settings import WorkerSettings
+
+_DRIVER = Path("/proc/driver/nvidia/version")
+_QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits")
+_SECONDS = 30
+
+
+def ask_driver() -> str:
+    """The driver's list of GPUs: index, name and MiB a line; empty where it does not answer."""
+    try:
+        asked = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout if asked.returncode == 0 else ""
+
+
+def devices(
+    options: WorkerSettings, *, driver: Path = _DRIVER, ask: Callable[[], str] = ask_driver
+) -> tuple[Device, ...]:
+    """What jobs may ask of this worker. One with GPUs takes jobs for the CPU too, unless it is set to `cuda`."""
+    found: list[Device] = []
+    if options.device == "cuda" or (options.device == "auto" and driver.exists()):
+        found += _gpus(ask(), options.gpus) or [Device("cuda", "NVIDIA GPU", None)]
+    if options.device != "cuda":
+        found.append(Device("cpu", "CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    return tuple(found)
+
+
+def _gpus(answer: str, owned: Sequence[int] | None) -> list[Device]:
+    found = []
+    for line in answer.splitlines():
+        index, _, rest = line.partition(",")
+        name, _, memory = rest.rpartition(",")
+        if not index.strip().isdigit() or (owned is not None and int(index) not in owned):
+            continue
+        mebibytes = memory.strip()
+        found.append(Device("cuda", name.strip(), int(mebibytes) << 20 if mebibytes.isdigit() else None))
+    return found
