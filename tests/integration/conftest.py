@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crew import Crew
+from tests.shop import Shop
 from tests.workshop import Workshop
 
 
@@ -24,3 +26,9 @@ def workshop(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Work
     made = Workshop(tmp_path / "home", database_url, lease_seconds=3, redis_url=redis_url)
     yield made
     made.close()
+
+
+@pytest.fixture
+def shop(workshop: Workshop, crew: Crew, queue: str, gate: Path) -> Shop:
+    assert workshop.database is not None
+    return Shop(workshop, crew, queue, gate)

@@ -3,52 +3,14 @@
 import signal
 from pathlib import Path
 
-import pytest
 import redis
 
 from api.jobs.states import AttemptEnd, JobStatus
 from api.jobs.workers import drain, list_workers
-from tests.crew import Crew, Member
+from tests.shop import Shop, children_of, engines
 from tests.waiting import eventually
 from tests.worker.fake_engine import STEPS
-from tests.workshop import Workshop, kill, processes_mentioning
-from worker.app import celery_app
-from worker.doorbell import Doorbell
-
-
-class Shop:
-    """A workshop with processes that serve it."""
-
-    def __init__(self, workshop: Workshop, crew: Crew, queue: str, gate: Path) -> None:
-        self.workshop = workshop
-        self._crew = crew
-        self._environment = workshop.environment("--hold", "5", "--gate", str(gate), queue=queue)
-        self.bell = Doorbell(celery_app(str(workshop.redis_url), queue))
-
-    def worker(self) -> Member:
-        return self._crew.start("run", self._environment)
-
-    def scheduler(self) -> Member:
-        return self._crew.start("scheduler", self._environment)
-
-    def reaches(self, job: str, step: int) -> None:
-        eventually(lambda: self.workshop.job(job).step >= step, within=60, what=f"step {step}")
-
-    def becomes(self, job: str, status: JobStatus) -> None:
-        def look() -> bool:
-            return self.workshop.job(job).status is status
-
-        eventually(look, within=60, what=f"{status}; moves {self.workshop.moves(job)}")
-
-
-@pytest.fixture
-def shop(workshop: Workshop, crew: Crew, queue: str, gate: Path) -> Shop:
-    assert workshop.database is not None
-    return Shop(workshop, crew, queue, gate)
-
-
-def engines(workshop: Workshop, job: str, attempt: int) -> dict[int, str]:
-    return processes_mentioning(str(workshop.settings.work_root / f"{job}.{attempt}"))
+from tests.workshop import Workshop, kill
 
 
 def test_a_job_is_run_to_its_end(shop: Shop, gate: Path) -> None:
@@ -148,10 +110,6 @@ def test_a_worker_that_was_frozen_past_its_lease_changes_nothing(shop: Shop, gat
     shop.becomes(job, JobStatus.SUCCEEDED)
     assert [attempt.end for attempt in shop.workshop.attempts(job)] == [AttemptEnd.LOST, AttemptEnd.SUCCEEDED]
     assert {c.attempt for c in shop.workshop.checkpoints(job) if c.step > 5} == {2}
-
-
-def children_of(parent: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
 # --- Workers that are known -------------------------------------------------------------------------------

@@ -1,0 +1,175 @@
+"""Faults that one machine can make, for real: whatever breaks meanwhile, an accepted job ends right, and once."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+import redis
+import sqlalchemy as sa
+
+from api.db import engine_for
+from api.jobs.states import AttemptEnd, JobStatus
+from tests.shop import Shop, children_of, engines
+from tests.waiting import eventually
+from tests.worker.fake_engine import STEPS
+from tests.workshop import kill
+
+Fault = Callable[[Shop], AbstractContextManager[object]]
+
+
+def broker(shop: Shop) -> "redis.Redis[bytes]":
+    return redis.Redis.from_url(str(shop.workshop.redis_url))
+
+
+@contextmanager
+def broker_is_frozen(shop: Shop) -> Iterator[None]:
+    with broker(shop) as client:
+        process = int(client.info()["process_id"])
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+@contextmanager
+def broker_is_full(shop: Shop) -> Iterator[None]:
+    with broker(shop) as client:
+        client.config_set("maxmemory", "1")
+        try:
+            yield
+        finally:
+            client.config_set("maxmemory", "0")
+
+
+def connections_are_cut(shop: Shop) -> AbstractContextManager[object]:
+    with broker(shop) as client:
+        for _ in range(3):
+            client.client_kill_filter(_type="normal", skipme=True)
+            client.client_kill_filter(_type="pubsub", skipme=True)
+    return nullcontext()
+
+
+@contextmanager
+def database_is_away(shop: Shop) -> Iterator[None]:
+    """As in a restart: every connection is cut, and for a while no new one is let in."""
+    url = sa.make_url(shop.workshop.database_url)
+    if url.get_backend_name() == "sqlite":
+        # A file cannot go away; the nearest is that nobody gets in.
+        with database_is_locked(shop):
+            yield
+        return
+    server = sa.create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    forbid, allow = (sa.text(f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS {how}') for how in ("false", "true"))
+    cut = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name")
+    with server.connect() as connection:
+        connection.execute(forbid)
+        try:
+            connection.execute(cut, {"name": url.database})
+            yield
+        finally:
+            connection.execute(allow)
+    server.dispose()
+
+
+@contextmanager
+def database_is_locked(shop: Shop) -> Iterator[None]:
+    """Somebody else holds the lock that every writer needs."""
+    engine = engine_for(shop.workshop.database_url)
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(sa.text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+        yield
+    engine.dispose()
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        broker_is_frozen,
+        database_is_away,
+        pytest.param(broker_is_full, marks=SLOW),
+        pytest.param(connections_are_cut, marks=SLOW),
+        pytest.param(database_is_locked, marks=SLOW),
+    ],
+    ids=lambda fault: fault.__name__,
+)
+def test_a_job_outlives_what_breaks_beside_it(shop: Shop, gate: Path, fault: Fault) -> None:
+    job = shop.workshop.submit()
+    shop.scheduler()
+    shop.worker()
+    shop.reaches(job, 5)
+    with fault(shop):
+        # The engine needs none of it: it goes on to its end, where the worker waits for what is away.
+        gate.touch()
+        eventually(lambda: not engines(shop.workshop, job, 1), within=60, what="the engine ends")
+    shop.becomes(job, JobStatus.SUCCEEDED)
+    assert shop.workshop.job(job).step == STEPS
+    assert [attempt.end for attempt in shop.workshop.attempts(job)][-1] is AttemptEnd.SUCCEEDED
+    assert shop.workshop.moves(job).count("succeeded") == 1
+    # And the next one finds everything in order.
+    other = shop.workshop.submit()
+    shop.becomes(other, JobStatus.SUCCEEDED)
+
+
+def test_a_killed_child_of_the_worker_costs_an_attempt_and_no_job(shop: Shop, gate: Path) -> None:
+    job = shop.workshop.submit()
+    shop.scheduler()
+    worker = shop.worker()
+    shop.reaches(job, 5)
+    (engine,) = engines(shop.workshop, job, 1)
+    (child,) = (each for each in children_of(worker.pid) if engine in children_of(each))
+    gate.touch()
+    kill(child)
+    eventually(lambda: not engines(shop.workshop, job, 1), within=10, what="the engine dies with it")
+    shop.becomes(job, JobStatus.SUCCEEDED)
+    assert worker.process.poll() is None
+    assert [attempt.end for attempt in shop.workshop.attempts(job)] == [AttemptEnd.LOST, AttemptEnd.SUCCEEDED]
+
+
+@SLOW
+@pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGQUIT,)], ids=["twice", "quit"])
+def test_however_a_worker_is_asked_to_end_its_job_goes_on(
+    shop: Shop, gate: Path, signals: tuple[signal.Signals, ...]
+) -> None:
+    job = shop.workshop.submit()
+    shop.scheduler()
+    worker = shop.worker()
+    shop.reaches(job, 5)
+    for number in signals:
+        kill(worker.pid, number)
+    worker.ends()
+    eventually(lambda: not engines(shop.workshop, job, 1), within=10, what="no engine is left")
+    gate.touch()
+    shop.worker()
+    shop.becomes(job, JobStatus.SUCCEEDED)
+    assert [attempt.end for attempt in shop.workshop.attempts(job)][-1] is AttemptEnd.SUCCEEDED
+
+
+@SLOW
+def test_two_schedulers_are_as_good_as_one(shop: Shop, gate: Path) -> None:
+    gate.touch()
+    jobs = [shop.workshop.submit() for _ in range(3)]
+    for _ in range(2):
+        shop.scheduler()
+    workers = [shop.worker(), shop.worker()]
+    for job in jobs:
+        shop.becomes(job, JobStatus.SUCCEEDED)
+        assert len(shop.workshop.attempts(job)) == 1
+    assert all(worker.process.poll() is None for worker in workers)
+
+
+@SLOW
+def test_a_killed_scheduler_is_missed_by_nobody_once_another_runs(shop: Shop, gate: Path) -> None:
+    gate.touch()
+    kill(shop.scheduler().pid)
+    job = shop.workshop.submit()
+    shop.worker()
+    shop.scheduler()
+    shop.becomes(job, JobStatus.SUCCEEDED)
