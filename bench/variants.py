@@ -43,16 +43,22 @@ def write_variant(directory: Path, name: str, **changes: Any) -> Path:
     `changes` are laid over the variant, section by section.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(0)
-    spec = _laid_over(_laid_over(_BASE, VARIANTS[name]), changes)
-    for part, count in (("train", 18), ("validation", 6)):
+    spec, *parts = rows_and_spec(name, **changes)
+    for part, rows in zip(("train", "validation"), parts, strict=True):
         path = directory / f"{part}.jsonl"
-        path.write_text("".join(json.dumps(_row(rng)) + "\n" for _ in range(count)), encoding="utf-8")
+        path.write_text(rows, encoding="utf-8")
         spec["data"][part] = {"path": str(path)}
     path = directory / f"{name}.yaml"
     # JSON is YAML too.
     path.write_text(json.dumps(spec, indent=1), encoding="utf-8")
     return path
+
+
+def rows_and_spec(name: str, **changes: Any) -> tuple[dict[str, Any], str, str]:
+    """The specification of a variant, which names no rows yet, and its training and validation rows as JSONL."""
+    rng = random.Random(0)
+    train, validation = ("".join(json.dumps(_row(rng)) + "\n" for _ in range(count)) for count in (18, 6))
+    return _laid_over(_laid_over(_BASE, VARIANTS[name]), changes), train, validation
 
 
 def _row(rng: random.Random) -> dict[str, str]:
