@@ -21,10 +21,11 @@ from worker.devices import devices
 from worker.doorbell import Doorbell
 from worker.embedded import CannotServe, Stop, serve
 from worker.presence import Presence
+from worker.pulse import Pulse
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
-from worker.tasks import answer, stop_flag
+from worker.tasks import answer, show_life, stop_flag
 
 _FAILED, _USAGE = 1, 2
 
@@ -83,6 +84,8 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     presence = Presence(settings.database_url, name, devices(options), settings.heartbeat_seconds)
     signals.worker_ready.connect(lambda **_: presence.begin(), weak=False)
     signals.worker_shutdown.connect(lambda **_: presence.end(), weak=False)
+    if options.pulse_file is not None:
+        show_life(app, Pulse(options.pulse_file))
     app.worker_main(
         [
             "worker",
@@ -108,8 +111,15 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
     database = Database(settings.database_url)
     stop = Stop()
     stop.listen()
+    pulse = None if options.pulse_file is None else Pulse(options.pulse_file)
+
+    def wait(seconds: float) -> bool:
+        if pulse is not None:
+            pulse.beat()
+        return stop.wait(seconds)
+
     try:
-        Scheduler(database, ArtefactStore(settings.artefact_root), doorbell, settings, options).run(stop.wait)
+        Scheduler(database, ArtefactStore(settings.artefact_root), doorbell, settings, options).run(wait)
     finally:
         database.close()
 

@@ -1,6 +1,7 @@
 """Settings of the worker and the scheduler beyond those that they share with the API: `POCL_WORKER_*`."""
 
 import sys
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -33,6 +34,9 @@ class WorkerSettings(BaseSettings):
     """Time between two looks at the engine."""
     flush_seconds: float = Field(default=1, gt=0)
     """Events are written to the rows at most this often, but for changes of state."""
+
+    pulse_file: Path | None = None
+    """Where the worker and the scheduler leave a sign of life, for `python -m worker.pulse`; null: nowhere."""
 
     doorbell_seconds: float = Field(default=1, gt=0)
     """Time between two looks of the scheduler at the queue."""

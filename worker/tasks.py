@@ -2,11 +2,13 @@
 
 import mmap
 from collections.abc import Callable
+from typing import Any
 
-from celery import Celery
+from celery import Celery, bootsteps
 from celery.signals import worker_shutting_down
 
 from worker.doorbell import RING
+from worker.pulse import BEAT_SECONDS, Pulse
 
 
 class SharedFlag:
@@ -40,3 +42,15 @@ def stop_flag() -> SharedFlag:
 
     worker_shutting_down.connect(ended, weak=False)
     return flag
+
+
+def show_life(app: Celery, pulse: Pulse) -> None:
+    """Let workers of `app` beat while their main loop turns: not while they are frozen or wait for the broker."""
+
+    class Beating(bootsteps.StartStopStep):  # type: ignore[misc] # Celery ships no types.
+        def register_with_event_loop(self, _worker: Any, hub: Any) -> None:
+            # Called for each connection; Celery drops the timer with the connection.
+            pulse.beat()
+            hub.call_repeatedly(BEAT_SECONDS, pulse.beat)
+
+    app.steps["worker"].add(Beating)
