@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +102,57 @@ def running_postgres(server: Server) -> Iterator[str]:
         yield server.url
         return
     assert server.binary is not None
+    # An immediate shutdown: the data is thrown away.
+    with _postgres(server.binary, "postgres", ("--auth", "trust"), ("listen_addresses=",), signal.SIGQUIT) as cluster:
+        yield cluster.url("postgres")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A PostgreSQL that runs, reached over its socket."""
+
+    binaries: Path
+    """Where initdb, pg_dump and the like are."""
+    socket: Path
+    user: str
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://{self.user}@/{database}?host={self.socket}"
+
+
+@contextmanager
+def running_postgres_by_password(
+    binary: Path, *, port: int, user: str, password: str, database: str, stop_signal: signal.Signals
+) -> Iterator[Cluster]:
+    """A server as the official image makes it: one user who may do all, by TCP with a password, by socket without."""
+    with tempfile.NamedTemporaryFile("w") as file:
+        file.write(password)
+        file.flush()
+        # It is read by another user, and is gone when the server runs.
+        os.chmod(file.name, 0o644)
+        auth = ("--auth-local", "trust", "--auth-host", "scram-sha-256", "--pwfile", file.name)
+        settings = ("listen_addresses=127.0.0.1", f"port={port}")
+        with _postgres(binary, user, auth, settings, stop_signal, port) as cluster:
+            with psycopg.connect(_for_libpq(f"{cluster.url('postgres')}&port={port}"), autocommit=True) as connection:
+                connection.execute(SQL("CREATE DATABASE {}").format(Identifier(database)))
+            yield cluster
+
+
+@contextmanager
+def _postgres(
+    binary: Path,
+    superuser: str,
+    auth: Sequence[str],
+    settings: Sequence[str],
+    stop_signal: signal.Signals,
+    port: int = 5432,
+) -> Iterator[Cluster]:
     # The server refuses to run as root.
     user = _NOBODY if os.geteuid() == 0 else None
     with _directory(user) as directory, (directory / "log").open("wb") as log:
-        binaries = _reachable(server.binary, directory, user)
+        binaries = _reachable(binary, directory, user)
         data = directory / "data"
-        initdb: list[str | Path] = [binaries / "initdb", "--pgdata", data, "--username", "postgres", "--auth", "trust"]
+        initdb: list[str | Path] = [binaries / "initdb", "--pgdata", data, "--username", superuser, *auth]
         subprocess.run(
             [*initdb, "--no-sync", "--encoding", "UTF8", "--locale", "C"],
             stdout=log,
@@ -117,15 +162,21 @@ def running_postgres(server: Server) -> Iterator[str]:
             group=user,
             extra_groups=None if user is None else (),
         )
-        command = [str(binaries / "postgres"), "-D", str(data), "-k", str(directory), "-c", "listen_addresses="]
-        for setting in ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=32MB"):
+        command = [str(binaries / "postgres"), "-D", str(data), "-k", str(directory)]
+        for setting in (
+            "fsync=off",
+            "synchronous_commit=off",
+            "full_page_writes=off",
+            "shared_buffers=32MB",
+            *settings,
+        ):
             command += ["-c", setting]
-        # An immediate shutdown: the data is thrown away.
-        with _serving(command, log, signal.SIGQUIT, user) as died:
-            url = f"postgresql+psycopg://postgres@/postgres?host={directory}"
+        with _serving(command, log, stop_signal, user) as died:
+            cluster = Cluster(binaries, directory, superuser)
+            url = f"{cluster.url('postgres')}&port={port}"
             eventually(lambda: died() or postgres_answers(url), what="PostgreSQL answers")
             _fail_if(died(), "PostgreSQL", directory / "log")
-            yield url
+            yield cluster
 
 
 @contextmanager

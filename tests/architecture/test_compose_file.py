@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from api.settings import Settings
@@ -25,6 +26,7 @@ from tests.compose_file import (
 )
 from worker.settings import WorkerSettings
 
+MANUAL = ROOT / "docs" / "production.md"
 SCHEMA = ROOT / "tests" / "compose_spec" / "compose-spec.json"
 SECRETS = {"POSTGRES_PASSWORD": "postgres1", "REDIS_PASSWORD": "redis1", "POCL_API_KEY": "a-key-of-16-letters"}
 NEEDED = {**SECRETS, "MODELS_DIRECTORY": "/srv/models"}
@@ -42,10 +44,26 @@ def service(compose: ComposeFile, name: str) -> Service:
     return compose.services[name]
 
 
-def test_it_keeps_to_the_compose_specification(compose: ComposeFile) -> None:
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    for tree in (ComposeFile.parsed().tree, compose.tree):
-        jsonschema.Draft7Validator(schema).validate(tree)
+@pytest.fixture(scope="module")
+def specification() -> jsonschema.Draft7Validator:
+    return jsonschema.Draft7Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def test_it_keeps_to_the_compose_specification(compose: ComposeFile, specification: jsonschema.Draft7Validator) -> None:
+    specification.validate(ComposeFile.parsed().tree)
+    specification.validate(compose.tree)
+
+
+def test_so_does_what_the_manual_puts_beside_it(
+    compose: ComposeFile, specification: jsonschema.Draft7Validator
+) -> None:
+    overrides = re.findall(r"^```yaml\n(.*?)^```$", MANUAL.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(overrides) == 2
+    for override in map(yaml.safe_load, overrides):
+        specification.validate(override)
+        changed = {each.get("extends", {}).get("service", name) for name, each in override["services"].items()}
+        assert changed <= compose.services.keys()
+        assert override.get("volumes", {}).keys() <= compose.tree["volumes"].keys()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,225 @@
+"""The production set-up as `docker-compose.yml` writes it, its parts as processes: see tests/containers.py.
+
+Against the servers of the distribution where they are installed (apt-get install redis-server postgresql), and
+otherwise against those that the rest of the suite runs on.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+import redis
+
+from tests.api.http.service import JSONL, jsonl, specification
+from tests.compose_file import ROOT, ComposeFile, example_variables
+from tests.containers import Containers, Here, free_port, without_engine
+from tests.services import find_postgres, running_postgres_by_password
+from tests.waiting import eventually
+from tests.workshop import processes_mentioning
+from worker import valkey
+
+KEY = secrets.token_hex(32)
+QUICK = {
+    "curriculum": {"stages": 2, "epochs_per_stage": 1, "ranking": {"max_new_tokens": 4}},
+    "training": {"batch_size": 2},
+    "evaluation": {"max_new_tokens": 4, "max_rows": 4},
+    "resources": {"device": "cpu", "threads": 1},
+}
+LONG = {**QUICK, "curriculum": {**QUICK["curriculum"], "epochs_per_stage": 500}}
+
+
+def redis_server() -> Path:
+    """Debian's, else the suite's."""
+    return Path(shutil.which("redis-server") or valkey.find().path)
+
+
+def postgres_server() -> Path:
+    """Debian's, else the suite's."""
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    found = debian[-1] if debian else find_postgres({}).binary
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def containers(tmp_path: Path) -> Iterator[Containers]:
+    """Nothing is started but PostgreSQL. At the end nothing may be left."""
+    root, models = tmp_path / "root", tmp_path / "models"
+    models.mkdir()
+    ports = {"postgres_port": free_port(), "redis_port": free_port(), "api_port": free_port()}
+    variables = example_variables(
+        POSTGRES_PASSWORD=secrets.token_hex(24),
+        REDIS_PASSWORD=secrets.token_hex(24),
+        POCL_API_KEY=KEY,
+        MODELS_DIRECTORY=str(models),
+        POSTGRES_ADDRESS=f"127.0.0.1:{ports['postgres_port']}",
+        REDIS_ADDRESS=f"127.0.0.1:{ports['redis_port']}",
+    )
+    compose = ComposeFile.parsed().with_variables(variables)
+    postgres = compose.services["postgres"]
+    with running_postgres_by_password(
+        postgres_server(),
+        port=ports["postgres_port"],
+        user=postgres.environment["POSTGRES_USER"],
+        password=postgres.environment["POSTGRES_PASSWORD"],
+        database=postgres.environment["POSTGRES_DB"],
+        stop_signal=signal.Signals[postgres.stop_signal],
+    ) as cluster:
+        here = Here(root, models, redis_server(), cluster.binaries, cluster.socket, **ports)
+        here.furnish(compose)
+        made = Containers(compose, here)
+        yield made
+        made.kill()
+    assert processes_mentioning(str(root)) == {}
+
+
+@pytest.fixture
+def http(containers: Containers) -> Iterator[httpx2.Client]:
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx2.Client(base_url=f"http://127.0.0.1:{containers.here.api_port}", headers=headers, timeout=60) as client:
+        yield client
+
+
+def submit(http: httpx2.Client, fields: dict[str, Any]) -> str:
+    dataset = http.post("/v1/datasets", content=jsonl(8), headers=JSONL).json()["id"]
+    answer = http.post("/v1/jobs", json={"spec": specification(dataset, method="forward_kl", **fields)})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def job(http: httpx2.Client, job_id: str) -> dict[str, Any]:
+    answer = http.get(f"/v1/jobs/{job_id}")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def succeeds(http: httpx2.Client, job_id: str) -> None:
+    ended = ("succeeded", "failed", "cancelled")
+    eventually(lambda: job(http, job_id)["status"] in ended, within=180, every=0.2, what="the end of the job")
+    log = http.get(f"/v1/jobs/{job_id}/logs").text
+    assert job(http, job_id)["status"] == "succeeded", (job(http, job_id), log)
+
+
+def test_a_job_is_run_and_a_stopped_worker_gives_its_job_back(containers: Containers, http: httpx2.Client) -> None:
+    containers.up("api", "scheduler", "worker")
+    for name in ("postgres", "redis", "api", "scheduler", "worker"):
+        containers.becomes_healthy(name)
+    assert httpx2.get(f"{http.base_url}/v1/jobs").status_code == 401
+
+    succeeds(http, submit(http, QUICK))
+
+    job_id = submit(http, LONG)
+    eventually(lambda: (job(http, job_id)["progress"] or {}).get("step"), within=120, every=0.1, what="a step")
+    assert containers.stop("worker") == 0
+    given_back = job(http, job_id)
+    assert given_back["status"] == "queued"
+    assert http.get(f"/v1/jobs/{job_id}/checkpoints").json()["data"] != []
+    assert containers.stop("scheduler") == 0
+    # Uvicorn ends by the signal that it was sent, once it has shut down.
+    assert containers.stop("api") in (0, -signal.SIGTERM)
+    assert containers.stop("redis") == 0
+    for name in ("migrate", "api", "scheduler", "worker"):
+        assert '"level": "error"' not in containers.members[name].log, containers.members[name].log
+
+
+def test_a_worker_that_stands_still_is_unhealthy(containers: Containers) -> None:
+    containers.up("worker")
+    containers.becomes_healthy("worker")
+    pulse = containers.here.root / "worker" / "pulse"
+    # As if the last beat were long ago: a loop that turns would beat again.
+    pulse.write_text("-1000")
+    assert not containers.healthy("worker")
+    eventually(lambda: containers.healthy("worker"), within=60, what="the next beat")
+
+
+def test_the_broker_persists_and_refuses_rather_than_forgets(containers: Containers) -> None:
+    containers.up("redis")
+    containers.becomes_healthy("redis")
+    port, password = containers.here.redis_port, containers.compose.services["redis"].environment["REDISCLI_AUTH"]
+    with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
+        stranger.ping()
+    with redis.Redis(port=port, password=password, decode_responses=True) as client:
+        settings = client.config_get("appendonly", "appendfsync", "maxmemory-policy", "save", "maxmemory")
+        client.rpush("bell", "ring")
+    assert settings == {
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "save": "",
+        "maxmemory": str(256 * 2**20),
+    }
+    assert containers.stop("redis") == 0
+    containers.up("redis")
+    containers.becomes_healthy("redis")
+    with redis.Redis(port=port, password=password, decode_responses=True) as client:
+        assert client.lrange("bell", 0, -1) == ["ring"]
+
+
+def test_the_database_is_not_reached_without_the_password(containers: Containers) -> None:
+    address = f"postgresql://pocl:wrong@127.0.0.1:{containers.here.postgres_port}/pocl"
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(address)
+
+
+def test_the_images_of_the_api_hold_no_torch(containers: Containers) -> None:
+    services, here = containers.compose.services, containers.here
+    lacking = {name: without_engine(here.environment(services[name])) for name in ("migrate", "api", "scheduler")}
+    assert lacking == {"migrate": True, "api": True, "scheduler": True}
+    assert not without_engine(here.environment(services["worker"]))
+
+
+def test_what_was_backed_up_comes_back(containers: Containers, http: httpx2.Client, tmp_path: Path) -> None:
+    """With the very commands of docs/production.md."""
+    containers.up("api")
+    containers.becomes_healthy("api")
+    artefacts = containers.here.root / "artefacts"
+    before = submit(http, QUICK)
+    stored = files(artefacts)
+    run_documented("postgres", "pg_dump", containers, tmp_path)
+    run_documented("scheduler", "tar .* -c", containers, tmp_path)
+    after = submit(http, QUICK)
+    containers.stop("api")
+    shutil.rmtree(artefacts)
+    artefacts.mkdir()
+    for service, program in (
+        ("postgres", "dropdb"),
+        ("postgres", "createdb"),
+        ("postgres", "pg_restore"),
+        ("scheduler", "tar .* -x"),
+    ):
+        run_documented(service, program, containers, tmp_path)
+    containers.up("migrate", "api")
+    containers.becomes_healthy("api")
+    assert job(http, before)["status"] == "queued"
+    assert http.get(f"/v1/jobs/{after}").status_code == 404
+    assert stored != {}
+    assert files(artefacts) == stored
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def run_documented(name: str, program: str, containers: Containers, directory: Path) -> None:
+    """Run the command that the manual gives for a program in the container of a service."""
+    manual = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
+    (command,) = set(re.findall(rf"^docker compose (?:exec|run) .*-T {name} ({program}\b.*)$", manual, re.MULTILINE))
+    here = containers.here
+    environment = {
+        "PATH": f"{here.postgres}{os.pathsep}{os.environ['PATH']}",
+        # In the container the socket is where the programs look for it, and asks for no password.
+        "PGHOST": str(here.socket),
+        "PGPORT": str(here.postgres_port),
+    }
+    command = here.translated(command, containers.compose.services[name])
+    subprocess.run(["/bin/sh", "-c", command], env=environment, cwd=directory, check=True)
