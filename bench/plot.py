@@ -51,6 +51,9 @@ def draw(found: list[Bar], target: Path) -> None:
 
 def _bars_of(record: dict[str, Any]) -> list[Bar]:
     what = record["command"]
+    if "results" not in record:
+        # Of kills and storms there is nothing to compare.
+        return []
     if "size" in record["settings"]:
         what += f" ({record['settings']['size']})"
     return [

@@ -72,6 +72,10 @@ class Scheduler:
         removed = self.store.remove_stale(_STALE_SECONDS)
         with self.database.transaction(write=True) as session:
             forget_lost(session)
+        with self.database.transaction(write=False) as session:
+            if session.scalars(sa.select(Job.id).limit(1)).one_or_none() is None:
+                # A new database before a full store is a mistake more often than not: it must not empty the store.
+                return removed
         # Listed first: a job that appears later is then not taken for gone.
         stored = {key.rpartition("/")[2]: key for key in self.store.keys("jobs")}
         for some in _pieces(list(stored), 500):

@@ -66,6 +66,13 @@ def test_files_of_jobs_that_are_gone_are_removed_and_others_stay(
     assert workshop.store.keys("jobs") == [f"jobs/{job}"]
 
 
+def test_an_empty_database_does_not_empty_the_store(workshop: Workshop, redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    workshop.store.publish_file(tmp_path / "file", "jobs/job_of_another_database/attempt-1/result.json")
+    assert scheduler(workshop, redis_url).clear() == 0
+    assert workshop.store.keys("jobs") == ["jobs/job_of_another_database"]
+
+
 class Unheard:
     def ring_for(self, queued: int, *, limit: int) -> int:
         raise BrokerUnreachable(f"{queued} of {limit}")
