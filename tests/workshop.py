@@ -21,6 +21,7 @@ from api.jobs.models import Job, JobArtefact, JobAttempt, JobEvent
 from api.jobs.service import Wishes, submit_job
 from api.settings import Settings
 from api.store import ArtefactStore
+from worker.devices import devices
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 
@@ -126,7 +127,7 @@ class Workshop:
     def supervisor(self, *engine: str, should_stop: Callable[[], bool] = lambda: False, **changes: Any) -> Supervisor:
         """A supervisor whose engine is the fake one with these arguments."""
         options = self.options(*engine, **changes)
-        return Supervisor(self.database, self.store, self.settings, options, "tester", should_stop)
+        return Supervisor(self.database, self.store, self.settings, options, "tester", devices(options), should_stop)
 
     def environment(self, *engine: str, **changes: Any) -> dict[str, str]:
         """For a worker or a scheduler in a process of its own."""

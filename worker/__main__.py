@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from api import logs
 from api.db import Database
+from api.jobs.workers import Device
 from api.settings import Settings
 from api.store import ArtefactStore
 from worker.app import celery_app
@@ -80,8 +81,9 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     app = celery_app(_broker(settings), options.queue)
     name = f"{socket.gethostname()}-{os.getpid()}"
     flag = stop_flag()
-    answer(app, lambda: _work(settings, options, name, flag.is_set))
-    presence = Presence(settings.database_url, name, devices(options), settings.heartbeat_seconds)
+    owned = devices(options)
+    answer(app, lambda: _work(settings, options, name, owned, flag.is_set))
+    presence = Presence(settings.database_url, name, owned, settings.heartbeat_seconds)
     signals.worker_ready.connect(lambda **_: presence.begin(), weak=False)
     signals.worker_shutdown.connect(lambda **_: presence.end(), weak=False)
     if options.pulse_file is not None:
@@ -95,12 +97,18 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     )
 
 
-def _work(settings: Settings, options: WorkerSettings, name: str, should_stop: Callable[[], bool]) -> None:
+def _work(
+    settings: Settings,
+    options: WorkerSettings,
+    name: str,
+    owned: Sequence[Device],
+    should_stop: Callable[[], bool],
+) -> None:
     # Connections are not shared with the process that forked this one.
     database = Database(settings.database_url)
     try:
         store = ArtefactStore(settings.artefact_root)
-        Supervisor(database, store, settings, options, name, should_stop).work_one()
+        Supervisor(database, store, settings, options, name, owned, should_stop).work_one()
     finally:
         database.close()
 

@@ -25,13 +25,13 @@ from api.jobs import leases, repository, workers
 from api.jobs.leases import Claim, Outcome
 from api.jobs.queue import memory_of
 from api.jobs.states import EndReason, JobStatus
+from api.jobs.workers import Device
 from api.model_roots import locate_model
 from api.settings import Settings
 from api.store import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
 from pocl.reuse import ReuseStore
 from pocl.spec import DataRef, DistillationSpec, ModelRef
 from worker import workplace
-from worker.devices import devices
 from worker.lease import DATABASE_AWAY, Lease
 from worker.logs import BoundedLog
 from worker.processes import kill_group, spawn
@@ -64,6 +64,8 @@ class Supervisor:
     options: WorkerSettings
     worker: str
     """A name for people, unique among the workers."""
+    devices: Sequence[Device]
+    """What it computes on, found out once: to ask a driver takes long."""
     should_stop: Callable[[], bool]
     """Whether this worker shuts down: the job is then saved and given back."""
     clock: Callable[[], float] = time.monotonic
@@ -87,7 +89,7 @@ class Supervisor:
                     session,
                     worker=self.worker,
                     lease_seconds=self.settings.lease_seconds,
-                    memory=memory_of([asdict(device) for device in devices(self.options)]),
+                    memory=memory_of([asdict(device) for device in self.devices]),
                 )
         except DATABASE_AWAY as error:
             log.warning("no job could be claimed: %s", type(error).__name__)
