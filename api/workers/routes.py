@@ -1,7 +1,8 @@
 """Workers over HTTP: who is there, what each does, and letting one end in peace."""
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Path, Query, Request
@@ -14,7 +15,7 @@ from api.errors import BodyTooLarge, JsonInvalid, Unprocessable, UnsupportedMedi
 from api.jobs import workers
 from api.jobs.models import Job
 from api.jobs.states import HELD
-from api.jobs.workers import Device, Drain, Worker, WorkerNotFound
+from api.jobs.workers import Drain, Worker, WorkerNotFound
 from api.pagination import Limit, Page, Resource
 from api.problems import EVERYWHERE, documented
 from api.settings import Settings
@@ -55,7 +56,7 @@ class WorkerView(Resource):
         return cls(
             id=worker.name,
             state=_state(worker, job, lost=lost),
-            devices=[_device(Device(**device)) for device in worker.devices],
+            devices=[DeviceView(**device) for device in worker.devices],
             job=job.id if job is not None and job.project == project else None,
             started_at=worker.started_at,
             seen_at=worker.seen_at,
@@ -79,8 +80,8 @@ def list_workers(
 ) -> WorkerPage:
     """Each worker with its devices and the job that it holds."""
     found = workers.list_workers(session, limit=limit, after=after)
-    settings = request.app.state.settings
-    return WorkerPage.of(found, lambda row: _view(session, row, caller.project, settings), lambda row: row.name)
+    views = _shown(session, found.rows, caller.project, request.app.state.settings)
+    return WorkerPage.of(found, lambda row: views[row.name], lambda row: row.name)
 
 
 @router.post(
@@ -93,16 +94,18 @@ def drain_worker(
 ) -> WorkerView:
     """The worker claims no more jobs, so that its machine can be taken away; repeating it changes nothing."""
     worker = workers.drain(session, name, (body or DrainRequest()).how)
-    return _view(session, worker, caller.project, request.app.state.settings)
+    return _shown(session, [worker], caller.project, request.app.state.settings)[name]
 
 
-def _view(session: Session, worker: Worker, project: str, settings: Settings) -> WorkerView:
-    job = session.scalars(
-        sa.select(Job).where(Job.lease_owner == worker.name, Job.status.in_(HELD)).limit(1)
-    ).one_or_none()
-    now: Any = session.scalars(sa.select(db_now())).one()
-    lost = (now - worker.seen_at).total_seconds() > settings.lease_seconds
-    return WorkerView.of(worker, job, project=project, lost=lost)
+def _shown(session: Session, found: Sequence[Worker], project: str, settings: Settings) -> dict[str, WorkerView]:
+    """Views by name: one look at the jobs and at the clock for all of them."""
+    held = sa.select(Job).where(Job.lease_owner.in_([worker.name for worker in found]), Job.status.in_(HELD))
+    jobs = {job.lease_owner: job for job in session.scalars(held)}
+    lost_before = session.scalars(sa.select(db_now(-settings.lease_seconds))).one()
+    return {
+        worker.name: WorkerView.of(worker, jobs.get(worker.name), project=project, lost=worker.seen_at < lost_before)
+        for worker in found
+    }
 
 
 def _state(worker: Worker, job: Job | None, *, lost: bool) -> Literal["idle", "busy", "draining", "drained", "lost"]:
@@ -111,7 +114,3 @@ def _state(worker: Worker, job: Job | None, *, lost: bool) -> Literal["idle", "b
     if worker.drain is not None:
         return "drained" if job is None else "draining"
     return "idle" if job is None else "busy"
-
-
-def _device(device: Device) -> DeviceView:
-    return DeviceView(kind=device.kind, name=device.name, memory_bytes=device.memory_bytes)
