@@ -16,6 +16,7 @@ import alembic.command
 import alembic.config
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.ext.compiler import compiles
@@ -125,6 +126,12 @@ def slice_of(session: Session, statement: sa.Select[Row], *, limit: int) -> Slic
     """The first `limit` rows of an ordered statement."""
     rows = session.scalars(statement.limit(limit + 1)).all()
     return Slice(rows[:limit], has_more=len(rows) > limit)
+
+
+def upserting(session: Session, record: type[Record]) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that takes `on_conflict_do_update`, which both databases spell alike and neither in common SQL."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    return insert(record)
 
 
 class Database:

@@ -20,10 +20,10 @@ from bench.evidence import Evidence, gather
 from bench.outcome import Outcome
 from bench.report import Figure, table
 from bench.troupe import Troupe
-from bench.variants import VARIANTS, rows_and_spec
+from bench.variants import VARIANTS, write_variant
+from pocl.__main__ import read_spec
 from pocl.reuse import ReuseStore
 from pocl.run import run as distil
-from pocl.spec.presets import resolve
 
 FAULTS: Final[Mapping[str, Callable[[Troupe, random.Random], bool]]] = {
     "kill engine": lambda troupe, rng: troupe.kill_engine(rng),
@@ -129,13 +129,9 @@ def endure(directory: Path, *, seed: int, minutes: float, database_url: str | No
 
 def undisturbed(directory: Path, variant: str) -> str:
     """SHA-256 of the weights that a variant ends in when it is left alone."""
-    raw, train, validation = rows_and_spec(variant)
-    directory.mkdir(parents=True)
-    for name, rows in (("train", train), ("validation", validation)):
-        (directory / f"{name}.jsonl").write_text(rows, encoding="utf-8")
-        raw["data"][name] = {"path": str(directory / f"{name}.jsonl")}
+    spec = read_spec(write_variant(directory, variant))
     workdir = directory / "run"
-    distil(resolve(raw), workdir, lambda _event: None, reuse=ReuseStore(directory / "cache", 1 << 30))
+    distil(spec, workdir, lambda _event: None, reuse=ReuseStore(directory / "cache", 1 << 30))
     final = Outcome.of(workdir).final
     shutil.rmtree(workdir)
     return final

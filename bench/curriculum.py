@@ -72,10 +72,11 @@ def run(args: argparse.Namespace) -> Report:
     phases: dict[str, Phases] = {}
     with tempfile.TemporaryDirectory(prefix="pocl-bench-") as scratch:
         spec = _inputs(Path(scratch), args)
-        rivals = [
-            Rival(OURS, partial(_ours, spec, Path(scratch), phases)),
-            Rival(PUBLISHED, partial(_published, spec, Path(scratch), phases)),
-        ]
+        works: dict[str, Callable[[Path, Stopwatch], object]] = {
+            OURS: lambda workdir, watch: distil(spec, workdir, watch.sink),
+            PUBLISHED: lambda workdir, watch: published_run(spec, workdir, watch.enter),
+        }
+        rivals = [Rival(name, partial(_watched, name, work, Path(scratch), phases)) for name, work in works.items()]
         timings = take_turns(rivals, args.rounds, warm_up=False)
     steps = sum(stage.steps for stage in stage_table(spec, args.rows))
     results = timing_rows(timings)
@@ -109,24 +110,15 @@ def _named(mine: Phases, phases: dict[str, Phases]) -> dict[str, Figure]:
     return {f"{name}_s": mine.get(name) for name in names}
 
 
-def _ours(spec: DistillationSpec, scratch: Path, phases: dict[str, Phases]) -> Work:
+def _watched(name: str, work: Callable[[Path, Stopwatch], object], scratch: Path, phases: dict[str, Phases]) -> Work:
+    """`work` in a new directory; its phases go into `phases`."""
+
     def once() -> None:
         watch = Stopwatch()
         with tempfile.TemporaryDirectory(dir=scratch) as workdir:
-            distil(spec, Path(workdir), watch.sink)
+            work(Path(workdir), watch)
             watch.enter("end")
-        phases[OURS] = watch.seconds
-
-    return once
-
-
-def _published(spec: DistillationSpec, scratch: Path, phases: dict[str, Phases]) -> Work:
-    def once() -> None:
-        watch = Stopwatch()
-        with tempfile.TemporaryDirectory(dir=scratch) as workdir:
-            published_run(spec, Path(workdir), watch.enter)
-            watch.enter("end")
-        phases[PUBLISHED] = watch.seconds
+        phases[name] = watch.seconds
 
     return once
 

@@ -79,10 +79,10 @@ class StepLogged(_Event):
     tokens_per_second: float
     """Prompt and response tokens."""
     eta_seconds: float
+    """Estimated time to the end of the run, evaluations included."""
     eta_low_seconds: float | None = None
     eta_high_seconds: float | None = None
     """The range that it is expected in, from how unequal the steps were."""
-    """Estimated time to the end of the run, evaluations included."""
 
 
 class StageFinished(_Event):

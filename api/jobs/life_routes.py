@@ -1,9 +1,5 @@
 """The life of a job over HTTP: pause, resume, cancel, retry, branch, rename, delete."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
@@ -17,7 +13,6 @@ from api.errors import (
     JobNotFound,
     JsonInvalid,
     QuotaExceeded,
-    SpecRefused,
     Unprocessable,
     UnsupportedMediaType,
 )
@@ -25,7 +20,7 @@ from api.jobs import descent, life
 from api.jobs.descent import StageNotSaved, StartAt
 from api.jobs.life import Change, JobIsLive, JobIsNeeded
 from api.jobs.schemas import JobView
-from api.jobs.views import SPEC_REFUSALS, view_of
+from api.jobs.views import SPEC_REFUSALS, pointing_into, view_of
 from api.jobs.wishes import BranchRequest, JobUpdate, PauseRequest, RetryRequest
 from api.problems import EVERYWHERE, documented
 from api.strict_json import StrictJsonRoute
@@ -102,7 +97,7 @@ def branch_job(
     """A new job that goes on from the end of a stage with other temperatures, another method or teacher. Ranking and
     stages before are not done again.
     """
-    with _pointing_into_changes():
+    with pointing_into("changes"):
         job = descent.branch_job(
             request.app.state.database,
             request.app.state.settings,
@@ -141,13 +136,3 @@ def delete_job(session: Writing, caller: Caller, job_id: JobId) -> None:
 def _told(session: Session, change: Change, request: Request, response: Response) -> JobView:
     response.status_code = 202 if change.made else 200
     return view_of(session, change.job, request.app.state.settings)
-
-
-@contextmanager
-def _pointing_into_changes() -> Iterator[None]:
-    """Turn pointers into the specification into pointers into the body."""
-    try:
-        yield
-    except SpecRefused as error:
-        error.problems = tuple(replace(found, pointer=f"/changes{found.pointer}") for found in error.problems)
-        raise

@@ -11,10 +11,10 @@ from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from api.checkpoints.models import Checkpoint, CheckpointKind
+from api.db import upserting
 from api.ids import new_id
 from api.jobs.leases import Claim
 from api.jobs.models import Job, JobArtefact, JobAttempt, JobEvaluation, JobMetric, JobStage
@@ -268,8 +268,7 @@ class _Batch:
     def _write_metrics(self) -> None:
         if not self._metrics:
             return
-        insert = postgresql.insert if self._session.get_bind().dialect.name == "postgresql" else sqlite.insert
-        statement = insert(JobMetric)
+        statement = upserting(self._session, JobMetric)
         statement = statement.on_conflict_do_update(
             index_elements=["job_id", "name", "step"], set_={"value": statement.excluded.value}
         )

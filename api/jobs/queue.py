@@ -42,8 +42,7 @@ def at_work() -> sa.ScalarSelect[int]:
 
 def fits(memory: Mapping[str, int | None]) -> sa.ColumnElement[bool]:
     """Whether a job can run on devices of these kinds, with so much memory each; null: not known."""
-    automatic = "cuda" if "cuda" in memory else "cpu"
-    kinds = [("auto", memory.get(automatic)), *memory.items()]
+    kinds = [("auto", memory.get(_chosen("auto", memory))), *memory.items()]
     return sa.or_(*(sa.and_(Job.device == kind, _within(most)) for kind, most in kinds))
 
 
@@ -87,6 +86,13 @@ def _ahead(session: Session, job: Job) -> int:
     return session.scalar(sa.select(sa.func.count()).select_from(waiting, mine).where(earlier)) or 0
 
 
+def _chosen(device: str, memory: Mapping[str, int | None]) -> str:
+    """The kind of device that a job gets which asked for `device`."""
+    if device != "auto":
+        return device
+    return "cuda" if "cuda" in memory else "cpu"
+
+
 def _within(most: int | None) -> sa.ColumnElement[bool]:
     return sa.true() if most is None else sa.or_(Job.memory_bytes.is_(None), Job.memory_bytes <= most)
 
@@ -103,7 +109,7 @@ def memory_of(devices: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
 
 def _can_run(job: Job, worker: Worker) -> bool:
     memory = memory_of(worker.devices)
-    kind = job.device if job.device != "auto" else "cuda" if "cuda" in memory else "cpu"
+    kind = _chosen(job.device, memory)
     if kind not in memory:
         return False
     most = memory[kind]

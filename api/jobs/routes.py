@@ -1,8 +1,5 @@
 """Jobs over HTTP: submit, check, watch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -49,7 +46,7 @@ from api.jobs.schemas import (
     StageView,
 )
 from api.jobs.states import JobStatus
-from api.jobs.views import SPEC_REFUSALS, view_of
+from api.jobs.views import SPEC_REFUSALS, pointing_into, view_of
 from api.jobs.wishes import JobCreate
 from api.pagination import After, AfterNumber, Limit
 from api.problems import EVERYWHERE, documented
@@ -112,7 +109,7 @@ def create_job(body: JobCreate, session: Reading, caller: Caller, request: Reque
     """Queue a distillation job. Everything that can be checked is checked now: fields, data sets, models,
     vocabularies. The answer has the specification with every default named.
     """
-    with _pointing_into_spec():
+    with pointing_into("spec"):
         job = service.submit_job(
             request.app.state.database,
             request.app.state.settings,
@@ -130,7 +127,7 @@ def validate_job(body: JobCreate, session: Reading, caller: Caller, request: Req
     """The dry run of a submission: the specification with every default named, the table of stages, what it costs in
     memory, disk and arithmetic, and warnings. Nothing is stored.
     """
-    with _pointing_into_spec():
+    with pointing_into("spec"):
         return PlanView.of(service.plan_job(session, request.app.state.settings, body.spec, project=caller.project))
 
 
@@ -282,16 +279,6 @@ def download_job_result(session: Reading, caller: Caller, job_id: JobId, request
 def show_job_report(session: Reading, caller: Caller, job_id: JobId, request: Request) -> Response:
     """The result as a page with plots."""
     return _serve_artefact(session, caller, job_id, "report", request)
-
-
-@contextmanager
-def _pointing_into_spec() -> Iterator[None]:
-    """Turn pointers into the specification into pointers into the body."""
-    try:
-        yield
-    except SPEC_REFUSALS as error:
-        error.problems = tuple(replace(found, pointer=f"/spec{found.pointer}") for found in error.problems)
-        raise
 
 
 def _serve_artefact(session: Session, caller: Principal, job_id: str, kind: str, request: Request) -> Response:

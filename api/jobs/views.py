@@ -1,5 +1,8 @@
 """A job as the API shows it, with what stands in other rows."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -13,6 +16,16 @@ from api.settings import Settings
 
 SPEC_REFUSALS: Final = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
 """How a specification is refused."""
+
+
+@contextmanager
+def pointing_into(part: str) -> Iterator[None]:
+    """Turn pointers into the specification into pointers into the body, where `part` holds it."""
+    try:
+        yield
+    except SPEC_REFUSALS as error:
+        error.problems = tuple(replace(found, pointer=f"/{part}{found.pointer}") for found in error.problems)
+        raise
 
 
 def view_of(session: Session, job: Job, settings: Settings) -> JobView:

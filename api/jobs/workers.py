@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy import String
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from api.db import JsonColumn, Record, Slice, UtcDateTime, db_now, slice_of
+from api.db import JsonColumn, Record, Slice, UtcDateTime, db_now, slice_of, upserting
 from api.errors import NotFound
 
 FORGOTTEN_SECONDS = 24 * 3600
@@ -48,9 +47,8 @@ class Device:
 
 def make_known(session: Session, name: str, devices: Sequence[Device]) -> None:
     """Say that the worker lives; a drain that was asked for stays."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     found = [asdict(device) for device in devices]
-    statement = insert(Worker).values(name=name, devices=found, started_at=db_now(), seen_at=db_now())
+    statement = upserting(session, Worker).values(name=name, devices=found, started_at=db_now(), seen_at=db_now())
     session.execute(
         statement.on_conflict_do_update(index_elements=["name"], set_={"devices": found, "seen_at": db_now()})
     )

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from bench.rivals.descent import descend
 from pocl.data.batches import Encoded, collate
 from pocl.losses.objective import IGNORED
 from pocl.models.precision import Precision
@@ -78,11 +79,7 @@ class PublishedStep:
                 teacher = self._logits(self.teacher, batch)
             student = self._logits(self.student, batch)
         loss = published_loss(student, teacher, batch.labels, temperature=self.temperature, kd_weight=self.kd_weight)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return descend(loss, self.student, self.optimizer, self.max_grad_norm)
 
     @staticmethod
     def _logits(model: PreTrainedModel, batch: Padded) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from bench.rivals.descent import descend
 from pocl.data.batches import Batch, Encoded, collate
 from pocl.models.heads import output_head
 from pocl.models.precision import Precision
@@ -69,11 +70,7 @@ class DistillationStep:
             loss = distillation_loss(
                 student, teacher, self._head(self.student), self._head(self.teacher), temperature=1.0
             )
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return descend(loss, self.student, self.optimizer, self.max_grad_norm)
 
     @staticmethod
     def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:

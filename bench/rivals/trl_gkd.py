@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from bench.rivals.descent import descend
 from bench.rivals.published import Padded
 from pocl.data.batches import Encoded
 from pocl.losses.objective import IGNORED
@@ -69,8 +69,4 @@ class GKDStep:
         tokens = int((labels != IGNORED).sum())
         with self.precision.autocast():
             loss: Tensor = trainer.compute_loss(stand_in, self.student, inputs, num_items_in_batch=tokens)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return descend(loss, self.student, self.optimizer, self.max_grad_norm)

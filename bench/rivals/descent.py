@@ -1,0 +1,15 @@
+"""What all rivals do with a loss."""
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+
+def descend(loss: Tensor, student: PreTrainedModel, optimizer: Optimizer, max_grad_norm: float) -> float:
+    """Backward, clip, step; the loss."""
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(student.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
