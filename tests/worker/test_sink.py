@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from pocl.events import Warned, to_line
 from tests.worker.fake_engine import STEPS
 from tests.workshop import Workshop
 from worker.sink import EventTail
-from worker.supervisor import Supervisor
 
 
 def lines(count: int) -> bytes:
@@ -91,7 +91,7 @@ def test_a_database_that_comes_and_goes_sees_each_event_once(workshop: Workshop,
     job = workshop.submit(checkpoints={"keep": 100})
     flaky = Flaky(workshop.database_url, seed)
     quick = workshop.supervisor()
-    Supervisor(flaky, quick.store, quick.settings, quick.options, "tester", quick.should_stop).work_one()
+    replace(quick, database=flaky).work_one()
     flaky.close()
     assert flaky.failures > 0
     assert workshop.job(job).status is JobStatus.SUCCEEDED
