@@ -2,16 +2,20 @@
 
 import argparse
 import json
+import socket
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
 from pydantic import ValidationError
+from uvicorn.config import STARTUP_FAILURE
 
 from api import logs
 from api.app import create_app
 from api.db import upgrade
+from api.jobs.watch import Watch
 from api.settings import Settings
 
 _GRACE_SECONDS = 10
@@ -40,8 +44,9 @@ def _migrate() -> None:
 def _serve() -> None:
     settings = Settings()
     logs.configure()
-    uvicorn.run(
-        create_app(settings),
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         access_log=False,
@@ -50,6 +55,23 @@ def _serve() -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+    server = _Server(config, app.state.watch)
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(STARTUP_FAILURE)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, which waits for the answers under way when it stops: those that follow a job must end by themselves."""
+
+    def __init__(self, config: uvicorn.Config, watch: Watch) -> None:
+        super().__init__(config)
+        self._watch = watch
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._watch.close()
+        await super().shutdown(sockets)
 
 
 def _print_openapi() -> None:

@@ -11,7 +11,9 @@ import api.checkpoints.routes
 import api.datasets.routes
 import api.health.routes
 import api.jobs.life_routes
+import api.jobs.polling
 import api.jobs.routes
+import api.jobs.stream
 import api.methods.routes
 import api.workers.routes
 from api import openapi, problems
@@ -19,6 +21,7 @@ from api.auth import LoopbackOnly
 from api.datasets.upload import sweep_abandoned
 from api.db import Database
 from api.envelope import Envelope
+from api.jobs.watch import Watch
 from api.settings import Settings
 from api.store import ArtefactStore
 
@@ -45,6 +48,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.database = Database(settings.database_url)
+    app.state.watch = Watch(
+        app.state.database,
+        tick_seconds=settings.watch_seconds,
+        most_followers=settings.max_followers,
+        worker_seconds=settings.lease_seconds,
+    )
+    app.state.answers = api.jobs.polling.answers(app.state.database, worker_seconds=settings.lease_seconds)
+    app.state.pages = api.jobs.stream.pages(app.state.database)
     app.state.store = ArtefactStore(settings.artefact_root)
     app.include_router(api.health.routes.router)
     app.include_router(_v1())
@@ -59,6 +70,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 def _v1() -> APIRouter:
     router = APIRouter(prefix="/v1")
+    # The first one is found fastest.
+    router.include_router(api.jobs.polling.router)
+    router.include_router(api.jobs.stream.router)
     router.include_router(api.jobs.life_routes.router)
     for feature in (api.jobs, api.datasets, api.checkpoints, api.methods, api.workers):
         router.include_router(feature.routes.router)
@@ -69,4 +83,5 @@ def _v1() -> APIRouter:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_sync(sweep_abandoned, app.state.settings)
     yield
+    await app.state.watch.aclose()
     await run_sync(app.state.database.close)

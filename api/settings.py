@@ -59,6 +59,13 @@ class Settings(BaseSettings):
     max_log_bytes: int = Field(default=64 * 1024, ge=1024)
     """The end of an attempt's log that is kept in its row."""
 
+    watch_seconds: float = Field(default=0.25, gt=0, le=10)
+    """Time between two looks at the jobs whose changes clients wait for; one query for all of them."""
+    max_followers: int = Field(default=2000, ge=1)
+    """Long polls and event streams of one API process at once."""
+    keep_alive_seconds: float = Field(default=15, gt=0)
+    """A quiet event stream sends a comment this often."""
+
     lease_seconds: float = Field(default=60, gt=0)
     """How long a worker may be silent before its job is taken from it."""
     heartbeat_seconds: float = Field(default=10, gt=0)

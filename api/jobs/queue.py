@@ -3,7 +3,8 @@
 import heapq
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import sqlalchemy as sa
@@ -12,10 +13,12 @@ from sqlalchemy.orm import Session, aliased
 from api.db import db_now
 from api.jobs.models import Job
 from api.jobs.states import HELD, JobStatus
-from api.jobs.workers import Worker, live_workers
+from api.jobs.workers import live_workers
 
 Reason = Literal["jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits"]
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE: Final = timedelta(minutes=1)
 _RECENT_JOBS: Final = 50
 _MOST_FORESEEN: Final = 500
 """Jobs ahead beyond which nothing is said of the start."""
@@ -30,7 +33,16 @@ class QueuePlace:
     ahead: int
     reason: Reason
     starts_at: datetime | None
-    """Estimated; null where no worker fits, or too little is known."""
+    """Estimated, in whole minutes; null where no worker fits, or too little is known."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a job must have to run."""
+
+    device: str
+    memory_bytes: int | None
+    """Null: not known."""
 
 
 def at_work() -> sa.ScalarSelect[int]:
@@ -47,43 +59,51 @@ def fits(memory: Mapping[str, int | None]) -> sa.ColumnElement[bool]:
 
 
 def queue_place(session: Session, job: Job, *, worker_seconds: float) -> QueuePlace | None:
-    """Where the job stands in the queue of all projects; null unless it is queued.
+    """Where the job stands in the queue; null unless it is queued. As :func:`queue_places`."""
+    if job.status is not JobStatus.QUEUED:
+        return None
+    need = Need(job.device, job.memory_bytes)
+    return queue_places(session, {job.id: need}, worker_seconds=worker_seconds).get(job.id)
+
+
+def queue_places(session: Session, waiting: Mapping[str, Need], *, worker_seconds: float) -> dict[str, QueuePlace]:
+    """Where those of these jobs that are queued stand in the queue of all projects.
 
     Projects take turns: of each, the jobs come in the order of priority and age, and its n-th waits until it has
     as many at work as that.
 
     Args:
+        waiting: what each needs, by id.
         worker_seconds: a worker that was not heard of for longer does not count.
     """
-    if job.status is not JobStatus.QUEUED:
-        return None
-    ahead = _ahead(session, job)
-    workers = live_workers(session, worker_seconds)
-    able = [worker.name for worker in workers if _can_run(job, worker)]
-    if not workers:
-        return QueuePlace(ahead + 1, ahead, "no_worker", None)
-    if not able:
-        return QueuePlace(ahead + 1, ahead, "no_worker_fits", None)
-    reason: Reason = "jobs_ahead" if ahead else "waiting_for_worker"
-    return QueuePlace(ahead + 1, ahead, reason, _start(session, able, ahead))
+    if not waiting:
+        return {}
+    workers = [(worker.name, memory_of(worker.devices)) for worker in live_workers(session, worker_seconds)]
+    foresight = _Foresight(session)
+    places = {}
+    # One that was claimed since the caller read its row has no place any more.
+    for job_id, ahead in _ahead(session, waiting).items():
+        able = frozenset(name for name, memory in workers if _can_run(waiting[job_id], memory))
+        reason: Reason = "jobs_ahead" if ahead else "waiting_for_worker"
+        if not able:
+            reason = "no_worker_fits" if workers else "no_worker"
+        places[job_id] = QueuePlace(ahead + 1, ahead, reason, foresight.start(able, ahead))
+    return places
 
 
-def _ahead(session: Session, job: Job) -> int:
+def _ahead(session: Session, job_ids: Collection[str]) -> dict[str, int]:
     order = (Job.priority.desc(), Job.created_at, Job.id)
     turn = sa.func.row_number().over(partition_by=Job.project, order_by=order) + at_work()
     waiting = (
-        sa.select(Job.id, Job.priority, Job.created_at, turn.label("turn")).where(Job.status == JobStatus.QUEUED).cte()
+        sa.select(Job.id, Job.priority, Job.created_at, turn.label("turn"))
+        .where(Job.status == JobStatus.QUEUED)
+        .subquery()
     )
-    mine = sa.select(waiting).where(waiting.c.id == job.id).subquery()
-    earlier = sa.or_(
-        waiting.c.priority > mine.c.priority,
-        sa.and_(
-            waiting.c.priority == mine.c.priority,
-            sa.tuple_(waiting.c.turn, waiting.c.created_at, waiting.c.id)
-            < sa.tuple_(mine.c.turn, mine.c.created_at, mine.c.id),
-        ),
-    )
-    return session.scalar(sa.select(sa.func.count()).select_from(waiting, mine).where(earlier)) or 0
+    of = waiting.c
+    place = sa.func.row_number().over(order_by=(of.priority.desc(), of.turn, of.created_at, of.id))
+    places = sa.select(of.id, (place - 1).label("ahead")).subquery()
+    found = session.execute(sa.select(places.c.id, places.c.ahead).where(places.c.id.in_(job_ids)))
+    return {row.id: row.ahead for row in found}
 
 
 def _chosen(device: str, memory: Mapping[str, int | None]) -> str:
@@ -107,34 +127,64 @@ def memory_of(devices: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
     return found
 
 
-def _can_run(job: Job, worker: Worker) -> bool:
-    memory = memory_of(worker.devices)
-    kind = _chosen(job.device, memory)
+def _can_run(need: Need, memory: Mapping[str, int | None]) -> bool:
+    kind = _chosen(need.device, memory)
     if kind not in memory:
         return False
     most = memory[kind]
-    return most is None or job.memory_bytes is None or job.memory_bytes <= most
+    return most is None or need.memory_bytes is None or need.memory_bytes <= most
 
 
-def _start(session: Session, workers: Collection[str], ahead: int) -> datetime | None:
-    """When a worker comes free for a job with so many ahead, as if all were as long as those that ended of late."""
-    if ahead > _MOST_FORESEEN:
-        return None
-    now = session.scalars(sa.select(db_now())).one()
-    usual = _usual_length(session)
-    held = session.scalars(sa.select(Job).where(Job.status.in_(HELD), Job.lease_owner.in_(workers))).all()
-    free_at = [now] * (len(workers) - len({job.lease_owner for job in held}))
-    for job in held:
-        end = _end(job, now, usual)
-        if end is None:
+class _Foresight:
+    """When workers come free, as if all jobs were as long as those that ended of late."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._starts: dict[frozenset[str], list[datetime]] = {}
+
+    def start(self, able: frozenset[str], ahead: int) -> datetime | None:
+        """When one of these workers comes free for a job with so many ahead; null where too little is known.
+
+        In whole minutes: an estimate that changes at every look would make every look news.
+        """
+        if not able or ahead > _MOST_FORESEEN:
             return None
-        free_at.append(end)
-    heapq.heapify(free_at)
-    for _ in range(ahead):
-        if usual is None:
-            return None
-        heapq.heapreplace(free_at, free_at[0] + usual)
-    return free_at[0]
+        if able not in self._starts:
+            self._starts[able] = self._foresee(able)
+        starts = self._starts[able]
+        return _up_to_the_minute(starts[ahead]) if ahead < len(starts) else None
+
+    def _foresee(self, able: frozenset[str]) -> list[datetime]:
+        """For 0, 1, ... jobs ahead."""
+        held = [job for job in self._held if job.lease_owner in able]
+        free_at = [self._now] * (len(able) - len({job.lease_owner for job in held}))
+        for job in held:
+            end = _end(job, self._now, self._usual)
+            if end is None:
+                return []
+            free_at.append(end)
+        heapq.heapify(free_at)
+        starts = [free_at[0]]
+        while self._usual is not None and len(starts) <= _MOST_FORESEEN:
+            heapq.heapreplace(free_at, free_at[0] + self._usual)
+            starts.append(free_at[0])
+        return starts
+
+    @cached_property
+    def _now(self) -> datetime:
+        return self._session.scalars(sa.select(db_now())).one()
+
+    @cached_property
+    def _usual(self) -> timedelta | None:
+        return _usual_length(self._session)
+
+    @cached_property
+    def _held(self) -> Sequence[Job]:
+        return self._session.scalars(sa.select(Job).where(Job.status.in_(HELD), Job.lease_owner.is_not(None))).all()
+
+
+def _up_to_the_minute(moment: datetime) -> datetime:
+    return moment + (_EPOCH - moment) % _MINUTE
 
 
 def _end(job: Job, now: datetime, usual: timedelta | None) -> datetime | None:

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, check, watch."""
+"""Jobs over HTTP: submit, check, list, and what they bring about."""
 
 from typing import Annotated, Any
 
@@ -7,7 +7,6 @@ from fastapi.responses import PlainTextResponse
 from pydantic import StringConstraints
 from sqlalchemy.orm import Session
 
-from api import etags
 from api.addresses import JobId
 from api.auth import Caller, Principal
 from api.checkpoints.repository import list_checkpoints
@@ -29,7 +28,6 @@ from api.errors import (
     UnsupportedMediaType,
 )
 from api.jobs import repository, service
-from api.jobs.models import Job
 from api.jobs.schemas import (
     AttemptPage,
     AttemptView,
@@ -150,19 +148,6 @@ def list_jobs(
         labels={key: value for key, _, value in (each.partition("=") for each in label)},
     )
     return JobPage.of(found, JobSummary.of, lambda row: row.id)
-
-
-@router.get(
-    "/{job_id}",
-    summary="Get a job",
-    response_model=JobView,
-    responses={304: {"description": "`If-None-Match` names this state of the job."}, **_OF_ONE_JOB},
-)
-def get_job(session: Reading, caller: Caller, job_id: JobId, request: Request) -> Response:
-    """How far the job is, when it may end, and its place in the queue. Send `ETag` back as `If-None-Match`: polling
-    then costs a 304 until something changes.
-    """
-    return _shown(session, repository.get_job(session, caller.project, job_id), request)
 
 
 @router.get("/{job_id}/stages", summary="List the stages of a job", responses=_OF_ONE_JOB)
@@ -287,12 +272,3 @@ def _serve_artefact(session: Session, caller: Principal, job_id: str, kind: str,
     if artefact is None:
         raise ArtefactNotReady
     return single_file(request.app.state.store, artefact.store_key, artefact.sha256, artefact.size_bytes, request)
-
-
-def _shown(session: Session, job: Job, request: Request) -> Response:
-    content = view_of(session, job, request.app.state.settings).model_dump_json().encode()
-    # Of the answer and not of the row's version: a job in the queue moves up when others change.
-    etag = etags.strong(content)
-    if etags.unchanged(request, etag):
-        return etags.not_modified(etag)
-    return Response(content, media_type="application/json", headers={"etag": etag})

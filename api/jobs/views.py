@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from api.errors import ModelMissing, ModelRefused, PathOutsideModelRoots, SpecRefused, VocabulariesDiffer
 from api.jobs import repository
 from api.jobs.models import Job
-from api.jobs.queue import queue_place
+from api.jobs.queue import QueuePlace, queue_place
 from api.jobs.schemas import JobView
 from api.settings import Settings
 
@@ -29,6 +29,13 @@ def pointing_into(part: str) -> Iterator[None]:
 
 
 def view_of(session: Session, job: Job, settings: Settings) -> JobView:
+    return view_at(session, job, queue_place(session, job, worker_seconds=settings.lease_seconds))
+
+
+def view_at(session: Session, job: Job, place: QueuePlace | None) -> JobView:
+    """
+    Args:
+        place: of the job in the queue; null unless it is queued.
+    """
     newest = repository.metric_series(session, job.id, points=1, from_step=job.step, to_step=job.step)
-    place = queue_place(session, job, worker_seconds=settings.lease_seconds)
     return JobView.whole(job, place=place, newest=newest)

@@ -1,7 +1,7 @@
 """Whose turn it is in the queue, why a job waits, and when it may start."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +24,11 @@ def place_of(session: Session, job: Job) -> QueuePlace:
     place = queue_place(session, job, worker_seconds=60)
     assert place is not None
     return place
+
+
+def minute_after(moment: datetime) -> datetime:
+    whole = moment.replace(second=0, microsecond=0)
+    return whole if whole == moment else whole + timedelta(minutes=1)
 
 
 def claim(session: Session, worker: str = "w1") -> Claim | None:
@@ -106,16 +111,16 @@ def test_the_start_is_when_a_worker_comes_free(database: Database) -> None:
         make_known(session, "w1", [CPU])
         now = session.scalars(sa.select(db_now())).one()
         running, first, second = (add_job(session) for _ in range(3))
-        assert abs((place_of(session, running).starts_at or now) - now) < timedelta(seconds=5)
+        assert timedelta() <= (place_of(session, running).starts_at or now) - now < timedelta(minutes=2)
         claim(session)
         # Nothing is known of how long it takes.
         assert place_of(session, first).starts_at is None
         session.execute(sa.update(Job).where(Job.id == running.id).values(eta_seconds=600.0, progress_at=now))
-        assert place_of(session, first).starts_at == now + timedelta(seconds=600)
+        assert place_of(session, first).starts_at == minute_after(now + timedelta(seconds=600))
         assert place_of(session, second).starts_at is None
         hour = timedelta(hours=1)
         add_job(session, status=JobStatus.SUCCEEDED, started_at=now - hour, finished_at=now)
-        assert place_of(session, second).starts_at == now + timedelta(seconds=600) + hour
+        assert place_of(session, second).starts_at == minute_after(now + timedelta(seconds=600) + hour)
 
 
 def test_a_job_that_waited_too_long_fails_as_such(database: Database) -> None:

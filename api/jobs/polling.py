@@ -1,0 +1,133 @@
+"""One job, asked for again and again: a poll costs little, and a long one costs nothing while it waits."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Annotated, Final
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+
+from api import etags
+from api.addresses import JobId
+from api.auth import Caller
+from api.db import Database
+from api.errors import JobNotFound, Unavailable
+from api.jobs import repository
+from api.jobs.queue import QueuePlace
+from api.jobs.schemas import JobView
+from api.jobs.seen import Seen, seen_jobs
+from api.jobs.views import view_at
+from api.jobs.watch import TooManyFollowers, Watch, while_connected
+from api.problems import EVERYWHERE, documented
+from api.shared_reads import SharedReads
+
+MAX_WAIT: Final = 60
+_KEPT_ANSWERS: Final = 512
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE)
+
+
+@dataclass(frozen=True)
+class Answer:
+    etag: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The answer that a job's state makes."""
+
+    project: str
+    job_id: str
+    etag: str
+
+
+Answers = SharedReads[Wanted, Answer]
+
+
+def answers(database: Database, *, worker_seconds: float) -> Answers:
+    """Answers of the jobs that are polled, each made once for all who poll.
+
+    Args:
+        worker_seconds: a worker that was not heard of for longer does not count.
+    """
+
+    def make(wanted: Wanted) -> Answer:
+        with database.transaction(write=False) as session:
+            job = repository.get_job(session, wanted.project, wanted.job_id)
+            seen = seen_jobs(session, [job.id], worker_seconds=worker_seconds)[job.id]
+            view = view_at(session, job, seen.place)
+        return Answer(_etag(seen), view.model_dump_json().encode())
+
+    # The job may have changed in between: then this is the answer of another state.
+    return SharedReads(make, lambda wanted, made: made.etag == wanted.etag, _KEPT_ANSWERS)
+
+
+@router.get(
+    "/{job_id}",
+    summary="Get a job",
+    response_model=JobView,
+    responses={
+        304: {"description": "`If-None-Match` names this state of the job."},
+        **documented(JobNotFound, Unavailable, TooManyFollowers),
+    },
+)
+async def get_job(
+    caller: Caller,
+    job_id: JobId,
+    request: Request,
+    wait: Annotated[
+        float, Query(ge=0, le=MAX_WAIT, allow_inf_nan=False, description="Seconds to wait for a change at most.")
+    ] = 0,
+) -> Response:
+    """How far the job is, when it may end, and its place in the queue. Send `ETag` back as `If-None-Match`: polling
+    then costs a 304 until something changes.
+
+    With `wait` the answer comes as soon as the job is not in the state that `If-None-Match` names any more, or at the
+    end of that time. Without `If-None-Match` it waits for a change of a job that has not ended.
+    """
+    watch: Watch = request.app.state.watch
+    seen = await _look(watch, caller.project, job_id)
+    if wait and _nothing_new(request, seen):
+        with watch.follow(job_id) as follower, while_connected(request.receive, follower):
+            await follower.news(lambda latest: latest != seen, within=wait)
+        seen = await _look(watch, caller.project, job_id)
+    etag = _etag(seen)
+    if etags.unchanged(request, etag):
+        return etags.not_modified(etag)
+    made = await request.app.state.answers.get(Wanted(caller.project, job_id, etag))
+    return Response(made.content, media_type="application/json", headers={"etag": made.etag})
+
+
+async def _look(watch: Watch, project: str, job_id: str) -> Seen:
+    seen = await watch.look(job_id)
+    if seen is None or seen.project != project:
+        raise JobNotFound
+    return seen
+
+
+def _nothing_new(request: Request, seen: Seen) -> bool:
+    if "if-none-match" in request.headers:
+        return etags.unchanged(request, _etag(seen))
+    return not seen.ended
+
+
+def _etag(seen: Seen) -> str:
+    # All that an answer shows changes with the row's version, but for the place in the queue.
+    return f'"{_shape()}-{seen.version}{_spelt(seen.place)}"'
+
+
+def _spelt(place: QueuePlace | None) -> str:
+    if place is None:
+        return ""
+    start = "" if place.starts_at is None else f"{place.starts_at.timestamp():.0f}"
+    return f"-{place.position}-{place.reason}-{start}"
+
+
+@cache
+def _shape() -> str:
+    # Another version of the service may show the same row otherwise.
+    described = orjson.dumps([version("pocl-service"), JobView.model_json_schema(mode="serialization")])
+    return hashlib.sha256(described).hexdigest()[:12]
