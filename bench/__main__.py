@@ -17,6 +17,7 @@ COMMANDS = {
     "flops": "floating-point operations of each visit of a sample, counted",
     "rouge": "ROUGE-L of 500 answers",
     "generate": "greedy answers to many prompts",
+    "api": "polls, lists, submissions, streams and downloads of one API process",
     "chaos": "the whole service under a storm of faults",
     "resume": "runs killed at random moments, and what that cost",
 }

@@ -1,0 +1,20 @@
+"""One attempt at the next job, with the real engine on one thread: `python -m bench.trainer`, settings as in POCL_*."""
+
+from api.db import Database
+from api.jobs.workers import Device
+from api.settings import Settings
+from api.store import ArtefactStore
+from worker.settings import WorkerSettings
+from worker.supervisor import Supervisor
+
+
+def main() -> None:
+    settings = Settings()
+    store = ArtefactStore(settings.artefact_root)
+    options = WorkerSettings(threads=1)
+    devices = [Device("cpu", "CPU", None)]
+    Supervisor(Database(settings.database_url), store, settings, options, "bench", devices, lambda: False).work_one()
+
+
+if __name__ == "__main__":
+    main()
