@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from api.checkpoints.models import Checkpoint, CheckpointKind
 from api.db import db_now
 from api.jobs.models import Job, JobAttempt
-from api.jobs.queue import at_work, fits
+from api.jobs.queue import by_turn, fits
 from api.jobs.states import (
     CANCELLED,
     HELD,
@@ -216,10 +216,9 @@ def _drain_of_owner() -> sa.ScalarSelect[Drain | None]:
 
 
 def _first_queued(session: Session, memory: Mapping[str, int | None]) -> Job | None:
+    statement, at_work = by_turn(sa.select(Job).where(Job.status == JobStatus.QUEUED, fits(memory)))
     return session.scalars(
-        sa.select(Job)
-        .where(Job.status == JobStatus.QUEUED, fits(memory))
-        .order_by(Job.priority.desc(), at_work(), Job.created_at, Job.id)
+        statement.order_by(Job.priority.desc(), at_work, Job.created_at, Job.id)
         .limit(1)
         .with_for_update(of=Job, skip_locked=True),
         execution_options={"populate_existing": True},

@@ -5,16 +5,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVarTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from api.db import db_now
 from api.jobs.models import Job
 from api.jobs.states import HELD, JobStatus
 from api.jobs.workers import live_workers
 
+Columns = TypeVarTuple("Columns")
 Reason = Literal["jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -45,11 +46,19 @@ class Need:
     """Null: not known."""
 
 
-def at_work() -> sa.ScalarSelect[int]:
-    """How many jobs of a job's project workers hold: of two projects that wait, the one with fewer is served first."""
-    held = aliased(Job)
-    count = sa.select(sa.func.count()).where(held.project == Job.project, held.status.in_(HELD))
-    return count.correlate(Job).scalar_subquery()
+def by_turn(statement: sa.Select[*Columns]) -> tuple[sa.Select[*Columns], sa.ColumnElement[int]]:
+    """A statement over jobs, and how many jobs of a job's project workers hold.
+
+    Of two projects that wait, the one with fewer at work is served first.
+    """
+    # Counted once for each project. A count for each job that waits would read all jobs of its project, ended or not.
+    held = (
+        sa.select(Job.project, sa.func.count().label("jobs"))
+        .where(Job.status.in_(HELD))
+        .group_by(Job.project)
+        .subquery("held")
+    )
+    return statement.outerjoin(held, held.c.project == Job.project), sa.func.coalesce(held.c.jobs, 0)
 
 
 def fits(memory: Mapping[str, int | None]) -> sa.ColumnElement[bool]:
@@ -93,12 +102,9 @@ def queue_places(session: Session, waiting: Mapping[str, Need], *, worker_second
 
 def _ahead(session: Session, job_ids: Collection[str]) -> dict[str, int]:
     order = (Job.priority.desc(), Job.created_at, Job.id)
-    turn = sa.func.row_number().over(partition_by=Job.project, order_by=order) + at_work()
-    waiting = (
-        sa.select(Job.id, Job.priority, Job.created_at, turn.label("turn"))
-        .where(Job.status == JobStatus.QUEUED)
-        .subquery()
-    )
+    number = sa.func.row_number().over(partition_by=Job.project, order_by=order)
+    statement, at_work = by_turn(sa.select(Job.id, Job.priority, Job.created_at).where(Job.status == JobStatus.QUEUED))
+    waiting = statement.add_columns((number + at_work).label("turn")).subquery()
     of = waiting.c
     place = sa.func.row_number().over(order_by=(of.priority.desc(), of.turn, of.created_at, of.id))
     places = sa.select(of.id, (place - 1).label("ahead")).subquery()
