@@ -21,6 +21,7 @@ from api.auth import LoopbackOnly
 from api.datasets.upload import sweep_abandoned
 from api.db import Database
 from api.envelope import Envelope
+from api.idempotency.requests import install as install_replay
 from api.jobs.watch import Watch
 from api.settings import Settings
 from api.store import ArtefactStore
@@ -60,6 +61,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(api.health.routes.router)
     app.include_router(_v1())
     problems.install(app)
+    install_replay(app)
     # The one added last is the outermost.
     if settings.api_key is None:
         app.add_middleware(LoopbackOnly)

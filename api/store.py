@@ -158,20 +158,17 @@ class ArtefactStore:
             except FileNotFoundError:
                 return
 
-    def keys(self, prefix: str) -> list[str]:
-        """Keys of the artefacts directly under `prefix`, sorted."""
+    def keys(self, prefix: str, *, older_than: float = 0.0) -> list[str]:
+        """Keys of the artefacts directly under `prefix` that are older than so many seconds, sorted."""
         directory = self._at(prefix)
-        return sorted(f"{prefix}/{entry.name}" for entry in directory.iterdir()) if directory.is_dir() else []
+        found = directory.iterdir() if directory.is_dir() else ()
+        return sorted(f"{prefix}/{entry.name}" for entry in found if _is_older(entry, older_than))
 
     def remove_stale(self, older_than: float) -> int:
         """Remove what killed processes left in staging more than `older_than` seconds ago; say how many."""
         removed = 0
         for left in (self._root / _STAGING).iterdir():
-            try:
-                stale = time.time() - left.stat().st_mtime > older_than
-            except FileNotFoundError:
-                continue
-            if stale:
+            if _is_older(left, older_than):
                 shutil.rmtree(left, ignore_errors=True)
                 removed += 1
         return removed
@@ -201,6 +198,14 @@ class ArtefactStore:
             if not target.is_dir() or _read_manifests(target) != listed:
                 raise ArtefactExists("Another artefact is stored under this key.") from None
         flush_directory(target.parent)
+
+
+def _is_older(place: Path, seconds: float) -> bool:
+    try:
+        return time.time() - place.stat().st_mtime >= seconds
+    except FileNotFoundError:
+        # Removed just now.
+        return False
 
 
 def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:

@@ -55,9 +55,18 @@ class _StrictRequest(Request):
             self._parsed = parse(self._read) if self._read else None
         return self._read
 
+    @property
+    def read(self) -> bytes:
+        return self._read or b""
+
     async def json(self) -> JsonValue:
         await self.body()
         return self._parsed
+
+
+def body_of(request: Request) -> bytes:
+    """The body as a :class:`StrictJsonRoute` has read it; empty for a route that takes none."""
+    return request.read if isinstance(request, _StrictRequest) else b""
 
 
 def parse(text: bytes) -> JsonValue:

@@ -1,6 +1,7 @@
 """One database transaction for each request, committed before the answer is sent."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Annotated, Final
 
 from anyio import CapacityLimiter
@@ -30,6 +31,8 @@ async def _turn() -> AsyncIterator[None]:
         yield
 
 
+turn = asynccontextmanager(_turn)
+"""For a transaction outside of a route's own. A task that waits for a second turn within it may wait for ever."""
 _Turn = Annotated[None, Depends(_turn, scope="function")]
 
 

@@ -5,8 +5,9 @@ from alembic import context
 
 import api.checkpoints.models
 import api.datasets.models
+import api.idempotency.models
 import api.jobs.models
-import api.jobs.workers  # noqa: F401 - the four fill the metadata
+import api.jobs.workers  # noqa: F401 - the five fill the metadata
 from api.db import Record, engine_for
 from api.settings import Settings
 

@@ -5,12 +5,15 @@ Any number of schedulers may run. All that they do is guarded by the rows, or ha
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.orm import InstrumentedAttribute
 
+from api.datasets.models import Dataset
 from api.db import Database
+from api.idempotency.repository import clear_expired
 from api.jobs.leases import expire_waiting, reap_expired
 from api.jobs.models import Job
 from api.jobs.repository import queued_count
@@ -68,21 +71,35 @@ class Scheduler:
         return reaped
 
     def clear(self) -> int:
-        """Remove what killed processes left in the store, and files of jobs that are gone; says how many."""
+        """Remove what killed processes left in the store, files of jobs and data sets that are gone, and answers that
+        are no longer shown again; says how many.
+        """
         removed = self.store.remove_stale(_STALE_SECONDS)
         with self.database.transaction(write=True) as session:
             forget_lost(session)
+            removed += clear_expired(session.connection())
         with self.database.transaction(write=False) as session:
             if session.scalars(sa.select(Job.id).limit(1)).one_or_none() is None:
                 # A new database before a full store is a mistake more often than not: it must not empty the store.
                 return removed
-        # Listed first: a job that appears later is then not taken for gone.
-        stored = {key.rpartition("/")[2]: key for key in self.store.keys("jobs")}
+        # A job's row is there before its first file, a data set's only after it.
+        jobs = {key.rpartition("/")[2]: key for key in self.store.keys("jobs")}
+        datasets = {key: key for key in self.store.keys("datasets", older_than=_STALE_SECONDS)}
+        return removed + self._clear_unknown(jobs, Job.id) + self._clear_unknown(datasets, Dataset.store_key)
+
+    def _clear_unknown(self, stored: Mapping[str, str], column: InstrumentedAttribute[str]) -> int:
+        """Remove what no row names; says how many.
+
+        Args:
+            stored: keys of the store by what the column names them with. Listed before the rows are asked for: what
+                appears later is not taken for gone.
+        """
+        removed = 0
         for some in _pieces(list(stored), 500):
             with self.database.transaction(write=False) as session:
-                known = set(session.scalars(sa.select(Job.id).where(Job.id.in_(some))))
-            for job_id in set(some) - known:
-                self.store.remove(stored[job_id])
+                known = set(session.scalars(sa.select(column).where(column.in_(some))))
+            for name in set(some) - known:
+                self.store.remove(stored[name])
                 removed += 1
         return removed
 

@@ -10,13 +10,14 @@ from api.auth import Caller
 from api.datasets import repository, service
 from api.datasets.multipart import MultipartInvalid
 from api.datasets.schemas import DatasetPage, DatasetView
-from api.datasets.upload import JSONL_TYPES, MULTIPART, StorageFull, Uploaded, UploadTooLarge
-from api.errors import DatasetNotFound, DatasetRefused, UnsupportedMediaType
+from api.datasets.upload import JSONL_TYPES, MULTIPART, StorageFull, Uploaded, UploadedOnce, UploadTooLarge
+from api.errors import DatasetNotFound, DatasetRefused, Unprocessable, UnsupportedMediaType
+from api.idempotency.requests import REFUSALS, RepeatableRoute, documented_answer
 from api.pagination import After, Limit
 from api.problems import EVERYWHERE, documented
 from api.transactions import Reading, Writing
 
-router = APIRouter(prefix="/datasets", tags=["datasets"], responses=EVERYWHERE)
+router = APIRouter(prefix="/datasets", tags=["datasets"], responses=EVERYWHERE, route_class=RepeatableRoute)
 
 _FILE = {"type": "string", "format": "binary", "description": "One JSON object on each line."}
 _FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}, "additionalProperties": False}
@@ -34,12 +35,16 @@ _NAME_LENGTH = 200
     "",
     status_code=201,
     summary="Upload a data set",
-    responses=documented(DatasetRefused, MultipartInvalid, UploadTooLarge, UnsupportedMediaType, StorageFull),
+    responses=documented_answer(201, location=True)
+    | documented(
+        Unprocessable, DatasetRefused, MultipartInvalid, UploadTooLarge, UnsupportedMediaType, StorageFull, *REFUSALS
+    ),
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
 def upload_dataset(
     upload: Uploaded,
     session: Writing,
+    _once: UploadedOnce,
     caller: Caller,
     request: Request,
     response: Response,

@@ -1,10 +1,11 @@
 """An upload on its way in: the body goes to a file before any transaction begins, and nothing of a failure stays."""
 
+import hashlib
 import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -15,8 +16,10 @@ from fastapi import Depends, Request
 from api.auth import Caller
 from api.datasets.multipart import MultipartFile
 from api.errors import ApiError, BodyTooLarge, UnsupportedMediaType
+from api.idempotency.requests import Held, fingerprint
 from api.settings import Settings
 from api.store import ArtefactStore
+from api.transactions import Writing
 from pocl.errors import is_disk_full
 from pocl.manifest import ManifestFile
 
@@ -49,6 +52,8 @@ class Upload:
         self.path = path
         self.filename: str | None = None
         """As a multipart form names it."""
+        self.fingerprint = ""
+        """Of what was asked for."""
         self._store = store
         self._published: list[str] = []
 
@@ -68,14 +73,18 @@ class Upload:
             self._store.remove(key)
 
 
-async def _receive_upload(request: Request, _caller: Caller) -> AsyncIterator[Upload]:
+async def _receive_upload(request: Request, _caller: Caller, ticket: Held) -> AsyncIterator[Upload]:
     settings: Settings = request.app.state.settings
     form = _form(request.headers.get("content-type", ""))
     upload = Upload(_new_file(spool_directory(settings)), request.app.state.store)
     try:
         with storage_full_is_typed(), upload.path.open("wb") as target:
-            await _receive(request, form, target, settings.max_upload_bytes)
+            digest = await _receive(request, form, target, settings.max_upload_bytes)
         upload.filename = form.filename if form is not None else None
+        # Of the file and not of the body: a client that tries again sets another boundary.
+        upload.fingerprint = fingerprint(request, digest, (upload.filename or "").encode())
+        if ticket is not None:
+            ticket.compare(upload.fingerprint)
         yield upload
     except BaseException:
         # A failing commit is seen here as well: the session, opened later, is closed before this.
@@ -87,6 +96,15 @@ async def _receive_upload(request: Request, _caller: Caller) -> AsyncIterator[Up
 
 
 Uploaded = Annotated[Upload, Depends(_receive_upload, scope="function")]
+
+
+def _once(request: Request, session: Writing, upload: Uploaded, ticket: Held) -> Iterator[None]:
+    with ticket.kept(session, request, upload.fingerprint) if ticket is not None else nullcontext():
+        yield
+
+
+UploadedOnce = Annotated[None, Depends(_once, scope="function")]
+"""Makes a data set once for each `Idempotency-Key`."""
 
 
 @contextmanager
@@ -131,10 +149,18 @@ def _form(content_type: str) -> MultipartFile | None:
     return None
 
 
-async def _receive(request: Request, form: MultipartFile | None, target: BinaryIO, limit: int) -> None:
+async def _receive(request: Request, form: MultipartFile | None, target: BinaryIO, limit: int) -> bytes:
+    """Write the file; its SHA-256."""
     _refuse_declared(request.headers.get("content-length", ""), limit + (_MULTIPART_OVERHEAD if form else 0))
     received = kept = 0
     waiting = bytearray()
+    digest = hashlib.sha256()
+
+    def write() -> None:
+        digest.update(waiting)
+        target.write(waiting)
+        waiting.clear()
+
     async for chunk in request.stream():
         piece = chunk if form is None else form.feed(chunk)
         received += len(chunk)
@@ -143,12 +169,12 @@ async def _receive(request: Request, form: MultipartFile | None, target: BinaryI
             raise UploadTooLarge
         waiting += piece
         if len(waiting) >= _WRITE_BYTES:
-            await run_sync(target.write, bytes(waiting))
-            waiting.clear()
+            await run_sync(write)
     if form is not None:
         form.finish()
-    await run_sync(target.write, bytes(waiting))
+    await run_sync(write)
     await run_sync(target.flush)
+    return digest.digest()
 
 
 def _refuse_declared(content_length: str, limit: int) -> None:

@@ -19,7 +19,7 @@ from api.errors import NotFound, SpecRefused
 from api.jobs.life import JobIsLive
 from api.jobs.models import Job, JobEvaluation, JobMetric, JobStage
 from api.jobs.repository import get_job
-from api.jobs.service import JobPlan, Wishes, create_job, plan_job
+from api.jobs.service import JobPlan, Wishes, create_job, plan_job, transaction_for
 from api.jobs.states import StageStatus
 from api.settings import Settings
 from pocl.errors import Problem
@@ -48,7 +48,14 @@ class StartAt:
 
 
 def retry_job(
-    database: Database, settings: Settings, *, project: str, job_id: str, start: StartAt, wishes: Wishes
+    database: Database,
+    settings: Settings,
+    *,
+    project: str,
+    job_id: str,
+    start: StartAt,
+    wishes: Wishes,
+    session: Session | None = None,
 ) -> Job:
     """A new job with the specification of one that has ended.
 
@@ -58,13 +65,14 @@ def retry_job(
         StageNotSaved: it did not get so far.
         ApiError: what it was made of is gone, or the queue is full: as for a new job.
     """
-    with database.transaction(write=False) as session:
-        parent = get_job(session, project, job_id)
+    with database.transaction(write=False) as reading:
+        parent = get_job(reading, project, job_id)
         if not parent.ended:
             raise JobIsLive("The job has not ended: only an ended one can be retried.")
-        first = _start_of(session, parent, start)
-        plan = replace(plan_job(session, settings, parent.resolved, project=project), raw=parent.spec)
-    return _create(database, settings, plan, parent, first, wishes, {"retry_of": parent.id})
+        first = _start_of(reading, parent, start)
+        plan = replace(plan_job(reading, settings, parent.resolved, project=project), raw=parent.spec)
+    with transaction_for(database, session) as writing:
+        return _create(writing, settings, plan, parent, first, wishes, {"retry_of": parent.id})
 
 
 def branch_job(
@@ -76,6 +84,7 @@ def branch_job(
     stage: int,
     changes: Mapping[str, Any],
     wishes: Wishes,
+    session: Session | None = None,
 ) -> Job:
     """A new job that goes on from the end of a stage of another, live or ended, with `changes` to its specification.
 
@@ -85,13 +94,14 @@ def branch_job(
         SpecRefused: the changes are wrong, or touch what the saved state stands for.
         ApiError: as for a new job.
     """
-    with database.transaction(write=False) as session:
-        parent = get_job(session, project, job_id)
-        first = _start_of(session, parent, StartAt("stage", stage))
+    with database.transaction(write=False) as reading:
+        parent = get_job(reading, project, job_id)
+        first = _start_of(reading, parent, StartAt("stage", stage))
         raw = merged(parent.resolved, changes)
-        plan = plan_job(session, settings, raw, project=project)
+        plan = plan_job(reading, settings, raw, project=project)
         _refuse_other_ground(DistillationSpec.model_validate(parent.resolved), plan.spec)
-    return _create(database, settings, plan, parent, first, wishes, {"branch_of": parent.id})
+    with transaction_for(database, session) as writing:
+        return _create(writing, settings, plan, parent, first, wishes, {"branch_of": parent.id})
 
 
 def merged(under: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +145,7 @@ def _refuse_other_ground(old: DistillationSpec, new: DistillationSpec) -> None:
 
 
 def _create(
-    database: Database,
+    session: Session,
     settings: Settings,
     plan: JobPlan,
     parent: Job,
@@ -143,17 +153,16 @@ def _create(
     wishes: Wishes,
     relation: Mapping[str, str],
 ) -> Job:
-    with database.transaction(write=True) as session:
-        descent: dict[str, Any] = dict(relation)
-        if first is not None:
-            # Gone by now, it is told as such.
-            keep_checkpoint(session, parent.project, first.id)
-            percent = min(100.0, 100.0 * first.step / plan.total_steps)
-            descent |= {"starts_from": first.id, "step": first.step, "stage": first.stage, "percent": percent}
-        job = create_job(session, settings, plan, project=parent.project, wishes=wishes, descent=descent)
-        if first is not None:
-            _inherit(session, parent, job, first)
-        return job
+    descent: dict[str, Any] = dict(relation)
+    if first is not None:
+        # Gone by now, it is told as such.
+        keep_checkpoint(session, parent.project, first.id)
+        percent = min(100.0, 100.0 * first.step / plan.total_steps)
+        descent |= {"starts_from": first.id, "step": first.step, "stage": first.stage, "percent": percent}
+    job = create_job(session, settings, plan, project=parent.project, wishes=wishes, descent=descent)
+    if first is not None:
+        _inherit(session, parent, job, first)
+    return job
 
 
 def _inherit(session: Session, parent: Job, job: Job, first: Checkpoint) -> None:

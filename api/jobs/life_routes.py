@@ -16,6 +16,7 @@ from api.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
+from api.idempotency.requests import REFUSALS, Once, RepeatableRoute, documented_answer
 from api.jobs import descent, life
 from api.jobs.descent import StageNotSaved, StartAt
 from api.jobs.life import Change, JobIsLive, JobIsNeeded
@@ -23,24 +24,24 @@ from api.jobs.schemas import JobView
 from api.jobs.views import SPEC_REFUSALS, pointing_into, view_of
 from api.jobs.wishes import BranchRequest, JobUpdate, PauseRequest, RetryRequest
 from api.problems import EVERYWHERE, documented
-from api.strict_json import StrictJsonRoute
-from api.transactions import Reading, Writing
+from api.transactions import Writing
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=StrictJsonRoute)
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=RepeatableRoute)
 
 _OF_A_BODY = documented(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
 _OF_A_MOVE = {
     200: {"model": JobView, "description": "It was asked for before: nothing changed."},
-    **documented(JobNotFound, IllegalMove, Conflict),
+    **documented_answer(202),
+    **documented(JobNotFound, IllegalMove, Conflict, Unprocessable, *REFUSALS),
 }
-_OF_DESCENT = {
-    **_OF_A_BODY,
-    **documented(JobNotFound, StageNotSaved, CheckpointNotFound, QuotaExceeded, Unprocessable, *SPEC_REFUSALS),
-}
+_DESCENT = (JobNotFound, StageNotSaved, CheckpointNotFound, QuotaExceeded, Unprocessable, *SPEC_REFUSALS, *REFUSALS)
+_OF_DESCENT = {**_OF_A_BODY, **documented_answer(201, location=True)}
 
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=_OF_A_MOVE)
-def cancel_job(session: Writing, caller: Caller, job_id: JobId, request: Request, response: Response) -> JobView:
+def cancel_job(
+    session: Writing, _once: Once, caller: Caller, job_id: JobId, request: Request, response: Response
+) -> JobView:
     """A job that waits ends at once; one that runs is `cancelling` until its worker has saved a checkpoint."""
     return _told(session, life.cancel_job(session, caller.project, job_id), request, response)
 
@@ -48,6 +49,7 @@ def cancel_job(session: Writing, caller: Caller, job_id: JobId, request: Request
 @router.post("/{job_id}/pause", status_code=202, summary="Pause a job", responses={**_OF_A_MOVE, **_OF_A_BODY})
 def pause_job(
     session: Writing,
+    _once: Once,
     caller: Caller,
     job_id: JobId,
     request: Request,
@@ -60,16 +62,22 @@ def pause_job(
 
 
 @router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=_OF_A_MOVE)
-def resume_job(session: Writing, caller: Caller, job_id: JobId, request: Request, response: Response) -> JobView:
+def resume_job(
+    session: Writing, _once: Once, caller: Caller, job_id: JobId, request: Request, response: Response
+) -> JobView:
     """A paused job goes back into the queue, and on from where it was, to the same bits."""
     return _told(session, life.resume_job(session, caller.project, job_id), request, response)
 
 
 @router.post(
-    "/{job_id}/retry", status_code=201, summary="Retry a job", responses={**_OF_DESCENT, **documented(JobIsLive)}
+    "/{job_id}/retry",
+    status_code=201,
+    summary="Retry a job",
+    responses={**_OF_DESCENT, **documented(JobIsLive, *_DESCENT)},
 )
 def retry_job(
-    session: Reading,
+    session: Writing,
+    _once: Once,
     caller: Caller,
     job_id: JobId,
     request: Request,
@@ -85,14 +93,23 @@ def retry_job(
         job_id=job_id,
         start=StartAt(wanted.start, wanted.stage),
         wishes=wanted.wishes,
+        session=session,
     )
     response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
     return view_of(session, job, request.app.state.settings)
 
 
-@router.post("/{job_id}/branch", status_code=201, summary="Branch off a job", responses=_OF_DESCENT)
+@router.post(
+    "/{job_id}/branch", status_code=201, summary="Branch off a job", responses={**_OF_DESCENT, **documented(*_DESCENT)}
+)
 def branch_job(
-    session: Reading, caller: Caller, job_id: JobId, request: Request, response: Response, body: BranchRequest
+    session: Writing,
+    _once: Once,
+    caller: Caller,
+    job_id: JobId,
+    request: Request,
+    response: Response,
+    body: BranchRequest,
 ) -> JobView:
     """A new job that goes on from the end of a stage with other temperatures, another method or teacher. Ranking and
     stages before are not done again.
@@ -106,6 +123,7 @@ def branch_job(
             stage=body.stage,
             changes=body.changes,
             wishes=body.wishes,
+            session=session,
         )
     response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
     return view_of(session, job, request.app.state.settings)

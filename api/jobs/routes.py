@@ -27,6 +27,7 @@ from api.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
+from api.idempotency.requests import REFUSALS, Once, RepeatableRoute, documented_answer
 from api.jobs import repository, service
 from api.jobs.schemas import (
     AttemptPage,
@@ -48,10 +49,9 @@ from api.jobs.views import SPEC_REFUSALS, pointing_into, view_of
 from api.jobs.wishes import JobCreate
 from api.pagination import After, AfterNumber, Limit
 from api.problems import EVERYWHERE, documented
-from api.strict_json import StrictJsonRoute
-from api.transactions import Reading
+from api.transactions import Reading, Writing
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=StrictJsonRoute)
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=RepeatableRoute)
 
 _OF_ONE_JOB = documented(JobNotFound)
 _OF_A_BODY = documented(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
@@ -101,9 +101,15 @@ def _artefact(media_type: str) -> dict[int | str, dict[str, Any]]:
     "",
     status_code=201,
     summary="Submit a job",
-    responses={**_OF_A_BODY, **_OF_A_SPECIFICATION, **documented(QuotaExceeded)},
+    responses={
+        **documented_answer(201, location=True),
+        **_OF_A_BODY,
+        **documented(Unprocessable, *SPEC_REFUSALS, *REFUSALS, QuotaExceeded),
+    },
 )
-def create_job(body: JobCreate, session: Reading, caller: Caller, request: Request, response: Response) -> JobView:
+def create_job(
+    body: JobCreate, session: Writing, _once: Once, caller: Caller, request: Request, response: Response
+) -> JobView:
     """Queue a distillation job. Everything that can be checked is checked now: fields, data sets, models,
     vocabularies. The answer has the specification with every default named.
     """
@@ -114,9 +120,9 @@ def create_job(body: JobCreate, session: Reading, caller: Caller, request: Reque
             body.spec,
             project=caller.project,
             wishes=body.wishes,
+            session=session,
         )
     response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
-    # The session reads from here on: what was committed above is in it.
     return view_of(session, job, request.app.state.settings)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -90,16 +91,25 @@ def submit_job(
     *,
     project: str,
     wishes: Wishes | None = None,
+    session: Session | None = None,
 ) -> Job:
     """Plan a job, then create it: two transactions, so that no write lock is held while models are inspected.
+
+    Args:
+        session: for the second one, where more shall be written in it; it must not have begun.
 
     Raises:
         ApiError: as :func:`plan_job` and :func:`create_job` say.
     """
-    with database.transaction(write=False) as session:
-        plan = plan_job(session, settings, raw, project=project)
-    with database.transaction(write=True) as session:
-        return create_job(session, settings, plan, project=project, wishes=wishes or Wishes())
+    with database.transaction(write=False) as reading:
+        plan = plan_job(reading, settings, raw, project=project)
+    with transaction_for(database, session) as writing:
+        return create_job(writing, settings, plan, project=project, wishes=wishes or Wishes())
+
+
+def transaction_for(database: Database, session: Session | None) -> AbstractContextManager[Session]:
+    """A transaction to write in: that of the session where there is one, or one of its own."""
+    return database.transaction(write=True) if session is None else nullcontext(session)
 
 
 def plan_job(session: Session, settings: Settings, raw: Mapping[str, Any], *, project: str) -> JobPlan:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from api.auth import Caller
 from api.db import db_now
 from api.errors import BodyTooLarge, JsonInvalid, Unprocessable, UnsupportedMediaType
+from api.idempotency.requests import REFUSALS, Once, RepeatableRoute, documented_answer
 from api.jobs import workers
 from api.jobs.models import Job
 from api.jobs.states import HELD
@@ -19,10 +20,9 @@ from api.jobs.workers import Drain, Worker, WorkerNotFound
 from api.pagination import Limit, Page, Resource
 from api.problems import EVERYWHERE, documented
 from api.settings import Settings
-from api.strict_json import StrictJsonRoute
 from api.transactions import Reading, Writing
 
-router = APIRouter(prefix="/workers", tags=["workers"], responses=EVERYWHERE, route_class=StrictJsonRoute)
+router = APIRouter(prefix="/workers", tags=["workers"], responses=EVERYWHERE, route_class=RepeatableRoute)
 
 _NAME = r"^[A-Za-z0-9._@-]{1,200}$"
 WorkerName = Annotated[str, Path(pattern=_NAME, description="For instance `gpu-box-1234`.")]
@@ -87,10 +87,13 @@ def list_workers(
 @router.post(
     "/{name}/drain",
     summary="Drain a worker",
-    responses=documented(WorkerNotFound, JsonInvalid, BodyTooLarge, UnsupportedMediaType, Unprocessable),
+    responses={
+        **documented_answer(200),
+        **documented(WorkerNotFound, JsonInvalid, BodyTooLarge, UnsupportedMediaType, Unprocessable, *REFUSALS),
+    },
 )
 def drain_worker(
-    session: Writing, caller: Caller, name: WorkerName, request: Request, body: DrainRequest | None = None
+    session: Writing, _once: Once, caller: Caller, name: WorkerName, request: Request, body: DrainRequest | None = None
 ) -> WorkerView:
     """The worker claims no more jobs, so that its machine can be taken away; repeating it changes nothing."""
     worker = workers.drain(session, name, (body or DrainRequest()).how)

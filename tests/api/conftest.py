@@ -6,7 +6,8 @@ import pytest
 
 import api.checkpoints.models
 import api.datasets.models
-import api.jobs.models  # noqa: F401 - the three fill the metadata
+import api.idempotency.models
+import api.jobs.models  # noqa: F401 - the four fill the metadata
 from api.db import Database, Record
 
 

@@ -55,7 +55,7 @@ def test_checks_of_enumerations_are_migrated_as_declared(engine: sa.Engine, sett
         Record.metadata.drop_all(connection)
         Record.metadata.create_all(connection)
     assert migrated == checks_of(engine)
-    assert len(migrated) == 4
+    assert len(migrated) == 5
 
 
 def checks_of(engine: sa.Engine) -> set[tuple[str, str | None, str]]:

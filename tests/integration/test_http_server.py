@@ -1,8 +1,5 @@
 """The service as a process of its own, on a real socket."""
 
-import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,33 +13,14 @@ from api.db import Database, upgrade
 from api.jobs.repository import list_jobs
 from api.settings import Settings
 from tests.api.http.service import JSONL, jsonl, specification
+from tests.serving import ROOT, environment, serving
 from tests.waiting import eventually
-
-ROOT = Path(__file__).parents[2]
-
-
-def environment(home: Path, **settings: str) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("POCL_")}
-    return inherited | {"POCL_HOME": str(home)} | {f"POCL_{name.upper()}": value for name, value in settings.items()}
 
 
 def run(command: str, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "api", command], env=dict(settings), cwd=ROOT, capture_output=True, text=True
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answers(address: str) -> bool:
-    try:
-        return httpx2.get(f"{address}/healthz").status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 @pytest.fixture
@@ -52,24 +30,10 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(database_url: str, home: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a running service; at the end it has to stop when asked, and without an error in its log."""
-    port = free_port()
-    settings = environment(home, database_url=database_url, port=str(port))
+    """The address of a running service."""
     upgrade(Settings(home=home, database_url=database_url))
-    log = tmp_path / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", "api", "serve"], env=settings, cwd=ROOT, stderr=output)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            eventually(lambda: process.poll() is not None or answers(address), what="the service answers")
-            yield address
-        finally:
-            process.send_signal(signal.SIGTERM)
-            status = process.wait(30)
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    # Uvicorn ends by the signal that it was sent, once it has shut down.
-    assert status in (0, -signal.SIGTERM)
-    assert [line for line in lines if line["level"] in ("error", "critical")] == []
+    with serving(home, tmp_path / "log", database_url=database_url) as served:
+        yield served.address
 
 
 def test_a_data_set_is_uploaded_and_a_job_submitted(server: str) -> None:

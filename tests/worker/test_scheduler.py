@@ -1,6 +1,7 @@
 """The scheduler: rings for the waiting, takes jobs from the lost, clears away what was left."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import cast
 import sqlalchemy as sa
 
 from api.db import db_now
+from api.idempotency.repository import Holder, claim
 from api.jobs import leases
 from api.jobs.models import Job
 from api.jobs.states import JobStatus
@@ -66,11 +68,34 @@ def test_files_of_jobs_that_are_gone_are_removed_and_others_stay(
     assert workshop.store.keys("jobs") == [f"jobs/{job}"]
 
 
+def test_a_data_set_whose_row_was_never_committed_is_removed(
+    workshop: Workshop, redis_url: str, tmp_path: Path
+) -> None:
+    workshop.submit()
+    known = workshop.store.keys("datasets")
+    (tmp_path / "file").write_text("x")
+    for name, age in (("ds_old", 7200), ("ds_new", 60)):
+        workshop.store.publish_file(tmp_path / "file", f"datasets/{name}.jsonl")
+        moment = time.time() - age
+        os.utime(workshop.settings.artefact_root / f"datasets/{name}.jsonl", (moment, moment))
+    os.utime(workshop.settings.artefact_root / known[0], (0, 0))
+    # The new one may be an upload whose transaction is not over.
+    assert scheduler(workshop, redis_url).clear() == 1
+    assert workshop.store.keys("datasets") == sorted([*known, "datasets/ds_new.jsonl"])
+
+
 def test_an_empty_database_does_not_empty_the_store(workshop: Workshop, redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     workshop.store.publish_file(tmp_path / "file", "jobs/job_of_another_database/attempt-1/result.json")
     assert scheduler(workshop, redis_url).clear() == 0
     assert workshop.store.keys("jobs") == ["jobs/job_of_another_database"]
+
+
+def test_answers_that_are_no_longer_shown_again_are_removed(workshop: Workshop, redis_url: str) -> None:
+    with workshop.database.transaction(write=True) as session:
+        for key, seconds in (("old", 0), ("new", 60)):
+            claim(session.connection(), Holder("default", key, "token"), fingerprint=None, seconds=seconds)
+    assert [scheduler(workshop, redis_url).clear() for _ in range(2)] == [1, 0]
 
 
 class Unheard:

@@ -1,12 +1,14 @@
 """What the tests send to the service, and what they look for in its answers."""
 
+import asyncio
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from httpx2 import Response
+from fastapi import FastAPI
+from httpx2 import ASGITransport, AsyncClient, Response
 from starlette.testclient import TestClient
 
 LOOPBACK = "http://127.0.0.1:8000"
@@ -34,6 +36,14 @@ def submit(client: TestClient, dataset: str, **fields: Any) -> dict[str, Any]:
     assert answer.status_code == 201, answer.text
     job: dict[str, Any] = answer.json()
     return job
+
+
+async def at_once(app: FastAPI, requests: Sequence[tuple[str, str, dict[str, Any]]]) -> list[Response]:
+    """Send all at the same time; their answers in the same order."""
+    transport = ASGITransport(app=app, raise_app_exceptions=False)
+    async with AsyncClient(transport=transport, base_url=LOOPBACK, timeout=120) as client:
+        sent = (client.request(method, path, **fields) for method, path, fields in requests)
+        return await asyncio.gather(*sent)
 
 
 def problem(answer: Response, status: int, code: str) -> dict[str, Any]:

@@ -3,20 +3,12 @@
 import asyncio
 from collections import Counter
 
-import httpx2
 from fastapi import FastAPI
 
 from api.settings import Settings
-from tests.api.http.service import JSONL, LOOPBACK, jsonl, specification
+from tests.api.http.service import JSONL, at_once, jsonl, specification
 
 CROWD = 150
-
-
-async def at_once(app: FastAPI, requests: list[tuple[str, str, dict[str, object]]]) -> list[httpx2.Response]:
-    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-    async with httpx2.AsyncClient(transport=transport, base_url=LOOPBACK, timeout=120) as client:
-        sent = (client.request(method, path, **fields) for method, path, fields in requests)  # type: ignore[arg-type]
-        return await asyncio.gather(*sent)
 
 
 def test_more_readers_than_connections_and_threads(app: FastAPI, dataset: str) -> None:

@@ -1,0 +1,109 @@
+"""Repeated requests to services that share a database, and to one that is killed at its commit."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import sqlalchemy as sa
+
+from api.db import Database, db_now, upgrade
+from api.idempotency.models import IdempotencyKey
+from api.settings import Settings
+from tests.api.http.service import JSONL, jsonl, specification
+from tests.serving import serving
+
+KEY = {"idempotency-key": "one"}
+CROWD = 50
+DYING = ("-m", "tests.integration.dying_service")
+
+
+@pytest.fixture
+def home(tmp_path: Path, database_url: str) -> Path:
+    home = tmp_path / "home"
+    upgrade(Settings(home=home, database_url=database_url))
+    return home
+
+
+def made(address: str, kind: str) -> list[str]:
+    return [row["id"] for row in httpx2.get(f"{address}/v1/{kind}", params={"limit": 100}).json()["data"]]
+
+
+def add_rows(address: str, headers: dict[str, str] | None = None) -> httpx2.Response:
+    return httpx2.post(f"{address}/v1/datasets", content=jsonl(8), headers=JSONL | (headers or {}))
+
+
+async def from_all(addresses: list[str], path: str, **fields: Any) -> list[httpx2.Response]:
+    limits = httpx2.Limits(max_connections=CROWD)
+    async with httpx2.AsyncClient(timeout=120, limits=limits) as client:
+        sent = (client.post(f"{addresses[n % len(addresses)]}{path}", **fields) for n in range(CROWD))
+        return await asyncio.gather(*sent)
+
+
+def test_of_a_crowd_at_two_services_one_is_served(home: Path, database_url: str, tmp_path: Path) -> None:
+    with (
+        serving(home, tmp_path / "log", database_url=database_url) as first,
+        serving(home, tmp_path / "log-too", database_url=database_url) as second,
+    ):
+        addresses = [first.address, second.address]
+        dataset = add_rows(first.address).json()["id"]
+        body = {"spec": specification(dataset)}
+        answers = asyncio.run(from_all(addresses, "/v1/jobs", json=body, headers=KEY))
+        assert Counter(answer.status_code for answer in answers) == {201: CROWD}
+        assert len({answer.content for answer in answers}) == 1
+        assert [answer.headers.get("idempotent-replayed") for answer in answers].count(None) == 1
+        assert made(second.address, "jobs") == [answers[0].json()["id"]]
+        rows = {"content": jsonl(9), "headers": JSONL | {"idempotency-key": "rows"}}
+        answers = asyncio.run(from_all(addresses, "/v1/datasets", **rows))
+        assert {answer.status_code for answer in answers} <= {201, 409}
+        (other,) = {answer.json()["id"] for answer in answers if answer.status_code == 201}
+        assert sorted(made(first.address, "datasets")) == sorted([dataset, other])
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_service_that_is_killed_at_the_commit_of_a_job_is_asked_again(
+    home: Path, database_url: str, tmp_path: Path, moment: str
+) -> None:
+    with serving(home, tmp_path / "dying", program=(*DYING, moment), dies=True, database_url=database_url) as dying:
+        dataset = add_rows(dying.address).json()["id"]
+        body = {"spec": specification(dataset)}
+        with pytest.raises(httpx2.TransportError):
+            httpx2.post(f"{dying.address}/v1/jobs", json=body, headers=KEY)
+    with serving(home, tmp_path / "log", database_url=database_url) as served:
+        kept = made(served.address, "jobs")
+        assert len(kept) == (moment == "after")
+        answer = httpx2.post(f"{served.address}/v1/jobs", json=body, headers=KEY)
+        assert answer.status_code == 201
+        assert answer.headers.get("idempotent-replayed") == ("true" if moment == "after" else None)
+        assert made(served.address, "jobs") == (kept or [answer.json()["id"]])
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_service_that_is_killed_at_the_commit_of_an_upload_is_asked_again(
+    home: Path, database_url: str, tmp_path: Path, moment: str
+) -> None:
+    with (
+        serving(home, tmp_path / "dying", program=(*DYING, moment), dies=True, database_url=database_url) as dying,
+        pytest.raises(httpx2.TransportError),
+    ):
+        add_rows(dying.address, KEY)
+    with serving(home, tmp_path / "log", database_url=database_url) as served:
+        kept = made(served.address, "datasets")
+        assert len(kept) == (moment == "after")
+        if moment == "before":
+            # The service does not know yet whether the first one still receives.
+            assert add_rows(served.address, KEY).json()["code"] == "idempotency_in_progress"
+            let_hold_run_out(database_url)
+        answer = add_rows(served.address, KEY)
+        assert answer.status_code == 201
+        assert answer.headers.get("idempotent-replayed") == ("true" if moment == "after" else None)
+        assert made(served.address, "datasets") == [answer.json()["id"]]
+
+
+def let_hold_run_out(database_url: str) -> None:
+    database = Database(database_url)
+    with database.transaction(write=True) as session:
+        session.execute(sa.update(IdempotencyKey).values(expires_at=db_now()))
+    database.close()
