@@ -22,6 +22,7 @@ _MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".txt": "text/plain; charset=utf-8",
 }
+_UNKNOWN_TYPE: Final = "application/octet-stream"
 
 
 class FileMissing(NotFound):
@@ -46,9 +47,12 @@ class ArtefactDamaged(ApiError):
     code = "artefact_damaged"
 
 
-def documented_download(media_type: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of an operation that serves a file."""
-    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+def documented_download(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of an operation that serves a file: of any type unless some are named."""
+    bytes_of_a_file = {"type": "string", "format": "binary"}
+    named = media_types or sorted({kind.partition(";")[0] for kind in (*_MEDIA_TYPES.values(), _UNKNOWN_TYPE)})
+    # Parsed as JSON a file is any value.
+    content = {kind: {"schema": {} if kind == "application/json" else bytes_of_a_file} for kind in named}
     return {
         200: {"description": "The file.", "content": content},
         206: {"description": "The range that was asked for.", "content": content},
@@ -115,7 +119,7 @@ def _serve(place: Path, listed: ManifestFile, request: Request) -> Response:
     response = _Download(
         place,
         filename=listed.path.rpartition("/")[2],
-        media_type=_MEDIA_TYPES.get(place.suffix, "application/octet-stream"),
+        media_type=_MEDIA_TYPES.get(place.suffix, _UNKNOWN_TYPE),
         stat_result=found,
         headers={
             "etag": etag,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from api.errors import (
     ApiError,
@@ -153,7 +154,10 @@ def _of_http_exception(request: Request, error: Exception) -> Response:
     known = _OF_STATUS.get(error.status_code)
     if known is not None:
         return problem(request, known(), error.headers)
-    # For instance 405: the framework's own words name nothing of the request.
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods(request))
+    # The framework's own words name nothing of the request.
     phrase = HTTPStatus(error.status_code).phrase
     return _answer(
         request,
@@ -161,8 +165,18 @@ def _of_http_exception(request: Request, error: Exception) -> Response:
         code=phrase.lower().replace(" ", "_"),
         detail=f"{phrase}: see the documentation of this address.",
         retryable=False,
-        headers=error.headers or {},
+        headers=headers,
     )
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods that the address has; the framework names those of one of its routes alone."""
+    address = {key: request.scope[key] for key in ("type", "path", "root_path", "headers")}
+    return [
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        if any(route.matches({**address, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def _of_database(request: Request, error: Exception) -> Response:

@@ -30,7 +30,12 @@ _MAX_MANIFEST_BYTES = 4 << 20
 class ManifestFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$", max_length=1024)
+    path: str = Field(
+        pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$",
+        max_length=1024,
+        # To JSON Schema \w is ASCII alone.
+        json_schema_extra={"pattern": r"^[^/.][^/]*(/[^/.][^/]*)*$"},
+    )
     """Relative to the manifest, with forward slashes; no part is hidden or leads upward."""
     size: int = Field(ge=0)
     """Bytes."""

@@ -43,7 +43,7 @@ def get_checkpoint_manifest(
     summary="Download a file of a checkpoint",
     response_class=Response,
     responses={
-        **documented_download("application/octet-stream"),
+        **documented_download(),
         **documented(CheckpointNotFound, FileMissing, RangeNotSatisfiable, ArtefactDamaged),
     },
 )

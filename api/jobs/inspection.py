@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import BoundedSemaphore
 
 from api.errors import ModelMissing, ModelRefused, SpecRefused, VocabulariesDiffer
 from api.model_roots import locate_model
@@ -10,6 +11,9 @@ from api.settings import Settings
 from pocl.errors import ModelNotFound, ModelUnsupported, PoclError, Problem, SpecInvalid, VocabularyMismatch
 from pocl.inspect import ModelFacts, cut_facts, inspect_model, random_facts, refuse_long_rows, shared_vocabulary
 from pocl.spec import DistillationSpec, ModelRef
+
+# Each may take some hundred megabytes for a moment, and more at once would be no faster.
+_few_at_once = BoundedSemaphore(2)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def _facts(settings: Settings, ref: ModelRef | None, pointer: str, checkpoints: 
 
 def _inspect(place: Path, pointer: str) -> ModelFacts:
     try:
-        return inspect_model(place)
+        with _few_at_once:
+            return inspect_model(place)
     except ModelNotFound as error:
         raise ModelMissing(error.message, problems=[_problem(error, pointer)]) from error
     except ModelUnsupported as error:

@@ -1,5 +1,6 @@
 """A model directory, as `save_pretrained` writes it."""
 
+import re
 from pathlib import Path
 from types import MappingProxyType
 
@@ -33,12 +34,15 @@ def inspect_directory(directory: Path) -> ModelFacts:
     layers = _size(config, _LAYERS)
     if layers > MOST_LAYERS:
         raise ModelUnsupported(f"The model has more than {MOST_LAYERS} layers.")
+    vocabulary, hidden = _size(config, ("vocab_size",)), _size(config, _HIDDEN)
+    if vocabulary * hidden > weights.parameters:
+        raise ModelUnsupported("The model's weights are smaller than the embeddings that its config.json describes.")
     tied = _is_tied(config, weights)
     return ModelFacts(
         family=_family(config),
-        vocabulary_size=_size(config, ("vocab_size",)),
+        vocabulary_size=vocabulary,
         layers=layers,
-        hidden_size=_size(config, _HIDDEN),
+        hidden_size=hidden,
         parameters=weights.parameters - (weights.head_parameters if tied else 0),
         layer_parameters=_per_layer(weights, layers),
         size_bytes=weights.size_bytes,
@@ -81,7 +85,8 @@ def _refuse_other_models(config: JsonObject) -> None:
     if not isinstance(architectures, list):
         raise ModelUnsupported("The model's config.json has architectures that are no list.")
     if architectures and not any(_is_causal(name) for name in architectures):
-        raise ModelUnsupported(f"{str(architectures[0])[:80]} is not a causal language model.")
+        named = repr(architectures[0])[:80] if isinstance(architectures[0], str) else "What config.json names"
+        raise ModelUnsupported(f"{named} is not a causal language model.")
     if config.get("is_encoder_decoder"):
         raise ModelUnsupported("The model is an encoder-decoder; only causal language models can be distilled.")
     if config.get("quantization_config"):
@@ -94,7 +99,7 @@ def _is_causal(architecture: JsonValue) -> bool:
 
 def _family(config: JsonObject) -> str:
     family = config.get("model_type")
-    if not isinstance(family, str) or not 0 < len(family) <= 64:
+    if not isinstance(family, str) or not re.fullmatch(r"[\w.-]{1,64}", family):
         raise ModelUnsupported("The model's config.json names no model_type.")
     return family
 

@@ -28,9 +28,11 @@ def test_an_address_where_nothing_is(bare: TestClient, path: str) -> None:
 
 
 def test_a_method_that_an_address_does_not_have(bare: TestClient) -> None:
-    answer = bare.delete("/v1/methods")
-    problem(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "GET"
+    for path, allowed in (("/v1/methods", "GET"), ("/v1/jobs", "GET, POST"), ("/v1/jobs/job_00000000/cancel", "POST")):
+        for method in ("DELETE", "OPTIONS", "TRACE", "BREW"):
+            answer = bare.request(method, path)
+            problem(answer, 405, "method_not_allowed")
+            assert answer.headers["allow"] == allowed
 
 
 @pytest.mark.parametrize(

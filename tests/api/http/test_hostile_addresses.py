@@ -1,0 +1,116 @@
+"""Ids of other types, and addresses that try to lead elsewhere: nothing is there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from starlette.testclient import TestClient
+
+from api.ids import new_id
+from tests.api.http.service import pointers, problem, specification, submit
+
+OF_A_JOB = [
+    "",
+    "/stages",
+    "/events",
+    "/metrics",
+    "/attempts",
+    "/checkpoints",
+    "/logs",
+    "/ranking",
+    "/result",
+    "/report",
+]
+TRAVERSALS = [
+    "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+    "..%2f..%2f..%2fetc%2fpasswd",
+    "..%5c..%5cetc%5cpasswd",
+    "%252e%252e%252fetc%252fpasswd",
+    "%c0%ae%c0%ae%c0%afetc%c0%afpasswd",
+    "%2fetc%2fpasswd",
+    "%2Fproc%2Fself%2Fenviron",
+    "%00",
+    "manifest.json%00.html",
+    "manifest.json%0d%0aset-cookie:%20a=b",
+    "%ff%fe",
+    "~root",
+    "C:%5cwindows",
+    "x" * 4000,
+]
+
+
+def other_ids(own: str) -> Iterator[str]:
+    """Ids of the other kinds, and spellings of one's own that are none."""
+    yield from (new_id(prefix) for prefix in ("job", "ds", "ckpt") if prefix != own)
+    body = new_id("job").removeprefix("job_")
+    yield from (f"{own}_{body.upper()}", f"{own.upper()}_{body}", f"{own}_{body} ", f" {own}_{body}", f"{own}-{body}")
+    yield from (body, own, f"{own}_", f"{own}_{'0' * 41}", "0", "-1", "1.0", "null", "None", "true", "[]", "{}", "*")
+    # Digits that are not those of ASCII; a quote for SQL; a pattern for LIKE.
+    yield from (f"{own}_{'٣' * 26}", f"{own}_' OR '1'='1", f"{own}_%25", f"{own}_%00{body}")
+
+
+def test_an_id_of_another_type_names_no_job(client: TestClient, dataset: str) -> None:
+    submit(client, dataset)
+    for other in other_ids("job"):
+        for below in OF_A_JOB:
+            problem(client.get(f"/v1/jobs/{other}{below}"), 404, "job_not_found")
+        problem(client.post(f"/v1/jobs/{other}/cancel"), 404, "job_not_found")
+
+
+def test_an_id_of_another_type_names_no_data_set(client: TestClient, dataset: str) -> None:
+    problem(client.get(f"/v1/jobs/{dataset}"), 404, "job_not_found")
+    for other in other_ids("ds"):
+        problem(client.get(f"/v1/datasets/{other}"), 404, "dataset_not_found")
+
+
+def test_an_id_of_another_type_names_no_checkpoint(client: TestClient, dataset: str) -> None:
+    problem(client.get(f"/v1/checkpoints/{dataset}"), 404, "checkpoint_not_found")
+    for other in other_ids("ckpt"):
+        for below in ("", "/manifest", "/files/config.json"):
+            problem(client.get(f"/v1/checkpoints/{other}{below}"), 404, "checkpoint_not_found")
+
+
+def test_a_reference_of_another_type_is_pointed_at(client: TestClient, dataset: str) -> None:
+    values: list[Any] = [0, 1.5, True, None, [], {}, "", "x", "ds", "ds_", "../ds_00000000", "/etc/passwd"]
+    for value in values:
+        for field, reference, pointer in (
+            ("data", {"train": {"dataset": value}}, "/spec/data/train/dataset"),
+            ("teacher", {"checkpoint": value}, "/spec/teacher/checkpoint"),
+        ):
+            spec = specification(dataset) | {field: reference}
+            found = problem(client.post("/v1/jobs", json={"spec": spec}), 422, "spec_invalid")
+            assert all(pointer.startswith(each) for each in pointers(found)), found
+
+
+def test_a_reference_to_a_thing_of_another_type_is_pointed_at(client: TestClient, dataset: str) -> None:
+    job = submit(client, dataset)["id"]
+    for other in (job, new_id("ckpt"), new_id("ds")):
+        found = problem(client.post("/v1/jobs", json={"spec": specification(other)}), 422, "spec_invalid")
+        assert pointers(found) == ["/spec/data/train/dataset"]
+
+
+def test_a_page_after_an_id_of_another_type_is_a_page(client: TestClient, dataset: str) -> None:
+    submit(client, dataset)
+    for after in (dataset, new_id("ckpt"), new_id("job"), "0", "z" * 64):
+        for kind in ("jobs", "datasets"):
+            answer = client.get(f"/v1/{kind}", params={"after": after})
+            assert answer.status_code == 200
+            assert answer.json()["object"] == "list"
+
+
+def test_no_spelling_of_an_address_leads_to_a_file(client: TestClient, dataset: str) -> None:
+    checkpoint = new_id("ckpt")
+    for path in TRAVERSALS:
+        for address in (
+            f"/{path}",
+            f"/v1/{path}",
+            f"/v1/jobs/{path}",
+            f"/v1/datasets/{path}",
+            f"/v1/datasets/{dataset}/{path}",
+            f"/v1/checkpoints/{path}/manifest",
+            f"/v1/checkpoints/{checkpoint}/files/{path}",
+        ):
+            answer = client.get(address)
+            found = problem(answer, 404, answer.json()["code"])
+            assert found["code"].endswith("not_found"), address
+            assert "root:" not in answer.text
+            assert "set-cookie" not in answer.headers

@@ -1,0 +1,68 @@
+"""What the fuzzer is given to start from: rows that are some, and a data set and models that exist.
+
+It would guess none of them, and refusals alone would be fuzzed.
+"""
+
+import json
+import os
+from typing import Any
+
+import schemathesis
+from hypothesis import strategies as st
+from schemathesis import Case, HookContext, Response
+from schemathesis.core.failures import Failure
+from schemathesis.generation.meta import TestPhase
+from schemathesis.openapi.checks import EnsureResourceAvailability
+
+from tests.api.http.service import TINY
+
+_TEXT = st.text(max_size=20)
+_ROWS = st.fixed_dictionaries({"instruction": _TEXT, "output": _TEXT | st.lists(_TEXT)}, optional={"input": _TEXT})
+_LINES = (
+    st.just(b'{"instruction": "a", "output": "b"}')
+    | _ROWS.map(lambda row: json.dumps(row).encode())
+    | st.binary(max_size=60)
+)
+
+schemathesis.openapi.media_type(
+    "application/jsonl",
+    st.lists(_LINES, max_size=5).map(b"\n".join),
+    aliases=["application/x-ndjson", "application/x-jsonlines"],
+)
+
+
+@schemathesis.hook
+def map_case(context: HookContext, case: Case) -> Case:
+    """Let what fits the schema name what exists; in a chain of requests the answers before name it."""
+    operation = context.operation.definition.raw.get("operationId") if context.operation is not None else None
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return case
+    if operation in ("create_job", "validate_job") and isinstance(case.body, dict):
+        case.body = {**case.body, "spec": _existing(case.body.get("spec"))}
+    if case.meta.phase.name is not TestPhase.STATEFUL:
+        existing = {"job_id": "FUZZ_JOB", "dataset_id": "FUZZ_DATASET", "checkpoint_id": "FUZZ_CHECKPOINT"}
+        named = {name: os.environ[existing[name]] for name in case.path_parameters if name in existing}
+        if "path" in case.path_parameters:
+            # Half of them, so that the other half is of files that are not there.
+            named |= {"path": "config.json"} if len(str(case.path_parameters["path"])) % 2 else {}
+        case.path_parameters = {**case.path_parameters, **named}
+    return case
+
+
+@schemathesis.hook
+def filter_failure(
+    context: HookContext,  # noqa: ARG001 - the parameters of a hook are given by name
+    failure: Failure,
+    case: Case,  # noqa: ARG001 - likewise
+    response: Response,
+) -> bool:
+    """A job that was just created is there, but has made nothing yet."""
+    not_yet = response.status_code == 404 and response.json().get("code") == "artefact_not_ready"
+    return not (not_yet and isinstance(failure, EnsureResourceAvailability))
+
+
+def _existing(spec: Any) -> Any:
+    if not isinstance(spec, dict):
+        return spec
+    named = {"data": {"train": {"dataset": os.environ["FUZZ_DATASET"]}}, "teacher": TINY, "student": TINY}
+    return {**spec, **named}

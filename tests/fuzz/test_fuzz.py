@@ -1,0 +1,77 @@
+"""Schemathesis against a running service: all its checks, and what one answer links to sent on to the next.
+
+No answer is a 5xx, and none has a status, a media type, a header or a body that the OpenAPI document does not name.
+"""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.db import upgrade
+from api.settings import Settings
+from tests.fuzz.furniture import furnish
+from tests.serving import ROOT, serving
+
+SEED = 20_250_605
+KEY = "a-key-for-the-fuzzer-alone"
+CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+
+
+@dataclass(frozen=True)
+class Running:
+    address: str
+    furniture: Mapping[str, str]
+    """Ids of what is there."""
+
+
+@pytest.fixture
+def running(database_url: str, tmp_path: Path) -> Iterator[Running]:
+    """A service with a key, as it is on a network, and with something of everything."""
+    settings = Settings(home=tmp_path / "home", database_url=database_url)
+    upgrade(settings)
+    furniture = furnish(settings, tmp_path / "made")
+    options = {"database_url": database_url, "api_key": KEY, "max_jobs_queued": "100000"}
+    with serving(settings.home, tmp_path / "log", **options) as served:
+        yield Running(served.address, furniture)
+
+
+def fuzz(running: Running, reports: Path, *, seed: int, examples: int, phases: str) -> dict[str, Any]:
+    """What Schemathesis says of the service; its own words where it found something."""
+    report = reports / "schemathesis.json"
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION)]
+    command += ["run", f"{running.address}/openapi.json", "--header", f"Authorization: Bearer {KEY}", "--checks", "all"]
+    command += ["--phases", phases, "--seed", str(seed), "--max-examples", str(examples), "--continue-on-failure"]
+    command += ["--generation-database", "none", "--report", "json", "--report-json-path", str(report), "--no-color"]
+    ended = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **running.furniture}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, f"seed {seed}\n{ended.stdout[-12_000:]}\n{ended.stderr[-2000:]}"
+    said: dict[str, Any] = json.loads(report.read_text())
+    assert said["complete"]
+    return said
+
+
+def test_every_operation_answers_as_it_is_documented(running: Running, tmp_path: Path) -> None:
+    said = fuzz(running, tmp_path, seed=SEED, examples=6, phases="fuzzing,stateful")
+    assert said["operations"]["tested"] == said["operations"]["total"] > 20
+    assert said["test_cases"]["generated"] > 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["fixed", "random"])
+def test_five_thousand_requests_are_answered_as_is_documented(running: Running, tmp_path: Path, kind: str) -> None:
+    seed = SEED if kind == "fixed" else secrets.randbelow(2**32)
+    # For whoever wants to see it again; pytest shows it with a failure, and with -s.
+    sys.stdout.write(f"seed {seed}\n")
+    said = fuzz(running, tmp_path, seed=seed, examples=150, phases="examples,coverage,fuzzing,stateful")
+    assert {phase["status"] for phase in said["phases"].values()} <= {"success", "skip"}
+    assert said["test_cases"]["generated"] >= 5000
