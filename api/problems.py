@@ -171,6 +171,10 @@ def _of_http_exception(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """The methods that the address has; the framework names those of one of its routes alone."""
+    documented_as_it_is = request.app.openapi()["paths"].get(request.url.path)
+    if documented_as_it_is is not None:
+        # Not `/v1/jobs/validate` as if `validate` were a job.
+        return sorted(method.upper() for method in documented_as_it_is)
     address = {key: request.scope[key] for key in ("type", "path", "root_path", "headers")}
     return [
         method

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Request, Response
+from pydantic.json_schema import SkipJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from api.addresses import JobId
@@ -27,10 +28,25 @@ _KEPT_PAGES: Final = 128
 _RETRY: Final = b"retry: 2000\n\n"
 _KEEP_ALIVE: Final = b": keep-alive\n\n"
 
+_MESSAGE: Final = {
+    "type": "object",
+    "description": "One message.",
+    "required": ["id", "data"],
+    "properties": {
+        "id": {"type": "string"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": f"#/components/schemas/{EventView.__name__}"},
+        },
+    },
+}
+
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE)
 
+# Not null: nothing in a header stands for that.
 LastEventId = Annotated[
-    int | None,
+    int | SkipJsonSchema[None],
     Header(
         alias="Last-Event-ID",
         ge=0,
@@ -82,7 +98,7 @@ def pages(database: Database) -> Pages:
     responses={
         200: {
             "description": "Server-sent events: `id` is an event's number, `data` the event as lists have it.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _MESSAGE}},
         },
         204: {"description": "The job has ended and nothing follows: do not reconnect."},
         **documented(JobNotFound, Unavailable, TooManyFollowers),

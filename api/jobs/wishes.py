@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, model_validator
 
 from api.jobs.models import LABEL_KEY
 from api.jobs.service import MAX_LABELS, MAX_PRIORITY, MAX_TEXT_LENGTH, Limits, Wishes
@@ -16,7 +16,7 @@ Labels = Annotated[
     dict[Annotated[str, Field(pattern=f"^(?:{LABEL_KEY})$")], Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]],
     Field(max_length=MAX_LABELS),
 ]
-Priority = Annotated[int, Field(ge=0, le=MAX_PRIORITY)]
+Priority = Annotated[StrictInt, Field(ge=0, le=MAX_PRIORITY)]
 
 
 class Posted(BaseModel):
@@ -28,11 +28,11 @@ class Posted(BaseModel):
 class LimitsPosted(Posted):
     """What a job may take; null: as much as it needs."""
 
-    max_runtime_seconds: int | None = Field(default=None, ge=1, le=_YEAR)
+    max_runtime_seconds: StrictInt | None = Field(default=None, ge=1, le=_YEAR)
     """Of all attempts together. Then it is saved, and fails as `max_runtime_exceeded`; a retry can go on from there."""
-    max_wait_seconds: int | None = Field(default=None, ge=1, le=_YEAR)
+    max_wait_seconds: StrictInt | None = Field(default=None, ge=1, le=_YEAR)
     """In the queue, before the first attempt; then it fails as `max_wait_exceeded`."""
-    max_attempts: int | None = Field(default=None, ge=1, le=100)
+    max_attempts: StrictInt | None = Field(default=None, ge=1, le=100)
     """That may be lost or crash; null: as the service is set, which is also the most."""
 
 
@@ -69,7 +69,7 @@ class RetryRequest(Described):
     start: Literal["checkpoint", "stage", "start"] = "checkpoint"
     """`checkpoint`: from its newest training state, where there is one; `stage`: from the end of `stage`; `start`:
     from the very start."""
-    stage: int | None = Field(default=None, ge=0, lt=2**31)
+    stage: StrictInt | None = Field(default=None, ge=0, lt=2**31)
     """Counted from 0; for `start` of `stage`."""
 
     @model_validator(mode="after")
@@ -82,7 +82,7 @@ class RetryRequest(Described):
 class BranchRequest(Described):
     """A new job that goes on from the end of a stage of another."""
 
-    stage: int = Field(ge=0, lt=2**31)
+    stage: StrictInt = Field(ge=0, lt=2**31)
     """The stage, counted from 0, at whose end it begins."""
     changes: dict[str, JsonValue] = Field(default={}, max_length=32)
     """Fields of the specification to change, laid over it object by object; student, data, seed, ranking and number of

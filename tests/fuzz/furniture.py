@@ -5,6 +5,7 @@ from pathlib import Path
 
 from api.datasets.repository import add_dataset
 from api.db import Database
+from api.jobs import life
 from api.jobs.leases import Claim, claim_next
 from api.jobs.progress import add_artefact, add_checkpoint, save_log_tail
 from api.jobs.service import submit_job
@@ -18,7 +19,7 @@ FILES = {"model.safetensors": bytes(1000), "config.json": b"{}", "folder/käse-1
 
 
 def furnish(settings: Settings, made: Path) -> Mapping[str, str]:
-    """Ids of a data set, of a job that runs, and of a checkpoint, as the fuzzer finds them in its environment."""
+    """Ids of a data set, a job that runs, one that ended, and a checkpoint, as the fuzzer's environment has them."""
     database, store = Database(settings.database_url), ArtefactStore(settings.artefact_root)
     made.mkdir()
     (made / "rows").write_bytes(jsonl(8))
@@ -28,6 +29,9 @@ def furnish(settings: Settings, made: Path) -> Mapping[str, str]:
             session, project="default", name="rows", rows=8, size_bytes=rows.size, sha256=rows.sha256,
             store_key="datasets/rows.jsonl",
         ).id  # fmt: skip
+    ended = submit_job(database, settings, specification(dataset), project="default")
+    with database.transaction(write=True) as session:
+        life.cancel_job(session, "default", ended.id)
     submit_job(database, settings, specification(dataset), project="default")
     with database.transaction(write=True) as session:
         held = claim_next(session, worker="w1", lease_seconds=3600)
@@ -36,7 +40,12 @@ def furnish(settings: Settings, made: Path) -> Mapping[str, str]:
     _add_artefacts(database, store, held, made)
     checkpoint = _add_checkpoint(database, store, held, made / "checkpoint")
     database.close()
-    return {"FUZZ_DATASET": dataset, "FUZZ_JOB": held.job_id, "FUZZ_CHECKPOINT": checkpoint}
+    return {
+        "FUZZ_DATASET": dataset,
+        "FUZZ_JOB": held.job_id,
+        "FUZZ_ENDED": ended.id,
+        "FUZZ_CHECKPOINT": checkpoint,
+    }
 
 
 def _add_artefacts(database: Database, store: ArtefactStore, held: Claim, made: Path) -> None:

@@ -50,9 +50,9 @@ def fuzz(running: Running, reports: Path, *, seed: int, examples: int, phases: s
     command += ["run", f"{running.address}/openapi.json", "--header", f"Authorization: Bearer {KEY}", "--checks", "all"]
     command += ["--phases", phases, "--seed", str(seed), "--max-examples", str(examples), "--continue-on-failure"]
     command += ["--generation-database", "none", "--report", "json", "--report-json-path", str(report), "--no-color"]
-    ended = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **running.furniture}, capture_output=True, text=True, check=False
-    )
+    # It leaves a folder where it runs.
+    environment = {**os.environ, **running.furniture, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=reports, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, f"seed {seed}\n{ended.stdout[-12_000:]}\n{ended.stderr[-2000:]}"
     said: dict[str, Any] = json.loads(report.read_text())
     assert said["complete"]
@@ -67,11 +67,14 @@ def test_every_operation_answers_as_it_is_documented(running: Running, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", ["fixed", "random"])
-def test_five_thousand_requests_are_answered_as_is_documented(running: Running, tmp_path: Path, kind: str) -> None:
-    seed = SEED if kind == "fixed" else secrets.randbelow(2**32)
+def test_five_thousand_requests_are_answered_as_is_documented(
+    running: Running, database_url: str, tmp_path: Path
+) -> None:
+    # Fixed on one database and random on the other: what a seed finds in the service seldom lies in a database.
+    seed = SEED if database_url.startswith("sqlite") else secrets.randbelow(2**32)
     # For whoever wants to see it again; pytest shows it with a failure, and with -s.
     sys.stdout.write(f"seed {seed}\n")
-    said = fuzz(running, tmp_path, seed=seed, examples=150, phases="examples,coverage,fuzzing,stateful")
+    said = fuzz(running, tmp_path, seed=seed, examples=60, phases="examples,coverage,fuzzing,stateful")
     assert {phase["status"] for phase in said["phases"].values()} <= {"success", "skip"}
+    sys.stdout.write(f"{said['test_cases']}\n")
     assert said["test_cases"]["generated"] >= 5000

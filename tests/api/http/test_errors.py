@@ -28,11 +28,19 @@ def test_an_address_where_nothing_is(bare: TestClient, path: str) -> None:
 
 
 def test_a_method_that_an_address_does_not_have(bare: TestClient) -> None:
-    for path, allowed in (("/v1/methods", "GET"), ("/v1/jobs", "GET, POST"), ("/v1/jobs/job_00000000/cancel", "POST")):
+    for path, allowed in (
+        ("/v1/methods", "GET"),
+        ("/v1/jobs", "GET, POST"),
+        ("/v1/jobs/job_00000000/cancel", "POST"),
+    ):
         for method in ("DELETE", "OPTIONS", "TRACE", "BREW"):
             answer = bare.request(method, path)
             problem(answer, 405, "method_not_allowed")
             assert answer.headers["allow"] == allowed
+
+
+def test_an_address_without_parameters_is_not_taken_for_one_with(bare: TestClient) -> None:
+    assert bare.options("/v1/jobs/validate").headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize(
@@ -75,7 +83,7 @@ def test_a_body_of_another_type(bare: TestClient, media_type: str) -> None:
     [
         ({}, "/spec", "missing"),
         ({"spec": {}, "nmae": "SECRET"}, "/nmae", "extra_forbidden"),
-        ({"spec": {}, "priority": "SECRET"}, "/priority", "int_parsing"),
+        ({"spec": {}, "priority": "SECRET"}, "/priority", "int_type"),
         ({"spec": {}, "priority": 101}, "/priority", "less_than_equal"),
         ({"spec": {}, "labels": {"a": 1}}, "/labels/a", "string_type"),
         ({"spec": {}, "labels": {"a/~b ": "SECRET"}}, "/labels/a~1~0b /[key]", "string_pattern_mismatch"),

@@ -103,6 +103,23 @@ def test_a_cancel_that_is_repeated_is_answered_as_the_first_was(client: TestClie
     assert_replay(second, first)
 
 
+def test_an_ended_job_is_retried_once(client: TestClient, dataset: str) -> None:
+    job = post_job(client, dataset, {}).json()["id"]
+    client.post(f"/v1/jobs/{job}/cancel")
+    first = client.post(f"/v1/jobs/{job}/retry", headers=KEY)
+    assert first.status_code == 201
+    assert_replay(client.post(f"/v1/jobs/{job}/retry", headers=KEY), first)
+    assert sorted(ids(client, "jobs")) == sorted([job, first.json()["id"]])
+
+
+def test_whatever_is_posted_may_be_repeated(client: TestClient) -> None:
+    posts = {path: each["post"] for path, each in client.get("/openapi.json").json()["paths"].items() if "post" in each}
+    keyed = {path for path, post in posts.items() if "Idempotency-Key" in str(post.get("parameters"))}
+    # A dry run changes nothing.
+    assert posts.keys() - keyed == {"/v1/jobs/validate"}
+    assert {"/v1/jobs", "/v1/datasets", "/v1/jobs/{job_id}/branch", "/v1/workers/{name}/drain"} <= keyed
+
+
 def test_a_key_belongs_to_one_request(client: TestClient, dataset: str) -> None:
     job = post_job(client, dataset).json()["id"]
     for answer in (
