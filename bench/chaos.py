@@ -30,11 +30,15 @@ FAULTS: Final[Mapping[str, Callable[[Troupe, random.Random], bool]]] = {
     "kill pool child": lambda troupe, rng: troupe.kill_child(rng),
     "kill worker": lambda troupe, rng: troupe.kill_worker(rng),
     "freeze worker": lambda troupe, rng: troupe.freeze_worker(rng),
+    "freeze engine": lambda troupe, rng: troupe.freeze_engine(rng),
     "end worker": lambda troupe, rng: troupe.end_worker(rng),
     "kill scheduler": lambda troupe, _: troupe.kill_scheduler(),
     "kill broker": lambda troupe, _: troupe.kill_broker(),
+    "freeze broker": lambda troupe, _: troupe.freeze_broker(),
     "empty broker": lambda troupe, _: troupe.empty_broker(),
     "cut connections": lambda troupe, _: troupe.cut_connections(),
+    "lock database": lambda troupe, _: troupe.lock_database(),
+    "cut database": lambda troupe, _: troupe.cut_database(),
     "cancel a job": lambda troupe, rng: troupe.cancel_some(rng),
     "pause a job": lambda troupe, rng: troupe.pause_some(rng),
 }
@@ -42,7 +46,7 @@ _WAITING: Final = 3
 """Jobs that are kept in the queue."""
 _CALM_SECONDS: Final = 600
 """Within which all jobs must have ended once nothing is broken any more."""
-_WEIGHTS: Final = {"cancel a job": 1, "pause a job": 2}
+_WEIGHTS: Final = {"cancel a job": 1, "pause a job": 2, "freeze engine": 1}
 
 
 @dataclass

@@ -35,6 +35,8 @@ LEASE_SECONDS: Final = 4.0
 _WORKERS: Final = ("worker-1", "worker-2")
 _BEAT: Final = LEASE_SECONDS / 6
 _GRACE: Final = 20.0
+_STALL_SECONDS: Final = 30.0
+"""Longer than an engine takes to start beside all the others."""
 
 
 @dataclass
@@ -178,6 +180,12 @@ class Troupe:
         self.frozen.append((time.monotonic() + 1.5 * LEASE_SECONDS, processes))
         return True
 
+    def freeze_engine(self, rng: random.Random) -> bool:
+        """For good: only the worker's limit on its silence ends it."""
+        running = sorted(self._engines())
+        _send([rng.choice(running)] if running else [], signal.SIGSTOP)
+        return bool(running)
+
     def end_worker(self, rng: random.Random) -> bool:
         _send([self.members[rng.choice(_WORKERS)].pid], signal.SIGTERM)
         return True
@@ -190,11 +198,34 @@ class Troupe:
         _send([self.members["broker"].pid], signal.SIGKILL)
         return True
 
+    def freeze_broker(self) -> bool:
+        broker = [self.members["broker"].pid]
+        _send(broker, signal.SIGSTOP)
+        self.frozen.append((time.monotonic() + 1.5 * LEASE_SECONDS, broker))
+        return True
+
     def empty_broker(self) -> bool:
         return self._at_broker("FLUSHALL")
 
     def cut_connections(self) -> bool:
         return self._at_broker("CLIENT KILL TYPE normal SKIPME yes")
+
+    def lock_database(self) -> bool:
+        """Hold the lock that every writer needs, for half a lease."""
+        with self.database.transaction(write=True) as session:
+            on_postgresql = session.get_bind().dialect.name == "postgresql"
+            session.execute(sa.text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE" if on_postgresql else "SELECT 1"))
+            time.sleep(LEASE_SECONDS / 2)
+        return True
+
+    def cut_database(self) -> bool:
+        """Cut every connection to PostgreSQL, whatever it is in the middle of."""
+        if self.database.engine.dialect.name != "postgresql":
+            return False
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        with self.database.transaction(write=True) as session:
+            session.execute(sa.text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+        return True
 
     def _at_broker(self, command: str) -> bool:
         try:
@@ -251,6 +282,7 @@ class Troupe:
             "POCL_REAPER_SECONDS": str(settings.reaper_seconds),
             "POCL_MAX_ATTEMPTS": str(settings.max_attempts),
             "POCL_WORKER_TICK_SECONDS": "0.05",
+            "POCL_WORKER_STALL_SECONDS": str(_STALL_SECONDS),
             "POCL_WORKER_GRACE_SECONDS": json.dumps(_GRACE / 2),
             "OMP_NUM_THREADS": "1",
         }
