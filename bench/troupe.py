@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -45,8 +46,8 @@ class Troupe:
     database: Database
     store: ArtefactStore
     members: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    frozen: list[tuple[float, list[int]]] = field(default_factory=list)
-    """Processes that are stopped, and when they may go on."""
+    thaws: list[threading.Timer] = field(default_factory=list)
+    """Which let frozen processes go on. In threads: one of them may hold the lock that this process waits for."""
     submitted: dict[str, str] = field(default_factory=dict)
     """Variant by job id."""
 
@@ -70,23 +71,20 @@ class Troupe:
             self._start(name)
 
     def tend(self, until: float) -> None:
-        """Start again what has ended, and let go on what was frozen, until that moment."""
+        """Start again what has ended, until that moment."""
         while True:
             for name, process in self.members.items():
                 if process.poll() is not None:
                     self._start(name)
-            now = time.monotonic()
-            for moment, processes in [each for each in self.frozen if each[0] <= now]:
-                self.frozen.remove((moment, processes))
-                _send(processes, signal.SIGCONT)
-            if now >= until:
+            left = until - time.monotonic()
+            if left <= 0:
                 return
-            time.sleep(min(0.1, max(0.0, until - now)))
+            time.sleep(min(0.1, left))
 
     def dismiss(self) -> list[str]:
         """End all; what is left of them."""
-        for _, processes in self.frozen:
-            _send(processes, signal.SIGCONT)
+        for thaw in self.thaws:
+            thaw.join()
         for name in (*_WORKERS, "scheduler", "broker"):
             if name in self.members:
                 end(self.members[name], _GRACE)
@@ -176,9 +174,7 @@ class Troupe:
         """For longer than its lease lasts."""
         main = self.members[rng.choice(_WORKERS)].pid
         processes = [main, *(child.pid for child in _children(main))]
-        _send(processes, signal.SIGSTOP)
-        self.frozen.append((time.monotonic() + 1.5 * LEASE_SECONDS, processes))
-        return True
+        return self._freeze(processes)
 
     def freeze_engine(self, rng: random.Random) -> bool:
         """For good: only the worker's limit on its silence ends it."""
@@ -199,10 +195,7 @@ class Troupe:
         return True
 
     def freeze_broker(self) -> bool:
-        broker = [self.members["broker"].pid]
-        _send(broker, signal.SIGSTOP)
-        self.frozen.append((time.monotonic() + 1.5 * LEASE_SECONDS, broker))
-        return True
+        return self._freeze([self.members["broker"].pid])
 
     def empty_broker(self) -> bool:
         return self._at_broker("FLUSHALL")
@@ -233,6 +226,14 @@ class Troupe:
                 client.execute_command(*command.split())
         except redis.RedisError:
             return False
+        return True
+
+    def _freeze(self, processes: list[int]) -> bool:
+        """For longer than a lease lasts."""
+        _send(processes, signal.SIGSTOP)
+        thaw = threading.Timer(1.5 * LEASE_SECONDS, _send, (processes, signal.SIGCONT))
+        thaw.start()
+        self.thaws = [each for each in self.thaws if each.is_alive()] + [thaw]
         return True
 
     def _kill_one(self, rng: random.Random, processes: list[int]) -> bool:
