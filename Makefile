@@ -11,7 +11,7 @@ JOBS ?= 2
 # Which benchmarks to run: `make bench BENCH=loss`. `python -m bench COMMAND --help` lists what each takes.
 BENCH ?= flops rouge loss step generate curriculum
 
-.PHONY: help install demo serve bench test test-all check fix clean
+.PHONY: help install demo serve bench test test-slow test-all check fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -40,8 +40,10 @@ bench: $(STAMP) ## Time it side by side with others (about 20 minutes; figures i
 test: check ## Lint, types, import contracts and the test suite
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-test-all: check ## The same with the slow cases
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m ""
+test-slow: $(STAMP) ## The cases that `make test` leaves out for their length
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow
+
+test-all: test test-slow ## Both
 
 check: $(STAMP) ## Lint, types, import contracts
 	@$(BIN)/ruff check .

@@ -96,14 +96,19 @@ def running_redis(server: Server) -> Iterator[str]:
 
 
 @contextmanager
-def running_postgres(server: Server) -> Iterator[str]:
-    """Yield a URL whose user may create databases, as SQLAlchemy and psycopg spell it."""
+def running_postgres(server: Server, *, keeps_commits: bool = False) -> Iterator[str]:
+    """Yield a URL whose user may create databases, as SQLAlchemy and psycopg spell it.
+
+    Args:
+        keeps_commits: also through a crash of the server, which costs time.
+    """
     if server.url is not None:
         yield server.url
         return
     assert server.binary is not None
     # An immediate shutdown: the data is thrown away.
-    with _postgres(server.binary, "postgres", ("--auth", "trust"), ("listen_addresses=",), signal.SIGQUIT) as cluster:
+    settings = ("listen_addresses=", *(["synchronous_commit=on"] if keeps_commits else []))
+    with _postgres(server.binary, "postgres", ("--auth", "trust"), settings, signal.SIGQUIT) as cluster:
         yield cluster.url("postgres")
 
 

@@ -1,0 +1,68 @@
+"""A PostgreSQL server that crashes in the middle of everything: what was committed stands, and each job ends once."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from api.jobs.states import AttemptEnd, JobStatus
+from tests import services
+from tests.crew import Crew
+from tests.shop import Shop, engines
+from tests.waiting import eventually
+from tests.workshop import Workshop
+
+_JOBS = 4
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """One of its own: nobody else's may be crashed."""
+    elsewhere = {name: value for name, value in os.environ.items() if name != "TEST_DATABASE_URL"}
+    with services.running_postgres(services.find_postgres(elsewhere), keeps_commits=True) as url:
+        yield url
+
+
+@pytest.fixture
+def workshop(server: str, redis_url: str, tmp_path: Path) -> Iterator[Workshop]:
+    with services.fresh_database(server, "crashing") as url:
+        made = Workshop(tmp_path / "home", url, lease_seconds=3, redis_url=redis_url)
+        yield made
+        made.close()
+
+
+def crash(server: str) -> None:
+    """Kill one process of the server: it drops every connection and its memory, and recovers from its log."""
+    engine = sa.create_engine(server, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        os.kill(connection.scalar(sa.select(sa.func.pg_backend_pid())) or 0, signal.SIGKILL)
+        connection.invalidate()
+    eventually(lambda: services.postgres_answers(server), within=30, what="PostgreSQL has recovered")
+
+
+@pytest.mark.slow
+def test_a_server_that_crashes_at_any_time_costs_no_job(
+    server: str, workshop: Workshop, crew: Crew, queue: str, gate: Path
+) -> None:
+    shop = Shop(workshop, crew, queue, gate)
+    jobs = [workshop.submit() for _ in range(_JOBS)]
+    shop.scheduler()
+    workers = [shop.worker(), shop.worker()]
+    # While they start and claim.
+    crash(server)
+    eventually(lambda: any(workshop.job(job).step >= 5 for job in jobs), within=60, what="a job is held")
+    # Heartbeats, and nothing else.
+    crash(server)
+    gate.touch()
+    for job in jobs:
+        # The first one settles, or the next one is claimed.
+        eventually(lambda job=job: not engines(workshop, job, 1), within=60, what="the engine ends")
+        crash(server)
+    for job in jobs:
+        shop.becomes(job, JobStatus.SUCCEEDED)
+        assert workshop.moves(job).count("succeeded") == 1
+        assert [attempt.end for attempt in workshop.attempts(job)].count(AttemptEnd.SUCCEEDED) == 1
+    assert all(worker.process.poll() is None for worker in workers)
