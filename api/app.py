@@ -63,6 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     install_replay(app)
     # The one added last is the outermost.
+    app.add_middleware(api.jobs.polling.Shortcut)
     if settings.api_key is None:
         app.add_middleware(LoopbackOnly)
     app.add_middleware(Envelope)

@@ -53,6 +53,11 @@ async def authenticate(
     return Principal(project="default")
 
 
+async def identify(request: Request) -> Principal:
+    """The sender of a request that no route has taken; raises as :func:`authenticate` does."""
+    return await authenticate(request, await _bearer(request))
+
+
 Caller = Annotated[Principal, Security(authenticate)]
 
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 from starlette.types import Message
@@ -235,6 +236,33 @@ def test_what_is_shown_otherwise_has_another_tag(client: TestClient, database: D
         assert shown.setdefault(answer.headers["etag"], answer.content) == answer.content
     # The other job came and went: the third state is the first one.
     assert len(shown) == len(set(shown.values())) == len(changes) - 1
+
+
+def test_a_plain_poll_is_answered_as_one_that_says_that_it_does_not_wait(
+    app: FastAPI, client: TestClient, database: Database
+) -> None:
+    def same(path: str, headers: dict[str, str]) -> httpx2.Response:
+        answers = [client.get(path, params=params, headers=headers) for params in ({}, {"wait": 0})]
+        plain, waiting = ([answer.status_code, _lasting(answer)] for answer in answers)
+        assert plain == waiting
+        return answers[0]
+
+    known = f"/v1/jobs/{claimed(database).job_id}"
+    etag = same(known, {}).headers["etag"]
+    assert same(known, {"if-none-match": etag}).status_code == 304
+    assert same("/v1/jobs/job_00000000", {}).status_code == 404
+    app.state.settings = app.state.settings.model_copy(update={"api_key": SecretStr("a-key-of-some-length")})
+    assert same(known, {"authorization": "Bearer another"}).status_code == 401
+    assert same(known, {"authorization": "Bearer a-key-of-some-length"}).status_code == 200
+
+
+def _lasting(answer: httpx2.Response) -> Any:
+    """What does not differ from one request to the next."""
+    headers = {name: value for name, value in answer.headers.items() if name != "x-request-id"}
+    if answer.status_code < 400:
+        return headers, answer.content
+    told = answer.json()
+    return headers, {name: told[name] for name in told if name not in ("request_id", "instance")}
 
 
 def test_who_comes_last_is_told_to_come_again(app: FastAPI, database: Database) -> None:
