@@ -29,6 +29,7 @@ from api.errors import (
 )
 from api.idempotency.requests import REFUSALS, Once, RepeatableRoute, documented_answer
 from api.jobs import repository, service
+from api.jobs.plan_schemas import PlanView
 from api.jobs.schemas import (
     AttemptPage,
     AttemptView,
@@ -39,7 +40,6 @@ from api.jobs.schemas import (
     JobSummary,
     JobView,
     MetricsView,
-    PlanView,
     SeriesView,
     StageList,
     StageView,
