@@ -4,6 +4,7 @@ Nothing below this module commits. Whoever opens a :meth:`Database.transaction` 
 or a rollback if it raises.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ Row = TypeVar("Row")
 
 _BEGIN: Final = "pocl_begin"
 """Execution option: how SQLite begins a transaction."""
+_HAS_TURN: Final = "pocl_has_turn"
+"""In what is known of an SQLite connection: whether it is the writer of this process."""
 _BUSY_MILLISECONDS: Final = 30_000
 _CONNECT_SECONDS: Final = 10
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -178,7 +181,10 @@ def engine_for(url: str) -> sa.Engine:
         connect_args={"isolation_level": None, "timeout": _BUSY_MILLISECONDS / 1000},
     )
     event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    writers = _Writers()
+    event.listen(engine, "begin", writers.begin)
+    event.listen(engine, "commit", writers.end)
+    event.listen(engine, "rollback", writers.end)
     return engine
 
 
@@ -222,8 +228,28 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -
     cursor.close()
 
 
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A writer that begins deferred and upgrades its lock later fails at once where another one writes.
-    begin = connection.get_execution_options().get(_BEGIN, "IMMEDIATE")
-    connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if begin == 'DEFERRED' else 'OFF'}")
-    connection.exec_driver_sql(f"BEGIN {begin}")
+class _Writers:
+    """Lets one writer of this process after the other at SQLite.
+
+    It would let them wait by sleeping longer and longer, and the one that has waited longest would come last.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+
+    def begin(self, connection: sa.Connection) -> None:
+        # A writer that begins deferred and upgrades its lock later fails at once where another one writes.
+        begin = connection.get_execution_options().get(_BEGIN, "IMMEDIATE")
+        connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if begin == 'DEFERRED' else 'OFF'}")
+        if begin != "DEFERRED":
+            # In vain: then SQLite says that it is locked.
+            connection.info[_HAS_TURN] = self._turn.acquire(timeout=_BUSY_MILLISECONDS / 1000)
+        try:
+            connection.exec_driver_sql(f"BEGIN {begin}")
+        except BaseException:
+            self.end(connection)
+            raise
+
+    def end(self, connection: sa.Connection) -> None:
+        if connection.info.pop(_HAS_TURN, False):
+            self._turn.release()

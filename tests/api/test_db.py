@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -80,6 +81,35 @@ def test_writers_that_read_first_wait_for_each_other_and_lose_nothing(database: 
         list(pool.map(increment, range(40)))
     with database.transaction(write=False) as session:
         assert session.get_one(Dataset, dataset_id).rows == 40
+
+
+def test_at_sqlite_a_writer_begins_when_the_one_before_has_ended(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'one.db'}")
+    sent: list[str] = []
+    asks = Event()
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+        if sent.count("PRAGMA query_only = OFF") == 2:
+            asks.set()
+
+    def write() -> None:
+        with database.transaction(write=True) as session:
+            session.execute(sa.text("SELECT 'second'"))
+
+    sa.event.listen(database.engine, "before_cursor_execute", note)
+    with ThreadPoolExecutor(1) as pool:
+        with suppress(RuntimeError), database.transaction(write=True) as session:
+            session.execute(sa.text("SELECT 'first'"))
+            second = pool.submit(write)
+            asks.wait()
+            session.execute(sa.text("SELECT 'first again'"))
+            raise RuntimeError
+        second.result()
+    database.close()
+    # SQLite is not asked before, and would not let the next one in, but one that comes later.
+    kept = [statement for statement in sent if not statement.startswith("PRAGMA")]
+    assert kept == ["BEGIN IMMEDIATE", "SELECT 'first'", "SELECT 'first again'", "BEGIN IMMEDIATE", "SELECT 'second'"]
 
 
 def test_a_reader_is_not_held_up_by_a_writer(database: Database) -> None:
