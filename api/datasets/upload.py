@@ -1,6 +1,5 @@
 """An upload on its way in: the body goes to a file before any transaction begins, and nothing of a failure stays."""
 
-import hashlib
 import os
 import tempfile
 import time
@@ -21,7 +20,7 @@ from api.settings import Settings
 from api.store import ArtefactStore
 from api.transactions import Writing
 from pocl.errors import is_disk_full
-from pocl.manifest import ManifestFile
+from pocl.manifest import ManifestFile, sha256_of
 
 JSONL_TYPES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 MULTIPART = "multipart/form-data"
@@ -53,7 +52,7 @@ class Upload:
         self.filename: str | None = None
         """As a multipart form names it."""
         self.fingerprint = ""
-        """Of what was asked for."""
+        """Of what was asked for under an `Idempotency-Key`."""
         self._store = store
         self._published: list[str] = []
 
@@ -79,11 +78,12 @@ async def _receive_upload(request: Request, _caller: Caller, ticket: Held) -> As
     upload = Upload(_new_file(spool_directory(settings)), request.app.state.store)
     try:
         with storage_full_is_typed(), upload.path.open("wb") as target:
-            digest = await _receive(request, form, target, settings.max_upload_bytes)
+            await _receive(request, form, target, settings.max_upload_bytes)
         upload.filename = form.filename if form is not None else None
-        # Of the file and not of the body: a client that tries again sets another boundary.
-        upload.fingerprint = fingerprint(request, digest, (upload.filename or "").encode())
         if ticket is not None:
+            # Of the file and not of the body: a client that tries again sets another boundary.
+            content = await run_sync(sha256_of, upload.path)
+            upload.fingerprint = fingerprint(request, content.encode(), (upload.filename or "").encode())
             ticket.compare(upload.fingerprint)
         yield upload
     except BaseException:
@@ -149,18 +149,10 @@ def _form(content_type: str) -> MultipartFile | None:
     return None
 
 
-async def _receive(request: Request, form: MultipartFile | None, target: BinaryIO, limit: int) -> bytes:
-    """Write the file; its SHA-256."""
+async def _receive(request: Request, form: MultipartFile | None, target: BinaryIO, limit: int) -> None:
     _refuse_declared(request.headers.get("content-length", ""), limit + (_MULTIPART_OVERHEAD if form else 0))
     received = kept = 0
     waiting = bytearray()
-    digest = hashlib.sha256()
-
-    def write() -> None:
-        digest.update(waiting)
-        target.write(waiting)
-        waiting.clear()
-
     async for chunk in request.stream():
         piece = chunk if form is None else form.feed(chunk)
         received += len(chunk)
@@ -169,12 +161,12 @@ async def _receive(request: Request, form: MultipartFile | None, target: BinaryI
             raise UploadTooLarge
         waiting += piece
         if len(waiting) >= _WRITE_BYTES:
-            await run_sync(write)
+            await run_sync(target.write, bytes(waiting))
+            waiting.clear()
     if form is not None:
         form.finish()
-    await run_sync(write)
+    await run_sync(target.write, bytes(waiting))
     await run_sync(target.flush)
-    return digest.digest()
 
 
 def _refuse_declared(content_length: str, limit: int) -> None:
