@@ -131,9 +131,9 @@ def slice_of(session: Session, statement: sa.Select[Row], *, limit: int) -> Slic
     return Slice(rows[:limit], has_more=len(rows) > limit)
 
 
-def upserting(session: Session, record: type[Record]) -> sqlite.Insert | postgresql.Insert:
+def upserting(connection: sa.Connection, record: type[Record]) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that takes `on_conflict_do_update`, which both databases spell alike and neither in common SQL."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     return insert(record)
 
 

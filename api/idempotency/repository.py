@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import OperationalError
 
-from api.db import db_now
+from api.db import db_now, upserting
 from api.idempotency.models import IdempotencyKey
 
 KEPT_SECONDS: Final = 24 * 3600
@@ -75,9 +74,10 @@ def claim(
     fresh |= {"token": holder.token, "fingerprint": fingerprint}
     fresh |= {"created_at": db_now(), "expires_at": db_now(seconds)}
     on_postgresql = connection.dialect.name == "postgresql"
-    insert = (postgresql.insert if on_postgresql else sqlite.insert)(_KEYS)
-    taken = insert.values(project=holder.project, key=holder.key, **fresh).on_conflict_do_update(
-        index_elements=["project", "key"], set_=fresh, where=_KEYS.c.expires_at <= db_now()
+    taken = (
+        upserting(connection, IdempotencyKey)
+        .values(project=holder.project, key=holder.key, **fresh)
+        .on_conflict_do_update(index_elements=["project", "key"], set_=fresh, where=_KEYS.c.expires_at <= db_now())
     )
     try:
         if on_postgresql:

@@ -268,7 +268,7 @@ class _Batch:
     def _write_metrics(self) -> None:
         if not self._metrics:
             return
-        statement = upserting(self._session, JobMetric)
+        statement = upserting(self._session.connection(), JobMetric)
         statement = statement.on_conflict_do_update(
             index_elements=["job_id", "name", "step"], set_={"value": statement.excluded.value}
         )

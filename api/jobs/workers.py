@@ -48,7 +48,9 @@ class Device:
 def make_known(session: Session, name: str, devices: Sequence[Device]) -> None:
     """Say that the worker lives; a drain that was asked for stays."""
     found = [asdict(device) for device in devices]
-    statement = upserting(session, Worker).values(name=name, devices=found, started_at=db_now(), seen_at=db_now())
+    statement = upserting(session.connection(), Worker).values(
+        name=name, devices=found, started_at=db_now(), seen_at=db_now()
+    )
     session.execute(
         statement.on_conflict_do_update(index_elements=["name"], set_={"devices": found, "seen_at": db_now()})
     )
