@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 import alembic.command
 import alembic.config
 import sqlalchemy as sa
-from sqlalchemy import event
+from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
@@ -40,6 +40,10 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 # Any number that nobody else locks; it makes two processes that start at once migrate one after the other.
 _MIGRATION_LOCK: Final = 0x706F636C
+
+
+DATABASE_AWAY: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+"""What a database that restarts, stays locked or cannot be reached raises."""
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):

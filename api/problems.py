@@ -8,11 +8,12 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from api.db import DATABASE_AWAY
 from api.errors import (
     ApiError,
     BodyTooLarge,
@@ -184,8 +185,13 @@ def _methods(request: Request) -> list[str]:
 
 
 def _of_database(request: Request, error: Exception) -> Response:
-    if not isinstance(error, OperationalError | InterfaceError | TimeoutError):
+    if not isinstance(error, DATABASE_AWAY):
         raise error
+    return problem_of_database(request, error)
+
+
+def problem_of_database(request: Request, error: Exception) -> Response:
+    """The answer where the database is away."""
     _log.warning("database_unavailable", exc_info=error)
     return problem(request, Unavailable("The database does not answer at present: try again later."))
 

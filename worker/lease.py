@@ -5,11 +5,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from typing import Final, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from sqlalchemy import exc
-
-from api.db import Database
+from api.db import DATABASE_AWAY, Database
 from api.errors import LostLease
 from api.jobs import leases
 from api.jobs.leases import Claim
@@ -18,9 +16,6 @@ log = logging.getLogger(__name__)
 
 Wish = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release"]
 Result = TypeVar("Result")
-
-DATABASE_AWAY: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
-"""What a database that restarts or cannot be reached raises. All that an attempt writes may be repeated."""
 
 
 class Lease:

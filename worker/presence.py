@@ -6,10 +6,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from api.db import Database
+from api.db import DATABASE_AWAY, Database
 from api.jobs import workers
 from api.jobs.workers import Device
-from worker.lease import DATABASE_AWAY
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute
 
 from api.datasets.models import Dataset
-from api.db import Database
+from api.db import DATABASE_AWAY, Database
 from api.idempotency.repository import clear_expired
 from api.jobs.leases import expire_waiting, reap_expired
 from api.jobs.models import Job
@@ -21,7 +21,6 @@ from api.jobs.workers import forget_lost
 from api.settings import Settings
 from api.store import ArtefactStore
 from worker.doorbell import BrokerUnreachable, Doorbell
-from worker.lease import DATABASE_AWAY
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)

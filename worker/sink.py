@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api.checkpoints.repository import delete_checkpoint, surplus_training_states
-from api.db import Database
+from api.db import DATABASE_AWAY, Database
 from api.jobs import leases, progress
 from api.jobs.leases import Claim, Outcome
 from api.jobs.repository import live_jobs_using
@@ -29,7 +29,7 @@ from pocl.events import (
     from_line,
 )
 from pocl.manifest import MANIFEST
-from worker.lease import DATABASE_AWAY, Lease
+from worker.lease import Lease
 from worker.verdict import of_storage
 from worker.workplace import PARTIAL_RANKING, RANKING, Workplace, ranking_key
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from api.checkpoints.repository import get_checkpoint
 from api.datasets.repository import get_dataset
-from api.db import Database
+from api.db import DATABASE_AWAY, Database
 from api.errors import ApiError, LostLease
 from api.jobs import leases, repository, workers
 from api.jobs.leases import Claim, Outcome
@@ -32,7 +32,7 @@ from api.store import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
 from pocl.reuse import ReuseStore
 from pocl.spec import DataRef, DistillationSpec, ModelRef
 from worker import workplace
-from worker.lease import DATABASE_AWAY, Lease
+from worker.lease import Lease
 from worker.logs import BoundedLog
 from worker.processes import kill_group, spawn
 from worker.settings import WorkerSettings

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -15,15 +14,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api import etags
 from api.addresses import JobId
 from api.auth import Caller, Principal, identify
-from api.db import Database
+from api.db import DATABASE_AWAY, Database
 from api.errors import ApiError, JobNotFound, Unavailable
 from api.jobs import repository
 from api.jobs.queue import QueuePlace
 from api.jobs.schemas import JobView
 from api.jobs.seen import Seen, seen_jobs
 from api.jobs.views import view_at
-from api.jobs.watch import DATABASE_AWAY, TooManyFollowers, Watch, while_connected
-from api.problems import EVERYWHERE, documented
+from api.jobs.watch import TooManyFollowers, Watch, while_connected
+from api.problems import EVERYWHERE, documented, problem, problem_of_database
 from api.shared_reads import SharedReads
 
 MAX_WAIT: Final = 60
@@ -104,8 +103,7 @@ async def get_job(
 class Shortcut:
     """ASGI middleware; the innermost one. Answers the plain poll, which most requests are, past the router.
 
-    Finding a route and the values of its parameters takes more than half of the time of a poll. What is not answered
-    at once and well is left to the route, and so are all refusals.
+    Finding a route and the values of its parameters takes more than half of the time of a poll.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -113,16 +111,21 @@ class Shortcut:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         polled = _POLLED.fullmatch(scope.get("path", "")) if scope.get("method") == "GET" else None
-        answer: ASGIApp | None = None
-        if polled is not None and not scope["query_string"]:
-            with suppress(ApiError, *DATABASE_AWAY):
-                answer = await _poll(Request(scope), polled[1])
-        await (answer or self._app)(scope, receive, send)
+        if polled is None or scope["query_string"]:
+            await self._app(scope, receive, send)
+            return
+        answer = await _poll(Request(scope), polled[1])
+        await answer(scope, receive, send)
 
 
 async def _poll(request: Request, job_id: str) -> Response:
-    caller = await identify(request)
-    return await _answer(request, caller, job_id, await _look(request.app.state.watch, caller.project, job_id))
+    try:
+        caller = await identify(request)
+        return await _answer(request, caller, job_id, await _look(request.app.state.watch, caller.project, job_id))
+    except ApiError as error:
+        return problem(request, error)
+    except DATABASE_AWAY as error:
+        return problem_of_database(request, error)
 
 
 async def _answer(request: Request, caller: Principal, job_id: str, seen: Seen) -> Response:

@@ -12,12 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from api.addresses import JobId
 from api.auth import Caller
-from api.db import Database
+from api.db import DATABASE_AWAY, Database
 from api.errors import JobNotFound, Unavailable
 from api.jobs import repository
 from api.jobs.schemas import EventView
 from api.jobs.seen import Seen
-from api.jobs.watch import DATABASE_AWAY, Follower, TooManyFollowers, Watch, while_connected
+from api.jobs.watch import Follower, TooManyFollowers, Watch, while_connected
 from api.pagination import AfterNumber
 from api.problems import EVERYWHERE, documented
 from api.shared_reads import SharedReads

@@ -14,17 +14,14 @@ import structlog
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as NoConnectionFree
 from starlette.types import Receive
 
-from api.db import Database
+from api.db import DATABASE_AWAY, Database
 from api.errors import Unavailable
 from api.jobs.seen import Seen, seen_jobs
 
 _AT_ONCE: Final = 10_000
 """Jobs of one statement: databases bound its parameters."""
-DATABASE_AWAY: Final = (OperationalError, InterfaceError, NoConnectionFree)
 
 _log = structlog.get_logger(__name__)
 
