@@ -21,8 +21,9 @@ import redis
 
 from tests.api.http.service import JSONL, jsonl, specification
 from tests.compose_file import ROOT, ComposeFile, example_variables
-from tests.containers import Containers, Here, free_port, without_engine
+from tests.containers import Containers, Here, without_engine
 from tests.services import find_postgres, running_postgres_by_password
+from tests.serving import free_port
 from tests.waiting import eventually
 from tests.workshop import processes_mentioning
 from worker import valkey

@@ -14,6 +14,19 @@ from starlette.testclient import TestClient
 LOOPBACK = "http://127.0.0.1:8000"
 JSONL = {"content-type": "application/jsonl"}
 TINY = {"random": {"layers": 2, "hidden_size": 16, "heads": 2}}
+RESOURCES = (
+    "",
+    "/stages",
+    "/events",
+    "/metrics",
+    "/attempts",
+    "/checkpoints",
+    "/logs",
+    "/ranking",
+    "/report",
+    "/result",
+)
+"""What there is below the address of a job."""
 
 
 def jsonl(rows: int) -> bytes:
@@ -36,6 +49,22 @@ def submit(client: TestClient, dataset: str, **fields: Any) -> dict[str, Any]:
     assert answer.status_code == 201, answer.text
     job: dict[str, Any] = answer.json()
     return job
+
+
+def http_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """A request as a server hands it to the application."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in {"host": "127.0.0.1", **headers}.items()],
+        "state": {},
+    }
 
 
 async def at_once(app: FastAPI, requests: Sequence[tuple[str, str, dict[str, Any]]]) -> list[Response]:

@@ -18,7 +18,7 @@ from api.settings import Settings
 from api.store import ArtefactStore
 from pocl.data.records import read_samples
 from pocl.manifest import ManifestFile
-from tests.api.http.service import JSONL, jsonl, pointers, problem, upload
+from tests.api.http.service import JSONL, http_scope, jsonl, pointers, problem, upload
 
 
 def stored_files(settings: Settings) -> list[Path]:
@@ -140,18 +140,7 @@ def test_an_upload_that_is_cut_off_leaves_nothing(app: FastAPI, client: TestClie
         {"type": "http.request", "body": jsonl(3), "more_body": True},
         {"type": "http.disconnect"},
     ]
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/v1/datasets",
-        "raw_path": b"/v1/datasets",
-        "query_string": b"",
-        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/jsonl"), (b"content-length", b"999")],
-        "state": {},
-    }
+    scope = http_scope("POST", "/v1/datasets", JSONL | {"content-length": "999"})
 
     async def receive() -> dict[str, Any]:
         return arriving.pop(0)

@@ -30,7 +30,7 @@ from api.jobs.states import JobStatus
 from api.jobs.workers import Device, make_known
 from api.settings import Settings
 from pocl.events import PhaseChanged, Stamped
-from tests.api.http.service import LOOPBACK, pointers, problem
+from tests.api.http.service import LOOPBACK, http_scope, pointers, problem
 from tests.api.jobs.rows import EPOCH, add_job, claimed, stamped, step_logged
 from tests.api.jobs.test_watch import counted, run
 
@@ -112,12 +112,7 @@ class Listener:
 
     async def listen(self) -> None:
         path = f"/v1/jobs/{self._job_id}/events/stream"
-        headers = [(b"host", b"127.0.0.1"), (b"last-event-id", str(self._after).encode())]
-        scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
-            "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": headers,
-            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
-        }  # fmt: skip
+        scope = http_scope("GET", path, {"last-event-id": str(self._after)})
         await self._app(scope, self._receive, self._send)
 
     async def _receive(self) -> Message:

@@ -6,20 +6,8 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from api.ids import new_id
-from tests.api.http.service import pointers, problem, specification, submit
+from tests.api.http.service import RESOURCES, pointers, problem, specification, submit
 
-OF_A_JOB = [
-    "",
-    "/stages",
-    "/events",
-    "/metrics",
-    "/attempts",
-    "/checkpoints",
-    "/logs",
-    "/ranking",
-    "/result",
-    "/report",
-]
 TRAVERSALS = [
     "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
     "..%2f..%2f..%2fetc%2fpasswd",
@@ -51,7 +39,7 @@ def other_ids(own: str) -> Iterator[str]:
 def test_an_id_of_another_type_names_no_job(client: TestClient, dataset: str) -> None:
     submit(client, dataset)
     for other in other_ids("job"):
-        for below in OF_A_JOB:
+        for below in RESOURCES:
             problem(client.get(f"/v1/jobs/{other}{below}"), 404, "job_not_found")
         problem(client.post(f"/v1/jobs/{other}/cancel"), 404, "job_not_found")
 

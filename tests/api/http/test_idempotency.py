@@ -21,7 +21,17 @@ from api.db import Database
 from api.idempotency import requests
 from api.idempotency.models import MAX_BODY_BYTES, IdempotencyKey
 from api.settings import Settings
-from tests.api.http.service import JSONL, at_once, jsonl, pointers, problem, specification, submit, write_model
+from tests.api.http.service import (
+    JSONL,
+    at_once,
+    http_scope,
+    jsonl,
+    pointers,
+    problem,
+    specification,
+    submit,
+    write_model,
+)
 from tests.waiting import eventually
 
 KEY = {"idempotency-key": "one"}
@@ -275,18 +285,7 @@ class Arriving:
         self.status = 0
 
     async def run(self) -> None:
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": "/v1/datasets",
-            "raw_path": b"/v1/datasets",
-            "query_string": b"",
-            "headers": [(b"host", b"127.0.0.1"), *((k.encode(), v.encode()) for k, v in (JSONL | KEY).items())],
-            "state": {},
-        }
+        scope = http_scope("POST", "/v1/datasets", JSONL | KEY)
         await self._app(scope, self._receive, self._send)
 
     async def half(self) -> None:

@@ -15,7 +15,7 @@ from api.jobs.repository import get_job
 from api.jobs.states import JobStatus
 from api.settings import Settings
 from pocl.events import Event, RunStarted, StageStarted, Stamped, StepLogged
-from tests.api.http.service import LOOPBACK, pointers, problem, specification, submit, write_model
+from tests.api.http.service import LOOPBACK, RESOURCES, pointers, problem, specification, submit, write_model
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -190,18 +190,6 @@ def test_a_filter_that_means_nothing_is_refused(client: TestClient) -> None:
         problem(client.get("/v1/jobs", params=parameters), 422, "invalid")
 
 
-RESOURCES = (
-    "",
-    "/stages",
-    "/events",
-    "/metrics",
-    "/attempts",
-    "/checkpoints",
-    "/logs",
-    "/ranking",
-    "/report",
-    "/result",
-)
 UNKNOWN = ("job_00000000000000000000000000", "ds_00000000", "job_%00", "JOB_1", "job_" + "1" * 99)
 
 
