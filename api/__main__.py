@@ -13,11 +13,11 @@ import uvicorn
 from pydantic import ValidationError
 from uvicorn.config import STARTUP_FAILURE
 
-from api import logs
 from api.app import create_app
-from api.db import upgrade
-from api.jobs.watch import Watch
-from api.settings import Settings
+from api.jobs.watcher import Watch
+from domain import logs
+from domain.db import upgrade
+from domain.settings import Settings
 
 _GRACE_SECONDS = 10
 

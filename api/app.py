@@ -10,27 +10,27 @@ from fastapi import APIRouter, FastAPI
 import api.checkpoints.routes
 import api.datasets.routes
 import api.health.routes
-import api.jobs.life_routes
+import api.jobs.actions
 import api.jobs.polling
 import api.jobs.routes
-import api.jobs.stream
+import api.jobs.streaming
 import api.methods.routes
 import api.workers.routes
 from api import openapi, problems
 from api.auth import LoopbackOnly
 from api.datasets.upload import sweep_abandoned
-from api.db import Database
-from api.envelope import Envelope
 from api.idempotency.requests import install as install_replay
-from api.jobs.watch import Watch
-from api.settings import Settings
-from api.store import ArtefactStore
+from api.jobs.watcher import Watch
+from api.middleware import Envelope
+from domain.artifacts import ArtefactStore
+from domain.db import Database
+from domain.settings import Settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The HTTP service over the database and the artefact store that `settings` name.
 
-    The database must have its schema already: see :func:`api.db.upgrade`.
+    The database must have its schema already: see :func:`domain.db.upgrade`.
 
     Args:
         settings: read from the environment unless given.
@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         worker_seconds=settings.lease_seconds,
     )
     app.state.answers = api.jobs.polling.answers(app.state.database, worker_seconds=settings.lease_seconds)
-    app.state.pages = api.jobs.stream.pages(app.state.database)
+    app.state.pages = api.jobs.streaming.pages(app.state.database)
     app.state.store = ArtefactStore(settings.artefact_root)
     app.include_router(api.health.routes.router)
     app.include_router(_v1())
@@ -75,8 +75,8 @@ def _v1() -> APIRouter:
     router = APIRouter(prefix="/v1")
     # The first one is found fastest.
     router.include_router(api.jobs.polling.router)
-    router.include_router(api.jobs.stream.router)
-    router.include_router(api.jobs.life_routes.router)
+    router.include_router(api.jobs.streaming.router)
+    router.include_router(api.jobs.actions.router)
     for feature in (api.jobs, api.datasets, api.checkpoints, api.methods, api.workers):
         router.include_router(feature.routes.router)
     return router

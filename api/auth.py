@@ -12,9 +12,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.errors import Forbidden, Unauthenticated
 from api.problems import problem
-from api.settings import Settings
+from domain.errors import Forbidden, Unauthenticated
+from domain.settings import Settings
 
 _bearer = HTTPBearer(
     auto_error=False,

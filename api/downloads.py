@@ -10,10 +10,10 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from api import etags
-from api.errors import ApiError, NotFound
 from api.problems import HttpError
-from api.store import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
-from pocl.manifest import Manifest, ManifestFile
+from domain.artifacts import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
+from domain.errors import ApiError, NotFound
+from pocl.storage.manifest import Manifest, ManifestFile
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _MEDIA_TYPES: Final = {

@@ -6,7 +6,7 @@ from typing import Annotated, Generic, Literal, Self, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict
 
-from api.db import Slice
+from domain.db import Slice
 
 MAX_LIMIT = 100
 

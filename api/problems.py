@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from api.db import DATABASE_AWAY
-from api.errors import (
+from domain.db import DATABASE_AWAY
+from domain.errors import (
     ApiError,
     BodyTooLarge,
     Conflict,

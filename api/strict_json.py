@@ -8,7 +8,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import JsonValue
 
-from api.errors import BodyTooLarge, JsonInvalid, UnsupportedMediaType
+from domain.errors import BodyTooLarge, JsonInvalid, UnsupportedMediaType
 
 MAX_DEPTH = 32
 """A specification nests five levels deep."""

@@ -21,6 +21,8 @@ COMMANDS = {
     "chaos": "the whole service under a storm of faults",
     "resume": "runs killed at random moments, and what that cost",
 }
+FAULTS = frozenset({"chaos", "resume"})
+"""The commands that break what they run; their modules are in `bench.faults`."""
 
 
 class Command(Protocol):
@@ -41,7 +43,8 @@ def main(arguments: Sequence[str]) -> None:
     chooser.add_argument("command", choices=COMMANDS)
     name: str = chooser.parse_args(arguments[:1]).command
     # Only the command that is asked for: some need packages that others do not.
-    command = cast(Command, importlib.import_module(f"bench.{name}"))
+    package = "bench.faults" if name in FAULTS else "bench"
+    command = cast(Command, importlib.import_module(f"{package}.{name}"))
     parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=COMMANDS[name])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument("--threads", type=int, help="default: as many as there are cores")

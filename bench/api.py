@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from api.db import Database, upgrade
-from api.settings import Settings
-from bench import crowd
-from bench.load import Order, Outcome
+from bench import api_load
+from bench.api_clients import Order, Outcome
 from bench.machine import Machine
 from bench.report import Figure, Report
 from bench.served import Server, free_port, home, load, pocl_environment, serving
+from domain.db import Database, upgrade
+from domain.settings import Settings
 from worker.processes import end, spawn
 
 _CLIENTS = 32
@@ -97,11 +97,11 @@ class _Bench:
         database = Database(database_url)
         command = [sys.executable, "-m", "api", "serve"]
         with serving("the API", command, environment, port, "/readyz", self.server_core) as server:
-            body = crowd.submission(port)
+            body = api_load.submission(port)
             if not self.args.no_training:
                 with self._training(server, environment, body) as trained:
                     yield self._poll(server, name, "poll at 300/s, job training", trained, rate=300)
-            job_id = str(crowd.post(port, "/v1/jobs", body)["id"])
+            job_id = str(api_load.post(port, "/v1/jobs", body)["id"])
             yield from self._polls(server, name, job_id)
             yield from self._lists(server, name, database, job_id)
             yield self._follow(server, name, database)
@@ -110,7 +110,7 @@ class _Bench:
         database.close()
 
     def _polls(self, server: Server, name: str, job_id: str) -> Iterator[Row]:
-        _, etag = crowd.get(server.port, f"/v1/jobs/{job_id}")
+        _, etag = api_load.get(server.port, f"/v1/jobs/{job_id}")
         yield self._poll(server, name, "poll, 200", job_id)
         yield self._poll(server, name, "poll, 304", job_id, f"if-none-match: {etag}\r\n")
         yield self._poll(server, name, "poll at 300/s, idle", job_id, rate=300)
@@ -119,9 +119,9 @@ class _Bench:
         return _row(what, name, self._ask(server, f"/v1/jobs/{job_id}", headers, rate))
 
     def _lists(self, server: Server, name: str, database: Database, job_id: str) -> Iterator[Row]:
-        crowd.add_ended(database, job_id, 99)
+        api_load.add_ended(database, job_id, 99)
         yield _row("list 20 of 100", name, self._ask(server, "/v1/jobs"))
-        crowd.add_ended(database, job_id, self.args.jobs - 100)
+        api_load.add_ended(database, job_id, self.args.jobs - 100)
         yield _row(f"list 20 of {self.args.jobs}", name, self._ask(server, "/v1/jobs"))
 
     def _submit(self, server: Server, name: str, body: object) -> Row:
@@ -130,9 +130,9 @@ class _Bench:
         return _row("submit", name, self._send(server, "saturate", request + text))
 
     def _follow(self, server: Server, name: str, database: Database) -> Row:
-        held = crowd.claim(database)
+        held = api_load.claim(database)
         # Once all of them are there.
-        writer = threading.Timer(_ARRIVAL_SECONDS, crowd.happen, (database, held, 10, 0.3))
+        writer = threading.Timer(_ARRIVAL_SECONDS, api_load.happen, (database, held, 10, 0.3))
         writer.start()
         request = _head("GET", f"/v1/jobs/{held.job_id}/events/stream")
         found = self._send(server, "follow", request, self.args.followers)
@@ -140,7 +140,7 @@ class _Bench:
         return _row(f"{self.args.followers} followers", name, found)
 
     def _download(self, server: Server, name: str, database: Database, artefacts: Path, job_id: str) -> Row:
-        crowd.add_file(database, artefacts, job_id, self.args.download_mib * _MIB)
+        api_load.add_file(database, artefacts, job_id, self.args.download_mib * _MIB)
         server.forget_peak()
         before = server.peak_bytes
         found = self._send(server, "download", _head("GET", f"/v1/jobs/{job_id}/result"), self.args.downloads)
@@ -151,12 +151,12 @@ class _Bench:
     @contextmanager
     def _training(self, server: Server, environment: Mapping[str, str], body: object) -> Iterator[str]:
         """The id of a job that trains on one thread for as long as the block lasts."""
-        job_id = str(crowd.post(server.port, "/v1/jobs", body)["id"])
+        job_id = str(api_load.post(server.port, "/v1/jobs", body)["id"])
         alone = {**environment, "OMP_NUM_THREADS": "1"}
         process = spawn([sys.executable, "-m", "bench.trainer"], stdout=subprocess.DEVNULL, environment=alone)
         try:
             deadline = time.monotonic() + _TRAIN_SECONDS
-            while (status := crowd.get(server.port, f"/v1/jobs/{job_id}")[0]["status"]) != "running":
+            while (status := api_load.get(server.port, f"/v1/jobs/{job_id}")[0]["status"]) != "running":
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the job that should train is {status}")
                 time.sleep(0.1)
@@ -175,7 +175,7 @@ class _Bench:
             command = [str(self.args.mlflow), "-m", "mlflow", "server", "--backend-store-uri", store]
             command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
             with serving("MLflow", command, dict(os.environ), port, "/health", self.server_core) as server:
-                made = crowd.post(port, "/api/2.0/mlflow/runs/create", {"experiment_id": "0"})
+                made = api_load.post(port, "/api/2.0/mlflow/runs/create", {"experiment_id": "0"})
                 run_id = made["run"]["info"]["run_id"]
                 return _row(what, "sqlite", self._ask(server, f"/api/2.0/mlflow/runs/get?run_id={run_id}"))
 

@@ -20,7 +20,7 @@ from bench.machine import Machine
 from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, take_turns
 from bench.report import Figure, Report, timing_rows
 from bench.sizes import SIZES, built, in_mode, llama
-from pocl.generate import generate
+from pocl.evaluation.generate import generate
 from pocl.models.heads import output_head
 from pocl.models.precision import Precision
 

@@ -19,9 +19,9 @@ from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
 from pocl.models.random import byte_level_tokenizer
 from pocl.plan import StagePlan
-from pocl.reuse import ReuseStore
 from pocl.spec import DistillationSpec, Method
 from pocl.spec.presets import resolve
+from pocl.storage.shared_cache import ReuseStore
 from pocl.teacher.cache import open_teacher
 from pocl.teacher.comparison import Comparison
 from pocl.teacher.signal import LiveTeacher, TeacherSignal

@@ -1,4 +1,4 @@
-"""ROUGE-L of answers as long as Dolly's: `pocl.rouge` against the package `rouge_score` with its stemmer."""
+"""ROUGE-L of answers as long as Dolly's: `pocl.evaluation.rouge` against the package `rouge_score` with its stemmer."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from bench.lengths import histogram
 from bench.machine import Machine
 from bench.protocol import OURS, Rival, Work, add_timing_arguments, take_turns
 from bench.report import Report, timing_rows
-from pocl.rouge import rouge_l
+from pocl.evaluation.rouge import rouge_l
 
 ROUGE_SCORE = "rouge_score"
 _WORDS = Path(__file__).resolve().parent.parent / "examples" / "dolly-short" / "train.jsonl"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.load import Order, Outcome
+from bench.api_clients import Order, Outcome
 from worker.processes import end, spawn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +58,7 @@ def serving(
 
 def load(order: Order, core: int) -> Outcome:
     """Have the clients run on `core`."""
-    command = ["taskset", "-c", str(core), sys.executable, "-m", "bench.load"]
+    command = ["taskset", "-c", str(core), sys.executable, "-m", "bench.api_clients"]
     ran = subprocess.run(command, input=json.dumps(asdict(order)), stdout=subprocess.PIPE, text=True, cwd=ROOT)
     if ran.returncode:
         raise RuntimeError(f"the clients failed at {order.request.splitlines()[0]!r}")

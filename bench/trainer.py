@@ -1,9 +1,9 @@
 """One attempt at the next job, with the real engine on one thread: `python -m bench.trainer`, settings as in POCL_*."""
 
-from api.db import Database
-from api.jobs.workers import Device
-from api.settings import Settings
-from api.store import ArtefactStore
+from domain.artifacts import ArtefactStore
+from domain.db import Database
+from domain.settings import Settings
+from domain.workers.models import Device
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 

@@ -43,9 +43,9 @@ def _convert(gguf: Path, directory: Path) -> None:
     # Imported late: torch takes seconds to load, and a model that is there needs none of it.
     import torch
 
-    from pocl.manifest import new_directory
     from pocl.models.loading import load_teacher, save_model
     from pocl.spec import ModelRef
+    from pocl.storage.manifest import new_directory
 
     loaded = load_teacher(ModelRef(path=str(gguf)), device=torch.device("cpu"), dtype=torch.float32)
     directory.parent.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,13 @@
 import sqlalchemy as sa
 from alembic import context
 
-import api.checkpoints.models
-import api.datasets.models
-import api.idempotency.models
-import api.jobs.models
-import api.jobs.workers  # noqa: F401 - the five fill the metadata
-from api.db import Record, engine_for
-from api.settings import Settings
+import domain.checkpoints.models
+import domain.datasets.models
+import domain.idempotency.models
+import domain.jobs.models
+import domain.workers.models  # noqa: F401 - the five fill the metadata
+from domain.db import Record, engine_for
+from domain.settings import Settings
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from pocl.events import (
     Warned,
     to_line,
 )
-from pocl.reuse import ReuseStore
 from pocl.spec import DistillationSpec, resolve
+from pocl.storage.shared_cache import ReuseStore
 
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 75
 

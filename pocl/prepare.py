@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from pocl.data.batches import Prompting, encode, end_of_response_id
 from pocl.data.records import Sample, read_samples
 from pocl.errors import DatasetInvalid
-from pocl.evaluate import Rows
+from pocl.evaluation.evaluate import Rows
 from pocl.inspect import refuse_long_rows
 from pocl.models.loading import Loaded, load_student, load_teacher, shared_vocabulary
 from pocl.models.precision import Precision

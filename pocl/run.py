@@ -16,7 +16,7 @@ from pocl.curriculum.difficulty import RANKING_FILE, Ranked, RankingInputs, load
 from pocl.curriculum.journal import Journal, Measured
 from pocl.curriculum.measure import measure
 from pocl.errors import DiskFull, EngineFailure, LossDiverged, OutOfMemory, PoclError, is_disk_full
-from pocl.evaluate import Answering, Rows, ScoredBefore, Scores, end_ids, evaluate, load_or_score
+from pocl.evaluation.evaluate import Answering, Rows, ScoredBefore, Scores, end_ids, evaluate, load_or_score
 from pocl.events import (
     ArtefactWritten,
     CheckpointSaved,
@@ -32,24 +32,24 @@ from pocl.events import (
     StepLogged,
     Warned,
 )
-from pocl.export import RESULT_FILE, Result, result_of, write_result
-from pocl.manifest import read_manifest
 from pocl.models.loading import Loaded, load_weights
 from pocl.models.packed import can_pack
 from pocl.models.precision import choose_device, choose_precision, machine
 from pocl.plan import StagePlan, stage_table
 from pocl.prepare import Corpus, Models, digest_of, digest_of_references, encode_corpus, load_models, read_rows
 from pocl.progress import at_most_every
-from pocl.report import REPORT_FILE
-from pocl.reuse import ReuseStore
+from pocl.report.render import REPORT_FILE
+from pocl.report.result import RESULT_FILE, Result, result_of, write_result
 from pocl.spec import SFT, DistillationSpec
+from pocl.storage.manifest import read_manifest
+from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.workdir import EVENTS_FILE, SPEC_FILE, EventLog, locked, settle_spec
 from pocl.teacher.cache import open_teacher
 from pocl.teacher.comparison import Comparison
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 from pocl.train import checkpoint
 from pocl.train.checkpoint import Restored, TrainState
 from pocl.train.loop import Score, Student, Trainer, make_optimizer
-from pocl.workdir import EVENTS_FILE, SPEC_FILE, EventLog, locked, settle_spec
 
 FINAL = "final"
 DEFAULT_CACHE_BYTES = 64 << 30

@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests import services
-from tests.crew import Crew
+import domain.checkpoints.models
+import domain.datasets.models
+import domain.idempotency.models
+import domain.jobs.models
+import domain.workers.models  # noqa: F401 - the five fill the metadata
+from domain.db import Database, Record
+from tests.support import servers
+from tests.support.processes import Crew
 
 DATABASES = ("sqlite", "postgres")
 
@@ -17,7 +23,7 @@ DATABASES = ("sqlite", "postgres")
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[str]:
     """URL of a real Valkey or Redis of this session."""
-    with services.running_redis(services.find_redis()) as url:
+    with servers.running_redis(servers.find_redis()) as url:
         yield url
 
 
@@ -32,7 +38,7 @@ def redis_url(redis_server: str) -> str:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """URL of a real PostgreSQL of this session, on which databases may be created."""
-    with services.running_postgres(services.find_postgres()) as url:
+    with servers.running_postgres(servers.find_postgres()) as url:
         yield url
 
 
@@ -44,8 +50,18 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         return
     # Asked for by name, so that a run of SQLite tests alone starts no server.
     server = request.getfixturevalue("postgres_server")
-    with services.fresh_database(server, f"test_{uuid.uuid4().hex}") as url:
+    with servers.fresh_database(server, f"test_{uuid.uuid4().hex}") as url:
         yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """An empty database with all tables; the test of the migrations shows that these are theirs."""
+    database = Database(database_url)
+    with database.engine.begin() as connection:
+        Record.metadata.create_all(connection)
+    yield database
+    database.close()
 
 
 @pytest.fixture
@@ -56,7 +72,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
 
 
 def pytest_report_header() -> list[str]:
-    return [f"redis: {_found(services.find_redis)}", f"postgres: {_found(services.find_postgres)}"]
+    return [f"redis: {_found(servers.find_redis)}", f"postgres: {_found(servers.find_postgres)}"]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -89,9 +105,9 @@ def _parameters(nodeid: str) -> list[str]:
     return nodeid.partition("[")[2].rstrip("]").split("-")
 
 
-def _found(find: Callable[[], services.Server]) -> str:
+def _found(find: Callable[[], servers.Server]) -> str:
     try:
         return str(find())
-    except services.ServiceMissing as missing:
+    except servers.ServiceMissing as missing:
         # Said here, and raised again by the first test that needs it.
         return f"NOT FOUND. {missing}"

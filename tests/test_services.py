@@ -9,9 +9,9 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from tests import services
 from tests.conftest import DATABASES, refuse_half_covered
-from tests.waiting import eventually
+from tests.support import servers
+from tests.support.waiting import eventually
 
 _NOTHING = {"PATH": "/nonexistent"}
 
@@ -37,18 +37,18 @@ def test_redis_is_empty_at_the_start_of_each_test(redis_url: str, turn: int) -> 
 
 def test_a_server_named_by_the_environment_is_used_as_it_is() -> None:
     named = {"TEST_REDIS_URL": "redis://elsewhere", "TEST_DATABASE_URL": "postgresql://elsewhere"}
-    assert services.find_redis(named).url == "redis://elsewhere"
-    assert services.find_postgres(named).url == "postgresql://elsewhere"
+    assert servers.find_redis(named).url == "redis://elsewhere"
+    assert servers.find_postgres(named).url == "postgresql://elsewhere"
 
 
 def test_a_missing_server_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     # The wheels are installed here, so their absence has to be arranged.
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
-    with pytest.raises(services.ServiceMissing, match="Install"):
-        services.find_redis(_NOTHING)
-    with pytest.raises(services.ServiceMissing, match="TEST_DATABASE_URL"):
-        services.find_postgres(_NOTHING)
+    with pytest.raises(servers.ServiceMissing, match="Install"):
+        servers.find_redis(_NOTHING)
+    with pytest.raises(servers.ServiceMissing, match="TEST_DATABASE_URL"):
+        servers.find_postgres(_NOTHING)
 
 
 def test_a_database_test_collected_for_one_database_only_fails_the_run(request: pytest.FixtureRequest) -> None:
@@ -65,13 +65,13 @@ def test_a_database_test_collected_for_one_database_only_fails_the_run(request: 
 def test_servers_die_with_a_test_run_that_is_killed(server: str) -> None:
     script = (
         "import signal; from tests import services\n"
-        f"with services.running_{server}(services.find_{server}()) as url:\n"
+        f"with servers.running_{server}(servers.find_{server}()) as url:\n"
         "    print(url, flush=True); signal.pause()\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         url = run.stdout.readline().strip()
-        answers = services.redis_answers if server == "redis" else services.postgres_answers
+        answers = servers.redis_answers if server == "redis" else servers.postgres_answers
         assert answers(url)
         os.kill(run.pid, 9)
         eventually(lambda: not answers(url), what="the server is gone")

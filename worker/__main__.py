@@ -12,17 +12,17 @@ from typing import Any
 from celery import signals
 from pydantic import ValidationError
 
-from api import logs
-from api.db import Database
-from api.jobs.workers import Device
-from api.settings import Settings
-from api.store import ArtefactStore
+from domain import logs
+from domain.artifacts import ArtefactStore
+from domain.db import Database
+from domain.settings import Settings
+from domain.workers.models import Device
 from worker.app import celery_app
 from worker.devices import devices
 from worker.doorbell import Doorbell
 from worker.embedded import CannotServe, Stop, serve
-from worker.presence import Presence
-from worker.pulse import Pulse
+from worker.liveness import Pulse
+from worker.registration import Presence
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor

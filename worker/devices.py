@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from api.jobs.workers import Device
+from domain.workers.models import Device
 from worker.settings import WorkerSettings
 
 _DRIVER = Path("/proc/driver/nvidia/version")

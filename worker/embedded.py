@@ -25,8 +25,8 @@ from types import FrameType
 
 import redis
 
-from api.db import upgrade
-from api.settings import Settings
+from domain.db import upgrade
+from domain.settings import Settings
 from worker import valkey
 from worker.logs import BoundedLog
 from worker.processes import end, kill_group, spawn

@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Literal, TypeVar
 
-from api.db import DATABASE_AWAY, Database
-from api.errors import LostLease
-from api.jobs import leases
-from api.jobs.leases import Claim
+from domain.db import DATABASE_AWAY, Database
+from domain.errors import LostLease
+from domain.jobs import leases
+from domain.jobs.leases import Claim
 
 log = logging.getLogger(__name__)
 

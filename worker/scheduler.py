@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute
 
-from api.datasets.models import Dataset
-from api.db import DATABASE_AWAY, Database
-from api.idempotency.repository import clear_expired
-from api.jobs.leases import expire_waiting, reap_expired
-from api.jobs.models import Job
-from api.jobs.repository import queued_count
-from api.jobs.workers import forget_lost
-from api.settings import Settings
-from api.store import ArtefactStore
+from domain.artifacts import ArtefactStore
+from domain.datasets.models import Dataset
+from domain.db import DATABASE_AWAY, Database
+from domain.idempotency.repository import clear_expired
+from domain.jobs.leases import expire_waiting, reap_expired
+from domain.jobs.models import Job
+from domain.jobs.repository import queued_count
+from domain.settings import Settings
+from domain.workers.repository import forget_lost
 from worker.doorbell import BrokerUnreachable, Doorbell
 from worker.settings import WorkerSettings
 

@@ -36,7 +36,7 @@ class WorkerSettings(BaseSettings):
     """Events are written to the rows at most this often, but for changes of state."""
 
     pulse_file: Path | None = None
-    """Where the worker and the scheduler leave a sign of life, for `python -m worker.pulse`; null: nowhere."""
+    """Where the worker and the scheduler leave a sign of life, for `python -m worker.liveness`; null: nowhere."""
 
     doorbell_seconds: float = Field(default=1, gt=0)
     """Time between two looks of the scheduler at the queue."""

@@ -10,13 +10,13 @@ from typing import Final
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from api.checkpoints.repository import delete_checkpoint, surplus_training_states
-from api.db import DATABASE_AWAY, Database
-from api.jobs import leases, progress
-from api.jobs.leases import Claim, Outcome
-from api.jobs.repository import live_jobs_using
-from api.jobs.states import EndReason, JobStatus
-from api.store import ArtefactCorrupt, ArtefactExists, ArtefactNotFound, ArtefactStore
+from domain.artifacts import ArtefactCorrupt, ArtefactExists, ArtefactNotFound, ArtefactStore
+from domain.checkpoints.repository import delete_checkpoint, surplus_training_states
+from domain.db import DATABASE_AWAY, Database
+from domain.jobs import event_recorder, leases
+from domain.jobs.leases import Claim, Outcome
+from domain.jobs.repository import live_jobs_using
+from domain.jobs.states import EndReason, JobStatus
 from pocl.events import (
     ArtefactWritten,
     CheckpointSaved,
@@ -28,10 +28,10 @@ from pocl.events import (
     StepLogged,
     from_line,
 )
-from pocl.manifest import MANIFEST
+from pocl.storage.manifest import MANIFEST
+from worker.attempt_dir import PARTIAL_RANKING, RANKING, Workplace, ranking_key
+from worker.engine_exit import of_storage
 from worker.lease import Lease
-from worker.verdict import of_storage
-from worker.workplace import PARTIAL_RANKING, RANKING, Workplace, ranking_key
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,7 @@ class RowSink:
         manifest = next(file.sha256 for file in stored.files if file.path == MANIFEST)
 
         def name(session: Session) -> None:
-            progress.add_checkpoint(
+            event_recorder.add_checkpoint(
                 session,
                 self._claim,
                 kind=saved.kind,
@@ -243,7 +243,7 @@ class RowSink:
             return
 
         def name(session: Session) -> None:
-            progress.add_artefact(
+            event_recorder.add_artefact(
                 session, self._claim, kind=written.kind, store_key=key, size_bytes=stored.size, sha256=stored.sha256
             )
 
@@ -273,7 +273,7 @@ class RowSink:
         pending = self._pending
         try:
             with self._database.transaction(write=True) as session:
-                progress.apply_events(session, self._claim, pending.events, offset=pending.offset)
+                event_recorder.apply_events(session, self._claim, pending.events, offset=pending.offset)
                 for name in pending.files:
                     name(session)
                 surplus = self._forget_surplus(session) if pending.files else []
@@ -294,7 +294,7 @@ class RowSink:
 
     def _save_log(self, session: Session) -> None:
         tail = self._log_tail()
-        progress.save_log_tail(session, self._claim, tail.decode("utf-8", "replace"), max_bytes=max(len(tail), 1))
+        event_recorder.save_log_tail(session, self._claim, tail.decode("utf-8", "replace"), max_bytes=max(len(tail), 1))
         self._log_saved_at = self._clock()
 
     def _forget_surplus(self, session: Session) -> list[str]:

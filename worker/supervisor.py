@@ -17,28 +17,29 @@ from typing import Final, Literal
 
 from sqlalchemy.orm import Session
 
-from api.checkpoints.repository import get_checkpoint
-from api.datasets.repository import get_dataset
-from api.db import DATABASE_AWAY, Database
-from api.errors import ApiError, LostLease
-from api.jobs import leases, repository, workers
-from api.jobs.leases import Claim, Outcome
-from api.jobs.queue import memory_of
-from api.jobs.states import EndReason, JobStatus
-from api.jobs.workers import Device
-from api.model_roots import locate_model
-from api.settings import Settings
-from api.store import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
-from pocl.reuse import ReuseStore
+from domain.artifacts import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
+from domain.checkpoints.repository import get_checkpoint
+from domain.datasets.repository import get_dataset
+from domain.db import DATABASE_AWAY, Database
+from domain.errors import ApiError, LostLease
+from domain.jobs import leases, repository
+from domain.jobs.leases import Claim, Outcome
+from domain.jobs.queue import memory_of
+from domain.jobs.states import EndReason, JobStatus
+from domain.model_paths import locate_model
+from domain.settings import Settings
+from domain.workers.models import Device
+from domain.workers.repository import takes_jobs
 from pocl.spec import DataRef, DistillationSpec, ModelRef
-from worker import workplace
+from pocl.storage.shared_cache import ReuseStore
+from worker import attempt_dir
+from worker.attempt_dir import Workplace
+from worker.engine_exit import STORAGE_FAILED, WORKER_FAILED, Asked, Ending, memory_kills, of_storage, outcome_of
 from worker.lease import Lease
 from worker.logs import BoundedLog
 from worker.processes import kill_group, spawn
 from worker.settings import WorkerSettings
 from worker.sink import RowSink
-from worker.verdict import STORAGE_FAILED, WORKER_FAILED, Asked, Ending, memory_kills, of_storage, outcome_of
-from worker.workplace import Workplace
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +79,11 @@ class Supervisor:
         """
         if self.should_stop():
             return None
-        workplace.tidy(self.settings.work_root, keep=self.options.kept_attempts)
+        attempt_dir.tidy(self.settings.work_root, keep=self.options.kept_attempts)
         try:
             self._unpin_ended()
             with self.database.transaction(write=True) as session:
-                if not workers.takes_jobs(session, self.worker):
+                if not takes_jobs(session, self.worker):
                     log.info("this worker is drained")
                     return None
                 claim = leases.claim_next(
@@ -98,7 +99,7 @@ class Supervisor:
             return None
         log.info("attempt %d at %s begins", claim.attempt, claim.job_id)
         try:
-            with workplace.held(self.settings.work_root, claim.job_id, claim.attempt) as place:
+            with attempt_dir.held(self.settings.work_root, claim.job_id, claim.attempt) as place:
                 status = _Attempt(self, claim, place).run()
         except LostLease:
             log.warning("attempt %d at %s lost its lease", claim.attempt, claim.job_id)
@@ -183,7 +184,7 @@ class _Attempt:
         jobs = [claim.job_id] if claim.descends_from is None else [claim.job_id, claim.descends_from]
         try:
             self._lease.during(
-                lambda: workplace.furnish(self._place, supervisor.store, spec, rankings_of=jobs, states=states)
+                lambda: attempt_dir.furnish(self._place, supervisor.store, spec, rankings_of=jobs, states=states)
             )
         except OSError as error:
             log.error("the workplace cannot be written: %s", error)

@@ -8,7 +8,7 @@ from celery import Celery, bootsteps
 from celery.signals import worker_shutting_down
 
 from worker.doorbell import RING
-from worker.pulse import BEAT_SECONDS, Pulse
+from worker.liveness import BEAT_SECONDS, Pulse
 
 
 class SharedFlag:

@@ -4,15 +4,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from api.addresses import CheckpointId
 from api.auth import Caller
-from api.checkpoints import repository
 from api.checkpoints.schemas import CheckpointView
 from api.downloads import ArtefactDamaged, FileMissing, RangeNotSatisfiable, documented_download, file_in, manifest_of
-from api.errors import CheckpointNotFound
+from api.path_params import CheckpointId
 from api.problems import EVERYWHERE, documented
-from api.transactions import Reading
-from pocl.manifest import Manifest
+from api.sessions import Reading
+from domain.checkpoints import repository
+from domain.errors import CheckpointNotFound
+from pocl.storage.manifest import Manifest
 
 router = APIRouter(prefix="/checkpoints", tags=["checkpoints"], responses=EVERYWHERE)
 

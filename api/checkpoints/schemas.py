@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Literal, Self
 
-from api.checkpoints.models import Checkpoint, CheckpointKind
 from api.pagination import Page, Resource
+from domain.checkpoints.models import Checkpoint, CheckpointKind
 
 
 class CheckpointView(Resource):

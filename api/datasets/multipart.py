@@ -3,7 +3,7 @@
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from api.errors import Unprocessable
+from domain.errors import Unprocessable
 from pocl.errors import Problem
 
 

@@ -5,17 +5,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from api.addresses import DatasetId
 from api.auth import Caller
-from api.datasets import repository, service
 from api.datasets.multipart import MultipartInvalid
 from api.datasets.schemas import DatasetPage, DatasetView
 from api.datasets.upload import JSONL_TYPES, MULTIPART, StorageFull, Uploaded, UploadedOnce, UploadTooLarge
-from api.errors import DatasetNotFound, DatasetRefused, Unprocessable, UnsupportedMediaType
 from api.idempotency.requests import REFUSALS, RepeatableRoute, documented_answer
 from api.pagination import After, Limit
+from api.path_params import DatasetId
 from api.problems import EVERYWHERE, documented
-from api.transactions import Reading, Writing
+from api.sessions import Reading, Writing
+from domain.datasets import repository, submission
+from domain.errors import DatasetNotFound, DatasetRefused, Unprocessable, UnsupportedMediaType
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], responses=EVERYWHERE, route_class=RepeatableRoute)
 
@@ -61,7 +61,7 @@ def upload_dataset(
     """Send JSONL as the body, or as the part `file` of a form: rows with `instruction`, `input` and `output`, or with
     `messages`. Every row is checked: bad ones are named by line (`dataset_invalid`), and then nothing is kept.
     """
-    row = service.add_dataset(
+    row = submission.add_dataset(
         session,
         upload.path,
         upload.publish,

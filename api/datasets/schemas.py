@@ -3,8 +3,8 @@
 from datetime import datetime
 from typing import Literal, Self
 
-from api.datasets.models import Dataset
 from api.pagination import Page, Resource
+from domain.datasets.models import Dataset
 
 
 class DatasetView(Resource):

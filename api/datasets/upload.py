@@ -14,13 +14,13 @@ from fastapi import Depends, Request
 
 from api.auth import Caller
 from api.datasets.multipart import MultipartFile
-from api.errors import ApiError, BodyTooLarge, UnsupportedMediaType
 from api.idempotency.requests import Held, fingerprint
-from api.settings import Settings
-from api.store import ArtefactStore
-from api.transactions import Writing
+from api.sessions import Writing
+from domain.artifacts import ArtefactStore
+from domain.errors import ApiError, BodyTooLarge, UnsupportedMediaType
+from domain.settings import Settings
 from pocl.errors import is_disk_full
-from pocl.manifest import ManifestFile, sha256_of
+from pocl.storage.manifest import ManifestFile, sha256_of
 
 JSONL_TYPES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 MULTIPART = "multipart/form-data"

@@ -5,10 +5,10 @@ from typing import Literal
 import sqlalchemy as sa
 from fastapi import APIRouter
 
-from api.errors import Unavailable
 from api.pagination import Resource
 from api.problems import documented
-from api.transactions import Reading
+from api.sessions import Reading
+from domain.errors import Unavailable
 
 router = APIRouter(tags=["health"])
 

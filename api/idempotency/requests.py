@@ -26,14 +26,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from api.auth import Caller, Principal
-from api.db import Database
-from api.errors import Conflict, Unprocessable
-from api.idempotency import repository
-from api.idempotency.models import MAX_BODY_BYTES
-from api.idempotency.repository import Answer, Entry, Holder
 from api.problems import HttpError
+from api.sessions import Writing, turn
 from api.strict_json import StrictJsonRoute, body_of
-from api.transactions import Writing, turn
+from domain.db import Database
+from domain.errors import Conflict, Unprocessable
+from domain.idempotency import repository
+from domain.idempotency.models import MAX_BODY_BYTES
+from domain.idempotency.repository import Answer, Entry, Holder
 from pocl.errors import Problem
 
 HEADER: Final = "Idempotency-Key"

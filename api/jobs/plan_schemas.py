@@ -2,9 +2,9 @@
 
 from typing import Literal, Self
 
-from api.jobs.service import JobPlan
-from api.jobs.specification import Specification
+from api.jobs.spec_schema import Specification
 from api.pagination import Resource
+from domain.jobs.submission import JobPlan
 
 
 class StagePlanView(Resource):

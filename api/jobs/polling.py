@@ -12,18 +12,18 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import etags
-from api.addresses import JobId
 from api.auth import Caller, Principal, identify
-from api.db import DATABASE_AWAY, Database
-from api.errors import ApiError, JobNotFound, Unavailable
-from api.jobs import repository
-from api.jobs.queue import QueuePlace
+from api.jobs.presenter import view_at
 from api.jobs.schemas import JobView
-from api.jobs.seen import Seen, seen_jobs
-from api.jobs.views import view_at
-from api.jobs.watch import TooManyFollowers, Watch, while_connected
+from api.jobs.watcher import TooManyFollowers, Watch, while_connected
+from api.path_params import JobId
 from api.problems import EVERYWHERE, documented, problem, problem_of_database
-from api.shared_reads import SharedReads
+from api.single_flight import SharedReads
+from domain.db import DATABASE_AWAY, Database
+from domain.errors import ApiError, JobNotFound, Unavailable
+from domain.jobs import repository
+from domain.jobs.queue import QueuePlace
+from domain.jobs.snapshot import Seen, seen_jobs
 
 MAX_WAIT: Final = 60
 _KEPT_ANSWERS: Final = 512

@@ -7,9 +7,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import StringConstraints
 from sqlalchemy.orm import Session
 
-from api.addresses import JobId
 from api.auth import Caller, Principal
-from api.checkpoints.repository import list_checkpoints
 from api.checkpoints.schemas import CheckpointPage, CheckpointView
 from api.downloads import (
     ArtefactDamaged,
@@ -18,18 +16,10 @@ from api.downloads import (
     documented_download,
     single_file,
 )
-from api.errors import (
-    BodyTooLarge,
-    JobNotFound,
-    JsonInvalid,
-    NotFound,
-    QuotaExceeded,
-    Unprocessable,
-    UnsupportedMediaType,
-)
 from api.idempotency.requests import REFUSALS, Once, RepeatableRoute, documented_answer
-from api.jobs import repository, service
 from api.jobs.plan_schemas import PlanView
+from api.jobs.presenter import SPEC_REFUSALS, pointing_into, view_of
+from api.jobs.requests import JobCreate
 from api.jobs.schemas import (
     AttemptPage,
     AttemptView,
@@ -44,12 +34,22 @@ from api.jobs.schemas import (
     StageList,
     StageView,
 )
-from api.jobs.states import JobStatus
-from api.jobs.views import SPEC_REFUSALS, pointing_into, view_of
-from api.jobs.wishes import JobCreate
 from api.pagination import After, AfterNumber, Limit
+from api.path_params import JobId
 from api.problems import EVERYWHERE, documented
-from api.transactions import Reading, Writing
+from api.sessions import Reading, Writing
+from domain.checkpoints.repository import list_checkpoints
+from domain.errors import (
+    BodyTooLarge,
+    JobNotFound,
+    JsonInvalid,
+    NotFound,
+    QuotaExceeded,
+    Unprocessable,
+    UnsupportedMediaType,
+)
+from domain.jobs import repository, submission
+from domain.jobs.states import JobStatus
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=RepeatableRoute)
 
@@ -114,7 +114,7 @@ def create_job(
     vocabularies. The answer has the specification with every default named.
     """
     with pointing_into("spec"):
-        job = service.submit_job(
+        job = submission.submit_job(
             request.app.state.database,
             request.app.state.settings,
             body.spec,
@@ -132,7 +132,7 @@ def validate_job(body: JobCreate, session: Reading, caller: Caller, request: Req
     memory, disk and arithmetic, and warnings. Nothing is stored.
     """
     with pointing_into("spec"):
-        return PlanView.of(service.plan_job(session, request.app.state.settings, body.spec, project=caller.project))
+        return PlanView.of(submission.plan_job(session, request.app.state.settings, body.spec, project=caller.project))
 
 
 @router.get("", summary="List jobs")

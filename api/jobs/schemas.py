@@ -6,13 +6,13 @@ from typing import Any, Literal, Self
 
 from pydantic import JsonValue
 
-from api.jobs.models import Job, JobAttempt, JobEvaluation, JobEvent, JobStage
 from api.jobs.plan_schemas import StagePlanView
-from api.jobs.queue import QueuePlace
-from api.jobs.repository import Series
-from api.jobs.specification import Specification
-from api.jobs.states import AttemptEnd, EndReason, Fault, JobStatus, PauseAt, StageStatus
+from api.jobs.spec_schema import Specification
 from api.pagination import Page, Resource
+from domain.jobs.models import Job, JobAttempt, JobEvaluation, JobEvent, JobStage
+from domain.jobs.queue import QueuePlace
+from domain.jobs.repository import Series
+from domain.jobs.states import AttemptEnd, EndReason, Fault, JobStatus, PauseAt, StageStatus
 from pocl.events import Sampled
 
 

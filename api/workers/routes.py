@@ -10,17 +10,18 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from api.auth import Caller
-from api.db import db_now
-from api.errors import BodyTooLarge, JsonInvalid, Unprocessable, UnsupportedMediaType
 from api.idempotency.requests import REFUSALS, Once, RepeatableRoute, documented_answer
-from api.jobs import workers
-from api.jobs.models import Job
-from api.jobs.states import HELD
-from api.jobs.workers import Drain, Worker, WorkerNotFound
 from api.pagination import Limit, Page, Resource
 from api.problems import EVERYWHERE, documented
-from api.settings import Settings
-from api.transactions import Reading, Writing
+from api.sessions import Reading, Writing
+from domain.db import db_now
+from domain.errors import BodyTooLarge, JsonInvalid, Unprocessable, UnsupportedMediaType
+from domain.jobs.models import Job
+from domain.jobs.states import HELD
+from domain.settings import Settings
+from domain.workers import repository
+from domain.workers.models import Drain, Worker
+from domain.workers.repository import WorkerNotFound
 
 router = APIRouter(prefix="/workers", tags=["workers"], responses=EVERYWHERE, route_class=RepeatableRoute)
 
@@ -79,7 +80,7 @@ def list_workers(
     session: Reading, caller: Caller, request: Request, limit: Limit = 20, after: AfterName = None
 ) -> WorkerPage:
     """Each worker with its devices and the job that it holds."""
-    found = workers.list_workers(session, limit=limit, after=after)
+    found = repository.list_workers(session, limit=limit, after=after)
     views = _shown(session, found.rows, caller.project, request.app.state.settings)
     return WorkerPage.of(found, lambda row: views[row.name], lambda row: row.name)
 
@@ -96,7 +97,7 @@ def drain_worker(
     session: Writing, _once: Once, caller: Caller, name: WorkerName, request: Request, body: DrainRequest | None = None
 ) -> WorkerView:
     """The worker claims no more jobs, so that its machine can be taken away; repeating it changes nothing."""
-    worker = workers.drain(session, name, (body or DrainRequest()).how)
+    worker = repository.drain(session, name, (body or DrainRequest()).how)
     return _shown(session, [worker], caller.project, request.app.state.settings)[name]
 
 

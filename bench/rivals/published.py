@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from bench.rivals.descent import descend
+from bench.rivals.optimizer_step import descend
 from pocl.data.batches import Encoded, collate
 from pocl.losses.objective import IGNORED
 from pocl.models.precision import Precision

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from bench.rivals.descent import descend
+from bench.rivals.optimizer_step import descend
 from pocl.data.batches import Batch, Encoded, collate
 from pocl.models.heads import output_head
 from pocl.models.precision import Precision

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from bench.rivals.descent import descend
+from bench.rivals.optimizer_step import descend
 from bench.rivals.published import Padded
 from pocl.data.batches import Encoded
 from pocl.losses.objective import IGNORED

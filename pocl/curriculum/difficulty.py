@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.journal import PARTIAL_FILE, Journal, Measured
 from pocl.errors import DiskFull, LossDiverged
-from pocl.manifest import replace_file
-from pocl.reuse import ReuseStore
+from pocl.storage.manifest import replace_file
+from pocl.storage.shared_cache import ReuseStore
 
 KIND = "rankings"
 RANKING_FILE = "ranking.jsonl"

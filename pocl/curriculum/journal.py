@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pocl.manifest import full_disk_typed, write_all
+from pocl.storage.manifest import full_disk_typed, write_all
 
 PARTIAL_FILE = "ranking.partial.jsonl"
 _SECONDS_UNSYNCED = 5.0

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.curriculum.journal import Journal, Measured
-from pocl.evaluate import Answering, Rows, ShouldStop, answer, answer_batches, last_turn_cross_entropy
+from pocl.evaluation.evaluate import Answering, Rows, ShouldStop, answer, answer_batches, last_turn_cross_entropy
+from pocl.evaluation.rouge import rouge_l
 from pocl.models.precision import Precision
 from pocl.progress import OnProgress
-from pocl.rouge import rouge_l
 
 
 def measure(

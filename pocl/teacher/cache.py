@@ -27,10 +27,10 @@ from transformers import PreTrainedModel
 from pocl.data.batches import Batch, Encoded, collate
 from pocl.errors import CheckpointCorrupt, DiskFull, RunStopped
 from pocl.events import Progressed, Sink, Warned
-from pocl.manifest import discard, new_directory, verify
 from pocl.models.heads import output_head, without_layers
 from pocl.models.precision import machine
-from pocl.reuse import ReuseStore
+from pocl.storage.manifest import discard, new_directory, verify
+from pocl.storage.shared_cache import ReuseStore
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 
 KIND = "teacher"

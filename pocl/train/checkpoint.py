@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl import manifest
 from pocl.errors import CheckpointCorrupt, LossDiverged, WorkdirMismatch
 from pocl.events import Evaluated
 from pocl.models.loading import save_model
+from pocl.storage import manifest
 
 CHECKPOINTS = "checkpoints"
 TRAINING = "training"

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.data.batches import Encoded
 from pocl.errors import LossDiverged, RunStopped
-from pocl.evaluate import Scores
+from pocl.evaluation.evaluate import Scores
 from pocl.events import (
     CheckpointSaved,
     Evaluated,
@@ -26,9 +26,9 @@ from pocl.events import (
     StepLogged,
     Warned,
 )
-from pocl.manifest import read_manifest
 from pocl.plan import StagePlan
 from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
+from pocl.storage.manifest import read_manifest
 from pocl.teacher.comparison import Comparison
 from pocl.train import checkpoint
 from pocl.train.accumulation import Accumulation, StepMeans

@@ -6,8 +6,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from api import errors
-from api.errors import ApiError
+from domain import errors
+from domain.errors import ApiError
 
 
 def tree(kind: type[ApiError]) -> list[type[ApiError]]:
@@ -33,6 +33,6 @@ def test_a_refusal_is_a_client_error_unless_the_service_is_at_fault() -> None:
 
 
 def test_only_the_standard_library_is_imported() -> None:
-    program = "import sys, api.errors; print(*{name.partition('.')[0] for name in sys.modules})"
+    program = "import sys, domain.errors; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.check_output([sys.executable, "-S", "-c", program], text=True, cwd=Path(__file__).parents[2])
     assert set(loaded.split()) <= {*sys.stdlib_module_names, "api", "pocl", "__main__"}

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from api.settings import Settings
-from tests.compose_file import (
+from domain.settings import Settings
+from tests.support.compose_file import (
     DOCKERFILE,
     EXAMPLE,
     ROOT,
@@ -27,7 +27,7 @@ from tests.compose_file import (
 from worker.settings import WorkerSettings
 
 MANUAL = ROOT / "docs" / "production.md"
-SCHEMA = ROOT / "tests" / "compose_spec" / "compose-spec.json"
+SCHEMA = ROOT / "tests" / "support" / "compose_spec" / "compose-spec.json"
 SECRETS = {"POSTGRES_PASSWORD": "postgres1", "REDIS_PASSWORD": "redis1", "POCL_API_KEY": "a-key-of-16-letters"}
 NEEDED = {**SECRETS, "MODELS_DIRECTORY": "/srv/models"}
 OURS = ("migrate", "api", "scheduler", "worker")

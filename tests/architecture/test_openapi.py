@@ -10,7 +10,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from api.app import create_app
-from api.settings import Settings
+from domain.settings import Settings
 
 FROZEN = Path(__file__).parents[2] / "docs" / "openapi.json"
 WITHOUT_A_KEY = {"check_alive", "check_ready"}

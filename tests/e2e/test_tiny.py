@@ -12,9 +12,9 @@ import pytest
 import yaml
 from safetensors import safe_open
 
-from tests.crew import Crew, Member
-from tests.waiting import eventually
-from tests.workshop import kill, processes_mentioning
+from tests.support.harness import kill, processes_mentioning
+from tests.support.processes import Crew, Member
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 ENDED = ("succeeded", "failed", "cancelled")

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.outcome import Outcome
-from bench.variants import write_variant
+from bench.faults.outcome import Outcome
+from bench.faults.small_runs import write_variant
 from tests.faults.runs import run_whole
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.outcome import Outcome, damaged, litter, read_events
-from bench.variants import write_variant
+from bench.faults.outcome import Outcome, damaged, litter, read_events
+from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import DiskFull, PoclError
 from pocl.events import Event, PhaseChanged, Progressed, RunEnded, StepLogged, Warned
 from pocl.run import run
+from pocl.storage.workdir import EventLog
 from pocl.train import checkpoint
-from pocl.workdir import EventLog
 
 MEGABYTES = 8
 _PAGE = 4096

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.chaos import endure
+from bench.faults.chaos import endure
 
 
 @pytest.mark.slow

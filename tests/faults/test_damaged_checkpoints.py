@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.outcome import Outcome, damaged, litter
-from pocl import manifest
+from bench.faults.outcome import Outcome, damaged, litter
 from pocl.errors import WorkdirMismatch
 from pocl.events import RunStarted
+from pocl.storage import manifest
 from pocl.train import checkpoint
 from tests.faults.runs import run_until, run_whole, warnings_in
 

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.outcome import Outcome
-from bench.variants import write_variant
+from bench.faults.outcome import Outcome
+from bench.faults.small_runs import write_variant
 from pocl.events import Event, RunStarted, StageStarted, StepLogged
 from pocl.train import checkpoint
 from tests.faults.runs import run_until, run_whole

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.outcome import damaged
-from bench.variants import write_variant
-from pocl import manifest
+from bench.faults.outcome import damaged
+from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import LossDiverged
 from pocl.events import Event, RunEnded
 from pocl.run import run
 from pocl.spec import DistillationSpec
+from pocl.storage import manifest
 from pocl.train import checkpoint
 from tests.faults.runs import run_until, run_whole, with_learning_rate
 

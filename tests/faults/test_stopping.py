@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.outcome import Outcome
-from bench.variants import write_variant
+from bench.faults.outcome import Outcome
+from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import RunStopped
 from pocl.events import Evaluated, Event, Progressed, RunStarted, StageFinished, StepLogged, Warned
-from pocl.reuse import ReuseStore
 from pocl.run import run
+from pocl.storage.shared_cache import ReuseStore
 from tests.faults.runs import run_until, run_whole
 
 

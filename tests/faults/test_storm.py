@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.resume import excess_of, faults_of, measure
-from bench.storm import Command, Engine, Forked, Moment, storm
+from bench.faults.crash_injection import Command, Engine, Forked, Moment, storm
+from bench.faults.resume import excess_of, faults_of, measure
 
 IN_EVERY_PHASE = [
     Moment(0, phase="loading"),

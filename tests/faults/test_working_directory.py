@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from pocl import manifest
 from pocl.__main__ import read_spec
 from pocl.errors import WorkdirInUse
 from pocl.events import Event, RunEnded, RunFinished, from_line
 from pocl.run import run
-from pocl.workdir import EventLog, locked
+from pocl.storage import manifest
+from pocl.storage.workdir import EventLog, locked
 from tests.faults.runs import run_whole
 
 

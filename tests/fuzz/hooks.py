@@ -15,7 +15,7 @@ from schemathesis.core.failures import Failure
 from schemathesis.generation.meta import TestPhase
 from schemathesis.openapi.checks import EnsureResourceAvailability
 
-from tests.api.http.service import TINY
+from tests.support.requests import TINY
 
 _LONGEST_WAIT = 0.05
 _TEXT = st.text(max_size=20)

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from api.db import upgrade
-from api.settings import Settings
-from tests.fuzz.furniture import furnish
-from tests.serving import ROOT, serving
+from domain.db import upgrade
+from domain.settings import Settings
+from tests.fuzz.seed_data import furnish
+from tests.support.api_process import ROOT, serving
 
 SEED = 20_250_605
 KEY = "a-key-for-the-fuzzer-alone"

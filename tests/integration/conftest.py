@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.crew import Crew
-from tests.shop import Shop
-from tests.workshop import Workshop
+from tests.support.cluster import Shop
+from tests.support.harness import Workshop
+from tests.support.processes import Crew
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The production set-up as `docker-compose.yml` writes it, its parts as processes: see tests/containers.py.
+"""The production set-up as `docker-compose.yml` writes it, its parts as processes: see tests/support/containers.py.
 
 Against the servers of the distribution where they are installed (apt-get install redis-server postgresql), and
 otherwise against those that the rest of the suite runs on.
@@ -19,13 +19,13 @@ import psycopg
 import pytest
 import redis
 
-from tests.api.http.service import JSONL, jsonl, specification
-from tests.compose_file import ROOT, ComposeFile, example_variables
-from tests.containers import Containers, Here, without_engine
-from tests.services import find_postgres, running_postgres_by_password
-from tests.serving import free_port
-from tests.waiting import eventually
-from tests.workshop import processes_mentioning
+from tests.support.api_process import free_port
+from tests.support.compose_file import ROOT, ComposeFile, example_variables
+from tests.support.containers import Containers, Here, without_engine
+from tests.support.harness import processes_mentioning
+from tests.support.requests import JSONL, jsonl, specification
+from tests.support.servers import find_postgres, running_postgres_by_password
+from tests.support.waiting import eventually
 from worker import valkey
 
 KEY = secrets.token_hex(32)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from api.jobs.states import AttemptEnd, JobStatus
-from tests import services
-from tests.crew import Crew
-from tests.shop import Shop, engines
-from tests.waiting import eventually
-from tests.workshop import Workshop
+from domain.jobs.states import AttemptEnd, JobStatus
+from tests.support import servers
+from tests.support.cluster import Shop, engines
+from tests.support.harness import Workshop
+from tests.support.processes import Crew
+from tests.support.waiting import eventually
 
 _JOBS = 4
 
@@ -22,13 +22,13 @@ _JOBS = 4
 def server() -> Iterator[str]:
     """One of its own: nobody else's may be crashed."""
     elsewhere = {name: value for name, value in os.environ.items() if name != "TEST_DATABASE_URL"}
-    with services.running_postgres(services.find_postgres(elsewhere), keeps_commits=True) as url:
+    with servers.running_postgres(servers.find_postgres(elsewhere), keeps_commits=True) as url:
         yield url
 
 
 @pytest.fixture
 def workshop(server: str, redis_url: str, tmp_path: Path) -> Iterator[Workshop]:
-    with services.fresh_database(server, "crashing") as url:
+    with servers.fresh_database(server, "crashing") as url:
         made = Workshop(tmp_path / "home", url, lease_seconds=3, redis_url=redis_url)
         yield made
         made.close()
@@ -40,7 +40,7 @@ def crash(server: str) -> None:
     with engine.connect() as connection:
         os.kill(connection.scalar(sa.select(sa.func.pg_backend_pid())) or 0, signal.SIGKILL)
         connection.invalidate()
-    eventually(lambda: services.postgres_answers(server), within=30, what="PostgreSQL has recovered")
+    eventually(lambda: servers.postgres_answers(server), within=30, what="PostgreSQL has recovered")
 
 
 @pytest.mark.slow

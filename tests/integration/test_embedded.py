@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from api.jobs.states import JobStatus
-from tests.crew import Crew, Member
-from tests.waiting import eventually
-from tests.workshop import Workshop, kill, processes_mentioning
+from domain.jobs.states import JobStatus
+from tests.support.harness import Workshop, kill, processes_mentioning
+from tests.support.processes import Crew, Member
+from tests.support.waiting import eventually
 
 Start = Callable[..., Member]
 

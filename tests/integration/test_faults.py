@@ -10,12 +10,12 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from api.db import engine_for
-from api.jobs.states import AttemptEnd, JobStatus
-from tests.shop import Shop, children_of, engines
-from tests.waiting import eventually
+from domain.db import engine_for
+from domain.jobs.states import AttemptEnd, JobStatus
+from tests.support.cluster import Shop, children_of, engines
+from tests.support.harness import kill
+from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
-from tests.workshop import kill
 
 Fault = Callable[[Shop], AbstractContextManager[object]]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from api.db import Database, upgrade
-from api.jobs.repository import list_jobs
-from api.settings import Settings
-from tests.api.http.service import JSONL, jsonl, specification
-from tests.serving import ROOT, environment, serving
-from tests.waiting import eventually
+from domain.db import Database, upgrade
+from domain.jobs.repository import list_jobs
+from domain.settings import Settings
+from tests.support.api_process import ROOT, environment, serving
+from tests.support.requests import JSONL, jsonl, specification
+from tests.support.waiting import eventually
 
 
 def run(command: str, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:

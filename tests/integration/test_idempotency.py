@@ -9,11 +9,11 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
-from api.db import Database, db_now, upgrade
-from api.idempotency.models import IdempotencyKey
-from api.settings import Settings
-from tests.api.http.service import JSONL, jsonl, specification
-from tests.serving import serving
+from domain.db import Database, db_now, upgrade
+from domain.idempotency.models import IdempotencyKey
+from domain.settings import Settings
+from tests.support.api_process import serving
+from tests.support.requests import JSONL, jsonl, specification
 
 KEY = {"idempotency-key": "one"}
 CROWD = 50

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import redis
 
-from api.jobs.states import AttemptEnd, JobStatus
-from api.jobs.workers import drain, list_workers
-from tests.shop import Shop, children_of, engines
-from tests.waiting import eventually
+from domain.jobs.states import AttemptEnd, JobStatus
+from domain.workers.repository import drain, list_workers
+from tests.support.cluster import Shop, children_of, engines
+from tests.support.harness import Workshop, kill
+from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
-from tests.workshop import Workshop, kill
 
 
 def test_a_job_is_run_to_its_end(shop: Shop, gate: Path) -> None:

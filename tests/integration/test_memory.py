@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from api.db import upgrade
-from api.settings import Settings
-from tests.api.http.service import JSONL, write_model
-from tests.serving import ROOT, Served, serving
+from domain.db import upgrade
+from domain.settings import Settings
+from tests.support.api_process import ROOT, Served, serving
+from tests.support.requests import JSONL, write_model
 
 MEBIBYTE = 1 << 20
 GOOD = b'{"instruction": "Count to three.", "output": "One, two, three."}\n'

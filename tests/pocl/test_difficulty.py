@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pocl.curriculum.difficulty import INPUTS_FILE, KIND, RANKING_FILE, RankingInputs, load_or_rank, rank
 from pocl.curriculum.journal import PARTIAL_FILE, Journal, Measured
-from pocl.reuse import ReuseStore
+from pocl.storage.shared_cache import ReuseStore
 
 # Few distinct values: most real answers of an untrained student tie at ROUGE-L 0.
 measured_lists = st.lists(

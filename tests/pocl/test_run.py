@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from pocl import manifest
 from pocl.__main__ import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, read_spec
 from pocl.curriculum.journal import Journal, Measured
 from pocl.errors import DatasetInvalid, RunStopped, SpecInvalid, WorkdirMismatch
@@ -29,10 +28,11 @@ from pocl.events import (
     StepLogged,
     from_line,
 )
-from pocl.export import Result
-from pocl.reuse import ReuseStore
+from pocl.report.result import Result
 from pocl.run import run
 from pocl.spec import KDMethod
+from pocl.storage import manifest
+from pocl.storage.shared_cache import ReuseStore
 from pocl.teacher.cache import SPOT_CHECKED_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]

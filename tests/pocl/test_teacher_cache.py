@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from pocl.data.batches import Encoded, collate
 from pocl.errors import DiskFull, RunStopped
 from pocl.events import Event, Progressed, Warned
-from pocl.manifest import discard, sha256_of, write_manifest
 from pocl.models.precision import Precision
-from pocl.reuse import ReuseStore
+from pocl.storage.manifest import discard, sha256_of, write_manifest
+from pocl.storage.shared_cache import ReuseStore
 from pocl.teacher import cache
 from pocl.teacher.cache import BATCH_TOKENS, PAD_MULTIPLE, CachedTeacher, open_teacher, shards_of, teacher_key
 from pocl.teacher.signal import LiveTeacher, TeacherSignal, teacher_logits

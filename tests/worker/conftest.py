@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workshop import Workshop
+from tests.support.harness import Workshop
 
 
 @pytest.fixture

@@ -30,8 +30,8 @@ from pocl.events import (
     StepLogged,
     to_line,
 )
-from pocl.manifest import new_directory, read_manifest, write_manifest
-from pocl.reuse import ReuseStore
+from pocl.storage.manifest import new_directory, read_manifest, write_manifest
+from pocl.storage.shared_cache import ReuseStore
 
 STAGES, STEPS_PER_STAGE = 2, 5
 STEPS = STAGES * STEPS_PER_STAGE

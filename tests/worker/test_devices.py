@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workshop import Workshop
+from tests.support.harness import Workshop
 from worker.devices import devices
 from worker.supervisor import engine_environment
 

@@ -7,11 +7,11 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from api.db import Database
-from api.errors import LostLease
-from api.jobs import leases
-from api.jobs.leases import Claim
-from tests.workshop import Workshop
+from domain.db import Database
+from domain.errors import LostLease
+from domain.jobs import leases
+from domain.jobs.leases import Claim
+from tests.support.harness import Workshop
 from worker.lease import Lease
 
 

@@ -4,31 +4,31 @@ from typing import Any
 
 import pytest
 
-from api.errors import IllegalMove
-from api.jobs import descent, life
-from api.jobs.descent import StageNotSaved, StartAt
-from api.jobs.life import JobIsLive, JobIsNeeded
-from api.jobs.models import Job
-from api.jobs.repository import list_stages, metric_series
-from api.jobs.service import Limits, Wishes
-from api.jobs.states import JobStatus, PauseAt, StageStatus
+from domain.errors import IllegalMove
+from domain.jobs import actions, lineage
+from domain.jobs.actions import JobIsLive, JobIsNeeded
+from domain.jobs.lineage import StageNotSaved, StartAt
+from domain.jobs.models import Job
+from domain.jobs.repository import list_stages, metric_series
+from domain.jobs.states import JobStatus, PauseAt, StageStatus
+from domain.jobs.submission import Limits, Wishes
+from tests.support.harness import PROJECT, Workshop
 from tests.worker.fake_engine import STEPS, STEPS_PER_STAGE
 from tests.worker.test_supervisor import meanwhile, reaches
-from tests.workshop import PROJECT, Workshop
 
 
-def pause(workshop: Workshop, job: str, at: PauseAt = "now") -> life.Change:
+def pause(workshop: Workshop, job: str, at: PauseAt = "now") -> actions.Change:
     with workshop.database.transaction(write=True) as session:
-        return life.pause_job(session, PROJECT, job, at)
+        return actions.pause_job(session, PROJECT, job, at)
 
 
-def resume(workshop: Workshop, job: str) -> life.Change:
+def resume(workshop: Workshop, job: str) -> actions.Change:
     with workshop.database.transaction(write=True) as session:
-        return life.resume_job(session, PROJECT, job)
+        return actions.resume_job(session, PROJECT, job)
 
 
 def retry(workshop: Workshop, job: str, start: StartAt | None = None, **wishes: Any) -> Job:
-    return descent.retry_job(
+    return lineage.retry_job(
         workshop.database,
         workshop.settings,
         project=PROJECT,
@@ -39,7 +39,7 @@ def retry(workshop: Workshop, job: str, start: StartAt | None = None, **wishes: 
 
 
 def branch(workshop: Workshop, job: str, stage: int, changes: dict[str, Any]) -> Job:
-    return descent.branch_job(
+    return lineage.branch_job(
         workshop.database,
         workshop.settings,
         project=PROJECT,
@@ -213,7 +213,7 @@ def test_a_job_that_another_begins_with_is_not_deleted(workshop: Workshop) -> No
 
 def delete(workshop: Workshop, job: str) -> list[str]:
     with workshop.database.transaction(write=True) as session:
-        return life.delete_job(session, PROJECT, job)
+        return actions.delete_job(session, PROJECT, job)
 
 
 def metrics(workshop: Workshop, job: str) -> list[int]:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.waiting import eventually
-from tests.workshop import processes_mentioning
+from tests.support.harness import processes_mentioning
+from tests.support.waiting import eventually
 from worker.processes import end, kill_group, spawn
 
 DEAF = (

@@ -9,12 +9,12 @@ from typing import cast
 
 import sqlalchemy as sa
 
-from api.db import db_now
-from api.idempotency.repository import Holder, claim
-from api.jobs import leases
-from api.jobs.models import Job
-from api.jobs.states import JobStatus
-from tests.workshop import Workshop
+from domain.db import db_now
+from domain.idempotency.repository import Holder, claim
+from domain.jobs import leases
+from domain.jobs.models import Job
+from domain.jobs.states import JobStatus
+from tests.support.harness import Workshop
 from worker.app import celery_app
 from worker.doorbell import BrokerUnreachable, Doorbell
 from worker.scheduler import Scheduler

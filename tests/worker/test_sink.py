@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from api.db import Database
-from api.jobs.repository import metric_series
-from api.jobs.states import JobStatus
+from domain.db import Database
+from domain.jobs.repository import metric_series
+from domain.jobs.states import JobStatus
 from pocl.events import Warned, to_line
+from tests.support.harness import Workshop
 from tests.worker.fake_engine import STEPS
-from tests.workshop import Workshop
 from worker.sink import EventTail
 
 

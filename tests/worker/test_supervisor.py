@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from api.jobs.models import Job
-from api.jobs.states import AttemptEnd, JobStatus
-from pocl.reuse import ReuseStore
-from tests.waiting import eventually
+from domain.jobs.models import Job
+from domain.jobs.states import AttemptEnd, JobStatus
+from pocl.storage.shared_cache import ReuseStore
+from tests.support.harness import Workshop, processes_mentioning
+from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
-from tests.workshop import Workshop, processes_mentioning
 from worker.supervisor import engine_environment
 
 STOPS = ("--hold", "5")

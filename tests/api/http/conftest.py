@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.db import Database, upgrade
-from api.settings import Settings
-from tests.api.http.service import LOOPBACK, upload
+from domain.db import Database, upgrade
+from domain.settings import Settings
+from tests.support.requests import LOOPBACK, upload
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pydantic import SecretStr, ValidationError
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from api.settings import Settings
-from tests.api.http.service import problem
+from domain.settings import Settings
+from tests.support.requests import problem
 
 KEY = "a key of sixteen characters and more"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from pocl.spec import DistillationSpec
-from tests.api.http.service import TINY, problem, specification
+from tests.support.requests import TINY, problem, specification
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

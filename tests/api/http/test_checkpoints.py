@@ -10,14 +10,14 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from api.checkpoints.models import Checkpoint
-from api.db import Database
-from api.jobs.leases import Claim, claim_next
-from api.jobs.progress import add_artefact, add_checkpoint, save_log_tail
-from api.settings import Settings
-from api.store import ArtefactStore
-from pocl.manifest import MANIFEST, sha256_of, write_manifest
-from tests.api.http.service import problem, submit
+from domain.artifacts import ArtefactStore
+from domain.checkpoints.models import Checkpoint
+from domain.db import Database
+from domain.jobs.event_recorder import add_artefact, add_checkpoint, save_log_tail
+from domain.jobs.leases import Claim, claim_next
+from domain.settings import Settings
+from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
+from tests.support.requests import problem, submit
 
 WEIGHTS = random.Random(0).randbytes(200_000)
 FILES = {"model.safetensors": WEIGHTS, "config.json": b"{}", "folder/käse-1.txt": b"cheese", "empty": b""}

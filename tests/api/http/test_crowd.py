@@ -5,8 +5,8 @@ from collections import Counter
 
 from fastapi import FastAPI
 
-from api.settings import Settings
-from tests.api.http.service import JSONL, at_once, jsonl, specification
+from domain.settings import Settings
+from tests.support.requests import JSONL, at_once, jsonl, specification
 
 CROWD = 150
 

@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.datasets.upload import spool_directory, sweep_abandoned
-from api.settings import Settings
-from api.store import ArtefactStore
+from domain.artifacts import ArtefactStore
+from domain.settings import Settings
 from pocl.data.records import read_samples
-from pocl.manifest import ManifestFile
-from tests.api.http.service import JSONL, http_scope, jsonl, pointers, problem, upload
+from pocl.storage.manifest import ManifestFile
+from tests.support.requests import JSONL, http_scope, jsonl, pointers, problem, upload
 
 
 def stored_files(settings: Settings) -> list[Path]:

@@ -11,9 +11,9 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from api.app import create_app
-from api.settings import Settings
-from api.store import ArtefactStore
-from tests.api.http.service import LOOPBACK, pointers, problem
+from domain.artifacts import ArtefactStore
+from domain.settings import Settings
+from tests.support.requests import LOOPBACK, pointers, problem
 
 
 def post_json(client: TestClient, content: bytes | str, **headers: str) -> Any:

@@ -20,19 +20,20 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from api.app import create_app
-from api.db import Database
-from api.jobs import life
-from api.jobs.leases import Claim, Outcome, claim_next, settle
-from api.jobs.models import Job
-from api.jobs.progress import apply_events
-from api.jobs.seen import seen_jobs
-from api.jobs.states import JobStatus
-from api.jobs.workers import Device, make_known
-from api.settings import Settings
+from domain.db import Database
+from domain.jobs import actions
+from domain.jobs.event_recorder import apply_events
+from domain.jobs.leases import Claim, Outcome, claim_next, settle
+from domain.jobs.models import Job
+from domain.jobs.snapshot import seen_jobs
+from domain.jobs.states import JobStatus
+from domain.settings import Settings
+from domain.workers.models import Device
+from domain.workers.repository import make_known
 from pocl.events import PhaseChanged, Stamped
-from tests.api.http.service import LOOPBACK, http_scope, pointers, problem
-from tests.api.jobs.rows import EPOCH, add_job, claimed, stamped, step_logged
 from tests.api.jobs.test_watch import counted, run
+from tests.support.requests import LOOPBACK, http_scope, pointers, problem
+from tests.support.rows import EPOCH, add_job, claimed, stamped, step_logged
 
 PATIENT = 60
 
@@ -217,11 +218,11 @@ def test_what_is_shown_otherwise_has_another_tag(client: TestClient, database: D
         worker_comes,
         lambda session: add_job(session, priority=9),
         other_goes_first,
-        lambda session: life.update_job(session, "default", job_id, {"name": "renamed"}),
+        lambda session: actions.update_job(session, "default", job_id, {"name": "renamed"}),
         lambda session: claim_next(session, worker="w", lease_seconds=60),
-        lambda session: life.pause_job(session, "default", job_id, "stage_end"),
-        lambda session: life.pause_job(session, "default", job_id, "now"),
-        lambda session: life.cancel_job(session, "default", job_id),
+        lambda session: actions.pause_job(session, "default", job_id, "stage_end"),
+        lambda session: actions.pause_job(session, "default", job_id, "now"),
+        lambda session: actions.cancel_job(session, "default", job_id),
     ]
     shown: dict[str, bytes] = {}
     for change in changes:

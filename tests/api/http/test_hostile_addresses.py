@@ -5,8 +5,8 @@ from typing import Any
 
 from starlette.testclient import TestClient
 
-from api.ids import new_id
-from tests.api.http.service import RESOURCES, pointers, problem, specification, submit
+from domain.ids import new_id
+from tests.support.requests import RESOURCES, pointers, problem, specification, submit
 
 TRAVERSALS = [
     "%2e%2e%2f%2e%2e%2fetc%2fpasswd",

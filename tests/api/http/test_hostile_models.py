@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from api.settings import Settings
-from tests.api.http.service import problem, specification, write_model
+from domain.settings import Settings
+from tests.support.requests import problem, specification, write_model
 
 SECRET = "SECRET"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")

@@ -8,9 +8,9 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api.datasets.upload import spool_directory
-from api.settings import Settings
+from domain.settings import Settings
 from pocl.data.records import MAX_LINE_BYTES, read_samples
-from tests.api.http.service import JSONL, pointers, problem, upload
+from tests.support.requests import JSONL, pointers, problem, upload
 
 GOOD = b'{"instruction": "a", "output": "b"}'
 DEEP = 100_000

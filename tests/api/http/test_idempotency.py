@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.datasets.upload import spool_directory
-from api.db import Database
 from api.idempotency import requests
-from api.idempotency.models import MAX_BODY_BYTES, IdempotencyKey
-from api.settings import Settings
-from tests.api.http.service import (
+from domain.db import Database
+from domain.idempotency.models import MAX_BODY_BYTES, IdempotencyKey
+from domain.settings import Settings
+from tests.support.requests import (
     JSONL,
     at_once,
     http_scope,
@@ -32,7 +32,7 @@ from tests.api.http.service import (
     submit,
     write_model,
 )
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 KEY = {"idempotency-key": "one"}
 CROWD = 50

@@ -8,14 +8,14 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
-from api.db import Database
-from api.jobs.leases import Claim, Outcome, claim_next, settle
-from api.jobs.progress import apply_events
-from api.jobs.repository import get_job
-from api.jobs.states import JobStatus
-from api.settings import Settings
+from domain.db import Database
+from domain.jobs.event_recorder import apply_events
+from domain.jobs.leases import Claim, Outcome, claim_next, settle
+from domain.jobs.repository import get_job
+from domain.jobs.states import JobStatus
+from domain.settings import Settings
 from pocl.events import Event, RunStarted, StageStarted, Stamped, StepLogged
-from tests.api.http.service import LOOPBACK, RESOURCES, pointers, problem, specification, submit, write_model
+from tests.support.requests import LOOPBACK, RESOURCES, pointers, problem, specification, submit, write_model
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from api.db import Database
-from api.jobs.leases import Outcome
-from api.jobs.progress import add_checkpoint
-from api.jobs.states import EndReason
-from api.jobs.workers import Device, make_known
-from tests.api.http.service import pointers, problem, specification, submit
+from domain.db import Database
+from domain.jobs.event_recorder import add_checkpoint
+from domain.jobs.leases import Outcome
+from domain.jobs.states import EndReason
+from domain.workers.models import Device
+from domain.workers.repository import make_known
 from tests.api.http.test_jobs import claim, end
+from tests.support.requests import pointers, problem, specification, submit
 
 BROKEN = EndReason("loss_diverged", "The loss is not finite.", "user", False, "Lower it.")
 

@@ -11,14 +11,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from api.db import Database
-from api.jobs.leases import claim_next
-from api.jobs.models import Job
-from api.jobs.queue import QueuePlace, queue_place
-from api.jobs.seen import Seen, seen_jobs
-from api.jobs.states import JobStatus
-from api.jobs.watch import Follower, TooManyFollowers, Watch
-from tests.api.jobs.rows import add_job, set_status
+from api.jobs.watcher import Follower, TooManyFollowers, Watch
+from domain.db import Database
+from domain.jobs.leases import claim_next
+from domain.jobs.models import Job
+from domain.jobs.queue import QueuePlace, queue_place
+from domain.jobs.snapshot import Seen, seen_jobs
+from domain.jobs.states import JobStatus
+from tests.support.rows import add_job, set_status
 
 Result = TypeVar("Result")
 

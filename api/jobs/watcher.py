@@ -1,0 +1,252 @@
+"""What state jobs are in, asked of the database once for all who want to know.
+
+Requests that arrive while a query runs share the next one. Those that wait for a change hold neither a
+connection nor a thread: one task of the process asks for all their jobs in one query per tick.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+from anyio.to_thread import run_sync
+from starlette.types import Receive
+
+from domain.db import DATABASE_AWAY, Database
+from domain.errors import Unavailable
+from domain.jobs.snapshot import Seen, seen_jobs
+
+_AT_ONCE: Final = 10_000
+"""Jobs of one statement: databases bound its parameters."""
+
+_log = structlog.get_logger(__name__)
+
+
+class TooManyFollowers(Unavailable):
+    """As many clients wait for news of jobs as this process can serve: poll without `wait`, or try again later."""
+
+    code = "too_many_followers"
+
+
+class Follower:
+    """One who waits for a job to change."""
+
+    def __init__(self, job: "_Watched") -> None:
+        self._job = job
+        self._waiter: asyncio.Future[None] | None = None
+        self._time_is_up = False
+        self.over = False
+        """Nobody is to be told any more: the client has gone, or the service stops."""
+
+    @property
+    def latest(self) -> Seen | None:
+        """The job as it was seen last; null where it is gone, or was not looked at yet."""
+        return self._job.latest
+
+    async def news(self, wanted: Callable[[Seen | None], bool], *, within: float) -> bool:
+        """Wait until the job is seen in a state that is `wanted`. False after `within` seconds, or once it is over."""
+        self._time_is_up = False
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(within, self._expire)
+        try:
+            while not (self._has(wanted) or self.over or self._time_is_up):
+                self._waiter = loop.create_future()
+                await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        return self._has(wanted)
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def end(self) -> None:
+        """Wait no longer, now and later."""
+        self.over = True
+        self.wake()
+
+    def _has(self, wanted: Callable[[Seen | None], bool]) -> bool:
+        return self._job.looked_at and wanted(self._job.latest)
+
+    def _expire(self) -> None:
+        self._time_is_up = True
+        self.wake()
+
+
+@dataclass
+class _Watched:
+    followers: set[Follower] = field(default_factory=set)
+    looked_at: bool = False
+    latest: Seen | None = None
+
+
+@dataclass
+class _Batch:
+    jobs: set[str] = field(default_factory=set)
+    task: "asyncio.Task[Mapping[str, Seen]] | None" = None
+
+
+@dataclass
+class _Here:
+    """What belongs to one event loop."""
+
+    watched: dict[str, _Watched] = field(default_factory=dict)
+    gathering: _Batch | None = None
+    """Whose query has not begun."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    """A thread of its own: requests that wait for a lock do not take it."""
+    ticker: "asyncio.Task[None] | None" = None
+    followers: int = 0
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Watch:
+    """The one who asks for the state of jobs, in one process.
+
+    Args:
+        tick_seconds: time between two looks at the jobs that are followed.
+        most_followers: beyond this many :meth:`follow` refuses.
+        worker_seconds: a worker that was not heard of for longer does not count in the queue.
+    """
+
+    def __init__(self, database: Database, *, tick_seconds: float, most_followers: int, worker_seconds: float) -> None:
+        self._database = database
+        self._tick_seconds = tick_seconds
+        self._most_followers = most_followers
+        self._worker_seconds = worker_seconds
+        self._run: RunVar[_Here] = RunVar("watch")
+
+    async def look(self, job_id: str) -> Seen | None:
+        """The job as it is now: the query begins after this call. Null where there is none.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: the database cannot be reached.
+        """
+        return (await self._ask(self._here(), (job_id,))).get(job_id)
+
+    @contextmanager
+    def follow(self, job_id: str) -> Iterator[Follower]:
+        """Look at a job at every tick for as long as the block lasts.
+
+        Raises:
+            TooManyFollowers
+        """
+        here = self._here()
+        if here.followers >= self._most_followers:
+            raise TooManyFollowers
+        watched = here.watched.setdefault(job_id, _Watched())
+        follower = Follower(watched)
+        follower.over = here.closing.is_set()
+        watched.followers.add(follower)
+        here.followers += 1
+        if here.ticker is None or here.ticker.done():
+            here.ticker = asyncio.create_task(self._tick(here))
+        try:
+            yield follower
+        finally:
+            here.followers -= 1
+            watched.followers.discard(follower)
+            if not watched.followers:
+                del here.watched[job_id]
+
+    @property
+    def followers(self) -> int:
+        return self._here().followers
+
+    def close(self) -> None:
+        """The service stops: nobody waits any longer. To be called from the event loop."""
+        here = self._here()
+        here.closing.set()
+        _end_all(here)
+
+    async def aclose(self) -> None:
+        """Close, and wait until nothing is asked of the database any more."""
+        self.close()
+        here = self._here()
+        if here.ticker is not None:
+            await asyncio.wait([here.ticker])
+
+    def _here(self) -> _Here:
+        here = self._run.get(None)
+        if here is None:
+            here = _Here()
+            self._run.set(here)
+        return here
+
+    async def _ask(self, here: _Here, jobs: Collection[str]) -> Mapping[str, Seen]:
+        batch = here.gathering
+        if batch is None:
+            batch = here.gathering = _Batch()
+            batch.task = asyncio.create_task(self._answer(here, batch))
+        batch.jobs.update(jobs)
+        assert batch.task is not None
+        # A request whose client goes away takes the answer from nobody else.
+        return await asyncio.shield(batch.task)
+
+    async def _answer(self, here: _Here, batch: _Batch) -> Mapping[str, Seen]:
+        # One after the other, so what is found is never older than what was found before.
+        async with here.turn:
+            here.gathering = None
+            found = await run_sync(self._query, sorted(batch.jobs), limiter=here.limiter)
+            for job_id in batch.jobs & here.watched.keys():
+                watched = here.watched[job_id]
+                before, watched.latest = watched.latest, found.get(job_id)
+                if not watched.looked_at or watched.latest != before:
+                    watched.looked_at = True
+                    for follower in watched.followers:
+                        follower.wake()
+        return found
+
+    def _query(self, jobs: list[str]) -> dict[str, Seen]:
+        found: dict[str, Seen] = {}
+        with self._database.transaction(write=False) as session:
+            for first in range(0, len(jobs), _AT_ONCE):
+                some = jobs[first : first + _AT_ONCE]
+                found |= seen_jobs(session, some, worker_seconds=self._worker_seconds)
+        return found
+
+    async def _tick(self, here: _Here) -> None:
+        away = False
+        try:
+            while here.watched and not here.closing.is_set():
+                try:
+                    await self._ask(here, here.watched.keys())
+                    away = False
+                except DATABASE_AWAY as error:
+                    # Those who wait are told late, and miss nothing.
+                    if not away:
+                        _log.warning("database_unavailable", error=type(error).__name__)
+                    away = True
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(here.closing.wait(), self._tick_seconds)
+        finally:
+            # Were it to fail, nobody would be told of anything any more: better that they ask again.
+            _end_all(here)
+
+
+def _end_all(here: _Here) -> None:
+    for watched in here.watched.values():
+        for follower in watched.followers:
+            follower.end()
+
+
+@contextmanager
+def while_connected(receive: Receive, follower: Follower) -> Iterator[None]:
+    """End the following once the client goes away."""
+
+    async def listen() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        follower.end()
+
+    listening = asyncio.create_task(listen())
+    try:
+        yield
+    finally:
+        listening.cancel()

@@ -1,0 +1,301 @@
+"""The processes of a service, all of which may be broken: a broker, a scheduler, two workers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import redis
+import sqlalchemy as sa
+
+from bench.faults.small_runs import rows_and_spec
+from domain.artifacts import ArtefactStore
+from domain.datasets.repository import add_dataset
+from domain.db import Database, upgrade
+from domain.errors import ApiError
+from domain.ids import new_id
+from domain.jobs import actions
+from domain.jobs.models import Job
+from domain.jobs.states import HELD, TERMINAL, JobStatus
+from domain.jobs.submission import submit_job
+from domain.settings import Settings
+from worker import valkey
+from worker.processes import end, spawn
+
+PROJECT: Final = "default"
+LEASE_SECONDS: Final = 4.0
+_WORKERS: Final = ("worker-1", "worker-2")
+_BEAT: Final = LEASE_SECONDS / 6
+_GRACE: Final = 20.0
+_STALL_SECONDS: Final = 30.0
+"""Longer than an engine takes to start beside all the others."""
+
+
+@dataclass
+class Troupe:
+    settings: Settings
+    database: Database
+    store: ArtefactStore
+    members: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    thaws: list[threading.Timer] = field(default_factory=list)
+    """Which let frozen processes go on. In threads: one of them may hold the lock that this process waits for."""
+    submitted: dict[str, str] = field(default_factory=dict)
+    """Variant by job id."""
+
+    @classmethod
+    def gathered(cls, home: Path, database_url: str | None) -> "Troupe":
+        home.mkdir(parents=True)
+        settings = Settings(
+            home=home,
+            database_url=database_url or f"sqlite:///{home / 'pocl.sqlite3'}",
+            redis_url=f"unix://{home / 'broker.sock'}",
+            lease_seconds=LEASE_SECONDS,
+            heartbeat_seconds=_BEAT,
+            reaper_seconds=_BEAT,
+            max_attempts=50,
+        )
+        upgrade(settings)
+        return cls(settings, Database(settings.database_url), ArtefactStore(settings.artefact_root))
+
+    def start(self) -> None:
+        for name in ("broker", "scheduler", *_WORKERS):
+            self._start(name)
+
+    def tend(self, until: float) -> None:
+        """Start again what has ended, until that moment."""
+        while True:
+            for name, process in self.members.items():
+                if process.poll() is not None:
+                    self._start(name)
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            time.sleep(min(0.1, left))
+
+    def dismiss(self) -> list[str]:
+        """End all; what is left of them."""
+        for thaw in self.thaws:
+            thaw.join()
+        for name in (*_WORKERS, "scheduler", "broker"):
+            if name in self.members:
+                end(self.members[name], _GRACE)
+        self.database.close()
+        return [f"process {each.pid} is left: {' '.join(each.cmdline())[:80]}" for each in self._of_home()]
+
+    # --- Jobs ---------------------------------------------------------------------------------------------
+
+    def submit(self, variant: str) -> str:
+        raw, *parts = rows_and_spec(variant)
+        for name, rows in zip(("train", "validation"), parts, strict=True):
+            raw["data"][name] = {"dataset": self._upload(rows)}
+        job = submit_job(self.database, self.settings, raw, project=PROJECT)
+        self.submitted[job.id] = variant
+        return job.id
+
+    def waiting(self) -> int:
+        return len(self._in(JobStatus.QUEUED))
+
+    def live(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._in(*(status for status in JobStatus if status not in TERMINAL)))
+
+    def cancel_some(self, rng: random.Random) -> bool:
+        return self._act(rng, [JobStatus.QUEUED, *HELD], lambda session, job: actions.cancel_job(session, PROJECT, job))
+
+    def pause_some(self, rng: random.Random) -> bool:
+        """Pause a job now or at its stage's end, and let another that is paused go on."""
+        self.resume_all()
+        at: Any = rng.choice(["now", "stage_end"])
+        running = [JobStatus.PREPARING, JobStatus.RUNNING]
+        return self._act(rng, running, lambda session, job: actions.pause_job(session, PROJECT, job, at))
+
+    def resume_all(self) -> None:
+        for job in self._in(JobStatus.PAUSED):
+            with suppress(ApiError), self.database.transaction(write=True) as session:
+                actions.resume_job(session, PROJECT, job)
+
+    def _act(self, rng: random.Random, statuses: Any, act: Any) -> bool:
+        jobs = self._in(*statuses)
+        if not jobs:
+            return False
+        try:
+            with self.database.transaction(write=True) as session:
+                act(session, rng.choice(jobs))
+        except ApiError:
+            # It moved on meanwhile.
+            return False
+        return True
+
+    def _in(self, *statuses: JobStatus) -> list[str]:
+        with self.database.transaction(write=False) as session:
+            return list(session.scalars(sa.select(Job.id).where(Job.status.in_(statuses)).order_by(Job.id)))
+
+    def _upload(self, rows: str) -> str:
+        dataset = new_id("ds")
+        source = self.settings.home / f"{dataset}.jsonl"
+        source.write_text(rows, encoding="utf-8")
+        stored = self.store.publish_file(source, f"datasets/{dataset}.jsonl")
+        source.unlink()
+        with self.database.transaction(write=True) as session:
+            add_dataset(
+                session,
+                project=PROJECT,
+                name=dataset,
+                rows=rows.count("\n"),
+                size_bytes=stored.size,
+                sha256=stored.sha256,
+                store_key=f"datasets/{dataset}.jsonl",
+                dataset_id=dataset,
+            )
+        return dataset
+
+    # --- Faults -------------------------------------------------------------------------------------------
+
+    def kill_engine(self, rng: random.Random) -> bool:
+        return self._kill_one(rng, self._engines())
+
+    def kill_child(self, rng: random.Random) -> bool:
+        mains = [self.members[name] for name in _WORKERS]
+        return self._kill_one(rng, [child.pid for main in mains for child in _children(main.pid)])
+
+    def kill_worker(self, rng: random.Random) -> bool:
+        return self._kill_one(rng, [self.members[rng.choice(_WORKERS)].pid])
+
+    def freeze_worker(self, rng: random.Random) -> bool:
+        """For longer than its lease lasts."""
+        main = self.members[rng.choice(_WORKERS)].pid
+        processes = [main, *(child.pid for child in _children(main))]
+        return self._freeze(processes)
+
+    def freeze_engine(self, rng: random.Random) -> bool:
+        """For good: only the worker's limit on its silence ends it."""
+        running = sorted(self._engines())
+        _send([rng.choice(running)] if running else [], signal.SIGSTOP)
+        return bool(running)
+
+    def end_worker(self, rng: random.Random) -> bool:
+        _send([self.members[rng.choice(_WORKERS)].pid], signal.SIGTERM)
+        return True
+
+    def kill_scheduler(self) -> bool:
+        _send([self.members["scheduler"].pid], signal.SIGKILL)
+        return True
+
+    def kill_broker(self) -> bool:
+        _send([self.members["broker"].pid], signal.SIGKILL)
+        return True
+
+    def freeze_broker(self) -> bool:
+        return self._freeze([self.members["broker"].pid])
+
+    def empty_broker(self) -> bool:
+        return self._at_broker("FLUSHALL")
+
+    def cut_connections(self) -> bool:
+        return self._at_broker("CLIENT KILL TYPE normal SKIPME yes")
+
+    def lock_database(self) -> bool:
+        """Hold the lock that every writer needs, for half a lease."""
+        with self.database.transaction(write=True) as session:
+            on_postgresql = session.get_bind().dialect.name == "postgresql"
+            session.execute(sa.text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE" if on_postgresql else "SELECT 1"))
+            time.sleep(LEASE_SECONDS / 2)
+        return True
+
+    def cut_database(self) -> bool:
+        """Cut every connection to PostgreSQL, whatever it is in the middle of."""
+        if self.database.engine.dialect.name != "postgresql":
+            return False
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        with self.database.transaction(write=True) as session:
+            session.execute(sa.text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+        return True
+
+    def _at_broker(self, command: str) -> bool:
+        try:
+            with redis.Redis.from_url(str(self.settings.redis_url)) as client:
+                client.execute_command(*command.split())
+        except redis.RedisError:
+            return False
+        return True
+
+    def _freeze(self, processes: list[int]) -> bool:
+        """For longer than a lease lasts."""
+        _send(processes, signal.SIGSTOP)
+        thaw = threading.Timer(1.5 * LEASE_SECONDS, _send, (processes, signal.SIGCONT))
+        thaw.start()
+        self.thaws = [each for each in self.thaws if each.is_alive()] + [thaw]
+        return True
+
+    def _kill_one(self, rng: random.Random, processes: list[int]) -> bool:
+        if not processes:
+            return False
+        _send([rng.choice(sorted(processes))], signal.SIGKILL)
+        return True
+
+    def _engines(self) -> list[int]:
+        work = str(self.settings.work_root)
+        return [each.pid for each in self._of_home() if work in " ".join(each.cmdline())]
+
+    def _of_home(self) -> list[psutil.Process]:
+        """Processes that work for this service, but for this one."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                mine = process.environ().get("POCL_HOME") == str(self.settings.home) or str(
+                    self.settings.home
+                ) in " ".join(process.cmdline())
+                if mine and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    # --- Processes ----------------------------------------------------------------------------------------
+
+    def _start(self, name: str) -> None:
+        with (self.settings.home / f"{name}.log").open("ab") as log:
+            self.members[name] = spawn(self._command(name), stdout=log, environment=self._environment())
+
+    def _command(self, name: str) -> list[str]:
+        if name == "broker":
+            socket = self.settings.home / "broker.sock"
+            socket.unlink(missing_ok=True)
+            return valkey.command(valkey.find().path, socket)
+        return [sys.executable, "-m", "worker", "scheduler" if name == "scheduler" else "run"]
+
+    def _environment(self) -> dict[str, str]:
+        settings = self.settings
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("POCL_")},
+            "POCL_HOME": str(settings.home),
+            "POCL_DATABASE_URL": settings.database_url,
+            "POCL_REDIS_URL": str(settings.redis_url),
+            "POCL_LEASE_SECONDS": str(settings.lease_seconds),
+            "POCL_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
+            "POCL_REAPER_SECONDS": str(settings.reaper_seconds),
+            "POCL_MAX_ATTEMPTS": str(settings.max_attempts),
+            "POCL_WORKER_TICK_SECONDS": "0.05",
+            "POCL_WORKER_STALL_SECONDS": str(_STALL_SECONDS),
+            "POCL_WORKER_GRACE_SECONDS": json.dumps(_GRACE / 2),
+            "OMP_NUM_THREADS": "1",
+        }
+
+
+def _children(process: int) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return list(psutil.Process(process).children())
+    return []
+
+
+def _send(processes: list[int], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)

@@ -1,0 +1,273 @@
+"""Strike a run at random moments, start it again each time, and see what it comes to.
+
+The run is the command `python -m pocl run`, as a process that SIGKILL or SIGTERM ends. So that hundreds of
+strikes are affordable, its process is by default forked from a server that has imported torch already.
+"""
+
+import multiprocessing
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+from bench.faults.outcome import litter, read_events
+
+STARTING = "starting"
+"""The phase before the first one that the engine names."""
+EXIT_STOPPED = 75
+_PRELOADED = [
+    "pocl.__main__", "pocl.run", "accelerate",
+    "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
+]  # fmt: skip
+_LONGEST_DELAY = 0.01
+_POLL_SECONDS = 0.0005
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to strike: at an event, once a save is under way if so wished, and a little later."""
+
+    events: int
+    """This many events after the start, or after `phase` began."""
+    phase: str | None = None
+    in_save: bool = False
+    """Wait until a half-written file or directory shows."""
+    delay: float = 0.0
+    """Seconds."""
+    by: signal.Signals = signal.SIGKILL
+
+
+@dataclass(frozen=True)
+class Strike:
+    """An attempt that was ended from outside."""
+
+    by: signal.Signals
+    phase: str
+    in_save: bool
+    """Whether it left something half-written."""
+    lost_steps: int = 0
+    """Optimiser steps that were done and had to be done again."""
+
+
+class Attempt(Protocol):
+    """A started run."""
+
+    events: int
+    """Descriptor from which its events can be read."""
+
+    def send(self, by: signal.Signals) -> None: ...
+
+    def wait(self) -> int:
+        """Its exit status, negative for a signal."""
+        ...
+
+
+class Engine(Protocol):
+    """How attempts are started."""
+
+    def start(self, spec: Path, workdir: Path) -> Attempt: ...
+
+
+class Command:
+    """The command, started afresh each time."""
+
+    def start(self, spec: Path, workdir: Path) -> Attempt:
+        with _log_beside(workdir) as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pocl", *_arguments(spec, workdir)], stdout=subprocess.PIPE, stderr=log
+            )
+        return _Started(process)
+
+
+class Forked:
+    """The command's `main` in a child of a server that has imported torch, but not used it."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(_PRELOADED)
+
+    def start(self, spec: Path, workdir: Path) -> Attempt:
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_child, args=(_arguments(spec, workdir), theirs, workdir))
+        process.start()
+        theirs.close()
+        return _Forked(process, ours)
+
+
+def storm(engine: Engine, spec: Path, workdir: Path, moments: Sequence[Moment]) -> list[Strike]:
+    """Run `spec` in `workdir` to its end, strike it at each of `moments` in turn, and start it again each time.
+
+    An attempt that ends before its moment comes ends the storm.
+
+    Raises:
+        RuntimeError: the run ended in any other way than well or by the strike.
+    """
+    strikes: list[Strike] = []
+    position = 0
+    for moment in [*moments, None]:
+        ended = _attempt(engine, spec, workdir, moment)
+        for started in (event for event in ended.events if event["type"] == "run_started"):
+            resumed = started["resumed_from_step"] or 0
+            if strikes:
+                strikes[-1] = replace(strikes[-1], lost_steps=position - resumed)
+            position = resumed
+        position = max([position, *(event["step"] for event in ended.events if event["type"] == "step")])
+        if ended.status == 0:
+            return strikes
+        if moment is None or ended.status not in (-moment.by, EXIT_STOPPED):
+            raise RuntimeError(f"the run in {workdir} exited with {ended.status}: {_last_lines(workdir)}")
+        strikes.append(Strike(moment.by, ended.phase, ended.in_save))
+    raise AssertionError("the last attempt is not struck")
+
+
+def draw_moments(rng: random.Random, count: int, calm: Sequence[dict[str, Any]]) -> list[Moment]:
+    """Random moments, spread over the phases and events of an undisturbed run and over its saves."""
+    phases = sorted({event["phase"] for event in calm if event["type"] == "phase"})
+    moments = []
+    for _ in range(count):
+        delay = rng.random() * _LONGEST_DELAY
+        by = signal.SIGTERM if rng.random() < 0.15 else signal.SIGKILL
+        kind = rng.choice(["event", "event", "phase", "save"])
+        if kind == "phase":
+            moments.append(Moment(rng.randint(0, 3), phase=rng.choice(phases), delay=delay, by=by))
+        else:
+            # Early ones are likelier, since an attempt that continues has fewer events before it.
+            events = int(len(calm) * rng.random() ** 2)
+            moments.append(Moment(events, in_save=kind == "save", delay=delay, by=by))
+    return moments
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What an attempt has left."""
+
+    status: int
+    events: list[dict[str, Any]]
+    in_save: bool
+
+    @property
+    def phase(self) -> str:
+        phases = (str(event["phase"]) for event in reversed(self.events) if event["type"] == "phase")
+        return next(phases, STARTING)
+
+
+def _attempt(engine: Engine, spec: Path, workdir: Path, moment: Moment | None) -> _Ended:
+    offset, left = _size_of_log(workdir), litter(workdir)
+
+    def is_writing() -> bool:
+        # What an earlier attempt left does not count.
+        return bool(litter(workdir) - left)
+
+    attempt = engine.start(spec, workdir)
+    _follow(attempt, moment, is_writing)
+    status = attempt.wait()
+    return _Ended(status, read_events(workdir, offset), is_writing())
+
+
+def _child(arguments: list[str], events: Connection, workdir: Path) -> None:
+    os.dup2(events.fileno(), 1)
+    with _log_beside(workdir) as log:
+        os.dup2(log.fileno(), 2)
+    from pocl.__main__ import main
+
+    sys.exit(main(arguments))
+
+
+class _Started:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None  # It is a pipe.
+        self._process = process
+        self.events = process.stdout.fileno()
+
+    def send(self, by: signal.Signals) -> None:
+        self._process.send_signal(by)
+
+    def wait(self) -> int:
+        with self._process:
+            return self._process.wait()
+
+
+class _Forked:
+    def __init__(self, process: multiprocessing.process.BaseProcess, events: Connection) -> None:
+        self._process = process
+        self._events = events
+        self.events = events.fileno()
+
+    def send(self, by: signal.Signals) -> None:
+        if self._process.pid is not None and self._process.is_alive():
+            os.kill(self._process.pid, by)
+
+    def wait(self) -> int:
+        self._process.join()
+        status = self._process.exitcode
+        self._events.close()
+        self._process.close()
+        assert status is not None  # It was joined.
+        return status
+
+
+def _follow(attempt: Attempt, moment: Moment | None, is_writing: Callable[[], bool]) -> None:
+    """Read events until the attempt ends; strike at the moment."""
+    seen = _Seen(moment)
+    struck = moment is None
+    while True:
+        waiting = not struck and seen.reached
+        if moment is not None and waiting and (not moment.in_save or is_writing()):
+            time.sleep(moment.delay)
+            attempt.send(moment.by)
+            struck = True
+            continue
+        ready, _, _ = select.select([attempt.events], [], [], _POLL_SECONDS if waiting else None)
+        if ready:
+            read = os.read(attempt.events, 1 << 16)
+            if not read:
+                return
+            seen.add(read)
+
+
+class _Seen:
+    """Counts events as they come through a pipe, in whatever pieces."""
+
+    def __init__(self, moment: Moment | None) -> None:
+        self._moment = moment
+        self._counting = moment is None or moment.phase is None
+        self._count = 0
+        self._rest = b""
+
+    @property
+    def reached(self) -> bool:
+        return self._moment is not None and self._counting and self._count >= self._moment.events
+
+    def add(self, read: bytes) -> None:
+        *lines, self._rest = (self._rest + read).split(b"\n")
+        for line in lines:
+            if self._counting:
+                self._count += 1
+            elif self._moment is not None and f'"phase":"{self._moment.phase}"'.encode() in line:
+                self._counting = True
+
+
+def _arguments(spec: Path, workdir: Path) -> list[str]:
+    return ["run", str(spec), "--workdir", str(workdir)]
+
+
+def _size_of_log(workdir: Path) -> int:
+    path = workdir / "events.jsonl"
+    # A torn line is cut off at the next start.
+    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+
+
+def _log_beside(workdir: Path) -> Any:
+    return workdir.with_suffix(".stderr").open("ab")
+
+
+def _last_lines(workdir: Path) -> str:
+    return workdir.with_suffix(".stderr").read_text(encoding="utf-8", errors="replace")[-2000:]

@@ -1,0 +1,79 @@
+"""What a run came to, in a form in which two runs can be compared to the bit."""
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pocl.errors import CheckpointCorrupt
+from pocl.storage import manifest
+
+_TIMES = ("tokens_per_second", "eta_seconds", "eta_low_seconds", "eta_high_seconds")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    final: str
+    """SHA-256 of the weights, as are the next two of their files."""
+    best: str
+    ranking: str
+    result: str
+    """The content of result.json: stages, tokens seen, all scores."""
+    steps: dict[int, dict[str, Any]]
+    """Each optimiser step as last logged, but for its times."""
+    reusable: dict[str, str]
+    """What the run left for others, the teacher's hidden states among it: SHA-256 by path."""
+    best_named: dict[str, Any]
+    """The last event that names the best stage's weights."""
+
+    @classmethod
+    def of(cls, workdir: Path) -> "Outcome":
+        events = read_events(workdir)
+        steps = {event["step"]: event for event in events if event["type"] == "step"}
+        best = [event for event in events if event["type"] == "checkpoint" and event["kind"] == "best"]
+        return cls(
+            final=manifest.sha256_of(workdir / "final" / "model.safetensors"),
+            best=manifest.sha256_of(workdir / "best" / "model.safetensors"),
+            ranking=manifest.sha256_of(workdir / "ranking.jsonl"),
+            result=(workdir / "result.json").read_text(encoding="utf-8"),
+            steps={step: {k: v for k, v in event.items() if k not in _TIMES} for step, event in steps.items()},
+            reusable={
+                path.relative_to(workdir).as_posix(): manifest.sha256_of(path)
+                for path in (workdir / "cache").rglob("*")
+                if path.is_file()
+            },
+            best_named=best[-1],
+        )
+
+    def differences(self, other: "Outcome") -> list[str]:
+        """Names of the fields that are not equal."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+
+
+def read_events(workdir: Path, offset: int = 0) -> list[dict[str, Any]]:
+    """The whole lines of events.jsonl from a byte offset on."""
+    path = workdir / "events.jsonl"
+    content = path.read_bytes()[offset:] if path.exists() else b""
+    return [json.loads(line)["event"] for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def litter(workdir: Path) -> set[str]:
+    """Half-written files and directories below `workdir`."""
+    # With a pattern a directory that goes away meanwhile is an error.
+    return {name for _, directories, files in os.walk(workdir) for name in (*directories, *files) if _is_scratch(name)}
+
+
+def damaged(workdir: Path) -> list[str]:
+    """Directories below `workdir` whose manifest does not hold."""
+    found = []
+    for path in sorted(workdir.rglob(manifest.MANIFEST)):
+        try:
+            manifest.verify(path.parent)
+        except CheckpointCorrupt as error:
+            found.append(str(error))
+    return found
+
+
+def _is_scratch(name: str) -> bool:
+    return name.startswith(manifest.SCRATCH_PREFIX)

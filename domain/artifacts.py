@@ -1,0 +1,281 @@
+"""Where finished files live: checkpoints and other artefacts, each whole or absent.
+
+An artefact is a directory or a single file under a key such as `jobs/job_x/checkpoints/step-000100`.
+A directory carries `manifest.json`, which names its files with size and SHA-256; a folder in it may have
+a manifest of its own. Only what a manifest names is stored and served. Publishing copies into a staging
+directory, syncs, and renames: a process killed anywhere leaves the store as it was.
+"""
+
+import errno
+import os
+import re
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from pocl.errors import CheckpointCorrupt
+from pocl.storage.manifest import (
+    MANIFEST,
+    Manifest,
+    ManifestFile,
+    describe,
+    flush_directory,
+    flush_file,
+    is_whole,
+    read_manifest,
+)
+
+_STAGING = ".staging"
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
+
+
+class ArtefactNotFound(Exception):
+    """There is no such artefact, or it holds no such file."""
+
+
+class ArtefactCorrupt(Exception):
+    """Files are missing, of another size or of another content than the manifest says."""
+
+
+class ArtefactExists(Exception):
+    """Another artefact is stored under this key."""
+
+
+class ArtefactStore:
+    """Artefacts in one directory tree."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        (root / _STAGING).mkdir(parents=True, exist_ok=True)
+
+    def publish(self, source: Path, key: str, *, nested: bool = True) -> Manifest:
+        """Store the directory `source`: hard links where the file system allows it, else copies.
+
+        Publishing the same content again changes nothing. The files of `source` must not change afterwards.
+
+        Args:
+            nested: with its folders that have a manifest of their own.
+
+        Returns:
+            what is stored, the manifests themselves included.
+
+        Raises:
+            ArtefactCorrupt: `source` is not what its manifest says.
+            ArtefactExists: the key holds other content.
+            OSError: the disk is full or fails; the store is as it was.
+        """
+        target = self._at(key)
+        listed = _read_manifests(source, nested=nested)
+        with self._staged() as staged:
+            _place(source, staged, listed, link=True)
+            self._commit(staged, target, listed)
+        return listed
+
+    def publish_file(self, source: Path, key: str) -> ManifestFile:
+        """Store a copy of one file, replacing an earlier one under the same key."""
+        target = self._at(key)
+        with self._staged() as staged:
+            copy = staged / target.name
+            _copy(source, copy)
+            stored = describe(copy, target.name)
+            flush_file(copy)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(copy, target)
+            flush_directory(target.parent)
+        return stored
+
+    def manifest(self, key: str) -> Manifest:
+        """All files of a stored directory, manifests included.
+
+        Raises:
+            ArtefactNotFound: nothing is stored under this key.
+            ArtefactCorrupt: its manifest cannot be read.
+        """
+        directory = self._at(key)
+        if not directory.is_dir():
+            raise ArtefactNotFound("There is no such artefact.")
+        return _read_manifests(directory)
+
+    def locate(self, key: str, path: str | None = None) -> Path:
+        """The place of a stored file, for reading: of `path` in a directory, or of the file `key` itself.
+
+        Raises:
+            ArtefactNotFound: there is no such artefact, or its manifest names no such file.
+        """
+        if path is None:
+            found = self._at(key)
+        else:
+            if path not in {file.path for file in self.manifest(key).files}:
+                raise ArtefactNotFound("The artefact holds no such file.")
+            found = self._at(key) / path
+        # A link could lead anywhere; publishing makes none, so one here was put by other hands.
+        if not found.is_file() or found.resolve() != self._root.resolve() / found.relative_to(self._root):
+            raise ArtefactNotFound("There is no such file.")
+        return found
+
+    def directory(self, key: str) -> Path:
+        """The place of a stored directory, for reading.
+
+        Raises:
+            ArtefactNotFound: nothing is stored under this key.
+            ArtefactCorrupt: its manifest cannot be read.
+        """
+        self.manifest(key)
+        return self._at(key).absolute()
+
+    def materialise(self, key: str, destination: Path, *, link: bool = True) -> Manifest:
+        """Make `destination` a verified copy of a stored directory; it appears whole or not at all.
+
+        Args:
+            link: share the files with the store. The receiver must then never change them in place.
+
+        Raises:
+            ArtefactNotFound, ArtefactCorrupt: nothing whole is stored under this key.
+            FileExistsError: `destination` exists.
+        """
+        if destination.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(destination))
+        listed = self.manifest(key)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staged = destination.with_name(f".{destination.name}-{uuid.uuid4().hex}")
+        try:
+            staged.mkdir()
+            _place(self._at(key), staged, listed, link=link)
+            os.rename(staged, destination)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        return listed
+
+    def remove(self, key: str) -> None:
+        """Remove an artefact at once and whole; one that is gone already is no error."""
+        with self._staged() as staged:
+            try:
+                os.rename(self._at(key), staged / "removed")
+            except FileNotFoundError:
+                return
+
+    def keys(self, prefix: str, *, older_than: float = 0.0) -> list[str]:
+        """Keys of the artefacts directly under `prefix` that are older than so many seconds, sorted."""
+        directory = self._at(prefix)
+        found = directory.iterdir() if directory.is_dir() else ()
+        return sorted(f"{prefix}/{entry.name}" for entry in found if _is_older(entry, older_than))
+
+    def remove_stale(self, older_than: float) -> int:
+        """Remove what killed processes left in staging more than `older_than` seconds ago; say how many."""
+        removed = 0
+        for left in (self._root / _STAGING).iterdir():
+            if _is_older(left, older_than):
+                shutil.rmtree(left, ignore_errors=True)
+                removed += 1
+        return removed
+
+    def _at(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise ArtefactNotFound("The key of an artefact is made of plain names.")
+        return self._root / key
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        # Inside the root, so that the rename stays on one file system.
+        staged = self._root / _STAGING / uuid.uuid4().hex
+        staged.mkdir()
+        try:
+            yield staged
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+    def _commit(self, staged: Path, target: Path, listed: Manifest) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(staged, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            if not target.is_dir() or _read_manifests(target) != listed:
+                raise ArtefactExists("Another artefact is stored under this key.") from None
+        flush_directory(target.parent)
+
+
+def _is_older(place: Path, seconds: float) -> bool:
+    try:
+        return time.time() - place.stat().st_mtime >= seconds
+    except FileNotFoundError:
+        # Removed just now.
+        return False
+
+
+def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
+    """The files that the manifest of a directory and, where `nested`, those of its folders name; and the manifests."""
+    folders = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
+    own = [folder for folder in folders if nested and (directory / folder / MANIFEST).exists()]
+    files: dict[str, ManifestFile] = {}
+    for folder in ("", *own):
+        try:
+            named = read_manifest(directory / folder).files
+            itself = describe(directory / folder / MANIFEST, MANIFEST)
+        except (OSError, CheckpointCorrupt):
+            raise ArtefactCorrupt(f"The manifest of {folder or 'the directory'} cannot be read.") from None
+        for file in (*named, itself):
+            path = PurePosixPath(folder, file.path)
+            if str(PurePosixPath(file.path)) != file.path:
+                raise ArtefactCorrupt("The manifest names a path that is not in its plain form.")
+            files[str(path)] = file.model_copy(update={"path": str(path)})
+    return Manifest(files=tuple(files[path] for path in sorted(files)))
+
+
+def _place(source: Path, target: Path, listed: Manifest, *, link: bool) -> None:
+    """Link or copy the files, verify what arrived, and make it last."""
+    directories = {target}
+    for file in listed.files:
+        placed = target / file.path
+        placed.parent.mkdir(parents=True, exist_ok=True)
+        directories.update(parent for parent in placed.parents if parent.is_relative_to(target))
+        try:
+            _link_or_copy(source / file.path, placed) if link else _copy(source / file.path, placed)
+            whole = is_whole(placed, file)
+            flush_file(placed)
+        except FileNotFoundError:
+            whole = False
+        if not whole:
+            raise ArtefactCorrupt(f"{file.path} is not what the manifest says.")
+    for directory in directories:
+        flush_directory(directory)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    with _open_regular(source):
+        pass
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        # Another file system, or one without links.
+        _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with _open_regular(source) as descriptor, os.fdopen(os.dup(descriptor), "rb") as read, target.open("xb") as write:
+        shutil.copyfileobj(read, write, 2**20)
+
+
+@contextmanager
+def _open_regular(path: Path) -> Iterator[int]:
+    """Open for reading; anything but a regular file (a link, a pipe) counts as missing."""
+    try:
+        # Without blocking: a pipe has no writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path)) from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+        yield descriptor
+    finally:
+        os.close(descriptor)

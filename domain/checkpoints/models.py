@@ -1,0 +1,48 @@
+"""The row of a checkpoint. It is written after the files are whole in the artefact store, and never changes."""
+
+from datetime import datetime
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.db import Record, UtcDateTime, db_now
+
+CheckpointKind = Literal["training", "stage", "best", "final"]
+
+
+class Checkpoint(Record):
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        Index("ix_checkpoints_job", "job_id", "kind", "step"),
+        Index("ix_checkpoints_project", "project", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64), default="default")
+    job_id: Mapped[str] = mapped_column(String(64), ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    """The attempt that made it, which is its fencing token."""
+    kind: Mapped[CheckpointKind] = mapped_column(
+        sa.Enum(
+            "training",
+            "stage",
+            "best",
+            "final",
+            native_enum=False,
+            create_constraint=True,
+            length=16,
+            name="checkpointkind",
+        )
+    )
+    """`training` and `stage` hold the full training state besides the weights."""
+    stage: Mapped[int | None]
+    step: Mapped[int]
+    """Optimiser steps done."""
+    store_key: Mapped[str] = mapped_column(String(255), unique=True)
+    """The directory, relative to the artefact store."""
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    manifest_sha256: Mapped[str] = mapped_column(String(64))
+    """Of `manifest.json`, in hexadecimal."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())

@@ -1,0 +1,26 @@
+"""The row of an uploaded data set; its lines lie in the artefact store."""
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy import Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.db import Record, UtcDateTime, db_now
+
+
+class Dataset(Record):
+    __tablename__ = "datasets"
+    __table_args__ = (Index("ix_datasets_project", "project", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64), default="default")
+    name: Mapped[str] = mapped_column(String(200))
+    rows: Mapped[int]
+    """Samples in it."""
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    """Of the stored file, in hexadecimal."""
+    store_key: Mapped[str] = mapped_column(String(255), unique=True)
+    """The JSONL file, relative to the artefact store."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())

@@ -1,0 +1,60 @@
+"""Data sets as they are asked for. No function commits."""
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from domain.datasets.models import Dataset
+from domain.db import Slice, slice_of
+from domain.errors import DatasetNotFound
+from domain.ids import new_id
+
+
+def add_dataset(
+    session: Session,
+    *,
+    project: str,
+    name: str,
+    rows: int,
+    size_bytes: int,
+    sha256: str,
+    store_key: str,
+    dataset_id: str | None = None,
+) -> Dataset:
+    """Name a data set whose file is whole in the artefact store.
+
+    Args:
+        dataset_id: where the caller made one beforehand, for the file's place; a new one otherwise.
+    """
+    dataset = Dataset(
+        id=dataset_id or new_id("ds"),
+        project=project,
+        name=name,
+        rows=rows,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        store_key=store_key,
+    )
+    session.add(dataset)
+    session.flush()
+    return dataset
+
+
+def get_dataset(session: Session, project: str, dataset_id: str) -> Dataset:
+    """A data set of the project.
+
+    Raises:
+        DatasetNotFound: the project has no such data set.
+    """
+    found = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.project == project)
+    dataset = session.scalars(found).one_or_none()
+    if dataset is None:
+        raise DatasetNotFound
+    return dataset
+
+
+def list_datasets(session: Session, project: str, *, limit: int, after: str | None = None) -> Slice[Dataset]:
+    """The project's data sets, newest first, after the one with the id `after`."""
+    statement = sa.select(Dataset).where(Dataset.project == project).order_by(Dataset.id.desc())
+    if after is not None:
+        statement = statement.where(Dataset.id < after)
+    return slice_of(session, statement, limit=limit)

@@ -1,0 +1,68 @@
+"""What an upload must be, and how it becomes a data set."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from domain.datasets import repository
+from domain.datasets.models import Dataset
+from domain.errors import DatasetRefused
+from domain.ids import new_id
+from pocl.data.records import MAX_NAMED, RowInvalid, parse_rows
+from pocl.errors import Problem
+from pocl.storage.manifest import ManifestFile
+
+
+def count_rows(path: Path) -> int:
+    """The samples in a JSONL file.
+
+    Raises:
+        DatasetRefused: it holds none, or bad rows; the first 20 are named by line.
+    """
+    samples = bad = 0
+    problems: list[Problem] = []
+    with path.open("rb") as stream:
+        for number, outcome in parse_rows(stream):
+            if not isinstance(outcome, RowInvalid):
+                samples += 1
+                continue
+            bad += 1
+            if len(problems) < MAX_NAMED:
+                problems.append(Problem(f"/lines/{number}", outcome.code, outcome.detail))
+    if bad:
+        named = "" if bad <= MAX_NAMED else f"; the first {MAX_NAMED} are named"
+        raise DatasetRefused(
+            f"{bad} of {samples + bad} rows cannot be used{named}. Correct them and upload the file again.",
+            problems=problems,
+        )
+    if not samples:
+        raise DatasetRefused("The file holds no row: send one JSON object on each line.")
+    return samples
+
+
+def add_dataset(
+    session: Session, path: Path, publish: Callable[[str], ManifestFile], *, project: str, name: str
+) -> Dataset:
+    """Check a JSONL file, publish it, and name it by a row: the transaction begins after the long part.
+
+    Args:
+        publish: stores the file under a key of the artefact store.
+
+    Raises:
+        DatasetRefused: as :func:`count_rows` says; nothing is published then.
+    """
+    rows = count_rows(path)
+    dataset_id = new_id("ds")
+    key = f"datasets/{dataset_id}.jsonl"
+    stored = publish(key)
+    return repository.add_dataset(
+        session,
+        project=project,
+        name=name,
+        rows=rows,
+        size_bytes=stored.size,
+        sha256=stored.sha256,
+        store_key=key,
+        dataset_id=dataset_id,
+    )

@@ -1,0 +1,259 @@
+"""The database: one engine for SQLite and PostgreSQL, one transaction per request or task, one clock.
+
+Nothing below this module commits. Whoever opens a :meth:`Database.transaction` gets one commit at its end,
+or a rollback if it raises.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import alembic.command
+import alembic.config
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from domain.settings import Settings
+
+Row = TypeVar("Row")
+
+_BEGIN: Final = "pocl_begin"
+"""Execution option: how SQLite begins a transaction."""
+_HAS_TURN: Final = "pocl_has_turn"
+"""In what is known of an SQLite connection: whether it is the writer of this process."""
+_BUSY_MILLISECONDS: Final = 30_000
+_CONNECT_SECONDS: Final = 10
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+# Any number that nobody else locks; it makes two processes that start at once migrate one after the other.
+_MIGRATION_LOCK: Final = 0x706F636C
+
+
+DATABASE_AWAY: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+"""What a database that restarts, stays locked or cannot be reached raises."""
+
+
+class UtcDateTime(sa.types.TypeDecorator[datetime]):
+    """A moment with its time zone, always UTC in Python.
+
+    SQLite has no such type, and its texts of different precision do not compare; there it is the number of
+    microseconds since 1970.
+    """
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[Any]:
+        return dialect.type_descriptor(sa.BigInteger() if dialect.name == "sqlite" else sa.DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | int | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a moment needs its time zone")
+        return (value - _EPOCH) // _MICROSECOND if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if dialect.name == "sqlite":
+            return _EPOCH + int(value) * _MICROSECOND
+        moment: datetime = value
+        return moment.astimezone(UTC)
+
+
+class db_now(FunctionElement[datetime]):
+    """The database's clock, `later_seconds` from now: the one clock that leases are compared by.
+
+    It runs on within a transaction, unlike SQL's `now()`.
+    """
+
+    type = UtcDateTime()
+    name = "db_now"
+    inherit_cache = True
+
+    def __init__(self, later_seconds: float = 0) -> None:
+        super().__init__(sa.literal(float(later_seconds), sa.Double()))
+
+
+@compiles(db_now, "postgresql")
+def _postgresql_now(element: db_now, compiler: SQLCompiler, **options: Any) -> str:
+    later = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + make_interval(secs => {later}))"
+
+
+@compiles(db_now, "sqlite")
+def _sqlite_now(element: db_now, compiler: SQLCompiler, **options: Any) -> str:
+    # SQLite's clock ticks in milliseconds, which julianday carries exactly; unixepoch('subsec') needs 3.42.
+    now = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000"
+    later = compiler.process(element.clauses, **options)
+    return f"({now} + CAST({later} * 1000000 AS INTEGER))"
+
+
+JsonColumn: Final = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+"""The type of a JSON column; Python's None is SQL's NULL."""
+
+
+class Record(DeclarativeBase):
+    """Superclass of every row."""
+
+    metadata = sa.MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Slice(Generic[Row]):
+    """A piece of a list, and whether there is more after it."""
+
+    rows: Sequence[Row]
+    has_more: bool
+
+
+def slice_of(session: Session, statement: sa.Select[Row], *, limit: int) -> Slice[Row]:
+    """The first `limit` rows of an ordered statement."""
+    rows = session.scalars(statement.limit(limit + 1)).all()
+    return Slice(rows[:limit], has_more=len(rows) > limit)
+
+
+def upserting(connection: sa.Connection, record: type[Record]) -> sqlite.Insert | postgresql.Insert:
+    """An INSERT that takes `on_conflict_do_update`, which both databases spell alike and neither in common SQL."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    return insert(record)
+
+
+class Database:
+    """A pool of connections to one database; safe to share between threads, not between processes."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = engine_for(url)
+        sqlite = self.engine.dialect.name == "sqlite"
+        self._writing = self.engine.execution_options(**({_BEGIN: "IMMEDIATE"} if sqlite else {}))
+        # A reader sees one moment on both databases, and neither lets it write by mistake.
+        self._reading = self.engine.execution_options(
+            **({_BEGIN: "DEFERRED"} if sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True})
+        )
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[Session]:
+        """One transaction: committed when the block ends, rolled back if it raises. Nothing is retried.
+
+        A writer on SQLite takes the write lock with its first statement, waiting up to 30 s for it.
+
+        Raises:
+            sqlalchemy.exc.OperationalError: the database cannot be reached, or stayed locked.
+        """
+        engine = self._writing if write else self._reading
+        with Session(engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def engine_for(url: str) -> sa.Engine:
+    """An engine with the rules that keep SQLite safe among several processes."""
+    if sa.make_url(url).get_backend_name() != "sqlite":
+        return sa.create_engine(
+            url, pool_size=10, max_overflow=30, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_SECONDS}
+        )
+    # With isolation_level None the driver begins nothing by itself, so the events below decide.
+    engine = sa.create_engine(
+        url,
+        pool_size=10,
+        max_overflow=30,
+        connect_args={"isolation_level": None, "timeout": _BUSY_MILLISECONDS / 1000},
+    )
+    event.listen(engine, "connect", _prepare_sqlite)
+    writers = _Writers()
+    event.listen(engine, "begin", writers.begin)
+    event.listen(engine, "commit", writers.end)
+    event.listen(engine, "rollback", writers.end)
+    return engine
+
+
+def upgrade(settings: Settings) -> None:
+    """Bring the database to the newest schema, making `home` and an SQLite file where there is none.
+
+    Safe to call from several processes at once, and again.
+    """
+    url = sa.make_url(settings.database_url)
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if url.get_backend_name() == "sqlite":
+        Path(str(url.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = engine_for(settings.database_url)
+    try:
+        with engine.execution_options(**{_BEGIN: "IMMEDIATE"}).begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            config = alembic.config.Config(attributes={"connection": connection})
+            config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
+            alembic.command.upgrade(config, "head")
+    finally:
+        engine.dispose()
+
+
+def _migrations() -> Path:
+    # Found as a package, so from a checkout and from an installation alike.
+    spec = find_spec("migrations")
+    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
+    return next(place for place in places if (place / "env.py").is_file())
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout = {_BUSY_MILLISECONDS}",
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+class _Writers:
+    """Lets one writer of this process after the other at SQLite.
+
+    It would let them wait by sleeping longer and longer, and the one that has waited longest would come last.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+
+    def begin(self, connection: sa.Connection) -> None:
+        # A writer that begins deferred and upgrades its lock later fails at once where another one writes.
+        begin = connection.get_execution_options().get(_BEGIN, "IMMEDIATE")
+        connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if begin == 'DEFERRED' else 'OFF'}")
+        if begin != "DEFERRED":
+            # In vain: then SQLite says that it is locked.
+            connection.info[_HAS_TURN] = self._turn.acquire(timeout=_BUSY_MILLISECONDS / 1000)
+        try:
+            connection.exec_driver_sql(f"BEGIN {begin}")
+        except BaseException:
+            self.end(connection)
+            raise
+
+    def end(self, connection: sa.Connection) -> None:
+        if connection.info.pop(_HAS_TURN, False):
+            self._turn.release()

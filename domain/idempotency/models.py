@@ -1,0 +1,35 @@
+"""The row of an `Idempotency-Key`."""
+
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import CheckConstraint, Index, LargeBinary, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.db import Record, UtcDateTime, db_now
+
+MAX_BODY_BYTES: Final = 256 * 1024
+"""The largest answer that is kept: eight times the largest that a job can have."""
+
+
+class IdempotencyKey(Record):
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        Index("ix_idempotency_keys_expires_at", "expires_at"),
+        CheckConstraint(f"length(body) <= {MAX_BODY_BYTES}", name="body_bounded"),
+    )
+
+    project: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    token: Mapped[str] = mapped_column(String(64))
+    """The request that the key belongs to: one that lost it can neither answer nor free it."""
+    fingerprint: Mapped[str | None] = mapped_column(String(64))
+    """SHA-256 of what was asked for, hexadecimal; null while an upload arrives."""
+    status: Mapped[int | None]
+    """Of the answer; null while the request is under way."""
+    media_type: Mapped[str | None] = mapped_column(String(64))
+    location: Mapped[str | None] = mapped_column(String(255))
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    """From here on the key is free: of an answer a day after it, of an upload soon after its process has died."""

@@ -1,0 +1,137 @@
+"""What clients do with a job that is there: hold it back, let it go on, rename it, forget it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from domain.checkpoints.models import Checkpoint
+from domain.db import db_now
+from domain.errors import Conflict, IllegalMove, JobNotFound, Unprocessable
+from domain.jobs.models import Job
+from domain.jobs.repository import live_jobs_using
+from domain.jobs.states import CANCELLED, HELD, MOVES, JobStatus, PauseAt
+from domain.jobs.transitions import NewEvent, locked, move, record
+from pocl.errors import Problem
+
+
+class JobIsLive(Conflict):
+    """The job has not ended: cancel it first."""
+
+    code = "job_is_live"
+
+
+class JobIsNeeded(Conflict):
+    """A job that has not ended needs a checkpoint of this one: wait for it, or cancel it."""
+
+    code = "job_is_needed"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A job, and whether the request changed it; repeating a request does not."""
+
+    job: Job
+    made: bool
+
+
+def cancel_job(session: Session, project: str, job_id: str) -> Change:
+    """End a job that waits at once; ask the worker to end one that it holds.
+
+    Repeating it changes nothing.
+
+    Raises:
+        JobNotFound: the project has no such job.
+        IllegalMove: the job has ended otherwise.
+    """
+    job = locked_of(session, project, job_id)
+    if job.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
+        return Change(job, made=False)
+    held = job.status in HELD or job.status is JobStatus.RECOVERING
+    asked = {"cancel_requested_at": db_now()}
+    if held:
+        return Change(move(session, job, JobStatus.CANCELLING, changes=asked), made=True)
+    return Change(move(session, job, JobStatus.CANCELLED, reason=CANCELLED, changes=asked), made=True)
+
+
+def pause_job(session: Session, project: str, job_id: str, at: PauseAt) -> Change:
+    """Ask the worker to save the job and let it go, now or at the end of the stage.
+
+    Repeating it changes nothing; a job that would pause at the end of its stage may still be paused now.
+
+    Raises:
+        JobNotFound: the project has no such job.
+        IllegalMove: no worker holds the job.
+    """
+    job = locked_of(session, project, job_id)
+    if job.status is JobStatus.PAUSED or (job.status is JobStatus.PAUSING and job.pause_at in (at, "now")):
+        return Change(job, made=False)
+    if job.status is JobStatus.PAUSING:
+        return Change(record(session, job, [NewEvent("pause", {"at": at})], token=None, changes={"pause_at": at}), True)
+    return Change(move(session, job, JobStatus.PAUSING, changes={"pause_at": at}), made=True)
+
+
+def resume_job(session: Session, project: str, job_id: str) -> Change:
+    """Put a paused job back into the queue; it goes on from its newest training state.
+
+    Repeating it changes nothing.
+
+    Raises:
+        JobNotFound: the project has no such job.
+        IllegalMove: the job is not paused.
+    """
+    job = locked_of(session, project, job_id)
+    if job.status in (JobStatus.QUEUED, JobStatus.PREPARING, JobStatus.RUNNING, JobStatus.RECOVERING):
+        return Change(job, made=False)
+    if job.status is JobStatus.PAUSING:
+        raise IllegalMove("The job is still being paused: resume it once it is.", allowed=MOVES[job.status])
+    return Change(move(session, job, JobStatus.QUEUED), made=True)
+
+
+def update_job(session: Session, project: str, job_id: str, changes: Mapping[str, Any]) -> Job:
+    """Change name, labels or priority; what `changes` does not name stays.
+
+    Raises:
+        JobNotFound: the project has no such job.
+        Unprocessable: the priority of an ended job means nothing any more.
+    """
+    job = locked_of(session, project, job_id)
+    wanted = {name: value for name, value in changes.items() if getattr(job, name) != value}
+    if not wanted:
+        return job
+    if "priority" in wanted and job.ended:
+        raise Unprocessable(problems=[Problem("/priority", "job_has_ended", "an ended job waits for nothing")])
+    return record(session, job, [NewEvent("changed", wanted)], token=None, changes=wanted)
+
+
+def delete_job(session: Session, project: str, job_id: str) -> list[str]:
+    """Forget an ended job and all that it brought about; the store keys whose files may go after the commit.
+
+    Raises:
+        JobNotFound: the project has no such job.
+        JobIsLive: it has not ended.
+        JobIsNeeded: a job that has not ended needs one of its checkpoints.
+    """
+    job = locked_of(session, project, job_id)
+    if not job.ended:
+        raise JobIsLive
+    # Locked: no new job can name one of them until this is over.
+    own = session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job.id).with_for_update()).all()
+    if any(live_jobs_using(session, project, checkpoint=checkpoint.id) for checkpoint in own):
+        raise JobIsNeeded
+    session.execute(sa.delete(Job).where(Job.id == job.id))
+    return [f"jobs/{job.id}"]
+
+
+def locked_of(session: Session, project: str, job_id: str) -> Job:
+    """A job of the project, kept from every other writer until the transaction ends.
+
+    Raises:
+        JobNotFound: the project has no such job.
+    """
+    job = locked(session, job_id)
+    if job is None or job.project != project:
+        raise JobNotFound
+    return job

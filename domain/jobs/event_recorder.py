@@ -1,0 +1,300 @@
+"""What an attempt reports becomes rows: progress, stages, metrics, evaluations, history, files.
+
+Every function belongs to the attempt that holds the job, writes in the caller's transaction, and may be
+repeated after a commit whose answer was lost.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from domain.checkpoints.models import Checkpoint, CheckpointKind
+from domain.db import upserting
+from domain.ids import new_id
+from domain.jobs.leases import Claim
+from domain.jobs.models import Job, JobArtefact, JobAttempt, JobEvaluation, JobMetric, JobStage
+from domain.jobs.states import JobStatus, StageStatus
+from domain.jobs.transitions import NewEvent, locked_by, move, record
+from pocl import events as engine
+
+METRICS: Final = (
+    "loss",
+    "cross_entropy",
+    "divergence",
+    "learning_rate",
+    "grad_norm",
+    "temperature",
+    "kd_weight",
+    "tokens",
+    "tokens_seen",
+    "tokens_per_second",
+)
+"""The figures of a step that are kept as series."""
+
+# They come by the thousand, or are recorded once their files are in the store.
+_NOT_HISTORY = (engine.StepLogged, engine.Progressed, engine.CheckpointSaved, engine.ArtefactWritten)
+_MESSAGE_LENGTH = 2000
+
+
+def apply_events(session: Session, claim: Claim, events: Sequence[engine.Stamped], *, offset: int) -> None:
+    """Turn engine events, in their order, into rows.
+
+    The first training event moves the job from preparing to running. `checkpoint` and `artefact` events only
+    count as a sign of life: see :func:`add_checkpoint` and :func:`add_artefact`.
+
+    Args:
+        offset: where these events end in the attempt's `events.jsonl`, in bytes. A call that does not lie beyond
+            what the row holds changes nothing.
+
+    Raises:
+        LostLease: the attempt no longer holds the job.
+    """
+    job = locked_by(session, claim.job_id, claim.token)
+    if offset <= job.events_offset:
+        return
+    batch = _Batch(session, job, claim.token)
+    for stamped in events:
+        batch.take(stamped.event, stamped.at)
+    batch.write({"events_offset": offset})
+
+
+def add_checkpoint(
+    session: Session,
+    claim: Claim,
+    *,
+    kind: CheckpointKind,
+    step: int,
+    stage: int | None,
+    store_key: str,
+    size_bytes: int,
+    manifest_sha256: str,
+) -> Checkpoint:
+    """Name a checkpoint whose files are whole in the artefact store. Repeated for a key, the row there is.
+
+    Raises:
+        LostLease: the attempt no longer holds the job.
+    """
+    job = locked_by(session, claim.job_id, claim.token)
+    known = session.scalars(sa.select(Checkpoint).where(Checkpoint.store_key == store_key)).one_or_none()
+    if known is not None:
+        return known
+    checkpoint = Checkpoint(
+        id=new_id("ckpt"),
+        project=job.project,
+        job_id=job.id,
+        attempt=claim.token,
+        kind=kind,
+        step=step,
+        stage=stage,
+        store_key=store_key,
+        size_bytes=size_bytes,
+        manifest_sha256=manifest_sha256,
+    )
+    session.add(checkpoint)
+    session.flush()
+    data = {"id": checkpoint.id, "kind": kind, "step": step, "stage": stage, "size_bytes": size_bytes}
+    record(session, job, [NewEvent("checkpoint", data)], token=claim.token)
+    return checkpoint
+
+
+def add_artefact(
+    session: Session, claim: Claim, *, kind: str, store_key: str, size_bytes: int, sha256: str
+) -> JobArtefact:
+    """Name a file that is whole in the artefact store; it takes the place of an earlier one of its kind.
+
+    Raises:
+        LostLease: the attempt no longer holds the job.
+    """
+    job = locked_by(session, claim.job_id, claim.token)
+    known = session.get(JobArtefact, (job.id, kind))
+    if known is not None and (known.store_key, known.sha256) == (store_key, sha256):
+        return known
+    artefact = session.merge(
+        JobArtefact(
+            job_id=job.id,
+            kind=kind,
+            attempt=claim.token,
+            store_key=store_key,
+            size_bytes=size_bytes,
+            sha256=sha256,
+        )
+    )
+    data = {"kind": kind, "size_bytes": size_bytes, "sha256": sha256}
+    record(session, job, [NewEvent("artefact", data)], token=claim.token)
+    return artefact
+
+
+def save_log_tail(session: Session, claim: Claim, text: str, *, max_bytes: int) -> None:
+    """Keep the last `max_bytes` of the engine's log in the attempt's row.
+
+    Raises:
+        LostLease: the attempt no longer holds the job.
+    """
+    locked_by(session, claim.job_id, claim.token)
+    tail = text.encode("utf-8", "replace")[-max_bytes:].decode("utf-8", "ignore")
+    session.execute(
+        sa.update(JobAttempt)
+        .where(JobAttempt.job_id == claim.job_id, JobAttempt.number == claim.token)
+        .values(log_tail=_storable(tail))
+    )
+
+
+class _Batch:
+    """Changes gathered over a run of events, written together."""
+
+    def __init__(self, session: Session, job: Job, token: int) -> None:
+        self._session = session
+        self._job = job
+        self._token = token
+        self._columns: dict[str, Any] = {}
+        self._history: list[NewEvent] = []
+        self._metrics: dict[tuple[str, int], float] = {}
+        self._stages = {
+            stage.index: stage for stage in session.scalars(sa.select(JobStage).where(JobStage.job_id == job.id))
+        }
+
+    def take(self, event: engine.Event, at: datetime) -> None:
+        self._columns["progress_at"] = at
+        if isinstance(event, engine.StageStarted | engine.StepLogged) and self._job.status is JobStatus.PREPARING:
+            # What came before is written first, so that the history is in order.
+            self.write({})
+            self._job = move(self._session, self._job, JobStatus.RUNNING, token=self._token)
+        match event:
+            case engine.RunStarted():
+                self._run_started(event)
+            case engine.PhaseChanged():
+                self._phase_changed(event)
+            case engine.Progressed():
+                self._columns |= {
+                    "phase": event.phase,
+                    "phase_done": event.done,
+                    "phase_total": event.total,
+                    "phase_unit": event.unit,
+                }
+            case engine.StageStarted():
+                self._stage_started(event, at)
+            case engine.StepLogged():
+                self._step_logged(event, at)
+            case engine.StageFinished():
+                self._stage_finished(event, at)
+            case engine.Evaluated():
+                self._evaluated(event, at)
+            case engine.RunFinished() | engine.RunEnded():
+                self._columns["step"] = event.step
+            case engine.CheckpointSaved() | engine.ArtefactWritten() | engine.Warned():
+                pass
+        if not isinstance(event, _NOT_HISTORY):
+            self._history.append(NewEvent(event.type, _data(event), at))
+
+    def write(self, columns: dict[str, Any]) -> None:
+        """Write what was gathered so far, and `columns`."""
+        self._session.flush()
+        self._write_metrics()
+        self._job = record(
+            self._session, self._job, self._history, token=self._token, changes={**self._columns, **columns}
+        )
+        self._history, self._columns = [], {}
+
+    def _run_started(self, event: engine.RunStarted) -> None:
+        step = event.resumed_from_step or 0
+        self._columns |= {"total_steps": event.total_steps, "stages": event.stages, **_done(step, event.total_steps)}
+        self._session.execute(
+            sa.update(JobAttempt)
+            .where(JobAttempt.job_id == self._job.id, JobAttempt.number == self._token)
+            .values(resumed_from_step=event.resumed_from_step)
+        )
+
+    def _phase_changed(self, event: engine.PhaseChanged) -> None:
+        self._columns |= {"phase": event.phase, "phase_done": None, "phase_total": None, "phase_unit": None}
+        if event.stage is not None:
+            self._columns["stage"] = event.stage
+
+    def _stage_started(self, event: engine.StageStarted, at: datetime) -> None:
+        # An attempt may fall back to an earlier stage; what follows it will be done again.
+        for later in (stage for index, stage in self._stages.items() if index > event.stage):
+            later.status, later.started_at, later.finished_at, later.evaluation = StageStatus.PENDING, None, None, None
+        stage = self._stages.get(event.stage)
+        if stage is None:
+            # The engine counts the rows that it can use, so its table is the true one.
+            stage = JobStage(job_id=self._job.id, index=event.stage, epochs=0)
+            self._stages[event.stage] = stage
+            self._session.add(stage)
+        stage.samples, stage.steps, stage.first_step = event.samples, event.steps, event.first_step
+        stage.temperature, stage.kd_weight = event.temperature, event.kd_weight
+        stage.status, stage.finished_at = StageStatus.RUNNING, None
+        stage.started_at = stage.started_at or at
+        self._columns["stage"] = event.stage
+
+    def _step_logged(self, event: engine.StepLogged, at: datetime) -> None:
+        for name in METRICS:
+            value = getattr(event, name)
+            if value is not None and math.isfinite(value):
+                self._metrics[name, event.step] = float(value)
+        stage = self._stages.get(event.stage)
+        if stage is not None and stage.status is StageStatus.PENDING:
+            stage.status, stage.started_at = StageStatus.RUNNING, stage.started_at or at
+        self._columns |= {
+            **_done(event.step, event.total_steps),
+            "phase": "training",
+            "phase_done": None,
+            "phase_total": None,
+            "phase_unit": None,
+            "total_steps": event.total_steps,
+            "stage": event.stage,
+            "tokens_seen": event.tokens_seen,
+            "tokens_per_second": _finite(event.tokens_per_second),
+            "eta_seconds": _finite(event.eta_seconds),
+            "eta_low_seconds": None if event.eta_low_seconds is None else _finite(event.eta_low_seconds),
+            "eta_high_seconds": None if event.eta_high_seconds is None else _finite(event.eta_high_seconds),
+        }
+
+    def _stage_finished(self, event: engine.StageFinished, at: datetime) -> None:
+        stage = self._stages.get(event.stage)
+        if stage is not None:
+            stage.status, stage.finished_at, stage.epochs = StageStatus.SUCCEEDED, at, event.epochs
+
+    def _evaluated(self, event: engine.Evaluated, at: datetime) -> None:
+        scores = event.model_dump(exclude={"type"})
+        self._session.merge(JobEvaluation(job_id=self._job.id, at=at, **scores))
+        stage = None if event.stage is None else self._stages.get(event.stage)
+        if event.subject == "stage" and stage is not None:
+            stage.evaluation = _data(event)
+
+    def _write_metrics(self) -> None:
+        if not self._metrics:
+            return
+        statement = upserting(self._session.connection(), JobMetric)
+        statement = statement.on_conflict_do_update(
+            index_elements=["job_id", "name", "step"], set_={"value": statement.excluded.value}
+        )
+        rows = [
+            {"job_id": self._job.id, "name": name, "step": step, "value": value}
+            for (name, step), value in self._metrics.items()
+        ]
+        self._session.connection().execute(statement, rows)
+        self._metrics = {}
+
+
+def _done(step: int, total_steps: int) -> dict[str, Any]:
+    # Convergence ends stages early, so the last step may come before the planned total.
+    return {"step": step, "percent": min(100.0, 100.0 * step / total_steps) if total_steps else 0.0}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _data(event: engine.Event) -> dict[str, Any]:
+    # By way of JSON, where a number that is not finite becomes null.
+    data: dict[str, Any] = json.loads(event.model_dump_json(exclude={"type"}))
+    return {key: _storable(value)[:_MESSAGE_LENGTH] if isinstance(value, str) else value for key, value in data.items()}
+
+
+def _storable(text: str) -> str:
+    # PostgreSQL stores no NUL.
+    return text.replace("\0", "")

@@ -1,0 +1,244 @@
+"""The rows of a job and of what it brought about.
+
+Every row that a job owns names it by a foreign key and goes with it.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.db import JsonColumn, Record, UtcDateTime, db_now
+from domain.jobs.states import TERMINAL, AttemptEnd, EndReason, JobStatus, PauseAt, StageStatus
+
+ID_LENGTH = 64
+LABEL_KEY = r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?"
+
+
+def _one_of(values: type[StrEnum]) -> sa.Enum:
+    # A CHECK keeps a value out that no code knows, and is easier to extend than a native enum.
+    return sa.Enum(
+        values,
+        native_enum=False,
+        create_constraint=True,
+        length=16,
+        name=values.__name__.lower(),
+        values_callable=lambda members: [member.value for member in members],
+    )
+
+
+class Job(Record):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("ix_jobs_queue", "status", "priority", "created_at"),
+        Index("ix_jobs_lease", "lease_expires_at"),
+        Index("ix_jobs_project", "project", "id"),
+        Index("ix_jobs_starts_from", "starts_from"),
+    )
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64), default="default")
+    name: Mapped[str | None] = mapped_column(String(200))
+    labels: Mapped[dict[str, str]] = mapped_column(JsonColumn, default=dict)
+    priority: Mapped[int] = mapped_column(default=0)
+    """Higher is claimed first."""
+
+    spec: Mapped[dict[str, Any]] = mapped_column(JsonColumn)
+    """As it was posted."""
+    resolved: Mapped[dict[str, Any]] = mapped_column(JsonColumn)
+    """With every default named."""
+    device: Mapped[str] = mapped_column(String(16), default="auto")
+    """`resources.device` of the specification: what a worker must have to claim it."""
+
+    status: Mapped[JobStatus] = mapped_column(_one_of(JobStatus), default=JobStatus.QUEUED)
+    version: Mapped[int] = mapped_column(default=1)
+    """Grows with every change that a client can see."""
+    event_seq: Mapped[int] = mapped_column(default=0)
+    """The sequence number of the newest event."""
+    end_reason: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+
+    token: Mapped[int] = mapped_column(default=0)
+    """The fencing token of the newest attempt, which is its number: counted from 1."""
+    attempts_spent: Mapped[int] = mapped_column(default=0)
+    """Attempts that count: a running one does, one that a worker gave back does not."""
+    max_attempts: Mapped[int] = mapped_column(default=3)
+    lease_owner: Mapped[str | None] = mapped_column(String(200))
+    lease_token: Mapped[int | None]
+    """The token that may write; null while no attempt holds the job."""
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    events_offset: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    """Bytes of the attempt's `events.jsonl` that are in the rows."""
+
+    phase: Mapped[str | None] = mapped_column(String(32))
+    phase_done: Mapped[int | None] = mapped_column(sa.BigInteger)
+    phase_total: Mapped[int | None] = mapped_column(sa.BigInteger)
+    phase_unit: Mapped[str | None] = mapped_column(String(16))
+    step: Mapped[int] = mapped_column(default=0)
+    """Optimiser steps done."""
+    total_steps: Mapped[int] = mapped_column(default=0)
+    stage: Mapped[int | None]
+    """The stage that is trained or evaluated, counted from 0."""
+    stages: Mapped[int] = mapped_column(default=0)
+    percent: Mapped[float] = mapped_column(sa.Double, default=0.0)
+    """Of the optimiser steps, 0 to 100."""
+    tokens_seen: Mapped[int] = mapped_column(sa.BigInteger, default=0)
+    tokens_per_second: Mapped[float | None] = mapped_column(sa.Double)
+    eta_seconds: Mapped[float | None] = mapped_column(sa.Double)
+    """Estimated at `progress_at`; null while nothing is trained."""
+    eta_low_seconds: Mapped[float | None] = mapped_column(sa.Double)
+    eta_high_seconds: Mapped[float | None] = mapped_column(sa.Double)
+    """The range that it is expected in."""
+    progress_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the engine last reported anything."""
+
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the first attempt began."""
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    cancel_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+    pause_at: Mapped[PauseAt | None] = mapped_column(String(16))
+    """When a job that is pausing stops."""
+    retry_of: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    """The ended job that this one does again."""
+    branch_of: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    """The job that this one leaves at the end of a stage, to go on otherwise."""
+    starts_from: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    """The checkpoint of another job that it begins with; null: from the start."""
+
+    max_runtime_seconds: Mapped[int | None]
+    """Of all attempts together."""
+    runtime_left_seconds: Mapped[float | None] = mapped_column(sa.Double)
+    """As of the end of the last attempt; null without a limit."""
+    runs_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the attempt at work has used up what is left."""
+    max_wait_seconds: Mapped[int | None]
+    """In the queue, before the first attempt."""
+    waits_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    memory_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
+    """What the job needs at most, as planned; null where that is not known."""
+
+    @property
+    def descends_from(self) -> str | None:
+        """The job whose ranking and training state it may begin with."""
+        return self.retry_of or self.branch_of
+
+    @property
+    def ended(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def reason(self) -> EndReason | None:
+        """Why the job ended; null while it has not."""
+        return None if self.end_reason is None else EndReason.from_json(self.end_reason)
+
+
+def _owned_by_job() -> Mapped[str]:
+    return mapped_column(String(ID_LENGTH), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+
+
+class JobEvent(Record):
+    """One entry of a job's history. Its numbers have no gap, and rise in the order of the commits."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = _owned_by_job()
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+    type: Mapped[str] = mapped_column(String(32))
+    """`status` for a move; otherwise the type of the engine's event."""
+    data: Mapped[dict[str, Any]] = mapped_column(JsonColumn)
+
+
+class JobAttempt(Record):
+    """One worker's hold on a job."""
+
+    __tablename__ = "job_attempts"
+
+    job_id: Mapped[str] = _owned_by_job()
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Counted from 1; it is the attempt's fencing token."""
+    worker: Mapped[str] = mapped_column(String(200))
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    end: Mapped[AttemptEnd | None] = mapped_column(_one_of(AttemptEnd))
+    """Null while it runs."""
+    end_reason: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+    resumed_from_step: Mapped[int | None]
+    """The optimiser step of the checkpoint that it continued; null for a fresh start."""
+    log_tail: Mapped[str] = mapped_column(Text, default="")
+    """The end of what the engine wrote to stderr."""
+
+
+class JobStage(Record):
+    """One stage of the curriculum: planned at submission, then as the engine reports it."""
+
+    __tablename__ = "job_stages"
+
+    job_id: Mapped[str] = _owned_by_job()
+    index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    """Counted from 0."""
+    samples: Mapped[int]
+    temperature: Mapped[float] = mapped_column(sa.Double)
+    kd_weight: Mapped[float] = mapped_column(sa.Double)
+    epochs: Mapped[int]
+    """As planned, until the stage ends; then as many as were run."""
+    steps: Mapped[int]
+    first_step: Mapped[int]
+    """Optimiser steps before this stage."""
+    status: Mapped[StageStatus] = mapped_column(_one_of(StageStatus), default=StageStatus.PENDING)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+    """The scores at the stage's end."""
+
+
+class JobMetric(Record):
+    """A figure of one optimiser step. A step that is run again replaces what it wrote before."""
+
+    __tablename__ = "job_metrics"
+
+    job_id: Mapped[str] = _owned_by_job()
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    value: Mapped[float] = mapped_column(sa.Double)
+
+
+class JobEvaluation(Record):
+    """Scores on the validation rows."""
+
+    __tablename__ = "job_evaluations"
+
+    job_id: Mapped[str] = _owned_by_job()
+    subject: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """`teacher`, `initial`, `epoch`, `stage` or `final`."""
+    step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    stage: Mapped[int | None]
+    at: Mapped[datetime] = mapped_column(UtcDateTime)
+    rows: Mapped[int]
+    rouge_l: Mapped[float] = mapped_column(sa.Double)
+    exact_match: Mapped[float] = mapped_column(sa.Double)
+    cross_entropy: Mapped[float] = mapped_column(sa.Double)
+    divergence: Mapped[float | None] = mapped_column(sa.Double)
+    sampled: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+    """Scores of drawn answers, as the engine reported them."""
+
+
+class JobArtefact(Record):
+    """A file that a job left in the artefact store: the newest of its kind."""
+
+    __tablename__ = "job_artefacts"
+
+    job_id: Mapped[str] = _owned_by_job()
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """`spec`, `ranking`, `result` or `report`."""
+    attempt: Mapped[int]
+    store_key: Mapped[str] = mapped_column(String(255))
+    """Relative to the artefact store."""
+    size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())

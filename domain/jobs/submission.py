@@ -1,0 +1,300 @@
+"""How a job comes into the queue: its specification checked, planned and kept."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from domain.checkpoints import repository as checkpoints
+from domain.datasets import repository as datasets
+from domain.db import Database, db_now
+from domain.errors import (
+    CheckpointNotFound,
+    DatasetNotFound,
+    QuotaExceeded,
+    SpecRefused,
+    Unprocessable,
+)
+from domain.ids import new_id
+from domain.jobs.model_checks import InspectedModels, inspect_models
+from domain.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
+from domain.jobs.repository import queued_count
+from domain.settings import Settings
+from pocl.errors import Problem, SpecInvalid
+from pocl.plan import Estimate, ModelSize, StagePlan, estimate, stage_table
+from pocl.spec import DistillationSpec, resolve
+
+MAX_LABELS: Final = 16
+MAX_TEXT_LENGTH: Final = 200
+MAX_PRIORITY: Final = 100
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something that the caller should know of a specification that is valid."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a specification would do, and that nothing speaks against it."""
+
+    raw: Mapping[str, Any]
+    """As it was posted."""
+    spec: DistillationSpec
+    """Resolved: every default is named."""
+    samples: int
+    """Training rows."""
+    stages: tuple[StagePlan, ...]
+    estimate: Estimate | None
+    """Null where a model's files are not at hand."""
+    warnings: tuple[Caution, ...]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a job may take; null: as much as it needs."""
+
+    max_runtime_seconds: int | None = None
+    """Of all attempts together."""
+    max_wait_seconds: int | None = None
+    """In the queue, before the first attempt."""
+    max_attempts: int | None = None
+    """That may be lost or crash; null: as the service is set."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What clients say of a job besides its specification."""
+
+    name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
+    limits: Limits = Limits()
+
+
+def submit_job(
+    database: Database,
+    settings: Settings,
+    raw: Mapping[str, Any],
+    *,
+    project: str,
+    wishes: Wishes | None = None,
+    session: Session | None = None,
+) -> Job:
+    """Plan a job, then create it: two transactions, so that no write lock is held while models are inspected.
+
+    Args:
+        session: for the second one, where more shall be written in it; it must not have begun.
+
+    Raises:
+        ApiError: as :func:`plan_job` and :func:`create_job` say.
+    """
+    with database.transaction(write=False) as reading:
+        plan = plan_job(reading, settings, raw, project=project)
+    with transaction_for(database, session) as writing:
+        return create_job(writing, settings, plan, project=project, wishes=wishes or Wishes())
+
+
+def transaction_for(database: Database, session: Session | None) -> AbstractContextManager[Session]:
+    """A transaction to write in: that of the session where there is one, or one of its own."""
+    return database.transaction(write=True) if session is None else nullcontext(session)
+
+
+def plan_job(session: Session, settings: Settings, raw: Mapping[str, Any], *, project: str) -> JobPlan:
+    """Check a specification wholly and lay out its stages. Writes nothing: the dry run of :func:`create_job`.
+
+    It reads the models' files, so give it a transaction that does not write.
+
+    Raises:
+        SpecRefused: fields that are wrong, data sets or checkpoints that the project does not have, a path where
+            an uploaded data set is needed, layers that the teacher does not have, more stages than samples.
+        PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer: the models cannot be used.
+    """
+    spec = _resolve(raw)
+    samples, store_keys = _look_up(session, project, spec)
+    try:
+        stages = stage_table(spec, samples)
+    except SpecInvalid as error:
+        raise SpecRefused(problems=error.problems) from error
+    models = inspect_models(settings, spec, store_keys)
+    return JobPlan(raw, spec, samples, stages, _estimate(spec, stages, models), tuple(_warnings(spec, models)))
+
+
+def create_job(
+    session: Session,
+    settings: Settings,
+    plan: JobPlan,
+    *,
+    project: str,
+    wishes: Wishes,
+    descent: Mapping[str, Any] | None = None,
+) -> Job:
+    """Put a planned job into the queue.
+
+    Args:
+        descent: columns that say which job it comes from, and how far that was.
+
+    Raises:
+        Unprocessable: the name, a label, the priority or a limit cannot be kept.
+        QuotaExceeded: the project has as many queued jobs as it may.
+        SpecRefused: a checkpoint was deleted since the plan was made.
+    """
+    _check(wishes, settings)
+    _one_at_a_time(session, project)
+    if queued_count(session, project=project) >= settings.max_jobs_queued:
+        raise QuotaExceeded
+    _look_up(session, project, plan.spec, keep=True)
+    limits = wishes.limits
+    job = Job(
+        id=new_id("job"),
+        project=project,
+        name=wishes.name,
+        labels=dict(wishes.labels),
+        priority=wishes.priority,
+        spec=dict(plan.raw),
+        resolved=plan.spec.model_dump(mode="json"),
+        device=plan.spec.resources.device,
+        memory_bytes=None if plan.estimate is None else plan.estimate.memory_bytes,
+        event_seq=1,
+        max_attempts=limits.max_attempts or settings.max_attempts,
+        max_runtime_seconds=limits.max_runtime_seconds,
+        runtime_left_seconds=limits.max_runtime_seconds,
+        max_wait_seconds=limits.max_wait_seconds,
+        waits_until=None if limits.max_wait_seconds is None else db_now(limits.max_wait_seconds),
+        total_steps=plan.total_steps,
+        stages=len(plan.stages),
+        **(descent or {}),
+    )
+    session.add(job)
+    session.flush()
+    # The moment is the database's, and clients are shown it.
+    session.refresh(job)
+    created = {"from": None, "to": job.status, "attempt": job.token}
+    session.add(JobEvent(job_id=job.id, seq=job.event_seq, type="status", data=created))
+    session.add_all(_stage_row(job.id, stage) for stage in plan.stages)
+    session.flush()
+    return job
+
+
+def _resolve(raw: Mapping[str, Any]) -> DistillationSpec:
+    try:
+        return resolve(raw)
+    except SpecInvalid as error:
+        raise SpecRefused(problems=error.problems) from error
+
+
+def _look_up(
+    session: Session, project: str, spec: DistillationSpec, *, keep: bool = False
+) -> tuple[int, dict[str, str]]:
+    """The number of training samples, and the store key of each checkpoint that is named.
+
+    Args:
+        keep: let nobody delete these checkpoints until the transaction ends.
+    """
+    problems: list[Problem] = []
+    get_checkpoint = checkpoints.keep_checkpoint if keep else checkpoints.get_checkpoint
+    rows: dict[str, int] = {}
+    for part, data in (("train", spec.data.train), ("validation", spec.data.validation)):
+        if data is None:
+            continue
+        pointer = f"/data/{part}"
+        if data.dataset is None:
+            detail = "upload the rows as a data set and give its id as `dataset`; the service reads no other files"
+            problems.append(Problem(f"{pointer}/path", "dataset_required", detail))
+            continue
+        try:
+            rows[part] = datasets.get_dataset(session, project, data.dataset).rows
+        except DatasetNotFound as error:
+            problems.append(Problem(f"{pointer}/dataset", error.code, error.detail))
+    keys: dict[str, str] = {}
+    for part, model in (("teacher", spec.teacher), ("student", spec.student)):
+        if model is None or model.checkpoint is None:
+            continue
+        try:
+            keys[model.checkpoint] = get_checkpoint(session, project, model.checkpoint).store_key
+        except CheckpointNotFound as error:
+            problems.append(Problem(f"/{part}/checkpoint", error.code, error.detail))
+    if problems:
+        raise SpecRefused(problems=problems)
+    return rows["train"], keys
+
+
+def _estimate(spec: DistillationSpec, stages: tuple[StagePlan, ...], models: InspectedModels) -> Estimate | None:
+    teacher, student = models.teacher, models.student
+    if student is None or (teacher is None and spec.teacher is not None):
+        return None
+    return estimate(
+        spec,
+        stages,
+        teacher=ModelSize(0, 0) if teacher is None else ModelSize(teacher.parameters, teacher.vocabulary_size),
+        student=ModelSize(student.parameters, student.vocabulary_size),
+    )
+
+
+def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[Caution]:
+    facts = {"student": models.student}
+    if spec.teacher is not None:
+        facts["teacher"] = models.teacher
+    unknown = [role for role, known in facts.items() if known is None]
+    if unknown:
+        roles = " and ".join(unknown)
+        yield Caution("models_not_inspected", f"The files of the {roles} are not at hand: the worker checks them.")
+    if spec.data.validation is None:
+        yield Caution("no_validation", "Without data.validation nothing is evaluated.")
+
+
+def _check(wishes: Wishes, settings: Settings) -> None:
+    name, labels, priority = wishes.name, wishes.labels, wishes.priority
+    problems = []
+    if name is not None and not _is_plain(name):
+        problems.append(Problem("/name", "name_invalid", f"use at most {MAX_TEXT_LENGTH} printable characters"))
+    if len(labels) > MAX_LABELS:
+        problems.append(Problem("/labels", "too_many_labels", f"use at most {MAX_LABELS} labels"))
+    for key, value in labels.items():
+        if not re.fullmatch(LABEL_KEY, key) or not _is_plain(value):
+            detail = f"a key matches {LABEL_KEY}, a value has at most {MAX_TEXT_LENGTH} printable characters"
+            problems.append(Problem("/labels", "label_invalid", detail))
+            break
+    if not 0 <= priority <= MAX_PRIORITY:
+        problems.append(Problem("/priority", "priority_invalid", f"use 0 to {MAX_PRIORITY}"))
+    attempts = wishes.limits.max_attempts
+    if attempts is not None and attempts > settings.max_attempts:
+        detail = f"this service allows at most {settings.max_attempts}"
+        problems.append(Problem("/limits/max_attempts", "too_many_attempts", detail))
+    if problems:
+        raise Unprocessable(problems=problems)
+
+
+def _is_plain(text: str) -> bool:
+    return len(text) <= MAX_TEXT_LENGTH and text.isprintable()
+
+
+def _one_at_a_time(session: Session, project: str) -> None:
+    # SQLite has one writer anyway. Without this two requests could both see the last free place of a quota.
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(project, 0))))
+
+
+def _stage_row(job_id: str, stage: StagePlan) -> JobStage:
+    return JobStage(
+        job_id=job_id,
+        index=stage.index,
+        samples=stage.samples,
+        temperature=stage.temperature,
+        kd_weight=stage.kd_weight,
+        epochs=stage.epochs,
+        steps=stage.steps,
+        first_step=stage.first_step,
+    )

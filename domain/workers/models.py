@@ -1,0 +1,34 @@
+"""The table of workers."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.db import JsonColumn, Record, UtcDateTime, db_now
+
+Drain = Literal["finish", "release"]
+
+
+class Worker(Record):
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """Unique while it lives; a worker that starts again has another."""
+    devices: Mapped[list[dict[str, Any]]] = mapped_column(JsonColumn)
+    drain: Mapped[Drain | None] = mapped_column(String(16))
+    """Null: it takes jobs. `finish`: it ends the one that it has; `release`: it saves that and gives it back."""
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+
+
+@dataclass(frozen=True)
+class Device:
+    """One thing that a worker computes on."""
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    memory_bytes: int | None
+    """Null where it could not be found out."""

@@ -1,0 +1,121 @@
+"""What a run leaves for people and programs to read: `result.json` and `report.html`."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from pocl.curriculum.difficulty import Ranked
+from pocl.events import Evaluated
+from pocl.models.loading import Loaded
+from pocl.plan import StagePlan
+from pocl.prepare import Models
+from pocl.report.render import REPORT_FILE, Curve, ReportData, StageFigures, render
+from pocl.spec import DistillationSpec
+from pocl.storage.manifest import replace_file
+from pocl.train.checkpoint import MetricRow, TrainState
+from pocl.train.loop import best_stage
+
+RESULT_FILE = "result.json"
+
+
+class Result(BaseModel):
+    """What a run came to; the content of `result.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    steps: int
+    tokens_seen: int
+    """Prompt and response tokens that the student was trained on."""
+    samples: int
+    stages: tuple[StageFigures, ...]
+    evaluations: tuple[Evaluated, ...]
+    best_stage: int | None
+    """The stage whose weights are in `best/`; `final/` holds the last stage's."""
+    best_by: Literal["rouge_l", "exact_match"] = "rouge_l"
+    """The score of the greedy answers by which that stage was chosen."""
+    teacher: dict[str, str | None] | None
+    """Where the teacher came from, and its digest."""
+    student: dict[str, str | None]
+    precision: str
+    machine: str
+
+
+def result_of(
+    state: TrainState,
+    table: tuple[StagePlan, ...],
+    evaluations: list[Evaluated],
+    *,
+    models: Models,
+    spec: DistillationSpec,
+    precision: str,
+) -> Result:
+    """The figures of a finished run."""
+    best_by = spec.evaluation.best_by
+    starts = [0, *state.stage_ends[:-1]]
+    return Result(
+        steps=state.step,
+        tokens_seen=state.tokens_seen,
+        samples=table[-1].samples,
+        stages=tuple(
+            StageFigures(
+                index=stage.index,
+                samples=stage.samples,
+                temperature=stage.temperature,
+                kd_weight=stage.kd_weight,
+                steps=end - start,
+                end_step=end,
+            )
+            for stage, start, end in zip(table, starts, state.stage_ends, strict=True)
+        ),
+        evaluations=tuple(evaluations),
+        best_stage=best_stage(evaluations, best_by),
+        best_by=best_by,
+        teacher=None if models.teacher is None else _origin(models.teacher),
+        student=_origin(models.student),
+        precision=precision,
+        machine=state.machine,
+    )
+
+
+def write_result(
+    workdir: Path, spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[Ranked]
+) -> None:
+    """Write both files.
+
+    Raises:
+        DiskFull: when there is no space; a file has its old content or its new one.
+    """
+    replace_file(workdir / RESULT_FILE, result.model_dump_json(indent=1) + "\n")
+    replace_file(workdir / REPORT_FILE, render(_report_data(spec, result, metrics, ranking)))
+
+
+def _origin(loaded: Loaded) -> dict[str, str | None]:
+    return {**loaded.origin, "digest": loaded.digest}
+
+
+def _report_data(spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[Ranked]) -> ReportData:
+    return ReportData(
+        method=spec.method.name.value,
+        samples=result.samples,
+        tokens_seen=result.tokens_seen,
+        stages=result.stages,
+        evaluations=result.evaluations,
+        curve=Curve(
+            steps=[row.step for row in metrics],
+            loss=[row.loss for row in metrics],
+            cross_entropy=[row.cross_entropy for row in metrics],
+            divergence=[row.divergence for row in metrics],
+            temperature=[row.temperature for row in metrics],
+        ),
+        ranking=ranking,
+        record={
+            "preset": spec.preset,
+            "seed": str(spec.seed),
+            "best stage by": result.best_by,
+            "precision": result.precision,
+            "machine": result.machine,
+            "teacher": None if result.teacher is None else result.teacher["digest"],
+            "student at start": result.student["digest"],
+        },
+    )

@@ -1,0 +1,322 @@
+"""Engine events as rows."""
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from api.jobs.schemas import EvaluationView
+from domain.checkpoints.models import Checkpoint
+from domain.db import Database
+from domain.jobs.event_recorder import METRICS, add_artefact, add_checkpoint, apply_events, save_log_tail
+from domain.jobs.leases import Claim, Outcome, claim_next, settle
+from domain.jobs.models import JobArtefact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
+from domain.jobs.states import JobStatus, StageStatus
+from pocl import events as engine
+from tests.support.rows import (
+    EPOCH,
+    claimed,
+    evaluated,
+    everything,
+    job_of,
+    set_status,
+    stage_started,
+    stamped,
+    step_logged,
+)
+
+
+def apply(database: Database, claim: Claim, *events: engine.Event, offset: int = 1) -> None:
+    with database.transaction(write=True) as session:
+        apply_events(session, claim, stamped(*events), offset=offset)
+
+
+def history(database: Database, claim: Claim) -> list[JobEvent]:
+    with database.transaction(write=False) as session:
+        statement = sa.select(JobEvent).where(JobEvent.job_id == claim.job_id)
+        return list(session.scalars(statement.order_by(JobEvent.seq)))
+
+
+def stages_of(database: Database, claim: Claim) -> list[JobStage]:
+    with database.transaction(write=False) as session:
+        statement = sa.select(JobStage).where(JobStage.job_id == claim.job_id)
+        return list(session.scalars(statement.order_by(JobStage.index)))
+
+
+def metrics_of(database: Database, claim: Claim) -> dict[tuple[str, int], float]:
+    with database.transaction(write=False) as session:
+        rows = session.scalars(sa.select(JobMetric).where(JobMetric.job_id == claim.job_id))
+        return {(row.name, row.step): row.value for row in rows}
+
+
+def test_a_job_prepares_until_the_first_training_event(database: Database) -> None:
+    claim = claimed(database)
+    started = engine.RunStarted(resumed_from_step=None, total_steps=30, stages=2)
+    apply(database, claim, started, engine.PhaseChanged(phase="ranking"), offset=1)
+    job = job_of(database, claim)
+    assert (job.status, job.phase, job.total_steps) == (JobStatus.PREPARING, "ranking", 30)
+    apply(database, claim, stage_started(0), offset=2)
+    assert job_of(database, claim).status is JobStatus.RUNNING
+
+
+def test_the_history_is_in_the_order_of_the_events_with_the_move_in_its_place(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, engine.PhaseChanged(phase="training"), stage_started(0), step_logged(1), evaluated())
+    types = [event.type for event in history(database, claim)]
+    assert types == ["status", "phase", "status", "stage_started", "evaluated"]
+
+
+def test_steps_and_progress_do_not_flood_the_history(database: Database) -> None:
+    claim = claimed(database)
+    ranked = [engine.Progressed(phase="ranking", done=done, total=9, unit="samples") for done in range(9)]
+    apply(database, claim, *ranked, *(step_logged(step) for step in range(1, 21)))
+    assert [event.type for event in history(database, claim)] == ["status", "status"]
+
+
+def test_progress_within_a_phase_is_shown_and_ends_with_it(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, engine.Progressed(phase="ranking", done=3, total=9, unit="samples"), offset=1)
+    job = job_of(database, claim)
+    assert (job.phase, job.phase_done, job.phase_total, job.phase_unit) == ("ranking", 3, 9, "samples")
+    apply(database, claim, engine.PhaseChanged(phase="caching_teacher"), offset=2)
+    job = job_of(database, claim)
+    assert (job.phase, job.phase_done, job.phase_total) == ("caching_teacher", None, None)
+
+
+def test_a_step_shows_in_the_progress(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, step_logged(15, eta_seconds=12.5))
+    job = job_of(database, claim)
+    assert (job.step, job.total_steps, job.percent, job.stage) == (15, 20, 75.0, 1)
+    assert (job.tokens_per_second, job.eta_seconds, job.progress_at) == (1000.0, 12.5, EPOCH)
+
+
+def test_every_change_that_a_client_can_see_raises_the_version(database: Database) -> None:
+    claim = claimed(database)
+    before = job_of(database, claim).version
+    apply(database, claim, step_logged(1))
+    assert job_of(database, claim).version > before
+
+
+def test_a_step_leaves_each_of_its_figures(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, step_logged(3, divergence=None))
+    assert {name for name, step in metrics_of(database, claim) if step == 3} == {*METRICS} - {"divergence"}
+
+
+def test_a_step_that_is_run_again_replaces_its_figures(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, step_logged(1), step_logged(2), step_logged(2, loss=1.5), offset=1)
+    apply(database, claim, step_logged(2, loss=1.25), offset=2)
+    metrics = metrics_of(database, claim)
+    assert (metrics["loss", 1], metrics["loss", 2]) == (2.0, 1.25)
+    assert len(metrics) == 2 * len(METRICS)
+
+
+def test_a_figure_that_is_not_finite_is_left_out(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, step_logged(1, grad_norm=float("inf"), loss=float("nan"), eta_seconds=float("inf")))
+    assert not {("grad_norm", 1), ("loss", 1)} & set(metrics_of(database, claim))
+    assert job_of(database, claim).eta_seconds is None
+
+
+def test_stages_go_from_pending_over_running_to_succeeded(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, stage_started(0, samples=33, temperature=1.5), offset=1)
+    first, second = stages_of(database, claim)
+    assert (first.status, first.samples, first.temperature) == (StageStatus.RUNNING, 33, 1.5)
+    assert second.status is StageStatus.PENDING
+    apply(database, claim, engine.StageFinished(stage=0, step=10, epochs=3), offset=2)
+    first, _ = stages_of(database, claim)
+    assert (first.status, first.epochs, first.finished_at) == (StageStatus.SUCCEEDED, 3, EPOCH)
+
+
+def test_a_stage_that_was_not_planned_is_added(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, stage_started(2), step_logged(21, stage=2))
+    assert [stage.status for stage in stages_of(database, claim)][2] is StageStatus.RUNNING
+
+
+def test_an_attempt_that_falls_back_to_a_stage_takes_back_what_followed(database: Database) -> None:
+    claim = claimed(database)
+    done = [engine.StageFinished(stage=stage, step=10 * stage, epochs=1) for stage in (0, 1)]
+    apply(database, claim, stage_started(0), done[0], stage_started(1), done[1], evaluated(stage=1), offset=1)
+    apply(database, claim, stage_started(0), offset=2)
+    first, second = stages_of(database, claim)
+    assert (first.status, first.finished_at) == (StageStatus.RUNNING, None)
+    assert (second.status, second.finished_at, second.evaluation) == (StageStatus.PENDING, None, None)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [(Outcome.released(), StageStatus.PENDING), (Outcome.succeeded(), StageStatus.SUCCEEDED)],
+)
+def test_no_stage_runs_on_after_its_attempt(database: Database, outcome: Outcome, status: StageStatus) -> None:
+    claim = claimed(database)
+    apply(database, claim, stage_started(0))
+    with database.transaction(write=True) as session:
+        settle(session, claim, outcome)
+    assert stages_of(database, claim)[0].status is status
+
+
+def test_a_stage_carries_the_scores_of_its_end(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, evaluated(rouge_l=21.5), evaluated(subject="epoch", rouge_l=9.0))
+    evaluation = stages_of(database, claim)[0].evaluation
+    assert evaluation is not None
+    assert evaluation["rouge_l"] == 21.5
+
+
+def test_an_evaluation_that_is_made_again_replaces_the_first(database: Database) -> None:
+    claim = claimed(database)
+    initial: dict[str, Any] = {"subject": "initial", "stage": None, "step": 0}
+    apply(database, claim, evaluated(**initial), evaluated(**initial, rouge_l=5.0), evaluated())
+    with database.transaction(write=False) as session:
+        rows = session.scalars(sa.select(JobEvaluation).order_by(JobEvaluation.step)).all()
+    assert [(row.subject, row.rouge_l) for row in rows] == [("initial", 5.0), ("stage", 20.0)]
+
+
+def test_scores_of_drawn_answers_are_kept_beside_the_greedy_ones(database: Database) -> None:
+    spread = engine.Spread(values=(1.0, 3.0), mean=2.0, sd=2**0.5)
+    sampled = engine.Sampled(temperature=1.0, top_p=0.9, seeds=(10, 20), rouge_l=spread, exact_match=spread)
+    claim = claimed(database)
+    apply(database, claim, evaluated(subject="final", sampled=sampled), evaluated())
+    with database.transaction(write=False) as session:
+        rows = session.scalars(sa.select(JobEvaluation).order_by(JobEvaluation.subject)).all()
+    assert [EvaluationView.of(row).sampled for row in rows] == [sampled, None]
+
+
+def test_events_that_are_in_the_rows_already_are_passed_over(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, engine.Warned(code="not_exact", message="another torch"), offset=50)
+    before = everything(database)
+    apply(database, claim, engine.Warned(code="not_exact", message="another torch"), offset=50)
+    assert everything(database) == before
+
+
+def test_a_new_attempt_reads_its_events_from_the_start(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, step_logged(5), offset=5000)
+    with database.transaction(write=True) as session:
+        settle(session, claim, Outcome.released())
+        again = claim_next(session, worker="worker-2", lease_seconds=60)
+    assert again is not None
+    apply(database, again, engine.RunStarted(resumed_from_step=4, total_steps=20, stages=2), offset=10)
+    job = job_of(database, again)
+    assert (job.step, job.percent, job.events_offset) == (4, 20.0, 10)
+    with database.transaction(write=False) as session:
+        assert session.get_one(JobAttempt, (claim.job_id, 2)).resumed_from_step == 4
+
+
+def test_a_job_that_is_being_cancelled_reports_on_without_running_again(database: Database) -> None:
+    claim = claimed(database)
+    with database.transaction(write=True) as session:
+        set_status(session, claim.job_id, JobStatus.CANCELLING)
+    apply(database, claim, stage_started(0), step_logged(1))
+    job = job_of(database, claim)
+    assert (job.status, job.step) == (JobStatus.CANCELLING, 1)
+
+
+def test_a_message_that_a_database_cannot_hold_is_kept_without_the_character(database: Database) -> None:
+    claim = claimed(database)
+    apply(database, claim, engine.Warned(code="odd", message="a\0b" + "x" * 10_000))
+    message = history(database, claim)[-1].data["message"]
+    assert message.startswith("abx")
+    assert len(message) == 2000
+
+
+def test_the_end_of_a_run_is_in_the_history(database: Database) -> None:
+    claim = claimed(database)
+    ended = engine.RunEnded(code="x", message="y", fault="user", retryable=False, hint="z", step=7)
+    apply(database, claim, ended)
+    assert history(database, claim)[-1].data["code"] == "x"
+    assert job_of(database, claim).step == 7
+
+
+any_event = st.one_of(
+    st.integers(1, 20).map(step_logged),
+    st.integers(0, 1).map(stage_started),
+    st.integers(0, 1).map(lambda stage: engine.StageFinished(stage=stage, step=10, epochs=1)),
+    st.sampled_from(["loading", "training"]).map(lambda phase: engine.PhaseChanged(phase=phase)),
+    st.integers(0, 1).map(lambda stage: evaluated(stage=stage, step=10 * stage)),
+)
+
+
+@given(st.lists(any_event, max_size=12), st.integers(0, 12))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_how_events_are_cut_into_batches_makes_no_difference(
+    database: Database, events: list[engine.Event], cut: int
+) -> None:
+    whole, parts = claimed(database), claimed(database)
+    line = stamped(*events)
+    with database.transaction(write=True) as session:
+        apply_events(session, whole, line, offset=99)
+    for part, offset in ((line[:cut], 50), (line[cut:], 99)):
+        with database.transaction(write=True) as session:
+            apply_events(session, parts, part, offset=offset)
+    assert outcome_of(database, whole) == outcome_of(database, parts)
+
+
+def outcome_of(database: Database, claim: Claim) -> object:
+    job = job_of(database, claim)
+    return (
+        (job.status, job.step, job.phase, job.stage, job.progress_at, job.event_seq),
+        [(stage.status, stage.started_at, stage.finished_at) for stage in stages_of(database, claim)],
+        metrics_of(database, claim),
+        [(event.seq, event.type) for event in history(database, claim)],
+    )
+
+
+def publish(database: Database, claim: Claim, **fields: Any) -> Checkpoint:
+    known = {"kind": "training", "step": 10, "stage": 0, "size_bytes": 5, "manifest_sha256": "0" * 64}
+    with database.transaction(write=True) as session:
+        return add_checkpoint(session, claim, **{**known, **fields})
+
+
+def test_a_checkpoint_is_named_once_and_told_in_the_history(database: Database) -> None:
+    claim = claimed(database)
+    first, again = (publish(database, claim, store_key="jobs/a") for _ in range(2))
+    assert first.id == again.id
+    (event,) = [event for event in history(database, claim) if event.type == "checkpoint"]
+    assert event.data == {"id": first.id, "kind": "training", "step": 10, "stage": 0, "size_bytes": 5}
+
+
+def test_the_next_attempt_is_offered_the_training_states_newest_first(database: Database) -> None:
+    claim = claimed(database)
+    for kind, step in (("training", 10), ("best", 19), ("stage", 20), ("training", 15), ("final", 30)):
+        publish(database, claim, kind=kind, step=step, store_key=f"jobs/{kind}-{step}")
+    with database.transaction(write=True) as session:
+        settle(session, claim, Outcome.released())
+        again = claim_next(session, worker="worker-2", lease_seconds=60)
+    assert again is not None
+    assert [(state.kind, state.step) for state in again.checkpoints] == [
+        ("stage", 20),
+        ("training", 15),
+        ("training", 10),
+    ]
+    assert again.checkpoint == again.checkpoints[0]
+
+
+def test_an_artefact_takes_the_place_of_an_earlier_one_of_its_kind(database: Database) -> None:
+    claim = claimed(database)
+    for key in ("jobs/1", "jobs/1", "jobs/2"):
+        with database.transaction(write=True) as session:
+            add_artefact(session, claim, kind="report", store_key=key, size_bytes=9, sha256="0" * 64)
+    with database.transaction(write=False) as session:
+        assert session.get_one(JobArtefact, (claim.job_id, "report")).store_key == "jobs/2"
+    assert [event.type for event in history(database, claim)].count("artefact") == 2
+
+
+@given(st.text(max_size=60), st.integers(1, 40))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_log_keeps_its_end_within_its_bounds(database: Database, text: str, max_bytes: int) -> None:
+    claim = claimed(database)
+    with database.transaction(write=True) as session:
+        save_log_tail(session, claim, text, max_bytes=max_bytes)
+        kept = session.get_one(JobAttempt, (claim.job_id, 1)).log_tail
+    assert len(kept.encode()) <= max_bytes
+    assert text.replace("\0", "").endswith(kept)
+    if "\0" not in text and len(text.encode()) <= max_bytes:
+        assert kept == text

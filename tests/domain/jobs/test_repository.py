@@ -1,0 +1,136 @@
+"""Jobs as they are asked for."""
+
+import pytest
+
+from domain.db import Database
+from domain.errors import JobNotFound
+from domain.jobs.event_recorder import apply_events
+from domain.jobs.leases import claim_next
+from domain.jobs.models import Job
+from domain.jobs.queue import queue_place
+from domain.jobs.repository import (
+    get_job,
+    list_events,
+    list_jobs,
+    live_jobs_using,
+    metric_series,
+    queued_count,
+)
+from domain.jobs.states import JobStatus
+from tests.domain.jobs.test_queue import place_of
+from tests.support.rows import SPEC, add_job, claimed, set_status, stamped, step_logged
+
+
+def test_a_job_of_another_project_is_not_there(database: Database) -> None:
+    with database.transaction(write=True) as session:
+        job = add_job(session, project="theirs")
+        assert get_job(session, "theirs", job.id).id == job.id
+        with pytest.raises(JobNotFound):
+            get_job(session, "mine", job.id)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_pages_hold_every_job_once_newest_first(database: Database, limit: int) -> None:
+    with database.transaction(write=True) as session:
+        made = [add_job(session).id for _ in range(7)]
+        add_job(session, project="theirs")
+    seen: list[str] = []
+    has_more = True
+    while has_more:
+        with database.transaction(write=False) as session:
+            page = list_jobs(session, "default", limit=limit, after=seen[-1] if seen else None)
+        assert len(page.rows) <= limit
+        seen += [job.id for job in page.rows]
+        has_more = page.has_more
+    assert seen == made[::-1]
+
+
+def test_a_page_goes_on_after_a_job_that_was_deleted_meanwhile(database: Database) -> None:
+    with database.transaction(write=True) as session:
+        old, gone, _new = (add_job(session) for _ in range(3))
+        session.delete(gone)
+        session.flush()
+        page = list_jobs(session, "default", limit=10, after=gone.id)
+    assert [job.id for job in page.rows] == [old.id]
+
+
+def test_lists_are_filtered_by_status_and_by_all_labels(database: Database) -> None:
+    with database.transaction(write=True) as session:
+        both = add_job(session, labels={"team": "nlp", "run.no": "7"})
+        add_job(session, labels={"team": "nlp"})
+        set_status(session, add_job(session, labels={"team": "nlp", "run.no": "7"}).id, JobStatus.RUNNING)
+        found = list_jobs(
+            session,
+            "default",
+            limit=10,
+            statuses=[JobStatus.QUEUED, JobStatus.PAUSED],
+            labels={"team": "nlp", "run.no": "7"},
+        )
+    assert [job.id for job in found.rows] == [both.id]
+
+
+@pytest.mark.parametrize("key", ['a"b', "a.b[0]", "", "$", "'; --", "a b"])
+def test_an_odd_label_key_finds_nothing_and_breaks_nothing(database: Database, key: str) -> None:
+    with database.transaction(write=True) as session:
+        add_job(session, labels={"a": "x"})
+        assert list(list_jobs(session, "default", limit=10, labels={key: "x"}).rows) == []
+
+
+def test_events_are_read_on_from_a_number(database: Database) -> None:
+    claim = claimed(database)
+    with database.transaction(write=True) as session:
+        apply_events(session, claim, stamped(step_logged(1)), offset=1)
+    with database.transaction(write=False) as session:
+        assert [event.seq for event in list_events(session, claim.job_id, after=1, limit=5).rows] == [2]
+        assert list_events(session, claim.job_id, limit=1).has_more
+
+
+def test_the_place_in_the_queue_is_the_order_of_the_claims(database: Database) -> None:
+    with database.transaction(write=True) as session:
+        jobs = [add_job(session, priority=priority) for priority in (0, 5, 0, 9)]
+        places = [(place_of(session, job).position, job.id) for job in jobs]
+    assert [position for position, _ in sorted(places)] == [1, 2, 3, 4]
+    for _, expected in sorted(places):
+        with database.transaction(write=True) as session:
+            claim = claim_next(session, worker="worker-1", lease_seconds=60)
+            assert claim is not None
+            assert claim.job_id == expected
+            assert queue_place(session, session.get_one(Job, expected), worker_seconds=60) is None
+
+
+def test_queued_jobs_are_counted_for_all_and_for_a_project(database: Database) -> None:
+    with database.transaction(write=True) as session:
+        add_job(session)
+        add_job(session, project="theirs")
+        set_status(session, add_job(session).id, JobStatus.RUNNING)
+        assert (queued_count(session), queued_count(session, project="theirs")) == (2, 1)
+
+
+@pytest.mark.parametrize("points", [1, 2, 5, 19, 20, 100])
+def test_a_series_is_thinned_out_and_keeps_both_ends(database: Database, points: int) -> None:
+    claim = claimed(database)
+    with database.transaction(write=True) as session:
+        apply_events(session, claim, stamped(*(step_logged(step, loss=step) for step in range(1, 21))), offset=1)
+        (series,) = metric_series(session, claim.job_id, names=["loss"], points=points)
+    assert (series.steps[0], series.steps[-1]) == (1, 20)
+    assert list(series.values) == [float(step) for step in series.steps]
+    assert len(series.steps) <= points + 1
+    assert len(series.steps) == 20 or points < 20
+
+
+def test_a_series_is_cut_to_a_range_of_steps(database: Database) -> None:
+    claim = claimed(database)
+    with database.transaction(write=True) as session:
+        apply_events(session, claim, stamped(*map(step_logged, range(1, 21))), offset=1)
+        found = metric_series(session, claim.job_id, points=100, from_step=5, to_step=8)
+    assert {series.steps for series in found} == {(5, 6, 7, 8)}
+
+
+def test_a_checkpoint_is_in_use_as_teacher_or_student(database: Database) -> None:
+    with database.transaction(write=True) as session:
+        add_job(session, spec={**SPEC, "teacher": {"checkpoint": "ckpt_teacher00"}})
+        job = add_job(session, spec={**SPEC, "student": {"checkpoint": "ckpt_student00"}})
+        for checkpoint, used in (("ckpt_teacher00", 1), ("ckpt_student00", 1), ("ckpt_other0000", 0)):
+            assert live_jobs_using(session, "default", checkpoint=checkpoint) == used
+        set_status(session, job.id, JobStatus.FAILED)
+        assert live_jobs_using(session, "default", checkpoint="ckpt_student00") == 0

@@ -1,0 +1,114 @@
+"""The table of moves."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.jobs.states import (
+    CANCELLED,
+    HELD,
+    MOVES,
+    RELEASED,
+    SUCCEEDED,
+    TERMINAL,
+    WORKER_LOST,
+    AttemptEnd,
+    EndReason,
+    JobStatus,
+    after_attempt,
+    ended_status,
+    refusal,
+)
+
+statuses = st.sampled_from(list(JobStatus))
+
+
+def test_table_is_total() -> None:
+    assert set(MOVES) == set(JobStatus)
+
+
+def test_terminal_states_are_the_three_ends_and_have_no_way_out() -> None:
+    assert {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED} == TERMINAL
+    assert not any(MOVES[status] for status in TERMINAL)
+
+
+def test_every_state_is_reachable_from_the_queue() -> None:
+    reached, frontier = {JobStatus.QUEUED}, {JobStatus.QUEUED}
+    while frontier:
+        frontier = {target for status in frontier for target in MOVES[status]} - reached
+        reached |= frontier
+    assert reached == set(JobStatus)
+
+
+@given(statuses.filter(lambda status: status not in TERMINAL))
+def test_from_every_live_state_a_job_can_still_end(status: JobStatus) -> None:
+    reached, frontier = {status}, {status}
+    while frontier:
+        frontier = {target for each in frontier for target in MOVES[each]} - reached
+        reached |= frontier
+    assert JobStatus.CANCELLED in reached
+
+
+def test_no_move_leads_back_into_the_same_state() -> None:
+    assert not any(status in targets for status, targets in MOVES.items())
+
+
+def test_cancelling_ends_as_cancelled_and_never_as_succeeded() -> None:
+    assert MOVES[JobStatus.CANCELLING] == {JobStatus.CANCELLED}
+
+
+@given(statuses, statuses)
+def test_a_refusal_names_what_is_allowed_instead(current: JobStatus, wanted: JobStatus) -> None:
+    refused = refusal(current, wanted)
+    assert (refused is None) == (wanted in MOVES[current])
+    if refused is not None:
+        assert current in refused
+        assert all(allowed in refused for allowed in MOVES[current])
+
+
+@given(st.sampled_from(sorted(HELD)), st.sampled_from(list(AttemptEnd)), st.integers(0, 5))
+def test_the_end_of_an_attempt_is_a_legal_path_that_lets_the_job_go(
+    current: JobStatus, end: AttemptEnd, attempts_left: int
+) -> None:
+    path = after_attempt(current, end, attempts_left=attempts_left)
+    for before, after in zip((current, *path), path, strict=False):
+        assert after in MOVES[before]
+    assert path[-1] not in HELD
+    assert path[-1] is not JobStatus.RECOVERING
+
+
+@given(st.sampled_from(sorted(HELD)), st.sampled_from([AttemptEnd.CRASHED, AttemptEnd.LOST]))
+def test_without_attempts_left_a_crash_ends_the_job(current: JobStatus, end: AttemptEnd) -> None:
+    assert after_attempt(current, end, attempts_left=0)[-1] in TERMINAL
+
+
+@given(st.sampled_from(list(AttemptEnd)), st.integers(0, 5))
+def test_a_job_that_is_being_cancelled_ends_as_cancelled_whatever_happens(end: AttemptEnd, left: int) -> None:
+    assert after_attempt(JobStatus.CANCELLING, end, attempts_left=left) == (JobStatus.CANCELLED,)
+
+
+def test_a_lost_worker_sends_the_job_through_recovering_back_to_the_queue() -> None:
+    path = after_attempt(JobStatus.RUNNING, AttemptEnd.LOST, attempts_left=1)
+    assert path == (JobStatus.RECOVERING, JobStatus.QUEUED)
+
+
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [
+        (SUCCEEDED, JobStatus.SUCCEEDED),
+        (CANCELLED, JobStatus.CANCELLED),
+        (WORKER_LOST, JobStatus.FAILED),
+        (EndReason("out_of_memory", "It does not fit.", "capacity"), JobStatus.FAILED),
+    ],
+)
+def test_the_status_follows_from_the_reason(reason: EndReason, status: JobStatus) -> None:
+    assert ended_status(reason) is status
+
+
+@pytest.mark.parametrize("reason", [SUCCEEDED, CANCELLED, RELEASED, WORKER_LOST])
+def test_a_reason_survives_its_json(reason: EndReason) -> None:
+    assert EndReason.from_json(reason.as_json()) == reason
+
+
+def test_a_reason_drops_what_a_database_cannot_hold() -> None:
+    assert EndReason("crashed", "killed\0 by signal 9").as_json()["message"] == "killed by signal 9"

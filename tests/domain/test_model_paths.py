@@ -1,0 +1,74 @@
+"""Models are read below the roots, and nowhere else."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.errors import ModelMissing, PathOutsideModelRoots
+from domain.model_paths import locate_model
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "models" / "gpt2").mkdir(parents=True)
+    (tmp_path / "models-too").mkdir()
+    (tmp_path / "secret").mkdir()
+    return tmp_path / "models"
+
+
+def locate(root: Path, written: str) -> Path:
+    return locate_model([root], written, pointer="/teacher/path")
+
+
+def test_a_relative_and_an_absolute_path_find_the_same_model(root: Path) -> None:
+    assert locate(root, "gpt2") == locate(root, str(root / "gpt2")) == root / "gpt2"
+
+
+def test_the_first_root_that_has_the_model_gives_it(root: Path) -> None:
+    empty = root.parent / "models-too"
+    assert locate_model([empty, root], "gpt2", pointer="") == root / "gpt2"
+
+
+@pytest.mark.parametrize("written", ["../secret", "gpt2/../../secret", "/etc/passwd", "../models-too", "../absent"])
+def test_a_path_that_leaves_the_root_is_refused_whether_or_not_something_is_there(root: Path, written: str) -> None:
+    with pytest.raises(PathOutsideModelRoots) as refused:
+        locate(root, written)
+    assert [problem.pointer for problem in refused.value.problems] == ["/teacher/path"]
+
+
+def test_a_link_that_leads_outside_is_refused(root: Path) -> None:
+    (root / "link").symlink_to(root.parent / "secret")
+    with pytest.raises(PathOutsideModelRoots):
+        locate(root, "link")
+
+
+def test_a_link_that_stays_inside_is_followed(root: Path) -> None:
+    (root / "link").symlink_to(root / "gpt2")
+    assert locate(root, "link") == root / "gpt2"
+
+
+def test_a_root_may_itself_be_a_link(root: Path) -> None:
+    (root.parent / "alias").symlink_to(root)
+    assert locate(root.parent / "alias", "gpt2") == root / "gpt2"
+
+
+@pytest.mark.parametrize("written", ["absent", "nul\0", "x" * 5000, "circle"])
+def test_what_cannot_be_there_is_missing(root: Path, written: str) -> None:
+    (root / "circle").symlink_to(root / "circle")
+    with pytest.raises(ModelMissing):
+        locate(root, written)
+
+
+def test_without_roots_no_model_is_read(root: Path) -> None:
+    with pytest.raises(PathOutsideModelRoots):
+        locate_model([], str(root / "gpt2"), pointer="")
+
+
+@given(st.text(min_size=1, max_size=80) | st.lists(st.sampled_from(["..", ".", "gpt2", "", "~"])).map("/".join))
+def test_no_spelling_leads_outside(written: str) -> None:
+    root = Path(__file__).parent.resolve()
+    with suppress(PathOutsideModelRoots, ModelMissing):
+        assert locate(root, written).is_relative_to(root)

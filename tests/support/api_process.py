@@ -1,0 +1,74 @@
+"""The service as a process of its own, on a real socket."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(home: Path, **settings: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("POCL_")}
+    return inherited | {"POCL_HOME": str(home)} | {f"POCL_{name.upper()}": value for name, value in settings.items()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Served:
+    process: subprocess.Popen[bytes]
+    address: str
+
+
+@contextmanager
+def serving(
+    home: Path, log: Path, *, program: Sequence[str] = ("-m", "api", "serve"), dies: bool = False, **settings: str
+) -> Iterator[Served]:
+    """A running service. At the end it has to stop when asked, and without an error in its log.
+
+    Args:
+        program: what Python runs, where that is not the plain service.
+        dies: it kills itself before the end.
+    """
+    port = free_port()
+    variables = environment(home, port=str(port), **settings)
+    with log.open("wb") as output:
+        process = subprocess.Popen([sys.executable, *program], env=variables, cwd=ROOT, stderr=output)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        eventually(lambda: process.poll() is not None or _answers(address), what="the service answers")
+        assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+        yield Served(process, address)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if not dies:
+        process.send_signal(signal.SIGTERM)
+    status = process.wait(30)
+    # Uvicorn ends by the signal that it was sent, once it has shut down.
+    assert status in ((-signal.SIGKILL,) if dies else (0, -signal.SIGTERM)), status
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line for line in lines if line["level"] in ("error", "critical")] == []
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx2.get(f"{address}/healthz").status_code == 200
+    except httpx2.TransportError:
+        return False

@@ -1,0 +1,172 @@
+"""The services of `docker-compose.yml` as processes of this machine: their own commands, environments, health checks,
+order of starting, and way of stopping. There are no containers: what an image holds, networks, limits and GPUs are
+not tried by this.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.compose_file import ROOT, ComposeFile, Service, image_environment
+from tests.support.processes import Member
+from tests.support.waiting import eventually
+from worker.processes import end, spawn
+
+_HOME = "/var/lib/pocl"
+# Not in the API's image. A module of the same name comes before the installed one.
+_NOT_IN_THE_API_IMAGE = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+# Where redis-tools is not installed.
+_PING = """
+import os, redis
+print("PONG" if redis.Redis(port={port}, password=os.environ["REDISCLI_AUTH"]).ping() else "")
+"""
+
+
+@dataclass(frozen=True)
+class Here:
+    """Where things are on this machine that in containers are elsewhere: the only departures from the file."""
+
+    root: Path
+    models: Path
+    redis: Path
+    """The server, Valkey's or Redis's."""
+    postgres: Path
+    """The directory of its programs."""
+    socket: Path
+    """The directory of its socket."""
+    api_port: int
+    redis_port: int
+    postgres_port: int
+
+    def translated(self, text: str, service: Service) -> str:
+        places = {
+            _HOME: str(self.root / service.name / "home"),
+            "/tmp/": f"{self.root / service.name}/",
+            "/valkey.conf": str(self.root / "valkey.conf"),
+            "/data": str(self.root / "data"),
+            "0.0.0.0": "127.0.0.1",
+            ":8000": f":{self.api_port}",
+        }
+        if text == "8000":
+            return str(self.api_port)
+        return re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
+
+    def command(self, words: list[str], service: Service) -> list[str]:
+        programs = {
+            "python": sys.executable,
+            "valkey-server": str(self.redis),
+            "pg_isready": str(self.postgres / "pg_isready"),
+        }
+        return [programs[words[0]], *(self.translated(word, service) for word in words[1:])]
+
+    def environment(self, service: Service) -> dict[str, str]:
+        given = {**image_environment(), **service.environment} if service.target else service.environment
+        # The code is in the checkout and not in the image; engines are started elsewhere, and find it by this.
+        code = [ROOT, self.root / "not-in-the-image"] if service.target == "api" else [ROOT]
+        return {
+            **{name: self.translated(value, service) for name, value in given.items()},
+            "PATH": f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join(str(place) for place in reversed(code)),
+            "PGPORT": str(self.postgres_port),
+        }
+
+    def furnish(self, compose: ComposeFile) -> None:
+        """Make what the images and the volumes hold."""
+        for name in _NOT_IN_THE_API_IMAGE:
+            module = self.root / "not-in-the-image" / name / "__init__.py"
+            module.parent.mkdir(parents=True)
+            module.write_text(f"raise ImportError('{name} is not in this image')\n")
+        for volume in ("artefacts", "data", "bin"):
+            (self.root / volume).mkdir()
+        content = self.translated(compose.tree["configs"]["redis"]["content"], compose.services["redis"])
+        (self.root / "valkey.conf").write_text(f"{content}\nbind 127.0.0.1\nport {self.redis_port}\n")
+        for service in compose.services.values():
+            self._mount(service)
+        self._provide_valkey_cli()
+
+    def _mount(self, service: Service) -> None:
+        home = self.root / service.name / "home"
+        home.mkdir(parents=True)
+        for volume in service.raw.get("volumes", ()):
+            source, target = volume.split(":") if isinstance(volume, str) else (volume["source"], volume["target"])
+            if target.startswith(f"{_HOME}/"):
+                place = self.models if source == str(self.models) else self.root / source
+                (home / target.removeprefix(f"{_HOME}/")).symlink_to(place)
+
+    def _provide_valkey_cli(self) -> None:
+        client = self.root / "bin" / "valkey-cli"
+        if found := shutil.which("valkey-cli") or shutil.which("redis-cli"):
+            client.write_text(f'#!/bin/sh\nexec {found} -p {self.redis_port} "$@"\n')
+        else:
+            client.write_text(f"#!{sys.executable}\n{_PING.format(port=self.redis_port)}")
+        client.chmod(0o755)
+
+
+class Containers:
+    """Starts services in the order that the file asks for. PostgreSQL is started by whoever makes this."""
+
+    def __init__(self, compose: ComposeFile, here: Here) -> None:
+        self.compose = compose
+        self.here = here
+        self.members: dict[str, Member] = {}
+
+    def up(self, *names: str) -> None:
+        """Start services, and before each those that it waits for."""
+        for name in names:
+            service = self.compose.services[name]
+            for other, condition in service.waits_for.items():
+                if other not in self.members and other != "postgres":
+                    self.up(other)
+                if condition == "service_completed_successfully":
+                    assert self.members[other].ends() == 0, self.members[other].log
+                else:
+                    self.becomes_healthy(other)
+            self.members[name] = self._started(service)
+
+    def healthy(self, name: str) -> bool:
+        service = self.compose.services[name]
+        kind, *test = service.raw["healthcheck"]["test"]
+        command = self.here.command(test, service) if kind == "CMD" else ["/bin/sh", "-c", *test]
+        ran = subprocess.run(command, env=self.here.environment(service), cwd=self.here.root, capture_output=True)
+        return ran.returncode == 0
+
+    def becomes_healthy(self, name: str) -> None:
+        def look() -> bool:
+            member = self.members.get(name)
+            assert member is None or member.process.poll() is None, f"{name} ended: {member.log[-3000:]}"
+            return self.healthy(name)
+
+        eventually(look, within=60, every=0.2, what=f"{name} is healthy")
+
+    def stop(self, name: str) -> int:
+        """As `docker compose stop` does; the exit status."""
+        service, member = self.compose.services[name], self.members[name]
+        member.process.send_signal(signal.Signals[service.stop_signal])
+        return member.ends(within=service.grace)
+
+    def kill(self) -> None:
+        for member in self.members.values():
+            end(member.process, grace=0)
+
+    def _started(self, service: Service) -> Member:
+        log = self.here.root / f"{service.name}.log"
+        with log.open("ab") as output:
+            process = spawn(
+                self.here.command(service.command, service),
+                stdout=output,
+                environment=self.here.environment(service),
+                directory=self.here.root / service.name,
+            )
+        return Member(process, log)
+
+
+def without_engine(environment: Mapping[str, str]) -> bool:
+    """Whether a process with this environment can import no part of the engine's libraries."""
+    tried = "import torch"
+    return subprocess.run([sys.executable, "-c", tried], env=dict(environment), capture_output=True).returncode != 0

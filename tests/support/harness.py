@@ -1,0 +1,172 @@
+"""A home with a database, an artefact store and jobs in it, worked on by an engine that trains nothing."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from domain.artifacts import ArtefactStore
+from domain.checkpoints.models import Checkpoint
+from domain.checkpoints.repository import list_checkpoints
+from domain.datasets.repository import add_dataset
+from domain.db import Database, upgrade
+from domain.ids import new_id
+from domain.jobs import repository
+from domain.jobs.actions import cancel_job
+from domain.jobs.models import Job, JobArtefact, JobAttempt, JobEvent
+from domain.jobs.submission import Wishes, submit_job
+from domain.settings import Settings
+from worker.devices import devices
+from worker.settings import WorkerSettings
+from worker.supervisor import Supervisor
+
+FAKE_ENGINE = Path(__file__).parents[1] / "worker" / "fake_engine.py"
+PROJECT = "default"
+SPEC: dict[str, Any] = {
+    "preset": "quick",
+    "teacher": {"random": {"layers": 4}},
+    "student": {"from_teacher": {"layers": [0, 3]}},
+    "curriculum": {"stages": 2},
+}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    home: Path
+    database_url: str
+    lease_seconds: float = 60
+    redis_url: str | None = None
+    databases: list[Database] = field(default_factory=list)
+
+    @cached_property
+    def settings(self) -> Settings:
+        beat = self.lease_seconds / 6
+        return Settings(
+            home=self.home,
+            database_url=self.database_url,
+            redis_url=self.redis_url,
+            lease_seconds=self.lease_seconds,
+            heartbeat_seconds=beat,
+            reaper_seconds=beat,
+        )
+
+    @cached_property
+    def database(self) -> Database:
+        upgrade(self.settings)
+        database = Database(self.database_url)
+        self.databases.append(database)
+        return database
+
+    @cached_property
+    def store(self) -> ArtefactStore:
+        return ArtefactStore(self.settings.artefact_root)
+
+    def close(self) -> None:
+        for database in self.databases:
+            database.close()
+
+    def submit(self, wishes: Wishes | None = None, **changes: Any) -> str:
+        """Put a job with a data set of its own into the queue; its id."""
+        dataset = new_id("ds")
+        self.home.mkdir(exist_ok=True)
+        rows = self.home / "rows.jsonl"
+        rows.write_text("".join(json.dumps({"instruction": f"Say {n}", "output": str(n)}) + "\n" for n in range(8)))
+        stored = self.store.publish_file(rows, f"datasets/{dataset}.jsonl")
+        with self.database.transaction(write=True) as session:
+            add_dataset(
+                session,
+                project=PROJECT,
+                name="numbers",
+                rows=8,
+                size_bytes=stored.size,
+                sha256=stored.sha256,
+                store_key=f"datasets/{dataset}.jsonl",
+                dataset_id=dataset,
+            )
+        raw = {**SPEC, "data": {"train": {"dataset": dataset}}, **changes}
+        return submit_job(self.database, self.settings, raw, project=PROJECT, wishes=wishes).id
+
+    def cancel(self, job_id: str) -> None:
+        with self.database.transaction(write=True) as session:
+            cancel_job(session, PROJECT, job_id)
+
+    def job(self, job_id: str) -> Job:
+        with self.database.transaction(write=False) as session:
+            return repository.get_job(session, PROJECT, job_id)
+
+    def attempts(self, job_id: str) -> Sequence[JobAttempt]:
+        with self.database.transaction(write=False) as session:
+            return repository.list_attempts(session, job_id, limit=100).rows
+
+    def events(self, job_id: str, kind: str | None = None) -> list[JobEvent]:
+        with self.database.transaction(write=False) as session:
+            rows = repository.list_events(session, job_id, limit=10_000).rows
+        return [row for row in rows if kind in (None, row.type)]
+
+    def moves(self, job_id: str) -> list[str]:
+        """The states that the job went through."""
+        return [str(event.data["to"]) for event in self.events(job_id, "status")]
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """Oldest first."""
+        with self.database.transaction(write=False) as session:
+            return list(reversed(list_checkpoints(session, PROJECT, job_id=job_id, limit=100).rows))
+
+    def artefacts(self, job_id: str) -> dict[str, JobArtefact]:
+        with self.database.transaction(write=False) as session:
+            return {row.kind: row for row in repository.list_artefacts(session, job_id)}
+
+    def options(self, *engine: str, **changes: Any) -> WorkerSettings:
+        return WorkerSettings(**{**self._quick(engine), **changes})
+
+    def supervisor(self, *engine: str, should_stop: Callable[[], bool] = lambda: False, **changes: Any) -> Supervisor:
+        """A supervisor whose engine is the fake one with these arguments."""
+        options = self.options(*engine, **changes)
+        return Supervisor(self.database, self.store, self.settings, options, "tester", devices(options), should_stop)
+
+    def environment(self, *engine: str, **changes: Any) -> dict[str, str]:
+        """For a worker or a scheduler in a process of its own."""
+        options = {f"POCL_WORKER_{name}".upper(): value for name, value in {**self._quick(engine), **changes}.items()}
+        settings = self.settings
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith("POCL_")},
+            **{name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()},
+            "POCL_HOME": str(self.home),
+            "POCL_DATABASE_URL": settings.database_url,
+            **({} if self.redis_url is None else {"POCL_REDIS_URL": self.redis_url}),
+            "POCL_LEASE_SECONDS": str(settings.lease_seconds),
+            "POCL_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
+            "POCL_REAPER_SECONDS": str(settings.reaper_seconds),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    @staticmethod
+    def _quick(engine: Sequence[str]) -> dict[str, Any]:
+        command = [sys.executable, str(FAKE_ENGINE), *engine]
+        return {"engine": command, "tick_seconds": 0.02, "flush_seconds": 0.05, "doorbell_seconds": 0.05}
+
+
+def processes_mentioning(text: str) -> dict[int, str]:
+    """Live processes whose command line or environment contains `text`, this one excepted: id -> command line."""
+    found: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+            mentioned = text.encode() in command + (entry / "environ").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        # A zombie has no command line left: it has ended.
+        if mentioned and command:
+            found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def kill(process: int, number: signal.Signals = signal.SIGKILL) -> None:
+    os.kill(process, number)

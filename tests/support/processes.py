@@ -1,0 +1,60 @@
+"""Workers, schedulers and launchers as processes of their own, none of which outlives its test."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from tests.support.waiting import eventually
+from worker.processes import end, spawn
+
+Role = Literal["run", "scheduler", "serve"]
+
+
+class Crew:
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._logs.mkdir(parents=True)
+        self._members: list[subprocess.Popen[bytes]] = []
+
+    def start(self, role: Role, environment: Mapping[str, str], *arguments: str) -> "Member":
+        """Start `python -m worker ROLE`."""
+        log = self._logs / f"{len(self._members)}-{role}.log"
+        with log.open("wb") as output:
+            process = spawn([sys.executable, "-m", "worker", role, *arguments], stdout=output, environment=environment)
+        self._members.append(process)
+        return Member(process, log)
+
+    def dismiss(self) -> None:
+        for process in self._members:
+            end(process, grace=0)
+
+
+class Member:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def says(self, text: str, within: float = 60) -> str:
+        """Wait for a line that contains `text`."""
+
+        def look() -> str:
+            found = next((line for line in self.log.splitlines() if text in line), "")
+            assert found or self.process.poll() is None, f"it ended: {self.log[-2000:]}"
+            return found
+
+        return eventually(look, within=within, what=f"{text!r} in {self._log.name}")
+
+    def ends(self, within: float = 60) -> int:
+        """Wait for its end; the exit status."""
+        eventually(lambda: self.process.poll() is not None, within=within, what="the process ends")
+        return self.process.wait()

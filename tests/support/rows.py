@@ -1,0 +1,135 @@
+"""Rows to test with."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from domain.datasets.models import Dataset
+from domain.datasets.repository import add_dataset
+from domain.db import Database, Record
+from domain.ids import new_id
+from domain.jobs.leases import Claim, claim_next
+from domain.jobs.models import Job, JobStage
+from domain.jobs.states import JobStatus
+from pocl import events as engine
+from pocl.spec import resolve
+
+SPEC: dict[str, Any] = {
+    "preset": "quick",
+    "teacher": {"random": {"layers": 4}},
+    "student": {"random": {"layers": 2}},
+    "data": {"train": {"dataset": "ds_00000000"}},
+    "curriculum": {"stages": 2},
+}
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def add_job(session: Session, **columns: Any) -> Job:
+    """A queued job of two stages with 10 steps each, whose data set need not exist."""
+    spec = columns.pop("spec", SPEC)
+    defaults = {
+        "id": new_id("job"),
+        "spec": spec,
+        "resolved": resolve(spec).model_dump(mode="json"),
+        "total_steps": 20,
+        "stages": 2,
+    }
+    job = Job(**{**defaults, **columns})
+    session.add(job)
+    session.flush()
+    session.add_all(
+        JobStage(
+            job_id=job.id,
+            index=index,
+            samples=40 * (index + 1),
+            temperature=1.0 + index,
+            kd_weight=0.7,
+            epochs=1,
+            steps=10,
+            first_step=10 * index,
+        )
+        for index in range(2)
+    )
+    session.flush()
+    return job
+
+
+def add_some_dataset(session: Session, *, project: str = "default", rows: int = 100) -> Dataset:
+    dataset_id = new_id("ds")
+    return add_dataset(
+        session,
+        project=project,
+        name="dolly",
+        rows=rows,
+        size_bytes=1000,
+        sha256="0" * 64,
+        store_key=f"datasets/{dataset_id}.jsonl",
+        dataset_id=dataset_id,
+    )
+
+
+def claimed(database: Database, *, lease_seconds: float = 60, **columns: Any) -> Claim:
+    """A job that a worker has just taken; with a negative lease, one that it has already outlived."""
+    with database.transaction(write=True) as session:
+        add_job(session, **columns)
+        claim = claim_next(session, worker="worker-1", lease_seconds=lease_seconds)
+    assert claim is not None
+    return claim
+
+
+def job_of(database: Database, claim: Claim) -> Job:
+    with database.transaction(write=False) as session:
+        return session.scalars(sa.select(Job).where(Job.id == claim.job_id)).one()
+
+
+def set_status(session: Session, job_id: str, status: JobStatus) -> None:
+    """Put a job into a state without a move."""
+    session.execute(sa.update(Job).where(Job.id == job_id).values(status=status))
+
+
+def everything(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of all tables."""
+    with database.transaction(write=False) as session:
+        return {
+            table.name: sorted((tuple(row) for row in session.execute(sa.select(table))), key=repr)
+            for table in Record.metadata.sorted_tables
+        }
+
+
+def stamped(*events: engine.Event, first_second: int = 0) -> list[engine.Stamped]:
+    """Events, one a second."""
+    return [
+        engine.Stamped(at=EPOCH + timedelta(seconds=first_second + second), event=event)
+        for second, event in enumerate(events)
+    ]
+
+
+def stage_started(stage: int, **fields: Any) -> engine.StageStarted:
+    known = {"samples": 40, "temperature": 1.0, "kd_weight": 0.7, "steps": 10, "first_step": 10 * stage}
+    return engine.StageStarted(stage=stage, **{**known, **fields})
+
+
+def step_logged(step: int, **fields: Any) -> engine.StepLogged:
+    known = {
+        "total_steps": 20,
+        "stage": (step - 1) // 10,
+        "loss": 2.0,
+        "cross_entropy": 2.5,
+        "divergence": 0.5,
+        "learning_rate": 1e-4,
+        "grad_norm": 1.0,
+        "temperature": 1.0,
+        "kd_weight": 0.7,
+        "tokens": 100,
+        "tokens_seen": 150 * step,
+        "tokens_per_second": 1000.0,
+        "eta_seconds": 60.0,
+    }
+    return engine.StepLogged(step=step, **{**known, **fields})
+
+
+def evaluated(**fields: Any) -> engine.Evaluated:
+    known = {"subject": "stage", "stage": 0, "step": 10, "rows": 8, "rouge_l": 20.0, "exact_match": 0.0}
+    return engine.Evaluated(**{**known, "cross_entropy": 2.0, "divergence": 0.3, **fields})

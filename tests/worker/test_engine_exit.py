@@ -1,0 +1,86 @@
+"""Every way in which an engine can end has one outcome."""
+
+import errno
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.jobs.states import AttemptEnd
+from pocl.events import RunEnded, RunFinished
+from worker.engine_exit import Asked, Ending, memory_kills, of_storage, outcome_of
+
+FINISHED = RunFinished(step=9)
+FAILED = RunEnded(code="loss_diverged", message="m", fault="user", retryable=False, hint="h", step=3)
+STOPPED = RunEnded(code="stopped", message="m", fault="system", retryable=True, hint="h", step=3)
+
+endings = st.builds(
+    Ending,
+    status=st.integers(-64, 255),
+    last=st.sampled_from([None, FINISHED, FAILED, STOPPED]),
+    asked=st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]),
+    stored=st.booleans(),
+    memory_kills=st.integers(0, 2),
+)
+
+
+@given(endings)
+def test_only_a_whole_run_succeeds(ending: Ending) -> None:
+    whole = ending.status == 0 and ending.last == FINISHED and ending.stored
+    assert (outcome_of(ending).end is AttemptEnd.SUCCEEDED) == whole
+
+
+@given(endings)
+def test_an_outcome_always_says_why_in_a_sentence(ending: Ending) -> None:
+    reason = outcome_of(ending).reason
+    assert reason.code
+    assert reason.message.endswith(".") or reason.message == "m"
+
+
+@given(st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]), st.integers(-64, 255))
+def test_a_typed_failure_stands_whatever_was_asked(asked: Asked | None, status: int) -> None:
+    outcome = outcome_of(Ending(status, FAILED, asked))
+    assert (outcome.end, outcome.reason.code) == (AttemptEnd.FAILED, "loss_diverged")
+
+
+@pytest.mark.parametrize(
+    ("ending", "end", "code"),
+    [
+        (Ending(75, STOPPED, "cancel"), AttemptEnd.CANCELLED, "cancelled"),
+        (Ending(75, STOPPED, "pause"), AttemptEnd.RELEASED, "released"),
+        (Ending(75, STOPPED, "release"), AttemptEnd.RELEASED, "released"),
+        (Ending(-signal.SIGKILL, None, "release"), AttemptEnd.RELEASED, "released"),
+        (Ending(-signal.SIGKILL, None, "stall"), AttemptEnd.CRASHED, "stalled"),
+        (Ending(75, STOPPED), AttemptEnd.CRASHED, "engine_stopped"),
+        (Ending(2), AttemptEnd.FAILED, "spec_invalid"),
+        (Ending(0), AttemptEnd.CRASHED, "engine_failure"),
+        (Ending(1), AttemptEnd.CRASHED, "engine_failure"),
+        (Ending(-signal.SIGKILL), AttemptEnd.CRASHED, "engine_killed"),
+        (Ending(-signal.SIGKILL, memory_kills=1), AttemptEnd.CRASHED, "out_of_memory"),
+        (Ending(-signal.SIGSEGV), AttemptEnd.CRASHED, "engine_crashed"),
+        (Ending(-signal.SIGKILL, FINISHED, stored=True), AttemptEnd.CRASHED, "engine_killed"),
+        (Ending(0, FINISHED), AttemptEnd.FAILED, "storage_failed"),
+    ],
+)
+def test_the_table_of_ends(ending: Ending, end: AttemptEnd, code: str) -> None:
+    outcome = outcome_of(ending)
+    assert (outcome.end, outcome.reason.code) == (end, code)
+
+
+def test_the_signal_is_named() -> None:
+    assert "SIGSEGV" in outcome_of(Ending(-signal.SIGSEGV)).reason.message
+
+
+def test_kills_for_want_of_memory_are_read_from_the_control_group(tmp_path: Path) -> None:
+    (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+    assert memory_kills(tmp_path / "memory.events") == 2
+    assert memory_kills(tmp_path / "none") == 0
+    (tmp_path / "memory.events").write_text("nonsense\n")
+    assert memory_kills(tmp_path / "memory.events") == 0
+
+
+def test_a_full_disk_is_told_from_a_broken_one() -> None:
+    assert of_storage(OSError(errno.ENOSPC, "full")).code == "disk_full"
+    assert of_storage(PermissionError(errno.EACCES, "denied")).code == "storage_failed"

@@ -1,0 +1,130 @@
+"""How an attempt ended, read from the engine's exit status, its last event and what was asked of it."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from domain.jobs.leases import Outcome
+from domain.jobs.states import RUNTIME_EXCEEDED, EndReason
+from pocl.errors import is_disk_full
+from pocl.events import RunEnded, RunFinished
+
+Asked = Literal["cancel", "pause", "release", "stall", "expire"]
+
+EXIT_USAGE: Final = 2
+_STOPPED: Final = "stopped"
+
+STALLED: Final = EndReason(
+    "stalled", "The engine reported nothing for too long.", "system", True, "See the log; submit the job again."
+)
+NO_RESULT: Final = EndReason(
+    "engine_failure", "The engine ended without a result.", "system", True, "See the log of the attempt."
+)
+SPEC_REFUSED: Final = EndReason(
+    "spec_invalid", "The engine refused the specification.", "system", False, "See the log of the attempt."
+)
+OUT_OF_MEMORY: Final = EndReason(
+    "out_of_memory",
+    "The system ended the engine for want of memory.",
+    "capacity",
+    True,
+    "Use a smaller student, a shorter data.max_length, or a machine with more memory.",
+)
+KILLED: Final = EndReason(
+    "engine_killed",
+    "The engine was killed from outside.",
+    "capacity",
+    True,
+    "Most often the machine had no memory left: use a smaller student or a machine with more memory.",
+)
+STOPPED: Final = EndReason(
+    "engine_stopped", "Something other than the service asked the engine to stop.", "system", True, "Submit it again."
+)
+DISK_FULL: Final = EndReason(
+    "disk_full",
+    "There is no space left for the files of the job.",
+    "capacity",
+    True,
+    "Free disk space, then submit again.",
+)
+STORAGE_FAILED: Final = EndReason(
+    "storage_failed", "Files of the job could not be stored.", "system", True, "Check the disk of the worker."
+)
+WORKER_FAILED: Final = EndReason(
+    "worker_failure", "The worker failed in a way that was not foreseen.", "system", True, "See the worker's log."
+)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known of an engine that is gone."""
+
+    status: int
+    """As `Popen.returncode`: negative for a signal."""
+    last: RunFinished | RunEnded | None = None
+    """Its last word."""
+    asked: Asked | None = None
+    """Why it was asked to stop."""
+    stored: bool = False
+    """Whether the finished student is in the artefact store."""
+    trouble: EndReason | None = None
+    """What kept a file out of the store."""
+    memory_kills: int = 0
+    """Processes of this machine's group that the system ended for want of memory meanwhile."""
+
+
+def of_storage(error: OSError) -> EndReason:
+    """The reason that an error of the file system stands for."""
+    return DISK_FULL if is_disk_full(error) else STORAGE_FAILED
+
+
+def outcome_of(ending: Ending) -> Outcome:
+    """The outcome for the rows. A typed failure stands, whatever was asked meanwhile."""
+    if ending.status == 0 and isinstance(ending.last, RunFinished):
+        return Outcome.succeeded() if ending.stored else Outcome.failed(ending.trouble or STORAGE_FAILED)
+    if isinstance(ending.last, RunEnded) and ending.last.code != _STOPPED:
+        last = ending.last
+        return Outcome.failed(EndReason(last.code, last.message, last.fault, last.retryable, last.hint))
+    match ending.asked:
+        case "cancel":
+            return Outcome.cancelled()
+        case "pause" | "release":
+            # Saved, or killed after the grace period: an earlier training state is in the store all the same.
+            return Outcome.released()
+        case "stall":
+            return Outcome.crashed(STALLED)
+        case "expire":
+            return Outcome.failed(RUNTIME_EXCEEDED)
+        case None:
+            return _unasked(ending)
+
+
+def _unasked(ending: Ending) -> Outcome:
+    if isinstance(ending.last, RunEnded):
+        return Outcome.crashed(STOPPED)
+    if ending.status == EXIT_USAGE:
+        return Outcome.failed(SPEC_REFUSED)
+    if ending.status == -signal.SIGKILL:
+        return Outcome.crashed(OUT_OF_MEMORY if ending.memory_kills else KILLED)
+    if ending.status < 0:
+        return Outcome.crashed(
+            EndReason("engine_crashed", f"The engine died by {_name(-ending.status)}.", "system", True, NO_RESULT.hint)
+        )
+    return Outcome.crashed(NO_RESULT)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def memory_kills(events: Path = Path("/sys/fs/cgroup/memory.events")) -> int:
+    """How many processes of this control group the kernel ended for want of memory so far; 0 where unknown."""
+    try:
+        counts = dict(line.split() for line in events.read_text().splitlines())
+        return int(counts.get("oom_kill", 0))
+    except (OSError, ValueError):
+        return 0
