@@ -21,14 +21,14 @@ from api.auth import LoopbackOnly
 from api.datasets.upload import sweep_abandoned
 from api.idempotency.requests import install as install_replay
 from api.jobs.watcher import Watch
-from api.middleware import Envelope
-from domain.artifacts import ArtefactStore
+from api.middleware import RequestContextMiddleware
+from domain.artifacts import ArtifactStore
 from domain.db import Database
 from domain.settings import Settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The HTTP service over the database and the artefact store that `settings` name.
+    """The HTTP service over the database and the artifact store that `settings` name.
 
     The database must have its schema already: see :func:`domain.db.upgrade`.
 
@@ -52,21 +52,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.watch = Watch(
         app.state.database,
         tick_seconds=settings.watch_seconds,
-        most_followers=settings.max_followers,
+        max_followers=settings.max_followers,
         worker_seconds=settings.lease_seconds,
     )
     app.state.answers = api.jobs.polling.answers(app.state.database, worker_seconds=settings.lease_seconds)
     app.state.pages = api.jobs.streaming.pages(app.state.database)
-    app.state.store = ArtefactStore(settings.artefact_root)
+    app.state.store = ArtifactStore(settings.artifact_root)
     app.include_router(api.health.routes.router)
     app.include_router(_v1())
     problems.install(app)
     install_replay(app)
     # The one added last is the outermost.
-    app.add_middleware(api.jobs.polling.Shortcut)
+    app.add_middleware(api.jobs.polling.PollFastPath)
     if settings.api_key is None:
         app.add_middleware(LoopbackOnly)
-    app.add_middleware(Envelope)
+    app.add_middleware(RequestContextMiddleware)
     app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign] # FastAPI's documented way.
     return app
 

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import etags
 from api.problems import HttpError
-from domain.artifacts import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
+from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.errors import ApiError, NotFound
 from pocl.storage.manifest import Manifest, ManifestFile
 
@@ -41,10 +41,10 @@ class RangeNotSatisfiable(HttpError):
         super().__init__(headers={"content-range": f"bytes */{size_bytes}"})
 
 
-class ArtefactDamaged(ApiError):
+class ArtifactDamaged(ApiError):
     """The stored files are not what they were: the disk of the service needs a look."""
 
-    code = "artefact_damaged"
+    code = "artifact_damaged"
 
 
 def documented_download(*media_types: str) -> dict[int | str, dict[str, Any]]:
@@ -60,26 +60,26 @@ def documented_download(*media_types: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def manifest_of(store: ArtefactStore, key: str) -> Manifest:
+def manifest_of(store: ArtifactStore, key: str) -> Manifest:
     """The files of a stored directory.
 
     Raises:
-        FileMissing, ArtefactDamaged: it is gone, or its manifest is.
+        FileMissing, ArtifactDamaged: it is gone, or its manifest is.
     """
     try:
         return store.manifest(key)
-    except ArtefactNotFound:
+    except ArtifactNotFound:
         raise FileMissing from None
-    except ArtefactCorrupt:
-        raise ArtefactDamaged from None
+    except ArtifactCorrupt:
+        raise ArtifactDamaged from None
 
 
-def file_in(store: ArtefactStore, key: str, path: str, request: Request) -> Response:
+def file_in(store: ArtifactStore, key: str, path: str, request: Request) -> Response:
     """Serve `path` of a stored directory, as its manifest names it.
 
     Raises:
         FileMissing: the manifest names no such file; so it is for every path that would lead elsewhere.
-        ArtefactDamaged, RangeNotSatisfiable
+        ArtifactDamaged, RangeNotSatisfiable
     """
     listed = next((file for file in manifest_of(store, key).files if file.path == path), None)
     if listed is None:
@@ -87,24 +87,24 @@ def file_in(store: ArtefactStore, key: str, path: str, request: Request) -> Resp
     return _serve(_located(store, key, path), listed, request)
 
 
-def single_file(store: ArtefactStore, key: str, sha256: str, size_bytes: int, request: Request) -> Response:
+def single_file(store: ArtifactStore, key: str, sha256: str, size_bytes: int, request: Request) -> Response:
     """Serve a stored file.
 
     Raises:
-        FileMissing, ArtefactDamaged, RangeNotSatisfiable
+        FileMissing, ArtifactDamaged, RangeNotSatisfiable
     """
     name = key.rpartition("/")[2]
     listed = ManifestFile(path=name, size=size_bytes, sha256=sha256)
     return _serve(_located(store, key), listed, request)
 
 
-def _located(store: ArtefactStore, key: str, path: str | None = None) -> Path:
+def _located(store: ArtifactStore, key: str, path: str | None = None) -> Path:
     try:
         return store.locate(key, path)
-    except ArtefactNotFound:
+    except ArtifactNotFound:
         raise FileMissing from None
-    except ArtefactCorrupt:
-        raise ArtefactDamaged from None
+    except ArtifactCorrupt:
+        raise ArtifactDamaged from None
 
 
 def _serve(place: Path, listed: ManifestFile, request: Request) -> Response:
@@ -114,7 +114,7 @@ def _serve(place: Path, listed: ManifestFile, request: Request) -> Response:
     found = place.stat()
     if found.st_size != listed.size:
         # Its bytes would arrive under a digest that is not theirs.
-        raise ArtefactDamaged
+        raise ArtifactDamaged
     digest = base64.b64encode(bytes.fromhex(listed.sha256)).decode()
     response = _Download(
         place,

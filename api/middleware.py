@@ -16,7 +16,7 @@ _SANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = structlog.get_logger(__name__)
 
 
-class Envelope:
+class RequestContextMiddleware:
     """ASGI middleware; the outermost one, so that no answer leaves without an id."""
 
     def __init__(self, app: ASGIApp) -> None:

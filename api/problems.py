@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from domain.db import DATABASE_AWAY
+from domain.db import DATABASE_UNAVAILABLE
 from domain.errors import (
     ApiError,
     BodyTooLarge,
     Conflict,
     Forbidden,
-    IllegalMove,
+    IllegalTransition,
     JsonInvalid,
     NotFound,
     QuotaExceeded,
@@ -28,7 +28,7 @@ from domain.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
-from pocl.errors import Problem
+from pocl.errors import FieldError
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_FINDINGS = 20
@@ -109,7 +109,7 @@ EVERYWHERE = documented(Unauthenticated, Forbidden, Unprocessable, ApiError, Una
 
 def problem(request: Request, error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer for an error of ours."""
-    allowed = list(error.allowed) if isinstance(error, IllegalMove) else None
+    allowed = list(error.allowed) if isinstance(error, IllegalTransition) else None
     extra = dict(headers or {})
     if isinstance(error, HttpError):
         extra |= error.headers
@@ -185,7 +185,7 @@ def _methods(request: Request) -> list[str]:
 
 
 def _of_database(request: Request, error: Exception) -> Response:
-    if not isinstance(error, DATABASE_AWAY):
+    if not isinstance(error, DATABASE_UNAVAILABLE):
         raise error
     return problem_of_database(request, error)
 
@@ -209,7 +209,7 @@ def _answer(
     detail: str,
     retryable: bool,
     headers: Mapping[str, str],
-    problems: Sequence[Problem] = (),
+    problems: Sequence[FieldError] = (),
     allowed: list[str] | None = None,
 ) -> Response:
     request_id = request.state.request_id
@@ -228,12 +228,12 @@ def _answer(
     return Response(content, status_code=status, headers=dict(headers), media_type=MEDIA_TYPE)
 
 
-def _finding(found: Problem) -> Finding:
+def _finding(found: FieldError) -> Finding:
     return Finding(pointer=found.pointer[:_MAX_POINTER], code=found.code, detail=found.detail)
 
 
-def _problem(error: Mapping[str, Any]) -> Problem:
-    return Problem(
+def _problem(error: Mapping[str, Any]) -> FieldError:
+    return FieldError(
         pointer=_pointer(error["loc"]), code=error["type"], detail=error["msg"].removeprefix("Value error, ")
     )
 

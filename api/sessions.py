@@ -31,7 +31,7 @@ async def _turn() -> AsyncIterator[None]:
         yield
 
 
-turn = asynccontextmanager(_turn)
+transaction_slot = asynccontextmanager(_turn)
 """For a transaction outside of a route's own. A task that waits for a second turn within it may wait for ever."""
 _Turn = Annotated[None, Depends(_turn, scope="function")]
 
@@ -50,5 +50,5 @@ def _writing(request: Request, _turn: _Turn) -> Iterator[Session]:
 
 # The scope "function" ends a dependency after the route and before its answer: a client never hears of a change
 # that a failing commit takes back, and a slow download holds no connection.
-Reading = Annotated[Session, Depends(_reading, scope="function")]
-Writing = Annotated[Session, Depends(_writing, scope="function")]
+ReadSession = Annotated[Session, Depends(_reading, scope="function")]
+WriteSession = Annotated[Session, Depends(_writing, scope="function")]

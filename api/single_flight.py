@@ -25,18 +25,18 @@ class _UnderWay:
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_THREADS))
 
 
-class SharedReads(Generic[Key, Value]):
+class SingleFlightCache(Generic[Key, Value]):
     """Reads by key in a thread: requests that want the same at once share one read, and some results are kept.
 
     Args:
         read: called in a thread.
-        lasting: whether a result will be the same for ever, so that it may be kept.
+        cacheable: whether a result will be the same for ever, so that it may be kept.
         size: results that are kept at most; what was wanted longest ago goes first.
     """
 
-    def __init__(self, read: Callable[[Key], Value], lasting: Callable[[Key, Value], bool], size: int) -> None:
+    def __init__(self, read: Callable[[Key], Value], cacheable: Callable[[Key, Value], bool], size: int) -> None:
         self._read = read
-        self._lasting = lasting
+        self._lasting = cacheable
         self._size = size
         self._kept: OrderedDict[Key, Value] = OrderedDict()
         self._here: RunVar[_UnderWay] = RunVar("shared_reads")

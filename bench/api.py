@@ -105,7 +105,7 @@ class _Bench:
             yield from self._polls(server, name, job_id)
             yield from self._lists(server, name, database, job_id)
             yield self._follow(server, name, database)
-            yield self._download(server, name, database, settings.artefact_root, job_id)
+            yield self._download(server, name, database, settings.artifact_root, job_id)
             yield self._submit(server, name, body)
         database.close()
 
@@ -139,8 +139,8 @@ class _Bench:
         writer.join()
         return _row(f"{self.args.followers} followers", name, found)
 
-    def _download(self, server: Server, name: str, database: Database, artefacts: Path, job_id: str) -> Row:
-        api_load.add_file(database, artefacts, job_id, self.args.download_mib * _MIB)
+    def _download(self, server: Server, name: str, database: Database, artifacts: Path, job_id: str) -> Row:
+        api_load.add_file(database, artifacts, job_id, self.args.download_mib * _MIB)
         server.forget_peak()
         before = server.peak_bytes
         found = self._send(server, "download", _head("GET", f"/v1/jobs/{job_id}/result"), self.args.downloads)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from domain.db import Database
 from domain.ids import new_id
 from domain.jobs.leases import Claim, Outcome, claim_next, settle
-from domain.jobs.models import Job, JobArtefact
+from domain.jobs.models import Job, JobArtifact
 from domain.jobs.states import SUCCEEDED, JobStatus
 from domain.jobs.transitions import NewEvent, locked_by, record
 
@@ -69,14 +69,14 @@ def happen(database: Database, held: Claim, events: int, every_seconds: float) -
         settle(session, held, Outcome.succeeded())
 
 
-def add_file(database: Database, artefacts: Path, job_id: str, size_bytes: int) -> None:
+def add_file(database: Database, artifacts: Path, job_id: str, size_bytes: int) -> None:
     """A result of zeros, which take no room on the disk."""
     key = f"jobs/{job_id}/zeros.json"
-    place = artefacts / key
+    place = artifacts / key
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("wb") as file:
         file.truncate(size_bytes)
     with database.transaction(write=True) as session:
         session.add(
-            JobArtefact(job_id=job_id, kind="result", attempt=1, store_key=key, size_bytes=size_bytes, sha256="0" * 64)
+            JobArtifact(job_id=job_id, kind="result", attempt=1, store_key=key, size_bytes=size_bytes, sha256="0" * 64)
         )

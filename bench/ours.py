@@ -21,9 +21,9 @@ from pocl.models.random import byte_level_tokenizer
 from pocl.plan import StagePlan
 from pocl.spec import DistillationSpec, Method
 from pocl.spec.presets import resolve
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.cache import open_teacher
-from pocl.teacher.comparison import Comparison
+from pocl.teacher.comparison import DistillationLoss
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 from pocl.train.checkpoint import MetricRow, TrainState
 from pocl.train.loop import Student, Trainer, make_optimizer
@@ -59,7 +59,7 @@ def stored_teacher(teacher: PreTrainedModel, rows: Sequence[Encoded], precision:
         LiveTeacher(teacher, precision),
         "bench",
         rows,
-        store=ReuseStore(Path(directory), _UNBOUNDED),
+        store=SharedCache(Path(directory), _UNBOUNDED),
         sink=lambda _event: None,
     )
     return held.enter_context(opened)
@@ -90,7 +90,7 @@ class OurStep:
             first_step=0,
             steps_per_epoch=1,
         )
-        comparison = Comparison(student, teacher, shared_vocabulary=None, precision=precision)
+        comparison = DistillationLoss(student, teacher, shared_vocabulary=None, precision=precision)
         self._trainer = Trainer(
             spec=spec,
             table=(self._stage,),

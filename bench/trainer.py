@@ -1,6 +1,6 @@
 """One attempt at the next job, with the real engine on one thread: `python -m bench.trainer`, settings as in POCL_*."""
 
-from domain.artifacts import ArtefactStore
+from domain.artifacts import ArtifactStore
 from domain.db import Database
 from domain.settings import Settings
 from domain.workers.models import Device
@@ -10,7 +10,7 @@ from worker.supervisor import Supervisor
 
 def main() -> None:
     settings = Settings()
-    store = ArtefactStore(settings.artefact_root)
+    store = ArtifactStore(settings.artifact_root)
     options = WorkerSettings(threads=1)
     devices = [Device("cpu", "CPU", None)]
     Supervisor(Database(settings.database_url), store, settings, options, "bench", devices, lambda: False).work_one()

@@ -1,6 +1,6 @@
-"""Where finished files live: checkpoints and other artefacts, each whole or absent.
+"""Where finished files live: checkpoints and other artifacts, each whole or absent.
 
-An artefact is a directory or a single file under a key such as `jobs/job_x/checkpoints/step-000100`.
+An artifact is a directory or a single file under a key such as `jobs/job_x/checkpoints/step-000100`.
 A directory carries `manifest.json`, which names its files with size and SHA-256; a folder in it may have
 a manifest of its own. Only what a manifest names is stored and served. Publishing copies into a staging
 directory, syncs, and renames: a process killed anywhere leaves the store as it was.
@@ -33,20 +33,20 @@ _STAGING = ".staging"
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
 
 
-class ArtefactNotFound(Exception):
-    """There is no such artefact, or it holds no such file."""
+class ArtifactNotFound(Exception):
+    """There is no such artifact, or it holds no such file."""
 
 
-class ArtefactCorrupt(Exception):
+class ArtifactCorrupt(Exception):
     """Files are missing, of another size or of another content than the manifest says."""
 
 
-class ArtefactExists(Exception):
-    """Another artefact is stored under this key."""
+class ArtifactExists(Exception):
+    """Another artifact is stored under this key."""
 
 
-class ArtefactStore:
-    """Artefacts in one directory tree."""
+class ArtifactStore:
+    """Artifacts in one directory tree."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -64,8 +64,8 @@ class ArtefactStore:
             what is stored, the manifests themselves included.
 
         Raises:
-            ArtefactCorrupt: `source` is not what its manifest says.
-            ArtefactExists: the key holds other content.
+            ArtifactCorrupt: `source` is not what its manifest says.
+            ArtifactExists: the key holds other content.
             OSError: the disk is full or fails; the store is as it was.
         """
         target = self._at(key)
@@ -92,49 +92,49 @@ class ArtefactStore:
         """All files of a stored directory, manifests included.
 
         Raises:
-            ArtefactNotFound: nothing is stored under this key.
-            ArtefactCorrupt: its manifest cannot be read.
+            ArtifactNotFound: nothing is stored under this key.
+            ArtifactCorrupt: its manifest cannot be read.
         """
         directory = self._at(key)
         if not directory.is_dir():
-            raise ArtefactNotFound("There is no such artefact.")
+            raise ArtifactNotFound("There is no such artifact.")
         return _read_manifests(directory)
 
     def locate(self, key: str, path: str | None = None) -> Path:
         """The place of a stored file, for reading: of `path` in a directory, or of the file `key` itself.
 
         Raises:
-            ArtefactNotFound: there is no such artefact, or its manifest names no such file.
+            ArtifactNotFound: there is no such artifact, or its manifest names no such file.
         """
         if path is None:
             found = self._at(key)
         else:
             if path not in {file.path for file in self.manifest(key).files}:
-                raise ArtefactNotFound("The artefact holds no such file.")
+                raise ArtifactNotFound("The artifact holds no such file.")
             found = self._at(key) / path
         # A link could lead anywhere; publishing makes none, so one here was put by other hands.
         if not found.is_file() or found.resolve() != self._root.resolve() / found.relative_to(self._root):
-            raise ArtefactNotFound("There is no such file.")
+            raise ArtifactNotFound("There is no such file.")
         return found
 
     def directory(self, key: str) -> Path:
         """The place of a stored directory, for reading.
 
         Raises:
-            ArtefactNotFound: nothing is stored under this key.
-            ArtefactCorrupt: its manifest cannot be read.
+            ArtifactNotFound: nothing is stored under this key.
+            ArtifactCorrupt: its manifest cannot be read.
         """
         self.manifest(key)
         return self._at(key).absolute()
 
-    def materialise(self, key: str, destination: Path, *, link: bool = True) -> Manifest:
+    def checkout(self, key: str, destination: Path, *, link: bool = True) -> Manifest:
         """Make `destination` a verified copy of a stored directory; it appears whole or not at all.
 
         Args:
             link: share the files with the store. The receiver must then never change them in place.
 
         Raises:
-            ArtefactNotFound, ArtefactCorrupt: nothing whole is stored under this key.
+            ArtifactNotFound, ArtifactCorrupt: nothing whole is stored under this key.
             FileExistsError: `destination` exists.
         """
         if destination.exists():
@@ -151,7 +151,7 @@ class ArtefactStore:
         return listed
 
     def remove(self, key: str) -> None:
-        """Remove an artefact at once and whole; one that is gone already is no error."""
+        """Remove an artifact at once and whole; one that is gone already is no error."""
         with self._staged() as staged:
             try:
                 os.rename(self._at(key), staged / "removed")
@@ -159,7 +159,7 @@ class ArtefactStore:
                 return
 
     def keys(self, prefix: str, *, older_than: float = 0.0) -> list[str]:
-        """Keys of the artefacts directly under `prefix` that are older than so many seconds, sorted."""
+        """Keys of the artifacts directly under `prefix` that are older than so many seconds, sorted."""
         directory = self._at(prefix)
         found = directory.iterdir() if directory.is_dir() else ()
         return sorted(f"{prefix}/{entry.name}" for entry in found if _is_older(entry, older_than))
@@ -175,7 +175,7 @@ class ArtefactStore:
 
     def _at(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
-            raise ArtefactNotFound("The key of an artefact is made of plain names.")
+            raise ArtifactNotFound("The key of an artifact is made of plain names.")
         return self._root / key
 
     @contextmanager
@@ -196,7 +196,7 @@ class ArtefactStore:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             if not target.is_dir() or _read_manifests(target) != listed:
-                raise ArtefactExists("Another artefact is stored under this key.") from None
+                raise ArtifactExists("Another artifact is stored under this key.") from None
         flush_directory(target.parent)
 
 
@@ -218,11 +218,11 @@ def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
             named = read_manifest(directory / folder).files
             itself = describe(directory / folder / MANIFEST, MANIFEST)
         except (OSError, CheckpointCorrupt):
-            raise ArtefactCorrupt(f"The manifest of {folder or 'the directory'} cannot be read.") from None
+            raise ArtifactCorrupt(f"The manifest of {folder or 'the directory'} cannot be read.") from None
         for file in (*named, itself):
             path = PurePosixPath(folder, file.path)
             if str(PurePosixPath(file.path)) != file.path:
-                raise ArtefactCorrupt("The manifest names a path that is not in its plain form.")
+                raise ArtifactCorrupt("The manifest names a path that is not in its plain form.")
             files[str(path)] = file.model_copy(update={"path": str(path)})
     return Manifest(files=tuple(files[path] for path in sorted(files)))
 
@@ -241,7 +241,7 @@ def _place(source: Path, target: Path, listed: Manifest, *, link: bool) -> None:
         except FileNotFoundError:
             whole = False
         if not whole:
-            raise ArtefactCorrupt(f"{file.path} is not what the manifest says.")
+            raise ArtifactCorrupt(f"{file.path} is not what the manifest says.")
     for directory in directories:
         flush_directory(directory)
 

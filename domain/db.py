@@ -42,7 +42,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _MIGRATION_LOCK: Final = 0x706F636C
 
 
-DATABASE_AWAY: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+DATABASE_UNAVAILABLE: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 """What a database that restarts, stays locked or cannot be reached raises."""
 
 
@@ -135,7 +135,7 @@ def slice_of(session: Session, statement: sa.Select[Row], *, limit: int) -> Slic
     return Slice(rows[:limit], has_more=len(rows) > limit)
 
 
-def upserting(connection: sa.Connection, record: type[Record]) -> sqlite.Insert | postgresql.Insert:
+def upsert_into(connection: sa.Connection, record: type[Record]) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that takes `on_conflict_do_update`, which both databases spell alike and neither in common SQL."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     return insert(record)

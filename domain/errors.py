@@ -9,7 +9,7 @@
     |   |-- DatasetNotFound
     |   `-- CheckpointNotFound
     |-- Conflict                    409  the state of things does not allow it
-    |   `-- IllegalMove                  of a job; carries the moves it may make
+    |   `-- IllegalTransition                  of a job; carries the moves it may make
     |-- BodyTooLarge                413
     |-- UnsupportedMediaType        415
     |-- Unprocessable               422  understood, and wrong; carries one problem per field
@@ -31,7 +31,7 @@ Nothing here knows HTTP beyond its numbers, and only the standard library is imp
 from collections.abc import Collection, Sequence
 from typing import ClassVar
 
-from pocl.errors import Problem
+from pocl.errors import FieldError
 
 
 class ApiError(Exception):
@@ -41,7 +41,7 @@ class ApiError(Exception):
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, detail: str | None = None, *, problems: Sequence[Problem] = ()) -> None:
+    def __init__(self, detail: str | None = None, *, problems: Sequence[FieldError] = ()) -> None:
         self.detail = detail or str(self.__doc__)
         """One sentence for the caller. It names no server path and no secret."""
         self.problems = tuple(problems)
@@ -102,7 +102,7 @@ class Conflict(ApiError):
     code = "conflict"
 
 
-class IllegalMove(Conflict):
+class IllegalTransition(Conflict):
     """The job cannot make this move from its present state."""
 
     code = "illegal_transition"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from domain.errors import ModelMissing, PathOutsideModelRoots
-from pocl.errors import Problem
+from pocl.errors import FieldError
 
 
 def locate_model(roots: Sequence[Path], written: str, *, pointer: str) -> Path:
@@ -36,7 +36,7 @@ def locate_model(roots: Sequence[Path], written: str, *, pointer: str) -> Path:
     if found is not None:
         return found
     refusal = ModelMissing if inside else PathOutsideModelRoots
-    raise refusal(problems=[Problem(pointer, refusal.code, str(refusal.__doc__))])
+    raise refusal(problems=[FieldError(pointer, refusal.code, str(refusal.__doc__))])
 
 
 def _is_below(place: Path, roots: Sequence[Path]) -> bool:

@@ -41,8 +41,8 @@ class Settings(BaseSettings):
 
     model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """Directories that models may be read from, separated like `PATH`; `home/models` unless given."""
-    artefact_root: Path = Path()
-    """The artefact store: checkpoints, data sets, results; `home/artefacts` unless given."""
+    artifact_root: Path = Path()
+    """The artifact store: checkpoints, data sets, results; `home/artifacts` unless given."""
     work_root: Path = Path()
     """Working directories of running attempts; `home/work` unless given."""
     cache_root: Path = Path()
@@ -94,7 +94,7 @@ class Settings(BaseSettings):
         below = {
             "home": home,
             "model_roots": (home / "models",),
-            "artefact_root": home / "artefacts",
+            "artifact_root": home / "artifacts",
             "work_root": home / "work",
             "cache_root": home / "cache",
             "database_url": URL.create("sqlite", database=str(home / "pocl.sqlite3")).render_as_string(),

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from pocl.errors import PoclError, Problem, RunStopped, SpecInvalid
+from pocl.errors import FieldError, PoclError, RunStopped, SpecInvalid
 from pocl.events import (
     CheckpointSaved,
     Evaluated,
@@ -32,7 +32,7 @@ from pocl.events import (
     to_line,
 )
 from pocl.spec import DistillationSpec, resolve
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 
 EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 75
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pocl.run import DEFAULT_CACHE_BYTES, run
 
     size = DEFAULT_CACHE_BYTES if options.cache_bytes is None else options.cache_bytes
-    reuse = ReuseStore(options.cache or options.workdir / "cache", size, options.keep_for)
+    reuse = SharedCache(options.cache or options.workdir / "cache", size, options.keep_for)
 
     def sink(event: Event) -> None:
         # Whoever read the events may be gone; the run goes on, and its directory has them all.
@@ -152,8 +152,8 @@ def _set(raw: dict[str, Any], setting: str) -> None:
         raise SpecInvalid([_problem("bad_setting", f"--set {dotted}: the value is not YAML")]) from error
 
 
-def _problem(code: str, detail: str) -> Problem:
-    return Problem(pointer="", code=code, detail=detail)
+def _problem(code: str, detail: str) -> FieldError:
+    return FieldError(pointer="", code=code, detail=detail)
 
 
 def _tell(event: Event) -> None:

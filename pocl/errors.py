@@ -42,7 +42,7 @@ class PoclError(Exception):
 
 
 @dataclass(frozen=True)
-class Problem:
+class FieldError:
     """One thing wrong with an input: where (RFC 6901 pointer), a stable code and a sentence."""
 
     pointer: str
@@ -57,7 +57,7 @@ class SpecInvalid(PoclError):
     fault = "user"
     hint = "Correct the named fields and submit again."
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[FieldError]) -> None:
         self.problems = tuple(problems)
         super().__init__("; ".join(f"{p.pointer or '/'}: {p.detail}" for p in problems[:5]))
 

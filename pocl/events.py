@@ -93,7 +93,7 @@ class StageFinished(_Event):
     """Epochs that were run; fewer than planned after convergence."""
 
 
-class Spread(_Event):
+class SeedStats(_Event):
     """One figure for each seed."""
 
     values: tuple[float, ...]
@@ -109,9 +109,9 @@ class Sampled(_Event):
     temperature: float
     top_p: float
     seeds: tuple[int, ...]
-    rouge_l: Spread
+    rouge_l: SeedStats
     """F1, 0 to 100."""
-    exact_match: Spread
+    exact_match: SeedStats
     """Per cent."""
 
 
@@ -149,8 +149,8 @@ class CheckpointSaved(_Event):
     size_bytes: int
 
 
-class ArtefactWritten(_Event):
-    type: Literal["artefact"] = "artefact"
+class ArtifactWritten(_Event):
+    type: Literal["artifact"] = "artifact"
     kind: Literal["spec", "ranking", "result", "report"]
     path: str
     """Relative to the working directory."""
@@ -190,7 +190,7 @@ Event = Annotated[
     | StageFinished
     | Evaluated
     | CheckpointSaved
-    | ArtefactWritten
+    | ArtifactWritten
     | Warned
     | RunFinished
     | RunEnded,
@@ -198,7 +198,7 @@ Event = Annotated[
 ]
 
 
-class Stamped(BaseModel):
+class EventEnvelope(BaseModel):
     """An event as it is written: with its time."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -210,15 +210,15 @@ class Stamped(BaseModel):
 Sink = Callable[[Event], None]
 """What the engine is given to report to."""
 
-_STAMPED: TypeAdapter[Stamped] = TypeAdapter(Stamped)
+_STAMPED: TypeAdapter[EventEnvelope] = TypeAdapter(EventEnvelope)
 
 
 def to_line(event: Event, at: datetime) -> str:
     """One line of JSON without its line end."""
-    return Stamped(at=at, event=event).model_dump_json()
+    return EventEnvelope(at=at, event=event).model_dump_json()
 
 
-def from_line(line: str | bytes) -> Stamped:
+def from_line(line: str | bytes) -> EventEnvelope:
     """Parse a line.
 
     Raises:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil
 
-from pocl.errors import Problem, SpecInvalid
+from pocl.errors import FieldError, SpecInvalid
 from pocl.spec import (
     ConstantTemperature,
     Curriculum,
@@ -80,7 +80,7 @@ def _curriculum_stages(curriculum: Curriculum, samples: int, batch_size: int) ->
     if samples < n:
         raise SpecInvalid(
             [
-                Problem(
+                FieldError(
                     pointer="/curriculum/stages",
                     code="stages_exceed_samples",
                     detail=f"{n} stages need at least {n} training samples, the data has {samples}",

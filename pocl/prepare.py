@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from pocl.data.batches import Prompting, encode, end_of_response_id
 from pocl.data.records import Sample, read_samples
 from pocl.errors import DatasetInvalid
-from pocl.evaluation.evaluate import Rows
+from pocl.evaluation.evaluate import EncodedDataset
 from pocl.inspect import refuse_long_rows
 from pocl.models.loading import Loaded, load_student, load_teacher, shared_vocabulary
 from pocl.models.precision import Precision
@@ -31,8 +31,8 @@ class Models:
 class Corpus:
     """The rows of the run, tokenised."""
 
-    train: Rows
-    validation: Rows | None
+    train: EncodedDataset
+    validation: EncodedDataset | None
     template: str
     end_id: int
     """The token that ends a response."""
@@ -69,7 +69,7 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], validation: l
     prompting = Prompting.choose(data.template, tokenizer)
     end_id = end_of_response_id(tokenizer, prompting)
 
-    def rows(samples: list[Sample]) -> Rows:
+    def rows(samples: list[Sample]) -> EncodedDataset:
         encoded = tuple(
             encode(
                 sample,
@@ -81,12 +81,12 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], validation: l
             )
             for sample in samples
         )
-        return Rows(encoded, tuple(sample.references for sample in samples))
+        return EncodedDataset(encoded, tuple(sample.references for sample in samples))
 
     return Corpus(rows(train), rows(validation) if validation else None, prompting.value, end_id)
 
 
-def digest_of(rows: Rows) -> str:
+def digest_of(rows: EncodedDataset) -> str:
     """SHA-256 over the rows as tokens, in their order."""
     digest = hashlib.sha256()
     for row in rows.encoded:
@@ -94,7 +94,7 @@ def digest_of(rows: Rows) -> str:
     return digest.hexdigest()
 
 
-def digest_of_references(rows: Rows) -> str:
+def digest_of_references(rows: EncodedDataset) -> str:
     """SHA-256 over what answers are compared with, in the order of the rows."""
     return hashlib.sha256(repr(rows.references).encode()).hexdigest()
 

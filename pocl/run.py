@@ -13,12 +13,20 @@ import torch
 import transformers
 
 from pocl.curriculum.difficulty import RANKING_FILE, Ranked, RankingInputs, load_or_rank
-from pocl.curriculum.journal import Journal, Measured
+from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.curriculum.measure import measure
 from pocl.errors import DiskFull, EngineFailure, LossDiverged, OutOfMemory, PoclError, is_disk_full
-from pocl.evaluation.evaluate import Answering, Rows, ScoredBefore, Scores, end_ids, evaluate, load_or_score
+from pocl.evaluation.evaluate import (
+    EncodedDataset,
+    GenerationSettings,
+    ScoreCacheKey,
+    Scores,
+    end_ids,
+    evaluate,
+    load_or_score,
+)
 from pocl.events import (
-    ArtefactWritten,
+    ArtifactWritten,
     CheckpointSaved,
     Evaluated,
     Event,
@@ -42,10 +50,10 @@ from pocl.report.render import REPORT_FILE
 from pocl.report.result import RESULT_FILE, Result, result_of, write_result
 from pocl.spec import SFT, DistillationSpec
 from pocl.storage.manifest import read_manifest
-from pocl.storage.shared_cache import ReuseStore
-from pocl.storage.workdir import EVENTS_FILE, SPEC_FILE, EventLog, locked, settle_spec
+from pocl.storage.shared_cache import SharedCache
+from pocl.storage.workdir import EVENTS_FILE, SPEC_FILE, EventLog, locked, pin_spec
 from pocl.teacher.cache import open_teacher
-from pocl.teacher.comparison import Comparison
+from pocl.teacher.comparison import DistillationLoss
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 from pocl.train import checkpoint
 from pocl.train.checkpoint import Restored, TrainState
@@ -62,7 +70,7 @@ def run(
     workdir: Path,
     sink: Sink,
     should_stop: ShouldStop = lambda: False,
-    reuse: ReuseStore | None = None,
+    reuse: SharedCache | None = None,
     should_pause: ShouldStop = lambda: False,
 ) -> Result:
     """Distil as `spec` says, in `workdir`, or continue the run that `workdir` holds.
@@ -78,7 +86,7 @@ def run(
         PoclError: whose class says what went wrong. The last event is then a `RunEnded` with the same code.
     """
     last_step = _LastStep(sink)
-    reuse = reuse or ReuseStore(workdir / "cache", DEFAULT_CACHE_BYTES)
+    reuse = reuse or SharedCache(workdir / "cache", DEFAULT_CACHE_BYTES)
     with ExitStack() as held:
         try:
             held.enter_context(locked(workdir))
@@ -137,10 +145,10 @@ class _Run:
         workdir: Path,
         sink: Sink,
         asked: _Asked,
-        reuse: ReuseStore,
+        reuse: SharedCache,
         held: ExitStack,
     ) -> None:
-        self._spec = settle_spec(workdir, spec, _with_choices(spec))
+        self._spec = pin_spec(workdir, spec, _with_choices(spec))
         self._workdir = workdir
         self._sink = sink
         self._should_stop = asked.to_stop
@@ -153,7 +161,7 @@ class _Run:
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # It has no annotations.
         self._device = choose_device(self._spec.resources.device)
         self._precision = choose_precision(self._spec.training.precision, self._device)
-        sink(ArtefactWritten(kind="spec", path=SPEC_FILE))
+        sink(ArtifactWritten(kind="spec", path=SPEC_FILE))
 
     def distil(self) -> Result:
         self._sink(PhaseChanged(phase="validating"))
@@ -202,7 +210,7 @@ class _Run:
         measured = partial(self._measure, models, corpus)
         ranking, found = load_or_rank(self._workdir, inputs, measured, self._reuse)
         if not found:
-            self._sink(ArtefactWritten(kind="ranking", path=RANKING_FILE))
+            self._sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
         return ranking
 
     def _ranking_inputs(self, models: Models, corpus: Corpus) -> RankingInputs:
@@ -219,11 +227,13 @@ class _Run:
             machine=machine(self._device),
         )
 
-    def _ranking_answers(self, corpus: Corpus) -> Answering:
+    def _ranking_answers(self, corpus: Corpus) -> GenerationSettings:
         spec = self._spec
-        return Answering(spec.curriculum.ranking.max_new_tokens, spec.evaluation.batch_size, end_id=corpus.end_id)
+        return GenerationSettings(
+            spec.curriculum.ranking.max_new_tokens, spec.evaluation.batch_size, end_id=corpus.end_id
+        )
 
-    def _measure(self, models: Models, corpus: Corpus, journal: Journal) -> list[Measured]:
+    def _measure(self, models: Models, corpus: Corpus, journal: Journal) -> list[DifficultyMeasurement]:
         return measure(
             models.student.model,
             models.tokenizer,
@@ -276,7 +286,9 @@ class _Run:
                 message = f"continued with the teacher {'cached' if cached else 'live'}, so not to the same bits"
                 self._sink(Warned(code="not_exact", message=message))
         state.cached_teacher = cached
-        comparison = Comparison(model, teacher, shared_vocabulary=models.shared_vocabulary, precision=self._precision)
+        comparison = DistillationLoss(
+            model, teacher, shared_vocabulary=models.shared_vocabulary, precision=self._precision
+        )
         return Trainer(
             spec=self._spec,
             table=table,
@@ -303,7 +315,7 @@ class _Run:
             return None
         self._sink(PhaseChanged(phase="evaluating"))
         answering = self._scoring_answers(corpus)
-        inputs = ScoredBefore(
+        inputs = ScoreCacheKey(
             model=models.teacher.digest,
             data=digest_of(corpus.validation),
             references=digest_of_references(corpus.validation),
@@ -326,7 +338,7 @@ class _Run:
         loaded: Loaded,
         models: Models,
         corpus: Corpus,
-        rows: Rows,
+        rows: EncodedDataset,
         teacher: TeacherSignal | None,
         *,
         sampled: bool = True,
@@ -347,9 +359,9 @@ class _Run:
             raise LossDiverged("the loss on the validation rows is not finite")
         return scores
 
-    def _scoring_answers(self, corpus: Corpus) -> Answering:
+    def _scoring_answers(self, corpus: Corpus) -> GenerationSettings:
         evaluation = self._spec.evaluation
-        return Answering(evaluation.max_new_tokens, evaluation.batch_size, end_id=corpus.end_id)
+        return GenerationSettings(evaluation.max_new_tokens, evaluation.batch_size, end_id=corpus.end_id)
 
     def _export(self, models: Models, state: TrainState, table: tuple[StagePlan, ...], ranking: list[Ranked]) -> Result:
         self._sink(PhaseChanged(phase="exporting"))
@@ -361,8 +373,8 @@ class _Run:
         evaluations = [*state.evaluations, *final]
         result = result_of(state, table, evaluations, models=models, spec=self._spec, precision=self._precision.name)
         write_result(self._workdir, self._spec, result, state.metrics, ranking)
-        self._sink(ArtefactWritten(kind="result", path=RESULT_FILE))
-        self._sink(ArtefactWritten(kind="report", path=REPORT_FILE))
+        self._sink(ArtifactWritten(kind="result", path=RESULT_FILE))
+        self._sink(ArtifactWritten(kind="report", path=REPORT_FILE))
         size = read_manifest(self._workdir / FINAL).size_bytes
         self._sink(CheckpointSaved(kind="final", path=FINAL, step=state.step, stage=None, size_bytes=size))
         self._sink(RunFinished(step=state.step))

@@ -15,7 +15,7 @@ import domain.jobs.models
 import domain.workers.models  # noqa: F401 - the five fill the metadata
 from domain.db import Database, Record
 from tests.support import servers
-from tests.support.processes import Crew
+from tests.support.processes import Processes
 
 DATABASES = ("sqlite", "postgres")
 
@@ -65,8 +65,8 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def crew(tmp_path: Path) -> Iterator[Crew]:
-    made = Crew(tmp_path / "crew")
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    made = Processes(tmp_path / "processes")
     yield made
     made.dismiss()
 

@@ -64,7 +64,7 @@ def test_a_database_test_collected_for_one_database_only_fails_the_run(request: 
 @pytest.mark.parametrize("server", ["redis", "postgres"], ids=["valkey", "postgresql"])
 def test_servers_die_with_a_test_run_that_is_killed(server: str) -> None:
     script = (
-        "import signal; from tests import services\n"
+        "import signal; from tests.support import servers\n"
         f"with servers.running_{server}(servers.find_{server}()) as url:\n"
         "    print(url, flush=True); signal.pause()\n"
     )

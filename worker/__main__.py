@@ -13,7 +13,7 @@ from celery import signals
 from pydantic import ValidationError
 
 from domain import logs
-from domain.artifacts import ArtefactStore
+from domain.artifacts import ArtifactStore
 from domain.db import Database
 from domain.settings import Settings
 from domain.workers.models import Device
@@ -21,12 +21,12 @@ from worker.app import celery_app
 from worker.devices import devices
 from worker.doorbell import Doorbell
 from worker.embedded import CannotServe, Stop, serve
-from worker.liveness import Pulse
-from worker.registration import Presence
+from worker.liveness import Liveness
+from worker.registration import Registration
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
-from worker.tasks import answer, show_life, stop_flag
+from worker.tasks import register_task, show_life, stop_flag
 
 _FAILED, _USAGE = 1, 2
 
@@ -82,12 +82,12 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     name = f"{socket.gethostname()}-{os.getpid()}"
     flag = stop_flag()
     owned = devices(options)
-    answer(app, lambda: _work(settings, options, name, owned, flag.is_set))
-    presence = Presence(settings.database_url, name, owned, settings.heartbeat_seconds)
+    register_task(app, lambda: _work(settings, options, name, owned, flag.is_set))
+    presence = Registration(settings.database_url, name, owned, settings.heartbeat_seconds)
     signals.worker_ready.connect(lambda **_: presence.begin(), weak=False)
     signals.worker_shutdown.connect(lambda **_: presence.end(), weak=False)
     if options.pulse_file is not None:
-        show_life(app, Pulse(options.pulse_file))
+        show_life(app, Liveness(options.pulse_file))
     app.worker_main(
         [
             "worker",
@@ -107,7 +107,7 @@ def _work(
     # Connections are not shared with the process that forked this one.
     database = Database(settings.database_url)
     try:
-        store = ArtefactStore(settings.artefact_root)
+        store = ArtifactStore(settings.artifact_root)
         Supervisor(database, store, settings, options, name, owned, should_stop).work_one()
     finally:
         database.close()
@@ -119,7 +119,7 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
     database = Database(settings.database_url)
     stop = Stop()
     stop.listen()
-    pulse = None if options.pulse_file is None else Pulse(options.pulse_file)
+    pulse = None if options.pulse_file is None else Liveness(options.pulse_file)
 
     def wait(seconds: float) -> bool:
         if pulse is not None:
@@ -127,7 +127,7 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
         return stop.wait(seconds)
 
     try:
-        Scheduler(database, ArtefactStore(settings.artefact_root), doorbell, settings, options).run(wait)
+        Scheduler(database, ArtifactStore(settings.artifact_root), doorbell, settings, options).run(wait)
     finally:
         database.close()
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from domain.artifacts import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
+from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from pocl.spec import DistillationSpec
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ PARTIAL_RANKING = "ranking.partial.jsonl"
 
 
 @dataclass(frozen=True)
-class Workplace:
+class AttemptDir:
     directory: Path
 
     @property
@@ -67,7 +67,7 @@ class Workplace:
 
 
 @contextmanager
-def held(root: Path, job_id: str, attempt: int) -> Iterator[Workplace]:
+def held(root: Path, job_id: str, attempt: int) -> Iterator[AttemptDir]:
     """An empty workplace, which nobody tidies while the block runs. Bulky files go when it ends."""
     directory = root / f"{job_id}.{attempt}"
     # No other process works here: an attempt has one worker. What is there, an earlier database left.
@@ -81,14 +81,14 @@ def held(root: Path, job_id: str, attempt: int) -> Iterator[Workplace]:
             (made / part).mkdir()
         # It gets its name once it is held, so nobody finds it unheld.
         made.rename(directory)
-        yield Workplace(directory)
+        yield AttemptDir(directory)
     finally:
         _drop_bulk(directory)
         os.close(lock)
 
 
-def furnish(
-    place: Workplace, store: ArtefactStore, spec: DistillationSpec, *, rankings_of: list[str], states: list[str]
+def stage_inputs(
+    place: AttemptDir, store: ArtifactStore, spec: DistillationSpec, *, rankings_of: list[str], states: list[str]
 ) -> None:
     """Put in what the engine needs to begin, or to go on where an earlier attempt was.
 
@@ -101,7 +101,7 @@ def furnish(
         for job_id in rankings_of:
             try:
                 shutil.copyfile(store.locate(ranking_key(job_id, name)), place.run / name)
-            except ArtefactNotFound:
+            except ArtifactNotFound:
                 log.debug("no %s of %s yet", name, job_id)
                 continue
             break
@@ -109,8 +109,8 @@ def furnish(
         # The engine goes by the number of the step, which the key ends with.
         target = place.run / "checkpoints" / f"step-{key.rpartition('-')[2]}"
         try:
-            store.materialise(key, target)
-        except (ArtefactCorrupt, ArtefactNotFound) as error:
+            store.checkout(key, target)
+        except (ArtifactCorrupt, ArtifactNotFound) as error:
             log.warning("the training state %s was passed over: %s", key, error)
             continue
         return
@@ -121,7 +121,7 @@ def ranking_key(job_id: str, name: str) -> str:
     return f"jobs/{job_id}/ranking/{name}"
 
 
-def tidy(root: Path, *, keep: int, now: Callable[[], float] = time.time) -> None:
+def prune(root: Path, *, keep: int, now: Callable[[], float] = time.time) -> None:
     """Drop what dead workers left, and all but the newest `keep` workplaces that nobody holds."""
     free = [directory for directory in root.glob("job_*") if _is_free(directory)]
     for directory in free:

@@ -10,7 +10,7 @@ from domain.jobs.states import RUNTIME_EXCEEDED, EndReason
 from pocl.errors import is_disk_full
 from pocl.events import RunEnded, RunFinished
 
-Asked = Literal["cancel", "pause", "release", "stall", "expire"]
+StopRequest = Literal["cancel", "pause", "release", "stall", "expire"]
 
 EXIT_USAGE: Final = 2
 _STOPPED: Final = "stopped"
@@ -57,17 +57,17 @@ WORKER_FAILED: Final = EndReason(
 
 
 @dataclass(frozen=True)
-class Ending:
+class EngineExit:
     """What is known of an engine that is gone."""
 
     status: int
     """As `Popen.returncode`: negative for a signal."""
     last: RunFinished | RunEnded | None = None
     """Its last word."""
-    asked: Asked | None = None
+    asked: StopRequest | None = None
     """Why it was asked to stop."""
     stored: bool = False
-    """Whether the finished student is in the artefact store."""
+    """Whether the finished student is in the artifact store."""
     trouble: EndReason | None = None
     """What kept a file out of the store."""
     memory_kills: int = 0
@@ -79,7 +79,7 @@ def of_storage(error: OSError) -> EndReason:
     return DISK_FULL if is_disk_full(error) else STORAGE_FAILED
 
 
-def outcome_of(ending: Ending) -> Outcome:
+def outcome_of(ending: EngineExit) -> Outcome:
     """The outcome for the rows. A typed failure stands, whatever was asked meanwhile."""
     if ending.status == 0 and isinstance(ending.last, RunFinished):
         return Outcome.succeeded() if ending.stored else Outcome.failed(ending.trouble or STORAGE_FAILED)
@@ -100,7 +100,7 @@ def outcome_of(ending: Ending) -> Outcome:
             return _unasked(ending)
 
 
-def _unasked(ending: Ending) -> Outcome:
+def _unasked(ending: EngineExit) -> Outcome:
     if isinstance(ending.last, RunEnded):
         return Outcome.crashed(STOPPED)
     if ending.status == EXIT_USAGE:

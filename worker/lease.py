@@ -7,14 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Literal, TypeVar
 
-from domain.db import DATABASE_AWAY, Database
+from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import LostLease
 from domain.jobs import leases
 from domain.jobs.leases import Claim
 
 log = logging.getLogger(__name__)
 
-Wish = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release"]
+StopRequest = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release"]
 Result = TypeVar("Result")
 
 
@@ -39,9 +39,9 @@ class Lease:
         self._every = every
         self._clock = clock
         self._renewed = self._tried = clock()
-        self._wish: Wish = "ok"
+        self._wish: StopRequest = "ok"
 
-    def beat_if_due(self) -> Wish:
+    def beat_if_due(self) -> StopRequest:
         """Renew the lease where the time has come; what the client wanted when it was last renewed.
 
         Raises:
@@ -69,7 +69,7 @@ class Lease:
         try:
             with self._database.transaction(write=True) as session:
                 signal = leases.heartbeat(session, self._claim, self._seconds)
-        except DATABASE_AWAY as error:
+        except DATABASE_UNAVAILABLE as error:
             log.warning("the lease could not be renewed: %s", type(error).__name__)
             if self._clock() - self._renewed >= self._seconds:
                 raise LostLease from error

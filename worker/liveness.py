@@ -16,7 +16,7 @@ BEAT_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Liveness:
     """A file that says when a loop last turned, by the clock that all processes of a machine share."""
 
     file: Path
@@ -39,4 +39,4 @@ class Pulse:
 
 
 if __name__ == "__main__":
-    sys.exit(not Pulse(Path(sys.argv[1])).is_fresh())
+    sys.exit(not Liveness(Path(sys.argv[1])).is_fresh())

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from domain.db import DATABASE_AWAY, Database
+from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.workers import repository
 from domain.workers.models import Device
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Presence:
+class Registration:
     """Renews the row of `name` every `every` seconds, from a thread of the process that forks the jobs' processes."""
 
     database_url: str
@@ -57,7 +57,7 @@ class Presence:
                         repository.forget(session, self.name)
                     else:
                         repository.make_known(session, self.name, self.devices)
-            except DATABASE_AWAY as error:
+            except DATABASE_UNAVAILABLE as error:
                 log.warning("the worker could not make itself known: %s", type(error).__name__)
             finally:
                 database.close()

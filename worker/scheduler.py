@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import InstrumentedAttribute
 
-from domain.artifacts import ArtefactStore
+from domain.artifacts import ArtifactStore
 from domain.datasets.models import Dataset
-from domain.db import DATABASE_AWAY, Database
+from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.idempotency.repository import clear_expired
 from domain.jobs.leases import expire_waiting, reap_expired
 from domain.jobs.models import Job
@@ -31,7 +31,7 @@ _STALE_SECONDS = 3600
 @dataclass(frozen=True)
 class Scheduler:
     database: Database
-    store: ArtefactStore
+    store: ArtifactStore
     doorbell: Doorbell
     settings: Settings
     options: WorkerSettings
@@ -108,10 +108,10 @@ def _attempt(duty: Callable[[], object]) -> None:
         duty()
     except BrokerUnreachable as error:
         log.warning("%s", error)
-    except DATABASE_AWAY as error:
+    except DATABASE_UNAVAILABLE as error:
         log.warning("the database is away: %s", type(error).__name__)
     except OSError as error:
-        log.error("the artefact store fails: %s", error)
+        log.error("the artifact store fails: %s", error)
 
 
 def _pieces(names: list[str], size: int) -> list[list[str]]:

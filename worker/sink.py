@@ -1,4 +1,4 @@
-"""The engine's events become rows, and the files that they name go to the artefact store first."""
+"""The engine's events become rows, and the files that they name go to the artifact store first."""
 
 import logging
 import time
@@ -10,26 +10,26 @@ from typing import Final
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from domain.artifacts import ArtefactCorrupt, ArtefactExists, ArtefactNotFound, ArtefactStore
+from domain.artifacts import ArtifactCorrupt, ArtifactExists, ArtifactNotFound, ArtifactStore
 from domain.checkpoints.repository import delete_checkpoint, surplus_training_states
-from domain.db import DATABASE_AWAY, Database
+from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.jobs import event_recorder, leases
 from domain.jobs.leases import Claim, Outcome
 from domain.jobs.repository import live_jobs_using
 from domain.jobs.states import EndReason, JobStatus
 from pocl.events import (
-    ArtefactWritten,
+    ArtifactWritten,
     CheckpointSaved,
+    EventEnvelope,
     Progressed,
     RunEnded,
     RunFinished,
     RunStarted,
-    Stamped,
     StepLogged,
     from_line,
 )
 from pocl.storage.manifest import MANIFEST
-from worker.attempt_dir import PARTIAL_RANKING, RANKING, Workplace, ranking_key
+from worker.attempt_dir import PARTIAL_RANKING, RANKING, AttemptDir, ranking_key
 from worker.engine_exit import of_storage
 from worker.lease import Lease
 
@@ -41,7 +41,7 @@ _LOG_SECONDS: Final = 5
 _PARTIAL_SECONDS: Final = 60
 """How often a ranking under way is stored: what a lost worker costs."""
 _MOST_PENDING: Final = 20_000
-_UNUSABLE: Final = (ArtefactCorrupt, ArtefactExists, ArtefactNotFound, FileNotFoundError, ValueError)
+_UNUSABLE: Final = (ArtifactCorrupt, ArtifactExists, ArtifactNotFound, FileNotFoundError, ValueError)
 
 
 class EventTail:
@@ -52,7 +52,7 @@ class EventTail:
         self.offset = offset
         """Bytes read, up to the end of the last whole line."""
 
-    def read(self) -> list[tuple[Stamped, int]]:
+    def read(self) -> list[tuple[EventEnvelope, int]]:
         """The next events with the offset behind each; empty when nothing new is there.
 
         A line that this version does not know is passed over.
@@ -67,7 +67,7 @@ class EventTail:
             # No event is that long. Reading on would hold ever more of it in memory.
             self.offset += len(chunk)
             return []
-        events: list[tuple[Stamped, int]] = []
+        events: list[tuple[EventEnvelope, int]] = []
         # What follows the last line end is half a line, or nothing.
         for line in chunk.split(b"\n")[:-1]:
             self.offset += len(line) + 1
@@ -77,7 +77,7 @@ class EventTail:
         return events
 
 
-def _parse(line: bytes) -> Stamped | None:
+def _parse(line: bytes) -> EventEnvelope | None:
     if len(line) > _LINE_BYTES:
         log.warning("an event of %d bytes was passed over", len(line))
         return None
@@ -92,7 +92,7 @@ def _parse(line: bytes) -> Stamped | None:
 class _Pending:
     """What the next transaction writes. It may be repeated until it is known to be committed."""
 
-    events: list[Stamped]
+    events: list[EventEnvelope]
     offset: int
     files: list[Callable[[Session], object]]
     """Each names one stored file by a row."""
@@ -105,10 +105,10 @@ class RowSink:
     def __init__(
         self,
         database: Database,
-        store: ArtefactStore,
+        store: ArtifactStore,
         lease: Lease,
         claim: Claim,
-        place: Workplace,
+        place: AttemptDir,
         *,
         log_tail: Callable[[], bytes],
         flush_seconds: float,
@@ -174,7 +174,7 @@ class RowSink:
         self.heard_at = self._clock()
         return True
 
-    def _take(self, stamped: Stamped) -> None:
+    def _take(self, stamped: EventEnvelope) -> None:
         match stamped.event:
             case StepLogged():
                 return
@@ -186,8 +186,8 @@ class RowSink:
                 self.engine_started = True
             case CheckpointSaved() as saved:
                 self._store_checkpoint(saved)
-            case ArtefactWritten() as written:
-                self._store_artefact(written)
+            case ArtifactWritten() as written:
+                self._store_artifact(written)
             case RunFinished() | RunEnded() as last:
                 self.last = last
                 self._store_partial_ranking()
@@ -226,7 +226,7 @@ class RowSink:
         self._pending.files.append(name)
         self.student_stored = self.student_stored or saved.kind == "final"
 
-    def _store_artefact(self, written: ArtefactWritten) -> None:
+    def _store_artifact(self, written: ArtifactWritten) -> None:
         try:
             source = self._place.inside(written.path)
             key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{source.name}"
@@ -243,7 +243,7 @@ class RowSink:
             return
 
         def name(session: Session) -> None:
-            event_recorder.add_artefact(
+            event_recorder.add_artifact(
                 session, self._claim, kind=written.kind, store_key=key, size_bytes=stored.size, sha256=stored.sha256
             )
 
@@ -267,7 +267,7 @@ class RowSink:
 
     def _note(self, error: OSError) -> None:
         self.trouble = of_storage(error)
-        log.error("the artefact store cannot be written: %s", error)
+        log.error("the artifact store cannot be written: %s", error)
 
     def _write(self, end: Callable[[Session], None] | None = None) -> bool:
         pending = self._pending
@@ -281,7 +281,7 @@ class RowSink:
                     self._save_log(session)
                 if end is not None:
                     end(session)
-        except DATABASE_AWAY as error:
+        except DATABASE_UNAVAILABLE as error:
             log.warning("progress could not be written, it is kept: %s", type(error).__name__)
             # The next try waits for its turn.
             self._flushed_at, pending.urgent = self._clock(), False

@@ -17,10 +17,10 @@ from typing import Final, Literal
 
 from sqlalchemy.orm import Session
 
-from domain.artifacts import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
+from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.checkpoints.repository import get_checkpoint
 from domain.datasets.repository import get_dataset
-from domain.db import DATABASE_AWAY, Database
+from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import ApiError, LostLease
 from domain.jobs import leases, repository
 from domain.jobs.leases import Claim, Outcome
@@ -31,10 +31,18 @@ from domain.settings import Settings
 from domain.workers.models import Device
 from domain.workers.repository import takes_jobs
 from pocl.spec import DataRef, DistillationSpec, ModelRef
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
-from worker.attempt_dir import Workplace
-from worker.engine_exit import STORAGE_FAILED, WORKER_FAILED, Asked, Ending, memory_kills, of_storage, outcome_of
+from worker.attempt_dir import AttemptDir
+from worker.engine_exit import (
+    STORAGE_FAILED,
+    WORKER_FAILED,
+    EngineExit,
+    StopRequest,
+    memory_kills,
+    of_storage,
+    outcome_of,
+)
 from worker.lease import Lease
 from worker.logs import BoundedLog
 from worker.processes import kill_group, spawn
@@ -60,7 +68,7 @@ class Supervisor:
     """Works on jobs, one at a time. Call it from the main thread: the engine dies with the thread that starts it."""
 
     database: Database
-    store: ArtefactStore
+    store: ArtifactStore
     settings: Settings
     options: WorkerSettings
     worker: str
@@ -79,7 +87,7 @@ class Supervisor:
         """
         if self.should_stop():
             return None
-        attempt_dir.tidy(self.settings.work_root, keep=self.options.kept_attempts)
+        attempt_dir.prune(self.settings.work_root, keep=self.options.kept_attempts)
         try:
             self._unpin_ended()
             with self.database.transaction(write=True) as session:
@@ -92,7 +100,7 @@ class Supervisor:
                     lease_seconds=self.settings.lease_seconds,
                     memory=memory_of([asdict(device) for device in self.devices]),
                 )
-        except DATABASE_AWAY as error:
+        except DATABASE_UNAVAILABLE as error:
             log.warning("no job could be claimed: %s", type(error).__name__)
             return None
         if claim is None:
@@ -113,7 +121,7 @@ class Supervisor:
 
     def _unpin_ended(self) -> None:
         """What ended jobs kept in the cache of this machine may go; of those that wait or pause it stays."""
-        cache = ReuseStore(self.settings.cache_root, self.settings.max_cache_bytes)
+        cache = SharedCache(self.settings.cache_root, self.settings.max_cache_bytes)
         pinned = sorted(cache.pinned_by())[:_MOST_UNPINNED]
         if not pinned:
             return
@@ -123,12 +131,12 @@ class Supervisor:
             replace(cache, keep_for=job_id).unpin()
 
     def _give_up(self, claim: Claim, outcome: Outcome) -> None:
-        with suppress(LostLease, *DATABASE_AWAY), self.database.transaction(write=True) as session:
+        with suppress(LostLease, *DATABASE_UNAVAILABLE), self.database.transaction(write=True) as session:
             leases.settle(session, claim, outcome)
 
 
 class _Attempt:
-    def __init__(self, supervisor: Supervisor, claim: Claim, place: Workplace) -> None:
+    def __init__(self, supervisor: Supervisor, claim: Claim, place: AttemptDir) -> None:
         self._supervisor = supervisor
         self._options = supervisor.options
         self._clock = supervisor.clock
@@ -152,7 +160,7 @@ class _Attempt:
             flush_seconds=supervisor.options.flush_seconds,
             clock=supervisor.clock,
         )
-        self._asked: Asked | None = None
+        self._asked: StopRequest | None = None
         self._kill_at: float | None = None
         self._pausing = False
         """Whether it was asked to pause at the end of its stage, and to nothing since."""
@@ -162,7 +170,7 @@ class _Attempt:
             outcome = self._furnish() or self._train()
         except LostLease:
             raise
-        except DATABASE_AWAY:
+        except DATABASE_UNAVAILABLE:
             # Only before the engine starts: all that comes later waits for the database.
             outcome = Outcome.released()
         except Exception:
@@ -176,22 +184,22 @@ class _Attempt:
         supervisor, claim = self._supervisor, self._claim
         try:
             with supervisor.database.transaction(write=False) as session:
-                spec = located(session, supervisor.store, supervisor.settings, claim)
-        except (ApiError, ArtefactNotFound, ArtefactCorrupt) as error:
+                spec = localize_spec(session, supervisor.store, supervisor.settings, claim)
+        except (ApiError, ArtifactNotFound, ArtifactCorrupt) as error:
             return Outcome.failed(_unusable_reference(error))
-        spec = self._fitted(spec)
+        spec = self._apply_worker_defaults(spec)
         states = [checkpoint.store_key for checkpoint in claim.checkpoints]
         jobs = [claim.job_id] if claim.descends_from is None else [claim.job_id, claim.descends_from]
         try:
             self._lease.during(
-                lambda: attempt_dir.furnish(self._place, supervisor.store, spec, rankings_of=jobs, states=states)
+                lambda: attempt_dir.stage_inputs(self._place, supervisor.store, spec, rankings_of=jobs, states=states)
             )
         except OSError as error:
             log.error("the workplace cannot be written: %s", error)
             return Outcome.failed(of_storage(error))
         return None
 
-    def _fitted(self, spec: DistillationSpec) -> DistillationSpec:
+    def _apply_worker_defaults(self, spec: DistillationSpec) -> DistillationSpec:
         resources, options = spec.resources, self._options
         device = options.device if resources.device == "auto" else resources.device
         fitted = resources.model_copy(update={"device": device, "threads": resources.threads or options.threads})
@@ -218,7 +226,7 @@ class _Attempt:
         while self._sink.pump():
             self._lease.beat_if_due()
         return outcome_of(
-            Ending(
+            EngineExit(
                 status=status,
                 last=self._sink.last,
                 asked=self._asked,
@@ -272,7 +280,7 @@ class _Attempt:
         engine.send_signal(signal.SIGUSR1)
         self._asked, self._pausing = "pause", True
 
-    def _wish(self) -> Asked | Literal["pause_at_stage_end"] | None:
+    def _wish(self) -> StopRequest | Literal["pause_at_stage_end"] | None:
         wish = self._lease.beat_if_due()
         if wish != "ok" and wish != "pause_at_stage_end":
             return wish
@@ -289,7 +297,7 @@ class _Attempt:
         # The longer path first: the workplace lies below the home.
         for place, name in (
             (self._place.directory, b"<attempt>"),
-            (settings.artefact_root, b"<store>"),
+            (settings.artifact_root, b"<store>"),
             (settings.cache_root, b"<cache>"),
             (settings.home, b"<home>"),
         ):
@@ -304,11 +312,11 @@ class _Attempt:
         return status
 
 
-def located(session: Session, store: ArtefactStore, settings: Settings, claim: Claim) -> DistillationSpec:
+def localize_spec(session: Session, store: ArtifactStore, settings: Settings, claim: Claim) -> DistillationSpec:
     """The claim's specification with ids and model names replaced by absolute paths.
 
     Raises:
-        DatasetNotFound, CheckpointNotFound, ArtefactNotFound, ArtefactCorrupt: what it names was deleted.
+        DatasetNotFound, CheckpointNotFound, ArtifactNotFound, ArtifactCorrupt: what it names was deleted.
         PathOutsideModelRoots, ModelMissing: a model is not where the service may read it.
     """
 

@@ -8,7 +8,7 @@ from celery import Celery, bootsteps
 from celery.signals import worker_shutting_down
 
 from worker.doorbell import RING
-from worker.liveness import BEAT_SECONDS, Pulse
+from worker.liveness import BEAT_SECONDS, Liveness
 
 
 class SharedFlag:
@@ -24,7 +24,7 @@ class SharedFlag:
         return self._byte[0] != 0
 
 
-def answer(app: Celery, work: Callable[[], None]) -> None:
+def register_task(app: Celery, work: Callable[[], None]) -> None:
     """Let workers of `app` run `work` at each ring."""
 
     def heard() -> None:
@@ -44,7 +44,7 @@ def stop_flag() -> SharedFlag:
     return flag
 
 
-def show_life(app: Celery, pulse: Pulse) -> None:
+def show_life(app: Celery, pulse: Liveness) -> None:
     """Let workers of `app` beat while their main loop turns: not while they are frozen or wait for the broker."""
 
     class Beating(bootsteps.StartStopStep):  # type: ignore[misc] # Celery ships no types.

@@ -1,1 +1,1 @@
-"""Checkpoints that jobs have committed to the artefact store."""
+"""Checkpoints that jobs have committed to the artifact store."""

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Path, Request, Response
 
 from api.auth import Caller
 from api.checkpoints.schemas import CheckpointView
-from api.downloads import ArtefactDamaged, FileMissing, RangeNotSatisfiable, documented_download, file_in, manifest_of
+from api.downloads import ArtifactDamaged, FileMissing, RangeNotSatisfiable, documented_download, file_in, manifest_of
 from api.path_params import CheckpointId
 from api.problems import EVERYWHERE, documented
-from api.sessions import Reading
+from api.sessions import ReadSession
 from domain.checkpoints import repository
 from domain.errors import CheckpointNotFound
 from pocl.storage.manifest import Manifest
@@ -20,7 +20,7 @@ FilePath = Annotated[str, Path(description="As the manifest has it, for instance
 
 
 @router.get("/{checkpoint_id}", summary="Get a checkpoint", responses=documented(CheckpointNotFound))
-def get_checkpoint(session: Reading, caller: Caller, checkpoint_id: CheckpointId) -> CheckpointView:
+def get_checkpoint(session: ReadSession, caller: Caller, checkpoint_id: CheckpointId) -> CheckpointView:
     """One checkpoint: where in which job it was saved, and its size."""
     return CheckpointView.of(repository.get_checkpoint(session, caller.project, checkpoint_id))
 
@@ -28,10 +28,10 @@ def get_checkpoint(session: Reading, caller: Caller, checkpoint_id: CheckpointId
 @router.get(
     "/{checkpoint_id}/manifest",
     summary="List the files of a checkpoint",
-    responses=documented(CheckpointNotFound, FileMissing, ArtefactDamaged),
+    responses=documented(CheckpointNotFound, FileMissing, ArtifactDamaged),
 )
 def get_checkpoint_manifest(
-    session: Reading, caller: Caller, checkpoint_id: CheckpointId, request: Request
+    session: ReadSession, caller: Caller, checkpoint_id: CheckpointId, request: Request
 ) -> Manifest:
     """Each file with its size and SHA-256: enough to download them all and to know that they arrived whole."""
     row = repository.get_checkpoint(session, caller.project, checkpoint_id)
@@ -44,11 +44,11 @@ def get_checkpoint_manifest(
     response_class=Response,
     responses={
         **documented_download(),
-        **documented(CheckpointNotFound, FileMissing, RangeNotSatisfiable, ArtefactDamaged),
+        **documented(CheckpointNotFound, FileMissing, RangeNotSatisfiable, ArtifactDamaged),
     },
 )
 def download_checkpoint_file(
-    session: Reading, caller: Caller, checkpoint_id: CheckpointId, path: FilePath, request: Request
+    session: ReadSession, caller: Caller, checkpoint_id: CheckpointId, path: FilePath, request: Request
 ) -> Response:
     """The bytes. A broken download goes on with `Range` and `If-Range`; `ETag` and `Repr-Digest` are the SHA-256."""
     row = repository.get_checkpoint(session, caller.project, checkpoint_id)

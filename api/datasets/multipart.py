@@ -4,7 +4,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from domain.errors import Unprocessable
-from pocl.errors import Problem
+from pocl.errors import FieldError
 
 
 class MultipartInvalid(Unprocessable):
@@ -74,7 +74,7 @@ class MultipartFile:
         if self._header.lower() == b"content-disposition":
             options = parse_options_header(bytes(self._value))[1]
             if options.get(b"name") != b"file":
-                problem = Problem("/file", "missing", "The form has a part of another name.")
+                problem = FieldError("/file", "missing", "The form has a part of another name.")
                 raise MultipartInvalid(problems=[problem])
             self._disposition = True
             self.filename = options.get(b"filename", b"").decode("utf-8", "replace") or None

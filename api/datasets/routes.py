@@ -13,7 +13,7 @@ from api.idempotency.requests import REFUSALS, RepeatableRoute, documented_answe
 from api.pagination import After, Limit
 from api.path_params import DatasetId
 from api.problems import EVERYWHERE, documented
-from api.sessions import Reading, Writing
+from api.sessions import ReadSession, WriteSession
 from domain.datasets import repository, submission
 from domain.errors import DatasetNotFound, DatasetRefused, Unprocessable, UnsupportedMediaType
 
@@ -43,7 +43,7 @@ _NAME_LENGTH = 200
 )
 def upload_dataset(
     upload: Uploaded,
-    session: Writing,
+    session: WriteSession,
     _once: UploadedOnce,
     caller: Caller,
     request: Request,
@@ -73,14 +73,14 @@ def upload_dataset(
 
 
 @router.get("", summary="List data sets")
-def list_datasets(session: Reading, caller: Caller, limit: Limit = 20, after: After = None) -> DatasetPage:
+def list_datasets(session: ReadSession, caller: Caller, limit: Limit = 20, after: After = None) -> DatasetPage:
     """The project's data sets, newest first."""
     found = repository.list_datasets(session, caller.project, limit=limit, after=after)
     return DatasetPage.of(found, DatasetView.of, lambda row: row.id)
 
 
 @router.get("/{dataset_id}", summary="Get a data set", responses=documented(DatasetNotFound))
-def get_dataset(session: Reading, caller: Caller, dataset_id: DatasetId) -> DatasetView:
+def get_dataset(session: ReadSession, caller: Caller, dataset_id: DatasetId) -> DatasetView:
     """One data set: its size, number of rows and digest."""
     return DatasetView.of(repository.get_dataset(session, caller.project, dataset_id))
 

@@ -14,9 +14,9 @@ from fastapi import Depends, Request
 
 from api.auth import Caller
 from api.datasets.multipart import MultipartFile
-from api.idempotency.requests import Held, fingerprint
-from api.sessions import Writing
-from domain.artifacts import ArtefactStore
+from api.idempotency.requests import HeldKey, fingerprint
+from api.sessions import WriteSession
+from domain.artifacts import ArtifactStore
 from domain.errors import ApiError, BodyTooLarge, UnsupportedMediaType
 from domain.settings import Settings
 from pocl.errors import is_disk_full
@@ -47,7 +47,7 @@ class StorageFull(ApiError):
 class Upload:
     """A body in a file of its own, and what was published from it."""
 
-    def __init__(self, path: Path, store: ArtefactStore) -> None:
+    def __init__(self, path: Path, store: ArtifactStore) -> None:
         self.path = path
         self.filename: str | None = None
         """As a multipart form names it."""
@@ -72,7 +72,7 @@ class Upload:
             self._store.remove(key)
 
 
-async def _receive_upload(request: Request, _caller: Caller, ticket: Held) -> AsyncIterator[Upload]:
+async def _receive_upload(request: Request, _caller: Caller, ticket: HeldKey) -> AsyncIterator[Upload]:
     settings: Settings = request.app.state.settings
     form = _form(request.headers.get("content-type", ""))
     upload = Upload(_new_file(spool_directory(settings)), request.app.state.store)
@@ -98,7 +98,7 @@ async def _receive_upload(request: Request, _caller: Caller, ticket: Held) -> As
 Uploaded = Annotated[Upload, Depends(_receive_upload, scope="function")]
 
 
-def _once(request: Request, session: Writing, upload: Uploaded, ticket: Held) -> Iterator[None]:
+def _once(request: Request, session: WriteSession, upload: Uploaded, ticket: HeldKey) -> Iterator[None]:
     with ticket.kept(session, request, upload.fingerprint) if ticket is not None else nullcontext():
         yield
 

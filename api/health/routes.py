@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from api.pagination import Resource
 from api.problems import documented
-from api.sessions import Reading
+from api.sessions import ReadSession
 from domain.errors import Unavailable
 
 router = APIRouter(tags=["health"])
@@ -24,7 +24,7 @@ async def check_alive() -> Health:
 
 
 @router.get("/readyz", summary="Can requests be served", responses=documented(Unavailable))
-def check_ready(session: Reading) -> Health:
+def check_ready(session: ReadSession) -> Health:
     """Answers `ok` while the database does."""
     session.execute(sa.select(1))
     return Health()

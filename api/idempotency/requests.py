@@ -1,11 +1,11 @@
 """`Idempotency-Key`: a POST that may be sent again, and does its work once.
 
-A route takes part by a parameter `_once: Once` and the router by `route_class=RepeatableRoute`. The key is claimed
-by the first statement of the route's transaction and the answer is kept by the last one, so a crash leaves either
-both, what was made and its answer, or nothing. Duplicates wait at the claim. Answers of 400 and above are not
+A route takes part by a parameter `_once: IdempotentRequest` and the router by `route_class=RepeatableRoute`. The key is
+claimed by the first statement of the route's transaction and the answer is kept by the last one, so a crash leaves
+either both, what was made and its answer, or nothing. Duplicates wait at the claim. Answers of 400 and above are not
 kept: nothing was done, and the request may be sent again.
 
-An upload holds its key from before the body on, in a transaction of its own (`Held`): it may take an hour, and no
+An upload holds its key from before the body on, in a transaction of its own (`HeldKey`): it may take an hour, and no
 duplicate should send as much only to wait.
 """
 
@@ -27,14 +27,14 @@ from sqlalchemy.orm import Session
 
 from api.auth import Caller, Principal
 from api.problems import HttpError
-from api.sessions import Writing, turn
+from api.sessions import WriteSession, transaction_slot
 from api.strict_json import StrictJsonRoute, body_of
 from domain.db import Database
 from domain.errors import Conflict, Unprocessable
 from domain.idempotency import repository
 from domain.idempotency.models import MAX_BODY_BYTES
 from domain.idempotency.repository import Answer, Entry, Holder
-from pocl.errors import Problem
+from pocl.errors import FieldError
 
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotent-Replayed"
@@ -103,7 +103,7 @@ class _Replayed(Exception):
 
 
 class RepeatableRoute(StrictJsonRoute):
-    """Shows the answer as it was rendered to :data:`Once`, which ends after this and before the commit."""
+    """Shows the answer as it was rendered to :data:`IdempotentRequest`, which ends after this and before the commit."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -116,7 +116,7 @@ class RepeatableRoute(StrictJsonRoute):
         return handle_and_show
 
 
-class Ticket:
+class KeyClaim:
     """One request with a key."""
 
     def __init__(self, database: Database, project: str, key: str) -> None:
@@ -196,7 +196,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(_Replayed, _of_replayed)
 
 
-def _once(request: Request, caller: Caller, session: Writing, key: Key = None) -> Iterator[None]:
+def _once(request: Request, caller: Caller, session: WriteSession, key: Key = None) -> Iterator[None]:
     if key is None:
         yield
         return
@@ -207,38 +207,38 @@ def _once(request: Request, caller: Caller, session: Writing, key: Key = None) -
         yield
 
 
-async def _held(request: Request, caller: Caller, key: Key = None) -> AsyncIterator[Ticket | None]:
+async def _held(request: Request, caller: Caller, key: Key = None) -> AsyncIterator[KeyClaim | None]:
     if key is None:
         yield None
         return
     ticket = _ticket(request, caller, key)
     try:
-        async with turn():
+        async with transaction_slot():
             await run_sync(ticket.hold)
         async with _beating(ticket):
             yield ticket
     except BaseException:
         # Where the database is away the key becomes free by itself.
         with anyio.CancelScope(shield=True), suppress(DBAPIError):
-            async with turn():
+            async with transaction_slot():
                 await run_sync(ticket.release)
         raise
 
 
-Once = Annotated[None, Depends(_once, scope="function")]
-"""For a route with a `Writing` session: done once for each key."""
-Held = Annotated[Ticket | None, Depends(_held, scope="function")]
+IdempotentRequest = Annotated[None, Depends(_once, scope="function")]
+"""For a route with a `WriteSession` session: done once for each key."""
+HeldKey = Annotated[KeyClaim | None, Depends(_held, scope="function")]
 """For a route with a long body: the key is taken before it is read."""
 
 
-def _ticket(request: Request, caller: Principal, key: str) -> Ticket:
+def _ticket(request: Request, caller: Principal, key: str) -> KeyClaim:
     if len(request.headers.getlist(HEADER)) > 1:
-        raise Unprocessable(problems=[Problem(f"/header/{HEADER}", "ambiguous", "Send one key.")])
-    return Ticket(request.app.state.database, caller.project, key)
+        raise Unprocessable(problems=[FieldError(f"/header/{HEADER}", "ambiguous", "Send one key.")])
+    return KeyClaim(request.app.state.database, caller.project, key)
 
 
 @asynccontextmanager
-async def _beating(ticket: Ticket) -> AsyncIterator[None]:
+async def _beating(ticket: KeyClaim) -> AsyncIterator[None]:
     beat = asyncio.create_task(_beat(ticket))
     try:
         yield
@@ -247,11 +247,11 @@ async def _beating(ticket: Ticket) -> AsyncIterator[None]:
         await asyncio.wait({beat})
 
 
-async def _beat(ticket: Ticket) -> None:
+async def _beat(ticket: KeyClaim) -> None:
     while True:
         await anyio.sleep(_UPLOAD_SECONDS / 3)
         try:
-            async with turn():
+            async with transaction_slot():
                 await run_sync(ticket.extend)
         except DBAPIError as error:
             _log.warning("idempotency_key_not_extended", exc_info=error)

@@ -4,18 +4,18 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
 from api.auth import Caller
-from api.idempotency.requests import REFUSALS, Once, RepeatableRoute, documented_answer
-from api.jobs.presenter import SPEC_REFUSALS, pointing_into, view_of
+from api.idempotency.requests import REFUSALS, IdempotentRequest, RepeatableRoute, documented_answer
+from api.jobs.presenter import SPEC_REFUSALS, pointing_into, present_job
 from api.jobs.requests import BranchRequest, JobUpdate, PauseRequest, RetryRequest
 from api.jobs.schemas import JobView
 from api.path_params import JobId
 from api.problems import EVERYWHERE, documented
-from api.sessions import Writing
+from api.sessions import WriteSession
 from domain.errors import (
     BodyTooLarge,
     CheckpointNotFound,
     Conflict,
-    IllegalMove,
+    IllegalTransition,
     JobNotFound,
     JsonInvalid,
     QuotaExceeded,
@@ -32,7 +32,7 @@ _OF_A_BODY = documented(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
 _OF_A_MOVE = {
     200: {"model": JobView, "description": "It was asked for before: nothing changed."},
     **documented_answer(202),
-    **documented(JobNotFound, IllegalMove, Conflict, Unprocessable, *REFUSALS),
+    **documented(JobNotFound, IllegalTransition, Conflict, Unprocessable, *REFUSALS),
 }
 _DESCENT = (JobNotFound, StageNotSaved, CheckpointNotFound, QuotaExceeded, Unprocessable, *SPEC_REFUSALS, *REFUSALS)
 _OF_DESCENT = {**_OF_A_BODY, **documented_answer(201, location=True)}
@@ -40,7 +40,7 @@ _OF_DESCENT = {**_OF_A_BODY, **documented_answer(201, location=True)}
 
 @router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=_OF_A_MOVE)
 def cancel_job(
-    session: Writing, _once: Once, caller: Caller, job_id: JobId, request: Request, response: Response
+    session: WriteSession, _once: IdempotentRequest, caller: Caller, job_id: JobId, request: Request, response: Response
 ) -> JobView:
     """A job that waits ends at once; one that runs is `cancelling` until its worker has saved a checkpoint."""
     return _told(session, actions.cancel_job(session, caller.project, job_id), request, response)
@@ -48,8 +48,8 @@ def cancel_job(
 
 @router.post("/{job_id}/pause", status_code=202, summary="Pause a job", responses={**_OF_A_MOVE, **_OF_A_BODY})
 def pause_job(
-    session: Writing,
-    _once: Once,
+    session: WriteSession,
+    _once: IdempotentRequest,
     caller: Caller,
     job_id: JobId,
     request: Request,
@@ -63,7 +63,7 @@ def pause_job(
 
 @router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=_OF_A_MOVE)
 def resume_job(
-    session: Writing, _once: Once, caller: Caller, job_id: JobId, request: Request, response: Response
+    session: WriteSession, _once: IdempotentRequest, caller: Caller, job_id: JobId, request: Request, response: Response
 ) -> JobView:
     """A paused job goes back into the queue, and on from where it was, to the same bits."""
     return _told(session, actions.resume_job(session, caller.project, job_id), request, response)
@@ -76,8 +76,8 @@ def resume_job(
     responses={**_OF_DESCENT, **documented(JobIsLive, *_DESCENT)},
 )
 def retry_job(
-    session: Writing,
-    _once: Once,
+    session: WriteSession,
+    _once: IdempotentRequest,
     caller: Caller,
     job_id: JobId,
     request: Request,
@@ -92,19 +92,19 @@ def retry_job(
         project=caller.project,
         job_id=job_id,
         start=StartAt(wanted.start, wanted.stage),
-        wishes=wanted.wishes,
+        options=wanted.options,
         session=session,
     )
     response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
-    return view_of(session, job, request.app.state.settings)
+    return present_job(session, job, request.app.state.settings)
 
 
 @router.post(
     "/{job_id}/branch", status_code=201, summary="Branch off a job", responses={**_OF_DESCENT, **documented(*_DESCENT)}
 )
 def branch_job(
-    session: Writing,
-    _once: Once,
+    session: WriteSession,
+    _once: IdempotentRequest,
     caller: Caller,
     job_id: JobId,
     request: Request,
@@ -122,11 +122,11 @@ def branch_job(
             job_id=job_id,
             stage=body.stage,
             changes=body.changes,
-            wishes=body.wishes,
+            options=body.options,
             session=session,
         )
     response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
-    return view_of(session, job, request.app.state.settings)
+    return present_job(session, job, request.app.state.settings)
 
 
 @router.patch(
@@ -134,10 +134,10 @@ def branch_job(
     summary="Change a job",
     responses={**_OF_A_BODY, **documented(JobNotFound, Conflict, Unprocessable)},
 )
-def update_job(session: Writing, caller: Caller, job_id: JobId, request: Request, body: JobUpdate) -> JobView:
+def update_job(session: WriteSession, caller: Caller, job_id: JobId, request: Request, body: JobUpdate) -> JobView:
     """Name, labels and priority; what is not named stays. Priority counts while the job waits."""
     job = actions.update_job(session, caller.project, job_id, body.changes)
-    return view_of(session, job, request.app.state.settings)
+    return present_job(session, job, request.app.state.settings)
 
 
 @router.delete(
@@ -146,11 +146,11 @@ def update_job(session: Writing, caller: Caller, job_id: JobId, request: Request
     summary="Delete a job",
     responses=documented(JobNotFound, JobIsLive, JobIsNeeded),
 )
-def delete_job(session: Writing, caller: Caller, job_id: JobId) -> None:
+def delete_job(session: WriteSession, caller: Caller, job_id: JobId) -> None:
     """Forget an ended job with its history, results and checkpoints. The files go soon after."""
     actions.delete_job(session, caller.project, job_id)
 
 
 def _told(session: Session, change: Change, request: Request, response: Response) -> JobView:
     response.status_code = 202 if change.made else 200
-    return view_of(session, change.job, request.app.state.settings)
+    return present_job(session, change.job, request.app.state.settings)

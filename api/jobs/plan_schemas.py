@@ -34,7 +34,7 @@ class EstimateView(Resource):
     """Floating-point operations of all training steps, the teacher's included."""
 
 
-class CautionView(Resource):
+class PlanWarningView(Resource):
     """What the caller should know of a specification that is valid."""
 
     code: str
@@ -54,7 +54,7 @@ class PlanView(Resource):
     stages: list[StagePlanView]
     estimate: EstimateView | None
     """Null where a model's files are not at hand."""
-    warnings: list[CautionView]
+    warnings: list[PlanWarningView]
 
     @classmethod
     def of(cls, plan: JobPlan) -> Self:
@@ -80,5 +80,5 @@ class PlanView(Resource):
             else EstimateView(
                 memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes, training_flops=cost.training_flops
             ),
-            warnings=[CautionView(code=each.code, message=each.message) for each in plan.warnings],
+            warnings=[PlanWarningView(code=each.code, message=each.message) for each in plan.warnings],
         )

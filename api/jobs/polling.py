@@ -13,17 +13,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import etags
 from api.auth import Caller, Principal, identify
-from api.jobs.presenter import view_at
+from api.jobs.presenter import present_job_at
 from api.jobs.schemas import JobView
 from api.jobs.watcher import TooManyFollowers, Watch, while_connected
 from api.path_params import JobId
 from api.problems import EVERYWHERE, documented, problem, problem_of_database
-from api.single_flight import SharedReads
-from domain.db import DATABASE_AWAY, Database
+from api.single_flight import SingleFlightCache
+from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import ApiError, JobNotFound, Unavailable
 from domain.jobs import repository
 from domain.jobs.queue import QueuePlace
-from domain.jobs.snapshot import Seen, seen_jobs
+from domain.jobs.snapshot import JobSnapshot, job_snapshots
 
 MAX_WAIT: Final = 60
 _KEPT_ANSWERS: Final = 512
@@ -47,7 +47,7 @@ class Wanted:
     etag: str
 
 
-Answers = SharedReads[Wanted, Answer]
+Answers = SingleFlightCache[Wanted, Answer]
 
 
 def answers(database: Database, *, worker_seconds: float) -> Answers:
@@ -60,12 +60,12 @@ def answers(database: Database, *, worker_seconds: float) -> Answers:
     def make(wanted: Wanted) -> Answer:
         with database.transaction(write=False) as session:
             job = repository.get_job(session, wanted.project, wanted.job_id)
-            seen = seen_jobs(session, [job.id], worker_seconds=worker_seconds)[job.id]
-            view = view_at(session, job, seen.place)
+            seen = job_snapshots(session, [job.id], worker_seconds=worker_seconds)[job.id]
+            view = present_job_at(session, job, seen.place)
         return Answer(_etag(seen), view.model_dump_json().encode())
 
     # The job may have changed in between: then this is the answer of another state.
-    return SharedReads(make, lambda wanted, made: made.etag == wanted.etag, _KEPT_ANSWERS)
+    return SingleFlightCache(make, lambda wanted, made: made.etag == wanted.etag, _KEPT_ANSWERS)
 
 
 @router.get(
@@ -95,12 +95,12 @@ async def get_job(
     seen = await _look(watch, caller.project, job_id)
     if wait and _nothing_new(request, seen):
         with watch.follow(job_id) as follower, while_connected(request.receive, follower):
-            await follower.news(lambda latest: latest != seen, within=wait)
+            await follower.wait_for(lambda latest: latest != seen, within=wait)
         seen = await _look(watch, caller.project, job_id)
     return await _answer(request, caller, job_id, seen)
 
 
-class Shortcut:
+class PollFastPath:
     """ASGI middleware; the innermost one. Answers the plain poll, which most requests are, past the router.
 
     Finding a route and the values of its parameters takes more than half of the time of a poll.
@@ -124,11 +124,11 @@ async def _poll(request: Request, job_id: str) -> Response:
         return await _answer(request, caller, job_id, await _look(request.app.state.watch, caller.project, job_id))
     except ApiError as error:
         return problem(request, error)
-    except DATABASE_AWAY as error:
+    except DATABASE_UNAVAILABLE as error:
         return problem_of_database(request, error)
 
 
-async def _answer(request: Request, caller: Principal, job_id: str, seen: Seen) -> Response:
+async def _answer(request: Request, caller: Principal, job_id: str, seen: JobSnapshot) -> Response:
     etag = _etag(seen)
     if etags.unchanged(request, etag):
         return etags.not_modified(etag)
@@ -136,20 +136,20 @@ async def _answer(request: Request, caller: Principal, job_id: str, seen: Seen) 
     return Response(made.content, media_type="application/json", headers={"etag": made.etag})
 
 
-async def _look(watch: Watch, project: str, job_id: str) -> Seen:
+async def _look(watch: Watch, project: str, job_id: str) -> JobSnapshot:
     seen = await watch.look(job_id)
     if seen is None or seen.project != project:
         raise JobNotFound
     return seen
 
 
-def _nothing_new(request: Request, seen: Seen) -> bool:
+def _nothing_new(request: Request, seen: JobSnapshot) -> bool:
     if "if-none-match" in request.headers:
         return etags.unchanged(request, _etag(seen))
     return not seen.ended
 
 
-def _etag(seen: Seen) -> str:
+def _etag(seen: JobSnapshot) -> str:
     # All that an answer shows changes with the row's version, but for the place in the queue.
     return f'"{_shape()}-{seen.version}{_spelt(seen.place)}"'
 

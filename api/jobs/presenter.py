@@ -28,11 +28,11 @@ def pointing_into(part: str) -> Iterator[None]:
         raise
 
 
-def view_of(session: Session, job: Job, settings: Settings) -> JobView:
-    return view_at(session, job, queue_place(session, job, worker_seconds=settings.lease_seconds))
+def present_job(session: Session, job: Job, settings: Settings) -> JobView:
+    return present_job_at(session, job, queue_place(session, job, worker_seconds=settings.lease_seconds))
 
 
-def view_at(session: Session, job: Job, place: QueuePlace | None) -> JobView:
+def present_job_at(session: Session, job: Job, place: QueuePlace | None) -> JobView:
     """
     Args:
         place: of the job in the queue; null unless it is queued.

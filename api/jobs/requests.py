@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, model_v
 from api.jobs.spec_schema import Specification
 from domain.jobs.models import LABEL_KEY
 from domain.jobs.states import PauseAt
-from domain.jobs.submission import MAX_LABELS, MAX_PRIORITY, MAX_TEXT_LENGTH, Limits, Wishes
+from domain.jobs.submission import MAX_LABELS, MAX_PRIORITY, MAX_TEXT_LENGTH, JobOptions, Limits
 
 _YEAR: Final = 366 * 24 * 3600
 
@@ -19,13 +19,13 @@ Labels = Annotated[
 Priority = Annotated[StrictInt, Field(ge=0, le=MAX_PRIORITY)]
 
 
-class Posted(BaseModel):
+class RequestBody(BaseModel):
     """Every field is known: a typo is refused."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
 
-class LimitsPosted(Posted):
+class LimitsPosted(RequestBody):
     """What a job may take; null: as much as it needs."""
 
     max_runtime_seconds: StrictInt | None = Field(default=None, ge=1, le=_YEAR)
@@ -36,7 +36,7 @@ class LimitsPosted(Posted):
     """That may be lost or crash; null: as the service is set, which is also the most."""
 
 
-class Described(Posted):
+class Described(RequestBody):
     """What may be said of any new job."""
 
     name: Name | None = None
@@ -48,8 +48,8 @@ class Described(Posted):
     limits: LimitsPosted = LimitsPosted()
 
     @property
-    def wishes(self) -> Wishes:
-        return Wishes(self.name, self.labels, self.priority, Limits(**self.limits.model_dump()))
+    def options(self) -> JobOptions:
+        return JobOptions(self.name, self.labels, self.priority, Limits(**self.limits.model_dump()))
 
 
 class JobCreate(Described):
@@ -58,7 +58,7 @@ class JobCreate(Described):
     spec: Specification
 
 
-class PauseRequest(Posted):
+class PauseRequest(RequestBody):
     at: PauseAt = "now"
     """`now` saves and stops; `stage_end` lets the stage end, and scores it, first."""
 
@@ -89,7 +89,7 @@ class BranchRequest(Described):
     stages stay."""
 
 
-class JobUpdate(Posted):
+class JobUpdate(RequestBody):
     """What is not named stays as it is."""
 
     name: Name | None = None

@@ -10,15 +10,15 @@ from sqlalchemy.orm import Session
 from api.auth import Caller, Principal
 from api.checkpoints.schemas import CheckpointPage, CheckpointView
 from api.downloads import (
-    ArtefactDamaged,
+    ArtifactDamaged,
     FileMissing,
     RangeNotSatisfiable,
     documented_download,
     single_file,
 )
-from api.idempotency.requests import REFUSALS, Once, RepeatableRoute, documented_answer
+from api.idempotency.requests import REFUSALS, IdempotentRequest, RepeatableRoute, documented_answer
 from api.jobs.plan_schemas import PlanView
-from api.jobs.presenter import SPEC_REFUSALS, pointing_into, view_of
+from api.jobs.presenter import SPEC_REFUSALS, pointing_into, present_job
 from api.jobs.requests import JobCreate
 from api.jobs.schemas import (
     AttemptPage,
@@ -37,7 +37,7 @@ from api.jobs.schemas import (
 from api.pagination import After, AfterNumber, Limit
 from api.path_params import JobId
 from api.problems import EVERYWHERE, documented
-from api.sessions import Reading, Writing
+from api.sessions import ReadSession, WriteSession
 from domain.checkpoints.repository import list_checkpoints
 from domain.errors import (
     BodyTooLarge,
@@ -84,16 +84,16 @@ class AttemptNotFound(NotFound):
     code = "attempt_not_found"
 
 
-class ArtefactNotReady(NotFound):
+class ArtifactNotReady(NotFound):
     """The job has not made this yet: it comes as the job goes on."""
 
-    code = "artefact_not_ready"
+    code = "artifact_not_ready"
 
 
-def _artefact(media_type: str) -> dict[int | str, dict[str, Any]]:
+def _artifact(media_type: str) -> dict[int | str, dict[str, Any]]:
     return {
         **documented_download(media_type),
-        **documented(JobNotFound, ArtefactNotReady, FileMissing, RangeNotSatisfiable, ArtefactDamaged),
+        **documented(JobNotFound, ArtifactNotReady, FileMissing, RangeNotSatisfiable, ArtifactDamaged),
     }
 
 
@@ -108,7 +108,12 @@ def _artefact(media_type: str) -> dict[int | str, dict[str, Any]]:
     },
 )
 def create_job(
-    body: JobCreate, session: Writing, _once: Once, caller: Caller, request: Request, response: Response
+    body: JobCreate,
+    session: WriteSession,
+    _once: IdempotentRequest,
+    caller: Caller,
+    request: Request,
+    response: Response,
 ) -> JobView:
     """Queue a distillation job. Everything that can be checked is checked now: fields, data sets, models,
     vocabularies. The answer has the specification with every default named.
@@ -119,15 +124,15 @@ def create_job(
             request.app.state.settings,
             body.spec,
             project=caller.project,
-            wishes=body.wishes,
+            options=body.options,
             session=session,
         )
     response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
-    return view_of(session, job, request.app.state.settings)
+    return present_job(session, job, request.app.state.settings)
 
 
 @router.post("/validate", summary="Check a job without submitting it", responses={**_OF_A_BODY, **_OF_A_SPECIFICATION})
-def validate_job(body: JobCreate, session: Reading, caller: Caller, request: Request) -> PlanView:
+def validate_job(body: JobCreate, session: ReadSession, caller: Caller, request: Request) -> PlanView:
     """The dry run of a submission: the specification with every default named, the table of stages, what it costs in
     memory, disk and arithmetic, and warnings. Nothing is stored.
     """
@@ -137,7 +142,7 @@ def validate_job(body: JobCreate, session: Reading, caller: Caller, request: Req
 
 @router.get("", summary="List jobs")
 def list_jobs(
-    session: Reading,
+    session: ReadSession,
     caller: Caller,
     status: Statuses,
     label: Labels,
@@ -157,7 +162,7 @@ def list_jobs(
 
 
 @router.get("/{job_id}/stages", summary="List the stages of a job", responses=_OF_ONE_JOB)
-def list_job_stages(session: Reading, caller: Caller, job_id: JobId) -> StageList:
+def list_job_stages(session: ReadSession, caller: Caller, job_id: JobId) -> StageList:
     """The curriculum: samples, temperature, KD weight and steps of each stage, how far it is, and its scores."""
     job = repository.get_job(session, caller.project, job_id)
     return StageList(data=[StageView.of(row) for row in repository.list_stages(session, job.id)])
@@ -165,7 +170,7 @@ def list_job_stages(session: Reading, caller: Caller, job_id: JobId) -> StageLis
 
 @router.get("/{job_id}/events", summary="List the events of a job", responses=_OF_ONE_JOB)
 def list_job_events(
-    session: Reading, caller: Caller, job_id: JobId, limit: Limit = 100, after: AfterNumber = 0
+    session: ReadSession, caller: Caller, job_id: JobId, limit: Limit = 100, after: AfterNumber = 0
 ) -> EventPage:
     """The job's history, oldest first; `after` is the last number that the client has."""
     job = repository.get_job(session, caller.project, job_id)
@@ -175,7 +180,7 @@ def list_job_events(
 
 @router.get("/{job_id}/metrics", summary="Get the metrics of a job", responses=_OF_ONE_JOB)
 def get_job_metrics(
-    session: Reading,
+    session: ReadSession,
     caller: Caller,
     job_id: JobId,
     names: MetricNames,
@@ -196,7 +201,7 @@ def get_job_metrics(
 
 @router.get("/{job_id}/attempts", summary="List the attempts of a job", responses=_OF_ONE_JOB)
 def list_job_attempts(
-    session: Reading, caller: Caller, job_id: JobId, limit: Limit = 20, after: AfterNumber = 0
+    session: ReadSession, caller: Caller, job_id: JobId, limit: Limit = 20, after: AfterNumber = 0
 ) -> AttemptPage:
     """Which workers held the job, oldest first, and how each attempt ended."""
     job = repository.get_job(session, caller.project, job_id)
@@ -206,7 +211,7 @@ def list_job_attempts(
 
 @router.get("/{job_id}/checkpoints", summary="List the checkpoints of a job", responses=_OF_ONE_JOB)
 def list_job_checkpoints(
-    session: Reading, caller: Caller, job_id: JobId, limit: Limit = 20, after: After = None
+    session: ReadSession, caller: Caller, job_id: JobId, limit: Limit = 20, after: After = None
 ) -> CheckpointPage:
     """What the job saved, newest first: training states, the end of each stage, the best and the final student."""
     job = repository.get_job(session, caller.project, job_id)
@@ -224,7 +229,7 @@ def list_job_checkpoints(
     },
 )
 def get_job_logs(
-    session: Reading,
+    session: ReadSession,
     caller: Caller,
     job_id: JobId,
     attempt: Annotated[
@@ -246,35 +251,35 @@ def get_job_logs(
     "/{job_id}/ranking",
     summary="Download the ranking of a job",
     response_class=Response,
-    responses=_artefact("application/jsonl"),
+    responses=_artifact("application/jsonl"),
 )
-def download_job_ranking(session: Reading, caller: Caller, job_id: JobId, request: Request) -> Response:
+def download_job_ranking(session: ReadSession, caller: Caller, job_id: JobId, request: Request) -> Response:
     """The training samples from easy to hard, one JSON object a line, with their ranks and scores."""
-    return _serve_artefact(session, caller, job_id, "ranking", request)
+    return _serve_artifact(session, caller, job_id, "ranking", request)
 
 
 @router.get(
     "/{job_id}/result",
     summary="Download the result of a job",
     response_class=Response,
-    responses=_artefact("application/json"),
+    responses=_artifact("application/json"),
 )
-def download_job_result(session: Reading, caller: Caller, job_id: JobId, request: Request) -> Response:
+def download_job_result(session: ReadSession, caller: Caller, job_id: JobId, request: Request) -> Response:
     """The scores of teacher, initial student, each stage and the final student."""
-    return _serve_artefact(session, caller, job_id, "result", request)
+    return _serve_artifact(session, caller, job_id, "result", request)
 
 
 @router.get(
-    "/{job_id}/report", summary="Show the report of a job", response_class=Response, responses=_artefact("text/html")
+    "/{job_id}/report", summary="Show the report of a job", response_class=Response, responses=_artifact("text/html")
 )
-def show_job_report(session: Reading, caller: Caller, job_id: JobId, request: Request) -> Response:
+def show_job_report(session: ReadSession, caller: Caller, job_id: JobId, request: Request) -> Response:
     """The result as a page with plots."""
-    return _serve_artefact(session, caller, job_id, "report", request)
+    return _serve_artifact(session, caller, job_id, "report", request)
 
 
-def _serve_artefact(session: Session, caller: Principal, job_id: str, kind: str, request: Request) -> Response:
+def _serve_artifact(session: Session, caller: Principal, job_id: str, kind: str, request: Request) -> Response:
     job = repository.get_job(session, caller.project, job_id)
-    artefact = repository.get_artefact(session, job.id, kind)
-    if artefact is None:
-        raise ArtefactNotReady
-    return single_file(request.app.state.store, artefact.store_key, artefact.sha256, artefact.size_bytes, request)
+    artifact = repository.get_artifact(session, job.id, kind)
+    if artifact is None:
+        raise ArtifactNotReady
+    return single_file(request.app.state.store, artifact.store_key, artifact.sha256, artifact.size_bytes, request)

@@ -16,11 +16,11 @@ from api.jobs.watcher import Follower, TooManyFollowers, Watch, while_connected
 from api.pagination import AfterNumber
 from api.path_params import JobId
 from api.problems import EVERYWHERE, documented
-from api.single_flight import SharedReads
-from domain.db import DATABASE_AWAY, Database
+from api.single_flight import SingleFlightCache
+from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import JobNotFound, Unavailable
 from domain.jobs import repository
-from domain.jobs.snapshot import Seen
+from domain.jobs.snapshot import JobSnapshot
 
 _PAGE_EVENTS: Final = 50
 _KEPT_PAGES: Final = 128
@@ -71,7 +71,7 @@ class Frames:
     """The number of the last one; of the event before them where there are none."""
 
 
-Pages = SharedReads[Place, Frames]
+Pages = SingleFlightCache[Place, Frames]
 
 
 def pages(database: Database) -> Pages:
@@ -86,7 +86,7 @@ def pages(database: Database) -> Pages:
         return Frames(content.encode(), views[-1].id if views else place.after)
 
     # More may follow later, but these stay the ones that come next.
-    return SharedReads(read, lambda place, frames: frames.last > place.after, _KEPT_PAGES)
+    return SingleFlightCache(read, lambda place, frames: frames.last > place.after, _KEPT_PAGES)
 
 
 @router.get(
@@ -122,14 +122,14 @@ async def follow_job_events(
 class _Stream(Response):
     media_type = "text/event-stream"
 
-    def __init__(self, watch: Watch, pages: Pages, place: Place, seen: Seen, keep_alive_seconds: float) -> None:
+    def __init__(self, watch: Watch, pages: Pages, place: Place, seen: JobSnapshot, keep_alive_seconds: float) -> None:
         # No proxy may keep what it should pass on.
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._watch = watch
         self._pages = pages
         self._place = place
-        self._seen: Seen = seen
+        self._seen: JobSnapshot = seen
         self._keep_alive_seconds = keep_alive_seconds
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
@@ -140,25 +140,25 @@ class _Stream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _follow(self, follower: Follower, send: Send) -> None:
-        seen: Seen | None = self._seen
-        while seen is not None and not follower.over:
+        seen: JobSnapshot | None = self._seen
+        while seen is not None and not follower.closed:
             if not await self._catch_up(seen, follower, send) or seen.ended:
                 return
-            if await follower.news(self._concerns, within=self._keep_alive_seconds):
+            if await follower.wait_for(self._concerns, within=self._keep_alive_seconds):
                 seen = follower.latest
-            elif not follower.over:
+            elif not follower.closed:
                 await _send(send, _KEEP_ALIVE)
 
-    def _concerns(self, latest: Seen | None) -> bool:
+    def _concerns(self, latest: JobSnapshot | None) -> bool:
         # Progress alone is no event; were it to count, a stream of a job that trains would be silent for long.
         return latest is None or latest.ended or latest.event_seq > self._place.after
 
-    async def _catch_up(self, seen: Seen, follower: Follower, send: Send) -> bool:
+    async def _catch_up(self, seen: JobSnapshot, follower: Follower, send: Send) -> bool:
         """Send what there is. False where the stream cannot go on."""
-        while self._place.after < seen.event_seq and not follower.over:
+        while self._place.after < seen.event_seq and not follower.closed:
             try:
                 frames = await self._pages.get(self._place)
-            except DATABASE_AWAY:
+            except DATABASE_UNAVAILABLE:
                 # The client comes back, and goes on where it was.
                 return False
             if frames.last == self._place.after:

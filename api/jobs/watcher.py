@@ -16,9 +16,9 @@ from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
 from starlette.types import Receive
 
-from domain.db import DATABASE_AWAY, Database
+from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import Unavailable
-from domain.jobs.snapshot import Seen, seen_jobs
+from domain.jobs.snapshot import JobSnapshot, job_snapshots
 
 _AT_ONCE: Final = 10_000
 """Jobs of one statement: databases bound its parameters."""
@@ -39,21 +39,21 @@ class Follower:
         self._job = job
         self._waiter: asyncio.Future[None] | None = None
         self._time_is_up = False
-        self.over = False
+        self.closed = False
         """Nobody is to be told any more: the client has gone, or the service stops."""
 
     @property
-    def latest(self) -> Seen | None:
+    def latest(self) -> JobSnapshot | None:
         """The job as it was seen last; null where it is gone, or was not looked at yet."""
         return self._job.latest
 
-    async def news(self, wanted: Callable[[Seen | None], bool], *, within: float) -> bool:
+    async def wait_for(self, wanted: Callable[[JobSnapshot | None], bool], *, within: float) -> bool:
         """Wait until the job is seen in a state that is `wanted`. False after `within` seconds, or once it is over."""
         self._time_is_up = False
         loop = asyncio.get_running_loop()
         timer = loop.call_later(within, self._expire)
         try:
-            while not (self._has(wanted) or self.over or self._time_is_up):
+            while not (self._has(wanted) or self.closed or self._time_is_up):
                 self._waiter = loop.create_future()
                 await self._waiter
         finally:
@@ -67,10 +67,10 @@ class Follower:
 
     def end(self) -> None:
         """Wait no longer, now and later."""
-        self.over = True
+        self.closed = True
         self.wake()
 
-    def _has(self, wanted: Callable[[Seen | None], bool]) -> bool:
+    def _has(self, wanted: Callable[[JobSnapshot | None], bool]) -> bool:
         return self._job.looked_at and wanted(self._job.latest)
 
     def _expire(self) -> None:
@@ -82,13 +82,13 @@ class Follower:
 class _Watched:
     followers: set[Follower] = field(default_factory=set)
     looked_at: bool = False
-    latest: Seen | None = None
+    latest: JobSnapshot | None = None
 
 
 @dataclass
 class _Batch:
     jobs: set[str] = field(default_factory=set)
-    task: "asyncio.Task[Mapping[str, Seen]] | None" = None
+    task: "asyncio.Task[Mapping[str, JobSnapshot]] | None" = None
 
 
 @dataclass
@@ -111,18 +111,18 @@ class Watch:
 
     Args:
         tick_seconds: time between two looks at the jobs that are followed.
-        most_followers: beyond this many :meth:`follow` refuses.
+        max_followers: beyond this many :meth:`follow` refuses.
         worker_seconds: a worker that was not heard of for longer does not count in the queue.
     """
 
-    def __init__(self, database: Database, *, tick_seconds: float, most_followers: int, worker_seconds: float) -> None:
+    def __init__(self, database: Database, *, tick_seconds: float, max_followers: int, worker_seconds: float) -> None:
         self._database = database
         self._tick_seconds = tick_seconds
-        self._most_followers = most_followers
+        self._most_followers = max_followers
         self._worker_seconds = worker_seconds
         self._run: RunVar[_Here] = RunVar("watch")
 
-    async def look(self, job_id: str) -> Seen | None:
+    async def look(self, job_id: str) -> JobSnapshot | None:
         """The job as it is now: the query begins after this call. Null where there is none.
 
         Raises:
@@ -142,7 +142,7 @@ class Watch:
             raise TooManyFollowers
         watched = here.watched.setdefault(job_id, _Watched())
         follower = Follower(watched)
-        follower.over = here.closing.is_set()
+        follower.closed = here.closing.is_set()
         watched.followers.add(follower)
         here.followers += 1
         if here.ticker is None or here.ticker.done():
@@ -179,7 +179,7 @@ class Watch:
             self._run.set(here)
         return here
 
-    async def _ask(self, here: _Here, jobs: Collection[str]) -> Mapping[str, Seen]:
+    async def _ask(self, here: _Here, jobs: Collection[str]) -> Mapping[str, JobSnapshot]:
         batch = here.gathering
         if batch is None:
             batch = here.gathering = _Batch()
@@ -189,7 +189,7 @@ class Watch:
         # A request whose client goes away takes the answer from nobody else.
         return await asyncio.shield(batch.task)
 
-    async def _answer(self, here: _Here, batch: _Batch) -> Mapping[str, Seen]:
+    async def _answer(self, here: _Here, batch: _Batch) -> Mapping[str, JobSnapshot]:
         # One after the other, so what is found is never older than what was found before.
         async with here.turn:
             here.gathering = None
@@ -203,12 +203,12 @@ class Watch:
                         follower.wake()
         return found
 
-    def _query(self, jobs: list[str]) -> dict[str, Seen]:
-        found: dict[str, Seen] = {}
+    def _query(self, jobs: list[str]) -> dict[str, JobSnapshot]:
+        found: dict[str, JobSnapshot] = {}
         with self._database.transaction(write=False) as session:
             for first in range(0, len(jobs), _AT_ONCE):
                 some = jobs[first : first + _AT_ONCE]
-                found |= seen_jobs(session, some, worker_seconds=self._worker_seconds)
+                found |= job_snapshots(session, some, worker_seconds=self._worker_seconds)
         return found
 
     async def _tick(self, here: _Here) -> None:
@@ -218,7 +218,7 @@ class Watch:
                 try:
                     await self._ask(here, here.watched.keys())
                     away = False
-                except DATABASE_AWAY as error:
+                except DATABASE_UNAVAILABLE as error:
                     # Those who wait are told late, and miss nothing.
                     if not away:
                         _log.warning("database_unavailable", error=type(error).__name__)

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from api.auth import Caller
-from api.idempotency.requests import REFUSALS, Once, RepeatableRoute, documented_answer
+from api.idempotency.requests import REFUSALS, IdempotentRequest, RepeatableRoute, documented_answer
 from api.pagination import Limit, Page, Resource
 from api.problems import EVERYWHERE, documented
-from api.sessions import Reading, Writing
+from api.sessions import ReadSession, WriteSession
 from domain.db import db_now
 from domain.errors import BodyTooLarge, JsonInvalid, Unprocessable, UnsupportedMediaType
 from domain.jobs.models import Job
@@ -77,7 +77,7 @@ class DrainRequest(BaseModel):
 
 @router.get("", summary="List the workers")
 def list_workers(
-    session: Reading, caller: Caller, request: Request, limit: Limit = 20, after: AfterName = None
+    session: ReadSession, caller: Caller, request: Request, limit: Limit = 20, after: AfterName = None
 ) -> WorkerPage:
     """Each worker with its devices and the job that it holds."""
     found = repository.list_workers(session, limit=limit, after=after)
@@ -94,7 +94,12 @@ def list_workers(
     },
 )
 def drain_worker(
-    session: Writing, _once: Once, caller: Caller, name: WorkerName, request: Request, body: DrainRequest | None = None
+    session: WriteSession,
+    _once: IdempotentRequest,
+    caller: Caller,
+    name: WorkerName,
+    request: Request,
+    body: DrainRequest | None = None,
 ) -> WorkerView:
     """The worker claims no more jobs, so that its machine can be taken away; repeating it changes nothing."""
     worker = repository.drain(session, name, (body or DrainRequest()).how)

@@ -16,31 +16,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.faults.cluster import Troupe
+from bench.faults.cluster import Cluster
 from bench.faults.invariants import Evidence, gather
 from bench.faults.outcome import Outcome
 from bench.faults.small_runs import VARIANTS, write_variant
 from bench.report import Figure, table
 from pocl.__main__ import read_spec
 from pocl.run import run as distil
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 
-FAULTS: Final[Mapping[str, Callable[[Troupe, random.Random], bool]]] = {
-    "kill engine": lambda troupe, rng: troupe.kill_engine(rng),
-    "kill pool child": lambda troupe, rng: troupe.kill_child(rng),
-    "kill worker": lambda troupe, rng: troupe.kill_worker(rng),
-    "freeze worker": lambda troupe, rng: troupe.freeze_worker(rng),
-    "freeze engine": lambda troupe, rng: troupe.freeze_engine(rng),
-    "end worker": lambda troupe, rng: troupe.end_worker(rng),
-    "kill scheduler": lambda troupe, _: troupe.kill_scheduler(),
-    "kill broker": lambda troupe, _: troupe.kill_broker(),
-    "freeze broker": lambda troupe, _: troupe.freeze_broker(),
-    "empty broker": lambda troupe, _: troupe.empty_broker(),
-    "cut connections": lambda troupe, _: troupe.cut_connections(),
-    "lock database": lambda troupe, _: troupe.lock_database(),
-    "cut database": lambda troupe, _: troupe.cut_database(),
-    "cancel a job": lambda troupe, rng: troupe.cancel_some(rng),
-    "pause a job": lambda troupe, rng: troupe.pause_some(rng),
+FAULTS: Final[Mapping[str, Callable[[Cluster, random.Random], bool]]] = {
+    "kill engine": lambda cluster, rng: cluster.kill_engine(rng),
+    "kill pool child": lambda cluster, rng: cluster.kill_child(rng),
+    "kill worker": lambda cluster, rng: cluster.kill_worker(rng),
+    "freeze worker": lambda cluster, rng: cluster.freeze_worker(rng),
+    "freeze engine": lambda cluster, rng: cluster.freeze_engine(rng),
+    "end worker": lambda cluster, rng: cluster.end_worker(rng),
+    "kill scheduler": lambda cluster, _: cluster.kill_scheduler(),
+    "kill broker": lambda cluster, _: cluster.kill_broker(),
+    "freeze broker": lambda cluster, _: cluster.freeze_broker(),
+    "empty broker": lambda cluster, _: cluster.empty_broker(),
+    "cut connections": lambda cluster, _: cluster.cut_connections(),
+    "lock database": lambda cluster, _: cluster.lock_database(),
+    "cut database": lambda cluster, _: cluster.cut_database(),
+    "cancel a job": lambda cluster, rng: cluster.cancel_some(rng),
+    "pause a job": lambda cluster, rng: cluster.pause_some(rng),
 }
 _WAITING: Final = 3
 """Jobs that are kept in the queue."""
@@ -77,7 +77,7 @@ class Storm:
             "faults": dict(self.faults),
             "jobs": dict(found.ends) if found is not None else {},
             "attempts": dict(found.attempts) if found is not None else {},
-            "most_attempts": found.most_attempts if found is not None else None,
+            "max_attempts": found.max_attempts if found is not None else None,
             "wrong": self.failure,
             "seconds": round(self.seconds, 1),
         }
@@ -94,7 +94,7 @@ class Storm:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the faults and jobs (default 0)")
-    parser.add_argument("--minutes", type=float, default=2, help="of the storm; the calm after it comes on top")
+    parser.add_argument("--minutes", type=float, default=2, help="of the storm; the baseline after it comes on top")
     parser.add_argument("--database-url", help="an empty PostgreSQL database (default: a SQLite file)")
 
 
@@ -106,27 +106,27 @@ def run(args: argparse.Namespace) -> Storm:
 def endure(directory: Path, *, seed: int, minutes: float, database_url: str | None = None) -> Storm:
     """Let the service stand a storm in `directory`, and gather what its rows say."""
     rng = random.Random(seed)
-    wanted = {name: undisturbed(directory / "calm" / name, name) for name in VARIANTS}
-    troupe = Troupe.gathered(directory / "home", database_url)
+    wanted = {name: undisturbed(directory / "baseline" / name, name) for name in VARIANTS}
+    cluster = Cluster.gathered(directory / "home", database_url)
     storm = Storm("PostgreSQL" if database_url else "SQLite", seed, minutes)
     begun = time.monotonic()
     try:
-        troupe.start()
+        cluster.start()
         while time.monotonic() - begun < 60 * minutes:
-            while troupe.waiting() < _WAITING:
-                troupe.submit(rng.choice(sorted(VARIANTS)))
+            while cluster.waiting() < _WAITING:
+                cluster.submit(rng.choice(sorted(VARIANTS)))
             name = rng.choices(list(FAULTS), [_WEIGHTS.get(name, 4) for name in FAULTS])[0]
-            if FAULTS[name](troupe, rng):
+            if FAULTS[name](cluster, rng):
                 storm.faults[name] += 1
-            troupe.tend(until=time.monotonic() + rng.uniform(0.5, 3.5))
-        troupe.resume_all()
+            cluster.tend(until=time.monotonic() + rng.uniform(0.5, 3.5))
+        cluster.resume_all()
         calm_until = time.monotonic() + _CALM_SECONDS
-        while troupe.live() and time.monotonic() < calm_until:
-            troupe.tend(until=time.monotonic() + 0.5)
-            troupe.resume_all()
-        storm.evidence = gather(troupe.database, troupe.store, troupe.submitted, wanted)
+        while cluster.live() and time.monotonic() < calm_until:
+            cluster.tend(until=time.monotonic() + 0.5)
+            cluster.resume_all()
+        storm.evidence = gather(cluster.database, cluster.store, cluster.submitted, wanted)
     finally:
-        storm.orphans = troupe.dismiss()
+        storm.orphans = cluster.dismiss()
     storm.seconds = time.monotonic() - begun
     return storm
 
@@ -135,7 +135,7 @@ def undisturbed(directory: Path, variant: str) -> str:
     """SHA-256 of the weights that a variant ends in when it is left alone."""
     spec = read_spec(write_variant(directory, variant))
     workdir = directory / "run"
-    distil(spec, workdir, lambda _event: None, reuse=ReuseStore(directory / "cache", 1 << 30))
+    distil(spec, workdir, lambda _event: None, reuse=SharedCache(directory / "cache", 1 << 30))
     final = Outcome.of(workdir).final
     shutil.rmtree(workdir)
     return final

@@ -18,7 +18,7 @@ import redis
 import sqlalchemy as sa
 
 from bench.faults.small_runs import rows_and_spec
-from domain.artifacts import ArtefactStore
+from domain.artifacts import ArtifactStore
 from domain.datasets.repository import add_dataset
 from domain.db import Database, upgrade
 from domain.errors import ApiError
@@ -41,10 +41,10 @@ _STALL_SECONDS: Final = 30.0
 
 
 @dataclass
-class Troupe:
+class Cluster:
     settings: Settings
     database: Database
-    store: ArtefactStore
+    store: ArtifactStore
     members: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     thaws: list[threading.Timer] = field(default_factory=list)
     """Which let frozen processes go on. In threads: one of them may hold the lock that this process waits for."""
@@ -52,7 +52,7 @@ class Troupe:
     """Variant by job id."""
 
     @classmethod
-    def gathered(cls, home: Path, database_url: str | None) -> "Troupe":
+    def gathered(cls, home: Path, database_url: str | None) -> "Cluster":
         home.mkdir(parents=True)
         settings = Settings(
             home=home,
@@ -64,7 +64,7 @@ class Troupe:
             max_attempts=50,
         )
         upgrade(settings)
-        return cls(settings, Database(settings.database_url), ArtefactStore(settings.artefact_root))
+        return cls(settings, Database(settings.database_url), ArtifactStore(settings.artifact_root))
 
     def start(self) -> None:
         for name in ("broker", "scheduler", *_WORKERS):

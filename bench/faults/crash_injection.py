@@ -1,4 +1,4 @@
-"""Strike a run at random moments, start it again each time, and see what it comes to.
+"""Crash a run at random moments, start it again each time, and see what it comes to.
 
 The run is the command `python -m pocl run`, as a process that SIGKILL or SIGTERM ends. So that hundreds of
 strikes are affordable, its process is by default forked from a server that has imported torch already.
@@ -46,7 +46,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Strike:
+class Crash:
     """An attempt that was ended from outside."""
 
     by: signal.Signals
@@ -102,7 +102,7 @@ class Forked:
         return _Forked(process, ours)
 
 
-def storm(engine: Engine, spec: Path, workdir: Path, moments: Sequence[Moment]) -> list[Strike]:
+def storm(engine: Engine, spec: Path, workdir: Path, moments: Sequence[Moment]) -> list[Crash]:
     """Run `spec` in `workdir` to its end, strike it at each of `moments` in turn, and start it again each time.
 
     An attempt that ends before its moment comes ends the storm.
@@ -110,7 +110,7 @@ def storm(engine: Engine, spec: Path, workdir: Path, moments: Sequence[Moment]) 
     Raises:
         RuntimeError: the run ended in any other way than well or by the strike.
     """
-    strikes: list[Strike] = []
+    strikes: list[Crash] = []
     position = 0
     for moment in [*moments, None]:
         ended = _attempt(engine, spec, workdir, moment)
@@ -124,13 +124,13 @@ def storm(engine: Engine, spec: Path, workdir: Path, moments: Sequence[Moment]) 
             return strikes
         if moment is None or ended.status not in (-moment.by, EXIT_STOPPED):
             raise RuntimeError(f"the run in {workdir} exited with {ended.status}: {_last_lines(workdir)}")
-        strikes.append(Strike(moment.by, ended.phase, ended.in_save))
+        strikes.append(Crash(moment.by, ended.phase, ended.in_save))
     raise AssertionError("the last attempt is not struck")
 
 
-def draw_moments(rng: random.Random, count: int, calm: Sequence[dict[str, Any]]) -> list[Moment]:
+def draw_moments(rng: random.Random, count: int, baseline: Sequence[dict[str, Any]]) -> list[Moment]:
     """Random moments, spread over the phases and events of an undisturbed run and over its saves."""
-    phases = sorted({event["phase"] for event in calm if event["type"] == "phase"})
+    phases = sorted({event["phase"] for event in baseline if event["type"] == "phase"})
     moments = []
     for _ in range(count):
         delay = rng.random() * _LONGEST_DELAY
@@ -140,7 +140,7 @@ def draw_moments(rng: random.Random, count: int, calm: Sequence[dict[str, Any]])
             moments.append(Moment(rng.randint(0, 3), phase=rng.choice(phases), delay=delay, by=by))
         else:
             # Early ones are likelier, since an attempt that continues has fewer events before it.
-            events = int(len(calm) * rng.random() ** 2)
+            events = int(len(baseline) * rng.random() ** 2)
             moments.append(Moment(events, in_save=kind == "save", delay=delay, by=by))
     return moments
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from domain.artifacts import ArtefactCorrupt, ArtefactNotFound, ArtefactStore
+from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
 from domain.jobs.models import Job, JobAttempt, JobEvent
@@ -25,7 +25,7 @@ class Evidence:
     """How the jobs ended."""
     attempts: Counter[str] = field(default_factory=Counter)
     """How their attempts ended."""
-    most_attempts: int = 0
+    max_attempts: int = 0
     wrong: list[str] = field(default_factory=list)
     """One sentence for each law that was broken."""
 
@@ -36,13 +36,13 @@ class Evidence:
         return "\n".join(
             [
                 f"jobs: {listed(self.ends)}",
-                f"attempts: {listed(self.attempts)}; at most {self.most_attempts} a job",
+                f"attempts: {listed(self.attempts)}; at most {self.max_attempts} a job",
             ]
         )
 
 
 def gather(
-    database: Database, store: ArtefactStore, submitted: Mapping[str, str], wanted: Mapping[str, str]
+    database: Database, store: ArtifactStore, submitted: Mapping[str, str], wanted: Mapping[str, str]
 ) -> Evidence:
     """Look at every job of `submitted`.
 
@@ -61,12 +61,12 @@ def gather(
     return found
 
 
-def _look_at(session: Session, store: ArtefactStore, job: Job, weights: str, found: Evidence) -> None:
+def _look_at(session: Session, store: ArtifactStore, job: Job, weights: str, found: Evidence) -> None:
     events = session.scalars(sa.select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.seq)).all()
     attempts = session.scalars(sa.select(JobAttempt).where(JobAttempt.job_id == job.id)).all()
     found.ends[str(job.status)] += 1
     found.attempts.update(str(attempt.end or "open") for attempt in attempts)
-    found.most_attempts = max(found.most_attempts, job.attempts_spent)
+    found.max_attempts = max(found.max_attempts, job.attempts_spent)
 
     def law(holds: bool, broken: str) -> None:
         if not holds:
@@ -88,11 +88,11 @@ def _look_at(session: Session, store: ArtefactStore, job: Job, weights: str, fou
     _look_at_files(session, store, job, weights, law)
 
 
-def _look_at_files(session: Session, store: ArtefactStore, job: Job, weights: str, law: Law) -> None:
+def _look_at_files(session: Session, store: ArtifactStore, job: Job, weights: str, law: Law) -> None:
     for checkpoint in session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job.id)):
         try:
             verify(store.directory(checkpoint.store_key))
-        except (ArtefactCorrupt, ArtefactNotFound, CheckpointCorrupt) as error:
+        except (ArtifactCorrupt, ArtifactNotFound, CheckpointCorrupt) as error:
             law(False, f"has a damaged {checkpoint.kind} checkpoint: {error}")
             continue
         if checkpoint.kind == "final":

@@ -11,7 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from bench.faults.crash_injection import Command, Engine, Forked, Strike, draw_moments, storm
+from bench.faults.crash_injection import Command, Crash, Engine, Forked, draw_moments, storm
 from bench.faults.outcome import Outcome, damaged, litter, read_events
 from bench.faults.small_runs import CHECKPOINT_EVERY, VARIANTS, write_variant
 from bench.report import Figure, table
@@ -23,7 +23,7 @@ _MOST_STRIKES_A_RUN = 12
 class Findings:
     """What the strikes of all storms came to."""
 
-    strikes: list[Strike] = field(default_factory=list)
+    strikes: list[Crash] = field(default_factory=list)
     runs: int = 0
     differing: list[str] = field(default_factory=list)
     """One line for each way in which a run ended otherwise: other bits, litter, damage, too many lost steps."""
@@ -82,26 +82,26 @@ def run(args: argparse.Namespace) -> Findings:
 def measure(
     engine: Engine, directory: Path, *, kills: int, seed: int, variants: Iterable[str] = tuple(VARIANTS)
 ) -> Findings:
-    """Strike runs of the variants in turn until there were `kills` strikes, and compare each with a calm one.
+    """Crash runs of the variants in turn until there were `kills` strikes, and compare each with a baseline one.
 
     Raises:
         RuntimeError: a run ended in any other way than well or by a strike.
     """
     rng = random.Random(seed)
     findings = Findings()
-    calm: dict[str, Path] = {}
+    baseline: dict[str, Path] = {}
     begun = time.monotonic()
     for name in cycle(variants):
         if len(findings.strikes) >= kills:
             break
         spec = write_variant(directory / name, name)
-        if name not in calm:
-            calm[name] = directory / name / "calm"
-            storm(engine, spec, calm[name], [])
+        if name not in baseline:
+            baseline[name] = directory / name / "baseline"
+            storm(engine, spec, baseline[name], [])
         workdir = directory / name / f"run-{findings.runs}"
         count = min(kills - len(findings.strikes), _MOST_STRIKES_A_RUN)
-        strikes = storm(engine, spec, workdir, draw_moments(rng, count, read_events(calm[name])))
-        faults = faults_of(workdir, calm[name]) + excess_of(strikes)
+        strikes = storm(engine, spec, workdir, draw_moments(rng, count, read_events(baseline[name])))
+        faults = faults_of(workdir, baseline[name]) + excess_of(strikes)
         findings.strikes += strikes
         findings.differing += [f"{name}, {workdir.name}: {what}" for what in faults]
         findings.runs += 1
@@ -109,9 +109,9 @@ def measure(
     return findings
 
 
-def faults_of(workdir: Path, calm: Path) -> list[str]:
+def faults_of(workdir: Path, baseline: Path) -> list[str]:
     """How a run that was struck differs from one that was not; empty when it does not."""
-    differing = Outcome.of(workdir).differences(Outcome.of(calm))
+    differing = Outcome.of(workdir).differences(Outcome.of(baseline))
     return [
         *(f"another {name}" for name in differing),
         *(f"left {name}" for name in sorted(litter(workdir))),
@@ -119,16 +119,16 @@ def faults_of(workdir: Path, calm: Path) -> list[str]:
     ]
 
 
-def excess_of(strikes: Iterable[Strike]) -> list[str]:
+def excess_of(strikes: Iterable[Crash]) -> list[str]:
     """Strikes that cost more than one checkpoint interval."""
     lost = [strike.lost_steps for strike in strikes]
     return [f"lost {steps} steps" for steps in lost if steps > CHECKPOINT_EVERY]
 
 
-def _row(phase: str, strikes: Sequence[Strike]) -> dict[str, Figure]:
+def _row(phase: str, strikes: Sequence[Crash]) -> dict[str, Figure]:
     return {
         "phase": phase,
         "strikes": len(strikes),
         "in_a_save": sum(strike.in_save for strike in strikes),
-        "most_steps_lost": max((strike.lost_steps for strike in strikes), default=0),
+        "max_steps_lost": max((strike.lost_steps for strike in strikes), default=0),
     }

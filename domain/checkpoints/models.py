@@ -1,4 +1,4 @@
-"""The row of a checkpoint. It is written after the files are whole in the artefact store, and never changes."""
+"""The row of a checkpoint. It is written after the files are whole in the artifact store, and never changes."""
 
 from datetime import datetime
 from typing import Literal
@@ -41,7 +41,7 @@ class Checkpoint(Record):
     step: Mapped[int]
     """Optimiser steps done."""
     store_key: Mapped[str] = mapped_column(String(255), unique=True)
-    """The directory, relative to the artefact store."""
+    """The directory, relative to the artifact store."""
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     manifest_sha256: Mapped[str] = mapped_column(String(64))
     """Of `manifest.json`, in hexadecimal."""

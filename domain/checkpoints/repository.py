@@ -17,7 +17,7 @@ def get_checkpoint(session: Session, project: str, checkpoint_id: str) -> Checkp
     return _one(session, _by_id(project, checkpoint_id))
 
 
-def keep_checkpoint(session: Session, project: str, checkpoint_id: str) -> Checkpoint:
+def get_checkpoint_for_share(session: Session, project: str, checkpoint_id: str) -> Checkpoint:
     """Like :func:`get_checkpoint`, and nobody can delete it until the transaction ends.
 
     Raises:

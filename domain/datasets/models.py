@@ -1,4 +1,4 @@
-"""The row of an uploaded data set; its lines lie in the artefact store."""
+"""The row of an uploaded data set; its lines lie in the artifact store."""
 
 from datetime import datetime
 
@@ -22,5 +22,5 @@ class Dataset(Record):
     sha256: Mapped[str] = mapped_column(String(64))
     """Of the stored file, in hexadecimal."""
     store_key: Mapped[str] = mapped_column(String(255), unique=True)
-    """The JSONL file, relative to the artefact store."""
+    """The JSONL file, relative to the artifact store."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())

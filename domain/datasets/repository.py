@@ -20,7 +20,7 @@ def add_dataset(
     store_key: str,
     dataset_id: str | None = None,
 ) -> Dataset:
-    """Name a data set whose file is whole in the artefact store.
+    """Name a data set whose file is whole in the artifact store.
 
     Args:
         dataset_id: where the caller made one beforehand, for the file's place; a new one otherwise.

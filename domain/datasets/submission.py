@@ -10,7 +10,7 @@ from domain.datasets.models import Dataset
 from domain.errors import DatasetRefused
 from domain.ids import new_id
 from pocl.data.records import MAX_NAMED, RowInvalid, parse_rows
-from pocl.errors import Problem
+from pocl.errors import FieldError
 from pocl.storage.manifest import ManifestFile
 
 
@@ -21,7 +21,7 @@ def count_rows(path: Path) -> int:
         DatasetRefused: it holds none, or bad rows; the first 20 are named by line.
     """
     samples = bad = 0
-    problems: list[Problem] = []
+    problems: list[FieldError] = []
     with path.open("rb") as stream:
         for number, outcome in parse_rows(stream):
             if not isinstance(outcome, RowInvalid):
@@ -29,7 +29,7 @@ def count_rows(path: Path) -> int:
                 continue
             bad += 1
             if len(problems) < MAX_NAMED:
-                problems.append(Problem(f"/lines/{number}", outcome.code, outcome.detail))
+                problems.append(FieldError(f"/lines/{number}", outcome.code, outcome.detail))
     if bad:
         named = "" if bad <= MAX_NAMED else f"; the first {MAX_NAMED} are named"
         raise DatasetRefused(
@@ -47,7 +47,7 @@ def add_dataset(
     """Check a JSONL file, publish it, and name it by a row: the transaction begins after the long part.
 
     Args:
-        publish: stores the file under a key of the artefact store.
+        publish: stores the file under a key of the artifact store.
 
     Raises:
         DatasetRefused: as :func:`count_rows` says; nothing is published then.

@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
-from domain.db import db_now, upserting
+from domain.db import db_now, upsert_into
 from domain.idempotency.models import IdempotencyKey
 
 KEPT_SECONDS: Final = 24 * 3600
@@ -75,7 +75,7 @@ def claim(
     fresh |= {"created_at": db_now(), "expires_at": db_now(seconds)}
     on_postgresql = connection.dialect.name == "postgresql"
     taken = (
-        upserting(connection, IdempotencyKey)
+        upsert_into(connection, IdempotencyKey)
         .values(project=holder.project, key=holder.key, **fresh)
         .on_conflict_do_update(index_elements=["project", "key"], set_=fresh, where=_KEYS.c.expires_at <= db_now())
     )

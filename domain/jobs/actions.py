@@ -9,12 +9,12 @@ from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint
 from domain.db import db_now
-from domain.errors import Conflict, IllegalMove, JobNotFound, Unprocessable
+from domain.errors import Conflict, IllegalTransition, JobNotFound, Unprocessable
 from domain.jobs.models import Job
 from domain.jobs.repository import live_jobs_using
-from domain.jobs.states import CANCELLED, HELD, MOVES, JobStatus, PauseAt
-from domain.jobs.transitions import NewEvent, locked, move, record
-from pocl.errors import Problem
+from domain.jobs.states import CANCELLED, HELD, TRANSITIONS, JobStatus, PauseAt
+from domain.jobs.transitions import NewEvent, locked, record, transition
+from pocl.errors import FieldError
 
 
 class JobIsLive(Conflict):
@@ -44,7 +44,7 @@ def cancel_job(session: Session, project: str, job_id: str) -> Change:
 
     Raises:
         JobNotFound: the project has no such job.
-        IllegalMove: the job has ended otherwise.
+        IllegalTransition: the job has ended otherwise.
     """
     job = locked_of(session, project, job_id)
     if job.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
@@ -52,8 +52,8 @@ def cancel_job(session: Session, project: str, job_id: str) -> Change:
     held = job.status in HELD or job.status is JobStatus.RECOVERING
     asked = {"cancel_requested_at": db_now()}
     if held:
-        return Change(move(session, job, JobStatus.CANCELLING, changes=asked), made=True)
-    return Change(move(session, job, JobStatus.CANCELLED, reason=CANCELLED, changes=asked), made=True)
+        return Change(transition(session, job, JobStatus.CANCELLING, changes=asked), made=True)
+    return Change(transition(session, job, JobStatus.CANCELLED, reason=CANCELLED, changes=asked), made=True)
 
 
 def pause_job(session: Session, project: str, job_id: str, at: PauseAt) -> Change:
@@ -63,14 +63,14 @@ def pause_job(session: Session, project: str, job_id: str, at: PauseAt) -> Chang
 
     Raises:
         JobNotFound: the project has no such job.
-        IllegalMove: no worker holds the job.
+        IllegalTransition: no worker holds the job.
     """
     job = locked_of(session, project, job_id)
     if job.status is JobStatus.PAUSED or (job.status is JobStatus.PAUSING and job.pause_at in (at, "now")):
         return Change(job, made=False)
     if job.status is JobStatus.PAUSING:
         return Change(record(session, job, [NewEvent("pause", {"at": at})], token=None, changes={"pause_at": at}), True)
-    return Change(move(session, job, JobStatus.PAUSING, changes={"pause_at": at}), made=True)
+    return Change(transition(session, job, JobStatus.PAUSING, changes={"pause_at": at}), made=True)
 
 
 def resume_job(session: Session, project: str, job_id: str) -> Change:
@@ -80,14 +80,14 @@ def resume_job(session: Session, project: str, job_id: str) -> Change:
 
     Raises:
         JobNotFound: the project has no such job.
-        IllegalMove: the job is not paused.
+        IllegalTransition: the job is not paused.
     """
     job = locked_of(session, project, job_id)
     if job.status in (JobStatus.QUEUED, JobStatus.PREPARING, JobStatus.RUNNING, JobStatus.RECOVERING):
         return Change(job, made=False)
     if job.status is JobStatus.PAUSING:
-        raise IllegalMove("The job is still being paused: resume it once it is.", allowed=MOVES[job.status])
-    return Change(move(session, job, JobStatus.QUEUED), made=True)
+        raise IllegalTransition("The job is still being paused: resume it once it is.", allowed=TRANSITIONS[job.status])
+    return Change(transition(session, job, JobStatus.QUEUED), made=True)
 
 
 def update_job(session: Session, project: str, job_id: str, changes: Mapping[str, Any]) -> Job:
@@ -102,7 +102,7 @@ def update_job(session: Session, project: str, job_id: str, changes: Mapping[str
     if not wanted:
         return job
     if "priority" in wanted and job.ended:
-        raise Unprocessable(problems=[Problem("/priority", "job_has_ended", "an ended job waits for nothing")])
+        raise Unprocessable(problems=[FieldError("/priority", "job_has_ended", "an ended job waits for nothing")])
     return record(session, job, [NewEvent("changed", wanted)], token=None, changes=wanted)
 
 

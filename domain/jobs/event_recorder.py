@@ -14,12 +14,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint, CheckpointKind
-from domain.db import upserting
+from domain.db import upsert_into
 from domain.ids import new_id
 from domain.jobs.leases import Claim
-from domain.jobs.models import Job, JobArtefact, JobAttempt, JobEvaluation, JobMetric, JobStage
+from domain.jobs.models import Job, JobArtifact, JobAttempt, JobEvaluation, JobMetric, JobStage
 from domain.jobs.states import JobStatus, StageStatus
-from domain.jobs.transitions import NewEvent, locked_by, move, record
+from domain.jobs.transitions import NewEvent, locked_by, record, transition
 from pocl import events as engine
 
 METRICS: Final = (
@@ -37,15 +37,15 @@ METRICS: Final = (
 """The figures of a step that are kept as series."""
 
 # They come by the thousand, or are recorded once their files are in the store.
-_NOT_HISTORY = (engine.StepLogged, engine.Progressed, engine.CheckpointSaved, engine.ArtefactWritten)
+_NOT_HISTORY = (engine.StepLogged, engine.Progressed, engine.CheckpointSaved, engine.ArtifactWritten)
 _MESSAGE_LENGTH = 2000
 
 
-def apply_events(session: Session, claim: Claim, events: Sequence[engine.Stamped], *, offset: int) -> None:
+def apply_events(session: Session, claim: Claim, events: Sequence[engine.EventEnvelope], *, offset: int) -> None:
     """Turn engine events, in their order, into rows.
 
-    The first training event moves the job from preparing to running. `checkpoint` and `artefact` events only
-    count as a sign of life: see :func:`add_checkpoint` and :func:`add_artefact`.
+    The first training event moves the job from preparing to running. `checkpoint` and `artifact` events only
+    count as a sign of life: see :func:`add_checkpoint` and :func:`add_artifact`.
 
     Args:
         offset: where these events end in the attempt's `events.jsonl`, in bytes. A call that does not lie beyond
@@ -74,7 +74,7 @@ def add_checkpoint(
     size_bytes: int,
     manifest_sha256: str,
 ) -> Checkpoint:
-    """Name a checkpoint whose files are whole in the artefact store. Repeated for a key, the row there is.
+    """Name a checkpoint whose files are whole in the artifact store. Repeated for a key, the row there is.
 
     Raises:
         LostLease: the attempt no longer holds the job.
@@ -102,20 +102,20 @@ def add_checkpoint(
     return checkpoint
 
 
-def add_artefact(
+def add_artifact(
     session: Session, claim: Claim, *, kind: str, store_key: str, size_bytes: int, sha256: str
-) -> JobArtefact:
-    """Name a file that is whole in the artefact store; it takes the place of an earlier one of its kind.
+) -> JobArtifact:
+    """Name a file that is whole in the artifact store; it takes the place of an earlier one of its kind.
 
     Raises:
         LostLease: the attempt no longer holds the job.
     """
     job = locked_by(session, claim.job_id, claim.token)
-    known = session.get(JobArtefact, (job.id, kind))
+    known = session.get(JobArtifact, (job.id, kind))
     if known is not None and (known.store_key, known.sha256) == (store_key, sha256):
         return known
-    artefact = session.merge(
-        JobArtefact(
+    artifact = session.merge(
+        JobArtifact(
             job_id=job.id,
             kind=kind,
             attempt=claim.token,
@@ -125,8 +125,8 @@ def add_artefact(
         )
     )
     data = {"kind": kind, "size_bytes": size_bytes, "sha256": sha256}
-    record(session, job, [NewEvent("artefact", data)], token=claim.token)
-    return artefact
+    record(session, job, [NewEvent("artifact", data)], token=claim.token)
+    return artifact
 
 
 def save_log_tail(session: Session, claim: Claim, text: str, *, max_bytes: int) -> None:
@@ -163,7 +163,7 @@ class _Batch:
         if isinstance(event, engine.StageStarted | engine.StepLogged) and self._job.status is JobStatus.PREPARING:
             # What came before is written first, so that the history is in order.
             self.write({})
-            self._job = move(self._session, self._job, JobStatus.RUNNING, token=self._token)
+            self._job = transition(self._session, self._job, JobStatus.RUNNING, token=self._token)
         match event:
             case engine.RunStarted():
                 self._run_started(event)
@@ -186,7 +186,7 @@ class _Batch:
                 self._evaluated(event, at)
             case engine.RunFinished() | engine.RunEnded():
                 self._columns["step"] = event.step
-            case engine.CheckpointSaved() | engine.ArtefactWritten() | engine.Warned():
+            case engine.CheckpointSaved() | engine.ArtifactWritten() | engine.Warned():
                 pass
         if not isinstance(event, _NOT_HISTORY):
             self._history.append(NewEvent(event.type, _data(event), at))
@@ -268,7 +268,7 @@ class _Batch:
     def _write_metrics(self) -> None:
         if not self._metrics:
             return
-        statement = upserting(self._session.connection(), JobMetric)
+        statement = upsert_into(self._session.connection(), JobMetric)
         statement = statement.on_conflict_do_update(
             index_elements=["job_id", "name", "step"], set_={"value": statement.excluded.value}
         )

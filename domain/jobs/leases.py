@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from domain.checkpoints.models import Checkpoint, CheckpointKind
 from domain.db import db_now
 from domain.jobs.models import Job, JobAttempt
-from domain.jobs.queue import by_turn, fits
+from domain.jobs.queue import order_by_fair_share, runnable_on
 from domain.jobs.states import (
     CANCELLED,
     HELD,
@@ -28,11 +28,11 @@ from domain.jobs.states import (
     JobStatus,
     after_attempt,
 )
-from domain.jobs.transitions import locked_by, move
+from domain.jobs.transitions import locked_by, transition
 from domain.workers.models import Drain, Worker
 from pocl.spec import DistillationSpec
 
-Signal = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release", "lost"]
+StopRequest = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release", "lost"]
 
 _ANY: Mapping[str, int | None] = {"cpu": None, "cuda": None}
 _RESUME_CANDIDATES = 5
@@ -55,7 +55,7 @@ class StoredCheckpoint:
     step: int
     stage: int | None
     store_key: str
-    """The directory, relative to the artefact store."""
+    """The directory, relative to the artifact store."""
     size_bytes: int
     manifest_sha256: str
 
@@ -141,7 +141,7 @@ def claim_next(
     return None
 
 
-def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> Signal:
+def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> StopRequest:
     """Extend the lease and hear what the client wants.
 
     `lost`: stop the engine, write nothing more. `cancel`, `pause`, `release`, `expire`: stop the engine, then settle
@@ -207,7 +207,7 @@ def expire_waiting(session: Session) -> list[str]:
         execution_options={"populate_existing": True},
     ).all()
     for job in overdue:
-        move(session, job, JobStatus.FAILED, reason=WAIT_EXCEEDED)
+        transition(session, job, JobStatus.FAILED, reason=WAIT_EXCEEDED)
     return [job.id for job in overdue]
 
 
@@ -216,7 +216,7 @@ def _drain_of_owner() -> sa.ScalarSelect[Drain | None]:
 
 
 def _first_queued(session: Session, memory: Mapping[str, int | None]) -> Job | None:
-    statement, at_work = by_turn(sa.select(Job).where(Job.status == JobStatus.QUEUED, fits(memory)))
+    statement, at_work = order_by_fair_share(sa.select(Job).where(Job.status == JobStatus.QUEUED, runnable_on(memory)))
     return session.scalars(
         statement.order_by(Job.priority.desc(), at_work, Job.created_at, Job.id)
         .limit(1)
@@ -227,7 +227,7 @@ def _first_queued(session: Session, memory: Mapping[str, int | None]) -> Job | N
 
 def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Claim | None:
     token = job.token + 1
-    job = move(
+    job = transition(
         session,
         job,
         JobStatus.PREPARING,
@@ -277,7 +277,7 @@ def _end_attempt(session: Session, job: Job, outcome: Outcome) -> JobStatus:
     token = job.lease_token
     for status in after_attempt(job.status, outcome.end, attempts_left=job.max_attempts - job.attempts_spent):
         reason = _reason_of(status, outcome) if status in TERMINAL else None
-        job = move(session, job, status, reason=reason, token=token, changes=changes)
+        job = transition(session, job, status, reason=reason, token=token, changes=changes)
         # The first move lets the lease go; the next is made in its wake, under the same lock.
         token, changes = None, {}
     session.execute(

@@ -13,16 +13,16 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint
-from domain.checkpoints.repository import keep_checkpoint
+from domain.checkpoints.repository import get_checkpoint_for_share
 from domain.db import Database
 from domain.errors import NotFound, SpecRefused
 from domain.jobs.actions import JobIsLive
 from domain.jobs.models import Job, JobEvaluation, JobMetric, JobStage
 from domain.jobs.repository import get_job
 from domain.jobs.states import StageStatus
-from domain.jobs.submission import JobPlan, Wishes, create_job, plan_job, transaction_for
+from domain.jobs.submission import JobOptions, JobPlan, create_job, plan_job, transaction_for
 from domain.settings import Settings
-from pocl.errors import Problem
+from pocl.errors import FieldError
 from pocl.spec import DistillationSpec
 
 _REPLACED: Final = frozenset({"method", "teacher", "advance", "control", "sampling"})
@@ -54,7 +54,7 @@ def retry_job(
     project: str,
     job_id: str,
     start: StartAt,
-    wishes: Wishes,
+    options: JobOptions,
     session: Session | None = None,
 ) -> Job:
     """A new job with the specification of one that has ended.
@@ -72,7 +72,7 @@ def retry_job(
         first = _start_of(reading, parent, start)
         plan = replace(plan_job(reading, settings, parent.resolved, project=project), raw=parent.spec)
     with transaction_for(database, session) as writing:
-        return _create(writing, settings, plan, parent, first, wishes, {"retry_of": parent.id})
+        return _create(writing, settings, plan, parent, first, options, {"retry_of": parent.id})
 
 
 def branch_job(
@@ -83,7 +83,7 @@ def branch_job(
     job_id: str,
     stage: int,
     changes: Mapping[str, Any],
-    wishes: Wishes,
+    options: JobOptions,
     session: Session | None = None,
 ) -> Job:
     """A new job that goes on from the end of a stage of another, live or ended, with `changes` to its specification.
@@ -101,7 +101,7 @@ def branch_job(
         plan = plan_job(reading, settings, raw, project=project)
         _refuse_other_ground(DistillationSpec.model_validate(parent.resolved), plan.spec)
     with transaction_for(database, session) as writing:
-        return _create(writing, settings, plan, parent, first, wishes, {"branch_of": parent.id})
+        return _create(writing, settings, plan, parent, first, options, {"branch_of": parent.id})
 
 
 def merged(under: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _refuse_other_ground(old: DistillationSpec, new: DistillationSpec) -> None:
         changed.append("curriculum/ranking")
     if changed:
         detail = "a branch keeps this: the saved state stands for it; submit a new job instead"
-        raise SpecRefused(problems=[Problem(f"/{name}", "branch_cannot_change", detail) for name in changed])
+        raise SpecRefused(problems=[FieldError(f"/{name}", "branch_cannot_change", detail) for name in changed])
 
 
 def _create(
@@ -150,16 +150,16 @@ def _create(
     plan: JobPlan,
     parent: Job,
     first: Checkpoint | None,
-    wishes: Wishes,
+    options: JobOptions,
     relation: Mapping[str, str],
 ) -> Job:
     descent: dict[str, Any] = dict(relation)
     if first is not None:
         # Gone by now, it is told as such.
-        keep_checkpoint(session, parent.project, first.id)
+        get_checkpoint_for_share(session, parent.project, first.id)
         percent = min(100.0, 100.0 * first.step / plan.total_steps)
         descent |= {"starts_from": first.id, "step": first.step, "stage": first.stage, "percent": percent}
-    job = create_job(session, settings, plan, project=parent.project, wishes=wishes, descent=descent)
+    job = create_job(session, settings, plan, project=parent.project, options=options, descent=descent)
     if first is not None:
         _inherit(session, parent, job, first)
     return job

@@ -8,7 +8,7 @@ from threading import BoundedSemaphore
 from domain.errors import ModelMissing, ModelRefused, SpecRefused, VocabulariesDiffer
 from domain.model_paths import locate_model
 from domain.settings import Settings
-from pocl.errors import ModelNotFound, ModelUnsupported, PoclError, Problem, SpecInvalid, VocabularyMismatch
+from pocl.errors import FieldError, ModelNotFound, ModelUnsupported, PoclError, SpecInvalid, VocabularyMismatch
 from pocl.inspect import ModelFacts, cut_facts, inspect_model, random_facts, refuse_long_rows, shared_vocabulary
 from pocl.spec import DistillationSpec, ModelRef
 
@@ -28,7 +28,7 @@ def inspect_models(settings: Settings, spec: DistillationSpec, checkpoints: Mapp
     """Inspect teacher and student as far as their files are at hand, and check them against each other.
 
     Args:
-        checkpoints: id of each checkpoint that the specification names -> its key in the artefact store.
+        checkpoints: id of each checkpoint that the specification names -> its key in the artifact store.
 
     Raises:
         PathOutsideModelRoots, ModelMissing, ModelRefused: one of the models cannot be used.
@@ -55,7 +55,7 @@ def _facts(settings: Settings, ref: ModelRef | None, pointer: str, checkpoints: 
         pointer = f"{pointer}/path"
         return _inspect(locate_model(settings.model_roots, ref.path, pointer=pointer), pointer)
     if ref.checkpoint is not None:
-        place = settings.artefact_root / checkpoints[ref.checkpoint]
+        place = settings.artifact_root / checkpoints[ref.checkpoint]
         # The store may be on other machines only; the worker then checks.
         return _inspect(place, f"{pointer}/checkpoint") if place.is_dir() else None
     return None
@@ -94,5 +94,5 @@ def _require_one_vocabulary(teacher: ModelFacts, student: ModelFacts) -> None:
         raise VocabulariesDiffer(error.message, problems=[_problem(error, "/student")]) from error
 
 
-def _problem(error: PoclError, pointer: str) -> Problem:
-    return Problem(pointer, error.code, error.message)
+def _problem(error: PoclError, pointer: str) -> FieldError:
+    return FieldError(pointer, error.code, error.message)

@@ -228,17 +228,17 @@ class JobEvaluation(Record):
     """Scores of drawn answers, as the engine reported them."""
 
 
-class JobArtefact(Record):
-    """A file that a job left in the artefact store: the newest of its kind."""
+class JobArtifact(Record):
+    """A file that a job left in the artifact store: the newest of its kind."""
 
-    __tablename__ = "job_artefacts"
+    __tablename__ = "job_artifacts"
 
     job_id: Mapped[str] = _owned_by_job()
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
     """`spec`, `ranking`, `result` or `report`."""
     attempt: Mapped[int]
     store_key: Mapped[str] = mapped_column(String(255))
-    """Relative to the artefact store."""
+    """Relative to the artifact store."""
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())

@@ -46,7 +46,7 @@ class Need:
     """Null: not known."""
 
 
-def by_turn(statement: sa.Select[*Columns]) -> tuple[sa.Select[*Columns], sa.ColumnElement[int]]:
+def order_by_fair_share(statement: sa.Select[*Columns]) -> tuple[sa.Select[*Columns], sa.ColumnElement[int]]:
     """A statement over jobs, and how many jobs of a job's project workers hold.
 
     Of two projects that wait, the one with fewer at work is served first.
@@ -61,7 +61,7 @@ def by_turn(statement: sa.Select[*Columns]) -> tuple[sa.Select[*Columns], sa.Col
     return statement.outerjoin(held, held.c.project == Job.project), sa.func.coalesce(held.c.jobs, 0)
 
 
-def fits(memory: Mapping[str, int | None]) -> sa.ColumnElement[bool]:
+def runnable_on(memory: Mapping[str, int | None]) -> sa.ColumnElement[bool]:
     """Whether a job can run on devices of these kinds, with so much memory each; null: not known."""
     kinds = [("auto", memory.get(_chosen("auto", memory))), *memory.items()]
     return sa.or_(*(sa.and_(Job.device == kind, _within(most)) for kind, most in kinds))
@@ -88,7 +88,7 @@ def queue_places(session: Session, waiting: Mapping[str, Need], *, worker_second
     if not waiting:
         return {}
     workers = [(worker.name, memory_of(worker.devices)) for worker in live_workers(session, worker_seconds)]
-    foresight = _Foresight(session)
+    foresight = _StartEstimator(session)
     places = {}
     # One that was claimed since the caller read its row has no place any more.
     for job_id, ahead in _ahead(session, waiting).items():
@@ -103,7 +103,9 @@ def queue_places(session: Session, waiting: Mapping[str, Need], *, worker_second
 def _ahead(session: Session, job_ids: Collection[str]) -> dict[str, int]:
     order = (Job.priority.desc(), Job.created_at, Job.id)
     number = sa.func.row_number().over(partition_by=Job.project, order_by=order)
-    statement, at_work = by_turn(sa.select(Job.id, Job.priority, Job.created_at).where(Job.status == JobStatus.QUEUED))
+    statement, at_work = order_by_fair_share(
+        sa.select(Job.id, Job.priority, Job.created_at).where(Job.status == JobStatus.QUEUED)
+    )
     waiting = statement.add_columns((number + at_work).label("turn")).subquery()
     of = waiting.c
     place = sa.func.row_number().over(order_by=(of.priority.desc(), of.turn, of.created_at, of.id))
@@ -141,7 +143,7 @@ def _can_run(need: Need, memory: Mapping[str, int | None]) -> bool:
     return most is None or need.memory_bytes is None or need.memory_bytes <= most
 
 
-class _Foresight:
+class _StartEstimator:
     """When workers come free, as if all jobs were as long as those that ended of late."""
 
     def __init__(self, session: Session) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, defer
 
 from domain.db import Slice, slice_of
 from domain.errors import JobNotFound
-from domain.jobs.models import LABEL_KEY, Job, JobArtefact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
+from domain.jobs.models import LABEL_KEY, Job, JobArtifact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
 from domain.jobs.states import TERMINAL, JobStatus
 
 
@@ -96,12 +96,12 @@ def list_evaluations(session: Session, job_id: str, *, limit: int = 1000) -> Seq
     return session.scalars(statement.order_by(JobEvaluation.at, JobEvaluation.step).limit(limit)).all()
 
 
-def list_artefacts(session: Session, job_id: str) -> Sequence[JobArtefact]:
-    return session.scalars(sa.select(JobArtefact).where(JobArtefact.job_id == job_id).order_by(JobArtefact.kind)).all()
+def list_artifacts(session: Session, job_id: str) -> Sequence[JobArtifact]:
+    return session.scalars(sa.select(JobArtifact).where(JobArtifact.job_id == job_id).order_by(JobArtifact.kind)).all()
 
 
-def get_artefact(session: Session, job_id: str, kind: str) -> JobArtefact | None:
-    return session.get(JobArtefact, (job_id, kind))
+def get_artifact(session: Session, job_id: str, kind: str) -> JobArtifact | None:
+    return session.get(JobArtifact, (job_id, kind))
 
 
 def metric_series(

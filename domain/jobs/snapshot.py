@@ -12,7 +12,7 @@ from domain.jobs.states import TERMINAL, JobStatus
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class JobSnapshot:
     """What tells one state of a job from another: all that is shown of it changes with this alone."""
 
     project: str
@@ -24,7 +24,7 @@ class Seen:
     """In the queue, which other jobs and workers change; null unless it is queued."""
 
 
-def seen_jobs(session: Session, job_ids: Collection[str], *, worker_seconds: float) -> dict[str, Seen]:
+def job_snapshots(session: Session, job_ids: Collection[str], *, worker_seconds: float) -> dict[str, JobSnapshot]:
     """The state of each of these jobs that is there, by id.
 
     Args:
@@ -37,6 +37,6 @@ def seen_jobs(session: Session, job_ids: Collection[str], *, worker_seconds: flo
     needs = {row.id: Need(row.device, row.memory_bytes) for row in rows if row.status is JobStatus.QUEUED}
     places = queue_places(session, needs, worker_seconds=worker_seconds)
     return {
-        row.id: Seen(row.project, row.version, row.event_seq, row.status in TERMINAL, places.get(row.id))
+        row.id: JobSnapshot(row.project, row.version, row.event_seq, row.status in TERMINAL, places.get(row.id))
         for row in rows
     }

@@ -63,7 +63,7 @@ class AttemptEnd(StrEnum):
     """The lease expired: the worker or its machine is gone."""
 
 
-MOVES: Final[dict[JobStatus, frozenset[JobStatus]]] = {
+TRANSITIONS: Final[dict[JobStatus, frozenset[JobStatus]]] = {
     JobStatus.QUEUED: frozenset({JobStatus.PREPARING, JobStatus.FAILED, JobStatus.CANCELLED}),
     JobStatus.PREPARING: frozenset(
         {
@@ -97,7 +97,7 @@ MOVES: Final[dict[JobStatus, frozenset[JobStatus]]] = {
 }
 """From each state, the states it may move to."""
 
-TERMINAL: Final = frozenset(status for status, targets in MOVES.items() if not targets)
+TERMINAL: Final = frozenset(status for status, targets in TRANSITIONS.items() if not targets)
 """States that a job never leaves."""
 
 HELD: Final = frozenset({JobStatus.PREPARING, JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING})
@@ -164,7 +164,7 @@ WAIT_EXCEEDED: Final = EndReason(
 
 def refusal(current: JobStatus, wanted: JobStatus) -> str | None:
     """Why a job may not move from `current` to `wanted`, as one sentence; null where it may."""
-    allowed = MOVES[current]
+    allowed = TRANSITIONS[current]
     if wanted in allowed:
         return None
     if not allowed:
@@ -182,7 +182,7 @@ def ended_status(reason: EndReason) -> JobStatus:
 
 
 def after_attempt(current: JobStatus, end: AttemptEnd, *, attempts_left: int) -> tuple[JobStatus, ...]:
-    """The moves of a held job whose attempt ended: a path through :data:`MOVES`.
+    """The moves of a held job whose attempt ended: a path through :data:`TRANSITIONS`.
 
     Args:
         current: one of :data:`HELD`.

@@ -24,7 +24,7 @@ from domain.jobs.model_checks import InspectedModels, inspect_models
 from domain.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
 from domain.jobs.repository import queued_count
 from domain.settings import Settings
-from pocl.errors import Problem, SpecInvalid
+from pocl.errors import FieldError, SpecInvalid
 from pocl.plan import Estimate, ModelSize, StagePlan, estimate, stage_table
 from pocl.spec import DistillationSpec, resolve
 
@@ -34,7 +34,7 @@ MAX_PRIORITY: Final = 100
 
 
 @dataclass(frozen=True)
-class Caution:
+class PlanWarning:
     """Something that the caller should know of a specification that is valid."""
 
     code: str
@@ -54,7 +54,7 @@ class JobPlan:
     stages: tuple[StagePlan, ...]
     estimate: Estimate | None
     """Null where a model's files are not at hand."""
-    warnings: tuple[Caution, ...]
+    warnings: tuple[PlanWarning, ...]
 
     @property
     def total_steps(self) -> int:
@@ -75,7 +75,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class JobOptions:
     """What clients say of a job besides its specification."""
 
     name: str | None = None
@@ -90,7 +90,7 @@ def submit_job(
     raw: Mapping[str, Any],
     *,
     project: str,
-    wishes: Wishes | None = None,
+    options: JobOptions | None = None,
     session: Session | None = None,
 ) -> Job:
     """Plan a job, then create it: two transactions, so that no write lock is held while models are inspected.
@@ -104,7 +104,7 @@ def submit_job(
     with database.transaction(write=False) as reading:
         plan = plan_job(reading, settings, raw, project=project)
     with transaction_for(database, session) as writing:
-        return create_job(writing, settings, plan, project=project, wishes=wishes or Wishes())
+        return create_job(writing, settings, plan, project=project, options=options or JobOptions())
 
 
 def transaction_for(database: Database, session: Session | None) -> AbstractContextManager[Session]:
@@ -138,7 +138,7 @@ def create_job(
     plan: JobPlan,
     *,
     project: str,
-    wishes: Wishes,
+    options: JobOptions,
     descent: Mapping[str, Any] | None = None,
 ) -> Job:
     """Put a planned job into the queue.
@@ -151,18 +151,18 @@ def create_job(
         QuotaExceeded: the project has as many queued jobs as it may.
         SpecRefused: a checkpoint was deleted since the plan was made.
     """
-    _check(wishes, settings)
+    _check(options, settings)
     _one_at_a_time(session, project)
     if queued_count(session, project=project) >= settings.max_jobs_queued:
         raise QuotaExceeded
     _look_up(session, project, plan.spec, keep=True)
-    limits = wishes.limits
+    limits = options.limits
     job = Job(
         id=new_id("job"),
         project=project,
-        name=wishes.name,
-        labels=dict(wishes.labels),
-        priority=wishes.priority,
+        name=options.name,
+        labels=dict(options.labels),
+        priority=options.priority,
         spec=dict(plan.raw),
         resolved=plan.spec.model_dump(mode="json"),
         device=plan.spec.resources.device,
@@ -203,8 +203,8 @@ def _look_up(
     Args:
         keep: let nobody delete these checkpoints until the transaction ends.
     """
-    problems: list[Problem] = []
-    get_checkpoint = checkpoints.keep_checkpoint if keep else checkpoints.get_checkpoint
+    problems: list[FieldError] = []
+    get_checkpoint = checkpoints.get_checkpoint_for_share if keep else checkpoints.get_checkpoint
     rows: dict[str, int] = {}
     for part, data in (("train", spec.data.train), ("validation", spec.data.validation)):
         if data is None:
@@ -212,12 +212,12 @@ def _look_up(
         pointer = f"/data/{part}"
         if data.dataset is None:
             detail = "upload the rows as a data set and give its id as `dataset`; the service reads no other files"
-            problems.append(Problem(f"{pointer}/path", "dataset_required", detail))
+            problems.append(FieldError(f"{pointer}/path", "dataset_required", detail))
             continue
         try:
             rows[part] = datasets.get_dataset(session, project, data.dataset).rows
         except DatasetNotFound as error:
-            problems.append(Problem(f"{pointer}/dataset", error.code, error.detail))
+            problems.append(FieldError(f"{pointer}/dataset", error.code, error.detail))
     keys: dict[str, str] = {}
     for part, model in (("teacher", spec.teacher), ("student", spec.student)):
         if model is None or model.checkpoint is None:
@@ -225,7 +225,7 @@ def _look_up(
         try:
             keys[model.checkpoint] = get_checkpoint(session, project, model.checkpoint).store_key
         except CheckpointNotFound as error:
-            problems.append(Problem(f"/{part}/checkpoint", error.code, error.detail))
+            problems.append(FieldError(f"/{part}/checkpoint", error.code, error.detail))
     if problems:
         raise SpecRefused(problems=problems)
     return rows["train"], keys
@@ -243,36 +243,36 @@ def _estimate(spec: DistillationSpec, stages: tuple[StagePlan, ...], models: Ins
     )
 
 
-def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[Caution]:
+def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanWarning]:
     facts = {"student": models.student}
     if spec.teacher is not None:
         facts["teacher"] = models.teacher
     unknown = [role for role, known in facts.items() if known is None]
     if unknown:
         roles = " and ".join(unknown)
-        yield Caution("models_not_inspected", f"The files of the {roles} are not at hand: the worker checks them.")
+        yield PlanWarning("models_not_inspected", f"The files of the {roles} are not at hand: the worker checks them.")
     if spec.data.validation is None:
-        yield Caution("no_validation", "Without data.validation nothing is evaluated.")
+        yield PlanWarning("no_validation", "Without data.validation nothing is evaluated.")
 
 
-def _check(wishes: Wishes, settings: Settings) -> None:
-    name, labels, priority = wishes.name, wishes.labels, wishes.priority
+def _check(options: JobOptions, settings: Settings) -> None:
+    name, labels, priority = options.name, options.labels, options.priority
     problems = []
     if name is not None and not _is_plain(name):
-        problems.append(Problem("/name", "name_invalid", f"use at most {MAX_TEXT_LENGTH} printable characters"))
+        problems.append(FieldError("/name", "name_invalid", f"use at most {MAX_TEXT_LENGTH} printable characters"))
     if len(labels) > MAX_LABELS:
-        problems.append(Problem("/labels", "too_many_labels", f"use at most {MAX_LABELS} labels"))
+        problems.append(FieldError("/labels", "too_many_labels", f"use at most {MAX_LABELS} labels"))
     for key, value in labels.items():
         if not re.fullmatch(LABEL_KEY, key) or not _is_plain(value):
             detail = f"a key matches {LABEL_KEY}, a value has at most {MAX_TEXT_LENGTH} printable characters"
-            problems.append(Problem("/labels", "label_invalid", detail))
+            problems.append(FieldError("/labels", "label_invalid", detail))
             break
     if not 0 <= priority <= MAX_PRIORITY:
-        problems.append(Problem("/priority", "priority_invalid", f"use 0 to {MAX_PRIORITY}"))
-    attempts = wishes.limits.max_attempts
+        problems.append(FieldError("/priority", "priority_invalid", f"use 0 to {MAX_PRIORITY}"))
+    attempts = options.limits.max_attempts
     if attempts is not None and attempts > settings.max_attempts:
         detail = f"this service allows at most {settings.max_attempts}"
-        problems.append(Problem("/limits/max_attempts", "too_many_attempts", detail))
+        problems.append(FieldError("/limits/max_attempts", "too_many_attempts", detail))
     if problems:
         raise Unprocessable(problems=problems)
 

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.db import db_now
-from domain.errors import Conflict, IllegalMove, LostLease
+from domain.errors import Conflict, IllegalTransition, LostLease
 from domain.jobs.models import Job, JobEvent, JobStage
-from domain.jobs.states import HELD, MOVES, TERMINAL, EndReason, JobStatus, StageStatus, ended_status, refusal
+from domain.jobs.states import HELD, TERMINAL, TRANSITIONS, EndReason, JobStatus, StageStatus, ended_status, refusal
 
 _LET_GO: Final = dict.fromkeys(
     (
@@ -70,7 +70,7 @@ def locked_by(session: Session, job_id: str, token: int) -> Job:
     return job
 
 
-def move(
+def transition(
     session: Session,
     job: Job,
     to: JobStatus,
@@ -87,13 +87,13 @@ def move(
         changes: columns that change with it.
 
     Raises:
-        IllegalMove: the move is not in the table.
+        IllegalTransition: the move is not in the table.
         LostLease: `token` no longer holds the job.
         Conflict: the job changed since it was read.
     """
     refused = refusal(job.status, to)
     if refused is not None:
-        raise IllegalMove(refused, allowed=MOVES[job.status])
+        raise IllegalTransition(refused, allowed=TRANSITIONS[job.status])
     values: dict[str, Any] = {**(changes or {}), "status": to}
     data: dict[str, Any] = {"from": job.status, "to": to, "attempt": values.get("token", job.token)}
     if to not in HELD:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from domain.db import Slice, db_now, slice_of, upserting
+from domain.db import Slice, db_now, slice_of, upsert_into
 from domain.errors import NotFound
 from domain.workers.models import Device, Drain, Worker
 
@@ -22,7 +22,7 @@ class WorkerNotFound(NotFound):
 def make_known(session: Session, name: str, devices: Sequence[Device]) -> None:
     """Say that the worker lives; a drain that was asked for stays."""
     found = [asdict(device) for device in devices]
-    statement = upserting(session.connection(), Worker).values(
+    statement = upsert_into(session.connection(), Worker).values(
         name=name, devices=found, started_at=db_now(), seen_at=db_now()
     )
     session.execute(

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pocl.curriculum.journal import PARTIAL_FILE, Journal, Measured
+from pocl.curriculum.journal import PARTIAL_FILE, DifficultyMeasurement, Journal
 from pocl.errors import DiskFull, LossDiverged
 from pocl.storage.manifest import replace_file
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 
 KIND = "rankings"
 RANKING_FILE = "ranking.jsonl"
@@ -30,7 +30,7 @@ BATCHING = 1
 
 
 @dataclass(frozen=True)
-class Ranked(Measured):
+class Ranked(DifficultyMeasurement):
     rank: int
     """1 is the easiest."""
     score: float
@@ -69,7 +69,7 @@ class RankingInputs(BaseModel):
         return self == other.model_copy(update={"machine": self.machine})
 
 
-def rank(measured: Sequence[Measured], *, k: int = 60) -> list[Ranked]:
+def rank(measured: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[Ranked]:
     """Order samples from easy to hard.
 
     Equal values share a rank, and equal scores are ordered by cross-entropy and then by digest, so that the
@@ -96,8 +96,8 @@ def rank(measured: Sequence[Measured], *, k: int = 60) -> list[Ranked]:
 def load_or_rank(
     directory: Path,
     inputs: RankingInputs,
-    measure: Callable[[Journal], Sequence[Measured]],
-    store: ReuseStore,
+    measure: Callable[[Journal], Sequence[DifficultyMeasurement]],
+    store: SharedCache,
 ) -> tuple[list[Ranked], bool]:
     """The ranking of these inputs, saved in `directory`: the one that is there, one of another run, or a new one.
 
@@ -145,7 +145,7 @@ def _read(directory: Path, fits: Callable[[RankingInputs], bool]) -> list[Ranked
     return [Ranked(**json.loads(line)) for line in content.splitlines()]
 
 
-def _of_another_run(store: ReuseStore, inputs: RankingInputs) -> list[Ranked] | None:
+def _of_another_run(store: SharedCache, inputs: RankingInputs) -> list[Ranked] | None:
     found = store.find(KIND, inputs.key)
     return None if found is None else _read(found, lambda other: other == inputs)
 

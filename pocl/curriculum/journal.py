@@ -21,7 +21,7 @@ _SECONDS_UNSYNCED = 5.0
 
 
 @dataclass(frozen=True)
-class Measured:
+class DifficultyMeasurement:
     """What the student made of one sample."""
 
     row: int
@@ -54,12 +54,12 @@ class Journal:
             os.truncate(self._out.fileno(), whole)
         self._synced_at = clock()
 
-    def found(self, rows: Sequence[int]) -> list[Measured] | None:
+    def found(self, rows: Sequence[int]) -> list[DifficultyMeasurement] | None:
         """The measurements of these rows, if all are here."""
         here = [self._found[row] for row in rows if row in self._found]
         return here if len(here) == len(rows) else None
 
-    def append(self, batch: Sequence[Measured]) -> None:
+    def append(self, batch: Sequence[DifficultyMeasurement]) -> None:
         """Write a finished batch; it survives a kill at once and a power cut within seconds."""
         with full_disk_typed():
             write_all(self._out, _line(self._key, [asdict(each) for each in batch]))
@@ -86,9 +86,9 @@ def _seal(key: str, measured: list[dict[str, Any]]) -> str:
     return hashlib.sha256(f"{key} {json.dumps(measured, sort_keys=True)}".encode()).hexdigest()
 
 
-def _read(path: Path, key: str) -> tuple[int, dict[int, Measured]]:
+def _read(path: Path, key: str) -> tuple[int, dict[int, DifficultyMeasurement]]:
     """Bytes of whole lines of this key, and what they hold."""
-    whole, found = 0, dict[int, Measured]()
+    whole, found = 0, dict[int, DifficultyMeasurement]()
     content = path.read_bytes() if path.exists() else b""
     for line in content.splitlines(keepends=True):
         batch = _batch_of(line, key)
@@ -99,11 +99,11 @@ def _read(path: Path, key: str) -> tuple[int, dict[int, Measured]]:
     return whole, found
 
 
-def _batch_of(line: bytes, key: str) -> list[Measured] | None:
+def _batch_of(line: bytes, key: str) -> list[DifficultyMeasurement] | None:
     try:
         content = json.loads(line)
         if not line.endswith(b"\n") or content["seal"] != _seal(key, content["measured"]):
             return None
-        return [Measured(**each) for each in content["measured"]]
+        return [DifficultyMeasurement(**each) for each in content["measured"]]
     except (ValueError, KeyError, TypeError):
         return None

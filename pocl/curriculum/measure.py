@@ -4,8 +4,15 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.curriculum.journal import Journal, Measured
-from pocl.evaluation.evaluate import Answering, Rows, ShouldStop, answer, answer_batches, last_turn_cross_entropy
+from pocl.curriculum.journal import DifficultyMeasurement, Journal
+from pocl.evaluation.evaluate import (
+    EncodedDataset,
+    GenerationSettings,
+    ShouldStop,
+    answer,
+    answer_batches,
+    last_turn_cross_entropy,
+)
 from pocl.evaluation.rouge import rouge_l
 from pocl.models.precision import Precision
 from pocl.progress import OnProgress
@@ -14,28 +21,28 @@ from pocl.progress import OnProgress
 def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
+    rows: EncodedDataset,
     journal: Journal,
     *,
-    answering: Answering,
+    answering: GenerationSettings,
     precision: Precision,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop = lambda: False,
-) -> list[Measured]:
+) -> list[DifficultyMeasurement]:
     """Greedy answers and cross-entropies of the last turns, batch by batch as `journal` lacks them.
 
     Raises:
         RunStopped: when `should_stop` turns true; finished batches are in the journal.
     """
 
-    def of_batch(indices: Sequence[int]) -> list[Measured]:
+    def of_batch(indices: Sequence[int]) -> list[DifficultyMeasurement]:
         encoded = [rows.encoded[i] for i in indices]
         answers = answer(model, tokenizer, encoded, answering=answering, precision=precision, should_stop=should_stop)
         entropies = last_turn_cross_entropy(
             model, encoded, batch_size=answering.batch_size, precision=precision, should_stop=should_stop
         )
         return [
-            Measured(
+            DifficultyMeasurement(
                 row=i,
                 digest=rows.encoded[i].digest,
                 rouge_l=rouge_l(text, rows.references[i]),
@@ -51,16 +58,16 @@ def measure(
 
 def in_batches(
     batches: Sequence[Sequence[int]],
-    of_batch: Callable[[Sequence[int]], Sequence[Measured]],
+    of_batch: Callable[[Sequence[int]], Sequence[DifficultyMeasurement]],
     journal: Journal,
     on_progress: OnProgress | None = None,
-) -> list[Measured]:
+) -> list[DifficultyMeasurement]:
     """Measure what `journal` lacks; `on_progress` is called with (samples done, samples) after each batch.
 
     A batch is measured whole or not at all: its rows share their rounding, so an interruption changes no bit.
     """
     total = sum(map(len, batches))
-    measured: list[Measured] = []
+    measured: list[DifficultyMeasurement] = []
     for rows in batches:
         batch = journal.found(rows)
         if batch is None:

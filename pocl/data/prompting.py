@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from pocl.data.records import Message, Sample
-from pocl.errors import DatasetInvalid, ModelUnsupported, Problem, SpecInvalid
+from pocl.errors import DatasetInvalid, FieldError, ModelUnsupported, SpecInvalid
 
 _PREAMBLE = (
     "Below is an instruction that describes a task. "
@@ -39,7 +39,7 @@ class Prompting(StrEnum):
             return cls.CHAT if has_template else cls.ALPACA
         if setting == "chat" and not has_template:
             detail = "the tokenizer has no chat template; use alpaca or auto"
-            raise SpecInvalid([Problem(pointer="/data/template", code="no_chat_template", detail=detail)])
+            raise SpecInvalid([FieldError(pointer="/data/template", code="no_chat_template", detail=detail)])
         return cls(setting)
 
 

@@ -15,12 +15,12 @@ from pocl.errors import DiskFull, RunStopped
 from pocl.evaluation.generate import eos_ids, generate
 from pocl.evaluation.rouge import exact_match, rouge_l
 from pocl.evaluation.sampling import Sampler
-from pocl.events import Sampled, Spread
+from pocl.events import Sampled, SeedStats
 from pocl.models.precision import Precision
 from pocl.progress import OnProgress
 from pocl.spec import Sampling
-from pocl.storage.shared_cache import ReuseStore
-from pocl.teacher.comparison import Comparison
+from pocl.storage.shared_cache import SharedCache
+from pocl.teacher.comparison import DistillationLoss
 from pocl.teacher.signal import TeacherSignal
 
 ShouldStop = Callable[[], bool]
@@ -49,7 +49,7 @@ _KIND, _SCORES_FILE = "scores", "scores.json"
 
 
 @dataclass(frozen=True)
-class Rows:
+class EncodedDataset:
     """Rows to score, encoded once, with their references."""
 
     encoded: tuple[Encoded, ...]
@@ -57,7 +57,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Answering:
+class GenerationSettings:
     """How answers are generated."""
 
     max_new_tokens: int
@@ -69,9 +69,9 @@ class Answering:
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
+    rows: EncodedDataset,
     *,
-    answering: Answering,
+    answering: GenerationSettings,
     precision: Precision,
     sampling: Sampling | None = None,
     teacher: TeacherSignal | None = None,
@@ -120,7 +120,7 @@ def evaluate(
     )
 
 
-class ScoredBefore(BaseModel):
+class ScoreCacheKey(BaseModel):
     """All that the scores of a model depend on; equal inputs give equal scores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,7 +140,7 @@ class ScoredBefore(BaseModel):
     machine: str
 
 
-def load_or_score(store: ReuseStore, inputs: ScoredBefore, score: Callable[[], Scores]) -> Scores:
+def load_or_score(store: SharedCache, inputs: ScoreCacheKey, score: Callable[[], Scores]) -> Scores:
     """The scores of these inputs, from another run that left them in `store`, or else new ones, left there."""
     key = hashlib.sha256(inputs.model_dump_json().encode()).hexdigest()
     found = store.find(_KIND, key)
@@ -158,7 +158,7 @@ def answer(
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[Encoded],
     *,
-    answering: Answering,
+    answering: GenerationSettings,
     precision: Precision,
     sampler: Sampler | None = None,
     on_progress: OnProgress | None = None,
@@ -187,7 +187,9 @@ def answer(
     return [str(tokenizer.decode(one, skip_special_tokens=True)).strip() for one in ids]
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answering: Answering) -> frozenset[int]:
+def end_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answering: GenerationSettings
+) -> frozenset[int]:
     """Every token that ends an answer."""
     return eos_ids(model, tokenizer) | {answering.end_id}
 
@@ -222,7 +224,7 @@ def token_scores(
     Raises:
         RunStopped: when `should_stop` turns true.
     """
-    comparison = Comparison(model, teacher, shared_vocabulary=shared_vocabulary, precision=precision)
+    comparison = DistillationLoss(model, teacher, shared_vocabulary=shared_vocabulary, precision=precision)
     ce_sum = kl_sum = 0.0
     tokens = 0
     for _, batch in length_batches(encoded, batch_size, model):
@@ -248,7 +250,7 @@ def last_turn_cross_entropy(
     Raises:
         RunStopped: when `should_stop` turns true.
     """
-    comparison = Comparison(model, None, shared_vocabulary=None, precision=precision)
+    comparison = DistillationLoss(model, None, shared_vocabulary=None, precision=precision)
     means = [0.0] * len(encoded)
     for indices, batch in length_batches(encoded, batch_size, model):
         if should_stop():
@@ -273,12 +275,12 @@ def length_batches(
     down to one. The composition follows from the rows, these two and the vocabulary alone.
     """
     order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i].input_ids), encoded[i].digest, i))
-    most_tokens = logits_at_once // model.config.get_text_config().vocab_size
+    max_tokens = logits_at_once // model.config.get_text_config().vocab_size
     pieces: list[list[int]] = []
     tokens = 0
     for index in order:
         more = sum(encoded[index].labelled)
-        if not pieces or len(pieces[-1]) == size or tokens + more > most_tokens:
+        if not pieces or len(pieces[-1]) == size or tokens + more > max_tokens:
             pieces.append([])
             tokens = 0
         pieces[-1].append(index)
@@ -303,8 +305,8 @@ def _sampled(sampling: Sampling, figures: Sequence[tuple[float, float]]) -> Samp
     )
 
 
-def _spread(values: tuple[float, ...]) -> Spread:
-    return Spread(values=values, mean=fmean(values), sd=stdev(values) if len(values) > 1 else None)
+def _spread(values: tuple[float, ...]) -> SeedStats:
+    return SeedStats(values=values, mean=fmean(values), sd=stdev(values) if len(values) > 1 else None)
 
 
 def _part_of(on_progress: OnProgress | None, part: int, parts: int) -> OnProgress | None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pocl.errors import Problem, SpecInvalid
+from pocl.errors import FieldError, SpecInvalid
 
 MOST_LAYERS = 1024
 """A specification counts layers up to here, so a model has no more."""
@@ -49,13 +49,13 @@ def refuse_long_rows(max_length: int, max_positions: int | None) -> None:
     """Raise SpecInvalid where rows of `max_length` tokens have more positions than the model."""
     if max_positions is not None and max_length > max_positions:
         detail = f"the model has {max_positions} positions; rows of {max_length} tokens do not fit"
-        raise SpecInvalid([Problem("/data/max_length", "exceeds_model_positions", detail)])
+        raise SpecInvalid([FieldError("/data/max_length", "exceeds_model_positions", detail)])
 
 
 def refuse_missing_layers(layers: Sequence[int], count: int) -> None:
     """Raise SpecInvalid, with a pointer to each layer that a teacher of `count` layers does not have."""
     problems = [
-        Problem(
+        FieldError(
             pointer=f"/student/from_teacher/layers/{position}",
             code="layer_missing",
             detail=f"the teacher has layers 0 to {count - 1}, not {layer}",

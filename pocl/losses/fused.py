@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from pocl.losses.objective import IGNORED, ObjectiveSum, check_numbers, mix, shared_width, tau_squared
 from pocl.losses.projection import HeadGradients, Projection, product_dtype
 from pocl.losses.registry import divergence_of
-from pocl.losses.tile import Scratch, Terms, TokenLosses, Workspace, charge
+from pocl.losses.tile import LossTerms, Scratch, TokenLosses, Workspace, token_losses_and_grad_
 from pocl.models.output_head import Head
 from pocl.spec import SFT, Method
 
@@ -77,7 +77,7 @@ def fused_objective_sum(
     rows = _rows(student_hidden, student, teacher_hidden, teacher, labels, method)
     weight = 0.0 if rows.teacher is None else kd_weight
     tau_factor = tau_squared(method, temperature)
-    terms = Terms(
+    terms = LossTerms(
         divergence_of(method),
         temperature,
         rows.width(shared_vocabulary),
@@ -131,7 +131,9 @@ def token_losses(
     """
     check_numbers(temperature, 0.0)
     rows = _rows(student_hidden, student, teacher_hidden, teacher, labels, method)
-    terms = Terms(divergence_of(method), temperature, rows.width(shared_vocabulary), cross_entropy=0.0, divergence=0.0)
+    terms = LossTerms(
+        divergence_of(method), temperature, rows.width(shared_vocabulary), cross_entropy=0.0, divergence=0.0
+    )
     cross_entropy, divergence = _sweep(rows, terms, chunk_tokens, None, workspace)
     valid = labels != IGNORED
     whole = cross_entropy.new_zeros(labels.shape)
@@ -189,7 +191,7 @@ def _rows(
 
 def _sweep(
     rows: _Rows,
-    terms: Terms,
+    terms: LossTerms,
     chunk_tokens: int | None,
     gradients: HeadGradients | None,
     workspace: Workspace | None,
@@ -221,7 +223,9 @@ def _sweep(
                 logits = student.logits(own[tile], scratch, "student")
                 slope = student.slope(logits, scratch) if gradients is not None else None
                 others = None if teacher is None or theirs is None else teacher.logits(theirs[tile], scratch, "teacher")
-                losses = charge(logits, others, rows.labels[at], terms, scratch, gradient=gradients is not None)
+                losses = token_losses_and_grad_(
+                    logits, others, rows.labels[at], terms, scratch, gradient=gradients is not None
+                )
                 cross_entropy[at], of_divergence = losses
                 if divergence is not None and of_divergence is not None:
                     divergence[at] = of_divergence

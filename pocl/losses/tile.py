@@ -17,7 +17,7 @@ TokenLosses = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
-class Terms:
+class LossTerms:
     """What a token is charged, and by how much each term enters the gradient."""
 
     distance: Divergence | None
@@ -63,8 +63,8 @@ class Scratch:
         return self.workspace.take(name, rows, width, self.dtype, self.device)
 
 
-def charge(
-    student: Tensor, teacher: Tensor | None, labels: Tensor, terms: Terms, scratch: Scratch, *, gradient: bool
+def token_losses_and_grad_(
+    student: Tensor, teacher: Tensor | None, labels: Tensor, terms: LossTerms, scratch: Scratch, *, gradient: bool
 ) -> TokenLosses:
     """Losses of each row; with `gradient`, `student` then holds the gradient with regard to itself.
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.difficulty import Ranked
-from pocl.events import Evaluated, Spread
+from pocl.events import Evaluated, SeedStats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +95,7 @@ def subject_name(evaluated: Evaluated) -> str:
     )
 
 
-def spread_text(spread: Spread) -> str:
+def spread_text(spread: SeedStats) -> str:
     """Mean ± sample standard deviation, the mean alone where one seed leaves no deviation."""
     return f"{spread.mean:.2f}" if spread.sd is None else f"{spread.mean:.2f} ± {spread.sd:.2f}"
 

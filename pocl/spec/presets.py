@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from pocl.errors import Problem, SpecInvalid
+from pocl.errors import FieldError, SpecInvalid
 from pocl.spec.curriculum import ConstantTemperature, NoCurriculum
 from pocl.spec.distillation import DistillationSpec
 from pocl.spec.methods import KDMethod
@@ -54,10 +54,10 @@ def resolve(raw: Mapping[str, Any]) -> DistillationSpec:
     return _name_control_values(spec)
 
 
-def problems_of(error: ValidationError) -> list[Problem]:
+def problems_of(error: ValidationError) -> list[FieldError]:
     """Pydantic's findings as problems: pointers into what the caller wrote, and never the value itself."""
     return [
-        Problem(pointer=_pointer(found["loc"]), code=found["type"], detail=_sentence(found))
+        FieldError(pointer=_pointer(found["loc"]), code=found["type"], detail=_sentence(found))
         for found in error.errors(include_input=False, include_url=False)
     ]
 

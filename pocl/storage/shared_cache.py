@@ -28,7 +28,7 @@ ABANDONED_SECONDS = 3600
 
 
 @dataclass(frozen=True)
-class ReuseStore:
+class SharedCache:
     """The entries below `root`, together at most `max_bytes`."""
 
     root: Path

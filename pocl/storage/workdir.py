@@ -47,7 +47,7 @@ def locked(workdir: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def settle_spec(workdir: Path, spec: DistillationSpec, chosen: DistillationSpec) -> DistillationSpec:
+def pin_spec(workdir: Path, spec: DistillationSpec, chosen: DistillationSpec) -> DistillationSpec:
     """The specification to run: what the directory was started with, or else `chosen`, which is then written.
 
     `chosen` is `spec` with what the engine chose for this machine. A continued run keeps the first choice.

@@ -30,7 +30,7 @@ from pocl.events import Progressed, Sink, Warned
 from pocl.models.heads import output_head, without_layers
 from pocl.models.precision import machine
 from pocl.storage.manifest import discard, new_directory, verify
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 
 KIND = "teacher"
@@ -66,7 +66,7 @@ def open_teacher(
     digest: str,
     rows: Sequence[Encoded],
     *,
-    store: ReuseStore,
+    store: SharedCache,
     sink: Sink,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TeacherSignal]:
@@ -173,7 +173,7 @@ class _Filling:
         live: LiveTeacher,
         teacher: str,
         rows: Sequence[Encoded],
-        store: ReuseStore,
+        store: SharedCache,
         sink: Sink,
         should_stop: Callable[[], bool],
     ) -> None:

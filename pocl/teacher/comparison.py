@@ -17,7 +17,7 @@ from pocl.spec import SFT, ForwardKL, Method
 from pocl.teacher.signal import TeacherSignal, teacher_logits
 
 
-class Comparison:
+class DistillationLoss:
     """Charges a student for batches, against a teacher or against the references alone.
 
     Heads that are plain arithmetic are fused with the loss; of others full logits are built, batch by batch.

@@ -12,8 +12,8 @@ from pocl.data.micro_batches import micro_batches
 from pocl.errors import OutOfMemory
 from pocl.losses.objective import normaliser
 from pocl.spec import SFT, Method
-from pocl.teacher.comparison import Comparison
-from pocl.train.ranks import Alone, Ranks
+from pocl.teacher.comparison import DistillationLoss
+from pocl.train.ranks import Ranks, SingleProcess
 
 MICRO_BATCH_TOKENS = 4096
 """In memory at once, unless one row is longer: beyond it products gain nothing from being larger."""
@@ -33,7 +33,7 @@ class StepMeans:
 
 
 @dataclass
-class Accumulation:
+class GradientAccumulator:
     """Leaves the clipped gradient of an optimiser step in the parameters of `model`.
 
     The gradient is the sum over the response tokens of all micro-batches on all ranks, divided by their number: it
@@ -41,7 +41,7 @@ class Accumulation:
     """
 
     model: PreTrainedModel
-    comparison: Comparison
+    comparison: DistillationLoss
     method: Method
     max_grad_norm: float
     packed: bool
@@ -50,7 +50,7 @@ class Accumulation:
     """At most this many rows in memory at once; lowered when memory runs out."""
     on_halved: Callable[[int], None]
     """Told the new `micro_batch_size`."""
-    ranks: Ranks = field(default_factory=Alone)
+    ranks: Ranks = field(default_factory=SingleProcess)
 
     def step(self, rows: Sequence[Encoded], *, temperature: float, kd_weight: float) -> StepMeans:
         """Accumulate over `rows`, which are the same on all ranks.
@@ -78,7 +78,7 @@ class Accumulation:
             self.on_halved(self.micro_batch_size)
 
     def _micro_batches(self, rows: Sequence[Encoded]) -> list[list[Encoded]]:
-        return micro_batches(rows, most_rows=self.micro_batch_size, most_tokens=MICRO_BATCH_TOKENS, packed=self.packed)
+        return micro_batches(rows, max_rows=self.micro_batch_size, max_tokens=MICRO_BATCH_TOKENS, packed=self.packed)
 
     def _parts(self, rows: Sequence[Encoded], temperature: float, kd_weight: float, share: float) -> Tensor | None:
         """This rank's parts of the means of loss, cross-entropy and divergence, `[3]` float64; None without memory.

@@ -29,12 +29,12 @@ from pocl.events import (
 from pocl.plan import StagePlan
 from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
 from pocl.storage.manifest import read_manifest
-from pocl.teacher.comparison import Comparison
+from pocl.teacher.comparison import DistillationLoss
 from pocl.train import checkpoint
-from pocl.train.accumulation import Accumulation, StepMeans
+from pocl.train.accumulation import GradientAccumulator, StepMeans
 from pocl.train.checkpoint import MetricRow, TrainState
-from pocl.train.pace import Pace
-from pocl.train.ranks import Alone, Ranks
+from pocl.train.pace import EtaEstimator
+from pocl.train.ranks import Ranks, SingleProcess
 from pocl.train.schedule import batches, cosine, shuffled
 
 BEST = "best"
@@ -64,7 +64,7 @@ class Trainer:
     rows: Sequence[Encoded]
     """Training samples from easy to hard."""
     student: Student
-    comparison: Comparison
+    comparison: DistillationLoss
     """Charges the student for a batch."""
     workdir: Path
     sink: Sink
@@ -75,18 +75,18 @@ class Trainer:
     """Where to go on; it is changed in place."""
     packed: bool
     """Whether rows are packed; else they are padded."""
-    pace: Pace = field(default_factory=Pace)
-    ranks: Ranks = field(default_factory=Alone)
+    pace: EtaEstimator = field(default_factory=EtaEstimator)
+    ranks: Ranks = field(default_factory=SingleProcess)
     """Who shares each step."""
     should_pause: Callable[[], bool] = lambda: False
     """Asked at the end of each stage but the last."""
     saved: tuple[int, int] = field(init=False)
     """Steps and scores of the training state on disk."""
-    accumulation: Accumulation = field(init=False)
+    accumulation: GradientAccumulator = field(init=False)
 
     def __post_init__(self) -> None:
         self.saved = self._progress()
-        self.accumulation = Accumulation(
+        self.accumulation = GradientAccumulator(
             model=self.student.model,
             comparison=self.comparison,
             method=self.spec.method,

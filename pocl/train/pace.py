@@ -10,7 +10,7 @@ _MEMORY = 0.9
 
 
 @dataclass
-class Pace:
+class EtaEstimator:
     """Moving averages of step and evaluation times. `clock` gives seconds and can be replaced by a fake."""
 
     clock: Callable[[], float] = field(default=time.perf_counter)

@@ -48,7 +48,7 @@ class Ranks(Protocol):
 
 
 @dataclass(frozen=True)
-class Alone:
+class SingleProcess:
     """One process: there is nothing to share and nobody to ask."""
 
     rank: int = 0

@@ -179,7 +179,7 @@ def test_only_the_api_is_published_and_on_loopback(compose: ComposeFile) -> None
     assert published == {"api": ["127.0.0.1:8000:8000"]}
 
 
-def test_models_are_read_only_and_artefacts_are_shared(compose: ComposeFile) -> None:
+def test_models_are_read_only_and_artifacts_are_shared(compose: ComposeFile) -> None:
     def mounted(name: str) -> dict[str, bool]:
         """Target -> whether it is writable."""
         found = {}
@@ -192,9 +192,9 @@ def test_models_are_read_only_and_artefacts_are_shared(compose: ComposeFile) -> 
                 found[volume["target"]] = not volume["read_only"]
         return found
 
-    artefacts, models = "/var/lib/pocl/artefacts", "/var/lib/pocl/models"
-    assert mounted("scheduler") == {artefacts: True}
-    assert mounted("api") == mounted("worker") == {"/var/lib/pocl": True, artefacts: True, models: False}
+    artifacts, models = "/var/lib/pocl/artifacts", "/var/lib/pocl/models"
+    assert mounted("scheduler") == {artifacts: True}
+    assert mounted("api") == mounted("worker") == {"/var/lib/pocl": True, artifacts: True, models: False}
     assert list(mounted("postgres")) == ["/var/lib/postgresql"]
 
 

@@ -1,4 +1,4 @@
-"""The artefact store: whole or absent, verified both ways, and closed to paths that lead out."""
+"""The artifact store: whole or absent, verified both ways, and closed to paths that lead out."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.artifacts import ArtefactCorrupt, ArtefactExists, ArtefactNotFound, ArtefactStore
+from domain.artifacts import ArtifactCorrupt, ArtifactExists, ArtifactNotFound, ArtifactStore
 from pocl.storage.manifest import ManifestFile
 
 KEY = "jobs/job_1/checkpoints/step-000001"
@@ -17,8 +17,8 @@ WEIGHTS = b"weights" * 1000
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtefactStore:
-    return ArtefactStore(tmp_path / "store")
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "store")
 
 
 def write(directory: Path, files: dict[str, bytes]) -> Path:
@@ -39,9 +39,9 @@ def checkpoint(directory: Path) -> Path:
     return write(directory, {"model.safetensors": WEIGHTS, "config.json": b"{}"})
 
 
-def test_what_is_published_comes_back_with_its_training_state(store: ArtefactStore, tmp_path: Path) -> None:
+def test_what_is_published_comes_back_with_its_training_state(store: ArtifactStore, tmp_path: Path) -> None:
     listed = store.publish(checkpoint(tmp_path / "made"), KEY)
-    assert store.materialise(KEY, tmp_path / "back") == listed == store.manifest(KEY)
+    assert store.checkout(KEY, tmp_path / "back") == listed == store.manifest(KEY)
     for file in listed.files:
         back = (tmp_path / "back" / file.path).read_bytes()
         assert (len(back), hashlib.sha256(back).hexdigest()) == (file.size, file.sha256)
@@ -51,7 +51,7 @@ def test_what_is_published_comes_back_with_its_training_state(store: ArtefactSto
 
 
 def test_the_weights_alone_are_published_whatever_becomes_of_the_training_state(
-    store: ArtefactStore, tmp_path: Path
+    store: ArtifactStore, tmp_path: Path
 ) -> None:
     made = checkpoint(tmp_path / "made")
     (made / "training" / "state.safetensors").unlink()
@@ -60,41 +60,41 @@ def test_the_weights_alone_are_published_whatever_becomes_of_the_training_state(
     assert store.manifest(KEY) == listed
 
 
-def test_only_what_a_manifest_names_is_stored(store: ArtefactStore, tmp_path: Path) -> None:
+def test_only_what_a_manifest_names_is_stored(store: ArtifactStore, tmp_path: Path) -> None:
     made = checkpoint(tmp_path / "made")
     (made / "scratch.tmp").write_bytes(b"not finished")
     store.publish(made, KEY)
-    with pytest.raises(ArtefactNotFound):
+    with pytest.raises(ArtifactNotFound):
         store.locate(KEY, "scratch.tmp")
 
 
-def test_publishing_twice_is_harmless_and_other_content_is_refused(store: ArtefactStore, tmp_path: Path) -> None:
+def test_publishing_twice_is_harmless_and_other_content_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
     store.publish(checkpoint(tmp_path / "made"), KEY)
     store.publish(checkpoint(tmp_path / "again"), KEY)
-    with pytest.raises(ArtefactExists):
+    with pytest.raises(ArtifactExists):
         store.publish(write(tmp_path / "other", {"model.safetensors": b"other"}), KEY)
     assert store.locate(KEY, "model.safetensors").read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "link", "no manifest", "bad manifest", "bad folder"])
 def test_a_damaged_directory_is_not_published_and_leaves_nothing(
-    store: ArtefactStore, tmp_path: Path, damage: str
+    store: ArtifactStore, tmp_path: Path, damage: str
 ) -> None:
     made = checkpoint(tmp_path / "made")
     inflict(made, damage)
-    with pytest.raises(ArtefactCorrupt):
+    with pytest.raises(ArtifactCorrupt):
         store.publish(made, KEY)
-    with pytest.raises(ArtefactNotFound):
+    with pytest.raises(ArtifactNotFound):
         store.manifest(KEY)
     assert store.remove_stale(older_than=-1) == 0
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "link", "no manifest", "bad folder"])
-def test_damage_in_the_store_is_noticed_before_a_run_uses_it(store: ArtefactStore, tmp_path: Path, damage: str) -> None:
+def test_damage_in_the_store_is_noticed_before_a_run_uses_it(store: ArtifactStore, tmp_path: Path, damage: str) -> None:
     store.publish(checkpoint(tmp_path / "made"), KEY)
     inflict(tmp_path / "store" / KEY, damage)
-    with pytest.raises(ArtefactCorrupt):
-        store.materialise(KEY, tmp_path / "back")
+    with pytest.raises(ArtifactCorrupt):
+        store.checkout(KEY, tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
@@ -119,38 +119,38 @@ def inflict(directory: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["../../../secret", "/etc/passwd", "training/../model.safetensors", ".", "", "a\0b"])
-def test_a_path_that_the_manifest_does_not_name_leads_nowhere(store: ArtefactStore, tmp_path: Path, path: str) -> None:
+def test_a_path_that_the_manifest_does_not_name_leads_nowhere(store: ArtifactStore, tmp_path: Path, path: str) -> None:
     store.publish(checkpoint(tmp_path / "made"), KEY)
     (tmp_path / "secret").write_text("secret")
-    with pytest.raises(ArtefactNotFound):
+    with pytest.raises(ArtifactNotFound):
         store.locate(KEY, path)
 
 
-def test_a_link_in_the_store_is_not_followed(store: ArtefactStore, tmp_path: Path) -> None:
+def test_a_link_in_the_store_is_not_followed(store: ArtifactStore, tmp_path: Path) -> None:
     store.publish(checkpoint(tmp_path / "made"), KEY)
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "store" / KEY / "config.json").unlink()
     (tmp_path / "store" / KEY / "config.json").symlink_to(tmp_path / "secret")
     (tmp_path / "store" / "link").symlink_to(tmp_path)
-    with pytest.raises(ArtefactNotFound):
+    with pytest.raises(ArtifactNotFound):
         store.locate(KEY, "config.json")
-    with pytest.raises(ArtefactNotFound):
+    with pytest.raises(ArtifactNotFound):
         store.locate("link/secret")
 
 
 @given(st.text(max_size=40))
 def test_a_key_never_leads_out_of_the_store(tmp_path_factory: pytest.TempPathFactory, key: str) -> None:
     root = tmp_path_factory.getbasetemp() / "one-store"
-    store = ArtefactStore(root)
+    store = ArtifactStore(root)
     try:
         stored = store.publish_file(Path(__file__), key)
-    except (ArtefactNotFound, IsADirectoryError, FileExistsError, NotADirectoryError):
+    except (ArtifactNotFound, IsADirectoryError, FileExistsError, NotADirectoryError):
         return
     assert store.locate(key).is_relative_to(root.resolve())
     assert stored.size == Path(__file__).stat().st_size
 
 
-def test_a_file_is_stored_with_its_digest_and_replaced_whole(store: ArtefactStore, tmp_path: Path) -> None:
+def test_a_file_is_stored_with_its_digest_and_replaced_whole(store: ArtifactStore, tmp_path: Path) -> None:
     source = tmp_path / "result.json"
     for content in (b"first", b"second"):
         source.write_bytes(content)
@@ -160,33 +160,33 @@ def test_a_file_is_stored_with_its_digest_and_replaced_whole(store: ArtefactStor
     assert store.locate("jobs/job_1/result.json").read_bytes() == b"second"
 
 
-def test_a_copy_without_links_can_be_changed_without_harm(store: ArtefactStore, tmp_path: Path) -> None:
+def test_a_copy_without_links_can_be_changed_without_harm(store: ArtifactStore, tmp_path: Path) -> None:
     store.publish(checkpoint(tmp_path / "made"), KEY)
-    store.materialise(KEY, tmp_path / "own", link=False)
+    store.checkout(KEY, tmp_path / "own", link=False)
     with (tmp_path / "own" / "model.safetensors").open("r+b") as file:
         file.write(b"changed")
-    store.materialise(KEY, tmp_path / "back")
+    store.checkout(KEY, tmp_path / "back")
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_a_destination_that_exists_is_kept(store: ArtefactStore, tmp_path: Path) -> None:
+def test_a_destination_that_exists_is_kept(store: ArtifactStore, tmp_path: Path) -> None:
     store.publish(checkpoint(tmp_path / "made"), KEY)
     with pytest.raises(FileExistsError):
-        store.materialise(KEY, tmp_path / "made")
+        store.checkout(KEY, tmp_path / "made")
     assert (tmp_path / "made" / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_removing_is_whole_and_repeatable(store: ArtefactStore, tmp_path: Path) -> None:
+def test_removing_is_whole_and_repeatable(store: ArtifactStore, tmp_path: Path) -> None:
     store.publish(checkpoint(tmp_path / "made"), KEY)
     assert store.keys("jobs/job_1/checkpoints") == [KEY]
     store.remove(KEY)
     store.remove(KEY)
     assert store.keys("jobs/job_1/checkpoints") == []
-    with pytest.raises(ArtefactNotFound):
+    with pytest.raises(ArtifactNotFound):
         store.manifest(KEY)
 
 
-def test_what_a_killed_publisher_left_is_removed_once_it_is_old(store: ArtefactStore, tmp_path: Path) -> None:
+def test_what_a_killed_publisher_left_is_removed_once_it_is_old(store: ArtifactStore, tmp_path: Path) -> None:
     left = tmp_path / "store" / ".staging" / "half"
     left.mkdir()
     assert store.remove_stale(older_than=3600) == 0

@@ -46,7 +46,7 @@ def test_everything_lies_below_home_unless_it_is_given_a_place(tmp_path: Path) -
     home = tmp_path / "a home?100%#"
     settings = Settings(home=home, work_root=tmp_path / "scratch")
     assert settings.model_roots == (home / "models",)
-    assert settings.artefact_root == home / "artefacts"
+    assert settings.artifact_root == home / "artifacts"
     assert settings.work_root == tmp_path / "scratch"
     assert make_url(settings.database_url).database == str(home / "pocl.sqlite3")
 

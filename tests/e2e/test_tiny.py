@@ -13,7 +13,7 @@ import yaml
 from safetensors import safe_open
 
 from tests.support.harness import kill, processes_mentioning
-from tests.support.processes import Crew, Member
+from tests.support.processes import Member, Processes
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ class Service:
 
 
 @contextmanager
-def serving(crew: Crew, home: Path) -> Iterator[Service]:
+def serving(processes: Processes, home: Path) -> Iterator[Service]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("POCL_")},
         "POCL_HOME": str(home),
@@ -91,7 +91,7 @@ def serving(crew: Crew, home: Path) -> Iterator[Service]:
         "POCL_REAPER_SECONDS": "1",
         "OMP_NUM_THREADS": "1",
     }
-    launcher = crew.start("serve", environment, "--port", "0")
+    launcher = processes.start("serve", environment, "--port", "0")
     url = launcher.says("READY").removeprefix("READY ")
     with httpx2.Client(base_url=url, timeout=30) as http:
         yield Service(launcher, home, http)
@@ -100,12 +100,12 @@ def serving(crew: Crew, home: Path) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     place = tmp_path_factory.mktemp("service")
-    crew = Crew(place / "crew")
+    processes = Processes(place / "processes")
     try:
-        with serving(crew, place / "home") as made:
+        with serving(processes, place / "home") as made:
             yield made
     finally:
-        crew.dismiss()
+        processes.dismiss()
 
 
 @pytest.fixture(scope="module")

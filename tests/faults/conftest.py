@@ -14,8 +14,8 @@ def restart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calm(restart: Path) -> Outcome:
+def baseline(restart: Path) -> Outcome:
     """What it comes to without a fault."""
-    workdir = restart.parent / "calm"
+    workdir = restart.parent / "baseline"
     run_whole(restart, workdir)
     return Outcome.of(workdir)

@@ -61,7 +61,7 @@ def main() -> int:
     disk = Path(sys.argv[1])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", disk], check=True)
     spec = write_variant(disk, "restart")
-    run(read_spec(spec), disk / "calm", _unheard)
+    run(read_spec(spec), disk / "baseline", _unheard)
     moments: dict[str, Space] = {
         "ranking": lambda event: 0 if isinstance(event, Progressed) and event.phase == "ranking" else None,
         # Saved before the fifth step; the checkpoint before it is that of step 2.
@@ -72,7 +72,7 @@ def main() -> int:
     # One run, stopped by a full disk four times.
     cases = {name: asdict(_case(spec, disk / "run", space)) for name, space in moments.items()}
     run(read_spec(spec), disk / "run", _unheard)
-    differences = Outcome.of(disk / "run").differences(Outcome.of(disk / "calm"))
+    differences = Outcome.of(disk / "run").differences(Outcome.of(disk / "baseline"))
     json.dump({**cases, "differences": differences, "log": asdict(_log(disk))}, sys.stdout)
     return 0
 

@@ -10,7 +10,7 @@ from pocl.__main__ import read_spec
 from pocl.errors import RunStopped
 from pocl.events import Evaluated, Event, Progressed, RunStarted, StageFinished, StepLogged, Warned
 from pocl.run import run
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 from tests.faults.runs import run_until, run_whole
 
 
@@ -18,7 +18,7 @@ from tests.faults.runs import run_until, run_whole
 def test_a_stop_inside_an_evaluation_loses_no_step(variant: str, tmp_path: Path) -> None:
     path = write_variant(tmp_path, variant)
     spec, workdir, events = read_spec(path), tmp_path / "run", list[Event]()
-    run_whole(path, tmp_path / "calm")
+    run_whole(path, tmp_path / "baseline")
 
     def is_scoring_after_training() -> bool:
         stepped = any(isinstance(event, StepLogged) for event in events)
@@ -30,10 +30,10 @@ def test_a_stop_inside_an_evaluation_loses_no_step(variant: str, tmp_path: Path)
     resumed = run_whole(path, workdir)
     assert [event.resumed_from_step for event in resumed if isinstance(event, RunStarted)] == [done]
     assert min(event.step for event in resumed if isinstance(event, StepLogged)) == done + 1
-    assert Outcome.of(workdir).differences(Outcome.of(tmp_path / "calm")) == []
+    assert Outcome.of(workdir).differences(Outcome.of(tmp_path / "baseline")) == []
 
 
-def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(restart: Path, calm: Outcome, tmp_path: Path) -> None:
+def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(restart: Path, baseline: Outcome, tmp_path: Path) -> None:
     spec, workdir, events = read_spec(restart), tmp_path / "run", list[Event]()
 
     def ended(of: list[Event]) -> list[int]:
@@ -48,13 +48,13 @@ def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(restart: Path, calm
     assert ended(resumed) == [1, 2]
     # What was scored before the pause is not scored again.
     assert [event.stage for event in resumed if isinstance(event, Evaluated) and event.subject == "stage"] == [1, 2]
-    assert Outcome.of(workdir).differences(calm) == []
+    assert Outcome.of(workdir).differences(baseline) == []
 
 
 def test_a_teacher_that_is_live_where_it_was_cached_is_told(restart: Path, tmp_path: Path) -> None:
     run_until(5, restart, tmp_path / "run")
     events: list[Event] = []
-    run(read_spec(restart), tmp_path / "run", events.append, reuse=ReuseStore(tmp_path / "none", 0))
+    run(read_spec(restart), tmp_path / "run", events.append, reuse=SharedCache(tmp_path / "none", 0))
     assert [event.message for event in events if isinstance(event, Warned) and event.code == "not_exact"] == [
         "continued with the teacher live, so not to the same bits"
     ]

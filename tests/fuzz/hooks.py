@@ -72,7 +72,7 @@ def filter_failure(
     response: Response,
 ) -> bool:
     """A job that was just created is there, but has made nothing yet."""
-    not_yet = response.status_code == 404 and response.json().get("code") == "artefact_not_ready"
+    not_yet = response.status_code == 404 and response.json().get("code") == "artifact_not_ready"
     return not (not_yet and isinstance(failure, EnsureResourceAvailability))
 
 

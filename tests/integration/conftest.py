@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import Shop
-from tests.support.harness import Workshop
-from tests.support.processes import Crew
+from tests.support.cluster import Cluster
+from tests.support.harness import ServiceHarness
+from tests.support.processes import Processes
 
 
 @pytest.fixture
@@ -21,14 +21,14 @@ def queue() -> str:
 
 
 @pytest.fixture
-def workshop(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Workshop]:
+def harness(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[ServiceHarness]:
     """With leases so short that a lost worker is noticed within the test."""
-    made = Workshop(tmp_path / "home", database_url, lease_seconds=3, redis_url=redis_url)
+    made = ServiceHarness(tmp_path / "home", database_url, lease_seconds=3, redis_url=redis_url)
     yield made
     made.close()
 
 
 @pytest.fixture
-def shop(workshop: Workshop, crew: Crew, queue: str, gate: Path) -> Shop:
-    assert workshop.database is not None
-    return Shop(workshop, crew, queue, gate)
+def cluster(harness: ServiceHarness, processes: Processes, queue: str, gate: Path) -> Cluster:
+    assert harness.database is not None
+    return Cluster(harness, processes, queue, gate)

@@ -184,15 +184,15 @@ def test_what_was_backed_up_comes_back(containers: Containers, http: httpx2.Clie
     """With the very commands of docs/production.md."""
     containers.up("api")
     containers.becomes_healthy("api")
-    artefacts = containers.here.root / "artefacts"
+    artifacts = containers.here.root / "artifacts"
     before = submit(http, QUICK)
-    stored = files(artefacts)
+    stored = files(artifacts)
     run_documented("postgres", "pg_dump", containers, tmp_path)
     run_documented("scheduler", "tar .* -c", containers, tmp_path)
     after = submit(http, QUICK)
     containers.stop("api")
-    shutil.rmtree(artefacts)
-    artefacts.mkdir()
+    shutil.rmtree(artifacts)
+    artifacts.mkdir()
     for service, program in (
         ("postgres", "dropdb"),
         ("postgres", "createdb"),
@@ -205,7 +205,7 @@ def test_what_was_backed_up_comes_back(containers: Containers, http: httpx2.Clie
     assert job(http, before)["status"] == "queued"
     assert http.get(f"/v1/jobs/{after}").status_code == 404
     assert stored != {}
-    assert files(artefacts) == stored
+    assert files(artifacts) == stored
 
 
 def files(directory: Path) -> dict[str, bytes]:

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from domain.jobs.states import AttemptEnd, JobStatus
 from tests.support import servers
-from tests.support.cluster import Shop, engines
-from tests.support.harness import Workshop
-from tests.support.processes import Crew
+from tests.support.cluster import Cluster, engines
+from tests.support.harness import ServiceHarness
+from tests.support.processes import Processes
 from tests.support.waiting import eventually
 
 _JOBS = 4
@@ -27,9 +27,9 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def workshop(server: str, redis_url: str, tmp_path: Path) -> Iterator[Workshop]:
+def harness(server: str, redis_url: str, tmp_path: Path) -> Iterator[ServiceHarness]:
     with servers.fresh_database(server, "crashing") as url:
-        made = Workshop(tmp_path / "home", url, lease_seconds=3, redis_url=redis_url)
+        made = ServiceHarness(tmp_path / "home", url, lease_seconds=3, redis_url=redis_url)
         yield made
         made.close()
 
@@ -45,24 +45,24 @@ def crash(server: str) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_crashes_at_any_time_costs_no_job(
-    server: str, workshop: Workshop, crew: Crew, queue: str, gate: Path
+    server: str, harness: ServiceHarness, processes: Processes, queue: str, gate: Path
 ) -> None:
-    shop = Shop(workshop, crew, queue, gate)
-    jobs = [workshop.submit() for _ in range(_JOBS)]
-    shop.scheduler()
-    workers = [shop.worker(), shop.worker()]
+    cluster = Cluster(harness, processes, queue, gate)
+    jobs = [harness.submit() for _ in range(_JOBS)]
+    cluster.scheduler()
+    workers = [cluster.worker(), cluster.worker()]
     # While they start and claim.
     crash(server)
-    eventually(lambda: any(workshop.job(job).step >= 5 for job in jobs), within=60, what="a job is held")
+    eventually(lambda: any(harness.job(job).step >= 5 for job in jobs), within=60, what="a job is held")
     # Heartbeats, and nothing else.
     crash(server)
     gate.touch()
     for job in jobs:
         # The first one settles, or the next one is claimed.
-        eventually(lambda job=job: not engines(workshop, job, 1), within=60, what="the engine ends")
+        eventually(lambda job=job: not engines(harness, job, 1), within=60, what="the engine ends")
         crash(server)
     for job in jobs:
-        shop.becomes(job, JobStatus.SUCCEEDED)
-        assert workshop.moves(job).count("succeeded") == 1
-        assert [attempt.end for attempt in workshop.attempts(job)].count(AttemptEnd.SUCCEEDED) == 1
+        cluster.becomes(job, JobStatus.SUCCEEDED)
+        assert harness.moves(job).count("succeeded") == 1
+        assert [attempt.end for attempt in harness.attempts(job)].count(AttemptEnd.SUCCEEDED) == 1
     assert all(worker.process.poll() is None for worker in workers)

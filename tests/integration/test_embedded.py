@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from domain.jobs.states import JobStatus
-from tests.support.harness import Workshop, kill, processes_mentioning
-from tests.support.processes import Crew, Member
+from tests.support.harness import ServiceHarness, kill, processes_mentioning
+from tests.support.processes import Member, Processes
 from tests.support.waiting import eventually
 
 Start = Callable[..., Member]
@@ -23,14 +23,14 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shop(home: Path) -> Workshop:
-    return Workshop(home, f"sqlite:///{home / 'pocl.sqlite3'}", lease_seconds=3)
+def cluster(home: Path) -> ServiceHarness:
+    return ServiceHarness(home, f"sqlite:///{home / 'pocl.sqlite3'}", lease_seconds=3)
 
 
 @pytest.fixture
-def start(shop: Workshop, crew: Crew) -> Start:
+def start(cluster: ServiceHarness, processes: Processes) -> Start:
     def launch(*arguments: str, engine: tuple[str, ...] = (), **variables: str) -> Member:
-        return crew.start("serve", {**shop.environment(*engine), **variables}, *(arguments or ("--port", "0")))
+        return processes.start("serve", {**cluster.environment(*engine), **variables}, *(arguments or ("--port", "0")))
 
     return launch
 
@@ -61,27 +61,27 @@ def test_it_says_when_it_is_ready_and_stops_everything_when_asked(
     assert launcher.log.count("READY") == 1
 
 
-def test_nothing_survives_a_launcher_that_is_killed(start: Start, shop: Workshop, home: Path) -> None:
+def test_nothing_survives_a_launcher_that_is_killed(start: Start, cluster: ServiceHarness, home: Path) -> None:
     launcher = start(engine=("--hold", "5"))
     address(launcher)
-    job = shop.submit()
-    eventually(lambda: shop.job(job).step == 5, within=60, what="the engine runs")
+    job = cluster.submit()
+    eventually(lambda: cluster.job(job).step == 5, within=60, what="the engine runs")
     kill(launcher.pid)
     launcher.process.wait()
     eventually(lambda: nothing_is_left(home), what="nothing is left")
-    shop.close()
+    cluster.close()
 
 
-def test_a_job_runs_and_the_broker_may_die_meanwhile(start: Start, shop: Workshop, home: Path) -> None:
+def test_a_job_runs_and_the_broker_may_die_meanwhile(start: Start, cluster: ServiceHarness, home: Path) -> None:
     launcher = start()
     address(launcher)
-    first = shop.submit()
-    eventually(lambda: shop.job(first).status is JobStatus.SUCCEEDED, within=60, what="the first job")
+    first = cluster.submit()
+    eventually(lambda: cluster.job(first).status is JobStatus.SUCCEEDED, within=60, what="the first job")
     (broker,) = (pid for pid, command in processes_mentioning(str(home)).items() if "valkey-server" in command)
     kill(broker)
-    second = shop.submit()
-    eventually(lambda: shop.job(second).status is JobStatus.SUCCEEDED, within=60, what="the second job")
-    shop.close()
+    second = cluster.submit()
+    eventually(lambda: cluster.job(second).status is JobStatus.SUCCEEDED, within=60, what="the second job")
+    cluster.close()
 
 
 @pytest.mark.parametrize("part", ["api serve", "worker scheduler", "worker run"])
@@ -141,9 +141,9 @@ def test_its_files_are_for_its_owner_alone(start: Start, home: Path) -> None:
     assert [oct(os.stat(home / name).st_mode & 0o077) for name in (".", "run", "tmp")] == ["0o0"] * 3
 
 
-def test_a_long_home_is_no_obstacle_to_the_socket(crew: Crew, tmp_path: Path) -> None:
+def test_a_long_home_is_no_obstacle_to_the_socket(processes: Processes, tmp_path: Path) -> None:
     home = tmp_path / ("long" * 30) / "home"
-    shop = Workshop(home, f"sqlite:///{home / 'pocl.sqlite3'}", lease_seconds=3)
+    cluster = ServiceHarness(home, f"sqlite:///{home / 'pocl.sqlite3'}", lease_seconds=3)
     home.parent.mkdir()
-    launcher = crew.start("serve", shop.environment(), "--port", "0")
+    launcher = processes.start("serve", cluster.environment(), "--port", "0")
     assert alive(address(launcher))

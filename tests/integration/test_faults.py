@@ -12,21 +12,21 @@ import sqlalchemy as sa
 
 from domain.db import engine_for
 from domain.jobs.states import AttemptEnd, JobStatus
-from tests.support.cluster import Shop, children_of, engines
+from tests.support.cluster import Cluster, children_of, engines
 from tests.support.harness import kill
 from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
 
-Fault = Callable[[Shop], AbstractContextManager[object]]
+Fault = Callable[[Cluster], AbstractContextManager[object]]
 
 
-def broker(shop: Shop) -> "redis.Redis[bytes]":
-    return redis.Redis.from_url(str(shop.workshop.redis_url))
+def broker(cluster: Cluster) -> "redis.Redis[bytes]":
+    return redis.Redis.from_url(str(cluster.harness.redis_url))
 
 
 @contextmanager
-def broker_is_frozen(shop: Shop) -> Iterator[None]:
-    with broker(shop) as client:
+def broker_is_frozen(cluster: Cluster) -> Iterator[None]:
+    with broker(cluster) as client:
         process = int(client.info()["process_id"])
     os.kill(process, signal.SIGSTOP)
     try:
@@ -36,8 +36,8 @@ def broker_is_frozen(shop: Shop) -> Iterator[None]:
 
 
 @contextmanager
-def broker_is_full(shop: Shop) -> Iterator[None]:
-    with broker(shop) as client:
+def broker_is_full(cluster: Cluster) -> Iterator[None]:
+    with broker(cluster) as client:
         client.config_set("maxmemory", "1")
         try:
             yield
@@ -45,8 +45,8 @@ def broker_is_full(shop: Shop) -> Iterator[None]:
             client.config_set("maxmemory", "0")
 
 
-def connections_are_cut(shop: Shop) -> AbstractContextManager[object]:
-    with broker(shop) as client:
+def connections_are_cut(cluster: Cluster) -> AbstractContextManager[object]:
+    with broker(cluster) as client:
         for _ in range(3):
             client.client_kill_filter(_type="normal", skipme=True)
             client.client_kill_filter(_type="pubsub", skipme=True)
@@ -54,12 +54,12 @@ def connections_are_cut(shop: Shop) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def database_is_away(shop: Shop) -> Iterator[None]:
+def database_is_away(cluster: Cluster) -> Iterator[None]:
     """As in a restart: every connection is cut, and for a while no new one is let in."""
-    url = sa.make_url(shop.workshop.database_url)
+    url = sa.make_url(cluster.harness.database_url)
     if url.get_backend_name() == "sqlite":
         # A file cannot go away; the nearest is that nobody gets in.
-        with database_is_locked(shop):
+        with database_is_locked(cluster):
             yield
         return
     server = sa.create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
@@ -76,9 +76,9 @@ def database_is_away(shop: Shop) -> Iterator[None]:
 
 
 @contextmanager
-def database_is_locked(shop: Shop) -> Iterator[None]:
+def database_is_locked(cluster: Cluster) -> Iterator[None]:
     """Somebody else holds the lock that every writer needs."""
-    engine = engine_for(shop.workshop.database_url)
+    engine = engine_for(cluster.harness.database_url)
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
@@ -100,76 +100,76 @@ SLOW = pytest.mark.slow
     ],
     ids=lambda fault: fault.__name__,
 )
-def test_a_job_outlives_what_breaks_beside_it(shop: Shop, gate: Path, fault: Fault) -> None:
-    job = shop.workshop.submit()
-    shop.scheduler()
-    shop.worker()
-    shop.reaches(job, 5)
-    with fault(shop):
+def test_a_job_outlives_what_breaks_beside_it(cluster: Cluster, gate: Path, fault: Fault) -> None:
+    job = cluster.harness.submit()
+    cluster.scheduler()
+    cluster.worker()
+    cluster.reaches(job, 5)
+    with fault(cluster):
         # The engine needs none of it: it goes on to its end, where the worker waits for what is away.
         gate.touch()
-        eventually(lambda: not engines(shop.workshop, job, 1), within=60, what="the engine ends")
-    shop.becomes(job, JobStatus.SUCCEEDED)
-    assert shop.workshop.job(job).step == STEPS
-    assert [attempt.end for attempt in shop.workshop.attempts(job)][-1] is AttemptEnd.SUCCEEDED
-    assert shop.workshop.moves(job).count("succeeded") == 1
+        eventually(lambda: not engines(cluster.harness, job, 1), within=60, what="the engine ends")
+    cluster.becomes(job, JobStatus.SUCCEEDED)
+    assert cluster.harness.job(job).step == STEPS
+    assert [attempt.end for attempt in cluster.harness.attempts(job)][-1] is AttemptEnd.SUCCEEDED
+    assert cluster.harness.moves(job).count("succeeded") == 1
     # And the next one finds everything in order.
-    other = shop.workshop.submit()
-    shop.becomes(other, JobStatus.SUCCEEDED)
+    other = cluster.harness.submit()
+    cluster.becomes(other, JobStatus.SUCCEEDED)
 
 
-def test_a_killed_child_of_the_worker_costs_an_attempt_and_no_job(shop: Shop, gate: Path) -> None:
-    job = shop.workshop.submit()
-    shop.scheduler()
-    worker = shop.worker()
-    shop.reaches(job, 5)
-    (engine,) = engines(shop.workshop, job, 1)
+def test_a_killed_child_of_the_worker_costs_an_attempt_and_no_job(cluster: Cluster, gate: Path) -> None:
+    job = cluster.harness.submit()
+    cluster.scheduler()
+    worker = cluster.worker()
+    cluster.reaches(job, 5)
+    (engine,) = engines(cluster.harness, job, 1)
     (child,) = (each for each in children_of(worker.pid) if engine in children_of(each))
     gate.touch()
     kill(child)
-    eventually(lambda: not engines(shop.workshop, job, 1), within=10, what="the engine dies with it")
-    shop.becomes(job, JobStatus.SUCCEEDED)
+    eventually(lambda: not engines(cluster.harness, job, 1), within=10, what="the engine dies with it")
+    cluster.becomes(job, JobStatus.SUCCEEDED)
     assert worker.process.poll() is None
-    assert [attempt.end for attempt in shop.workshop.attempts(job)] == [AttemptEnd.LOST, AttemptEnd.SUCCEEDED]
+    assert [attempt.end for attempt in cluster.harness.attempts(job)] == [AttemptEnd.LOST, AttemptEnd.SUCCEEDED]
 
 
 @SLOW
 @pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGQUIT,)], ids=["twice", "quit"])
 def test_however_a_worker_is_asked_to_end_its_job_goes_on(
-    shop: Shop, gate: Path, signals: tuple[signal.Signals, ...]
+    cluster: Cluster, gate: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
-    job = shop.workshop.submit()
-    shop.scheduler()
-    worker = shop.worker()
-    shop.reaches(job, 5)
+    job = cluster.harness.submit()
+    cluster.scheduler()
+    worker = cluster.worker()
+    cluster.reaches(job, 5)
     for number in signals:
         kill(worker.pid, number)
     worker.ends()
-    eventually(lambda: not engines(shop.workshop, job, 1), within=10, what="no engine is left")
+    eventually(lambda: not engines(cluster.harness, job, 1), within=10, what="no engine is left")
     gate.touch()
-    shop.worker()
-    shop.becomes(job, JobStatus.SUCCEEDED)
-    assert [attempt.end for attempt in shop.workshop.attempts(job)][-1] is AttemptEnd.SUCCEEDED
+    cluster.worker()
+    cluster.becomes(job, JobStatus.SUCCEEDED)
+    assert [attempt.end for attempt in cluster.harness.attempts(job)][-1] is AttemptEnd.SUCCEEDED
 
 
 @SLOW
-def test_two_schedulers_are_as_good_as_one(shop: Shop, gate: Path) -> None:
+def test_two_schedulers_are_as_good_as_one(cluster: Cluster, gate: Path) -> None:
     gate.touch()
-    jobs = [shop.workshop.submit() for _ in range(3)]
+    jobs = [cluster.harness.submit() for _ in range(3)]
     for _ in range(2):
-        shop.scheduler()
-    workers = [shop.worker(), shop.worker()]
+        cluster.scheduler()
+    workers = [cluster.worker(), cluster.worker()]
     for job in jobs:
-        shop.becomes(job, JobStatus.SUCCEEDED)
-        assert len(shop.workshop.attempts(job)) == 1
+        cluster.becomes(job, JobStatus.SUCCEEDED)
+        assert len(cluster.harness.attempts(job)) == 1
     assert all(worker.process.poll() is None for worker in workers)
 
 
 @SLOW
-def test_a_killed_scheduler_is_missed_by_nobody_once_another_runs(shop: Shop, gate: Path) -> None:
+def test_a_killed_scheduler_is_missed_by_nobody_once_another_runs(cluster: Cluster, gate: Path) -> None:
     gate.touch()
-    kill(shop.scheduler().pid)
-    job = shop.workshop.submit()
-    shop.worker()
-    shop.scheduler()
-    shop.becomes(job, JobStatus.SUCCEEDED)
+    kill(cluster.scheduler().pid)
+    job = cluster.harness.submit()
+    cluster.worker()
+    cluster.scheduler()
+    cluster.becomes(job, JobStatus.SUCCEEDED)

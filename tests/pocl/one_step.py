@@ -17,10 +17,10 @@ from torch import Tensor
 from pocl.data.batches import Batch, Encoded
 from pocl.models.precision import Precision
 from pocl.spec import ForwardKL
-from pocl.teacher.comparison import Comparison
+from pocl.teacher.comparison import DistillationLoss
 from pocl.teacher.signal import LiveTeacher
-from pocl.train.accumulation import Accumulation, StepMeans
-from pocl.train.ranks import Alone, Ranks, process_group
+from pocl.train.accumulation import GradientAccumulator, StepMeans
+from pocl.train.ranks import Ranks, SingleProcess, process_group
 from tests.pocl.tiny_models import VOCABULARY, tiny
 
 CPU = torch.device("cpu")
@@ -74,22 +74,22 @@ def accumulation_of(
     micro_batch_size: int = 16,
     student: str = "qwen2",
     halved: list[int] | None = None,
-) -> Accumulation:
+) -> GradientAccumulator:
     model = tiny(student).train()
     live = LiveTeacher(tiny("llama", seed=1), PRECISION) if teacher is None else teacher
-    return Accumulation(
+    return GradientAccumulator(
         model=model,
-        comparison=Comparison(model, live, shared_vocabulary=VOCABULARY, precision=PRECISION),
+        comparison=DistillationLoss(model, live, shared_vocabulary=VOCABULARY, precision=PRECISION),
         method=ForwardKL(),
         max_grad_norm=1e9,
         packed=packed,
         micro_batch_size=micro_batch_size,
         on_halved=([] if halved is None else halved).append,
-        ranks=Alone() if ranks is None else ranks,
+        ranks=SingleProcess() if ranks is None else ranks,
     )
 
 
-def step_of(accumulation: Accumulation, rows: list[Encoded]) -> tuple[StepMeans, dict[str, Tensor]]:
+def step_of(accumulation: GradientAccumulator, rows: list[Encoded]) -> tuple[StepMeans, dict[str, Tensor]]:
     """Means and gradients of a step over `rows`."""
     means = accumulation.step(rows, temperature=1.5, kd_weight=0.85)
     parameters = accumulation.model.named_parameters()
@@ -107,7 +107,7 @@ def as_rank(ranks: Ranks) -> dict[str, Tensor]:
     """What this rank ends with, by `case/parameter`."""
     found: dict[str, Tensor] = {}
 
-    def keep(case: str, accumulation: Accumulation, rows: list[Encoded]) -> None:
+    def keep(case: str, accumulation: GradientAccumulator, rows: list[Encoded]) -> None:
         means, gradients = step_of(accumulation, rows)
         found[f"{case}/{MEANS}"] = as_tensor(means)
         found.update({f"{case}/{name}": gradient for name, gradient in gradients.items()})

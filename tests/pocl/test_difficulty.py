@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocl.curriculum.difficulty import INPUTS_FILE, KIND, RANKING_FILE, RankingInputs, load_or_rank, rank
-from pocl.curriculum.journal import PARTIAL_FILE, Journal, Measured
-from pocl.storage.shared_cache import ReuseStore
+from pocl.curriculum.journal import PARTIAL_FILE, DifficultyMeasurement, Journal
+from pocl.storage.shared_cache import SharedCache
 
 # Few distinct values: most real answers of an untrained student tie at ROUGE-L 0.
 measured_lists = st.lists(
     st.tuples(st.sampled_from([0.0, 12.5, 50.0, 100.0]), st.sampled_from([0.5, 2.0, 3.25])), min_size=1, max_size=40
 ).map(
     lambda pairs: [
-        Measured(row=i, digest=f"{i:064x}", rouge_l=rouge, cross_entropy=ce, response="")
+        DifficultyMeasurement(row=i, digest=f"{i:064x}", rouge_l=rouge, cross_entropy=ce, response="")
         for i, (rouge, ce) in enumerate(pairs)
     ]
 )
@@ -25,25 +25,25 @@ INPUTS = RankingInputs(
     student="s", data="d", template="chat", end_ids=(2,), rrf_k=60, max_new_tokens=8, batch_size=16,
     precision="fp32", machine="cpu",
 )  # fmt: skip
-SAMPLE = Measured(row=0, digest="a", rouge_l=1, cross_entropy=1, response="é\u2028")
+SAMPLE = DifficultyMeasurement(row=0, digest="a", rouge_l=1, cross_entropy=1, response="é\u2028")
 
 
-def store_in(tmp_path: Path) -> ReuseStore:
-    return ReuseStore(tmp_path / "cache", 1 << 20)
+def store_in(tmp_path: Path) -> SharedCache:
+    return SharedCache(tmp_path / "cache", 1 << 20)
 
 
-def measured_once(_journal: Journal) -> list[Measured]:
+def measured_once(_journal: Journal) -> list[DifficultyMeasurement]:
     return [SAMPLE]
 
 
-def never(_journal: Journal) -> list[Measured]:
+def never(_journal: Journal) -> list[DifficultyMeasurement]:
     pytest.fail("measured twice")
 
 
 def test_the_fusion_is_the_papers_formula() -> None:
-    easy = Measured(row=0, digest="a", rouge_l=90, cross_entropy=1.0, response="")
-    middle = Measured(row=1, digest="b", rouge_l=10, cross_entropy=0.5, response="")
-    hard = Measured(row=2, digest="c", rouge_l=0, cross_entropy=9.0, response="")
+    easy = DifficultyMeasurement(row=0, digest="a", rouge_l=90, cross_entropy=1.0, response="")
+    middle = DifficultyMeasurement(row=1, digest="b", rouge_l=10, cross_entropy=0.5, response="")
+    hard = DifficultyMeasurement(row=2, digest="c", rouge_l=0, cross_entropy=9.0, response="")
     ranked = rank([hard, middle, easy], k=60)
     assert [sample.digest for sample in ranked] == ["b", "a", "c"] or [s.digest for s in ranked] == ["a", "b", "c"]
     assert {sample.digest: sample.score for sample in ranked} == pytest.approx(
@@ -52,21 +52,21 @@ def test_the_fusion_is_the_papers_formula() -> None:
 
 
 @given(measured_lists)
-def test_every_sample_has_one_place(measured: list[Measured]) -> None:
+def test_every_sample_has_one_place(measured: list[DifficultyMeasurement]) -> None:
     ranked = rank(measured)
     assert [sample.rank for sample in ranked] == list(range(1, len(measured) + 1))
     assert sorted(sample.row for sample in ranked) == list(range(len(measured)))
 
 
 @given(measured_lists, st.randoms(use_true_random=False))
-def test_the_order_does_not_depend_on_the_file(measured: list[Measured], random: object) -> None:
+def test_the_order_does_not_depend_on_the_file(measured: list[DifficultyMeasurement], random: object) -> None:
     shuffled = list(measured)
     random.shuffle(shuffled)  # type: ignore[attr-defined] # hypothesis types its random as object.
     assert [sample.digest for sample in rank(shuffled)] == [sample.digest for sample in rank(measured)]
 
 
 @given(measured_lists)
-def test_what_is_easier_by_both_measures_comes_first(measured: list[Measured]) -> None:
+def test_what_is_easier_by_both_measures_comes_first(measured: list[DifficultyMeasurement]) -> None:
     ranked = rank(measured)
     for earlier, later in pairwise(ranked):
         assert not (later.rouge_l > earlier.rouge_l and later.cross_entropy < earlier.cross_entropy)
@@ -112,11 +112,11 @@ def test_a_run_that_moves_to_another_machine_keeps_its_order(tmp_path: Path) -> 
 
 
 def test_the_journal_is_there_until_the_ranking_is_whole(tmp_path: Path) -> None:
-    def broken_off(journal: Journal) -> list[Measured]:
+    def broken_off(journal: Journal) -> list[DifficultyMeasurement]:
         journal.append([SAMPLE])
         raise KeyboardInterrupt
 
-    def carried_on(journal: Journal) -> list[Measured]:
+    def carried_on(journal: Journal) -> list[DifficultyMeasurement]:
         found = journal.found([0])
         assert found is not None
         return found
@@ -168,5 +168,5 @@ def test_a_damaged_shared_ranking_is_made_again(tmp_path: Path, name: str) -> No
 
 def test_a_place_that_cannot_be_shared_does_not_stop_the_ranking(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert load_or_rank(tmp_path, INPUTS, measured_once, ReuseStore(tmp_path / "file", 1 << 20))[0] == rank([SAMPLE])
+    assert load_or_rank(tmp_path, INPUTS, measured_once, SharedCache(tmp_path / "file", 1 << 20))[0] == rank([SAMPLE])
     assert load_or_rank(tmp_path, INPUTS, never, store_in(tmp_path))[1] is True

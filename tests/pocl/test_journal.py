@@ -9,22 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocl.curriculum.journal import Journal, Measured
+from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.curriculum.measure import in_batches
 
 BATCHES = [[4, 1], [0, 5], [2, 3], [6]]
 KEY = "k"
 
 
-def sample(row: int) -> Measured:
-    return Measured(row=row, digest=f"{row:064x}", rouge_l=row / 7, cross_entropy=1 / (row + 3), response="é\u2028\n")
+def sample(row: int) -> DifficultyMeasurement:
+    return DifficultyMeasurement(
+        row=row, digest=f"{row:064x}", rouge_l=row / 7, cross_entropy=1 / (row + 3), response="é\u2028\n"
+    )
 
 
-def measured(path: Path, key: str = KEY) -> tuple[list[Measured], list[list[int]]]:
+def measured(path: Path, key: str = KEY) -> tuple[list[DifficultyMeasurement], list[list[int]]]:
     """All measurements, and the batches that had to be made."""
     made: list[list[int]] = []
 
-    def of_batch(rows: Sequence[int]) -> list[Measured]:
+    def of_batch(rows: Sequence[int]) -> list[DifficultyMeasurement]:
         made.append(list(rows))
         return [sample(row) for row in rows]
 
@@ -83,10 +85,10 @@ def test_progress_counts_samples_found_and_made(tmp_path: Path) -> None:
 
 def test_a_killed_process_loses_no_finished_batch(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from pocl.curriculum.journal import Journal, Measured\n"
+        "import sys; from pathlib import Path; from pocl.curriculum.journal import Journal, DifficultyMeasurement\n"
         "with Journal(Path(sys.argv[1]), 'k') as journal:\n"
         "    for row in range(10**6):\n"
-        "        journal.append([Measured(row, 'd', 1.0, 2.0, 'r')])\n"
+        "        journal.append([DifficultyMeasurement(row, 'd', 1.0, 2.0, 'r')])\n"
         "        print(row, flush=True)\n"
     )
     path = tmp_path / "partial"
@@ -95,4 +97,4 @@ def test_a_killed_process_loses_no_finished_batch(tmp_path: Path) -> None:
         told = [int(process.stdout.readline()) for _ in range(20)]
         process.kill()
     with Journal(path, KEY) as journal:
-        assert journal.found(told) == [Measured(row, "d", 1.0, 2.0, "r") for row in told]
+        assert journal.found(told) == [DifficultyMeasurement(row, "d", 1.0, 2.0, "r") for row in told]

@@ -16,7 +16,7 @@ from pocl.losses.objective import normaliser
 from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
 from pocl.spec import JS
-from pocl.teacher.comparison import Comparison
+from pocl.teacher.comparison import DistillationLoss
 from pocl.teacher.signal import LiveTeacher
 from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
 
@@ -36,12 +36,12 @@ def rows(count: int = 16) -> list[Encoded]:
 
 
 def gradient(
-    name: str, of: Sequence[Encoded], *, most_rows: int, most_tokens: int = 10_000, packed: bool
+    name: str, of: Sequence[Encoded], *, max_rows: int, max_tokens: int = 10_000, packed: bool
 ) -> dict[str, Tensor]:
     """Of one optimiser step, as the training loop makes it."""
     student = tiny(name, seed=1)
-    comparison = Comparison(student, LiveTeacher(tiny(name), FP32), shared_vocabulary=VOCABULARY, precision=FP32)
-    pieces = micro_batches(of, most_rows=most_rows, most_tokens=most_tokens, packed=packed)
+    comparison = DistillationLoss(student, LiveTeacher(tiny(name), FP32), shared_vocabulary=VOCABULARY, precision=FP32)
+    pieces = micro_batches(of, max_rows=max_rows, max_tokens=max_tokens, packed=packed)
     batches = [(pack if packed else collate)(piece) for piece in pieces]
     scale = normaliser(sum(batch.tokens for batch in batches))
     for batch in batches:
@@ -53,14 +53,14 @@ def gradient(
 @pytest.mark.parametrize("name", PACKED)
 def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(name: str) -> None:
     of = rows()
-    expected = gradient(name, of, most_rows=1, packed=False)
+    expected = gradient(name, of, max_rows=1, packed=False)
     for cut in (
-        {"most_rows": 4, "packed": False},
-        {"most_rows": 16, "packed": False},
-        {"most_rows": 1, "packed": True},
-        {"most_rows": 4, "packed": True},
-        {"most_rows": 16, "packed": True},
-        {"most_rows": 16, "most_tokens": 70, "packed": True},
+        {"max_rows": 4, "packed": False},
+        {"max_rows": 16, "packed": False},
+        {"max_rows": 1, "packed": True},
+        {"max_rows": 4, "packed": True},
+        {"max_rows": 16, "packed": True},
+        {"max_rows": 16, "max_tokens": 70, "packed": True},
     ):
         found = gradient(name, of, **cut)  # type: ignore[arg-type]  # One dictionary holds both kinds.
         assert found.keys() == expected.keys()
@@ -122,23 +122,23 @@ def test_a_packed_batch_has_the_tokens_of_its_rows() -> None:
 @settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
-    most_rows=st.integers(1, 8),
-    most_tokens=st.integers(1, 200),
+    max_rows=st.integers(1, 8),
+    max_tokens=st.integers(1, 200),
     packed=st.booleans(),
     random=st.randoms(use_true_random=False),
 )
 def test_micro_batches_hold_every_row_within_the_bounds(
-    lengths: list[int], most_rows: int, most_tokens: int, packed: bool, random: object
+    lengths: list[int], max_rows: int, max_tokens: int, packed: bool, random: object
 ) -> None:
     of = [Encoded(f"{i:064x}", tuple(range(length)), prompt_length=1) for i, length in enumerate(lengths)]
-    cut = micro_batches(of, most_rows=most_rows, most_tokens=most_tokens, packed=packed)
+    cut = micro_batches(of, max_rows=max_rows, max_tokens=max_tokens, packed=packed)
     assert sorted(row.digest for piece in cut for row in piece) == [row.digest for row in of]
     for piece in cut:
         sizes = [len(row.input_ids) for row in piece]
-        assert 1 <= len(piece) <= most_rows
-        assert len(piece) == 1 or (sum(sizes) if packed else len(piece) * max(sizes)) <= most_tokens
+        assert 1 <= len(piece) <= max_rows
+        assert len(piece) == 1 or (sum(sizes) if packed else len(piece) * max(sizes)) <= max_tokens
     random.shuffle(of)  # type: ignore[attr-defined] # hypothesis types its random as object.
-    assert micro_batches(of, most_rows=most_rows, most_tokens=most_tokens, packed=packed) == cut
+    assert micro_batches(of, max_rows=max_rows, max_tokens=max_tokens, packed=packed) == cut
 
 
 def test_a_live_teacher_does_not_attend_across_the_rows_of_a_packed_batch() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pocl.data.batches import Encoded
 from pocl.errors import OutOfMemory
-from pocl.train.ranks import Alone, deal
+from pocl.train.ranks import SingleProcess, deal
 from tests.pocl.one_step import CASES, MEANS, ROWS, Forgetful, accumulation_of, as_tensor, rows_of, step_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +78,7 @@ def test_a_row_that_does_not_fit_by_itself_ends_the_run() -> None:
 
 
 def test_alone_there_is_nothing_to_share() -> None:
-    alone, tensor = Alone(), torch.ones(3)
+    alone, tensor = SingleProcess(), torch.ones(3)
     alone.sum_(tensor)
     alone.sum_gradients([tensor])
     assert alone.share(ROWS["sixteen"]) == ROWS["sixteen"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pocl.__main__ import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, read_spec
-from pocl.curriculum.journal import Journal, Measured
+from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.errors import DatasetInvalid, RunStopped, SpecInvalid, WorkdirMismatch
 from pocl.events import (
     CheckpointSaved,
@@ -32,7 +32,7 @@ from pocl.report.result import Result
 from pocl.run import run
 from pocl.spec import KDMethod
 from pocl.storage import manifest
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.cache import SPOT_CHECKED_ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -205,7 +205,7 @@ def test_a_ranking_that_was_broken_off_goes_on_where_it_was(undisturbed: Path, t
     for measured in content["measured"]:
         measured["response"] = "from the journal"
     with Journal(tmp_path / "marked", key_of(undisturbed)) as journal:
-        journal.append([Measured(**each) for each in content["measured"]])
+        journal.append([DifficultyMeasurement(**each) for each in content["measured"]])
     (tmp_path / "marked").replace(partial)
     run_tiny(tmp_path)
     ours, theirs = ranking_of(tmp_path), ranking_of(undisturbed)
@@ -409,7 +409,7 @@ def counted_teacher_rows() -> Iterator[list[int]]:
 
 
 def test_a_second_job_with_another_method_asks_the_teacher_for_spot_checks_alone(tmp_path: Path) -> None:
-    store = ReuseStore(tmp_path / "cache", 1 << 30)
+    store = SharedCache(tmp_path / "cache", 1 << 30)
     few = (*FEW, "curriculum.stages=2")
 
     def rows_of_the_teacher(name: str, *settings: str) -> int:

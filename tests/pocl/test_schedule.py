@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pocl.events import Evaluated
 from pocl.train.loop import best_stage, has_converged
-from pocl.train.pace import Pace
+from pocl.train.pace import EtaEstimator
 from pocl.train.schedule import batches, cosine, shuffled
 
 
@@ -56,7 +56,7 @@ def test_convergence_waits_for_its_patience() -> None:
 
 def test_the_time_left_counts_steps_and_evaluations() -> None:
     now = iter([0.0, 2.0, 2.0, 12.0])
-    pace = Pace(clock=lambda: next(now))
+    pace = EtaEstimator(clock=lambda: next(now))
     with pace.step(100):
         pass
     with pace.evaluation():

@@ -22,7 +22,7 @@ from pocl.errors import DiskFull, RunStopped
 from pocl.events import Event, Progressed, Warned
 from pocl.models.precision import Precision
 from pocl.storage.manifest import discard, sha256_of, write_manifest
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 from pocl.teacher import cache
 from pocl.teacher.cache import BATCH_TOKENS, PAD_MULTIPLE, CachedTeacher, open_teacher, shards_of, teacher_key
 from pocl.teacher.signal import LiveTeacher, TeacherSignal, teacher_logits
@@ -70,7 +70,7 @@ class Teacher:
         max_bytes: int = PLENTY,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[TeacherSignal]:
-        store = ReuseStore(root, max_bytes)
+        store = SharedCache(root, max_bytes)
         with open_teacher(
             self.live, digest, of, store=store, sink=self.events.append, should_stop=should_stop
         ) as signal_:
@@ -124,7 +124,7 @@ def test_rows_without_a_response_token_are_no_trouble(tmp_path: Path) -> None:
 def test_the_layers_leave_memory_while_a_cached_teacher_is_used(tmp_path: Path) -> None:
     model, of = tiny("llama"), rows()
     layer = weakref.ref(model.get_decoder().layers[0])
-    opened = open_teacher(LiveTeacher(model, FP32), "d", of, store=ReuseStore(tmp_path, PLENTY), sink=lambda _: None)
+    opened = open_teacher(LiveTeacher(model, FP32), "d", of, store=SharedCache(tmp_path, PLENTY), sink=lambda _: None)
     with opened as cached:
         del model
         gc.collect()
@@ -213,7 +213,7 @@ def die_after(rows_done: int, root: Path) -> None:
         if isinstance(event, Progressed) and event.done >= rows_done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with open_teacher(Teacher().live, "d", rows(), store=ReuseStore(root, PLENTY), sink=sink):
+    with open_teacher(Teacher().live, "d", rows(), store=SharedCache(root, PLENTY), sink=sink):
         pass
 
 

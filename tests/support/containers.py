@@ -82,7 +82,7 @@ class Here:
             module = self.root / "not-in-the-image" / name / "__init__.py"
             module.parent.mkdir(parents=True)
             module.write_text(f"raise ImportError('{name} is not in this image')\n")
-        for volume in ("artefacts", "data", "bin"):
+        for volume in ("artifacts", "data", "bin"):
             (self.root / volume).mkdir()
         content = self.translated(compose.tree["configs"]["redis"]["content"], compose.services["redis"])
         (self.root / "valkey.conf").write_text(f"{content}\nbind 127.0.0.1\nport {self.redis_port}\n")

@@ -1,4 +1,4 @@
-"""A home with a database, an artefact store and jobs in it, worked on by an engine that trains nothing."""
+"""A home with a database, an artifact store and jobs in it, worked on by an engine that trains nothing."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from domain.artifacts import ArtefactStore
+from domain.artifacts import ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import list_checkpoints
 from domain.datasets.repository import add_dataset
@@ -18,8 +18,8 @@ from domain.db import Database, upgrade
 from domain.ids import new_id
 from domain.jobs import repository
 from domain.jobs.actions import cancel_job
-from domain.jobs.models import Job, JobArtefact, JobAttempt, JobEvent
-from domain.jobs.submission import Wishes, submit_job
+from domain.jobs.models import Job, JobArtifact, JobAttempt, JobEvent
+from domain.jobs.submission import JobOptions, submit_job
 from domain.settings import Settings
 from worker.devices import devices
 from worker.settings import WorkerSettings
@@ -36,7 +36,7 @@ SPEC: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Workshop:
+class ServiceHarness:
     home: Path
     database_url: str
     lease_seconds: float = 60
@@ -63,14 +63,14 @@ class Workshop:
         return database
 
     @cached_property
-    def store(self) -> ArtefactStore:
-        return ArtefactStore(self.settings.artefact_root)
+    def store(self) -> ArtifactStore:
+        return ArtifactStore(self.settings.artifact_root)
 
     def close(self) -> None:
         for database in self.databases:
             database.close()
 
-    def submit(self, wishes: Wishes | None = None, **changes: Any) -> str:
+    def submit(self, options: JobOptions | None = None, **changes: Any) -> str:
         """Put a job with a data set of its own into the queue; its id."""
         dataset = new_id("ds")
         self.home.mkdir(exist_ok=True)
@@ -89,7 +89,7 @@ class Workshop:
                 dataset_id=dataset,
             )
         raw = {**SPEC, "data": {"train": {"dataset": dataset}}, **changes}
-        return submit_job(self.database, self.settings, raw, project=PROJECT, wishes=wishes).id
+        return submit_job(self.database, self.settings, raw, project=PROJECT, options=options).id
 
     def cancel(self, job_id: str) -> None:
         with self.database.transaction(write=True) as session:
@@ -117,9 +117,9 @@ class Workshop:
         with self.database.transaction(write=False) as session:
             return list(reversed(list_checkpoints(session, PROJECT, job_id=job_id, limit=100).rows))
 
-    def artefacts(self, job_id: str) -> dict[str, JobArtefact]:
+    def artifacts(self, job_id: str) -> dict[str, JobArtifact]:
         with self.database.transaction(write=False) as session:
-            return {row.kind: row for row in repository.list_artefacts(session, job_id)}
+            return {row.kind: row for row in repository.list_artifacts(session, job_id)}
 
     def options(self, *engine: str, **changes: Any) -> WorkerSettings:
         return WorkerSettings(**{**self._quick(engine), **changes})

@@ -12,7 +12,7 @@ from worker.processes import end, spawn
 Role = Literal["run", "scheduler", "serve"]
 
 
-class Crew:
+class Processes:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._logs.mkdir(parents=True)

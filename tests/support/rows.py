@@ -98,10 +98,10 @@ def everything(database: Database) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
-def stamped(*events: engine.Event, first_second: int = 0) -> list[engine.Stamped]:
+def stamped(*events: engine.Event, first_second: int = 0) -> list[engine.EventEnvelope]:
     """Events, one a second."""
     return [
-        engine.Stamped(at=EPOCH + timedelta(seconds=first_second + second), event=event)
+        engine.EventEnvelope(at=EPOCH + timedelta(seconds=first_second + second), event=event)
         for second, event in enumerate(events)
     ]
 

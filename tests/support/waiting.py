@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-Seen = TypeVar("Seen")
+Found = TypeVar("Found")
 
 
-def eventually(look: Callable[[], Seen], *, within: float = 30.0, every: float = 0.02, what: str = "") -> Seen:
+def eventually(look: Callable[[], Found], *, within: float = 30.0, every: float = 0.02, what: str = "") -> Found:
     """The first true value of `look()`. An `AssertionError` of `look` counts as not yet.
 
     Raises:
@@ -16,7 +16,7 @@ def eventually(look: Callable[[], Seen], *, within: float = 30.0, every: float =
     deadline = time.monotonic() + within
     while True:
         failure: AssertionError | None = None
-        seen: Seen | None = None
+        seen: Found | None = None
         try:
             seen = look()
         except AssertionError as error:

@@ -3,12 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import Workshop
+from tests.support.harness import ServiceHarness
 
 
 @pytest.fixture
-def workshop(database_url: str, tmp_path: Path) -> Iterator[Workshop]:
+def harness(database_url: str, tmp_path: Path) -> Iterator[ServiceHarness]:
     """On SQLite and on PostgreSQL."""
-    made = Workshop(tmp_path / "home", database_url)
+    made = ServiceHarness(tmp_path / "home", database_url)
     yield made
     made.close()

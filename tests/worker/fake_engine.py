@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pocl.events import (
-    ArtefactWritten,
+    ArtifactWritten,
     CheckpointSaved,
     Event,
     PhaseChanged,
@@ -31,7 +31,7 @@ from pocl.events import (
     to_line,
 )
 from pocl.storage.manifest import new_directory, read_manifest, write_manifest
-from pocl.storage.shared_cache import ReuseStore
+from pocl.storage.shared_cache import SharedCache
 
 STAGES, STEPS_PER_STAGE = 2, 5
 STEPS = STAGES * STEPS_PER_STAGE
@@ -69,7 +69,7 @@ class Engine:
         start = int(saved[-1].name.removeprefix("step-")) if saved else 0
         self.say(RunStarted(resumed_from_step=start or None, total_steps=STEPS, stages=STAGES))
         if self.options.cache is not None:
-            with ReuseStore(self.options.cache, self.options.cache_bytes, self.options.keep_for).held("teacher", "t"):
+            with SharedCache(self.options.cache, self.options.cache_bytes, self.options.keep_for).held("teacher", "t"):
                 pass
         self.say(PhaseChanged(phase="ranking"))
         ranking, partial = self.workdir / "ranking.jsonl", self.workdir / "ranking.partial.jsonl"
@@ -80,7 +80,7 @@ class Engine:
                 return self.stop_in_ranking()
             partial.rename(ranking)
             (self.workdir / "ranking.json").write_text("{}\n")
-        self.say(ArtefactWritten(kind="ranking", path="ranking.jsonl"))
+        self.say(ArtifactWritten(kind="ranking", path="ranking.jsonl"))
         step = start
         try:
             for step in range(start + 1, STEPS + 1):
@@ -167,7 +167,7 @@ class Engine:
         if not self.options.no_student:
             self.announce("final", self.workdir / "final", STEPS)
         (self.workdir / "result.json").write_text('{"steps": 10}')
-        self.say(ArtefactWritten(kind="result", path="result.json"))
+        self.say(ArtifactWritten(kind="result", path="result.json"))
         self.say(RunFinished(step=STEPS))
         return 0
 

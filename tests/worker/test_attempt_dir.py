@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from worker import attempt_dir
-from worker.attempt_dir import Workplace
+from worker.attempt_dir import AttemptDir
 
 
 def test_nobody_tidies_a_workplace_that_is_held(tmp_path: Path) -> None:
     with attempt_dir.held(tmp_path, "job_a", 1) as place:
         (place.run / "checkpoints").mkdir()
-        attempt_dir.tidy(tmp_path, keep=0)
+        attempt_dir.prune(tmp_path, keep=0)
         assert (place.run / "checkpoints").is_dir()
         assert place.temporary.is_dir()
-    attempt_dir.tidy(tmp_path, keep=0)
+    attempt_dir.prune(tmp_path, keep=0)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -24,7 +24,7 @@ def test_what_a_killed_worker_left_loses_its_bulk(tmp_path: Path) -> None:
         pass
     (place.run / "checkpoints").mkdir()
     (place.run / "events.jsonl").touch()
-    attempt_dir.tidy(tmp_path, keep=5)
+    attempt_dir.prune(tmp_path, keep=5)
     assert [entry.name for entry in place.run.iterdir()] == ["events.jsonl"]
 
 
@@ -33,21 +33,21 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
         with attempt_dir.held(tmp_path, "job_a", attempt) as place:
             pass
         os.utime(place.directory, (attempt, attempt))
-    attempt_dir.tidy(tmp_path, keep=2)
+    attempt_dir.prune(tmp_path, keep=2)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["job_a.2", "job_a.3"]
 
 
 def test_a_half_made_workplace_goes_once_it_is_old(tmp_path: Path) -> None:
     (tmp_path / ".new-1").mkdir()
-    attempt_dir.tidy(tmp_path, keep=0)
+    attempt_dir.prune(tmp_path, keep=0)
     assert (tmp_path / ".new-1").exists()
-    attempt_dir.tidy(tmp_path, keep=0, now=lambda: (tmp_path / ".new-1").stat().st_mtime + 3601)
+    attempt_dir.prune(tmp_path, keep=0, now=lambda: (tmp_path / ".new-1").stat().st_mtime + 3601)
     assert not (tmp_path / ".new-1").exists()
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "link/passwd", "a/../../outside"])
 def test_a_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
-    place = Workplace(tmp_path)
+    place = AttemptDir(tmp_path)
     place.run.mkdir()
     (place.run / "link").symlink_to("/etc")
     with pytest.raises(ValueError, match="leads out"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import Workshop
+from tests.support.harness import ServiceHarness
 from worker.devices import devices
 from worker.supervisor import engine_environment
 
@@ -19,25 +19,27 @@ def driver(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_machine_with_gpus_takes_jobs_for_the_cpu_too(workshop: Workshop, driver: Path) -> None:
-    found = devices(workshop.options(), driver=driver, ask=lambda: ANSWER)
+def test_a_machine_with_gpus_takes_jobs_for_the_cpu_too(harness: ServiceHarness, driver: Path) -> None:
+    found = devices(harness.options(), driver=driver, ask=lambda: ANSWER)
     assert [(each.kind, each.name, each.memory_bytes) for each in found[:-1]] == GPUS
     assert found[-1].kind == "cpu"
     assert (found[-1].memory_bytes or 0) > 1 << 28
 
 
-def test_a_machine_without_has_its_cpu(workshop: Workshop, tmp_path: Path) -> None:
-    found = devices(workshop.options(), driver=tmp_path / "none", ask=lambda: pytest.fail("there is nobody to ask"))
+def test_a_machine_without_has_its_cpu(harness: ServiceHarness, tmp_path: Path) -> None:
+    found = devices(harness.options(), driver=tmp_path / "none", ask=lambda: pytest.fail("there is nobody to ask"))
     assert [each.kind for each in found] == ["cpu"]
 
 
-def test_a_worker_has_the_gpus_that_it_owns(workshop: Workshop, driver: Path) -> None:
-    owner = workshop.options(gpus=(1,), device="cuda")
+def test_a_worker_has_the_gpus_that_it_owns(harness: ServiceHarness, driver: Path) -> None:
+    owner = harness.options(gpus=(1,), device="cuda")
     assert [each.name for each in devices(owner, driver=driver, ask=lambda: ANSWER)] == ["NVIDIA L4"]
     assert engine_environment({"CUDA_VISIBLE_DEVICES": "0"}, Path("/tmp"), owner.gpus)["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 @pytest.mark.parametrize("answer", ["", "no devices were found", "0, Strange, [N/A]"])
-def test_a_driver_that_answers_oddly_leaves_the_memory_unknown(workshop: Workshop, driver: Path, answer: str) -> None:
-    (found,) = devices(workshop.options(device="cuda"), driver=driver, ask=lambda: answer)
+def test_a_driver_that_answers_oddly_leaves_the_memory_unknown(
+    harness: ServiceHarness, driver: Path, answer: str
+) -> None:
+    (found,) = devices(harness.options(device="cuda"), driver=driver, ask=lambda: answer)
     assert (found.kind, found.memory_bytes) == ("cuda", None)

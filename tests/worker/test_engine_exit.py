@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from domain.jobs.states import AttemptEnd
 from pocl.events import RunEnded, RunFinished
-from worker.engine_exit import Asked, Ending, memory_kills, of_storage, outcome_of
+from worker.engine_exit import EngineExit, StopRequest, memory_kills, of_storage, outcome_of
 
 FINISHED = RunFinished(step=9)
 FAILED = RunEnded(code="loss_diverged", message="m", fault="user", retryable=False, hint="h", step=3)
 STOPPED = RunEnded(code="stopped", message="m", fault="system", retryable=True, hint="h", step=3)
 
 endings = st.builds(
-    Ending,
+    EngineExit,
     status=st.integers(-64, 255),
     last=st.sampled_from([None, FINISHED, FAILED, STOPPED]),
     asked=st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]),
@@ -27,50 +27,50 @@ endings = st.builds(
 
 
 @given(endings)
-def test_only_a_whole_run_succeeds(ending: Ending) -> None:
+def test_only_a_whole_run_succeeds(ending: EngineExit) -> None:
     whole = ending.status == 0 and ending.last == FINISHED and ending.stored
     assert (outcome_of(ending).end is AttemptEnd.SUCCEEDED) == whole
 
 
 @given(endings)
-def test_an_outcome_always_says_why_in_a_sentence(ending: Ending) -> None:
+def test_an_outcome_always_says_why_in_a_sentence(ending: EngineExit) -> None:
     reason = outcome_of(ending).reason
     assert reason.code
     assert reason.message.endswith(".") or reason.message == "m"
 
 
 @given(st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]), st.integers(-64, 255))
-def test_a_typed_failure_stands_whatever_was_asked(asked: Asked | None, status: int) -> None:
-    outcome = outcome_of(Ending(status, FAILED, asked))
+def test_a_typed_failure_stands_whatever_was_asked(asked: StopRequest | None, status: int) -> None:
+    outcome = outcome_of(EngineExit(status, FAILED, asked))
     assert (outcome.end, outcome.reason.code) == (AttemptEnd.FAILED, "loss_diverged")
 
 
 @pytest.mark.parametrize(
     ("ending", "end", "code"),
     [
-        (Ending(75, STOPPED, "cancel"), AttemptEnd.CANCELLED, "cancelled"),
-        (Ending(75, STOPPED, "pause"), AttemptEnd.RELEASED, "released"),
-        (Ending(75, STOPPED, "release"), AttemptEnd.RELEASED, "released"),
-        (Ending(-signal.SIGKILL, None, "release"), AttemptEnd.RELEASED, "released"),
-        (Ending(-signal.SIGKILL, None, "stall"), AttemptEnd.CRASHED, "stalled"),
-        (Ending(75, STOPPED), AttemptEnd.CRASHED, "engine_stopped"),
-        (Ending(2), AttemptEnd.FAILED, "spec_invalid"),
-        (Ending(0), AttemptEnd.CRASHED, "engine_failure"),
-        (Ending(1), AttemptEnd.CRASHED, "engine_failure"),
-        (Ending(-signal.SIGKILL), AttemptEnd.CRASHED, "engine_killed"),
-        (Ending(-signal.SIGKILL, memory_kills=1), AttemptEnd.CRASHED, "out_of_memory"),
-        (Ending(-signal.SIGSEGV), AttemptEnd.CRASHED, "engine_crashed"),
-        (Ending(-signal.SIGKILL, FINISHED, stored=True), AttemptEnd.CRASHED, "engine_killed"),
-        (Ending(0, FINISHED), AttemptEnd.FAILED, "storage_failed"),
+        (EngineExit(75, STOPPED, "cancel"), AttemptEnd.CANCELLED, "cancelled"),
+        (EngineExit(75, STOPPED, "pause"), AttemptEnd.RELEASED, "released"),
+        (EngineExit(75, STOPPED, "release"), AttemptEnd.RELEASED, "released"),
+        (EngineExit(-signal.SIGKILL, None, "release"), AttemptEnd.RELEASED, "released"),
+        (EngineExit(-signal.SIGKILL, None, "stall"), AttemptEnd.CRASHED, "stalled"),
+        (EngineExit(75, STOPPED), AttemptEnd.CRASHED, "engine_stopped"),
+        (EngineExit(2), AttemptEnd.FAILED, "spec_invalid"),
+        (EngineExit(0), AttemptEnd.CRASHED, "engine_failure"),
+        (EngineExit(1), AttemptEnd.CRASHED, "engine_failure"),
+        (EngineExit(-signal.SIGKILL), AttemptEnd.CRASHED, "engine_killed"),
+        (EngineExit(-signal.SIGKILL, memory_kills=1), AttemptEnd.CRASHED, "out_of_memory"),
+        (EngineExit(-signal.SIGSEGV), AttemptEnd.CRASHED, "engine_crashed"),
+        (EngineExit(-signal.SIGKILL, FINISHED, stored=True), AttemptEnd.CRASHED, "engine_killed"),
+        (EngineExit(0, FINISHED), AttemptEnd.FAILED, "storage_failed"),
     ],
 )
-def test_the_table_of_ends(ending: Ending, end: AttemptEnd, code: str) -> None:
+def test_the_table_of_ends(ending: EngineExit, end: AttemptEnd, code: str) -> None:
     outcome = outcome_of(ending)
     assert (outcome.end, outcome.reason.code) == (end, code)
 
 
 def test_the_signal_is_named() -> None:
-    assert "SIGSEGV" in outcome_of(Ending(-signal.SIGSEGV)).reason.message
+    assert "SIGSEGV" in outcome_of(EngineExit(-signal.SIGSEGV)).reason.message
 
 
 def test_kills_for_want_of_memory_are_read_from_the_control_group(tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ from domain.idempotency.repository import Holder, claim
 from domain.jobs import leases
 from domain.jobs.models import Job
 from domain.jobs.states import JobStatus
-from tests.support.harness import Workshop
+from tests.support.harness import ServiceHarness
 from worker.app import celery_app
 from worker.doorbell import BrokerUnreachable, Doorbell
 from worker.scheduler import Scheduler
 
 
-def scheduler(workshop: Workshop, redis_url: str) -> Scheduler:
+def scheduler(harness: ServiceHarness, redis_url: str) -> Scheduler:
     doorbell = Doorbell(celery_app(redis_url, "test"))
-    return Scheduler(workshop.database, workshop.store, doorbell, workshop.settings, workshop.options())
+    return Scheduler(harness.database, harness.store, doorbell, harness.settings, harness.options())
 
 
 def ends_after(rounds: int) -> Callable[[float], bool]:
@@ -30,72 +30,72 @@ def ends_after(rounds: int) -> Callable[[float], bool]:
     return lambda _: next(left, None) is None
 
 
-def test_it_rings_once_for_each_job_that_waits(workshop: Workshop, redis_url: str) -> None:
+def test_it_rings_once_for_each_job_that_waits(harness: ServiceHarness, redis_url: str) -> None:
     for _ in range(3):
-        workshop.submit()
-    assert [scheduler(workshop, redis_url).ring() for _ in range(2)] == [3, 0]
+        harness.submit()
+    assert [scheduler(harness, redis_url).ring() for _ in range(2)] == [3, 0]
 
 
-def test_a_job_whose_worker_is_lost_goes_back_to_the_queue(workshop: Workshop, redis_url: str) -> None:
-    job = workshop.submit()
-    with workshop.database.transaction(write=True) as session:
+def test_a_job_whose_worker_is_lost_goes_back_to_the_queue(harness: ServiceHarness, redis_url: str) -> None:
+    job = harness.submit()
+    with harness.database.transaction(write=True) as session:
         leases.claim_next(session, worker="lost", lease_seconds=60)
         session.execute(sa.update(Job).values(lease_expires_at=db_now(-1)))
-    assert scheduler(workshop, redis_url).reap() == [job]
-    assert workshop.moves(job)[-2:] == ["recovering", "queued"]
-    assert scheduler(workshop, redis_url).reap() == []
+    assert scheduler(harness, redis_url).reap() == [job]
+    assert harness.moves(job)[-2:] == ["recovering", "queued"]
+    assert scheduler(harness, redis_url).reap() == []
 
 
-def test_a_held_job_is_left_alone(workshop: Workshop, redis_url: str) -> None:
-    job = workshop.submit()
-    with workshop.database.transaction(write=True) as session:
+def test_a_held_job_is_left_alone(harness: ServiceHarness, redis_url: str) -> None:
+    job = harness.submit()
+    with harness.database.transaction(write=True) as session:
         leases.claim_next(session, worker="alive", lease_seconds=60)
-    assert scheduler(workshop, redis_url).reap() == []
-    assert workshop.job(job).status is JobStatus.PREPARING
+    assert scheduler(harness, redis_url).reap() == []
+    assert harness.job(job).status is JobStatus.PREPARING
 
 
 def test_files_of_jobs_that_are_gone_are_removed_and_others_stay(
-    workshop: Workshop, redis_url: str, tmp_path: Path
+    harness: ServiceHarness, redis_url: str, tmp_path: Path
 ) -> None:
-    job = workshop.submit()
+    job = harness.submit()
     (tmp_path / "file").write_text("x")
     for owner in (job, "job_gone"):
-        workshop.store.publish_file(tmp_path / "file", f"jobs/{owner}/attempt-1/result.json")
-    half = workshop.settings.artefact_root / ".staging" / "half"
+        harness.store.publish_file(tmp_path / "file", f"jobs/{owner}/attempt-1/result.json")
+    half = harness.settings.artifact_root / ".staging" / "half"
     half.mkdir()
     os.utime(half, (0, 0))
-    assert scheduler(workshop, redis_url).clear() == 2
-    assert workshop.store.keys("jobs") == [f"jobs/{job}"]
+    assert scheduler(harness, redis_url).clear() == 2
+    assert harness.store.keys("jobs") == [f"jobs/{job}"]
 
 
 def test_a_data_set_whose_row_was_never_committed_is_removed(
-    workshop: Workshop, redis_url: str, tmp_path: Path
+    harness: ServiceHarness, redis_url: str, tmp_path: Path
 ) -> None:
-    workshop.submit()
-    known = workshop.store.keys("datasets")
+    harness.submit()
+    known = harness.store.keys("datasets")
     (tmp_path / "file").write_text("x")
     for name, age in (("ds_old", 7200), ("ds_new", 60)):
-        workshop.store.publish_file(tmp_path / "file", f"datasets/{name}.jsonl")
+        harness.store.publish_file(tmp_path / "file", f"datasets/{name}.jsonl")
         moment = time.time() - age
-        os.utime(workshop.settings.artefact_root / f"datasets/{name}.jsonl", (moment, moment))
-    os.utime(workshop.settings.artefact_root / known[0], (0, 0))
+        os.utime(harness.settings.artifact_root / f"datasets/{name}.jsonl", (moment, moment))
+    os.utime(harness.settings.artifact_root / known[0], (0, 0))
     # The new one may be an upload whose transaction is not over.
-    assert scheduler(workshop, redis_url).clear() == 1
-    assert workshop.store.keys("datasets") == sorted([*known, "datasets/ds_new.jsonl"])
+    assert scheduler(harness, redis_url).clear() == 1
+    assert harness.store.keys("datasets") == sorted([*known, "datasets/ds_new.jsonl"])
 
 
-def test_an_empty_database_does_not_empty_the_store(workshop: Workshop, redis_url: str, tmp_path: Path) -> None:
+def test_an_empty_database_does_not_empty_the_store(harness: ServiceHarness, redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    workshop.store.publish_file(tmp_path / "file", "jobs/job_of_another_database/attempt-1/result.json")
-    assert scheduler(workshop, redis_url).clear() == 0
-    assert workshop.store.keys("jobs") == ["jobs/job_of_another_database"]
+    harness.store.publish_file(tmp_path / "file", "jobs/job_of_another_database/attempt-1/result.json")
+    assert scheduler(harness, redis_url).clear() == 0
+    assert harness.store.keys("jobs") == ["jobs/job_of_another_database"]
 
 
-def test_answers_that_are_no_longer_shown_again_are_removed(workshop: Workshop, redis_url: str) -> None:
-    with workshop.database.transaction(write=True) as session:
+def test_answers_that_are_no_longer_shown_again_are_removed(harness: ServiceHarness, redis_url: str) -> None:
+    with harness.database.transaction(write=True) as session:
         for key, seconds in (("old", 0), ("new", 60)):
             claim(session.connection(), Holder("default", key, "token"), fingerprint=None, seconds=seconds)
-    assert [scheduler(workshop, redis_url).clear() for _ in range(2)] == [1, 0]
+    assert [scheduler(harness, redis_url).clear() for _ in range(2)] == [1, 0]
 
 
 class Unheard:
@@ -103,19 +103,19 @@ class Unheard:
         raise BrokerUnreachable(f"{queued} of {limit}")
 
 
-def test_a_broker_that_is_gone_does_not_keep_it_from_its_other_duties(workshop: Workshop, redis_url: str) -> None:
-    job = workshop.submit()
-    with workshop.database.transaction(write=True) as session:
+def test_a_broker_that_is_gone_does_not_keep_it_from_its_other_duties(harness: ServiceHarness, redis_url: str) -> None:
+    job = harness.submit()
+    with harness.database.transaction(write=True) as session:
         leases.claim_next(session, worker="lost", lease_seconds=60)
         session.execute(sa.update(Job).values(lease_expires_at=db_now(-1)))
-    deaf = replace(scheduler(workshop, redis_url), doorbell=cast(Doorbell, Unheard()))
+    deaf = replace(scheduler(harness, redis_url), doorbell=cast(Doorbell, Unheard()))
     deaf.run(ends_after(2))
-    assert workshop.job(job).status is JobStatus.QUEUED
+    assert harness.job(job).status is JobStatus.QUEUED
 
 
-def test_each_duty_is_done_when_it_is_due(workshop: Workshop, redis_url: str) -> None:
-    workshop.submit()
+def test_each_duty_is_done_when_it_is_due(harness: ServiceHarness, redis_url: str) -> None:
+    harness.submit()
     times = iter(float(n) for n in range(1000))
-    one = scheduler(workshop, redis_url)
+    one = scheduler(harness, redis_url)
     one.run(ends_after(3), clock=lambda: next(times))
     assert one.doorbell.waiting() == 1

@@ -17,7 +17,7 @@ from domain.db import Database
 from domain.jobs.repository import metric_series
 from domain.jobs.states import JobStatus
 from pocl.events import Warned, to_line
-from tests.support.harness import Workshop
+from tests.support.harness import ServiceHarness
 from tests.worker.fake_engine import STEPS
 from worker.sink import EventTail
 
@@ -87,16 +87,16 @@ class Flaky(Database):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_database_that_comes_and_goes_sees_each_event_once(workshop: Workshop, seed: int) -> None:
-    job = workshop.submit(checkpoints={"keep": 100})
-    flaky = Flaky(workshop.database_url, seed)
-    quick = workshop.supervisor()
+def test_a_database_that_comes_and_goes_sees_each_event_once(harness: ServiceHarness, seed: int) -> None:
+    job = harness.submit(checkpoints={"keep": 100})
+    flaky = Flaky(harness.database_url, seed)
+    quick = harness.supervisor()
     replace(quick, database=flaky).work_one()
     flaky.close()
     assert flaky.failures > 0
-    assert workshop.job(job).status is JobStatus.SUCCEEDED
-    assert [event.seq for event in workshop.events(job)] == list(range(1, workshop.job(job).event_seq + 1))
-    assert [len(workshop.events(job, kind)) for kind in ("stage_started", "run_finished", "checkpoint")] == [2, 1, 8]
-    with workshop.database.transaction(write=False) as session:
+    assert harness.job(job).status is JobStatus.SUCCEEDED
+    assert [event.seq for event in harness.events(job)] == list(range(1, harness.job(job).event_seq + 1))
+    assert [len(harness.events(job, kind)) for kind in ("stage_started", "run_finished", "checkpoint")] == [2, 1, 8]
+    with harness.database.transaction(write=False) as session:
         (loss,) = metric_series(session, job, points=100, names=["loss"])
     assert loss.steps == tuple(range(1, STEPS + 1))

@@ -13,8 +13,8 @@ import sqlalchemy as sa
 
 from domain.jobs.models import Job
 from domain.jobs.states import AttemptEnd, JobStatus
-from pocl.storage.shared_cache import ReuseStore
-from tests.support.harness import Workshop, processes_mentioning
+from pocl.storage.shared_cache import SharedCache
+from tests.support.harness import ServiceHarness, processes_mentioning
 from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
 from worker.supervisor import engine_environment
@@ -43,113 +43,113 @@ def meanwhile(act: Callable[[], object]) -> Iterator[None]:
         raise failures[0]
 
 
-def reaches(workshop: Workshop, job: str, step: int) -> None:
-    eventually(lambda: workshop.job(job).step >= step, what=f"step {step}")
+def reaches(harness: ServiceHarness, job: str, step: int) -> None:
+    eventually(lambda: harness.job(job).step >= step, what=f"step {step}")
 
 
-def test_a_job_runs_to_success_and_leaves_all_that_it_made(workshop: Workshop) -> None:
-    job = workshop.submit()
-    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
-    row = workshop.job(job)
+def test_a_job_runs_to_success_and_leaves_all_that_it_made(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    row = harness.job(job)
     assert (row.step, row.percent, row.attempts_spent) == (STEPS, 100.0, 1)
-    assert workshop.moves(job) == ["queued", "preparing", "running", "succeeded"]
-    assert [event.seq for event in workshop.events(job)] == list(range(1, row.event_seq + 1))
-    assert {kind: workshop.store.locate(a.store_key).stat().st_size for kind, a in workshop.artefacts(job).items()} == {
-        kind: artefact.size_bytes for kind, artefact in workshop.artefacts(job).items()
+    assert harness.moves(job) == ["queued", "preparing", "running", "succeeded"]
+    assert [event.seq for event in harness.events(job)] == list(range(1, row.event_seq + 1))
+    assert {kind: harness.store.locate(a.store_key).stat().st_size for kind, a in harness.artifacts(job).items()} == {
+        kind: artifact.size_bytes for kind, artifact in harness.artifacts(job).items()
     }
-    assert set(workshop.artefacts(job)) == {"ranking", "result"}
-    final = next(c for c in workshop.checkpoints(job) if c.kind == "final")
-    assert workshop.store.locate(final.store_key, "model.safetensors").read_bytes() == b"weights of the student"
+    assert set(harness.artifacts(job)) == {"ranking", "result"}
+    final = next(c for c in harness.checkpoints(job) if c.kind == "final")
+    assert harness.store.locate(final.store_key, "model.safetensors").read_bytes() == b"weights of the student"
 
 
-def test_surplus_training_states_leave_the_rows_and_the_store(workshop: Workshop) -> None:
-    job = workshop.submit(checkpoints={"keep": 2})
-    workshop.supervisor().work_one()
-    kept = workshop.checkpoints(job)
+def test_surplus_training_states_leave_the_rows_and_the_store(harness: ServiceHarness) -> None:
+    job = harness.submit(checkpoints={"keep": 2})
+    harness.supervisor().work_one()
+    kept = harness.checkpoints(job)
     assert [c.step for c in kept if c.kind == "training"] == [8, 10]
     assert [c.step for c in kept if c.kind == "stage"] == [5, 10]
-    stored = workshop.store.keys(f"jobs/{job}/attempt-1")
+    stored = harness.store.keys(f"jobs/{job}/attempt-1")
     assert {c.store_key for c in kept} == {key for key in stored if "result" not in key}
 
 
-def test_without_jobs_there_is_nothing_to_do(workshop: Workshop) -> None:
-    assert workshop.supervisor().work_one() is None
+def test_without_jobs_there_is_nothing_to_do(harness: ServiceHarness) -> None:
+    assert harness.supervisor().work_one() is None
 
 
-def test_a_worker_that_shuts_down_claims_nothing(workshop: Workshop) -> None:
-    job = workshop.submit()
-    assert workshop.supervisor(should_stop=lambda: True).work_one() is None
-    assert workshop.job(job).status is JobStatus.QUEUED
+def test_a_worker_that_shuts_down_claims_nothing(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    assert harness.supervisor(should_stop=lambda: True).work_one() is None
+    assert harness.job(job).status is JobStatus.QUEUED
 
 
 @pytest.mark.parametrize(("death", "code"), [(9, "engine_killed"), (11, "engine_crashed")])
 def test_a_crashed_engine_is_started_again_from_the_last_training_state(
-    workshop: Workshop, death: int, code: str
+    harness: ServiceHarness, death: int, code: str
 ) -> None:
-    job = workshop.submit()
-    assert workshop.supervisor("--die", "5", "--signal", str(death)).work_one() is JobStatus.QUEUED
-    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
-    first, second = workshop.attempts(job)
+    job = harness.submit()
+    assert harness.supervisor("--die", "5", "--signal", str(death)).work_one() is JobStatus.QUEUED
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    first, second = harness.attempts(job)
     assert (first.end, (first.end_reason or {})["code"]) == (AttemptEnd.CRASHED, code)
     assert (second.end, second.resumed_from_step) == (AttemptEnd.SUCCEEDED, 4)
-    assert "recovering" in workshop.moves(job)
+    assert "recovering" in harness.moves(job)
 
 
-def test_the_ranking_is_made_once(workshop: Workshop) -> None:
-    job = workshop.submit()
-    workshop.supervisor("--die", "1").work_one()
-    made = workshop.artefacts(job)["ranking"].sha256
-    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
-    assert workshop.artefacts(job)["ranking"].sha256 == made
+def test_the_ranking_is_made_once(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.supervisor("--die", "1").work_one()
+    made = harness.artifacts(job)["ranking"].sha256
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    assert harness.artifacts(job)["ranking"].sha256 == made
 
 
-def test_a_ranking_under_way_goes_on_where_it_was(workshop: Workshop) -> None:
-    job = workshop.submit()
-    directory = workshop.settings.work_root / f"{job}.1" / "run" / "ranking.partial.jsonl"
-    stopping = workshop.supervisor("--hold-ranking", should_stop=directory.exists)
+def test_a_ranking_under_way_goes_on_where_it_was(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    directory = harness.settings.work_root / f"{job}.1" / "run" / "ranking.partial.jsonl"
+    stopping = harness.supervisor("--hold-ranking", should_stop=directory.exists)
     assert stopping.work_one() is JobStatus.QUEUED
-    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
-    ranked = workshop.store.locate(workshop.artefacts(job)["ranking"].store_key).read_text().splitlines()
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    ranked = harness.store.locate(harness.artifacts(job)["ranking"].store_key).read_text().splitlines()
     assert len({json.loads(line)["by"] for line in ranked}) == 2
 
 
-def test_the_cache_is_kept_for_a_job_until_it_ends(workshop: Workshop) -> None:
-    job, other = workshop.submit(), workshop.submit()
-    cache = ReuseStore(workshop.settings.cache_root, 0)
+def test_the_cache_is_kept_for_a_job_until_it_ends(harness: ServiceHarness) -> None:
+    job, other = harness.submit(), harness.submit()
+    cache = SharedCache(harness.settings.cache_root, 0)
     stopped = {"now": False}
-    with meanwhile(lambda: (reaches(workshop, job, 5), stopped.update(now=True))):
-        workshop.supervisor(*STOPS, should_stop=lambda: stopped["now"]).work_one()
+    with meanwhile(lambda: (reaches(harness, job, 5), stopped.update(now=True))):
+        harness.supervisor(*STOPS, should_stop=lambda: stopped["now"]).work_one()
     assert cache.pinned_by() == {job}
-    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
-    workshop.supervisor().work_one()
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    harness.supervisor().work_one()
     assert cache.pinned_by() == {other}
-    workshop.supervisor().work_one()
+    harness.supervisor().work_one()
     assert cache.pinned_by() == set()
 
 
-def test_a_damaged_training_state_is_passed_over_for_an_older_one(workshop: Workshop) -> None:
-    job = workshop.submit()
-    workshop.supervisor("--die", "5").work_one()
-    newest = max((c for c in workshop.checkpoints(job) if c.kind == "training"), key=lambda c: c.step)
-    weights = workshop.store.locate(newest.store_key, "model.safetensors")
+def test_a_damaged_training_state_is_passed_over_for_an_older_one(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.supervisor("--die", "5").work_one()
+    newest = max((c for c in harness.checkpoints(job) if c.kind == "training"), key=lambda c: c.step)
+    weights = harness.store.locate(newest.store_key, "model.safetensors")
     weights.write_bytes(b"damaged")
-    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
-    assert workshop.attempts(job)[1].resumed_from_step == 2
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    assert harness.attempts(job)[1].resumed_from_step == 2
 
 
-def test_a_job_whose_engine_always_dies_fails_and_says_why(workshop: Workshop) -> None:
-    job = workshop.submit()
-    statuses = [workshop.supervisor("--die", "1").work_one() for _ in range(workshop.settings.max_attempts)]
+def test_a_job_whose_engine_always_dies_fails_and_says_why(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    statuses = [harness.supervisor("--die", "1").work_one() for _ in range(harness.settings.max_attempts)]
     assert statuses == [JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED]
-    reason = workshop.job(job).reason
+    reason = harness.job(job).reason
     assert reason is not None
     assert (reason.code, reason.fault, reason.retryable) == ("engine_killed", "capacity", True)
 
 
-def test_a_typed_failure_ends_the_job_with_the_engine_s_own_words(workshop: Workshop) -> None:
-    job = workshop.submit()
-    assert workshop.supervisor("--fail", "3").work_one() is JobStatus.FAILED
-    reason = workshop.job(job).reason
+def test_a_typed_failure_ends_the_job_with_the_engine_s_own_words(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    assert harness.supervisor("--fail", "3").work_one() is JobStatus.FAILED
+    reason = harness.job(job).reason
     assert reason is not None
     assert (reason.code, reason.message, reason.fault, reason.hint) == (
         "loss_diverged",
@@ -159,93 +159,97 @@ def test_a_typed_failure_ends_the_job_with_the_engine_s_own_words(workshop: Work
     )
 
 
-def test_success_without_the_student_in_the_store_is_no_success(workshop: Workshop) -> None:
-    job = workshop.submit()
-    assert workshop.supervisor("--no-student").work_one() is JobStatus.FAILED
-    reason = workshop.job(job).reason
+def test_success_without_the_student_in_the_store_is_no_success(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    assert harness.supervisor("--no-student").work_one() is JobStatus.FAILED
+    reason = harness.job(job).reason
     assert reason is not None
     assert reason.code == "storage_failed"
 
 
-def test_cancelling_stops_the_engine_and_all_that_it_started(workshop: Workshop) -> None:
-    job = workshop.submit()
+def test_cancelling_stops_the_engine_and_all_that_it_started(harness: ServiceHarness) -> None:
+    job = harness.submit()
 
     def cancel() -> None:
-        reaches(workshop, job, 5)
-        assert len(processes_mentioning(str(workshop.home))) == 2
-        workshop.cancel(job)
+        reaches(harness, job, 5)
+        assert len(processes_mentioning(str(harness.home))) == 2
+        harness.cancel(job)
 
     # The heartbeat brings the wish.
-    quick = Workshop(workshop.home, workshop.database_url, lease_seconds=6)
+    quick = ServiceHarness(harness.home, harness.database_url, lease_seconds=6)
     with meanwhile(cancel):
         assert quick.supervisor(*STOPS, "--child").work_one() is JobStatus.CANCELLED
     quick.close()
-    assert processes_mentioning(str(workshop.home)) == {}
-    assert workshop.moves(job)[-2:] == ["cancelling", "cancelled"]
+    assert processes_mentioning(str(harness.home)) == {}
+    assert harness.moves(job)[-2:] == ["cancelling", "cancelled"]
 
 
-def test_an_engine_that_does_not_listen_is_killed_after_the_grace_period(workshop: Workshop) -> None:
-    job = workshop.submit()
+def test_an_engine_that_does_not_listen_is_killed_after_the_grace_period(harness: ServiceHarness) -> None:
+    job = harness.submit()
     stop = threading.Event()
 
     def shut_down() -> None:
-        reaches(workshop, job, 5)
+        reaches(harness, job, 5)
         stop.set()
 
     with meanwhile(shut_down):
-        status = workshop.supervisor(*STOPS, "--deaf", should_stop=stop.is_set, grace_seconds=0.2).work_one()
+        status = harness.supervisor(*STOPS, "--deaf", should_stop=stop.is_set, grace_seconds=0.2).work_one()
     assert status is JobStatus.QUEUED
-    assert workshop.job(job).attempts_spent == 0
+    assert harness.job(job).attempts_spent == 0
 
 
-def test_a_worker_that_shuts_down_gives_the_job_back_unspent_and_the_next_one_continues(workshop: Workshop) -> None:
-    job = workshop.submit()
+def test_a_worker_that_shuts_down_gives_the_job_back_unspent_and_the_next_one_continues(
+    harness: ServiceHarness,
+) -> None:
+    job = harness.submit()
     stop = threading.Event()
 
     def shut_down() -> None:
-        reaches(workshop, job, 5)
+        reaches(harness, job, 5)
         stop.set()
 
     with meanwhile(shut_down):
-        assert workshop.supervisor(*STOPS, should_stop=stop.is_set).work_one() is JobStatus.QUEUED
-    assert workshop.job(job).attempts_spent == 0
-    assert workshop.supervisor().work_one() is JobStatus.SUCCEEDED
-    first, second = workshop.attempts(job)
+        assert harness.supervisor(*STOPS, should_stop=stop.is_set).work_one() is JobStatus.QUEUED
+    assert harness.job(job).attempts_spent == 0
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    first, second = harness.attempts(job)
     assert (first.end, second.resumed_from_step) == (AttemptEnd.RELEASED, 5)
 
 
-def test_an_engine_that_reports_nothing_is_stopped(workshop: Workshop) -> None:
-    job = workshop.submit()
-    assert workshop.supervisor(*STOPS, stall_seconds=1).work_one() is JobStatus.QUEUED
-    first = workshop.attempts(job)[0]
+def test_an_engine_that_reports_nothing_is_stopped(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    assert harness.supervisor(*STOPS, stall_seconds=1).work_one() is JobStatus.QUEUED
+    first = harness.attempts(job)[0]
     assert (first.end, (first.end_reason or {})["code"]) == (AttemptEnd.CRASHED, "stalled")
 
 
-def test_a_worker_that_lost_its_lease_kills_its_engine_and_writes_nothing(workshop: Workshop) -> None:
-    job = workshop.submit()
+def test_a_worker_that_lost_its_lease_kills_its_engine_and_writes_nothing(harness: ServiceHarness) -> None:
+    job = harness.submit()
     seen: list[int] = []
 
     def steal() -> None:
-        reaches(workshop, job, 5)
-        with workshop.database.transaction(write=True) as session:
+        reaches(harness, job, 5)
+        with harness.database.transaction(write=True) as session:
             session.execute(sa.update(Job).where(Job.id == job).values(lease_token=99, token=99))
-        seen.append(workshop.job(job).event_seq)
+        seen.append(harness.job(job).event_seq)
 
-    quick = Workshop(workshop.home, workshop.database_url, lease_seconds=6)
+    quick = ServiceHarness(harness.home, harness.database_url, lease_seconds=6)
     with meanwhile(steal):
         assert quick.supervisor(*STOPS, "--deaf").work_one() is None
     quick.close()
-    assert processes_mentioning(str(workshop.home)) == {}
-    assert workshop.job(job).event_seq == seen[0]
-    assert workshop.job(job).status is JobStatus.RUNNING
+    assert processes_mentioning(str(harness.home)) == {}
+    assert harness.job(job).event_seq == seen[0]
+    assert harness.job(job).status is JobStatus.RUNNING
 
 
-def test_the_engine_gets_paths_for_ids_and_no_credentials(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = workshop.submit()
+def test_the_engine_gets_paths_for_ids_and_no_credentials(
+    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = harness.submit()
     for secret in ("POCL_API_KEY", "POCL_DATABASE_URL", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(secret, "not for the engine")
-    workshop.supervisor(threads=3).work_one()
-    place = workshop.settings.work_root / f"{job}.1"
+    harness.supervisor(threads=3).work_one()
+    place = harness.settings.work_root / f"{job}.1"
     given = json.loads((place / "given.json").read_text())
     assert Path(given["data"]["train"]["path"]).read_text().count("\n") == 8
     assert given["resources"]["threads"] == 3
@@ -254,37 +258,37 @@ def test_the_engine_gets_paths_for_ids_and_no_credentials(workshop: Workshop, mo
     assert not {name for name in names if name.startswith(("POCL", "HF_TOKEN", "AWS"))}
 
 
-def test_the_log_in_the_row_names_no_place_of_the_machine(workshop: Workshop) -> None:
-    job = workshop.submit()
-    workshop.supervisor().work_one()
-    tail = workshop.attempts(job)[0].log_tail
+def test_the_log_in_the_row_names_no_place_of_the_machine(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.supervisor().work_one()
+    tail = harness.attempts(job)[0].log_tail
     assert "workdir <attempt>/run" in tail
-    assert str(workshop.home) not in tail
+    assert str(harness.home) not in tail
 
 
-def test_a_data_set_that_is_gone_fails_the_job(workshop: Workshop) -> None:
-    job = workshop.submit()
-    workshop.store.remove(f"datasets/{workshop.job(job).resolved['data']['train']['dataset']}.jsonl")
-    assert workshop.supervisor().work_one() is JobStatus.FAILED
-    assert (workshop.attempts(job)[0].end_reason or {})["retryable"] is False
+def test_a_data_set_that_is_gone_fails_the_job(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.store.remove(f"datasets/{harness.job(job).resolved['data']['train']['dataset']}.jsonl")
+    assert harness.supervisor().work_one() is JobStatus.FAILED
+    assert (harness.attempts(job)[0].end_reason or {})["retryable"] is False
 
 
-def test_without_room_to_work_the_job_fails_at_once_and_says_so(workshop: Workshop) -> None:
-    job = workshop.submit()
-    workshop.settings.work_root.write_text("a file where the directory should be")
+def test_without_room_to_work_the_job_fails_at_once_and_says_so(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.settings.work_root.write_text("a file where the directory should be")
     with pytest.raises(OSError, match="work"):
-        workshop.supervisor().work_one()
-    assert (workshop.attempts(job)[0].end_reason or {})["code"] == "storage_failed"
-    assert workshop.job(job).status is JobStatus.FAILED
+        harness.supervisor().work_one()
+    assert (harness.attempts(job)[0].end_reason or {})["code"] == "storage_failed"
+    assert harness.job(job).status is JobStatus.FAILED
 
 
-def test_workplaces_of_ended_attempts_keep_no_bulk_and_are_few(workshop: Workshop) -> None:
-    jobs = [workshop.submit() for _ in range(3)]
+def test_workplaces_of_ended_attempts_keep_no_bulk_and_are_few(harness: ServiceHarness) -> None:
+    jobs = [harness.submit() for _ in range(3)]
     for _ in jobs:
-        workshop.supervisor(kept_attempts=1).work_one()
-    left = sorted(entry.name for entry in workshop.settings.work_root.iterdir())
+        harness.supervisor(kept_attempts=1).work_one()
+    left = sorted(entry.name for entry in harness.settings.work_root.iterdir())
     assert left == [f"{job}.1" for job in jobs[1:]]
-    run = workshop.settings.work_root / left[-1] / "run"
+    run = harness.settings.work_root / left[-1] / "run"
     assert {entry.name for entry in run.iterdir()} == {"events.jsonl", "ranking.jsonl", "ranking.json", "result.json"}
 
 
@@ -294,14 +298,14 @@ def test_only_what_is_allowed_is_passed_on() -> None:
     assert passed["PATH"] == "/bin"
 
 
-def test_an_engine_dies_with_its_worker(workshop: Workshop) -> None:
-    job = workshop.submit()
+def test_an_engine_dies_with_its_worker(harness: ServiceHarness) -> None:
+    job = harness.submit()
     pid = os.fork()
     if pid == 0:
-        # A fork shares no connection: it has a workshop of its own.
-        Workshop(workshop.home, workshop.database_url).supervisor(*STOPS).work_one()
+        # A fork shares no connection: it has a harness of its own.
+        ServiceHarness(harness.home, harness.database_url).supervisor(*STOPS).work_one()
         os._exit(0)
-    reaches(workshop, job, 5)
+    reaches(harness, job, 5)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    eventually(lambda: not processes_mentioning(str(workshop.home)), what="the engine is gone")
+    eventually(lambda: not processes_mentioning(str(harness.home)), what="the engine is gone")

@@ -10,10 +10,10 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from domain.artifacts import ArtefactStore
+from domain.artifacts import ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
-from domain.jobs.event_recorder import add_artefact, add_checkpoint, save_log_tail
+from domain.jobs.event_recorder import add_artifact, add_checkpoint, save_log_tail
 from domain.jobs.leases import Claim, claim_next
 from domain.settings import Settings
 from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
@@ -41,7 +41,7 @@ def stored(app: FastAPI, database: Database, held: Claim, tmp_path: Path) -> Che
         (made / name).parent.mkdir(parents=True, exist_ok=True)
         (made / name).write_bytes(content)
     write_manifest(made)
-    store: ArtefactStore = app.state.store
+    store: ArtifactStore = app.state.store
     key = f"jobs/{held.job_id}/checkpoints/final"
     size = store.publish(made, key).size_bytes
     with database.transaction(write=True) as session:
@@ -159,7 +159,7 @@ ESCAPES = (
 
 
 def test_no_path_leads_elsewhere(client: TestClient, settings: Settings, stored: Checkpoint, files: str) -> None:
-    (settings.artefact_root / stored.store_key / "link").symlink_to("/etc/passwd")
+    (settings.artifact_root / stored.store_key / "link").symlink_to("/etc/passwd")
     for path in ESCAPES:
         answer = client.get(f"{files}/{path}")
         assert problem(answer, 404, answer.json()["code"])["code"] in {"file_not_found", "not_found"}, path
@@ -168,7 +168,7 @@ def test_no_path_leads_elsewhere(client: TestClient, settings: Settings, stored:
 def test_a_listed_file_that_became_a_link_is_not_followed(
     client: TestClient, settings: Settings, stored: Checkpoint, files: str
 ) -> None:
-    listed = settings.artefact_root / stored.store_key / "config.json"
+    listed = settings.artifact_root / stored.store_key / "config.json"
     listed.unlink()
     listed.symlink_to("/etc/passwd")
     problem(client.get(f"{files}/config.json"), 404, "file_not_found")
@@ -177,10 +177,10 @@ def test_a_listed_file_that_became_a_link_is_not_followed(
 def test_a_file_of_another_size_is_not_served_under_its_digest(
     client: TestClient, settings: Settings, stored: Checkpoint, files: str
 ) -> None:
-    (settings.artefact_root / stored.store_key / "config.json").write_bytes(b"{} ")
-    problem(client.get(f"{files}/config.json"), 500, "artefact_damaged")
-    (settings.artefact_root / stored.store_key / MANIFEST).write_bytes(b"no manifest")
-    problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 500, "artefact_damaged")
+    (settings.artifact_root / stored.store_key / "config.json").write_bytes(b"{} ")
+    problem(client.get(f"{files}/config.json"), 500, "artifact_damaged")
+    (settings.artifact_root / stored.store_key / MANIFEST).write_bytes(b"no manifest")
+    problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 500, "artifact_damaged")
 
 
 def test_files_that_are_gone_are_not_found(client: TestClient, app: FastAPI, stored: Checkpoint, files: str) -> None:
@@ -199,14 +199,14 @@ def test_what_a_job_made_is_served_as_what_it_is(
     client: TestClient, app: FastAPI, database: Database, held: Claim, tmp_path: Path
 ) -> None:
     contents = {"ranking": (b'{"rank": 1}\n', "jsonl"), "result": (b"{}", "json"), "report": (b"<h1>", "html")}
-    store: ArtefactStore = app.state.store
+    store: ArtifactStore = app.state.store
     for kind, (content, suffix) in contents.items():
         made = tmp_path / f"{kind}.{suffix}"
         made.write_bytes(content)
         key = f"jobs/{held.job_id}/{made.name}"
         described = store.publish_file(made, key)
         with database.transaction(write=True) as session:
-            add_artefact(session, held, kind=kind, store_key=key, size_bytes=described.size, sha256=described.sha256)
+            add_artifact(session, held, kind=kind, store_key=key, size_bytes=described.size, sha256=described.sha256)
     for kind, (content, _) in contents.items():
         answer = client.get(f"/v1/jobs/{held.job_id}/{kind}")
         assert (answer.status_code, answer.content) == (200, content)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.datasets.upload import spool_directory, sweep_abandoned
-from domain.artifacts import ArtefactStore
+from domain.artifacts import ArtifactStore
 from domain.settings import Settings
 from pocl.data.records import read_samples
 from pocl.storage.manifest import ManifestFile
@@ -25,7 +25,7 @@ def stored_files(settings: Settings) -> list[Path]:
     """Everything that uploads left on the disk."""
     return [
         path
-        for root in (spool_directory(settings), settings.artefact_root)
+        for root in (spool_directory(settings), settings.artifact_root)
         for path in root.rglob("*")
         if path.is_file()
     ]
@@ -168,7 +168,7 @@ def test_a_commit_that_fails_takes_the_file_back(client: TestClient, settings: S
     assert client.get("/v1/datasets").json()["data"] == []
 
 
-class FullStore(ArtefactStore):
+class FullStore(ArtifactStore):
     """A store on a full disk."""
 
     def publish_file(self, source: Path, key: str) -> ManifestFile:
@@ -176,7 +176,7 @@ class FullStore(ArtefactStore):
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(app: FastAPI, client: TestClient, settings: Settings) -> None:
-    app.state.store = FullStore(settings.artefact_root)
+    app.state.store = FullStore(settings.artifact_root)
     answer = client.post("/v1/datasets", content=jsonl(1), headers=JSONL)
     assert problem(answer, 507, "storage_full")["retryable"] is True
     assert str(settings.home) not in answer.text

@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from api.app import create_app
-from domain.artifacts import ArtefactStore
+from domain.artifacts import ArtifactStore
 from domain.settings import Settings
 from tests.support.requests import LOOPBACK, pointers, problem
 
@@ -119,7 +119,7 @@ def test_any_other_request_id_is_replaced(bare: TestClient, offered: str) -> Non
     assert re.fullmatch("[0-9a-f]{32}", given)
 
 
-class BrokenStore(ArtefactStore):
+class BrokenStore(ArtifactStore):
     """A store with a defect."""
 
     def publish_file(self, source: Path, key: str) -> Any:
@@ -129,7 +129,7 @@ class BrokenStore(ArtefactStore):
 def test_what_nobody_foresaw_is_logged_and_not_told(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     app = create_app(settings)
-    app.state.store = BrokenStore(settings.artefact_root)
+    app.state.store = BrokenStore(settings.artifact_root)
     row = b'{"instruction": "a", "output": "b"}'
     with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client, capture_logs() as logged:
         answer = client.post("/v1/datasets", content=row, headers={"content-type": "application/jsonl"})

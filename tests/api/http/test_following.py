@@ -25,13 +25,13 @@ from domain.jobs import actions
 from domain.jobs.event_recorder import apply_events
 from domain.jobs.leases import Claim, Outcome, claim_next, settle
 from domain.jobs.models import Job
-from domain.jobs.snapshot import seen_jobs
+from domain.jobs.snapshot import job_snapshots
 from domain.jobs.states import JobStatus
 from domain.settings import Settings
 from domain.workers.models import Device
 from domain.workers.repository import make_known
-from pocl.events import PhaseChanged, Stamped
-from tests.api.jobs.test_watch import counted, run
+from pocl.events import EventEnvelope, PhaseChanged
+from tests.api.jobs.test_watcher import counted, run
 from tests.support.requests import LOOPBACK, http_scope, pointers, problem
 from tests.support.rows import EPOCH, add_job, claimed, stamped, step_logged
 
@@ -58,7 +58,7 @@ def report(database: Database, held: Claim, number: int, events: int = 1) -> Non
     write(database, held, stamped(*phases), number)
 
 
-def write(database: Database, held: Claim, events: list[Stamped], offset: int) -> None:
+def write(database: Database, held: Claim, events: list[EventEnvelope], offset: int) -> None:
     with database.transaction(write=True) as session:
         apply_events(session, held, events, offset=offset)
 
@@ -313,7 +313,7 @@ def ended(database: Database) -> tuple[str, int]:
     report(database, held, 1, events=120)
     end(database, held)
     with database.transaction(write=False) as session:
-        return held.job_id, seen_jobs(session, [held.job_id], worker_seconds=60)[held.job_id].event_seq
+        return held.job_id, job_snapshots(session, [held.job_id], worker_seconds=60)[held.job_id].event_seq
 
 
 def test_a_stream_is_no_page_to_keep(client: TestClient, ended: tuple[str, int]) -> None:
@@ -358,7 +358,7 @@ def test_a_quiet_stream_is_kept_alive_though_the_job_goes_on(app: FastAPI, datab
         listener = Listener(app, held.job_id)
         async with listening(listener):
             for number in range(1, 4):
-                await asyncio.to_thread(write, database, held, [Stamped(at=EPOCH, event=step_logged(1))], number)
+                await asyncio.to_thread(write, database, held, [EventEnvelope(at=EPOCH, event=step_logged(1))], number)
             await listener.has(b": keep-alive\n\n" * 2)
         return listener.content
 

@@ -69,7 +69,7 @@ def roomy(app: FastAPI, settings: Settings) -> None:
 
 
 def stored(settings: Settings) -> list[Path]:
-    return [path for path in (settings.artefact_root / "datasets").rglob("*") if path.is_file()]
+    return [path for path in (settings.artifact_root / "datasets").rglob("*") if path.is_file()]
 
 
 @pytest.mark.usefixtures("roomy")

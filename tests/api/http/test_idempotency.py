@@ -93,7 +93,7 @@ def test_rows_are_kept_once_and_the_first_answer_shown_again(
     # In other pieces it is the same request.
     assert_replay(post_rows(client, iter([jsonl(5)[:9], jsonl(5)[9:]])), first)
     assert ids(client, "datasets") == [first.json()["id"]]
-    assert [path.name for path in (settings.artefact_root / "datasets").iterdir()] == [f"{first.json()['id']}.jsonl"]
+    assert [path.name for path in (settings.artifact_root / "datasets").iterdir()] == [f"{first.json()['id']}.jsonl"]
     assert not any(spool_directory(settings).iterdir())
     assert [row.status for row in rows_of_keys(database)] == [201]
 
@@ -260,7 +260,7 @@ def test_of_a_crowd_of_equal_uploads_one_is_made(app: FastAPI, client: TestClien
         if answer.status_code == 409:
             assert problem(answer, 409, "idempotency_in_progress")["retryable"] is True
             assert int(answer.headers["retry-after"]) > 0
-    assert len(list((settings.artefact_root / "datasets").iterdir())) == 1
+    assert len(list((settings.artifact_root / "datasets").iterdir())) == 1
     assert not any(spool_directory(settings).iterdir())
 
 
@@ -381,4 +381,4 @@ def test_an_upload_that_lost_its_key_keeps_nothing(
     lost, other = asyncio.run(run())
     assert (lost, other.status_code) == (422, 201)
     assert ids(client, "datasets") == [other.json()["id"]]
-    assert len(list((settings.artefact_root / "datasets").iterdir())) == 1
+    assert len(list((settings.artifact_root / "datasets").iterdir())) == 1

@@ -14,7 +14,7 @@ from domain.jobs.leases import Claim, Outcome, claim_next, settle
 from domain.jobs.repository import get_job
 from domain.jobs.states import JobStatus
 from domain.settings import Settings
-from pocl.events import Event, RunStarted, StageStarted, Stamped, StepLogged
+from pocl.events import Event, EventEnvelope, RunStarted, StageStarted, StepLogged
 from tests.support.requests import LOOPBACK, RESOURCES, pointers, problem, specification, submit, write_model
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -29,7 +29,7 @@ def claim(database: Database) -> Claim:
 
 def report(database: Database, held: Claim, *events: Event, offset: int = 1) -> None:
     with database.transaction(write=True) as session:
-        apply_events(session, held, [Stamped(at=AT, event=event) for event in events], offset=offset)
+        apply_events(session, held, [EventEnvelope(at=AT, event=event) for event in events], offset=offset)
 
 
 def end(database: Database, held: Claim, outcome: Outcome) -> None:
@@ -360,10 +360,10 @@ def test_a_change_is_committed_before_it_is_answered(
 # --- What is not there yet ------------------------------------------------------------------------------
 
 
-def test_an_artefact_before_its_time(client: TestClient, dataset: str) -> None:
+def test_an_artifact_before_its_time(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     for resource in ("ranking", "report", "result"):
-        problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artefact_not_ready")
+        problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artifact_not_ready")
 
 
 def test_a_job_that_nobody_held_has_no_attempt_and_an_empty_log(client: TestClient, dataset: str) -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from api.jobs.schemas import EvaluationView
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
-from domain.jobs.event_recorder import METRICS, add_artefact, add_checkpoint, apply_events, save_log_tail
+from domain.jobs.event_recorder import METRICS, add_artifact, add_checkpoint, apply_events, save_log_tail
 from domain.jobs.leases import Claim, Outcome, claim_next, settle
-from domain.jobs.models import JobArtefact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
+from domain.jobs.models import JobArtifact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
 from domain.jobs.states import JobStatus, StageStatus
 from pocl import events as engine
 from tests.support.rows import (
@@ -179,7 +179,7 @@ def test_an_evaluation_that_is_made_again_replaces_the_first(database: Database)
 
 
 def test_scores_of_drawn_answers_are_kept_beside_the_greedy_ones(database: Database) -> None:
-    spread = engine.Spread(values=(1.0, 3.0), mean=2.0, sd=2**0.5)
+    spread = engine.SeedStats(values=(1.0, 3.0), mean=2.0, sd=2**0.5)
     sampled = engine.Sampled(temperature=1.0, top_p=0.9, seeds=(10, 20), rouge_l=spread, exact_match=spread)
     claim = claimed(database)
     apply(database, claim, evaluated(subject="final", sampled=sampled), evaluated())
@@ -299,14 +299,14 @@ def test_the_next_attempt_is_offered_the_training_states_newest_first(database: 
     assert again.checkpoint == again.checkpoints[0]
 
 
-def test_an_artefact_takes_the_place_of_an_earlier_one_of_its_kind(database: Database) -> None:
+def test_an_artifact_takes_the_place_of_an_earlier_one_of_its_kind(database: Database) -> None:
     claim = claimed(database)
     for key in ("jobs/1", "jobs/1", "jobs/2"):
         with database.transaction(write=True) as session:
-            add_artefact(session, claim, kind="report", store_key=key, size_bytes=9, sha256="0" * 64)
+            add_artifact(session, claim, kind="report", store_key=key, size_bytes=9, sha256="0" * 64)
     with database.transaction(write=False) as session:
-        assert session.get_one(JobArtefact, (claim.job_id, "report")).store_key == "jobs/2"
-    assert [event.type for event in history(database, claim)].count("artefact") == 2
+        assert session.get_one(JobArtifact, (claim.job_id, "report")).store_key == "jobs/2"
+    assert [event.type for event in history(database, claim)].count("artifact") == 2
 
 
 @given(st.text(max_size=60), st.integers(1, 40))

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from domain.db import Database, db_now
-from domain.errors import IllegalMove, LostLease
+from domain.errors import IllegalTransition, LostLease
 from domain.jobs.actions import cancel_job
-from domain.jobs.event_recorder import add_artefact, add_checkpoint, apply_events, save_log_tail
+from domain.jobs.event_recorder import add_artifact, add_checkpoint, apply_events, save_log_tail
 from domain.jobs.leases import Claim, Outcome, claim_next, heartbeat, reap_expired, settle
 from domain.jobs.models import Job, JobAttempt, JobEvent
-from domain.jobs.states import HELD, MOVES, TERMINAL, WORKER_LOST, AttemptEnd, EndReason, JobStatus
-from domain.jobs.transitions import locked_by, move
+from domain.jobs.states import HELD, TERMINAL, TRANSITIONS, WORKER_LOST, AttemptEnd, EndReason, JobStatus
+from domain.jobs.transitions import locked_by, transition
 from tests.support.rows import add_job, claimed, everything, job_of, set_status, stamped, step_logged
 
 CRASH = EndReason("killed", "The engine was killed by signal 9.", "capacity", True, "Use a smaller student.")
@@ -229,7 +229,7 @@ def test_the_reaper_settles_a_cancel_that_came_while_the_job_recovered(database:
     claim = claimed(database)
     with database.transaction(write=True) as session:
         job = locked_by(session, claim.job_id, claim.token)
-        move(session, job, JobStatus.RECOVERING, token=claim.token)
+        transition(session, job, JobStatus.RECOVERING, token=claim.token)
         cancel_job(session, "default", claim.job_id)
     reap(database)
     assert job_of(database, claim).status is JobStatus.CANCELLED
@@ -265,7 +265,7 @@ WRITES: list[Callable[[Database, Claim], object]] = [
         manifest_sha256="0" * 64,
     ),
     lambda database, claim: in_transaction(
-        database, add_artefact, claim, kind="report", store_key="jobs/stale", size_bytes=1, sha256="0" * 64
+        database, add_artifact, claim, kind="report", store_key="jobs/stale", size_bytes=1, sha256="0" * 64
     ),
     lambda database, claim: in_transaction(database, save_log_tail, claim, "stale", max_bytes=100),
 ]
@@ -276,7 +276,7 @@ def in_transaction(database: Database, write: Callable[..., object], *arguments:
         return write(session, *arguments, **options)
 
 
-@pytest.mark.parametrize("write", WRITES, ids=["settle", "events", "checkpoint", "artefact", "log"])
+@pytest.mark.parametrize("write", WRITES, ids=["settle", "events", "checkpoint", "artifact", "log"])
 @pytest.mark.parametrize("taken", [False, True], ids=["queued", "taken"])
 def test_an_attempt_that_lost_its_lease_changes_nothing(
     database: Database, write: Callable[[Database, Claim], object], taken: bool
@@ -348,7 +348,7 @@ def test_whatever_happens_to_a_job_keeps_the_laws_of_its_life(database: Database
         before = life.job()
         try:
             life.happen(name)
-        except (LostLease, IllegalMove):
+        except (LostLease, IllegalTransition):
             assert life.job().version == before.version
         after = life.job()
         assert before.status not in TERMINAL or after.version == before.version
@@ -357,5 +357,5 @@ def test_whatever_happens_to_a_job_keeps_the_laws_of_its_life(database: Database
         assert 0 <= after.attempts_spent <= after.max_attempts
         assert after.token >= before.token
     moves = moves_of(database, life.job_id)
-    assert all(JobStatus(to) in MOVES[JobStatus(source)] for source, to in moves)
+    assert all(JobStatus(to) in TRANSITIONS[JobStatus(source)] for source, to in moves)
     assert all(earlier[1] == later[0] for earlier, later in pairwise(moves))

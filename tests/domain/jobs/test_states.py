@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from domain.jobs.states import (
     CANCELLED,
     HELD,
-    MOVES,
     RELEASED,
     SUCCEEDED,
     TERMINAL,
+    TRANSITIONS,
     WORKER_LOST,
     AttemptEnd,
     EndReason,
@@ -24,18 +24,18 @@ statuses = st.sampled_from(list(JobStatus))
 
 
 def test_table_is_total() -> None:
-    assert set(MOVES) == set(JobStatus)
+    assert set(TRANSITIONS) == set(JobStatus)
 
 
 def test_terminal_states_are_the_three_ends_and_have_no_way_out() -> None:
     assert {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED} == TERMINAL
-    assert not any(MOVES[status] for status in TERMINAL)
+    assert not any(TRANSITIONS[status] for status in TERMINAL)
 
 
 def test_every_state_is_reachable_from_the_queue() -> None:
     reached, frontier = {JobStatus.QUEUED}, {JobStatus.QUEUED}
     while frontier:
-        frontier = {target for status in frontier for target in MOVES[status]} - reached
+        frontier = {target for status in frontier for target in TRANSITIONS[status]} - reached
         reached |= frontier
     assert reached == set(JobStatus)
 
@@ -44,26 +44,26 @@ def test_every_state_is_reachable_from_the_queue() -> None:
 def test_from_every_live_state_a_job_can_still_end(status: JobStatus) -> None:
     reached, frontier = {status}, {status}
     while frontier:
-        frontier = {target for each in frontier for target in MOVES[each]} - reached
+        frontier = {target for each in frontier for target in TRANSITIONS[each]} - reached
         reached |= frontier
     assert JobStatus.CANCELLED in reached
 
 
 def test_no_move_leads_back_into_the_same_state() -> None:
-    assert not any(status in targets for status, targets in MOVES.items())
+    assert not any(status in targets for status, targets in TRANSITIONS.items())
 
 
 def test_cancelling_ends_as_cancelled_and_never_as_succeeded() -> None:
-    assert MOVES[JobStatus.CANCELLING] == {JobStatus.CANCELLED}
+    assert TRANSITIONS[JobStatus.CANCELLING] == {JobStatus.CANCELLED}
 
 
 @given(statuses, statuses)
 def test_a_refusal_names_what_is_allowed_instead(current: JobStatus, wanted: JobStatus) -> None:
     refused = refusal(current, wanted)
-    assert (refused is None) == (wanted in MOVES[current])
+    assert (refused is None) == (wanted in TRANSITIONS[current])
     if refused is not None:
         assert current in refused
-        assert all(allowed in refused for allowed in MOVES[current])
+        assert all(allowed in refused for allowed in TRANSITIONS[current])
 
 
 @given(st.sampled_from(sorted(HELD)), st.sampled_from(list(AttemptEnd)), st.integers(0, 5))
@@ -72,7 +72,7 @@ def test_the_end_of_an_attempt_is_a_legal_path_that_lets_the_job_go(
 ) -> None:
     path = after_attempt(current, end, attempts_left=attempts_left)
     for before, after in zip((current, *path), path, strict=False):
-        assert after in MOVES[before]
+        assert after in TRANSITIONS[before]
     assert path[-1] not in HELD
     assert path[-1] is not JobStatus.RECOVERING
 

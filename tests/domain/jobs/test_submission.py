@@ -12,7 +12,7 @@ from domain.checkpoints.repository import delete_checkpoint, get_checkpoint
 from domain.db import Database
 from domain.errors import (
     ApiError,
-    IllegalMove,
+    IllegalTransition,
     JobNotFound,
     ModelMissing,
     ModelRefused,
@@ -28,8 +28,8 @@ from domain.jobs.leases import Claim, Outcome, claim_next, settle
 from domain.jobs.models import Job, JobEvent, JobStage
 from domain.jobs.states import JobStatus
 from domain.jobs.submission import (
+    JobOptions,
     JobPlan,
-    Wishes,
     create_job,
     plan_job,
     submit_job,
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_the_project_is_a_model(
     assert "models_not_inspected" in {
         warning.code for warning in plan(spec(teacher={"checkpoint": checkpoint})).warnings
     }
-    write_model(settings.artefact_root / "jobs/a/final", tokens={"wrong": 0})
+    write_model(settings.artifact_root / "jobs/a/final", tokens={"wrong": 0})
     with pytest.raises(VocabulariesDiffer):
         plan(spec(teacher={"checkpoint": checkpoint}))
 
@@ -212,8 +212,8 @@ def test_a_job_is_queued_with_its_stages_and_its_first_event(
     database: Database, settings: Settings, spec: Spec
 ) -> None:
     raw = spec(resources={"device": "cpu"})
-    wishes = Wishes(name="tiny", labels={"team": "nlp"}, priority=7)
-    job = submit_job(database, settings, raw, project="default", wishes=wishes)
+    options = JobOptions(name="tiny", labels={"team": "nlp"}, priority=7)
+    job = submit_job(database, settings, raw, project="default", options=options)
     with database.transaction(write=False) as session:
         stored = session.get_one(Job, job.id)
         stages = session.scalars(sa.select(JobStage).order_by(JobStage.index)).all()
@@ -258,7 +258,7 @@ def test_what_cannot_be_kept_is_refused(
     database: Database, settings: Settings, spec: Spec, fields: dict[str, Any], pointer: str
 ) -> None:
     with pytest.raises(Unprocessable) as refused:
-        submit_job(database, settings, spec(), project="default", wishes=Wishes(**fields))
+        submit_job(database, settings, spec(), project="default", options=JobOptions(**fields))
     assert set(pointers(refused)) == {pointer}
 
 
@@ -292,7 +292,7 @@ def test_a_checkpoint_that_went_since_the_plan_is_noticed(
     with database.transaction(write=True) as session:
         delete_checkpoint(session, get_checkpoint(session, "default", checkpoint))
     with pytest.raises(SpecRefused), database.transaction(write=True) as session:
-        create_job(session, settings, planned, project="default", wishes=Wishes())
+        create_job(session, settings, planned, project="default", options=JobOptions())
 
 
 # --- Cancelling -----------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def test_a_job_that_has_ended_cannot_be_cancelled(database: Database) -> None:
     claim = claimed(database)
     with database.transaction(write=True) as session:
         settle(session, claim, Outcome.succeeded())
-    with pytest.raises(IllegalMove) as refused, database.transaction(write=True) as session:
+    with pytest.raises(IllegalTransition) as refused, database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
     assert refused.value.allowed == ()
     assert job_of(database, claim).status is JobStatus.SUCCEEDED

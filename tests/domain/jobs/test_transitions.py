@@ -7,10 +7,10 @@ import pytest
 import sqlalchemy as sa
 
 from domain.db import Database
-from domain.errors import Conflict, IllegalMove, LostLease
+from domain.errors import Conflict, IllegalTransition, LostLease
 from domain.jobs.models import Job, JobEvent
-from domain.jobs.states import CANCELLED, MOVES, SUCCEEDED, JobStatus
-from domain.jobs.transitions import NewEvent, locked_by, move, record
+from domain.jobs.states import CANCELLED, SUCCEEDED, TRANSITIONS, JobStatus
+from domain.jobs.transitions import NewEvent, locked_by, record, transition
 from tests.support.rows import add_job, claimed, everything, job_of
 
 WRITERS, WRITES = 4, 12
@@ -47,7 +47,7 @@ def numbers_of(database: Database, job_id: str) -> list[int]:
 def test_a_move_is_recorded_and_counted(database: Database) -> None:
     with database.transaction(write=True) as session:
         job = add_job(session)
-        moved = move(session, job, JobStatus.CANCELLED, reason=CANCELLED)
+        moved = transition(session, job, JobStatus.CANCELLED, reason=CANCELLED)
         assert (moved.status, moved.version, moved.event_seq) == (JobStatus.CANCELLED, 2, 1)
         event = session.get_one(JobEvent, (job.id, 1))
     assert event.type == "status"
@@ -55,9 +55,9 @@ def test_a_move_is_recorded_and_counted(database: Database) -> None:
 
 
 def test_an_illegal_move_is_refused_with_the_allowed_ones(database: Database) -> None:
-    with database.transaction(write=True) as session, pytest.raises(IllegalMove) as refused:
-        move(session, add_job(session), JobStatus.RUNNING)
-    assert set(refused.value.allowed) == MOVES[JobStatus.QUEUED]
+    with database.transaction(write=True) as session, pytest.raises(IllegalTransition) as refused:
+        transition(session, add_job(session), JobStatus.RUNNING)
+    assert set(refused.value.allowed) == TRANSITIONS[JobStatus.QUEUED]
 
 
 def test_a_terminal_state_needs_a_reason_that_stands_for_it(database: Database) -> None:
@@ -65,7 +65,7 @@ def test_a_terminal_state_needs_a_reason_that_stands_for_it(database: Database) 
         job = add_job(session)
         for reason in (None, SUCCEEDED):
             with pytest.raises(ValueError, match="needs a reason"):
-                move(session, job, JobStatus.CANCELLED, reason=reason)
+                transition(session, job, JobStatus.CANCELLED, reason=reason)
 
 
 def test_a_writer_that_read_an_older_version_changes_nothing(database: Database) -> None:
@@ -77,7 +77,7 @@ def test_a_writer_that_read_an_older_version_changes_nothing(database: Database)
         session.execute(sa.update(Job).values(version=7))
     before = everything(database)
     with pytest.raises(Conflict), database.transaction(write=True) as session:
-        move(session, stale, JobStatus.CANCELLED, reason=CANCELLED)
+        transition(session, stale, JobStatus.CANCELLED, reason=CANCELLED)
     assert everything(database) == before
 
 
@@ -95,6 +95,6 @@ def test_a_move_that_is_rolled_back_leaves_no_event(database: Database) -> None:
     claim = claimed(database)
     before = everything(database)
     with suppress(RuntimeError), database.transaction(write=True) as session:
-        move(session, locked_by(session, claim.job_id, claim.token), JobStatus.RUNNING, token=claim.token)
+        transition(session, locked_by(session, claim.job_id, claim.token), JobStatus.RUNNING, token=claim.token)
         raise RuntimeError
     assert everything(database) == before

@@ -10,8 +10,8 @@ import torch
 from pocl.data.batches import Encoded
 from pocl.errors import RunStopped
 from pocl.evaluation.evaluate import (
-    Answering,
-    Rows,
+    EncodedDataset,
+    GenerationSettings,
     Scores,
     answer,
     answer_batches,
@@ -30,7 +30,7 @@ from tests.pocl.tiny_models import EOS, VOCABULARY, tiny
 
 FP32 = Precision("fp32", torch.device("cpu"))
 TOKENIZER = byte_tokenizer()
-ANSWERING = Answering(max_new_tokens=6, batch_size=3, end_id=EOS)
+ANSWERING = GenerationSettings(max_new_tokens=6, batch_size=3, end_id=EOS)
 
 
 def row(place: int) -> Encoded:
@@ -42,7 +42,7 @@ def row(place: int) -> Encoded:
 
 
 ENCODED = tuple(row(place) for place in range(7))
-ROWS = Rows(ENCODED, tuple((f"answer {place}", "word") for place in range(7)))
+ROWS = EncodedDataset(ENCODED, tuple((f"answer {place}", "word") for place in range(7)))
 
 
 def scored(**settings: object) -> Scores:

@@ -7,7 +7,7 @@ import pytest
 from pocl.errors import WorkdirInUse, WorkdirMismatch
 from pocl.events import Event, PhaseChanged, from_line
 from pocl.spec import DistillationSpec, resolve
-from pocl.storage.workdir import EventLog, locked, settle_spec
+from pocl.storage.workdir import EventLog, locked, pin_spec
 
 SPEC = resolve({"teacher": {"random": {}}, "student": {"random": {}}, "data": {"train": {"path": "rows.jsonl"}}})
 
@@ -24,23 +24,23 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
 
 
 def test_a_continued_run_keeps_the_first_choices(tmp_path: Path) -> None:
-    first = settle_spec(tmp_path, SPEC, choosing(SPEC, 2))
+    first = pin_spec(tmp_path, SPEC, choosing(SPEC, 2))
     assert first.resources.threads == 2
-    assert settle_spec(tmp_path, SPEC, choosing(SPEC, 8)) == first
+    assert pin_spec(tmp_path, SPEC, choosing(SPEC, 8)) == first
 
 
 def test_another_specification_is_refused(tmp_path: Path) -> None:
-    settle_spec(tmp_path, SPEC, choosing(SPEC, 2))
+    pin_spec(tmp_path, SPEC, choosing(SPEC, 2))
     other = SPEC.model_copy(update={"seed": 11})
     with pytest.raises(WorkdirMismatch):
-        settle_spec(tmp_path, other, other)
+        pin_spec(tmp_path, other, other)
 
 
 def test_threads_that_the_client_names_are_part_of_the_specification(tmp_path: Path) -> None:
     asked = choosing(SPEC, 2)
-    settle_spec(tmp_path, asked, asked)
+    pin_spec(tmp_path, asked, asked)
     with pytest.raises(WorkdirMismatch):
-        settle_spec(tmp_path, choosing(SPEC, 3), choosing(SPEC, 3))
+        pin_spec(tmp_path, choosing(SPEC, 3), choosing(SPEC, 3))
 
 
 def test_a_torn_line_is_cut_before_the_next_event(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ def engine() -> Engine:
     return Forked()
 
 
-@pytest.mark.usefixtures("calm")
+@pytest.mark.usefixtures("baseline")
 def test_struck_once_in_every_phase(engine: Engine, restart: Path, tmp_path: Path) -> None:
     strikes = storm(engine, restart, tmp_path / "run", IN_EVERY_PHASE)
     # On a machine that stalls this process, the run may have ended before the last strike.
     assert len(strikes) > len(IN_EVERY_PHASE) // 2
-    assert faults_of(tmp_path / "run", restart.parent / "calm") == []
+    assert faults_of(tmp_path / "run", restart.parent / "baseline") == []
     assert excess_of(strikes) == []
 
 

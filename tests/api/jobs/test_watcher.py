@@ -16,7 +16,7 @@ from domain.db import Database
 from domain.jobs.leases import claim_next
 from domain.jobs.models import Job
 from domain.jobs.queue import QueuePlace, queue_place
-from domain.jobs.snapshot import Seen, seen_jobs
+from domain.jobs.snapshot import JobSnapshot, job_snapshots
 from domain.jobs.states import JobStatus
 from tests.support.rows import add_job, set_status
 
@@ -25,8 +25,8 @@ Result = TypeVar("Result")
 OFTEN, SELDOM, LONG = 0.001, 3600.0, 60.0
 
 
-def make_watch(database: Database, tick_seconds: float = OFTEN, most_followers: int = 1000) -> Watch:
-    return Watch(database, tick_seconds=tick_seconds, most_followers=most_followers, worker_seconds=60)
+def make_watch(database: Database, tick_seconds: float = OFTEN, max_followers: int = 1000) -> Watch:
+    return Watch(database, tick_seconds=tick_seconds, max_followers=max_followers, worker_seconds=60)
 
 
 def queued(database: Database, **columns: Any) -> str:
@@ -39,9 +39,9 @@ def claim(database: Database) -> None:
         assert claim_next(session, worker="w", lease_seconds=600) is not None
 
 
-def seen(database: Database, job_id: str) -> Seen:
+def seen(database: Database, job_id: str) -> JobSnapshot:
     with database.transaction(write=False) as session:
-        return seen_jobs(session, [job_id], worker_seconds=60)[job_id]
+        return job_snapshots(session, [job_id], worker_seconds=60)[job_id]
 
 
 @contextmanager
@@ -73,8 +73,8 @@ def run(what: Coroutine[Any, Any, Result], *watches: Watch) -> Result:
     return asyncio.run(whole())
 
 
-async def differs(follower: Follower, known: Seen | None) -> bool:
-    return await follower.news(lambda latest: latest != known, within=LONG)
+async def differs(follower: Follower, known: JobSnapshot | None) -> bool:
+    return await follower.wait_for(lambda latest: latest != known, within=LONG)
 
 
 def test_what_is_seen_is_what_the_rows_say(database: Database) -> None:
@@ -83,19 +83,19 @@ def test_what_is_seen_is_what_the_rows_say(database: Database) -> None:
         ended = add_job(session, event_seq=7, version=3)
         set_status(session, ended.id, JobStatus.FAILED)
     with database.transaction(write=False) as session:
-        found = seen_jobs(session, [*(job.id for job in jobs), ended.id, "job_unknown0"], worker_seconds=60)
+        found = job_snapshots(session, [*(job.id for job in jobs), ended.id, "job_unknown0"], worker_seconds=60)
         for job in jobs:
             place = queue_place(session, job, worker_seconds=60)
             assert place is not None
-            assert found.pop(job.id) == Seen("default", 1, 0, False, place)
-    assert found == {ended.id: Seen("default", 3, 7, True, None)}
+            assert found.pop(job.id) == JobSnapshot("default", 1, 0, False, place)
+    assert found == {ended.id: JobSnapshot("default", 3, 7, True, None)}
 
 
 def test_those_who_ask_at_once_share_a_query(database: Database) -> None:
     jobs = [queued(database) for _ in range(3)]
     watch = make_watch(database)
 
-    async def ask() -> list[Seen | None]:
+    async def ask() -> list[JobSnapshot | None]:
         return await asyncio.gather(*(watch.look(jobs[n % 3]) for n in range(300)))
 
     with counted(database) as alone:
@@ -110,10 +110,10 @@ class Held(Watch):
     """Reads, and keeps what it read until it is let go."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database, tick_seconds=SELDOM, most_followers=10, worker_seconds=60)
+        super().__init__(database, tick_seconds=SELDOM, max_followers=10, worker_seconds=60)
         self.has_read, self.may_go_on = threading.Event(), threading.Event()
 
-    def _query(self, jobs: list[str]) -> dict[str, Seen]:
+    def _query(self, jobs: list[str]) -> dict[str, JobSnapshot]:
         found = super()._query(jobs)
         self.has_read.set()
         assert self.may_go_on.wait(30)
@@ -124,7 +124,7 @@ def test_nobody_is_given_what_was_read_before_he_asked(database: Database) -> No
     job_id = queued(database)
     watch = Held(database)
 
-    async def ask_before_and_after_a_change() -> tuple[Seen | None, Seen | None]:
+    async def ask_before_and_after_a_change() -> tuple[JobSnapshot | None, JobSnapshot | None]:
         before = asyncio.create_task(watch.look(job_id))
         await asyncio.to_thread(watch.has_read.wait, 30)
         claim(database)
@@ -143,7 +143,7 @@ def test_one_who_leaves_takes_the_answer_from_nobody(database: Database) -> None
     job_id = queued(database)
     watch = Held(database)
 
-    async def leave() -> Seen | None:
+    async def leave() -> JobSnapshot | None:
         leaving, staying = (asyncio.create_task(watch.look(job_id)) for _ in range(2))
         await asyncio.to_thread(watch.has_read.wait, 30)
         leaving.cancel()
@@ -188,12 +188,12 @@ def test_all_jobs_are_asked_for_in_one_query_a_tick(database: Database) -> None:
     jobs = [queued(database) for _ in range(40)]
     watch = make_watch(database, tick_seconds=SELDOM)
 
-    async def follow() -> list[Seen | None]:
+    async def follow() -> list[JobSnapshot | None]:
         with counted(database) as alone:
             await watch.look(jobs[0])
         with ExitStack() as stack, counted(database) as sent:
             followers = [stack.enter_context(watch.follow(job_id)) for job_id in jobs]
-            looked_at = [follower.news(lambda _: True, within=LONG) for follower in followers]
+            looked_at = [follower.wait_for(lambda _: True, within=LONG) for follower in followers]
             await asyncio.gather(*looked_at)
         assert len(sent) == len(alone)
         return [follower.latest for follower in followers]
@@ -215,7 +215,7 @@ def test_a_change_by_anybody_wakes_at_the_next_tick(database: Database, database
             await asyncio.to_thread(claim, elsewhere)
             found = await asyncio.gather(*waiting)
             # The second one was not touched: it moved up.
-            assert two.latest == Seen("default", 1, 0, False, QueuePlace(1, 0, "no_worker", None))
+            assert two.latest == JobSnapshot("default", 1, 0, False, QueuePlace(1, 0, "no_worker", None))
             return found
 
     assert run(follow(), watch) == [True, True]
@@ -230,7 +230,7 @@ def test_a_job_that_is_deleted_is_news(database: Database) -> None:
         with database.transaction(write=True) as session:
             session.execute(sa.delete(Job).where(Job.id == job_id))
 
-    async def follow() -> Seen | None:
+    async def follow() -> JobSnapshot | None:
         known = await watch.look(job_id)
         with watch.follow(job_id) as follower:
             waiting = asyncio.create_task(differs(follower, known))
@@ -248,7 +248,7 @@ def test_waiting_ends_with_its_time_and_with_the_service(database: Database) -> 
     async def follow() -> tuple[bool, bool, bool]:
         known = await watch.look(job_id)
         with watch.follow(job_id) as follower:
-            timed_out = await follower.news(lambda latest: latest != known, within=0.01)
+            timed_out = await follower.wait_for(lambda latest: latest != known, within=0.01)
             waiting = asyncio.create_task(differs(follower, known))
             await asyncio.sleep(0)
             watch.close()
@@ -261,7 +261,7 @@ def test_waiting_ends_with_its_time_and_with_the_service(database: Database) -> 
 
 def test_there_is_room_for_so_many_and_it_is_given_back(database: Database) -> None:
     job_id = queued(database)
-    watch = make_watch(database, most_followers=2)
+    watch = make_watch(database, max_followers=2)
 
     async def crowd() -> None:
         for _ in range(3):
@@ -309,7 +309,7 @@ def test_one_who_asks_while_the_database_is_away_is_told(database: Database, dat
     failing.failures = 1
     watch = make_watch(failing)
 
-    async def ask() -> Seen | None:
+    async def ask() -> JobSnapshot | None:
         with pytest.raises(OperationalError):
             await watch.look(job_id)
         return await watch.look(job_id)

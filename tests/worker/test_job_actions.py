@@ -1,0 +1,229 @@
+"""The life of a job with a worker at it: paused, resumed, retried, branched, limited."""
+
+from typing import Any
+
+import pytest
+
+from domain.errors import IllegalTransition
+from domain.jobs import actions, lineage
+from domain.jobs.actions import JobIsLive, JobIsNeeded
+from domain.jobs.lineage import StageNotSaved, StartAt
+from domain.jobs.models import Job
+from domain.jobs.repository import list_stages, metric_series
+from domain.jobs.states import JobStatus, PauseAt, StageStatus
+from domain.jobs.submission import JobOptions, Limits
+from tests.support.harness import PROJECT, ServiceHarness
+from tests.worker.fake_engine import STEPS, STEPS_PER_STAGE
+from tests.worker.test_supervisor import meanwhile, reaches
+
+
+def pause(harness: ServiceHarness, job: str, at: PauseAt = "now") -> actions.Change:
+    with harness.database.transaction(write=True) as session:
+        return actions.pause_job(session, PROJECT, job, at)
+
+
+def resume(harness: ServiceHarness, job: str) -> actions.Change:
+    with harness.database.transaction(write=True) as session:
+        return actions.resume_job(session, PROJECT, job)
+
+
+def retry(harness: ServiceHarness, job: str, start: StartAt | None = None, **options: Any) -> Job:
+    return lineage.retry_job(
+        harness.database,
+        harness.settings,
+        project=PROJECT,
+        job_id=job,
+        start=start or StartAt(),
+        options=JobOptions(**options),
+    )
+
+
+def branch(harness: ServiceHarness, job: str, stage: int, changes: dict[str, Any]) -> Job:
+    return lineage.branch_job(
+        harness.database,
+        harness.settings,
+        project=PROJECT,
+        job_id=job,
+        stage=stage,
+        changes=changes,
+        options=JobOptions(name="other"),
+    )
+
+
+@pytest.fixture
+def quick(harness: ServiceHarness) -> ServiceHarness:
+    """With heartbeats so close that a wish is heard soon."""
+    return ServiceHarness(harness.home, harness.database_url, lease_seconds=1.2, databases=harness.databases)
+
+
+def test_a_job_that_is_paused_now_goes_on_from_where_it_was(quick: ServiceHarness) -> None:
+    job = quick.submit()
+    with meanwhile(lambda: (reaches(quick, job, 3), pause(quick, job))):
+        assert quick.supervisor("--hold", "3").work_one() is JobStatus.PAUSED
+    assert quick.supervisor().work_one() is None
+    assert quick.job(job).attempts_spent == 0
+    assert not pause(quick, job).made
+    assert resume(quick, job).made
+    assert not resume(quick, job).made
+    assert quick.supervisor().work_one() is JobStatus.SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in quick.attempts(job)] == [None, 3]
+    assert quick.moves(job) == [
+        *("queued", "preparing", "running", "pausing", "paused"),
+        *("queued", "preparing", "running", "succeeded"),
+    ]
+
+
+def test_a_job_that_is_paused_at_the_end_of_its_stage_ends_it_first(quick: ServiceHarness) -> None:
+    job = quick.submit()
+    with meanwhile(lambda: (reaches(quick, job, 3), pause(quick, job, "stage_end"))):
+        status = quick.supervisor("--hold-until-pause", "3").work_one()
+    assert status is JobStatus.PAUSED
+    assert quick.job(job).step == STEPS_PER_STAGE
+    assert quick.job(job).pause_at is None
+    resume(quick, job)
+    assert quick.supervisor().work_one() is JobStatus.SUCCEEDED
+
+
+def test_a_pause_at_the_end_of_a_stage_may_still_become_one_now(quick: ServiceHarness) -> None:
+    job = quick.submit()
+
+    def ask() -> None:
+        reaches(quick, job, 3)
+        assert pause(quick, job, "stage_end").made
+        assert not pause(quick, job, "stage_end").made
+        assert pause(quick, job, "now").made
+        assert not pause(quick, job, "stage_end").made
+
+    with meanwhile(ask):
+        assert quick.supervisor("--hold", "3").work_one() is JobStatus.PAUSED
+    assert quick.job(job).step == 3
+
+
+def test_only_a_job_that_a_worker_holds_can_be_paused(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    with pytest.raises(IllegalTransition):
+        pause(harness, job)
+    harness.supervisor().work_one()
+    for act in (pause, resume):
+        with pytest.raises(IllegalTransition):
+            act(harness, job)
+
+
+def test_a_job_that_ran_for_as_long_as_it_may_is_saved_and_fails(quick: ServiceHarness) -> None:
+    job = quick.submit(options=JobOptions(limits=Limits(max_runtime_seconds=1)))
+    assert quick.supervisor("--hold", "3").work_one() is JobStatus.FAILED
+    row = quick.job(job)
+    assert (row.end_reason or {})["code"] == "max_runtime_exceeded"
+    assert row.runtime_left_seconds == 0
+    # Its state is there: a retry with another limit goes on.
+    again = retry(quick, job, limits=Limits(max_runtime_seconds=600))
+    assert quick.supervisor().work_one() is JobStatus.SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in quick.attempts(again.id)] == [3]
+
+
+def test_what_an_attempt_ran_is_taken_off_the_runtime(harness: ServiceHarness) -> None:
+    job = harness.submit(options=JobOptions(limits=Limits(max_runtime_seconds=600)))
+    harness.supervisor("--die", "3").work_one()
+    left = harness.job(job).runtime_left_seconds
+    assert left is not None
+    assert 0 < left < 600
+    assert harness.job(job).runs_until is None
+
+
+def test_a_failed_job_is_retried_from_its_newest_state(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    assert harness.supervisor("--fail", "5").work_one() is JobStatus.FAILED
+    again = retry(harness, job, name="again", priority=3)
+    row = harness.job(again.id)
+    assert (row.retry_of, row.name, row.priority, row.step) == (job, "again", 3, 4)
+    assert row.resolved == harness.job(job).resolved
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in harness.attempts(again.id)] == [4]
+    # The job that failed is as it was.
+    assert harness.job(job).status is JobStatus.FAILED
+    assert len(harness.attempts(job)) == 1
+
+
+def test_an_ended_job_is_retried_from_a_stage_or_from_the_start(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.supervisor().work_one()
+    from_stage = retry(harness, job, StartAt("stage", 0))
+    from_start = retry(harness, job, StartAt("start"))
+    assert [harness.supervisor().work_one() for _ in range(2)] == [JobStatus.SUCCEEDED] * 2
+    assert [a.resumed_from_step for a in harness.attempts(from_stage.id)] == [STEPS_PER_STAGE]
+    assert [a.resumed_from_step for a in harness.attempts(from_start.id)] == [None]
+    with pytest.raises(StageNotSaved):
+        retry(harness, job, StartAt("stage", 7))
+    # The ranking came along: the engine made none.
+    shas = {harness.artifacts(each)["ranking"].sha256 for each in (job, from_stage.id, from_start.id)}
+    assert len(shas) == 1
+
+
+def test_a_retry_that_failed_before_it_saved_anything_is_retried_from_what_it_had(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.supervisor("--fail", "5").work_one()
+    second = retry(harness, job)
+    assert harness.supervisor("--fail", "5").work_one() is JobStatus.FAILED
+    third = retry(harness, second.id)
+    assert harness.job(third.id).starts_from == harness.job(second.id).starts_from
+
+
+def test_a_live_job_is_not_retried(harness: ServiceHarness) -> None:
+    with pytest.raises(JobIsLive):
+        retry(harness, harness.submit())
+
+
+def test_a_branch_goes_on_from_a_stage_with_another_method_and_other_temperatures(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.supervisor().work_one()
+    changes = {"method": "js", "curriculum": {"temperature": {"start": 1.0, "end": 4.0}}}
+    made = branch(harness, job, 0, changes)
+    row = harness.job(made.id)
+    assert (row.branch_of, row.name, row.step) == (job, "other", STEPS_PER_STAGE)
+    assert row.percent == min(100, 100 * STEPS_PER_STAGE / row.total_steps)
+    assert row.resolved["method"]["name"] == "js"
+    with harness.database.transaction(write=False) as session:
+        stages = list_stages(session, made.id)
+    assert [stage.status for stage in stages] == [StageStatus.SUCCEEDED, StageStatus.PENDING]
+    assert stages[1].temperature == 4.0
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in harness.attempts(made.id)] == [STEPS_PER_STAGE]
+    assert metrics(harness, made.id) == list(range(1, STEPS + 1))
+
+
+def test_a_branch_begins_with_the_metrics_up_to_its_stage(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.supervisor().work_one()
+    made = branch(harness, job, 0, {})
+    assert metrics(harness, made.id) == list(range(1, STEPS_PER_STAGE + 1))
+
+
+def test_a_job_that_another_begins_with_is_not_deleted(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    with pytest.raises(JobIsLive):
+        delete(harness, job)
+    harness.supervisor().work_one()
+    made = branch(harness, job, 0, {})
+    with pytest.raises(JobIsNeeded):
+        delete(harness, job)
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    assert delete(harness, job) == [f"jobs/{job}"]
+    assert harness.job(made.id).branch_of == job
+
+
+def delete(harness: ServiceHarness, job: str) -> list[str]:
+    with harness.database.transaction(write=True) as session:
+        return actions.delete_job(session, PROJECT, job)
+
+
+def metrics(harness: ServiceHarness, job: str) -> list[int]:
+    """The steps whose loss is known."""
+    with harness.database.transaction(write=False) as session:
+        (series,) = metric_series(session, job, points=100, names=["loss"])
+    return list(series.steps)
+
+
+def test_a_job_waits_as_long_as_it_may_by_the_databases_clock(harness: ServiceHarness) -> None:
+    row = harness.job(harness.submit(options=JobOptions(limits=Limits(max_wait_seconds=60))))
+    assert row.waits_until is not None
+    assert 59 < (row.waits_until - row.created_at).total_seconds() < 61
