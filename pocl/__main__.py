@@ -31,10 +31,9 @@ from pocl.events import (
     Warned,
     to_line,
 )
+from pocl.layout import CACHE_DIR, ExitCode
 from pocl.spec import DistillationSpec, resolve
 from pocl.storage.shared_cache import SharedCache
-
-EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 1, 2, 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SpecInvalid as error:
         for problem in error.problems:
             print(f"{options.spec}: {problem.pointer or '/'}: {problem.detail}", file=sys.stderr)
-        return EXIT_USAGE
+        return ExitCode.USAGE
     stop, pause = _Flag(), _Flag()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop.set)
@@ -57,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pocl.run import DEFAULT_CACHE_BYTES, run
 
     size = DEFAULT_CACHE_BYTES if options.cache_bytes is None else options.cache_bytes
-    reuse = SharedCache(options.cache or options.workdir / "cache", size, options.keep_for)
+    reuse = SharedCache(options.cache or options.workdir / CACHE_DIR, size, options.keep_for)
 
     def sink(event: Event) -> None:
         # Whoever read the events may be gone; the run goes on, and its directory has them all.
@@ -68,13 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(spec, options.workdir, sink, stop.is_set, reuse, pause.is_set)
     except RunStopped:
-        return EXIT_STOPPED
+        return ExitCode.STOPPED
     except PoclError as error:
         # The cause is for the log; what callers should act on is the RunEnded event.
         if error.__cause__ is not None:
             sys.excepthook(type(error), error, error.__traceback__)
-        return EXIT_FAILED
-    return 0
+        return ExitCode.FAILED
+    return ExitCode.DONE
 
 
 def read_spec(path: Path, settings: Sequence[str] = ()) -> DistillationSpec:

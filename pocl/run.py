@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 import transformers
 
-from pocl.curriculum.difficulty import RANKING_FILE, Ranked, RankingInputs, load_or_rank
+from pocl.curriculum.difficulty import Ranked, RankingInputs, load_or_rank
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.curriculum.measure import measure
 from pocl.errors import DiskFull, EngineFailure, LossDiverged, OutOfMemory, PoclError, is_disk_full
@@ -40,18 +40,28 @@ from pocl.events import (
     StepLogged,
     Warned,
 )
+from pocl.layout import (
+    CACHE_DIR,
+    CHECKPOINTS_DIR,
+    EVENTS_FILE,
+    FINAL_DIR,
+    RANKING_FILE,
+    REPORT_FILE,
+    RESULT_FILE,
+    SPEC_FILE,
+    checkpoint_dir,
+)
 from pocl.models.loading import Loaded, load_weights
 from pocl.models.packed import can_pack
 from pocl.models.precision import choose_device, choose_precision, machine
 from pocl.plan import StagePlan, stage_table
 from pocl.prepare import Corpus, Models, digest_of, digest_of_references, encode_corpus, load_models, read_rows
 from pocl.progress import at_most_every
-from pocl.report.render import REPORT_FILE
-from pocl.report.result import RESULT_FILE, Result, result_of, write_result
+from pocl.report.result import Result, result_of, write_result
 from pocl.spec import SFT, DistillationSpec
 from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
-from pocl.storage.workdir import EVENTS_FILE, SPEC_FILE, EventLog, locked, pin_spec
+from pocl.storage.workdir import EventLog, locked, pin_spec
 from pocl.teacher.cache import open_teacher
 from pocl.teacher.comparison import DistillationLoss
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
@@ -59,7 +69,6 @@ from pocl.train import checkpoint
 from pocl.train.checkpoint import Restored, TrainState
 from pocl.train.loop import Score, Student, Trainer, make_optimizer
 
-FINAL = "final"
 DEFAULT_CACHE_BYTES = 64 << 30
 _PROGRESS_SECONDS = 1.0
 ShouldStop = Callable[[], bool]
@@ -86,7 +95,7 @@ def run(
         PoclError: whose class says what went wrong. The last event is then a `RunEnded` with the same code.
     """
     last_step = _LastStep(sink)
-    reuse = reuse or SharedCache(workdir / "cache", DEFAULT_CACHE_BYTES)
+    reuse = reuse or SharedCache(workdir / CACHE_DIR, DEFAULT_CACHE_BYTES)
     with ExitStack() as held:
         try:
             held.enter_context(locked(workdir))
@@ -191,7 +200,7 @@ class _Run:
         return self._export(models, state, table, ranking)
 
     def _restored(self) -> Restored | None:
-        restored, passed = checkpoint.newest(self._workdir / checkpoint.CHECKPOINTS)
+        restored, passed = checkpoint.newest(self._workdir / CHECKPOINTS_DIR)
         for sentence in passed:
             self._sink(Warned(code="checkpoint_passed_over", message=sentence))
         if restored is None and passed:
@@ -365,8 +374,8 @@ class _Run:
 
     def _export(self, models: Models, state: TrainState, table: tuple[StagePlan, ...], ranking: list[Ranked]) -> Result:
         self._sink(PhaseChanged(phase="exporting"))
-        source = self._workdir / checkpoint.CHECKPOINTS / checkpoint.name_of(state.step)
-        checkpoint.link_weights(source, self._workdir / FINAL)
+        source = self._workdir / checkpoint_dir(state.step)
+        checkpoint.link_weights(source, self._workdir / FINAL_DIR)
         final = [each.model_copy(update={"subject": "final", "stage": None}) for each in state.evaluations[-1:]]
         for each in final:
             self._sink(each)
@@ -375,8 +384,8 @@ class _Run:
         write_result(self._workdir, self._spec, result, state.metrics, ranking)
         self._sink(ArtifactWritten(kind="result", path=RESULT_FILE))
         self._sink(ArtifactWritten(kind="report", path=REPORT_FILE))
-        size = read_manifest(self._workdir / FINAL).size_bytes
-        self._sink(CheckpointSaved(kind="final", path=FINAL, step=state.step, stage=None, size_bytes=size))
+        size = read_manifest(self._workdir / FINAL_DIR).size_bytes
+        self._sink(CheckpointSaved(kind="final", path=FINAL_DIR, step=state.step, stage=None, size_bytes=size))
         self._sink(RunFinished(step=state.step))
         return result
 

@@ -14,12 +14,14 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
+from domain.jobs.leases import StoredCheckpoint
+from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE, checkpoint_dir
 from pocl.spec import DistillationSpec
 
 log = logging.getLogger(__name__)
@@ -27,11 +29,8 @@ log = logging.getLogger(__name__)
 _LOCK = ".held"
 _NEW = ".new-"
 _HALF_MADE_SECONDS = 3600
-
-RANKING = ("ranking.jsonl", "ranking.json")
-"""The ranking and the seal that vouches for it; the engine takes the first only with the second."""
-PARTIAL_RANKING = "ranking.partial.jsonl"
-"""A ranking under way; each line is sealed."""
+# The engine takes a ranking only with its inputs, which vouch for it; each line of a partial one is sealed.
+_RANKING_FILES = (RANKING_FILE, RANKING_INPUTS_FILE, PARTIAL_RANKING_FILE)
 
 
 @dataclass(frozen=True)
@@ -88,16 +87,21 @@ def held(root: Path, job_id: str, attempt: int) -> Iterator[AttemptDir]:
 
 
 def stage_inputs(
-    place: AttemptDir, store: ArtifactStore, spec: DistillationSpec, *, rankings_of: list[str], states: list[str]
+    place: AttemptDir,
+    store: ArtifactStore,
+    spec: DistillationSpec,
+    *,
+    rankings_of: list[str],
+    states: Sequence[StoredCheckpoint],
 ) -> None:
     """Put in what the engine needs to begin, or to go on where an earlier attempt was.
 
     Args:
         rankings_of: jobs whose ranking it may take, best first; the engine takes only one of its own inputs.
-        states: store keys of training states, best first; a damaged one is passed over for the next.
+        states: training states in the store, best first; a damaged one is passed over for the next.
     """
     place.given.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
-    for name in (*RANKING, PARTIAL_RANKING):
+    for name in _RANKING_FILES:
         for job_id in rankings_of:
             try:
                 shutil.copyfile(store.locate(ranking_key(job_id, name)), place.run / name)
@@ -105,13 +109,11 @@ def stage_inputs(
                 log.debug("no %s of %s yet", name, job_id)
                 continue
             break
-    for key in states:
-        # The engine goes by the number of the step, which the key ends with.
-        target = place.run / "checkpoints" / f"step-{key.rpartition('-')[2]}"
+    for state in states:
         try:
-            store.checkout(key, target)
+            store.checkout(state.store_key, place.run / checkpoint_dir(state.step))
         except (ArtifactCorrupt, ArtifactNotFound) as error:
-            log.warning("the training state %s was passed over: %s", key, error)
+            log.warning("the training state %s was passed over: %s", state.store_key, error)
             continue
         return
 

@@ -9,10 +9,10 @@ from domain.jobs.leases import Outcome
 from domain.jobs.states import RUNTIME_EXCEEDED, EndReason
 from pocl.errors import is_disk_full
 from pocl.events import RunEnded, RunFinished
+from pocl.layout import ExitCode
 
 StopRequest = Literal["cancel", "pause", "release", "stall", "expire"]
 
-EXIT_USAGE: Final = 2
 _STOPPED: Final = "stopped"
 
 STALLED: Final = EndReason(
@@ -81,7 +81,7 @@ def of_storage(error: OSError) -> EndReason:
 
 def outcome_of(ending: EngineExit) -> Outcome:
     """The outcome for the rows. A typed failure stands, whatever was asked meanwhile."""
-    if ending.status == 0 and isinstance(ending.last, RunFinished):
+    if ending.status == ExitCode.DONE and isinstance(ending.last, RunFinished):
         return Outcome.succeeded() if ending.stored else Outcome.failed(ending.trouble or STORAGE_FAILED)
     if isinstance(ending.last, RunEnded) and ending.last.code != _STOPPED:
         last = ending.last
@@ -103,7 +103,7 @@ def outcome_of(ending: EngineExit) -> Outcome:
 def _unasked(ending: EngineExit) -> Outcome:
     if isinstance(ending.last, RunEnded):
         return Outcome.crashed(STOPPED)
-    if ending.status == EXIT_USAGE:
+    if ending.status == ExitCode.USAGE:
         return Outcome.failed(SPEC_REFUSED)
     if ending.status == -signal.SIGKILL:
         return Outcome.crashed(OUT_OF_MEMORY if ending.memory_kills else KILLED)

@@ -28,8 +28,9 @@ from pocl.events import (
     StepLogged,
     from_line,
 )
+from pocl.layout import EVENTS_FILE, PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
 from pocl.storage.manifest import MANIFEST
-from worker.attempt_dir import PARTIAL_RANKING, RANKING, AttemptDir, ranking_key
+from worker.attempt_dir import AttemptDir, ranking_key
 from worker.engine_exit import of_storage
 from worker.lease import Lease
 
@@ -122,7 +123,7 @@ class RowSink:
         self._log_tail = log_tail
         self._flush_seconds = flush_seconds
         self._clock = clock
-        self._tail = EventTail(place.run / "events.jsonl", claim.events_offset)
+        self._tail = EventTail(place.run / EVENTS_FILE, claim.events_offset)
         self._pending = _Pending([], self._tail.offset, [], urgent=False)
         self._flushed_at = self._log_saved_at = self._partial_saved_at = self.heard_at = clock()
         self.last: RunFinished | RunEnded | None = None
@@ -231,8 +232,8 @@ class RowSink:
             source = self._place.inside(written.path)
             key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{source.name}"
             if written.kind == "ranking":
-                key = ranking_key(self._claim.job_id, RANKING[0])
-                seal = source.with_name(RANKING[1])
+                key = ranking_key(self._claim.job_id, RANKING_FILE)
+                seal = source.with_name(RANKING_INPUTS_FILE)
                 self._lease.during(lambda: self._store.publish_file(seal, ranking_key(self._claim.job_id, seal.name)))
             stored = self._lease.during(lambda: self._store.publish_file(source, key))
         except _UNUSABLE as error:
@@ -251,10 +252,10 @@ class RowSink:
 
     def _store_partial_ranking(self) -> None:
         """Another attempt, perhaps on another machine, goes on where this one was."""
-        source = self._place.run / PARTIAL_RANKING
+        source = self._place.run / PARTIAL_RANKING_FILE
         if not source.exists():
             return
-        key = ranking_key(self._claim.job_id, PARTIAL_RANKING)
+        key = ranking_key(self._claim.job_id, PARTIAL_RANKING_FILE)
         try:
             self._lease.during(lambda: self._store.publish_file(source, key))
         except FileNotFoundError:

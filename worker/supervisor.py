@@ -188,11 +188,12 @@ class _Attempt:
         except (ApiError, ArtifactNotFound, ArtifactCorrupt) as error:
             return Outcome.failed(_unusable_reference(error))
         spec = self._apply_worker_defaults(spec)
-        states = [checkpoint.store_key for checkpoint in claim.checkpoints]
         jobs = [claim.job_id] if claim.descends_from is None else [claim.job_id, claim.descends_from]
         try:
             self._lease.during(
-                lambda: attempt_dir.stage_inputs(self._place, supervisor.store, spec, rankings_of=jobs, states=states)
+                lambda: attempt_dir.stage_inputs(
+                    self._place, supervisor.store, spec, rankings_of=jobs, states=claim.checkpoints
+                )
             )
         except OSError as error:
             log.error("the workplace cannot be written: %s", error)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.faults.outcome import litter, read_events
+from pocl.layout import EVENTS_FILE, ExitCode
 
 STARTING = "starting"
 """The phase before the first one that the engine names."""
-EXIT_STOPPED = 75
 _PRELOADED = [
     "pocl.__main__", "pocl.run", "accelerate",
     "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
@@ -122,7 +122,7 @@ def storm(engine: Engine, spec: Path, workdir: Path, moments: Sequence[Moment]) 
         position = max([position, *(event["step"] for event in ended.events if event["type"] == "step")])
         if ended.status == 0:
             return strikes
-        if moment is None or ended.status not in (-moment.by, EXIT_STOPPED):
+        if moment is None or ended.status not in (-moment.by, ExitCode.STOPPED):
             raise RuntimeError(f"the run in {workdir} exited with {ended.status}: {_last_lines(workdir)}")
         strikes.append(Crash(moment.by, ended.phase, ended.in_save))
     raise AssertionError("the last attempt is not struck")
@@ -260,7 +260,7 @@ def _arguments(spec: Path, workdir: Path) -> list[str]:
 
 
 def _size_of_log(workdir: Path) -> int:
-    path = workdir / "events.jsonl"
+    path = workdir / EVENTS_FILE
     # A torn line is cut off at the next start.
     return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pocl.errors import CheckpointCorrupt
+from pocl.layout import BEST_DIR, CACHE_DIR, EVENTS_FILE, FINAL_DIR, RANKING_FILE, RESULT_FILE, WEIGHTS_FILE
 from pocl.storage import manifest
 
 _TIMES = ("tokens_per_second", "eta_seconds", "eta_low_seconds", "eta_high_seconds")
@@ -33,14 +34,14 @@ class Outcome:
         steps = {event["step"]: event for event in events if event["type"] == "step"}
         best = [event for event in events if event["type"] == "checkpoint" and event["kind"] == "best"]
         return cls(
-            final=manifest.sha256_of(workdir / "final" / "model.safetensors"),
-            best=manifest.sha256_of(workdir / "best" / "model.safetensors"),
-            ranking=manifest.sha256_of(workdir / "ranking.jsonl"),
-            result=(workdir / "result.json").read_text(encoding="utf-8"),
+            final=manifest.sha256_of(workdir / FINAL_DIR / WEIGHTS_FILE),
+            best=manifest.sha256_of(workdir / BEST_DIR / WEIGHTS_FILE),
+            ranking=manifest.sha256_of(workdir / RANKING_FILE),
+            result=(workdir / RESULT_FILE).read_text(encoding="utf-8"),
             steps={step: {k: v for k, v in event.items() if k not in _TIMES} for step, event in steps.items()},
             reusable={
                 path.relative_to(workdir).as_posix(): manifest.sha256_of(path)
-                for path in (workdir / "cache").rglob("*")
+                for path in (workdir / CACHE_DIR).rglob("*")
                 if path.is_file()
             },
             best_named=best[-1],
@@ -53,7 +54,7 @@ class Outcome:
 
 def read_events(workdir: Path, offset: int = 0) -> list[dict[str, Any]]:
     """The whole lines of events.jsonl from a byte offset on."""
-    path = workdir / "events.jsonl"
+    path = workdir / EVENTS_FILE
     content = path.read_bytes()[offset:] if path.exists() else b""
     return [json.loads(line)["event"] for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 

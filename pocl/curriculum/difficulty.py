@@ -17,14 +17,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pocl.curriculum.journal import PARTIAL_FILE, DifficultyMeasurement, Journal
+from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.errors import DiskFull, LossDiverged
+from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
 from pocl.storage.manifest import replace_file
 from pocl.storage.shared_cache import SharedCache
 
 KIND = "rankings"
-RANKING_FILE = "ranking.jsonl"
-INPUTS_FILE = "ranking.json"
 BATCHING = 1
 """Version of how samples are put into batches and answered; raised when the same inputs get other bits."""
 
@@ -114,13 +113,13 @@ def load_or_rank(
     if ranking is None:
         ranking = _of_another_run(store, inputs)
         if ranking is None:
-            with Journal(directory / PARTIAL_FILE, inputs.key) as journal:
+            with Journal(directory / PARTIAL_RANKING_FILE, inputs.key) as journal:
                 ranking = rank(measure(journal), k=inputs.rrf_k)
             # Without room for it, it is merely not there for the next run.
             with suppress(DiskFull, OSError), store.add(KIND, inputs.key) as scratch:
                 _write(scratch, inputs, ranking)
         _write(directory, inputs, ranking)
-    (directory / PARTIAL_FILE).unlink(missing_ok=True)
+    (directory / PARTIAL_RANKING_FILE).unlink(missing_ok=True)
     return ranking, found
 
 
@@ -129,12 +128,12 @@ def _write(directory: Path, inputs: RankingInputs, ranking: Sequence[Ranked]) ->
     replace_file(directory / RANKING_FILE, text)
     # Written last: it vouches for the file above, by its digest too.
     seal = {"key": inputs.key, "sha256": hashlib.sha256(text.encode()).hexdigest(), "inputs": inputs.model_dump()}
-    replace_file(directory / INPUTS_FILE, json.dumps(seal, indent=1) + "\n")
+    replace_file(directory / RANKING_INPUTS_FILE, json.dumps(seal, indent=1) + "\n")
 
 
 def _read(directory: Path, fits: Callable[[RankingInputs], bool]) -> list[Ranked] | None:
     try:
-        seal: dict[str, Any] = json.loads((directory / INPUTS_FILE).read_bytes())
+        seal: dict[str, Any] = json.loads((directory / RANKING_INPUTS_FILE).read_bytes())
         content = (directory / RANKING_FILE).read_bytes()
         inputs = RankingInputs.model_validate(seal["inputs"])
     except (OSError, ValueError, KeyError, TypeError):

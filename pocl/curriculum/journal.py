@@ -16,7 +16,6 @@ from typing import Any, Self
 
 from pocl.storage.manifest import full_disk_typed, write_all
 
-PARTIAL_FILE = "ranking.partial.jsonl"
 _SECONDS_UNSYNCED = 5.0
 
 

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.difficulty import Ranked
 from pocl.events import Evaluated, SeedStats
+from pocl.layout import REPORT_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-REPORT_FILE = "report.html"
 _BANDS = ("#eef4fb", "#dce8f6", "#cadcf1", "#b8d0ec")
 _BLUE, _RED, _GREY, _GREEN = "#1f5fa8", "#c2452d", "#7a8794", "#2f7d4f"
 

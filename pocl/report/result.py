@@ -7,16 +7,15 @@ from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.difficulty import Ranked
 from pocl.events import Evaluated
+from pocl.layout import REPORT_FILE, RESULT_FILE
 from pocl.models.loading import Loaded
 from pocl.plan import StagePlan
 from pocl.prepare import Models
-from pocl.report.render import REPORT_FILE, Curve, ReportData, StageFigures, render
+from pocl.report.render import Curve, ReportData, StageFigures, render
 from pocl.spec import DistillationSpec
 from pocl.storage.manifest import replace_file
 from pocl.train.checkpoint import MetricRow, TrainState
 from pocl.train.loop import best_stage
-
-RESULT_FILE = "result.json"
 
 
 class Result(BaseModel):

@@ -1,7 +1,4 @@
-"""The directory of a run: one process at a time, its specification, and the log of its events.
-
-spec.json  events.jsonl  ranking.jsonl  checkpoints/  best/  final/  result.json  report.html
-"""
+"""The directory of a run: one process at a time, its specification, and the log of its events."""
 
 import fcntl
 import os
@@ -16,11 +13,10 @@ from pydantic import ValidationError
 
 from pocl.errors import DiskFull, WorkdirInUse, WorkdirMismatch, is_disk_full
 from pocl.events import Event, RunEnded, Sink, to_line
+from pocl.layout import LOCK_FILE, SPEC_FILE
 from pocl.spec import DistillationSpec
 from pocl.storage.manifest import full_disk_typed, replace_file, sweep, write_all
 
-SPEC_FILE = "spec.json"
-EVENTS_FILE = "events.jsonl"
 _RESERVE_FILE = ".reserve"
 _RESERVE_BYTES = 64 << 10
 
@@ -35,7 +31,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     with full_disk_typed():
         workdir.mkdir(parents=True, exist_ok=True)
-        handle = os.open(workdir / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(workdir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

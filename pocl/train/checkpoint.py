@@ -1,6 +1,6 @@
 """The full training state on disk: saved whole or not at all, and restored to exactly what it was.
 
-    checkpoints/step-000120/       from_pretrained loads this directory
+    checkpoints/step-00000120/     from_pretrained loads this directory
         config.json, model.safetensors, tokenizer.json, ..., manifest.json
         training/                  what continuing needs besides the weights
             optimizer.safetensors  the moments of each parameter
@@ -25,13 +25,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import CheckpointCorrupt, LossDiverged, WorkdirMismatch
 from pocl.events import Evaluated
+from pocl.layout import TRAINING_DIR, WEIGHTS_FILE, checkpoint_name, checkpoints_in, step_of
 from pocl.models.loading import save_model
 from pocl.storage import manifest
 
-CHECKPOINTS = "checkpoints"
-TRAINING = "training"
 _STATE, _OPTIMIZER, _RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
-_WEIGHTS = {"config.json", "model.safetensors"}
+_WEIGHTS = {"config.json", WEIGHTS_FILE}
 _POSITION = {_STATE, _OPTIMIZER, _RNG}
 
 
@@ -84,10 +83,6 @@ class Restored:
     state: TrainState
 
 
-def name_of(step: int) -> str:
-    return f"step-{step:08d}"
-
-
 def save(
     root: Path,
     state: TrainState,
@@ -102,12 +97,12 @@ def save(
         DiskFull: when there is no space; older checkpoints are untouched.
         LossDiverged: when a weight or a moment is not finite; nothing is written.
     """
-    target = root / name_of(state.step)
+    target = root / checkpoint_name(state.step)
     moments = _optimizer_tensors(model, optimizer)
     _refuse_non_finite(state.step, {**dict(model.named_parameters()), **moments})
     with manifest.new_directory(target) as scratch:
         save_model(model, tokenizer, scratch)
-        training = scratch / TRAINING
+        training = scratch / TRAINING_DIR
         training.mkdir()
         save_file(moments, training / _OPTIMIZER)
         save_file(_rng_tensors(), training / _RNG)
@@ -123,12 +118,12 @@ def newest(root: Path) -> tuple[Restored | None, list[str]]:
         WorkdirMismatch: it is whole, but another version of the engine wrote it. To pass it over would throw it away.
     """
     passed: list[str] = []
-    for directory in _by_step(root, reverse=True):
-        if not (directory / TRAINING).is_dir():
+    for directory in reversed(checkpoints_in(root)):
+        if not (directory / TRAINING_DIR).is_dir():
             continue
         try:
             _verify(directory, _WEIGHTS)
-            _verify(directory / TRAINING, _POSITION)
+            _verify(directory / TRAINING_DIR, _POSITION)
         except CheckpointCorrupt as error:
             passed.append(f"{directory.name} was passed over: {error}")
             continue
@@ -138,13 +133,13 @@ def newest(root: Path) -> tuple[Restored | None, list[str]]:
 
 def restore_optimizer(directory: Path, model: PreTrainedModel, optimizer: AdamW) -> None:
     """Fill the optimiser and the random generators from a training state that :func:`newest` returned."""
-    tensors = load_file(directory / TRAINING / _OPTIMIZER)
+    tensors = load_file(directory / TRAINING_DIR / _OPTIMIZER)
     for name, parameter in _trained(model):
         if f"{name}:exp_avg" in tensors:
             optimizer.state[parameter] = {
                 key: _placed(tensors[f"{name}:{key}"], parameter) for key in ("step", "exp_avg", "exp_avg_sq")
             }
-    generators = load_file(directory / TRAINING / _RNG)
+    generators = load_file(directory / TRAINING_DIR / _RNG)
     torch.set_rng_state(generators["cpu"])
     if "cuda" in generators and torch.cuda.is_available():
         torch.cuda.set_rng_state(generators["cuda"])
@@ -157,8 +152,8 @@ def prune(root: Path, *, step: int, keep: int, stage_ends: set[int]) -> None:
     whole one, so it goes; the run makes it again.
     """
     kept = 0
-    for directory in _by_step(root, reverse=True):
-        at, resumable = _step_of(directory), (directory / TRAINING).is_dir()
+    for directory in reversed(checkpoints_in(root)):
+        at, resumable = step_of(directory), (directory / TRAINING_DIR).is_dir()
         if at > step:
             if resumable:
                 manifest.discard(directory)
@@ -167,7 +162,7 @@ def prune(root: Path, *, step: int, keep: int, stage_ends: set[int]) -> None:
         elif at not in stage_ends:
             manifest.discard(directory)
         elif resumable:
-            manifest.discard(directory / TRAINING)
+            manifest.discard(directory / TRAINING_DIR)
 
 
 def link_weights(source: Path, target: Path) -> None:
@@ -188,7 +183,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _state_in(directory: Path) -> TrainState:
     try:
-        return TrainState.model_validate_json((directory / TRAINING / _STATE).read_bytes())
+        return TrainState.model_validate_json((directory / TRAINING_DIR / _STATE).read_bytes())
     except ValidationError as error:
         message = f"the training state of {directory.name} cannot be read by this version"
         raise WorkdirMismatch(message) from error
@@ -206,14 +201,6 @@ def _refuse_non_finite(step: int, tensors: Mapping[str, torch.Tensor]) -> None:
         # The extremes are not finite either then, and one pass finds them without a copy.
         if tensor.numel() and not torch.stack(tensor.detach().aminmax()).isfinite().all():
             raise LossDiverged(f"{name} is not finite after step {step}")
-
-
-def _step_of(directory: Path) -> int:
-    return int(directory.name.removeprefix("step-"))
-
-
-def _by_step(root: Path, *, reverse: bool) -> list[Path]:
-    return sorted(root.glob("step-????????"), reverse=reverse)
 
 
 def _trained(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -26,6 +26,7 @@ from pocl.events import (
     StepLogged,
     Warned,
 )
+from pocl.layout import BEST_DIR, CHECKPOINTS_DIR, checkpoint_dir
 from pocl.plan import StagePlan
 from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
 from pocl.storage.manifest import read_manifest
@@ -36,8 +37,6 @@ from pocl.train.checkpoint import MetricRow, TrainState
 from pocl.train.pace import EtaEstimator
 from pocl.train.ranks import Ranks, SingleProcess
 from pocl.train.schedule import batches, cosine, shuffled
-
-BEST = "best"
 
 
 @dataclass
@@ -279,8 +278,8 @@ class Trainer:
         """Keep the weights of the stage that scores best."""
         if best_stage(self.state.evaluations, self.spec.evaluation.best_by) != stage:
             return
-        source = self.workdir / checkpoint.CHECKPOINTS / checkpoint.name_of(self.state.stage_ends[stage])
-        checkpoint.link_weights(source, self.workdir / BEST)
+        source = self.workdir / checkpoint_dir(self.state.stage_ends[stage])
+        checkpoint.link_weights(source, self.workdir / BEST_DIR)
         # `best/` changes with the next better stage; the directory that its weights came from does not.
         self._announce("best", source, stage, step=self.state.stage_ends[stage])
 
@@ -298,7 +297,7 @@ class Trainer:
         return self.state.step, len(self.state.evaluations)
 
     def _save(self, kind: Literal["training", "stage"], stage: int) -> None:
-        root = self.workdir / checkpoint.CHECKPOINTS
+        root = self.workdir / CHECKPOINTS_DIR
         directory = checkpoint.save(
             root,
             self.state,

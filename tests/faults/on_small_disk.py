@@ -17,6 +17,11 @@ from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import DiskFull, PoclError
 from pocl.events import Event, PhaseChanged, Progressed, RunEnded, StepLogged, Warned
+from pocl.layout import (
+    CHECKPOINTS_DIR,
+    EVENTS_FILE,
+    checkpoint_dir,
+)
 from pocl.run import run
 from pocl.storage.workdir import EventLog
 from pocl.train import checkpoint
@@ -93,7 +98,7 @@ def _case(spec: Path, workdir: Path, space: Space) -> Case:
         case.code, case.where = error.code, _lines_of(error)
     case.told = next((event.code for event in events[-1:] if isinstance(event, RunEnded)), None)
     case.written = read_events(workdir)[-1]["type"]
-    restored, _ = checkpoint.newest(workdir / checkpoint.CHECKPOINTS)
+    restored, _ = checkpoint.newest(workdir / CHECKPOINTS_DIR)
     case.whole_step = None if restored is None else restored.state.step
     case.damaged, case.litter = tuple(damaged(workdir)), tuple(litter(workdir))
     ballast.unlink(missing_ok=True)
@@ -102,7 +107,7 @@ def _case(spec: Path, workdir: Path, space: Space) -> Case:
 
 def _log(disk: Path) -> Log:
     heard: list[Event] = []
-    path, ballast, found = disk / "events.jsonl", disk / "ballast", Log()
+    path, ballast, found = disk / EVENTS_FILE, disk / "ballast", Log()
     with EventLog(path, heard.append) as log:
         _fill(ballast, 0)
         try:
@@ -127,7 +132,7 @@ def _is_step(event: Event, step: int) -> bool:
 
 def _pages_of_weights(workdir: Path) -> int:
     """Bytes that a checkpoint takes but for its training state, and one page: too little for the optimiser's."""
-    directory = workdir / "checkpoints" / checkpoint.name_of(2)
+    directory = workdir / checkpoint_dir(2)
     files = [path for path in directory.iterdir() if path.is_file() and path.name != "manifest.json"]
     return sum(-(-path.stat().st_size // _PAGE) * _PAGE for path in files) + _PAGE
 

@@ -9,6 +9,13 @@ import pytest
 from bench.faults.outcome import Outcome, damaged, litter
 from pocl.errors import WorkdirMismatch
 from pocl.events import RunStarted
+from pocl.layout import (
+    CHECKPOINTS_DIR,
+    TRAINING_DIR,
+    WEIGHTS_FILE,
+    checkpoint_dir,
+    checkpoint_name,
+)
 from pocl.storage import manifest
 from pocl.train import checkpoint
 from tests.faults.runs import run_until, run_whole, warnings_in
@@ -47,7 +54,7 @@ def empty_list(file: Path) -> None:
 
 
 DAMAGES = [
-    (truncate, "model.safetensors"),
+    (truncate, WEIGHTS_FILE),
     (flip, "training/optimizer.safetensors"),
     (flip, "training/rng.safetensors"),
     (remove, "training/rng.safetensors"),
@@ -63,20 +70,20 @@ DAMAGES = [
 def test_a_damaged_newest_one_is_passed_over(
     stopped: Path, damage: Callable[[Path], None], file: str, tmp_path: Path
 ) -> None:
-    root = shutil.copytree(stopped, tmp_path / "run") / "checkpoints"
-    damage(root / checkpoint.name_of(STOPPED_AT) / file)
+    root = shutil.copytree(stopped, tmp_path / "run") / CHECKPOINTS_DIR
+    damage(root / checkpoint_name(STOPPED_AT) / file)
     restored, sentences = checkpoint.newest(root)
     assert restored is not None
     assert restored.state.step == BEFORE
     assert len(sentences) == 1
 
 
-@pytest.mark.parametrize(("damage", "file"), [(flip, "model.safetensors"), (remove, "training/state.json")])
+@pytest.mark.parametrize(("damage", "file"), [(flip, WEIGHTS_FILE), (remove, "training/state.json")])
 def test_the_run_goes_on_from_the_one_before_to_the_same_end(
     restart: Path, baseline: Outcome, stopped: Path, damage: Callable[[Path], None], file: str, tmp_path: Path
 ) -> None:
     workdir = shutil.copytree(stopped, tmp_path / "run")
-    damage(workdir / "checkpoints" / checkpoint.name_of(STOPPED_AT) / file)
+    damage(workdir / checkpoint_dir(STOPPED_AT) / file)
     events = run_whole(restart, workdir)
     assert warnings_in(events) == ["checkpoint_passed_over"]
     assert [event.resumed_from_step for event in events if isinstance(event, RunStarted)] == [BEFORE]
@@ -97,7 +104,7 @@ def test_without_a_whole_one_the_run_starts_again_and_says_so(
 
 def test_a_whole_one_of_another_version_is_not_thrown_away(restart: Path, stopped: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(stopped, tmp_path / "run")
-    training = workdir / "checkpoints" / checkpoint.name_of(STOPPED_AT) / "training"
+    training = workdir / checkpoint_dir(STOPPED_AT) / TRAINING_DIR
     (training / "state.json").write_text('{"of_another_version": 1}')
     (training / "manifest.json").unlink()
     manifest.write_manifest(training)
@@ -108,9 +115,9 @@ def test_a_whole_one_of_another_version_is_not_thrown_away(restart: Path, stoppe
 
 def test_a_damaged_one_beyond_the_run_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
     for step, is_resumable in ((2, True), (4, True), (6, True), (9, True), (12, False)):
-        (tmp_path / checkpoint.name_of(step) / ("training" if is_resumable else "")).mkdir(parents=True)
+        (tmp_path / checkpoint_name(step) / (TRAINING_DIR if is_resumable else "")).mkdir(parents=True)
     checkpoint.prune(tmp_path, step=6, keep=2, stage_ends={2})
-    left = {path.name: (path / "training").is_dir() for path in tmp_path.iterdir()}
+    left = {path.name: (path / TRAINING_DIR).is_dir() for path in tmp_path.iterdir()}
     # 9 was damaged; 12 holds the weights of a stage that an earlier attempt finished.
     expected = {2: False, 4: True, 6: True, 12: False}
-    assert left == {checkpoint.name_of(step): is_resumable for step, is_resumable in expected.items()}
+    assert left == {checkpoint_name(step): is_resumable for step, is_resumable in expected.items()}

@@ -13,10 +13,16 @@ from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import LossDiverged
 from pocl.events import Event, RunEnded
+from pocl.layout import (
+    CHECKPOINTS_DIR,
+    FINAL_DIR,
+    RANKING_FILE,
+    WEIGHTS_FILE,
+    checkpoint_dir,
+)
 from pocl.run import run
 from pocl.spec import DistillationSpec
 from pocl.storage import manifest
-from pocl.train import checkpoint
 from tests.faults.runs import run_until, run_whole, with_learning_rate
 
 
@@ -35,12 +41,12 @@ def steps_saved(workdir: Path) -> list[str]:
     assert damaged(workdir) == []
     for file in workdir.glob("checkpoints/**/*.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file
-    return sorted(path.name for path in (workdir / "checkpoints").glob("*"))
+    return sorted(path.name for path in (workdir / CHECKPOINTS_DIR).glob("*"))
 
 
 def poison(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     """Change the weights of a checkpoint, and write a manifest that vouches for them."""
-    file = directory / "model.safetensors"
+    file = directory / WEIGHTS_FILE
     weights = load_file(file)
     change(weights)
     save_file(weights, file, {"format": "pt"})
@@ -49,7 +55,7 @@ def poison(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -
 
 
 def sample_digests(workdir: Path) -> list[str]:
-    return [json.loads(line)["digest"][:12] for line in (workdir / "ranking.jsonl").read_text().splitlines()]
+    return [json.loads(line)["digest"][:12] for line in (workdir / RANKING_FILE).read_text().splitlines()]
 
 
 def test_a_huge_learning_rate_ends_at_the_step_that_shows_it(restart: Path, tmp_path: Path) -> None:
@@ -82,17 +88,17 @@ def test_poisoned_weights_are_not_trained_on(
     restart: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], what: str
 ) -> None:
     run_until(4, restart, tmp_path)
-    poisoned = tmp_path / "checkpoints" / checkpoint.name_of(4)
+    poisoned = tmp_path / checkpoint_dir(4)
     poison(poisoned, change)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / CHECKPOINTS_DIR).rglob("*")}
     assert f"the {what} is not finite at step 5; its samples are" in diverge(read_spec(restart), tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / CHECKPOINTS_DIR).rglob("*")} == before
 
 
 def test_an_untrained_student_without_a_finite_loss_is_found_while_ranking(restart: Path, tmp_path: Path) -> None:
     run_whole(restart, tmp_path / "made")
-    student = tmp_path / "made" / "final"
+    student = tmp_path / "made" / FINAL_DIR
     poison(student, make_nan)
     spec = write_variant(tmp_path, "restart", student={"path": str(student)})
     assert "the untrained student's loss on sample" in diverge(read_spec(spec), tmp_path / "run")
-    assert not (tmp_path / "run" / "ranking.jsonl").exists()
+    assert not (tmp_path / "run" / RANKING_FILE).exists()

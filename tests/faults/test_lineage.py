@@ -7,11 +7,15 @@ from typing import Any
 from bench.faults.outcome import Outcome
 from bench.faults.small_runs import write_variant
 from pocl.events import Event, RunStarted, StageStarted, StepLogged
-from pocl.train import checkpoint
+from pocl.layout import (
+    RANKING_FILE,
+    RANKING_INPUTS_FILE,
+    checkpoint_dir,
+)
 from tests.faults.runs import run_until, run_whole
 
 STAGE_END = 2
-CARRIED = ("ranking.jsonl", "ranking.json")
+CARRIED = (RANKING_FILE, RANKING_INPUTS_FILE)
 
 
 def elsewhere(spec: Path, source: Path, workdir: Path) -> list[Event]:
@@ -19,8 +23,8 @@ def elsewhere(spec: Path, source: Path, workdir: Path) -> list[Event]:
     workdir.mkdir()
     for name in CARRIED:
         shutil.copy(source / name, workdir / name)
-    name = checkpoint.name_of(STAGE_END)
-    shutil.copytree(source / "checkpoints" / name, workdir / "checkpoints" / name)
+    state = checkpoint_dir(STAGE_END)
+    shutil.copytree(source / state, workdir / state)
     return run_whole(spec, workdir)
 
 

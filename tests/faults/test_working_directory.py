@@ -7,6 +7,7 @@ import pytest
 from pocl.__main__ import read_spec
 from pocl.errors import WorkdirInUse
 from pocl.events import Event, RunEnded, RunFinished, from_line
+from pocl.layout import EVENTS_FILE, WEIGHTS_FILE, checkpoint_dir
 from pocl.run import run
 from pocl.storage import manifest
 from pocl.storage.workdir import EventLog, locked
@@ -39,7 +40,7 @@ def test_the_lock_goes_with_the_run(restart: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_a_killed_process_left_is_swept(tmp_path: Path, place: str) -> None:
-    left, kept = tmp_path / place, tmp_path / "checkpoints" / "step-00000002" / "model.safetensors"
+    left, kept = tmp_path / place, tmp_path / checkpoint_dir(2) / WEIGHTS_FILE
     for path in (left, kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
@@ -49,7 +50,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path, place: str) -> None
 
 
 def test_a_torn_line_is_cut_off_and_the_next_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "events.jsonl"
+    path = tmp_path / EVENTS_FILE
     ended, heard = RunFinished(step=3), list[Event]()
     with EventLog(path, heard.append) as log:
         log(ended)
@@ -57,4 +58,4 @@ def test_a_torn_line_is_cut_off_and_the_next_is_whole(tmp_path: Path) -> None:
     with EventLog(path, heard.append) as log:
         log(ended)
     assert [from_line(line).event for line in path.read_bytes().splitlines()] == [ended, ended]
-    assert [left.name for left in tmp_path.iterdir()] == ["events.jsonl"]
+    assert [left.name for left in tmp_path.iterdir()] == [EVENTS_FILE]

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocl.curriculum.difficulty import INPUTS_FILE, KIND, RANKING_FILE, RankingInputs, load_or_rank, rank
-from pocl.curriculum.journal import PARTIAL_FILE, DifficultyMeasurement, Journal
+from pocl.curriculum.difficulty import KIND, RankingInputs, load_or_rank, rank
+from pocl.curriculum.journal import DifficultyMeasurement, Journal
+from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
 from pocl.storage.shared_cache import SharedCache
 
 # Few distinct values: most real answers of an untrained student tie at ROUGE-L 0.
@@ -125,14 +126,14 @@ def test_the_journal_is_there_until_the_ranking_is_whole(tmp_path: Path) -> None
         load_or_rank(tmp_path, INPUTS, broken_off, store_in(tmp_path))
     ranking, _ = load_or_rank(tmp_path, INPUTS, carried_on, store_in(tmp_path))
     assert ranking == rank([SAMPLE])
-    assert not (tmp_path / PARTIAL_FILE).exists()
+    assert not (tmp_path / PARTIAL_RANKING_FILE).exists()
 
 
 def test_a_journal_of_a_whole_ranking_is_removed(tmp_path: Path) -> None:
     load_or_rank(tmp_path, INPUTS, measured_once, store_in(tmp_path))
-    (tmp_path / PARTIAL_FILE).write_text("left by a kill")
+    (tmp_path / PARTIAL_RANKING_FILE).write_text("left by a kill")
     load_or_rank(tmp_path, INPUTS, never, store_in(tmp_path))
-    assert not (tmp_path / PARTIAL_FILE).exists()
+    assert not (tmp_path / PARTIAL_RANKING_FILE).exists()
 
 
 def directory(tmp_path: Path, name: str) -> Path:
@@ -144,7 +145,7 @@ def test_a_shared_ranking_is_copied_bit_for_bit(tmp_path: Path) -> None:
     shared, first, second = store_in(tmp_path), directory(tmp_path, "1"), directory(tmp_path, "2")
     ranking, _ = load_or_rank(first, INPUTS, measured_once, shared)
     assert load_or_rank(second, INPUTS, never, shared) == (ranking, False)
-    for name in (RANKING_FILE, INPUTS_FILE):
+    for name in (RANKING_FILE, RANKING_INPUTS_FILE):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
@@ -156,7 +157,7 @@ def test_a_ranking_of_another_machine_is_not_shared(tmp_path: Path) -> None:
     assert other[0].digest == "z"
 
 
-@pytest.mark.parametrize("name", [RANKING_FILE, INPUTS_FILE, "manifest.json"])
+@pytest.mark.parametrize("name", [RANKING_FILE, RANKING_INPUTS_FILE, "manifest.json"])
 def test_a_damaged_shared_ranking_is_made_again(tmp_path: Path, name: str) -> None:
     shared = store_in(tmp_path)
     load_or_rank(directory(tmp_path, "1"), INPUTS, measured_once, shared)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pocl.__main__ import EXIT_FAILED, EXIT_STOPPED, EXIT_USAGE, read_spec
+from pocl.__main__ import read_spec
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.errors import DatasetInvalid, RunStopped, SpecInvalid, WorkdirMismatch
 from pocl.events import (
@@ -28,6 +28,7 @@ from pocl.events import (
     StepLogged,
     from_line,
 )
+from pocl.layout import ExitCode
 from pocl.report.result import Result
 from pocl.run import run
 from pocl.spec import KDMethod
@@ -246,7 +247,7 @@ def test_sigterm_saves_and_exits_with_75(tmp_path: Path) -> None:
                 process.send_signal(signal.SIGTERM)
                 break
         rest = [from_line(line).event for line in process.stdout]
-    assert process.returncode == EXIT_STOPPED
+    assert process.returncode == ExitCode.STOPPED
     assert any(isinstance(event, CheckpointSaved) for event in rest)
     assert isinstance(rest[-1], RunEnded)
     assert rest[-1].code == "stopped"
@@ -349,7 +350,7 @@ def test_a_wrong_specification_is_told_on_the_command_line(tmp_path: Path) -> No
         [sys.executable, "-m", "pocl", "run", tmp_path / "spec.yaml", "--workdir", tmp_path / "run"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert out.returncode == EXIT_USAGE
+    assert out.returncode == ExitCode.USAGE
     assert "/student: Field required" in out.stderr
     assert out.stdout == ""
 
@@ -358,7 +359,7 @@ def test_a_failure_on_the_command_line_exits_with_1_and_says_why(tmp_path: Path)
     with engine(tmp_path, "data.train.path=nowhere.jsonl") as process:
         assert process.stdout is not None
         last = [from_line(line).event for line in process.stdout][-1]
-    assert process.returncode == EXIT_FAILED
+    assert process.returncode == ExitCode.FAILED
     assert isinstance(last, RunEnded)
     assert last.code == "dataset_invalid"
 

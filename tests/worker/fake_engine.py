@@ -30,6 +30,21 @@ from pocl.events import (
     StepLogged,
     to_line,
 )
+from pocl.layout import (
+    CHECKPOINTS_DIR,
+    EVENTS_FILE,
+    FINAL_DIR,
+    PARTIAL_RANKING_FILE,
+    RANKING_FILE,
+    RANKING_INPUTS_FILE,
+    RESULT_FILE,
+    TRAINING_DIR,
+    WEIGHTS_FILE,
+    ExitCode,
+    checkpoint_dir,
+    checkpoints_in,
+    step_of,
+)
 from pocl.storage.manifest import new_directory, read_manifest, write_manifest
 from pocl.storage.shared_cache import SharedCache
 
@@ -46,8 +61,8 @@ class Engine:
         self.options = options
         self.workdir: Path = options.workdir
         self.stopping = False
-        (self.workdir / "checkpoints").mkdir(exist_ok=True)
-        self.out = (self.workdir / "events.jsonl").open("a", buffering=1)
+        (self.workdir / CHECKPOINTS_DIR).mkdir(exist_ok=True)
+        self.out = (self.workdir / EVENTS_FILE).open("a", buffering=1)
         signal.signal(signal.SIGTERM, signal.SIG_IGN if options.deaf else self.stop)
         self.pausing = False
         signal.signal(signal.SIGUSR1, self.pause)
@@ -65,22 +80,22 @@ class Engine:
         sys.stderr.write(f"workdir {self.workdir}, environment {json.dumps(sorted(os.environ))}\n")
         if self.options.child:
             subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
-        saved = sorted(self.workdir.glob("checkpoints/step-*"))
-        start = int(saved[-1].name.removeprefix("step-")) if saved else 0
+        saved = checkpoints_in(self.workdir / CHECKPOINTS_DIR)
+        start = step_of(saved[-1]) if saved else 0
         self.say(RunStarted(resumed_from_step=start or None, total_steps=STEPS, stages=STAGES))
         if self.options.cache is not None:
             with SharedCache(self.options.cache, self.options.cache_bytes, self.options.keep_for).held("teacher", "t"):
                 pass
         self.say(PhaseChanged(phase="ranking"))
-        ranking, partial = self.workdir / "ranking.jsonl", self.workdir / "ranking.partial.jsonl"
+        ranking, partial = self.workdir / RANKING_FILE, self.workdir / PARTIAL_RANKING_FILE
         if not ranking.exists():
             with partial.open("a") as out:
                 out.write(f'{{"rank": 1, "by": {os.getpid()}}}\n')
             if self.options.hold_ranking:
                 return self.stop_in_ranking()
             partial.rename(ranking)
-            (self.workdir / "ranking.json").write_text("{}\n")
-        self.say(ArtifactWritten(kind="ranking", path="ranking.jsonl"))
+            (self.workdir / RANKING_INPUTS_FILE).write_text("{}\n")
+        self.say(ArtifactWritten(kind="ranking", path=RANKING_FILE))
         step = start
         try:
             for step in range(start + 1, STEPS + 1):
@@ -88,14 +103,14 @@ class Engine:
         except Stopped:
             self.save(step, "training")
             self.end("stopped", step)
-            return 75
+            return ExitCode.STOPPED
         return self.finish()
 
     def stop_in_ranking(self) -> int:
         while not self.stopping:
             time.sleep(0.01)
         self.end("stopped", 0)
-        return 75
+        return ExitCode.STOPPED
 
     def step(self, step: int) -> None:
         stage = (step - 1) // STEPS_PER_STAGE
@@ -143,13 +158,13 @@ class Engine:
             raise Stopped
 
     def save(self, step: int, kind: str) -> None:
-        target = self.workdir / "checkpoints" / f"step-{step:08d}"
+        target = self.workdir / checkpoint_dir(step)
         if not target.exists():
             with new_directory(target) as scratch:
-                (scratch / "model.safetensors").write_bytes(b"weights of step %d" % step)
-                (scratch / "training").mkdir()
-                (scratch / "training" / "state.json").write_text(json.dumps({"step": step}))
-                write_manifest(scratch / "training")
+                (scratch / WEIGHTS_FILE).write_bytes(b"weights of step %d" % step)
+                (scratch / TRAINING_DIR).mkdir()
+                (scratch / TRAINING_DIR / "state.json").write_text(json.dumps({"step": step}))
+                write_manifest(scratch / TRAINING_DIR)
         self.announce(kind, target, step, (step - 1) // STEPS_PER_STAGE)
 
     def announce(self, kind: str, target: Path, step: int, stage: int = 0) -> None:
@@ -162,18 +177,18 @@ class Engine:
         )
 
     def finish(self) -> int:
-        with new_directory(self.workdir / "final") as scratch:
-            (scratch / "model.safetensors").write_bytes(b"weights of the student")
+        with new_directory(self.workdir / FINAL_DIR) as scratch:
+            (scratch / WEIGHTS_FILE).write_bytes(b"weights of the student")
         if not self.options.no_student:
-            self.announce("final", self.workdir / "final", STEPS)
-        (self.workdir / "result.json").write_text('{"steps": 10}')
-        self.say(ArtifactWritten(kind="result", path="result.json"))
+            self.announce("final", self.workdir / FINAL_DIR, STEPS)
+        (self.workdir / RESULT_FILE).write_text('{"steps": 10}')
+        self.say(ArtifactWritten(kind="result", path=RESULT_FILE))
         self.say(RunFinished(step=STEPS))
-        return 0
+        return ExitCode.DONE
 
     def end(self, code: str, step: int) -> int:
         self.say(RunEnded(code=code, message="It ended.", fault="user", retryable=False, hint="Read this.", step=step))
-        return 1
+        return ExitCode.FAILED
 
 
 def main() -> int:
