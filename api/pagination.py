@@ -6,7 +6,7 @@ from typing import Annotated, Generic, Literal, Self, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict
 
-from domain.db import Slice
+from domain.db import KeysetPage
 
 MAX_LIMIT = 100
 
@@ -43,7 +43,7 @@ class Page(Resource, Generic[Item, Id]):
     """Give it as `after` for the next page."""
 
     @classmethod
-    def of(cls, rows: Slice[Row], show: Callable[[Row], Item], identify: Callable[[Row], Id]) -> Self:
+    def of(cls, rows: KeysetPage[Row], show: Callable[[Row], Item], identify: Callable[[Row], Id]) -> Self:
         """The page that shows a slice of rows."""
         ids = [identify(row) for row in rows.rows]
         return cls(

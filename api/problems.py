@@ -123,7 +123,7 @@ def problem(request: Request, error: ApiError, headers: Mapping[str, str] | None
         code=error.code,
         detail=error.detail,
         retryable=error.retryable,
-        problems=error.problems,
+        field_errors=error.field_errors,
         allowed=allowed,
         headers=extra,
     )
@@ -141,7 +141,7 @@ def _of_api_error(request: Request, error: Exception) -> Response:
 
 def _of_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return problem(request, Unprocessable(problems=[_problem(found) for found in error.errors()]))
+    return problem(request, Unprocessable(field_errors=[_problem(found) for found in error.errors()]))
 
 
 _OF_STATUS: dict[int, type[ApiError]] = {
@@ -209,7 +209,7 @@ def _answer(
     detail: str,
     retryable: bool,
     headers: Mapping[str, str],
-    problems: Sequence[FieldError] = (),
+    field_errors: Sequence[FieldError] = (),
     allowed: list[str] | None = None,
 ) -> Response:
     request_id = request.state.request_id
@@ -221,7 +221,7 @@ def _answer(
         code=code,
         retryable=retryable,
         request_id=request_id,
-        errors=[_finding(found) for found in problems[:_MAX_FINDINGS]],
+        errors=[_finding(found) for found in field_errors[:_MAX_FINDINGS]],
         allowed=allowed,
     )
     content = body.model_dump_json(exclude_none=True)

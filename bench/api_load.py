@@ -13,7 +13,7 @@ from domain.ids import new_id
 from domain.jobs.leases import Claim, Outcome, claim_next, settle
 from domain.jobs.models import Job, JobArtifact
 from domain.jobs.states import SUCCEEDED, JobStatus
-from domain.jobs.transitions import NewEvent, locked_by, record
+from domain.jobs.transitions import NewEvent, lock_claimed_job, record_events
 
 _MODEL = {"random": {"layers": 4, "hidden_size": 128, "heads": 4}}
 
@@ -62,8 +62,8 @@ def happen(database: Database, held: Claim, events: int, every_seconds: float) -
     """Write events that say when they were written, then end the job."""
     for _ in range(events):
         with database.transaction(write=True) as session:
-            job = locked_by(session, held.job_id, held.token)
-            record(session, job, [NewEvent("note", {"sent": time.time()})], token=held.token)
+            job = lock_claimed_job(session, held.job_id, held.token)
+            record_events(session, job, [NewEvent("note", {"sent": time.time()})], token=held.token)
         time.sleep(every_seconds)
     with database.transaction(write=True) as session:
         settle(session, held, Outcome.succeeded())

@@ -76,7 +76,7 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 class db_now(FunctionElement[datetime]):
-    """The database's clock, `later_seconds` from now: the one clock that leases are compared by.
+    """The database's clock, `offset_seconds` from now: the one clock that leases are compared by.
 
     It runs on within a transaction, unlike SQL's `now()`.
     """
@@ -85,8 +85,8 @@ class db_now(FunctionElement[datetime]):
     name = "db_now"
     inherit_cache = True
 
-    def __init__(self, later_seconds: float = 0) -> None:
-        super().__init__(sa.literal(float(later_seconds), sa.Double()))
+    def __init__(self, offset_seconds: float = 0) -> None:
+        super().__init__(sa.literal(float(offset_seconds), sa.Double()))
 
 
 @compiles(db_now, "postgresql")
@@ -103,11 +103,11 @@ def _sqlite_now(element: db_now, compiler: SQLCompiler, **options: Any) -> str:
     return f"({now} + CAST({later} * 1000000 AS INTEGER))"
 
 
-JsonColumn: Final = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+JsonType: Final = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 """The type of a JSON column; Python's None is SQL's NULL."""
 
 
-class Record(DeclarativeBase):
+class Base(DeclarativeBase):
     """Superclass of every row."""
 
     metadata = sa.MetaData(
@@ -122,20 +122,20 @@ class Record(DeclarativeBase):
 
 
 @dataclass(frozen=True)
-class Slice(Generic[Row]):
+class KeysetPage(Generic[Row]):
     """A piece of a list, and whether there is more after it."""
 
     rows: Sequence[Row]
     has_more: bool
 
 
-def slice_of(session: Session, statement: sa.Select[Row], *, limit: int) -> Slice[Row]:
+def fetch_page(session: Session, statement: sa.Select[Row], *, limit: int) -> KeysetPage[Row]:
     """The first `limit` rows of an ordered statement."""
     rows = session.scalars(statement.limit(limit + 1)).all()
-    return Slice(rows[:limit], has_more=len(rows) > limit)
+    return KeysetPage(rows[:limit], has_more=len(rows) > limit)
 
 
-def upsert_into(connection: sa.Connection, record: type[Record]) -> sqlite.Insert | postgresql.Insert:
+def upsert_into(connection: sa.Connection, record: type[Base]) -> sqlite.Insert | postgresql.Insert:
     """An INSERT that takes `on_conflict_do_update`, which both databases spell alike and neither in common SQL."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     return insert(record)
@@ -145,7 +145,7 @@ class Database:
     """A pool of connections to one database; safe to share between threads, not between processes."""
 
     def __init__(self, url: str) -> None:
-        self.engine = engine_for(url)
+        self.engine = create_engine_for(url)
         sqlite = self.engine.dialect.name == "sqlite"
         self._writing = self.engine.execution_options(**({_BEGIN: "IMMEDIATE"} if sqlite else {}))
         # A reader sees one moment on both databases, and neither lets it write by mistake.
@@ -171,7 +171,7 @@ class Database:
         self.engine.dispose()
 
 
-def engine_for(url: str) -> sa.Engine:
+def create_engine_for(url: str) -> sa.Engine:
     """An engine with the rules that keep SQLite safe among several processes."""
     if sa.make_url(url).get_backend_name() != "sqlite":
         return sa.create_engine(
@@ -201,7 +201,7 @@ def upgrade(settings: Settings) -> None:
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     if url.get_backend_name() == "sqlite":
         Path(str(url.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = engine_for(settings.database_url)
+    engine = create_engine_for(settings.database_url)
     try:
         with engine.execution_options(**{_BEGIN: "IMMEDIATE"}).begin() as connection:
             if connection.dialect.name == "postgresql":

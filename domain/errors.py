@@ -41,10 +41,10 @@ class ApiError(Exception):
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, detail: str | None = None, *, problems: Sequence[FieldError] = ()) -> None:
+    def __init__(self, detail: str | None = None, *, field_errors: Sequence[FieldError] = ()) -> None:
         self.detail = detail or str(self.__doc__)
         """One sentence for the caller. It names no server path and no secret."""
-        self.problems = tuple(problems)
+        self.field_errors = tuple(field_errors)
         """What is wrong with which field."""
         super().__init__(self.detail)
 

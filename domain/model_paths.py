@@ -36,7 +36,7 @@ def locate_model(roots: Sequence[Path], written: str, *, pointer: str) -> Path:
     if found is not None:
         return found
     refusal = ModelMissing if inside else PathOutsideModelRoots
-    raise refusal(problems=[FieldError(pointer, refusal.code, str(refusal.__doc__))])
+    raise refusal(field_errors=[FieldError(pointer, refusal.code, str(refusal.__doc__))])
 
 
 def _is_below(place: Path, roots: Sequence[Path]) -> bool:

@@ -8,7 +8,7 @@ import domain.datasets.models
 import domain.idempotency.models
 import domain.jobs.models
 import domain.workers.models  # noqa: F401 - the five fill the metadata
-from domain.db import Record, engine_for
+from domain.db import Base, create_engine_for
 from domain.settings import Settings
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     if given is not None:
         migrate(given)
         return
-    engine = engine_for(Settings().database_url)
+    engine = create_engine_for(Settings().database_url)
     with engine.begin() as connection:
         migrate(connection)
     engine.dispose()
@@ -27,7 +27,7 @@ def main() -> None:
 
 def migrate(connection: sa.Connection) -> None:
     """Run in the transaction that the connection is in: all steps, or none."""
-    context.configure(connection=connection, target_metadata=Record.metadata, render_as_batch=True)
+    context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
     context.run_migrations()
 
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         spec = read_spec(options.spec, options.set)
     except SpecInvalid as error:
-        for problem in error.problems:
+        for problem in error.field_errors:
             print(f"{options.spec}: {problem.pointer or '/'}: {problem.detail}", file=sys.stderr)
         return ExitCode.USAGE
     stop, pause = _Flag(), _Flag()

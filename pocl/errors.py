@@ -57,9 +57,9 @@ class SpecInvalid(PoclError):
     fault = "user"
     hint = "Correct the named fields and submit again."
 
-    def __init__(self, problems: list[FieldError]) -> None:
-        self.problems = tuple(problems)
-        super().__init__("; ".join(f"{p.pointer or '/'}: {p.detail}" for p in problems[:5]))
+    def __init__(self, field_errors: list[FieldError]) -> None:
+        self.field_errors = tuple(field_errors)
+        super().__init__("; ".join(f"{p.pointer or '/'}: {p.detail}" for p in field_errors[:5]))
 
 
 class DatasetInvalid(PoclError):

@@ -13,7 +13,7 @@ import domain.datasets.models
 import domain.idempotency.models
 import domain.jobs.models
 import domain.workers.models  # noqa: F401 - the five fill the metadata
-from domain.db import Database, Record
+from domain.db import Base, Database
 from tests.support import servers
 from tests.support.processes import Processes
 
@@ -59,7 +59,7 @@ def database(database_url: str) -> Iterator[Database]:
     """An empty database with all tables; the test of the migrations shows that these are theirs."""
     database = Database(database_url)
     with database.engine.begin() as connection:
-        Record.metadata.create_all(connection)
+        Base.metadata.create_all(connection)
     yield database
     database.close()
 

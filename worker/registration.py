@@ -54,9 +54,9 @@ class Registration:
             try:
                 with database.transaction(write=True) as session:
                     if ended:
-                        repository.forget(session, self.name)
+                        repository.deregister_worker(session, self.name)
                     else:
-                        repository.make_known(session, self.name, self.devices)
+                        repository.register_worker(session, self.name, self.devices)
             except DATABASE_UNAVAILABLE as error:
                 log.warning("the worker could not make itself known: %s", type(error).__name__)
             finally:

@@ -14,12 +14,12 @@ from sqlalchemy.orm import InstrumentedAttribute
 from domain.artifacts import ArtifactStore
 from domain.datasets.models import Dataset
 from domain.db import DATABASE_UNAVAILABLE, Database
-from domain.idempotency.repository import clear_expired
+from domain.idempotency.repository import delete_expired
 from domain.jobs.leases import expire_waiting, reap_expired
 from domain.jobs.models import Job
-from domain.jobs.repository import queued_count
+from domain.jobs.repository import count_queued_jobs
 from domain.settings import Settings
-from domain.workers.repository import forget_lost
+from domain.workers.repository import delete_stale_workers
 from worker.doorbell import BrokerUnreachable, Doorbell
 from worker.settings import WorkerSettings
 
@@ -55,7 +55,7 @@ class Scheduler:
     def ring(self) -> int:
         """Ring once for each queued job that no ring is out for; says how often."""
         with self.database.transaction(write=False) as session:
-            queued = queued_count(session)
+            queued = count_queued_jobs(session)
         return self.doorbell.ring_for(queued, limit=self.options.doorbell_limit)
 
     def reap(self) -> list[str]:
@@ -75,8 +75,8 @@ class Scheduler:
         """
         removed = self.store.remove_stale(_STALE_SECONDS)
         with self.database.transaction(write=True) as session:
-            forget_lost(session)
-            removed += clear_expired(session.connection())
+            delete_stale_workers(session)
+            removed += delete_expired(session.connection())
         with self.database.transaction(write=False) as session:
             if session.scalars(sa.select(Job.id).limit(1)).one_or_none() is None:
                 # A new database before a full store is a mistake more often than not: it must not empty the store.

@@ -15,7 +15,7 @@ from domain.checkpoints.repository import delete_checkpoint, surplus_training_st
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.jobs import event_recorder, leases
 from domain.jobs.leases import Claim, Outcome
-from domain.jobs.repository import live_jobs_using
+from domain.jobs.repository import count_live_jobs_using
 from domain.jobs.states import EndReason, JobStatus
 from pocl.events import (
     ArtifactWritten,
@@ -303,7 +303,7 @@ class RowSink:
         surplus = [
             state
             for state in surplus_training_states(session, self._claim.job_id, keep=self._claim.spec.checkpoints.keep)
-            if not live_jobs_using(session, self._claim.project, checkpoint=state.id)
+            if not count_live_jobs_using(session, self._claim.project, checkpoint=state.id)
         ]
         for state in surplus:
             delete_checkpoint(session, state)

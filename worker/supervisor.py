@@ -24,12 +24,12 @@ from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import ApiError, LostLease
 from domain.jobs import leases, repository
 from domain.jobs.leases import Claim, Outcome
-from domain.jobs.queue import memory_of
+from domain.jobs.queue import memory_by_device_kind
 from domain.jobs.states import EndReason, JobStatus
 from domain.model_paths import locate_model
 from domain.settings import Settings
 from domain.workers.models import Device
-from domain.workers.repository import takes_jobs
+from domain.workers.repository import accepts_jobs
 from pocl.spec import DataRef, DistillationSpec, ModelRef
 from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
@@ -91,14 +91,14 @@ class Supervisor:
         try:
             self._unpin_ended()
             with self.database.transaction(write=True) as session:
-                if not takes_jobs(session, self.worker):
+                if not accepts_jobs(session, self.worker):
                     log.info("this worker is drained")
                     return None
                 claim = leases.claim_next(
                     session,
                     worker=self.worker,
                     lease_seconds=self.settings.lease_seconds,
-                    memory=memory_of([asdict(device) for device in self.devices]),
+                    memory=memory_by_device_kind([asdict(device) for device in self.devices]),
                 )
         except DATABASE_UNAVAILABLE as error:
             log.warning("no job could be claimed: %s", type(error).__name__)
@@ -126,7 +126,7 @@ class Supervisor:
         if not pinned:
             return
         with self.database.transaction(write=False) as session:
-            ended = repository.ended_among(session, pinned)
+            ended = repository.filter_ended(session, pinned)
         for job_id in ended:
             replace(cache, keep_for=job_id).unpin()
 
@@ -188,7 +188,7 @@ class _Attempt:
         except (ApiError, ArtifactNotFound, ArtifactCorrupt) as error:
             return Outcome.failed(_unusable_reference(error))
         spec = self._apply_worker_defaults(spec)
-        jobs = [claim.job_id] if claim.descends_from is None else [claim.job_id, claim.descends_from]
+        jobs = [claim.job_id] if claim.parent_job_id is None else [claim.job_id, claim.parent_job_id]
         try:
             self._lease.during(
                 lambda: attempt_dir.stage_inputs(

@@ -75,7 +75,7 @@ class MultipartFile:
             options = parse_options_header(bytes(self._value))[1]
             if options.get(b"name") != b"file":
                 problem = FieldError("/file", "missing", "The form has a part of another name.")
-                raise MultipartInvalid(problems=[problem])
+                raise MultipartInvalid(field_errors=[problem])
             self._disposition = True
             self.filename = options.get(b"filename", b"").decode("utf-8", "replace") or None
         self._header.clear()

@@ -33,7 +33,7 @@ from domain.db import Database
 from domain.errors import Conflict, Unprocessable
 from domain.idempotency import repository
 from domain.idempotency.models import MAX_BODY_BYTES
-from domain.idempotency.repository import Answer, Entry, Holder
+from domain.idempotency.repository import KeyHolder, StoredKey, StoredResponse
 from pocl.errors import FieldError
 
 HEADER: Final = "Idempotency-Key"
@@ -97,7 +97,7 @@ def documented_answer(status: int, *, location: bool = False) -> dict[int | str,
 class _Replayed(Exception):
     """The request was answered before."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: StoredResponse) -> None:
         super().__init__("answered before")
         self.answer = answer
 
@@ -121,8 +121,8 @@ class KeyClaim:
 
     def __init__(self, database: Database, project: str, key: str) -> None:
         self._database = database
-        self._holder = Holder(project, key, uuid4().hex)
-        self._found: Entry | None = None
+        self._holder = KeyHolder(project, key, uuid4().hex)
+        self._found: StoredKey | None = None
         self._held = False
 
     def look(self, fingerprint: str) -> None:
@@ -233,7 +233,7 @@ HeldKey = Annotated[KeyClaim | None, Depends(_held, scope="function")]
 
 def _ticket(request: Request, caller: Principal, key: str) -> KeyClaim:
     if len(request.headers.getlist(HEADER)) > 1:
-        raise Unprocessable(problems=[FieldError(f"/header/{HEADER}", "ambiguous", "Send one key.")])
+        raise Unprocessable(field_errors=[FieldError(f"/header/{HEADER}", "ambiguous", "Send one key.")])
     return KeyClaim(request.app.state.database, caller.project, key)
 
 
@@ -257,7 +257,7 @@ async def _beat(ticket: KeyClaim) -> None:
             _log.warning("idempotency_key_not_extended", exc_info=error)
 
 
-def _turn_away(found: Entry, asked: str) -> NoReturn:
+def _turn_away(found: StoredKey, asked: str) -> NoReturn:
     if found.fingerprint is not None and found.fingerprint != asked:
         raise KeyReused
     if found.answer is None:
@@ -265,12 +265,12 @@ def _turn_away(found: Entry, asked: str) -> NoReturn:
     raise _Replayed(found.answer)
 
 
-def _answer(rendered: Response) -> Answer:
+def _answer(rendered: Response) -> StoredResponse:
     body = bytes(rendered.body)
     if len(body) > MAX_BODY_BYTES:
         raise AnswerTooLarge
     headers = rendered.headers
-    return Answer(rendered.status_code, headers["content-type"], headers.get("location"), body)
+    return StoredResponse(rendered.status_code, headers["content-type"], headers.get("location"), body)
 
 
 def _of_replayed(_request: Request, error: Exception) -> Response:

@@ -23,8 +23,8 @@ from domain.errors import (
     UnsupportedMediaType,
 )
 from domain.jobs import actions, lineage
-from domain.jobs.actions import Change, JobIsLive, JobIsNeeded
-from domain.jobs.lineage import StageNotSaved, StartAt
+from domain.jobs.actions import ActionResult, JobIsLive, JobIsNeeded
+from domain.jobs.lineage import RetryStart, StageNotSaved
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=RepeatableRoute)
 
@@ -91,7 +91,7 @@ def retry_job(
         request.app.state.settings,
         project=caller.project,
         job_id=job_id,
-        start=StartAt(wanted.start, wanted.stage),
+        start=RetryStart(wanted.start, wanted.stage),
         options=wanted.options,
         session=session,
     )
@@ -151,6 +151,6 @@ def delete_job(session: WriteSession, caller: Caller, job_id: JobId) -> None:
     actions.delete_job(session, caller.project, job_id)
 
 
-def _told(session: Session, change: Change, request: Request, response: Response) -> JobView:
-    response.status_code = 202 if change.made else 200
-    return present_job(session, change.job, request.app.state.settings)
+def _told(session: Session, result: ActionResult, request: Request, response: Response) -> JobView:
+    response.status_code = 202 if result.changed else 200
+    return present_job(session, result.job, request.app.state.settings)

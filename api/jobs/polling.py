@@ -22,7 +22,7 @@ from api.single_flight import SingleFlightCache
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import ApiError, JobNotFound, Unavailable
 from domain.jobs import repository
-from domain.jobs.queue import QueuePlace
+from domain.jobs.queue import QueuePosition
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
 
 MAX_WAIT: Final = 60
@@ -154,7 +154,7 @@ def _etag(seen: JobSnapshot) -> str:
     return f'"{_shape()}-{seen.version}{_spelt(seen.place)}"'
 
 
-def _spelt(place: QueuePlace | None) -> str:
+def _spelt(place: QueuePosition | None) -> str:
     if place is None:
         return ""
     start = "" if place.starts_at is None else f"{place.starts_at.timestamp():.0f}"

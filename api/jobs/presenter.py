@@ -11,7 +11,7 @@ from api.jobs.schemas import JobView
 from domain.errors import ModelMissing, ModelRefused, PathOutsideModelRoots, SpecRefused, VocabulariesDiffer
 from domain.jobs import repository
 from domain.jobs.models import Job
-from domain.jobs.queue import QueuePlace, queue_place
+from domain.jobs.queue import QueuePosition, queue_position
 from domain.settings import Settings
 
 SPEC_REFUSALS: Final = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
@@ -24,15 +24,15 @@ def pointing_into(part: str) -> Iterator[None]:
     try:
         yield
     except SPEC_REFUSALS as error:
-        error.problems = tuple(replace(found, pointer=f"/{part}{found.pointer}") for found in error.problems)
+        error.field_errors = tuple(replace(found, pointer=f"/{part}{found.pointer}") for found in error.field_errors)
         raise
 
 
 def present_job(session: Session, job: Job, settings: Settings) -> JobView:
-    return present_job_at(session, job, queue_place(session, job, worker_seconds=settings.lease_seconds))
+    return present_job_at(session, job, queue_position(session, job, worker_seconds=settings.lease_seconds))
 
 
-def present_job_at(session: Session, job: Job, place: QueuePlace | None) -> JobView:
+def present_job_at(session: Session, job: Job, place: QueuePosition | None) -> JobView:
     """
     Args:
         place: of the job in the queue; null unless it is queued.

@@ -10,8 +10,8 @@ from api.jobs.plan_schemas import StagePlanView
 from api.jobs.spec_schema import Specification
 from api.pagination import Page, Resource
 from domain.jobs.models import Job, JobAttempt, JobEvaluation, JobEvent, JobStage
-from domain.jobs.queue import QueuePlace
-from domain.jobs.repository import Series
+from domain.jobs.queue import QueuePosition
+from domain.jobs.repository import MetricSeries
 from domain.jobs.states import AttemptEnd, EndReason, Fault, JobStatus, PauseAt, StageStatus
 from pocl.events import Sampled
 
@@ -140,7 +140,7 @@ class JobView(JobSummary):
     """As it runs, with every default named."""
 
     @classmethod
-    def whole(cls, job: Job, *, place: QueuePlace | None, newest: Sequence[Series]) -> Self:
+    def whole(cls, job: Job, *, place: QueuePosition | None, newest: Sequence[MetricSeries]) -> Self:
         """
         Args:
             newest: each metric at the newest step alone.
@@ -204,7 +204,7 @@ def _eta(job: Job) -> Eta | None:
     )
 
 
-def _queue(place: QueuePlace | None) -> QueueView | None:
+def _queue(place: QueuePosition | None) -> QueueView | None:
     if place is None:
         return None
     return QueueView(position=place.position, ahead=place.ahead, reason=place.reason, starts_at=place.starts_at)
@@ -306,7 +306,7 @@ class SeriesView(Resource):
     """One for each of `steps`."""
 
     @classmethod
-    def of(cls, series: Series) -> Self:
+    def of(cls, series: MetricSeries) -> Self:
         return cls(name=series.name, steps=list(series.steps), values=list(series.values))
 
 

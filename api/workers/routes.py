@@ -20,7 +20,7 @@ from domain.jobs.models import Job
 from domain.jobs.states import HELD
 from domain.settings import Settings
 from domain.workers import repository
-from domain.workers.models import Drain, Worker
+from domain.workers.models import DrainMode, Worker
 from domain.workers.repository import WorkerNotFound
 
 router = APIRouter(prefix="/workers", tags=["workers"], responses=EVERYWHERE, route_class=RepeatableRoute)
@@ -71,7 +71,7 @@ class WorkerPage(Page[WorkerView, str]):
 class DrainRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
-    how: Drain | None = "finish"
+    how: DrainMode | None = "finish"
     """`finish` ends the job that it has; `release` saves that and gives it back; null lets it take jobs again."""
 
 

@@ -7,12 +7,12 @@ import sqlalchemy as sa
 from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.db import Record, UtcDateTime, db_now
+from domain.db import Base, UtcDateTime, db_now
 
 CheckpointKind = Literal["training", "stage", "best", "final"]
 
 
-class Checkpoint(Record):
+class Checkpoint(Base):
     __tablename__ = "checkpoints"
     __table_args__ = (
         Index("ix_checkpoints_job", "job_id", "kind", "step"),

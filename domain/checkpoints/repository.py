@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint, CheckpointKind
-from domain.db import Slice, slice_of
+from domain.db import KeysetPage, fetch_page
 from domain.errors import CheckpointNotFound
 
 
@@ -34,7 +34,7 @@ def list_checkpoints(
     after: str | None = None,
     job_id: str | None = None,
     kind: CheckpointKind | None = None,
-) -> Slice[Checkpoint]:
+) -> KeysetPage[Checkpoint]:
     """The project's checkpoints, or one job's, newest first, after the one with the id `after`."""
     statement = sa.select(Checkpoint).where(Checkpoint.project == project).order_by(Checkpoint.id.desc())
     if after is not None:
@@ -43,7 +43,7 @@ def list_checkpoints(
         statement = statement.where(Checkpoint.job_id == job_id)
     if kind is not None:
         statement = statement.where(Checkpoint.kind == kind)
-    return slice_of(session, statement, limit=limit)
+    return fetch_page(session, statement, limit=limit)
 
 
 def surplus_training_states(session: Session, job_id: str, *, keep: int) -> list[Checkpoint]:

@@ -6,10 +6,10 @@ import sqlalchemy as sa
 from sqlalchemy import Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.db import Record, UtcDateTime, db_now
+from domain.db import Base, UtcDateTime, db_now
 
 
-class Dataset(Record):
+class Dataset(Base):
     __tablename__ = "datasets"
     __table_args__ = (Index("ix_datasets_project", "project", "id"),)
 

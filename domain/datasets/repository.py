@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.datasets.models import Dataset
-from domain.db import Slice, slice_of
+from domain.db import KeysetPage, fetch_page
 from domain.errors import DatasetNotFound
 from domain.ids import new_id
 
@@ -52,9 +52,9 @@ def get_dataset(session: Session, project: str, dataset_id: str) -> Dataset:
     return dataset
 
 
-def list_datasets(session: Session, project: str, *, limit: int, after: str | None = None) -> Slice[Dataset]:
+def list_datasets(session: Session, project: str, *, limit: int, after: str | None = None) -> KeysetPage[Dataset]:
     """The project's data sets, newest first, after the one with the id `after`."""
     statement = sa.select(Dataset).where(Dataset.project == project).order_by(Dataset.id.desc())
     if after is not None:
         statement = statement.where(Dataset.id < after)
-    return slice_of(session, statement, limit=limit)
+    return fetch_page(session, statement, limit=limit)

@@ -14,27 +14,27 @@ from pocl.errors import FieldError
 from pocl.storage.manifest import ManifestFile
 
 
-def count_rows(path: Path) -> int:
+def count_samples(path: Path) -> int:
     """The samples in a JSONL file.
 
     Raises:
         DatasetRefused: it holds none, or bad rows; the first 20 are named by line.
     """
     samples = bad = 0
-    problems: list[FieldError] = []
+    field_errors: list[FieldError] = []
     with path.open("rb") as stream:
         for number, outcome in parse_rows(stream):
             if not isinstance(outcome, RowInvalid):
                 samples += 1
                 continue
             bad += 1
-            if len(problems) < MAX_NAMED:
-                problems.append(FieldError(f"/lines/{number}", outcome.code, outcome.detail))
+            if len(field_errors) < MAX_NAMED:
+                field_errors.append(FieldError(f"/lines/{number}", outcome.code, outcome.detail))
     if bad:
         named = "" if bad <= MAX_NAMED else f"; the first {MAX_NAMED} are named"
         raise DatasetRefused(
             f"{bad} of {samples + bad} rows cannot be used{named}. Correct them and upload the file again.",
-            problems=problems,
+            field_errors=field_errors,
         )
     if not samples:
         raise DatasetRefused("The file holds no row: send one JSON object on each line.")
@@ -50,9 +50,9 @@ def add_dataset(
         publish: stores the file under a key of the artifact store.
 
     Raises:
-        DatasetRefused: as :func:`count_rows` says; nothing is published then.
+        DatasetRefused: as :func:`count_samples` says; nothing is published then.
     """
-    rows = count_rows(path)
+    rows = count_samples(path)
     dataset_id = new_id("ds")
     key = f"datasets/{dataset_id}.jsonl"
     stored = publish(key)

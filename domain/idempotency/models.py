@@ -6,13 +6,13 @@ from typing import Final
 from sqlalchemy import CheckConstraint, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.db import Record, UtcDateTime, db_now
+from domain.db import Base, UtcDateTime, db_now
 
 MAX_BODY_BYTES: Final = 256 * 1024
 """The largest answer that is kept: eight times the largest that a job can have."""
 
 
-class IdempotencyKey(Record):
+class IdempotencyKey(Base):
     __tablename__ = "idempotency_keys"
     __table_args__ = (
         Index("ix_idempotency_keys_expires_at", "expires_at"),

@@ -12,9 +12,9 @@ from sqlalchemy.exc import OperationalError
 from domain.db import db_now, upsert_into
 from domain.idempotency.models import IdempotencyKey
 
-KEPT_SECONDS: Final = 24 * 3600
+RESPONSE_TTL_SECONDS: Final = 24 * 3600
 """How long an answer is shown again."""
-WAIT_SECONDS: Final = 10.0
+LOCK_TIMEOUT_SECONDS: Final = 10.0
 """How long a duplicate waits for the first request's transaction; SQLite waits for any writer, and longer."""
 
 _KEYS: Final = IdempotencyKey.metadata.tables[IdempotencyKey.__tablename__]
@@ -22,7 +22,7 @@ _LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 @dataclass(frozen=True)
-class Answer:
+class StoredResponse:
     """What is shown again."""
 
     status: int
@@ -32,16 +32,16 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredKey:
     """What stands under a key of somebody else."""
 
     fingerprint: str | None
-    answer: Answer | None
+    answer: StoredResponse | None
     """Null: the request is under way."""
 
 
 @dataclass(frozen=True)
-class Holder:
+class KeyHolder:
     """A request, and the key that it came with."""
 
     project: str
@@ -49,26 +49,26 @@ class Holder:
     token: str
 
 
-UNDER_WAY: Final = Entry(None, None)
+IN_PROGRESS: Final = StoredKey(None, None)
 
 
-def find(connection: sa.Connection, holder: Holder) -> Entry | None:
+def find(connection: sa.Connection, holder: KeyHolder) -> StoredKey | None:
     """What stands under the key and has not expired."""
     return _read(connection, holder, _KEYS.c.expires_at > db_now())
 
 
 def claim(
     connection: sa.Connection,
-    holder: Holder,
+    holder: KeyHolder,
     *,
     fingerprint: str | None,
     seconds: float,
-    wait_seconds: float = WAIT_SECONDS,
-) -> Entry | None:
+    wait_seconds: float = LOCK_TIMEOUT_SECONDS,
+) -> StoredKey | None:
     """Take a key that is free, for `seconds`; None if that succeeded, else what stands in the way.
 
     Where another transaction is taking the same key, this one waits for its end. A transaction that waited in
-    vain is told :data:`UNDER_WAY` and can only be rolled back.
+    vain is told :data:`IN_PROGRESS` and can only be rolled back.
     """
     fresh: dict[str, Any] = dict.fromkeys(("status", "media_type", "location", "body"))
     fresh |= {"token": holder.token, "fingerprint": fingerprint}
@@ -88,17 +88,17 @@ def claim(
     except OperationalError as error:
         if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
             raise
-        return UNDER_WAY
+        return IN_PROGRESS
     # Gone in between: its request failed just now, and the client may well try again.
-    return None if made == 1 else _read(connection, holder) or UNDER_WAY
+    return None if made == 1 else _read(connection, holder) or IN_PROGRESS
 
 
-def extend(connection: sa.Connection, holder: Holder, *, seconds: float) -> bool:
+def extend(connection: sa.Connection, holder: KeyHolder, *, seconds: float) -> bool:
     """Hold the key for `seconds` from now; whether it still belongs to the holder."""
     return bool(connection.execute(_own(sa.update(_KEYS), holder).values(expires_at=db_now(seconds))).rowcount)
 
 
-def settle(connection: sa.Connection, holder: Holder, *, fingerprint: str, answer: Answer) -> bool:
+def settle(connection: sa.Connection, holder: KeyHolder, *, fingerprint: str, answer: StoredResponse) -> bool:
     """Keep the answer; whether the key still belonged to the holder."""
     kept = _own(sa.update(_KEYS), holder).values(
         fingerprint=fingerprint,
@@ -106,33 +106,33 @@ def settle(connection: sa.Connection, holder: Holder, *, fingerprint: str, answe
         media_type=answer.media_type,
         location=answer.location,
         body=answer.body,
-        expires_at=db_now(KEPT_SECONDS),
+        expires_at=db_now(RESPONSE_TTL_SECONDS),
     )
     return bool(connection.execute(kept).rowcount)
 
 
-def release(connection: sa.Connection, holder: Holder) -> None:
+def release(connection: sa.Connection, holder: KeyHolder) -> None:
     """Free the key of a request that failed."""
     connection.execute(_own(sa.delete(_KEYS), holder))
 
 
-def clear_expired(connection: sa.Connection) -> int:
+def delete_expired(connection: sa.Connection) -> int:
     """Remove what no longer counts; says how many."""
     return connection.execute(sa.delete(_KEYS).where(_KEYS.c.expires_at <= db_now())).rowcount
 
 
-def _own(statement: Any, holder: Holder) -> Any:  # Any: of an update or a delete alike.
+def _own(statement: Any, holder: KeyHolder) -> Any:  # Any: of an update or a delete alike.
     return _of(statement, holder).where(_KEYS.c.token == holder.token, _KEYS.c.status.is_(None))
 
 
-def _of(statement: Any, holder: Holder) -> Any:  # Any: of a select, an update or a delete alike.
+def _of(statement: Any, holder: KeyHolder) -> Any:  # Any: of a select, an update or a delete alike.
     return statement.where(_KEYS.c.project == holder.project, _KEYS.c.key == holder.key)
 
 
-def _read(connection: sa.Connection, holder: Holder, *conditions: sa.ColumnElement[bool]) -> Entry | None:
+def _read(connection: sa.Connection, holder: KeyHolder, *conditions: sa.ColumnElement[bool]) -> StoredKey | None:
     row = connection.execute(_of(sa.select(_KEYS), holder).where(*conditions)).one_or_none()
     if row is None:
         return None
     if row.status is None:
-        return Entry(row.fingerprint, None)
-    return Entry(row.fingerprint, Answer(row.status, row.media_type, row.location, bytes(row.body)))
+        return StoredKey(row.fingerprint, None)
+    return StoredKey(row.fingerprint, StoredResponse(row.status, row.media_type, row.location, bytes(row.body)))

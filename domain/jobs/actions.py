@@ -11,9 +11,9 @@ from domain.checkpoints.models import Checkpoint
 from domain.db import db_now
 from domain.errors import Conflict, IllegalTransition, JobNotFound, Unprocessable
 from domain.jobs.models import Job
-from domain.jobs.repository import live_jobs_using
+from domain.jobs.repository import count_live_jobs_using
 from domain.jobs.states import CANCELLED, HELD, TRANSITIONS, JobStatus, PauseAt
-from domain.jobs.transitions import NewEvent, locked, record, transition
+from domain.jobs.transitions import NewEvent, lock_job, record_events, transition
 from pocl.errors import FieldError
 
 
@@ -30,14 +30,14 @@ class JobIsNeeded(Conflict):
 
 
 @dataclass(frozen=True)
-class Change:
+class ActionResult:
     """A job, and whether the request changed it; repeating a request does not."""
 
     job: Job
-    made: bool
+    changed: bool
 
 
-def cancel_job(session: Session, project: str, job_id: str) -> Change:
+def cancel_job(session: Session, project: str, job_id: str) -> ActionResult:
     """End a job that waits at once; ask the worker to end one that it holds.
 
     Repeating it changes nothing.
@@ -46,17 +46,17 @@ def cancel_job(session: Session, project: str, job_id: str) -> Change:
         JobNotFound: the project has no such job.
         IllegalTransition: the job has ended otherwise.
     """
-    job = locked_of(session, project, job_id)
+    job = lock_project_job(session, project, job_id)
     if job.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
-        return Change(job, made=False)
+        return ActionResult(job, changed=False)
     held = job.status in HELD or job.status is JobStatus.RECOVERING
     asked = {"cancel_requested_at": db_now()}
     if held:
-        return Change(transition(session, job, JobStatus.CANCELLING, changes=asked), made=True)
-    return Change(transition(session, job, JobStatus.CANCELLED, reason=CANCELLED, changes=asked), made=True)
+        return ActionResult(transition(session, job, JobStatus.CANCELLING, changes=asked), changed=True)
+    return ActionResult(transition(session, job, JobStatus.CANCELLED, reason=CANCELLED, changes=asked), changed=True)
 
 
-def pause_job(session: Session, project: str, job_id: str, at: PauseAt) -> Change:
+def pause_job(session: Session, project: str, job_id: str, at: PauseAt) -> ActionResult:
     """Ask the worker to save the job and let it go, now or at the end of the stage.
 
     Repeating it changes nothing; a job that would pause at the end of its stage may still be paused now.
@@ -65,15 +65,17 @@ def pause_job(session: Session, project: str, job_id: str, at: PauseAt) -> Chang
         JobNotFound: the project has no such job.
         IllegalTransition: no worker holds the job.
     """
-    job = locked_of(session, project, job_id)
+    job = lock_project_job(session, project, job_id)
     if job.status is JobStatus.PAUSED or (job.status is JobStatus.PAUSING and job.pause_at in (at, "now")):
-        return Change(job, made=False)
+        return ActionResult(job, changed=False)
     if job.status is JobStatus.PAUSING:
-        return Change(record(session, job, [NewEvent("pause", {"at": at})], token=None, changes={"pause_at": at}), True)
-    return Change(transition(session, job, JobStatus.PAUSING, changes={"pause_at": at}), made=True)
+        return ActionResult(
+            record_events(session, job, [NewEvent("pause", {"at": at})], token=None, changes={"pause_at": at}), True
+        )
+    return ActionResult(transition(session, job, JobStatus.PAUSING, changes={"pause_at": at}), changed=True)
 
 
-def resume_job(session: Session, project: str, job_id: str) -> Change:
+def resume_job(session: Session, project: str, job_id: str) -> ActionResult:
     """Put a paused job back into the queue; it goes on from its newest training state.
 
     Repeating it changes nothing.
@@ -82,12 +84,12 @@ def resume_job(session: Session, project: str, job_id: str) -> Change:
         JobNotFound: the project has no such job.
         IllegalTransition: the job is not paused.
     """
-    job = locked_of(session, project, job_id)
+    job = lock_project_job(session, project, job_id)
     if job.status in (JobStatus.QUEUED, JobStatus.PREPARING, JobStatus.RUNNING, JobStatus.RECOVERING):
-        return Change(job, made=False)
+        return ActionResult(job, changed=False)
     if job.status is JobStatus.PAUSING:
         raise IllegalTransition("The job is still being paused: resume it once it is.", allowed=TRANSITIONS[job.status])
-    return Change(transition(session, job, JobStatus.QUEUED), made=True)
+    return ActionResult(transition(session, job, JobStatus.QUEUED), changed=True)
 
 
 def update_job(session: Session, project: str, job_id: str, changes: Mapping[str, Any]) -> Job:
@@ -97,13 +99,13 @@ def update_job(session: Session, project: str, job_id: str, changes: Mapping[str
         JobNotFound: the project has no such job.
         Unprocessable: the priority of an ended job means nothing any more.
     """
-    job = locked_of(session, project, job_id)
+    job = lock_project_job(session, project, job_id)
     wanted = {name: value for name, value in changes.items() if getattr(job, name) != value}
     if not wanted:
         return job
     if "priority" in wanted and job.ended:
-        raise Unprocessable(problems=[FieldError("/priority", "job_has_ended", "an ended job waits for nothing")])
-    return record(session, job, [NewEvent("changed", wanted)], token=None, changes=wanted)
+        raise Unprocessable(field_errors=[FieldError("/priority", "job_has_ended", "an ended job waits for nothing")])
+    return record_events(session, job, [NewEvent("changed", wanted)], token=None, changes=wanted)
 
 
 def delete_job(session: Session, project: str, job_id: str) -> list[str]:
@@ -114,24 +116,24 @@ def delete_job(session: Session, project: str, job_id: str) -> list[str]:
         JobIsLive: it has not ended.
         JobIsNeeded: a job that has not ended needs one of its checkpoints.
     """
-    job = locked_of(session, project, job_id)
+    job = lock_project_job(session, project, job_id)
     if not job.ended:
         raise JobIsLive
     # Locked: no new job can name one of them until this is over.
     own = session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job.id).with_for_update()).all()
-    if any(live_jobs_using(session, project, checkpoint=checkpoint.id) for checkpoint in own):
+    if any(count_live_jobs_using(session, project, checkpoint=checkpoint.id) for checkpoint in own):
         raise JobIsNeeded
     session.execute(sa.delete(Job).where(Job.id == job.id))
     return [f"jobs/{job.id}"]
 
 
-def locked_of(session: Session, project: str, job_id: str) -> Job:
+def lock_project_job(session: Session, project: str, job_id: str) -> Job:
     """A job of the project, kept from every other writer until the transaction ends.
 
     Raises:
         JobNotFound: the project has no such job.
     """
-    job = locked(session, job_id)
+    job = lock_job(session, job_id)
     if job is None or job.project != project:
         raise JobNotFound
     return job

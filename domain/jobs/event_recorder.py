@@ -19,7 +19,7 @@ from domain.ids import new_id
 from domain.jobs.leases import Claim
 from domain.jobs.models import Job, JobArtifact, JobAttempt, JobEvaluation, JobMetric, JobStage
 from domain.jobs.states import JobStatus, StageStatus
-from domain.jobs.transitions import NewEvent, locked_by, record, transition
+from domain.jobs.transitions import NewEvent, lock_claimed_job, record_events, transition
 from pocl import events as engine
 
 METRICS: Final = (
@@ -54,7 +54,7 @@ def apply_events(session: Session, claim: Claim, events: Sequence[engine.EventEn
     Raises:
         LostLease: the attempt no longer holds the job.
     """
-    job = locked_by(session, claim.job_id, claim.token)
+    job = lock_claimed_job(session, claim.job_id, claim.token)
     if offset <= job.events_offset:
         return
     batch = _Batch(session, job, claim.token)
@@ -79,7 +79,7 @@ def add_checkpoint(
     Raises:
         LostLease: the attempt no longer holds the job.
     """
-    job = locked_by(session, claim.job_id, claim.token)
+    job = lock_claimed_job(session, claim.job_id, claim.token)
     known = session.scalars(sa.select(Checkpoint).where(Checkpoint.store_key == store_key)).one_or_none()
     if known is not None:
         return known
@@ -98,7 +98,7 @@ def add_checkpoint(
     session.add(checkpoint)
     session.flush()
     data = {"id": checkpoint.id, "kind": kind, "step": step, "stage": stage, "size_bytes": size_bytes}
-    record(session, job, [NewEvent("checkpoint", data)], token=claim.token)
+    record_events(session, job, [NewEvent("checkpoint", data)], token=claim.token)
     return checkpoint
 
 
@@ -110,7 +110,7 @@ def add_artifact(
     Raises:
         LostLease: the attempt no longer holds the job.
     """
-    job = locked_by(session, claim.job_id, claim.token)
+    job = lock_claimed_job(session, claim.job_id, claim.token)
     known = session.get(JobArtifact, (job.id, kind))
     if known is not None and (known.store_key, known.sha256) == (store_key, sha256):
         return known
@@ -125,7 +125,7 @@ def add_artifact(
         )
     )
     data = {"kind": kind, "size_bytes": size_bytes, "sha256": sha256}
-    record(session, job, [NewEvent("artifact", data)], token=claim.token)
+    record_events(session, job, [NewEvent("artifact", data)], token=claim.token)
     return artifact
 
 
@@ -135,7 +135,7 @@ def save_log_tail(session: Session, claim: Claim, text: str, *, max_bytes: int) 
     Raises:
         LostLease: the attempt no longer holds the job.
     """
-    locked_by(session, claim.job_id, claim.token)
+    lock_claimed_job(session, claim.job_id, claim.token)
     tail = text.encode("utf-8", "replace")[-max_bytes:].decode("utf-8", "ignore")
     session.execute(
         sa.update(JobAttempt)
@@ -195,7 +195,7 @@ class _Batch:
         """Write what was gathered so far, and `columns`."""
         self._session.flush()
         self._write_metrics()
-        self._job = record(
+        self._job = record_events(
             self._session, self._job, self._history, token=self._token, changes={**self._columns, **columns}
         )
         self._history, self._columns = [], {}

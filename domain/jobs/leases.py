@@ -26,10 +26,10 @@ from domain.jobs.states import (
     AttemptEnd,
     EndReason,
     JobStatus,
-    after_attempt,
+    transitions_after_attempt,
 )
-from domain.jobs.transitions import locked_by, transition
-from domain.workers.models import Drain, Worker
+from domain.jobs.transitions import lock_claimed_job, transition
+from domain.workers.models import DrainMode, Worker
 from pocl.spec import DistillationSpec
 
 StopRequest = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release", "lost"]
@@ -73,7 +73,7 @@ class Claim:
     checkpoints: tuple[StoredCheckpoint, ...] = ()
     """Training states of earlier attempts, newest first, and then that of the job that it descends from; a corrupt
     one is passed over for the next."""
-    descends_from: str | None = None
+    parent_job_id: str | None = None
     """The job whose ranking it may begin with."""
     events_offset: int = 0
     """Bytes of `events.jsonl` that are in the rows; an attempt starts with a file of its own."""
@@ -167,14 +167,14 @@ def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> StopReque
 
 
 def settle(session: Session, claim: Claim, outcome: Outcome) -> JobStatus:
-    """End the attempt, and move the job where that leads: see :func:`domain.jobs.states.after_attempt`.
+    """End the attempt, and move the job where that leads: see :func:`domain.jobs.states.transitions_after_attempt`.
 
     A job that is being cancelled ends as cancelled whatever the outcome.
 
     Raises:
         LostLease: the attempt no longer holds the job, or was settled already.
     """
-    job = locked_by(session, claim.job_id, claim.token)
+    job = lock_claimed_job(session, claim.job_id, claim.token)
     return _end_attempt(session, job, outcome)
 
 
@@ -211,7 +211,7 @@ def expire_waiting(session: Session) -> list[str]:
     return [job.id for job in overdue]
 
 
-def _drain_of_owner() -> sa.ScalarSelect[Drain | None]:
+def _drain_of_owner() -> sa.ScalarSelect[DrainMode | None]:
     return sa.select(Worker.drain).where(Worker.name == Job.lease_owner).correlate(Job).scalar_subquery()
 
 
@@ -250,7 +250,7 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
         # A row that an older version wrote must not stop the queue.
         _end_attempt(session, job, Outcome.failed(_SPEC_UNREADABLE))
         return None
-    return Claim(job.id, job.project, token, spec, _training_states(session, job), job.descends_from)
+    return Claim(job.id, job.project, token, spec, _training_states(session, job), job.parent_job_id)
 
 
 def _training_states(session: Session, job: Job) -> tuple[StoredCheckpoint, ...]:
@@ -275,7 +275,9 @@ def _end_attempt(session: Session, job: Job, outcome: Outcome) -> JobStatus:
         now = session.scalars(sa.select(db_now())).one()
         changes |= {"runtime_left_seconds": max(0.0, (job.runs_until - now).total_seconds()), "runs_until": None}
     token = job.lease_token
-    for status in after_attempt(job.status, outcome.end, attempts_left=job.max_attempts - job.attempts_spent):
+    for status in transitions_after_attempt(
+        job.status, outcome.end, attempts_left=job.max_attempts - job.attempts_spent
+    ):
         reason = _reason_of(status, outcome) if status in TERMINAL else None
         job = transition(session, job, status, reason=reason, token=token, changes=changes)
         # The first move lets the lease go; the next is made in its wake, under the same lock.

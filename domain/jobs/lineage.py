@@ -38,7 +38,7 @@ class StageNotSaved(NotFound):
 
 
 @dataclass(frozen=True)
-class StartAt:
+class RetryStart:
     """Where a new attempt at an ended job begins."""
 
     place: Literal["checkpoint", "stage", "start"] = "checkpoint"
@@ -53,7 +53,7 @@ def retry_job(
     *,
     project: str,
     job_id: str,
-    start: StartAt,
+    start: RetryStart,
     options: JobOptions,
     session: Session | None = None,
 ) -> Job:
@@ -96,7 +96,7 @@ def branch_job(
     """
     with database.transaction(write=False) as reading:
         parent = get_job(reading, project, job_id)
-        first = _start_of(reading, parent, StartAt("stage", stage))
+        first = _start_of(reading, parent, RetryStart("stage", stage))
         raw = merged(parent.resolved, changes)
         plan = plan_job(reading, settings, raw, project=project)
         _refuse_other_ground(DistillationSpec.model_validate(parent.resolved), plan.spec)
@@ -116,7 +116,7 @@ def merged(under: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return result
 
 
-def _start_of(session: Session, parent: Job, start: StartAt) -> Checkpoint | None:
+def _start_of(session: Session, parent: Job, start: RetryStart) -> Checkpoint | None:
     if start.place == "start":
         return None
     wanted = sa.select(Checkpoint).where(Checkpoint.job_id == parent.id)
@@ -141,7 +141,7 @@ def _refuse_other_ground(old: DistillationSpec, new: DistillationSpec) -> None:
         changed.append("curriculum/ranking")
     if changed:
         detail = "a branch keeps this: the saved state stands for it; submit a new job instead"
-        raise SpecRefused(problems=[FieldError(f"/{name}", "branch_cannot_change", detail) for name in changed])
+        raise SpecRefused(field_errors=[FieldError(f"/{name}", "branch_cannot_change", detail) for name in changed])
 
 
 def _create(

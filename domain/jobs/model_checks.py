@@ -66,9 +66,9 @@ def _inspect(place: Path, pointer: str) -> ModelFacts:
         with _few_at_once:
             return inspect_model(place)
     except ModelNotFound as error:
-        raise ModelMissing(error.message, problems=[_problem(error, pointer)]) from error
+        raise ModelMissing(error.message, field_errors=[_problem(error, pointer)]) from error
     except ModelUnsupported as error:
-        raise ModelRefused(error.message, problems=[_problem(error, pointer)]) from error
+        raise ModelRefused(error.message, field_errors=[_problem(error, pointer)]) from error
 
 
 def _cut(teacher: ModelFacts | None, layers: tuple[int, ...]) -> ModelFacts | None:
@@ -77,21 +77,21 @@ def _cut(teacher: ModelFacts | None, layers: tuple[int, ...]) -> ModelFacts | No
     try:
         return cut_facts(teacher, layers)
     except SpecInvalid as error:
-        raise SpecRefused(problems=error.problems) from error
+        raise SpecRefused(field_errors=error.field_errors) from error
 
 
 def _require_positions(spec: DistillationSpec, model: ModelFacts | None) -> None:
     try:
         refuse_long_rows(spec.data.max_length, None if model is None else model.max_positions)
     except SpecInvalid as error:
-        raise SpecRefused(problems=error.problems) from error
+        raise SpecRefused(field_errors=error.field_errors) from error
 
 
 def _require_one_vocabulary(teacher: ModelFacts, student: ModelFacts) -> None:
     try:
         shared_vocabulary(teacher, student)
     except VocabularyMismatch as error:
-        raise VocabulariesDiffer(error.message, problems=[_problem(error, "/student")]) from error
+        raise VocabulariesDiffer(error.message, field_errors=[_problem(error, "/student")]) from error
 
 
 def _problem(error: PoclError, pointer: str) -> FieldError:

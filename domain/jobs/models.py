@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.db import JsonColumn, Record, UtcDateTime, db_now
+from domain.db import Base, JsonType, UtcDateTime, db_now
 from domain.jobs.states import TERMINAL, AttemptEnd, EndReason, JobStatus, PauseAt, StageStatus
 
 ID_LENGTH = 64
@@ -30,7 +30,7 @@ def _one_of(values: type[StrEnum]) -> sa.Enum:
     )
 
 
-class Job(Record):
+class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_queue", "status", "priority", "created_at"),
@@ -42,13 +42,13 @@ class Job(Record):
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
     project: Mapped[str] = mapped_column(String(64), default="default")
     name: Mapped[str | None] = mapped_column(String(200))
-    labels: Mapped[dict[str, str]] = mapped_column(JsonColumn, default=dict)
+    labels: Mapped[dict[str, str]] = mapped_column(JsonType, default=dict)
     priority: Mapped[int] = mapped_column(default=0)
     """Higher is claimed first."""
 
-    spec: Mapped[dict[str, Any]] = mapped_column(JsonColumn)
+    spec: Mapped[dict[str, Any]] = mapped_column(JsonType)
     """As it was posted."""
-    resolved: Mapped[dict[str, Any]] = mapped_column(JsonColumn)
+    resolved: Mapped[dict[str, Any]] = mapped_column(JsonType)
     """With every default named."""
     device: Mapped[str] = mapped_column(String(16), default="auto")
     """`resources.device` of the specification: what a worker must have to claim it."""
@@ -58,7 +58,7 @@ class Job(Record):
     """Grows with every change that a client can see."""
     event_seq: Mapped[int] = mapped_column(default=0)
     """The sequence number of the newest event."""
-    end_reason: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+    end_reason: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
 
     token: Mapped[int] = mapped_column(default=0)
     """The fencing token of the newest attempt, which is its number: counted from 1."""
@@ -123,7 +123,7 @@ class Job(Record):
     """What the job needs at most, as planned; null where that is not known."""
 
     @property
-    def descends_from(self) -> str | None:
+    def parent_job_id(self) -> str | None:
         """The job whose ranking and training state it may begin with."""
         return self.retry_of or self.branch_of
 
@@ -141,7 +141,7 @@ def _owned_by_job() -> Mapped[str]:
     return mapped_column(String(ID_LENGTH), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
-class JobEvent(Record):
+class JobEvent(Base):
     """One entry of a job's history. Its numbers have no gap, and rise in the order of the commits."""
 
     __tablename__ = "job_events"
@@ -151,10 +151,10 @@ class JobEvent(Record):
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     type: Mapped[str] = mapped_column(String(32))
     """`status` for a move; otherwise the type of the engine's event."""
-    data: Mapped[dict[str, Any]] = mapped_column(JsonColumn)
+    data: Mapped[dict[str, Any]] = mapped_column(JsonType)
 
 
-class JobAttempt(Record):
+class JobAttempt(Base):
     """One worker's hold on a job."""
 
     __tablename__ = "job_attempts"
@@ -167,14 +167,14 @@ class JobAttempt(Record):
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     end: Mapped[AttemptEnd | None] = mapped_column(_one_of(AttemptEnd))
     """Null while it runs."""
-    end_reason: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+    end_reason: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     resumed_from_step: Mapped[int | None]
     """The optimiser step of the checkpoint that it continued; null for a fresh start."""
     log_tail: Mapped[str] = mapped_column(Text, default="")
     """The end of what the engine wrote to stderr."""
 
 
-class JobStage(Record):
+class JobStage(Base):
     """One stage of the curriculum: planned at submission, then as the engine reports it."""
 
     __tablename__ = "job_stages"
@@ -193,11 +193,11 @@ class JobStage(Record):
     status: Mapped[StageStatus] = mapped_column(_one_of(StageStatus), default=StageStatus.PENDING)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+    evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     """The scores at the stage's end."""
 
 
-class JobMetric(Record):
+class JobMetric(Base):
     """A figure of one optimiser step. A step that is run again replaces what it wrote before."""
 
     __tablename__ = "job_metrics"
@@ -208,7 +208,7 @@ class JobMetric(Record):
     value: Mapped[float] = mapped_column(sa.Double)
 
 
-class JobEvaluation(Record):
+class JobEvaluation(Base):
     """Scores on the validation rows."""
 
     __tablename__ = "job_evaluations"
@@ -224,11 +224,11 @@ class JobEvaluation(Record):
     exact_match: Mapped[float] = mapped_column(sa.Double)
     cross_entropy: Mapped[float] = mapped_column(sa.Double)
     divergence: Mapped[float | None] = mapped_column(sa.Double)
-    sampled: Mapped[dict[str, Any] | None] = mapped_column(JsonColumn)
+    sampled: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     """Scores of drawn answers, as the engine reported them."""
 
 
-class JobArtifact(Record):
+class JobArtifact(Base):
     """A file that a job left in the artifact store: the newest of its kind."""
 
     __tablename__ = "job_artifacts"

@@ -16,7 +16,7 @@ from domain.jobs.states import HELD, JobStatus
 from domain.workers.repository import live_workers
 
 Columns = TypeVarTuple("Columns")
-Reason = Literal["jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits"]
+QueueReason = Literal["jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE: Final = timedelta(minutes=1)
@@ -26,19 +26,19 @@ _MOST_FORESEEN: Final = 500
 
 
 @dataclass(frozen=True)
-class QueuePlace:
+class QueuePosition:
     """Where a queued job stands."""
 
     position: int
     """1: the next to be claimed."""
     ahead: int
-    reason: Reason
+    reason: QueueReason
     starts_at: datetime | None
     """Estimated, in whole minutes; null where no worker fits, or too little is known."""
 
 
 @dataclass(frozen=True)
-class Need:
+class ResourceRequest:
     """What a job must have to run."""
 
     device: str
@@ -67,15 +67,17 @@ def runnable_on(memory: Mapping[str, int | None]) -> sa.ColumnElement[bool]:
     return sa.or_(*(sa.and_(Job.device == kind, _within(most)) for kind, most in kinds))
 
 
-def queue_place(session: Session, job: Job, *, worker_seconds: float) -> QueuePlace | None:
-    """Where the job stands in the queue; null unless it is queued. As :func:`queue_places`."""
+def queue_position(session: Session, job: Job, *, worker_seconds: float) -> QueuePosition | None:
+    """Where the job stands in the queue; null unless it is queued. As :func:`queue_positions`."""
     if job.status is not JobStatus.QUEUED:
         return None
-    need = Need(job.device, job.memory_bytes)
-    return queue_places(session, {job.id: need}, worker_seconds=worker_seconds).get(job.id)
+    need = ResourceRequest(job.device, job.memory_bytes)
+    return queue_positions(session, {job.id: need}, worker_seconds=worker_seconds).get(job.id)
 
 
-def queue_places(session: Session, waiting: Mapping[str, Need], *, worker_seconds: float) -> dict[str, QueuePlace]:
+def queue_positions(
+    session: Session, waiting: Mapping[str, ResourceRequest], *, worker_seconds: float
+) -> dict[str, QueuePosition]:
     """Where those of these jobs that are queued stand in the queue of all projects.
 
     Projects take turns: of each, the jobs come in the order of priority and age, and its n-th waits until it has
@@ -87,16 +89,16 @@ def queue_places(session: Session, waiting: Mapping[str, Need], *, worker_second
     """
     if not waiting:
         return {}
-    workers = [(worker.name, memory_of(worker.devices)) for worker in live_workers(session, worker_seconds)]
+    workers = [(worker.name, memory_by_device_kind(worker.devices)) for worker in live_workers(session, worker_seconds)]
     foresight = _StartEstimator(session)
     places = {}
     # One that was claimed since the caller read its row has no place any more.
     for job_id, ahead in _ahead(session, waiting).items():
         able = frozenset(name for name, memory in workers if _can_run(waiting[job_id], memory))
-        reason: Reason = "jobs_ahead" if ahead else "waiting_for_worker"
+        reason: QueueReason = "jobs_ahead" if ahead else "waiting_for_worker"
         if not able:
             reason = "no_worker_fits" if workers else "no_worker"
-        places[job_id] = QueuePlace(ahead + 1, ahead, reason, foresight.start(able, ahead))
+        places[job_id] = QueuePosition(ahead + 1, ahead, reason, foresight.start(able, ahead))
     return places
 
 
@@ -125,7 +127,7 @@ def _within(most: int | None) -> sa.ColumnElement[bool]:
     return sa.true() if most is None else sa.or_(Job.memory_bytes.is_(None), Job.memory_bytes <= most)
 
 
-def memory_of(devices: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
+def memory_by_device_kind(devices: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
     """The least memory of each kind of device: on which of them a job comes is not known before."""
     found: dict[str, int | None] = {}
     for device in devices:
@@ -135,7 +137,7 @@ def memory_of(devices: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
     return found
 
 
-def _can_run(need: Need, memory: Mapping[str, int | None]) -> bool:
+def _can_run(need: ResourceRequest, memory: Mapping[str, int | None]) -> bool:
     kind = _chosen(need.device, memory)
     if kind not in memory:
         return False

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session, defer
 
-from domain.db import Slice, slice_of
+from domain.db import KeysetPage, fetch_page
 from domain.errors import JobNotFound
 from domain.jobs.models import LABEL_KEY, Job, JobArtifact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
 from domain.jobs.states import TERMINAL, JobStatus
 
 
 @dataclass(frozen=True)
-class Series:
+class MetricSeries:
     """One metric over the optimiser steps, in rising order of steps."""
 
     name: str
@@ -42,7 +42,7 @@ def list_jobs(
     after: str | None = None,
     statuses: Collection[JobStatus] = (),
     labels: Mapping[str, str] | None = None,
-) -> Slice[Job]:
+) -> KeysetPage[Job]:
     """The project's jobs, newest first, without their specifications.
 
     Args:
@@ -60,25 +60,25 @@ def list_jobs(
     for key, value in (labels or {}).items():
         if not re.fullmatch(LABEL_KEY, key):
             # No job carries it, and some characters would end the key inside SQLite's JSON path.
-            return Slice([], has_more=False)
+            return KeysetPage([], has_more=False)
         statement = statement.where(Job.labels[key].as_string() == value)
-    return slice_of(session, statement, limit=limit)
+    return fetch_page(session, statement, limit=limit)
 
 
-def list_events(session: Session, job_id: str, *, after: int = 0, limit: int) -> Slice[JobEvent]:
+def list_events(session: Session, job_id: str, *, after: int = 0, limit: int) -> KeysetPage[JobEvent]:
     """A job's events with a sequence number beyond `after`, in order."""
     statement = sa.select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after)
-    return slice_of(session, statement.order_by(JobEvent.seq), limit=limit)
+    return fetch_page(session, statement.order_by(JobEvent.seq), limit=limit)
 
 
 def list_stages(session: Session, job_id: str) -> Sequence[JobStage]:
     return session.scalars(sa.select(JobStage).where(JobStage.job_id == job_id).order_by(JobStage.index)).all()
 
 
-def list_attempts(session: Session, job_id: str, *, limit: int, after: int = 0) -> Slice[JobAttempt]:
+def list_attempts(session: Session, job_id: str, *, limit: int, after: int = 0) -> KeysetPage[JobAttempt]:
     """A job's attempts with a number beyond `after`, in order."""
     statement = sa.select(JobAttempt).where(JobAttempt.job_id == job_id, JobAttempt.number > after)
-    return slice_of(session, statement.order_by(JobAttempt.number), limit=limit)
+    return fetch_page(session, statement.order_by(JobAttempt.number), limit=limit)
 
 
 def get_attempt(session: Session, job_id: str, number: int) -> JobAttempt | None:
@@ -112,7 +112,7 @@ def metric_series(
     names: Collection[str] = (),
     from_step: int = 0,
     to_step: int | None = None,
-) -> list[Series]:
+) -> list[MetricSeries]:
     """Metrics thinned out evenly to about `points` each: the first and the last step always, `points` + 1 at most.
 
     Args:
@@ -137,10 +137,10 @@ def metric_series(
         sa.select(rows.c.name, rows.c.step, rows.c.value).where(kept).order_by(rows.c.name, rows.c.step)
     ):
         found.setdefault(name, []).append((step, value))
-    return [Series(name, *map(tuple, zip(*pairs, strict=True))) for name, pairs in found.items()]
+    return [MetricSeries(name, *map(tuple, zip(*pairs, strict=True))) for name, pairs in found.items()]
 
 
-def queued_count(session: Session, *, project: str | None = None) -> int:
+def count_queued_jobs(session: Session, *, project: str | None = None) -> int:
     """Jobs that wait, of one project or of all."""
     statement = sa.select(sa.func.count()).where(Job.status == JobStatus.QUEUED)
     if project is not None:
@@ -148,7 +148,7 @@ def queued_count(session: Session, *, project: str | None = None) -> int:
     return session.scalar(statement) or 0
 
 
-def live_jobs_using(session: Session, project: str, *, checkpoint: str) -> int:
+def count_live_jobs_using(session: Session, project: str, *, checkpoint: str) -> int:
     """Jobs that have not ended, and whose teacher, student or beginning is the checkpoint."""
     named = [Job.resolved[role]["checkpoint"].as_string() == checkpoint for role in ("teacher", "student")]
     named.append(Job.starts_from == checkpoint)
@@ -156,7 +156,7 @@ def live_jobs_using(session: Session, project: str, *, checkpoint: str) -> int:
     return session.scalar(statement) or 0
 
 
-def ended_among(session: Session, job_ids: Collection[str]) -> set[str]:
+def filter_ended(session: Session, job_ids: Collection[str]) -> set[str]:
     """Those of these jobs that have ended or are not there."""
     live = session.scalars(sa.select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(TERMINAL)))
     return set(job_ids) - set(live)

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.jobs.models import Job
-from domain.jobs.queue import Need, QueuePlace, queue_places
+from domain.jobs.queue import QueuePosition, ResourceRequest, queue_positions
 from domain.jobs.states import TERMINAL, JobStatus
 
 
@@ -20,7 +20,7 @@ class JobSnapshot:
     event_seq: int
     """The number of its newest event."""
     ended: bool
-    place: QueuePlace | None
+    place: QueuePosition | None
     """In the queue, which other jobs and workers change; null unless it is queued."""
 
 
@@ -34,8 +34,8 @@ def job_snapshots(session: Session, job_ids: Collection[str], *, worker_seconds:
         Job.id, Job.project, Job.version, Job.event_seq, Job.status, Job.device, Job.memory_bytes
     ).where(Job.id.in_(job_ids))
     rows = session.execute(statement).all()
-    needs = {row.id: Need(row.device, row.memory_bytes) for row in rows if row.status is JobStatus.QUEUED}
-    places = queue_places(session, needs, worker_seconds=worker_seconds)
+    needs = {row.id: ResourceRequest(row.device, row.memory_bytes) for row in rows if row.status is JobStatus.QUEUED}
+    places = queue_positions(session, needs, worker_seconds=worker_seconds)
     return {
         row.id: JobSnapshot(row.project, row.version, row.event_seq, row.status in TERMINAL, places.get(row.id))
         for row in rows

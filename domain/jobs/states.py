@@ -162,7 +162,7 @@ WAIT_EXCEEDED: Final = EndReason(
 )
 
 
-def refusal(current: JobStatus, wanted: JobStatus) -> str | None:
+def explain_illegal_transition(current: JobStatus, wanted: JobStatus) -> str | None:
     """Why a job may not move from `current` to `wanted`, as one sentence; null where it may."""
     allowed = TRANSITIONS[current]
     if wanted in allowed:
@@ -172,7 +172,7 @@ def refusal(current: JobStatus, wanted: JobStatus) -> str | None:
     return f"A job that is {current} cannot become {wanted}; it can become {', '.join(sorted(allowed))}."
 
 
-def ended_status(reason: EndReason) -> JobStatus:
+def terminal_status_of(reason: EndReason) -> JobStatus:
     """The final state that an end reason stands for."""
     if reason.code == SUCCEEDED.code:
         return JobStatus.SUCCEEDED
@@ -181,7 +181,7 @@ def ended_status(reason: EndReason) -> JobStatus:
     return JobStatus.FAILED
 
 
-def after_attempt(current: JobStatus, end: AttemptEnd, *, attempts_left: int) -> tuple[JobStatus, ...]:
+def transitions_after_attempt(current: JobStatus, end: AttemptEnd, *, attempts_left: int) -> tuple[JobStatus, ...]:
     """The moves of a held job whose attempt ended: a path through :data:`TRANSITIONS`.
 
     Args:

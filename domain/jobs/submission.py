@@ -22,7 +22,7 @@ from domain.errors import (
 from domain.ids import new_id
 from domain.jobs.model_checks import InspectedModels, inspect_models
 from domain.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
-from domain.jobs.repository import queued_count
+from domain.jobs.repository import count_queued_jobs
 from domain.settings import Settings
 from pocl.errors import FieldError, SpecInvalid
 from pocl.plan import Estimate, ModelSize, StagePlan, estimate, stage_table
@@ -127,7 +127,7 @@ def plan_job(session: Session, settings: Settings, raw: Mapping[str, Any], *, pr
     try:
         stages = stage_table(spec, samples)
     except SpecInvalid as error:
-        raise SpecRefused(problems=error.problems) from error
+        raise SpecRefused(field_errors=error.field_errors) from error
     models = inspect_models(settings, spec, store_keys)
     return JobPlan(raw, spec, samples, stages, _estimate(spec, stages, models), tuple(_warnings(spec, models)))
 
@@ -153,7 +153,7 @@ def create_job(
     """
     _check(options, settings)
     _one_at_a_time(session, project)
-    if queued_count(session, project=project) >= settings.max_jobs_queued:
+    if count_queued_jobs(session, project=project) >= settings.max_jobs_queued:
         raise QuotaExceeded
     _look_up(session, project, plan.spec, keep=True)
     limits = options.limits
@@ -192,7 +192,7 @@ def _resolve(raw: Mapping[str, Any]) -> DistillationSpec:
     try:
         return resolve(raw)
     except SpecInvalid as error:
-        raise SpecRefused(problems=error.problems) from error
+        raise SpecRefused(field_errors=error.field_errors) from error
 
 
 def _look_up(
@@ -203,7 +203,7 @@ def _look_up(
     Args:
         keep: let nobody delete these checkpoints until the transaction ends.
     """
-    problems: list[FieldError] = []
+    field_errors: list[FieldError] = []
     get_checkpoint = checkpoints.get_checkpoint_for_share if keep else checkpoints.get_checkpoint
     rows: dict[str, int] = {}
     for part, data in (("train", spec.data.train), ("validation", spec.data.validation)):
@@ -212,12 +212,12 @@ def _look_up(
         pointer = f"/data/{part}"
         if data.dataset is None:
             detail = "upload the rows as a data set and give its id as `dataset`; the service reads no other files"
-            problems.append(FieldError(f"{pointer}/path", "dataset_required", detail))
+            field_errors.append(FieldError(f"{pointer}/path", "dataset_required", detail))
             continue
         try:
             rows[part] = datasets.get_dataset(session, project, data.dataset).rows
         except DatasetNotFound as error:
-            problems.append(FieldError(f"{pointer}/dataset", error.code, error.detail))
+            field_errors.append(FieldError(f"{pointer}/dataset", error.code, error.detail))
     keys: dict[str, str] = {}
     for part, model in (("teacher", spec.teacher), ("student", spec.student)):
         if model is None or model.checkpoint is None:
@@ -225,9 +225,9 @@ def _look_up(
         try:
             keys[model.checkpoint] = get_checkpoint(session, project, model.checkpoint).store_key
         except CheckpointNotFound as error:
-            problems.append(FieldError(f"/{part}/checkpoint", error.code, error.detail))
-    if problems:
-        raise SpecRefused(problems=problems)
+            field_errors.append(FieldError(f"/{part}/checkpoint", error.code, error.detail))
+    if field_errors:
+        raise SpecRefused(field_errors=field_errors)
     return rows["train"], keys
 
 
@@ -257,24 +257,24 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanW
 
 def _check(options: JobOptions, settings: Settings) -> None:
     name, labels, priority = options.name, options.labels, options.priority
-    problems = []
+    field_errors = []
     if name is not None and not _is_plain(name):
-        problems.append(FieldError("/name", "name_invalid", f"use at most {MAX_TEXT_LENGTH} printable characters"))
+        field_errors.append(FieldError("/name", "name_invalid", f"use at most {MAX_TEXT_LENGTH} printable characters"))
     if len(labels) > MAX_LABELS:
-        problems.append(FieldError("/labels", "too_many_labels", f"use at most {MAX_LABELS} labels"))
+        field_errors.append(FieldError("/labels", "too_many_labels", f"use at most {MAX_LABELS} labels"))
     for key, value in labels.items():
         if not re.fullmatch(LABEL_KEY, key) or not _is_plain(value):
             detail = f"a key matches {LABEL_KEY}, a value has at most {MAX_TEXT_LENGTH} printable characters"
-            problems.append(FieldError("/labels", "label_invalid", detail))
+            field_errors.append(FieldError("/labels", "label_invalid", detail))
             break
     if not 0 <= priority <= MAX_PRIORITY:
-        problems.append(FieldError("/priority", "priority_invalid", f"use 0 to {MAX_PRIORITY}"))
+        field_errors.append(FieldError("/priority", "priority_invalid", f"use 0 to {MAX_PRIORITY}"))
     attempts = options.limits.max_attempts
     if attempts is not None and attempts > settings.max_attempts:
         detail = f"this service allows at most {settings.max_attempts}"
-        problems.append(FieldError("/limits/max_attempts", "too_many_attempts", detail))
-    if problems:
-        raise Unprocessable(problems=problems)
+        field_errors.append(FieldError("/limits/max_attempts", "too_many_attempts", detail))
+    if field_errors:
+        raise Unprocessable(field_errors=field_errors)
 
 
 def _is_plain(text: str) -> bool:

@@ -15,7 +15,16 @@ from sqlalchemy.orm import Session
 from domain.db import db_now
 from domain.errors import Conflict, IllegalTransition, LostLease
 from domain.jobs.models import Job, JobEvent, JobStage
-from domain.jobs.states import HELD, TERMINAL, TRANSITIONS, EndReason, JobStatus, StageStatus, ended_status, refusal
+from domain.jobs.states import (
+    HELD,
+    TERMINAL,
+    TRANSITIONS,
+    EndReason,
+    JobStatus,
+    StageStatus,
+    explain_illegal_transition,
+    terminal_status_of,
+)
 
 _LET_GO: Final = dict.fromkeys(
     (
@@ -50,7 +59,7 @@ class NewEvent:
     """Null: now, by the database's clock."""
 
 
-def locked(session: Session, job_id: str) -> Job | None:
+def lock_job(session: Session, job_id: str) -> Job | None:
     """Read a job afresh and keep every other writer from it until the transaction ends."""
     return session.scalars(
         sa.select(Job).where(Job.id == job_id).with_for_update(),
@@ -58,13 +67,13 @@ def locked(session: Session, job_id: str) -> Job | None:
     ).one_or_none()
 
 
-def locked_by(session: Session, job_id: str, token: int) -> Job:
+def lock_claimed_job(session: Session, job_id: str, token: int) -> Job:
     """Read and lock a job for the attempt that holds it.
 
     Raises:
         LostLease: the job is held by another attempt, or by none.
     """
-    job = locked(session, job_id)
+    job = lock_job(session, job_id)
     if job is None or job.lease_token != token:
         raise LostLease
     return job
@@ -91,7 +100,7 @@ def transition(
         LostLease: `token` no longer holds the job.
         Conflict: the job changed since it was read.
     """
-    refused = refusal(job.status, to)
+    refused = explain_illegal_transition(job.status, to)
     if refused is not None:
         raise IllegalTransition(refused, allowed=TRANSITIONS[job.status])
     values: dict[str, Any] = {**(changes or {}), "status": to}
@@ -105,7 +114,7 @@ def transition(
     return _write(session, job, values, [NewEvent("status", data)], token)
 
 
-def record(
+def record_events(
     session: Session,
     job: Job,
     events: Sequence[NewEvent],
@@ -126,7 +135,7 @@ def record(
 
 
 def _ending(to: JobStatus, reason: EndReason | None) -> dict[str, Any]:
-    if reason is None or ended_status(reason) is not to:
+    if reason is None or terminal_status_of(reason) is not to:
         raise ValueError(f"a job that is {to} needs a reason that stands for it")
     ending: dict[str, Any] = {"end_reason": reason.as_json(), "finished_at": db_now()}
     if to is JobStatus.SUCCEEDED:

@@ -7,18 +7,18 @@ from typing import Any, Literal
 from sqlalchemy import String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.db import JsonColumn, Record, UtcDateTime, db_now
+from domain.db import Base, JsonType, UtcDateTime, db_now
 
-Drain = Literal["finish", "release"]
+DrainMode = Literal["finish", "release"]
 
 
-class Worker(Record):
+class Worker(Base):
     __tablename__ = "workers"
 
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     """Unique while it lives; a worker that starts again has another."""
-    devices: Mapped[list[dict[str, Any]]] = mapped_column(JsonColumn)
-    drain: Mapped[Drain | None] = mapped_column(String(16))
+    devices: Mapped[list[dict[str, Any]]] = mapped_column(JsonType)
+    drain: Mapped[DrainMode | None] = mapped_column(String(16))
     """Null: it takes jobs. `finish`: it ends the one that it has; `release`: it saves that and gives it back."""
     started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())

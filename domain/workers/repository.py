@@ -6,11 +6,11 @@ from dataclasses import asdict
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from domain.db import Slice, db_now, slice_of, upsert_into
+from domain.db import KeysetPage, db_now, fetch_page, upsert_into
 from domain.errors import NotFound
-from domain.workers.models import Device, Drain, Worker
+from domain.workers.models import Device, DrainMode, Worker
 
-FORGOTTEN_SECONDS = 24 * 3600
+STALE_SECONDS = 24 * 3600
 
 
 class WorkerNotFound(NotFound):
@@ -19,7 +19,7 @@ class WorkerNotFound(NotFound):
     code = "worker_not_found"
 
 
-def make_known(session: Session, name: str, devices: Sequence[Device]) -> None:
+def register_worker(session: Session, name: str, devices: Sequence[Device]) -> None:
     """Say that the worker lives; a drain that was asked for stays."""
     found = [asdict(device) for device in devices]
     statement = upsert_into(session.connection(), Worker).values(
@@ -30,18 +30,18 @@ def make_known(session: Session, name: str, devices: Sequence[Device]) -> None:
     )
 
 
-def forget(session: Session, name: str) -> None:
+def deregister_worker(session: Session, name: str) -> None:
     """The worker has ended."""
     session.execute(sa.delete(Worker).where(Worker.name == name))
 
 
-def forget_lost(session: Session) -> int:
+def delete_stale_workers(session: Session) -> int:
     """Drop rows of workers that were not heard of for a day; says how many."""
-    lost = session.execute(sa.delete(Worker).where(Worker.seen_at < db_now(-FORGOTTEN_SECONDS)).returning(Worker.name))
+    lost = session.execute(sa.delete(Worker).where(Worker.seen_at < db_now(-STALE_SECONDS)).returning(Worker.name))
     return len(lost.all())
 
 
-def drain(session: Session, name: str, how: Drain | None) -> Worker:
+def drain(session: Session, name: str, how: DrainMode | None) -> Worker:
     """Let the worker take no more jobs, or jobs again.
 
     Raises:
@@ -55,15 +55,15 @@ def drain(session: Session, name: str, how: Drain | None) -> Worker:
     return worker
 
 
-def takes_jobs(session: Session, name: str) -> bool:
+def accepts_jobs(session: Session, name: str) -> bool:
     """Whether the worker may claim; one that is not known yet may."""
     return session.scalars(sa.select(Worker.drain).where(Worker.name == name)).one_or_none() is None
 
 
-def list_workers(session: Session, *, limit: int, after: str | None = None) -> Slice[Worker]:
+def list_workers(session: Session, *, limit: int, after: str | None = None) -> KeysetPage[Worker]:
     """By name, after `after`."""
     statement = sa.select(Worker).order_by(Worker.name)
-    return slice_of(session, statement if after is None else statement.where(Worker.name > after), limit=limit)
+    return fetch_page(session, statement if after is None else statement.where(Worker.name > after), limit=limit)
 
 
 def live_workers(session: Session, within_seconds: float) -> Sequence[Worker]:

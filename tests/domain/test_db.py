@@ -14,7 +14,7 @@ from sqlalchemy import exc
 
 from domain.datasets.models import Dataset
 from domain.db import Database, UtcDateTime, db_now
-from tests.support.rows import add_some_dataset
+from tests.support.rows import insert_dataset
 
 moments = st.datetimes(datetime(1, 1, 3), datetime(9999, 12, 29), timezones=st.timezones(no_cache=False) | st.just(UTC))
 
@@ -26,27 +26,27 @@ def count(database: Database) -> int:
 
 def test_a_transaction_is_committed_at_its_end(database: Database) -> None:
     with database.transaction(write=True) as session:
-        add_some_dataset(session)
+        insert_dataset(session)
     assert count(database) == 1
 
 
 def test_a_transaction_that_raises_leaves_nothing(database: Database) -> None:
     with suppress(RuntimeError), database.transaction(write=True) as session:
-        add_some_dataset(session)
+        insert_dataset(session)
         raise RuntimeError
     assert count(database) == 0
 
 
 def test_rows_can_be_read_after_the_commit(database: Database) -> None:
     with database.transaction(write=True) as session:
-        dataset = add_some_dataset(session)
+        dataset = insert_dataset(session)
     assert dataset.rows == 100
     assert dataset.created_at.tzinfo is UTC
 
 
 def test_a_reading_transaction_cannot_write(database: Database) -> None:
     with pytest.raises(exc.DBAPIError), database.transaction(write=False) as session:
-        add_some_dataset(session)
+        insert_dataset(session)
     assert count(database) == 0
 
 
@@ -55,7 +55,7 @@ def test_a_connection_that_read_can_write_afterwards(database: Database) -> None
     for _ in range(3):
         count(database)
         with database.transaction(write=True) as session:
-            add_some_dataset(session)
+            insert_dataset(session)
     assert count(database) == 3
 
 
@@ -63,14 +63,14 @@ def test_a_reader_sees_one_moment_while_others_write(database: Database) -> None
     with database.transaction(write=False) as reader:
         before = reader.scalars(sa.select(Dataset)).all()
         with database.transaction(write=True) as writer:
-            add_some_dataset(writer)
+            insert_dataset(writer)
         assert reader.scalars(sa.select(Dataset)).all() == before == []
     assert count(database) == 1
 
 
 def test_writers_that_read_first_wait_for_each_other_and_lose_nothing(database: Database) -> None:
     with database.transaction(write=True) as session:
-        dataset_id = add_some_dataset(session, rows=0).id
+        dataset_id = insert_dataset(session, rows=0).id
 
     def increment(_: int) -> None:
         with database.transaction(write=True) as session:
@@ -117,7 +117,7 @@ def test_a_reader_is_not_held_up_by_a_writer(database: Database) -> None:
 
     def write() -> None:
         with database.transaction(write=True) as session:
-            add_some_dataset(session)
+            insert_dataset(session)
             wrote.set()
             may_end.wait()
 

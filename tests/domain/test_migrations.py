@@ -15,13 +15,13 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 
 import migrations
-from domain.db import Record, engine_for, upgrade
+from domain.db import Base, create_engine_for, upgrade
 from domain.settings import Settings
 
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[sa.Engine]:
-    engine = engine_for(database_url)
+    engine = create_engine_for(database_url)
     yield engine
     engine.dispose()
 
@@ -35,7 +35,7 @@ def test_migrated_schema_is_the_declared_one(engine: sa.Engine, settings: Settin
     upgrade(settings)
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Record.metadata) == []
+        assert compare_metadata(context, Base.metadata) == []
 
 
 def test_a_column_that_no_migration_makes_would_be_found(engine: sa.Engine, settings: Settings) -> None:
@@ -43,7 +43,7 @@ def test_a_column_that_no_migration_makes_would_be_found(engine: sa.Engine, sett
     with engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE jobs DROP COLUMN percent"))
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        ((operation, _schema, table, column),) = compare_metadata(context, Record.metadata)
+        ((operation, _schema, table, column),) = compare_metadata(context, Base.metadata)
     assert (operation, table, column.name) == ("add_column", "jobs", "percent")
 
 
@@ -52,8 +52,8 @@ def test_checks_of_enumerations_are_migrated_as_declared(engine: sa.Engine, sett
     upgrade(settings)
     migrated = checks_of(engine)
     with engine.begin() as connection:
-        Record.metadata.drop_all(connection)
-        Record.metadata.create_all(connection)
+        Base.metadata.drop_all(connection)
+        Base.metadata.create_all(connection)
     assert migrated == checks_of(engine)
     assert len(migrated) == 5
 
@@ -62,7 +62,7 @@ def checks_of(engine: sa.Engine) -> set[tuple[str, str | None, str]]:
     inspector = sa.inspect(engine)
     return {
         (table, check["name"], check["sqltext"])
-        for table in Record.metadata.tables
+        for table in Base.metadata.tables
         for check in inspector.get_check_constraints(table)
     }
 

@@ -36,7 +36,7 @@ def test_the_first_root_that_has_the_model_gives_it(root: Path) -> None:
 def test_a_path_that_leaves_the_root_is_refused_whether_or_not_something_is_there(root: Path, written: str) -> None:
     with pytest.raises(PathOutsideModelRoots) as refused:
         locate(root, written)
-    assert [problem.pointer for problem in refused.value.problems] == ["/teacher/path"]
+    assert [problem.pointer for problem in refused.value.field_errors] == ["/teacher/path"]
 
 
 def test_a_link_that_leads_outside_is_refused(root: Path) -> None:

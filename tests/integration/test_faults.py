@@ -10,7 +10,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from domain.db import engine_for
+from domain.db import create_engine_for
 from domain.jobs.states import AttemptEnd, JobStatus
 from tests.support.cluster import Cluster, children_of, engines
 from tests.support.harness import kill
@@ -78,7 +78,7 @@ def database_is_away(cluster: Cluster) -> Iterator[None]:
 @contextmanager
 def database_is_locked(cluster: Cluster) -> Iterator[None]:
     """Somebody else holds the lock that every writer needs."""
-    engine = engine_for(cluster.harness.database_url)
+    engine = create_engine_for(cluster.harness.database_url)
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))

@@ -78,7 +78,7 @@ def test_parameters_of_a_cut_student_are_counted_as_torch_counts_them() -> None:
 def test_layer_that_the_teacher_lacks_is_pointed_at() -> None:
     with pytest.raises(SpecInvalid) as raised:
         cut_facts(random_facts(ref_of("llama")), (0, 2))
-    assert [problem.pointer for problem in raised.value.problems] == ["/student/from_teacher/layers/1"]
+    assert [problem.pointer for problem in raised.value.field_errors] == ["/student/from_teacher/layers/1"]
 
 
 def test_tokens_are_those_of_the_loaded_tokenizer(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_constant_temperature_is_constant_and_the_weight_still_rises() -> No
 def test_more_stages_than_samples_are_refused_with_a_pointer() -> None:
     with pytest.raises(SpecInvalid) as caught:
         stage_table(spec_with({"stages": 5}), 4)
-    assert caught.value.problems[0].pointer == "/curriculum/stages"
+    assert caught.value.field_errors[0].pointer == "/curriculum/stages"
 
 
 def test_sft_costs_no_teacher() -> None:

@@ -43,7 +43,7 @@ def test_auto_follows_whether_the_tokenizer_has_a_chat_template() -> None:
 def test_chat_without_a_chat_template_is_refused_by_name() -> None:
     with pytest.raises(SpecInvalid) as refused:
         Prompting.choose("chat", PLAIN)
-    assert refused.value.problems[0].pointer == "/data/template"
+    assert refused.value.field_errors[0].pointer == "/data/template"
 
 
 def test_the_alpaca_prompt_is_the_one_of_the_experiments() -> None:

@@ -16,7 +16,7 @@ WITH_VALIDATION = {"data": {"train": {"path": "rows.jsonl"}, "validation": {"pat
 def refused(**over: object) -> set[tuple[str, str]]:
     with pytest.raises(SpecInvalid) as caught:
         resolve(MINIMAL | over)
-    return {(problem.pointer, problem.code) for problem in caught.value.problems}
+    return {(problem.pointer, problem.code) for problem in caught.value.field_errors}
 
 
 def test_the_default_preset_is_the_papers() -> None:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from domain.datasets.models import Dataset
 from domain.datasets.repository import add_dataset
-from domain.db import Database, Record
+from domain.db import Base, Database
 from domain.ids import new_id
 from domain.jobs.leases import Claim, claim_next
 from domain.jobs.models import Job, JobStage
@@ -56,7 +56,7 @@ def add_job(session: Session, **columns: Any) -> Job:
     return job
 
 
-def add_some_dataset(session: Session, *, project: str = "default", rows: int = 100) -> Dataset:
+def insert_dataset(session: Session, *, project: str = "default", rows: int = 100) -> Dataset:
     dataset_id = new_id("ds")
     return add_dataset(
         session,
@@ -70,7 +70,7 @@ def add_some_dataset(session: Session, *, project: str = "default", rows: int = 
     )
 
 
-def claimed(database: Database, *, lease_seconds: float = 60, **columns: Any) -> Claim:
+def claim_job(database: Database, *, lease_seconds: float = 60, **columns: Any) -> Claim:
     """A job that a worker has just taken; with a negative lease, one that it has already outlived."""
     with database.transaction(write=True) as session:
         add_job(session, **columns)
@@ -79,7 +79,7 @@ def claimed(database: Database, *, lease_seconds: float = 60, **columns: Any) ->
     return claim
 
 
-def job_of(database: Database, claim: Claim) -> Job:
+def reload_job(database: Database, claim: Claim) -> Job:
     with database.transaction(write=False) as session:
         return session.scalars(sa.select(Job).where(Job.id == claim.job_id)).one()
 
@@ -89,16 +89,16 @@ def set_status(session: Session, job_id: str, status: JobStatus) -> None:
     session.execute(sa.update(Job).where(Job.id == job_id).values(status=status))
 
 
-def everything(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:
     """All rows of all tables."""
     with database.transaction(write=False) as session:
         return {
             table.name: sorted((tuple(row) for row in session.execute(sa.select(table))), key=repr)
-            for table in Record.metadata.sorted_tables
+            for table in Base.metadata.sorted_tables
         }
 
 
-def stamped(*events: engine.Event, first_second: int = 0) -> list[engine.EventEnvelope]:
+def envelopes(*events: engine.Event, first_second: int = 0) -> list[engine.EventEnvelope]:
     """Events, one a second."""
     return [
         engine.EventEnvelope(at=EPOCH + timedelta(seconds=first_second + second), event=event)

@@ -7,7 +7,7 @@ import pytest
 from domain.errors import IllegalTransition
 from domain.jobs import actions, lineage
 from domain.jobs.actions import JobIsLive, JobIsNeeded
-from domain.jobs.lineage import StageNotSaved, StartAt
+from domain.jobs.lineage import RetryStart, StageNotSaved
 from domain.jobs.models import Job
 from domain.jobs.repository import list_stages, metric_series
 from domain.jobs.states import JobStatus, PauseAt, StageStatus
@@ -17,23 +17,23 @@ from tests.worker.fake_engine import STEPS, STEPS_PER_STAGE
 from tests.worker.test_supervisor import meanwhile, reaches
 
 
-def pause(harness: ServiceHarness, job: str, at: PauseAt = "now") -> actions.Change:
+def pause(harness: ServiceHarness, job: str, at: PauseAt = "now") -> actions.ActionResult:
     with harness.database.transaction(write=True) as session:
         return actions.pause_job(session, PROJECT, job, at)
 
 
-def resume(harness: ServiceHarness, job: str) -> actions.Change:
+def resume(harness: ServiceHarness, job: str) -> actions.ActionResult:
     with harness.database.transaction(write=True) as session:
         return actions.resume_job(session, PROJECT, job)
 
 
-def retry(harness: ServiceHarness, job: str, start: StartAt | None = None, **options: Any) -> Job:
+def retry(harness: ServiceHarness, job: str, start: RetryStart | None = None, **options: Any) -> Job:
     return lineage.retry_job(
         harness.database,
         harness.settings,
         project=PROJECT,
         job_id=job,
-        start=start or StartAt(),
+        start=start or RetryStart(),
         options=JobOptions(**options),
     )
 
@@ -62,9 +62,9 @@ def test_a_job_that_is_paused_now_goes_on_from_where_it_was(quick: ServiceHarnes
         assert quick.supervisor("--hold", "3").work_one() is JobStatus.PAUSED
     assert quick.supervisor().work_one() is None
     assert quick.job(job).attempts_spent == 0
-    assert not pause(quick, job).made
-    assert resume(quick, job).made
-    assert not resume(quick, job).made
+    assert not pause(quick, job).changed
+    assert resume(quick, job).changed
+    assert not resume(quick, job).changed
     assert quick.supervisor().work_one() is JobStatus.SUCCEEDED
     assert [attempt.resumed_from_step for attempt in quick.attempts(job)] == [None, 3]
     assert quick.moves(job) == [
@@ -89,10 +89,10 @@ def test_a_pause_at_the_end_of_a_stage_may_still_become_one_now(quick: ServiceHa
 
     def ask() -> None:
         reaches(quick, job, 3)
-        assert pause(quick, job, "stage_end").made
-        assert not pause(quick, job, "stage_end").made
-        assert pause(quick, job, "now").made
-        assert not pause(quick, job, "stage_end").made
+        assert pause(quick, job, "stage_end").changed
+        assert not pause(quick, job, "stage_end").changed
+        assert pause(quick, job, "now").changed
+        assert not pause(quick, job, "stage_end").changed
 
     with meanwhile(ask):
         assert quick.supervisor("--hold", "3").work_one() is JobStatus.PAUSED
@@ -147,13 +147,13 @@ def test_a_failed_job_is_retried_from_its_newest_state(harness: ServiceHarness) 
 def test_an_ended_job_is_retried_from_a_stage_or_from_the_start(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor().work_one()
-    from_stage = retry(harness, job, StartAt("stage", 0))
-    from_start = retry(harness, job, StartAt("start"))
+    from_stage = retry(harness, job, RetryStart("stage", 0))
+    from_start = retry(harness, job, RetryStart("start"))
     assert [harness.supervisor().work_one() for _ in range(2)] == [JobStatus.SUCCEEDED] * 2
     assert [a.resumed_from_step for a in harness.attempts(from_stage.id)] == [STEPS_PER_STAGE]
     assert [a.resumed_from_step for a in harness.attempts(from_start.id)] == [None]
     with pytest.raises(StageNotSaved):
-        retry(harness, job, StartAt("stage", 7))
+        retry(harness, job, RetryStart("stage", 7))
     # The ranking came along: the engine made none.
     shas = {harness.artifacts(each)["ranking"].sha256 for each in (job, from_stage.id, from_start.id)}
     assert len(shas) == 1

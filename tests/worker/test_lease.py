@@ -30,7 +30,7 @@ class Away:
         raise OperationalError("", {}, Exception(f"write={write}"))
 
 
-def claimed(harness: ServiceHarness) -> Claim:
+def claim_job(harness: ServiceHarness) -> Claim:
     harness.submit()
     with harness.database.transaction(write=True) as session:
         claim = leases.claim_next(session, worker="w", lease_seconds=60)
@@ -39,7 +39,7 @@ def claimed(harness: ServiceHarness) -> Claim:
 
 
 def test_a_lease_outlives_an_outage_that_is_shorter_than_itself(harness: ServiceHarness) -> None:
-    claim, clock = claimed(harness), Clock()
+    claim, clock = claim_job(harness), Clock()
     lease = Lease(cast(Database, Away()), claim, seconds=60, every=10, clock=clock)
     for clock.now in range(10, 60, 10):
         assert lease.beat_if_due() == "ok"
@@ -49,7 +49,7 @@ def test_a_lease_outlives_an_outage_that_is_shorter_than_itself(harness: Service
 
 
 def test_the_row_is_renewed_no_more_often_than_asked(harness: ServiceHarness) -> None:
-    claim, clock = claimed(harness), Clock()
+    claim, clock = claim_job(harness), Clock()
     lease = Lease(harness.database, claim, seconds=60, every=10, clock=clock)
     expiries = set()
     for clock.now in (1, 5, 9.9, 10, 19.9, 20):
@@ -59,7 +59,7 @@ def test_the_row_is_renewed_no_more_often_than_asked(harness: ServiceHarness) ->
 
 
 def test_a_wish_of_the_client_arrives_with_the_next_heartbeat(harness: ServiceHarness) -> None:
-    claim, clock = claimed(harness), Clock()
+    claim, clock = claim_job(harness), Clock()
     lease = Lease(harness.database, claim, seconds=60, every=10, clock=clock)
     harness.cancel(claim.job_id)
     assert lease.beat_if_due() == "ok"
@@ -68,7 +68,7 @@ def test_a_wish_of_the_client_arrives_with_the_next_heartbeat(harness: ServiceHa
 
 
 def test_something_long_runs_under_heartbeats(harness: ServiceHarness) -> None:
-    claim, clock = claimed(harness), Clock()
+    claim, clock = claim_job(harness), Clock()
     lease = Lease(harness.database, claim, seconds=1, every=0.01, clock=clock)
     before = harness.job(claim.job_id).lease_expires_at
 
@@ -82,6 +82,6 @@ def test_something_long_runs_under_heartbeats(harness: ServiceHarness) -> None:
 
 
 def test_what_goes_wrong_aside_comes_back(harness: ServiceHarness) -> None:
-    lease = Lease(harness.database, claimed(harness), seconds=60, every=10)
+    lease = Lease(harness.database, claim_job(harness), seconds=60, every=10)
     with pytest.raises(ZeroDivisionError):
         lease.during(lambda: 1 // 0)

@@ -10,7 +10,7 @@ from typing import cast
 import sqlalchemy as sa
 
 from domain.db import db_now
-from domain.idempotency.repository import Holder, claim
+from domain.idempotency.repository import KeyHolder, claim
 from domain.jobs import leases
 from domain.jobs.models import Job
 from domain.jobs.states import JobStatus
@@ -94,7 +94,7 @@ def test_an_empty_database_does_not_empty_the_store(harness: ServiceHarness, red
 def test_answers_that_are_no_longer_shown_again_are_removed(harness: ServiceHarness, redis_url: str) -> None:
     with harness.database.transaction(write=True) as session:
         for key, seconds in (("old", 0), ("new", 60)):
-            claim(session.connection(), Holder("default", key, "token"), fingerprint=None, seconds=seconds)
+            claim(session.connection(), KeyHolder("default", key, "token"), fingerprint=None, seconds=seconds)
     assert [scheduler(harness, redis_url).clear() for _ in range(2)] == [1, 0]
 
 

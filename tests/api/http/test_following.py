@@ -29,11 +29,11 @@ from domain.jobs.snapshot import job_snapshots
 from domain.jobs.states import JobStatus
 from domain.settings import Settings
 from domain.workers.models import Device
-from domain.workers.repository import make_known
+from domain.workers.repository import register_worker
 from pocl.events import EventEnvelope, PhaseChanged
 from tests.api.jobs.test_watcher import counted, run
 from tests.support.requests import LOOPBACK, http_scope, pointers, problem
-from tests.support.rows import EPOCH, add_job, claimed, stamped, step_logged
+from tests.support.rows import EPOCH, add_job, claim_job, envelopes, step_logged
 
 PATIENT = 60
 
@@ -55,7 +55,7 @@ def other(app: FastAPI, settings: Settings) -> Iterator[FastAPI]:
 def report(database: Database, held: Claim, number: int, events: int = 1) -> None:
     """Add some events to the history."""
     phases = [PhaseChanged(phase="training") for _ in range(events)]
-    write(database, held, stamped(*phases), number)
+    write(database, held, envelopes(*phases), number)
 
 
 def write(database: Database, held: Claim, events: list[EventEnvelope], offset: int) -> None:
@@ -153,21 +153,21 @@ async def listening(listener: Listener) -> AsyncIterator["asyncio.Task[None]"]:
 
 
 def test_a_wait_that_cannot_be(client: TestClient, database: Database) -> None:
-    job_id = claimed(database).job_id
+    job_id = claim_job(database).job_id
     for wait in ("-1", "60.5", "nan", "inf", "soon", ""):
         found = problem(client.get(f"/v1/jobs/{job_id}", params={"wait": wait}), 422, "invalid")
         assert pointers(found) == ["/query/wait"]
 
 
 def test_nothing_happens_until_the_time_is_up(client: TestClient, database: Database) -> None:
-    address = f"/v1/jobs/{claimed(database).job_id}"
+    address = f"/v1/jobs/{claim_job(database).job_id}"
     etag = client.get(address).headers["etag"]
     assert client.get(address, params={"wait": 0.01}, headers={"if-none-match": etag}).status_code == 304
     assert client.get(address, params={"wait": 0.01}).headers["etag"] == etag
 
 
 def test_what_is_news_already_is_answered_at_once(client: TestClient, database: Database) -> None:
-    held = claimed(database)
+    held = claim_job(database)
     address = f"/v1/jobs/{held.job_id}"
     assert client.get(address, params={"wait": PATIENT}, headers={"if-none-match": '"old"'}).status_code == 200
     end(database, held)
@@ -178,7 +178,7 @@ def test_what_is_news_already_is_answered_at_once(client: TestClient, database: 
 def test_a_change_made_elsewhere_wakes_who_waits(
     app: FastAPI, database: Database, other: FastAPI, conditional: bool
 ) -> None:
-    held = claimed(database)
+    held = claim_job(database)
     address = f"/v1/jobs/{held.job_id}"
 
     async def wait() -> httpx2.Response:
@@ -187,7 +187,7 @@ def test_a_change_made_elsewhere_wakes_who_waits(
         waiting = get(app, f"{address}?wait={PATIENT}", headers)
         while not app.state.watch.followers:
             await asyncio.sleep(0)
-        await asyncio.to_thread(write, other.state.database, held, stamped(step_logged(1)), 1)
+        await asyncio.to_thread(write, other.state.database, held, envelopes(step_logged(1)), 1)
         answer: httpx2.Response = await waiting
         return answer
 
@@ -196,7 +196,7 @@ def test_a_change_made_elsewhere_wakes_who_waits(
 
 
 def test_an_answer_is_made_once_and_a_304_never(client: TestClient, database: Database) -> None:
-    address = f"/v1/jobs/{claimed(database).job_id}"
+    address = f"/v1/jobs/{claim_job(database).job_id}"
     etag = client.get(address).headers["etag"]
     with counted(database) as sent:
         assert client.get(address).headers["etag"] == etag
@@ -209,7 +209,7 @@ def test_what_is_shown_otherwise_has_another_tag(client: TestClient, database: D
         job_id = add_job(session).id
 
     def worker_comes(session: Session) -> None:
-        make_known(session, "w", [Device("cpu", "CPU", None)])
+        register_worker(session, "w", [Device("cpu", "CPU", None)])
 
     def other_goes_first(session: Session) -> None:
         session.execute(sa.delete(Job).where(Job.id != job_id))
@@ -243,7 +243,7 @@ def test_a_plain_poll_is_answered_as_one_that_says_that_it_does_not_wait(
         assert plain == waiting
         return answers[0]
 
-    known = f"/v1/jobs/{claimed(database).job_id}"
+    known = f"/v1/jobs/{claim_job(database).job_id}"
     etag = same(known, {}).headers["etag"]
     assert same(known, {"if-none-match": etag}).status_code == 304
     assert same("/v1/jobs/job_00000000", {}).status_code == 404
@@ -262,7 +262,7 @@ def _lasting(answer: httpx2.Response) -> Any:
 
 
 def test_who_comes_last_is_told_to_come_again(app: FastAPI, database: Database) -> None:
-    job_id = claimed(database).job_id
+    job_id = claim_job(database).job_id
 
     async def crowd() -> list[httpx2.Response]:
         waiting = [get(app, f"/v1/jobs/{job_id}?wait={PATIENT}") for _ in range(3)]
@@ -283,7 +283,7 @@ def test_who_comes_last_is_told_to_come_again(app: FastAPI, database: Database) 
 
 
 def test_a_number_that_cannot_be(client: TestClient, database: Database) -> None:
-    address = f"/v1/jobs/{claimed(database).job_id}/events/stream"
+    address = f"/v1/jobs/{claim_job(database).job_id}/events/stream"
     for wrong in ("-1", "x", "1.5", str(2**31)):
         found = problem(client.get(address, headers={"last-event-id": wrong}), 422, "invalid")
         assert pointers(found) == ["/header/Last-Event-ID"]
@@ -309,7 +309,7 @@ def test_from_any_position_comes_what_follows_it(client: TestClient, ended: tupl
 @pytest.fixture
 def ended(database: Database) -> tuple[str, int]:
     """A job with a history of several pages, and the number of its last event."""
-    held = claimed(database)
+    held = claim_job(database)
     report(database, held, 1, events=120)
     end(database, held)
     with database.transaction(write=False) as session:
@@ -326,7 +326,7 @@ def test_a_stream_is_no_page_to_keep(client: TestClient, ended: tuple[str, int])
 def test_each_event_comes_once_whichever_process_is_asked_and_whenever_it_breaks(
     app: FastAPI, database: Database, other: FastAPI
 ) -> None:
-    held = claimed(database)
+    held = claim_job(database)
 
     async def follow() -> list[int]:
         seen: list[int] = []
@@ -352,7 +352,7 @@ def test_each_event_comes_once_whichever_process_is_asked_and_whenever_it_breaks
 
 def test_a_quiet_stream_is_kept_alive_though_the_job_goes_on(app: FastAPI, database: Database) -> None:
     app.state.settings = app.state.settings.model_copy(update={"keep_alive_seconds": 0.05})
-    held = claimed(database)
+    held = claim_job(database)
 
     async def follow() -> bytes:
         listener = Listener(app, held.job_id)
@@ -366,7 +366,7 @@ def test_a_quiet_stream_is_kept_alive_though_the_job_goes_on(app: FastAPI, datab
 
 
 def test_who_does_not_read_costs_nothing_and_misses_nothing(app: FastAPI, database: Database) -> None:
-    held = claimed(database)
+    held = claim_job(database)
     report(database, held, 1, events=500)
     end(database, held)
 
@@ -390,7 +390,7 @@ def test_who_does_not_read_costs_nothing_and_misses_nothing(app: FastAPI, databa
 
 
 def test_those_who_go_away_and_the_service_that_stops_leave_nobody(app: FastAPI, database: Database) -> None:
-    held = claimed(database)
+    held = claim_job(database)
 
     async def follow() -> tuple[int, bool]:
         leaving, staying = Listener(app, held.job_id), Listener(app, held.job_id)

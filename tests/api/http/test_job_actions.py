@@ -10,7 +10,7 @@ from domain.jobs.event_recorder import add_checkpoint
 from domain.jobs.leases import Outcome
 from domain.jobs.states import EndReason
 from domain.workers.models import Device
-from domain.workers.repository import make_known
+from domain.workers.repository import register_worker
 from tests.api.http.test_jobs import claim, end
 from tests.support.requests import pointers, problem, specification, submit
 
@@ -146,8 +146,8 @@ def test_no_job_may_have_more_attempts_than_the_service_allows(client: TestClien
 
 def test_workers_are_listed_with_their_jobs_and_drained(client: TestClient, database: Database, dataset: str) -> None:
     with database.transaction(write=True) as session:
-        make_known(session, "w1", [Device("cuda", "NVIDIA L4", 24 << 30), Device("cpu", "CPU", None)])
-        make_known(session, "w2", [Device("cpu", "CPU", 8 << 30)])
+        register_worker(session, "w1", [Device("cuda", "NVIDIA L4", 24 << 30), Device("cpu", "CPU", None)])
+        register_worker(session, "w2", [Device("cpu", "CPU", 8 << 30)])
     job = submit(client, dataset)["id"]
     held = claim(database)
     busy, idle = client.get("/v1/workers").json()["data"]

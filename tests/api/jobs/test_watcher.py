@@ -15,7 +15,7 @@ from api.jobs.watcher import Follower, TooManyFollowers, Watch
 from domain.db import Database
 from domain.jobs.leases import claim_next
 from domain.jobs.models import Job
-from domain.jobs.queue import QueuePlace, queue_place
+from domain.jobs.queue import QueuePosition, queue_position
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
 from domain.jobs.states import JobStatus
 from tests.support.rows import add_job, set_status
@@ -85,7 +85,7 @@ def test_what_is_seen_is_what_the_rows_say(database: Database) -> None:
     with database.transaction(write=False) as session:
         found = job_snapshots(session, [*(job.id for job in jobs), ended.id, "job_unknown0"], worker_seconds=60)
         for job in jobs:
-            place = queue_place(session, job, worker_seconds=60)
+            place = queue_position(session, job, worker_seconds=60)
             assert place is not None
             assert found.pop(job.id) == JobSnapshot("default", 1, 0, False, place)
     assert found == {ended.id: JobSnapshot("default", 3, 7, True, None)}
@@ -215,7 +215,7 @@ def test_a_change_by_anybody_wakes_at_the_next_tick(database: Database, database
             await asyncio.to_thread(claim, elsewhere)
             found = await asyncio.gather(*waiting)
             # The second one was not touched: it moved up.
-            assert two.latest == JobSnapshot("default", 1, 0, False, QueuePlace(1, 0, "no_worker", None))
+            assert two.latest == JobSnapshot("default", 1, 0, False, QueuePosition(1, 0, "no_worker", None))
             return found
 
     assert run(follow(), watch) == [True, True]

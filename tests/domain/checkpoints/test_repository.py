@@ -13,7 +13,7 @@ from domain.db import Database
 from domain.errors import CheckpointNotFound
 from domain.jobs.event_recorder import add_checkpoint
 from domain.jobs.leases import Claim
-from tests.support.rows import claimed
+from tests.support.rows import claim_job
 
 
 def publish(database: Database, claim: Claim, kind: CheckpointKind, step: int) -> Checkpoint:
@@ -31,7 +31,7 @@ def publish(database: Database, claim: Claim, kind: CheckpointKind, step: int) -
 
 
 def test_a_checkpoint_belongs_to_the_project_of_its_job(database: Database) -> None:
-    checkpoint = publish(database, claimed(database, project="theirs"), "final", 9)
+    checkpoint = publish(database, claim_job(database, project="theirs"), "final", 9)
     with database.transaction(write=False) as session:
         assert get_checkpoint(session, "theirs", checkpoint.id).step == 9
         assert list(list_checkpoints(session, "default", limit=9).rows) == []
@@ -40,7 +40,7 @@ def test_a_checkpoint_belongs_to_the_project_of_its_job(database: Database) -> N
 
 
 def test_lists_are_newest_first_in_pages_and_filtered(database: Database) -> None:
-    one, other = claimed(database), claimed(database)
+    one, other = claim_job(database), claim_job(database)
     made = [publish(database, one, "training", step) for step in (1, 2, 3)]
     best = publish(database, one, "best", 2)
     publish(database, other, "training", 9)
@@ -53,7 +53,7 @@ def test_lists_are_newest_first_in_pages_and_filtered(database: Database) -> Non
 
 
 def test_training_states_beyond_the_newest_are_surplus_and_nothing_else_is(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     for step in (1, 2, 3, 4):
         publish(database, claim, "training", step)
     for kind in ("stage", "best", "final"):

@@ -5,12 +5,12 @@ import pytest
 from domain.datasets.repository import get_dataset, list_datasets
 from domain.db import Database
 from domain.errors import DatasetNotFound
-from tests.support.rows import add_some_dataset
+from tests.support.rows import insert_dataset
 
 
 def test_a_data_set_of_another_project_is_not_there(database: Database) -> None:
     with database.transaction(write=True) as session:
-        dataset = add_some_dataset(session, project="theirs")
+        dataset = insert_dataset(session, project="theirs")
         assert get_dataset(session, "theirs", dataset.id) is dataset
         with pytest.raises(DatasetNotFound):
             get_dataset(session, "default", dataset.id)
@@ -18,8 +18,8 @@ def test_a_data_set_of_another_project_is_not_there(database: Database) -> None:
 
 def test_lists_are_newest_first_in_pages(database: Database) -> None:
     with database.transaction(write=True) as session:
-        made = [add_some_dataset(session).id for _ in range(3)]
-        add_some_dataset(session, project="theirs")
+        made = [insert_dataset(session).id for _ in range(3)]
+        insert_dataset(session, project="theirs")
         page = list_datasets(session, "default", limit=2)
         rest = list_datasets(session, "default", limit=2, after=page.rows[-1].id)
     assert [row.id for row in (*page.rows, *rest.rows)] == made[::-1]

@@ -6,37 +6,37 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from domain.db import Database, Record, db_now
+from domain.db import Base, Database, db_now
 from domain.idempotency import repository
 from domain.idempotency.models import MAX_BODY_BYTES, IdempotencyKey
-from domain.idempotency.repository import UNDER_WAY, Answer, Entry, Holder
+from domain.idempotency.repository import IN_PROGRESS, KeyHolder, StoredKey, StoredResponse
 
-FIRST, SECOND = Holder("default", "key", "first"), Holder("default", "key", "second")
-ANSWER = Answer(201, "application/json", "/v1/jobs/job_1", b'{"id": "job_1"}')
+FIRST, SECOND = KeyHolder("default", "key", "first"), KeyHolder("default", "key", "second")
+ANSWER = StoredResponse(201, "application/json", "/v1/jobs/job_1", b'{"id": "job_1"}')
 
 
-def claim(database: Database, holder: Holder, seconds: float = 60) -> Entry | None:
+def claim(database: Database, holder: KeyHolder, seconds: float = 60) -> StoredKey | None:
     with database.transaction(write=True) as session:
         return repository.claim(session.connection(), holder, fingerprint="asked", seconds=seconds)
 
 
-def settle(database: Database, holder: Holder) -> bool:
+def settle(database: Database, holder: KeyHolder) -> bool:
     with database.transaction(write=True) as session:
         return repository.settle(session.connection(), holder, fingerprint="asked", answer=ANSWER)
 
 
 def test_a_key_is_taken_by_one_and_its_answer_found_by_all(database: Database) -> None:
     assert claim(database, FIRST) is None
-    assert claim(database, SECOND) == Entry("asked", None)
+    assert claim(database, SECOND) == StoredKey("asked", None)
     assert settle(database, FIRST)
-    assert claim(database, SECOND) == Entry("asked", ANSWER)
+    assert claim(database, SECOND) == StoredKey("asked", ANSWER)
     with database.transaction(write=False) as session:
-        assert repository.find(session.connection(), SECOND) == Entry("asked", ANSWER)
+        assert repository.find(session.connection(), SECOND) == StoredKey("asked", ANSWER)
 
 
 def test_a_key_is_of_one_project(database: Database) -> None:
     assert claim(database, FIRST) is None
-    assert claim(database, Holder("other", "key", "x")) is None
+    assert claim(database, KeyHolder("other", "key", "x")) is None
 
 
 def test_a_key_whose_time_is_over_is_free_and_lost_to_its_holder(database: Database) -> None:
@@ -57,14 +57,14 @@ def test_an_answer_is_neither_released_nor_changed(database: Database) -> None:
     with database.transaction(write=True) as session:
         repository.release(session.connection(), FIRST)
     assert not settle(database, FIRST)
-    assert claim(database, SECOND) == Entry("asked", ANSWER)
+    assert claim(database, SECOND) == StoredKey("asked", ANSWER)
 
 
 def test_what_expired_is_cleared_and_nothing_else(database: Database) -> None:
     claim(database, FIRST, seconds=0)
-    claim(database, Holder("default", "another", "x"))
+    claim(database, KeyHolder("default", "another", "x"))
     with database.transaction(write=True) as session:
-        assert repository.clear_expired(session.connection()) == 1
+        assert repository.delete_expired(session.connection()) == 1
         assert session.scalars(sa.select(IdempotencyKey.key)).all() == ["another"]
 
 
@@ -79,24 +79,24 @@ def test_an_answer_is_kept_for_a_day_by_the_clock_of_the_database(database: Data
 
 def test_a_row_is_bounded(database: Database) -> None:
     claim(database, FIRST)
-    large = Answer(201, "application/json", None, b" " * (MAX_BODY_BYTES + 1))
+    large = StoredResponse(201, "application/json", None, b" " * (MAX_BODY_BYTES + 1))
     with pytest.raises(IntegrityError), database.transaction(write=True) as session:
         repository.settle(session.connection(), FIRST, fingerprint="asked", answer=large)
 
 
 def test_a_duplicate_gets_the_answer_of_the_transaction_that_it_waited_for(database: Database) -> None:
-    found: list[Entry | None] = []
+    found: list[StoredKey | None] = []
     second = Thread(target=lambda: found.append(claim(database, SECOND)))
     with database.transaction(write=True) as session:
         assert repository.claim(session.connection(), FIRST, fingerprint="asked", seconds=60) is None
         second.start()
         repository.settle(session.connection(), FIRST, fingerprint="asked", answer=ANSWER)
     second.join()
-    assert found == [Entry("asked", ANSWER)]
+    assert found == [StoredKey("asked", ANSWER)]
 
 
 def test_a_duplicate_takes_the_key_of_a_transaction_that_failed(database: Database) -> None:
-    found: list[Entry | None] = []
+    found: list[StoredKey | None] = []
     second = Thread(target=lambda: found.append(claim(database, SECOND)))
     with database.transaction(write=True) as session:
         assert repository.claim(session.connection(), FIRST, fingerprint="asked", seconds=60) is None
@@ -109,14 +109,14 @@ def test_a_duplicate_takes_the_key_of_a_transaction_that_failed(database: Databa
 def test_a_duplicate_does_not_wait_for_ever(postgres_server: str) -> None:
     # On PostgreSQL alone: SQLite has one writer at a time, for whom everybody waits, as long as busy_timeout says.
     database = Database(postgres_server)
-    schema = Record.metadata.tables["idempotency_keys"]
+    schema = Base.metadata.tables["idempotency_keys"]
     schema.create(database.engine)
     try:
         with database.transaction(write=True) as first, database.transaction(write=True) as second:
             assert repository.claim(first.connection(), FIRST, fingerprint="asked", seconds=60) is None
             waited = repository.claim(second.connection(), SECOND, fingerprint="asked", seconds=60, wait_seconds=0.05)
             second.rollback()
-        assert waited is UNDER_WAY
+        assert waited is IN_PROGRESS
     finally:
         schema.drop(database.engine)
         database.close()

@@ -17,20 +17,20 @@ from domain.jobs.states import JobStatus, StageStatus
 from pocl import events as engine
 from tests.support.rows import (
     EPOCH,
-    claimed,
+    claim_job,
+    dump_tables,
+    envelopes,
     evaluated,
-    everything,
-    job_of,
+    reload_job,
     set_status,
     stage_started,
-    stamped,
     step_logged,
 )
 
 
 def apply(database: Database, claim: Claim, *events: engine.Event, offset: int = 1) -> None:
     with database.transaction(write=True) as session:
-        apply_events(session, claim, stamped(*events), offset=offset)
+        apply_events(session, claim, envelopes(*events), offset=offset)
 
 
 def history(database: Database, claim: Claim) -> list[JobEvent]:
@@ -52,62 +52,62 @@ def metrics_of(database: Database, claim: Claim) -> dict[tuple[str, int], float]
 
 
 def test_a_job_prepares_until_the_first_training_event(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     started = engine.RunStarted(resumed_from_step=None, total_steps=30, stages=2)
     apply(database, claim, started, engine.PhaseChanged(phase="ranking"), offset=1)
-    job = job_of(database, claim)
+    job = reload_job(database, claim)
     assert (job.status, job.phase, job.total_steps) == (JobStatus.PREPARING, "ranking", 30)
     apply(database, claim, stage_started(0), offset=2)
-    assert job_of(database, claim).status is JobStatus.RUNNING
+    assert reload_job(database, claim).status is JobStatus.RUNNING
 
 
 def test_the_history_is_in_the_order_of_the_events_with_the_move_in_its_place(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, engine.PhaseChanged(phase="training"), stage_started(0), step_logged(1), evaluated())
     types = [event.type for event in history(database, claim)]
     assert types == ["status", "phase", "status", "stage_started", "evaluated"]
 
 
 def test_steps_and_progress_do_not_flood_the_history(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     ranked = [engine.Progressed(phase="ranking", done=done, total=9, unit="samples") for done in range(9)]
     apply(database, claim, *ranked, *(step_logged(step) for step in range(1, 21)))
     assert [event.type for event in history(database, claim)] == ["status", "status"]
 
 
 def test_progress_within_a_phase_is_shown_and_ends_with_it(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, engine.Progressed(phase="ranking", done=3, total=9, unit="samples"), offset=1)
-    job = job_of(database, claim)
+    job = reload_job(database, claim)
     assert (job.phase, job.phase_done, job.phase_total, job.phase_unit) == ("ranking", 3, 9, "samples")
     apply(database, claim, engine.PhaseChanged(phase="caching_teacher"), offset=2)
-    job = job_of(database, claim)
+    job = reload_job(database, claim)
     assert (job.phase, job.phase_done, job.phase_total) == ("caching_teacher", None, None)
 
 
 def test_a_step_shows_in_the_progress(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, step_logged(15, eta_seconds=12.5))
-    job = job_of(database, claim)
+    job = reload_job(database, claim)
     assert (job.step, job.total_steps, job.percent, job.stage) == (15, 20, 75.0, 1)
     assert (job.tokens_per_second, job.eta_seconds, job.progress_at) == (1000.0, 12.5, EPOCH)
 
 
 def test_every_change_that_a_client_can_see_raises_the_version(database: Database) -> None:
-    claim = claimed(database)
-    before = job_of(database, claim).version
+    claim = claim_job(database)
+    before = reload_job(database, claim).version
     apply(database, claim, step_logged(1))
-    assert job_of(database, claim).version > before
+    assert reload_job(database, claim).version > before
 
 
 def test_a_step_leaves_each_of_its_figures(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, step_logged(3, divergence=None))
     assert {name for name, step in metrics_of(database, claim) if step == 3} == {*METRICS} - {"divergence"}
 
 
 def test_a_step_that_is_run_again_replaces_its_figures(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, step_logged(1), step_logged(2), step_logged(2, loss=1.5), offset=1)
     apply(database, claim, step_logged(2, loss=1.25), offset=2)
     metrics = metrics_of(database, claim)
@@ -116,14 +116,14 @@ def test_a_step_that_is_run_again_replaces_its_figures(database: Database) -> No
 
 
 def test_a_figure_that_is_not_finite_is_left_out(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, step_logged(1, grad_norm=float("inf"), loss=float("nan"), eta_seconds=float("inf")))
     assert not {("grad_norm", 1), ("loss", 1)} & set(metrics_of(database, claim))
-    assert job_of(database, claim).eta_seconds is None
+    assert reload_job(database, claim).eta_seconds is None
 
 
 def test_stages_go_from_pending_over_running_to_succeeded(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, stage_started(0, samples=33, temperature=1.5), offset=1)
     first, second = stages_of(database, claim)
     assert (first.status, first.samples, first.temperature) == (StageStatus.RUNNING, 33, 1.5)
@@ -134,13 +134,13 @@ def test_stages_go_from_pending_over_running_to_succeeded(database: Database) ->
 
 
 def test_a_stage_that_was_not_planned_is_added(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, stage_started(2), step_logged(21, stage=2))
     assert [stage.status for stage in stages_of(database, claim)][2] is StageStatus.RUNNING
 
 
 def test_an_attempt_that_falls_back_to_a_stage_takes_back_what_followed(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     done = [engine.StageFinished(stage=stage, step=10 * stage, epochs=1) for stage in (0, 1)]
     apply(database, claim, stage_started(0), done[0], stage_started(1), done[1], evaluated(stage=1), offset=1)
     apply(database, claim, stage_started(0), offset=2)
@@ -154,7 +154,7 @@ def test_an_attempt_that_falls_back_to_a_stage_takes_back_what_followed(database
     [(Outcome.released(), StageStatus.PENDING), (Outcome.succeeded(), StageStatus.SUCCEEDED)],
 )
 def test_no_stage_runs_on_after_its_attempt(database: Database, outcome: Outcome, status: StageStatus) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, stage_started(0))
     with database.transaction(write=True) as session:
         settle(session, claim, outcome)
@@ -162,7 +162,7 @@ def test_no_stage_runs_on_after_its_attempt(database: Database, outcome: Outcome
 
 
 def test_a_stage_carries_the_scores_of_its_end(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, evaluated(rouge_l=21.5), evaluated(subject="epoch", rouge_l=9.0))
     evaluation = stages_of(database, claim)[0].evaluation
     assert evaluation is not None
@@ -170,7 +170,7 @@ def test_a_stage_carries_the_scores_of_its_end(database: Database) -> None:
 
 
 def test_an_evaluation_that_is_made_again_replaces_the_first(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     initial: dict[str, Any] = {"subject": "initial", "stage": None, "step": 0}
     apply(database, claim, evaluated(**initial), evaluated(**initial, rouge_l=5.0), evaluated())
     with database.transaction(write=False) as session:
@@ -181,7 +181,7 @@ def test_an_evaluation_that_is_made_again_replaces_the_first(database: Database)
 def test_scores_of_drawn_answers_are_kept_beside_the_greedy_ones(database: Database) -> None:
     spread = engine.SeedStats(values=(1.0, 3.0), mean=2.0, sd=2**0.5)
     sampled = engine.Sampled(temperature=1.0, top_p=0.9, seeds=(10, 20), rouge_l=spread, exact_match=spread)
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, evaluated(subject="final", sampled=sampled), evaluated())
     with database.transaction(write=False) as session:
         rows = session.scalars(sa.select(JobEvaluation).order_by(JobEvaluation.subject)).all()
@@ -189,38 +189,38 @@ def test_scores_of_drawn_answers_are_kept_beside_the_greedy_ones(database: Datab
 
 
 def test_events_that_are_in_the_rows_already_are_passed_over(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, engine.Warned(code="not_exact", message="another torch"), offset=50)
-    before = everything(database)
+    before = dump_tables(database)
     apply(database, claim, engine.Warned(code="not_exact", message="another torch"), offset=50)
-    assert everything(database) == before
+    assert dump_tables(database) == before
 
 
 def test_a_new_attempt_reads_its_events_from_the_start(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, step_logged(5), offset=5000)
     with database.transaction(write=True) as session:
         settle(session, claim, Outcome.released())
         again = claim_next(session, worker="worker-2", lease_seconds=60)
     assert again is not None
     apply(database, again, engine.RunStarted(resumed_from_step=4, total_steps=20, stages=2), offset=10)
-    job = job_of(database, again)
+    job = reload_job(database, again)
     assert (job.step, job.percent, job.events_offset) == (4, 20.0, 10)
     with database.transaction(write=False) as session:
         assert session.get_one(JobAttempt, (claim.job_id, 2)).resumed_from_step == 4
 
 
 def test_a_job_that_is_being_cancelled_reports_on_without_running_again(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
         set_status(session, claim.job_id, JobStatus.CANCELLING)
     apply(database, claim, stage_started(0), step_logged(1))
-    job = job_of(database, claim)
+    job = reload_job(database, claim)
     assert (job.status, job.step) == (JobStatus.CANCELLING, 1)
 
 
 def test_a_message_that_a_database_cannot_hold_is_kept_without_the_character(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     apply(database, claim, engine.Warned(code="odd", message="a\0b" + "x" * 10_000))
     message = history(database, claim)[-1].data["message"]
     assert message.startswith("abx")
@@ -228,11 +228,11 @@ def test_a_message_that_a_database_cannot_hold_is_kept_without_the_character(dat
 
 
 def test_the_end_of_a_run_is_in_the_history(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     ended = engine.RunEnded(code="x", message="y", fault="user", retryable=False, hint="z", step=7)
     apply(database, claim, ended)
     assert history(database, claim)[-1].data["code"] == "x"
-    assert job_of(database, claim).step == 7
+    assert reload_job(database, claim).step == 7
 
 
 any_event = st.one_of(
@@ -249,8 +249,8 @@ any_event = st.one_of(
 def test_how_events_are_cut_into_batches_makes_no_difference(
     database: Database, events: list[engine.Event], cut: int
 ) -> None:
-    whole, parts = claimed(database), claimed(database)
-    line = stamped(*events)
+    whole, parts = claim_job(database), claim_job(database)
+    line = envelopes(*events)
     with database.transaction(write=True) as session:
         apply_events(session, whole, line, offset=99)
     for part, offset in ((line[:cut], 50), (line[cut:], 99)):
@@ -260,7 +260,7 @@ def test_how_events_are_cut_into_batches_makes_no_difference(
 
 
 def outcome_of(database: Database, claim: Claim) -> object:
-    job = job_of(database, claim)
+    job = reload_job(database, claim)
     return (
         (job.status, job.step, job.phase, job.stage, job.progress_at, job.event_seq),
         [(stage.status, stage.started_at, stage.finished_at) for stage in stages_of(database, claim)],
@@ -276,7 +276,7 @@ def publish(database: Database, claim: Claim, **fields: Any) -> Checkpoint:
 
 
 def test_a_checkpoint_is_named_once_and_told_in_the_history(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     first, again = (publish(database, claim, store_key="jobs/a") for _ in range(2))
     assert first.id == again.id
     (event,) = [event for event in history(database, claim) if event.type == "checkpoint"]
@@ -284,7 +284,7 @@ def test_a_checkpoint_is_named_once_and_told_in_the_history(database: Database) 
 
 
 def test_the_next_attempt_is_offered_the_training_states_newest_first(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     for kind, step in (("training", 10), ("best", 19), ("stage", 20), ("training", 15), ("final", 30)):
         publish(database, claim, kind=kind, step=step, store_key=f"jobs/{kind}-{step}")
     with database.transaction(write=True) as session:
@@ -300,7 +300,7 @@ def test_the_next_attempt_is_offered_the_training_states_newest_first(database: 
 
 
 def test_an_artifact_takes_the_place_of_an_earlier_one_of_its_kind(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     for key in ("jobs/1", "jobs/1", "jobs/2"):
         with database.transaction(write=True) as session:
             add_artifact(session, claim, kind="report", store_key=key, size_bytes=9, sha256="0" * 64)
@@ -312,7 +312,7 @@ def test_an_artifact_takes_the_place_of_an_earlier_one_of_its_kind(database: Dat
 @given(st.text(max_size=60), st.integers(1, 40))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_log_keeps_its_end_within_its_bounds(database: Database, text: str, max_bytes: int) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
         save_log_tail(session, claim, text, max_bytes=max_bytes)
         kept = session.get_one(JobAttempt, (claim.job_id, 1)).log_tail

@@ -18,8 +18,8 @@ from domain.jobs.event_recorder import add_artifact, add_checkpoint, apply_event
 from domain.jobs.leases import Claim, Outcome, claim_next, heartbeat, reap_expired, settle
 from domain.jobs.models import Job, JobAttempt, JobEvent
 from domain.jobs.states import HELD, TERMINAL, TRANSITIONS, WORKER_LOST, AttemptEnd, EndReason, JobStatus
-from domain.jobs.transitions import locked_by, transition
-from tests.support.rows import add_job, claimed, everything, job_of, set_status, stamped, step_logged
+from domain.jobs.transitions import lock_claimed_job, transition
+from tests.support.rows import add_job, claim_job, dump_tables, envelopes, reload_job, set_status, step_logged
 
 CRASH = EndReason("killed", "The engine was killed by signal 9.", "capacity", True, "Use a smaller student.")
 
@@ -73,7 +73,7 @@ def test_claimants_that_ask_at_once_get_different_jobs(database: Database) -> No
     with ThreadPoolExecutor(8) as pool:
         claims = [claim for claim in pool.map(ask, range(8)) if claim is not None]
     assert sorted(claim.job_id for claim in claims) == sorted(jobs)
-    assert all(job_of(database, claim).attempts_spent == 1 for claim in claims)
+    assert all(reload_job(database, claim).attempts_spent == 1 for claim in claims)
 
 
 def test_a_claim_that_is_not_committed_hides_its_job_from_others(database: Database) -> None:
@@ -111,11 +111,11 @@ def test_a_stored_specification_that_cannot_be_read_fails_its_job_and_not_the_qu
 
 
 def test_a_heartbeat_extends_the_lease_and_is_no_visible_change(database: Database) -> None:
-    claim = claimed(database, lease_seconds=1)
-    before = job_of(database, claim)
+    claim = claim_job(database, lease_seconds=1)
+    before = reload_job(database, claim)
     with database.transaction(write=True) as session:
         assert heartbeat(session, claim, 600) == "ok"
-    after = job_of(database, claim)
+    after = reload_job(database, claim)
     assert before.lease_expires_at is not None
     assert after.lease_expires_at is not None
     assert (after.lease_expires_at - before.lease_expires_at).total_seconds() > 500
@@ -126,16 +126,16 @@ def test_a_heartbeat_extends_the_lease_and_is_no_visible_change(database: Databa
     ("status", "signal"), [(JobStatus.CANCELLING, "cancel"), (JobStatus.PAUSING, "pause"), (JobStatus.RUNNING, "ok")]
 )
 def test_a_heartbeat_brings_what_the_client_wants(database: Database, status: JobStatus, signal: str) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
         set_status(session, claim.job_id, status)
         assert heartbeat(session, claim, 60) == signal
 
 
 def test_success_ends_the_job_and_its_attempt(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     assert end(database, claim, Outcome.succeeded()) is JobStatus.SUCCEEDED
-    job = job_of(database, claim)
+    job = reload_job(database, claim)
     assert (job.percent, job.lease_token, job.finished_at is not None) == (100.0, None, True)
     with database.transaction(write=False) as session:
         attempt = session.get_one(JobAttempt, (claim.job_id, 1))
@@ -144,16 +144,16 @@ def test_success_ends_the_job_and_its_attempt(database: Database) -> None:
 
 
 def test_a_typed_failure_is_kept_with_its_reason(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     assert end(database, claim, Outcome.failed(CRASH)) is JobStatus.FAILED
-    assert job_of(database, claim).reason == CRASH
+    assert reload_job(database, claim).reason == CRASH
 
 
 def test_a_released_job_is_queued_again_and_its_attempt_is_not_spent(database: Database) -> None:
-    claim = claimed(database, max_attempts=1)
+    claim = claim_job(database, max_attempts=1)
     for _ in range(3):
         assert end(database, claim, Outcome.released()) is JobStatus.QUEUED
-        assert job_of(database, claim).attempts_spent == 0
+        assert reload_job(database, claim).attempts_spent == 0
         again = claim_one(database)
         assert again is not None
         assert again.token == claim.token + 1
@@ -161,25 +161,25 @@ def test_a_released_job_is_queued_again_and_its_attempt_is_not_spent(database: D
 
 
 def test_a_job_that_crashes_again_and_again_fails_with_the_last_reason(database: Database) -> None:
-    claim = claimed(database, max_attempts=2)
+    claim = claim_job(database, max_attempts=2)
     assert end(database, claim, Outcome.crashed(CRASH)) is JobStatus.QUEUED
     second = claim_one(database)
     assert second is not None
     assert end(database, second, Outcome.crashed(CRASH)) is JobStatus.FAILED
-    assert job_of(database, claim).reason == CRASH
+    assert reload_job(database, claim).reason == CRASH
     assert claim_one(database) is None
 
 
 @pytest.mark.parametrize("outcome", [Outcome.released(), Outcome.cancelled(), Outcome.succeeded()])
 def test_a_cancelled_job_is_never_anything_else(database: Database, outcome: Outcome) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
     assert end(database, claim, outcome) is JobStatus.CANCELLED
 
 
 def test_a_pausing_job_that_is_released_is_paused(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
         set_status(session, claim.job_id, JobStatus.PAUSING)
     assert end(database, claim, Outcome.released()) is JobStatus.PAUSED
@@ -187,72 +187,72 @@ def test_a_pausing_job_that_is_released_is_paused(database: Database) -> None:
 
 
 def test_settling_twice_is_noticed_and_changes_nothing(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     end(database, claim, Outcome.succeeded())
-    before = everything(database)
+    before = dump_tables(database)
     with pytest.raises(LostLease):
         end(database, claim, Outcome.failed(CRASH))
-    assert everything(database) == before
+    assert dump_tables(database) == before
 
 
 def test_the_reaper_leaves_live_leases_alone(database: Database) -> None:
-    claimed(database)
-    before = everything(database)
+    claim_job(database)
+    before = dump_tables(database)
     assert reap(database) == []
-    assert everything(database) == before
+    assert dump_tables(database) == before
 
 
 def test_the_reaper_queues_the_job_of_a_lost_worker_again(database: Database) -> None:
-    claim = claimed(database, lease_seconds=-1)
+    claim = claim_job(database, lease_seconds=-1)
     assert reap(database) == [claim.job_id]
-    job = job_of(database, claim)
+    job = reload_job(database, claim)
     assert (job.status, job.lease_token, job.attempts_spent) == (JobStatus.QUEUED, None, 1)
     assert moves_of(database, claim.job_id)[-2:] == [("preparing", "recovering"), ("recovering", "queued")]
     assert reap(database) == []
 
 
 def test_the_reaper_fails_a_job_without_attempts_left(database: Database) -> None:
-    claim = claimed(database, lease_seconds=-1, max_attempts=1)
+    claim = claim_job(database, lease_seconds=-1, max_attempts=1)
     reap(database)
-    assert job_of(database, claim).reason == WORKER_LOST
+    assert reload_job(database, claim).reason == WORKER_LOST
 
 
 def test_the_reaper_settles_a_cancel_that_no_worker_hears(database: Database) -> None:
-    claim = claimed(database, lease_seconds=-1)
+    claim = claim_job(database, lease_seconds=-1)
     with database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
     reap(database)
-    assert job_of(database, claim).status is JobStatus.CANCELLED
+    assert reload_job(database, claim).status is JobStatus.CANCELLED
 
 
 def test_the_reaper_settles_a_cancel_that_came_while_the_job_recovered(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
-        job = locked_by(session, claim.job_id, claim.token)
+        job = lock_claimed_job(session, claim.job_id, claim.token)
         transition(session, job, JobStatus.RECOVERING, token=claim.token)
         cancel_job(session, "default", claim.job_id)
     reap(database)
-    assert job_of(database, claim).status is JobStatus.CANCELLED
+    assert reload_job(database, claim).status is JobStatus.CANCELLED
 
 
 def test_a_lease_that_expired_unnoticed_can_still_be_renewed(database: Database) -> None:
-    claim = claimed(database, lease_seconds=-1)
+    claim = claim_job(database, lease_seconds=-1)
     with database.transaction(write=True) as session:
         assert heartbeat(session, claim, 60) == "ok"
     assert reap(database) == []
 
 
 def test_reapers_that_run_at_once_spend_one_attempt(database: Database) -> None:
-    claim = claimed(database, lease_seconds=-1)
+    claim = claim_job(database, lease_seconds=-1)
     with ThreadPoolExecutor(4) as pool:
         reaped = [job for jobs in pool.map(lambda _: reap(database), range(4)) for job in jobs]
     assert reaped == [claim.job_id]
-    assert job_of(database, claim).attempts_spent == 1
+    assert reload_job(database, claim).attempts_spent == 1
 
 
 WRITES: list[Callable[[Database, Claim], object]] = [
     lambda database, claim: end(database, claim, Outcome.succeeded()),
-    lambda database, claim: in_transaction(database, apply_events, claim, stamped(step_logged(5)), offset=99),
+    lambda database, claim: in_transaction(database, apply_events, claim, envelopes(step_logged(5)), offset=99),
     lambda database, claim: in_transaction(
         database,
         add_checkpoint,
@@ -281,16 +281,16 @@ def in_transaction(database: Database, write: Callable[..., object], *arguments:
 def test_an_attempt_that_lost_its_lease_changes_nothing(
     database: Database, write: Callable[[Database, Claim], object], taken: bool
 ) -> None:
-    claim = claimed(database, lease_seconds=-1)
+    claim = claim_job(database, lease_seconds=-1)
     reap(database)
     if taken:
         assert claim_one(database) is not None
-    before = everything(database)
+    before = dump_tables(database)
     with pytest.raises(LostLease):
         write(database, claim)
     with database.transaction(write=True) as session:
         assert heartbeat(session, claim, 60) == "lost"
-    assert everything(database) == before
+    assert dump_tables(database) == before
 
 
 def moves_of(database: Database, job_id: str) -> list[tuple[str, str]]:
@@ -314,9 +314,9 @@ class Life:
             claim = claim_one(self.database)
             self.claims += [claim] if claim is not None else []
         elif name == "train" and self.claims:
-            job = job_of(self.database, self.claims[-1])
+            job = reload_job(self.database, self.claims[-1])
             in_transaction(
-                self.database, apply_events, self.claims[-1], stamped(step_logged(1)), offset=job.events_offset + 1
+                self.database, apply_events, self.claims[-1], envelopes(step_logged(1)), offset=job.events_offset + 1
             )
         elif name == "lose":
             with self.database.transaction(write=True) as session:

@@ -11,18 +11,18 @@ from sqlalchemy.orm import Session
 from domain.db import Database, db_now
 from domain.jobs.leases import Claim, Outcome, claim_next, expire_waiting, settle
 from domain.jobs.models import Job
-from domain.jobs.queue import QueuePlace, memory_of, queue_place
+from domain.jobs.queue import QueuePosition, memory_by_device_kind, queue_position
 from domain.jobs.states import JobStatus
 from domain.workers.models import Device, Worker
-from domain.workers.repository import drain, forget_lost, live_workers, make_known, takes_jobs
+from domain.workers.repository import accepts_jobs, delete_stale_workers, drain, live_workers, register_worker
 from tests.support.rows import add_job
 
 CPU = Device("cpu", "CPU", 8 << 30)
 GPU = Device("cuda", "NVIDIA L4", 24 << 30)
 
 
-def place_of(session: Session, job: Job) -> QueuePlace:
-    place = queue_place(session, job, worker_seconds=60)
+def place_of(session: Session, job: Job) -> QueuePosition:
+    place = queue_position(session, job, worker_seconds=60)
     assert place is not None
     return place
 
@@ -71,16 +71,16 @@ def test_the_places_are_the_order_of_the_claims(database: Database, jobs: Sequen
 def test_a_job_that_needs_more_memory_than_there_is_waits_for_a_larger_worker(database: Database) -> None:
     with database.transaction(write=True) as session:
         job = add_job(session, memory_bytes=9 << 30)
-        small, large = memory_of([{"kind": "cpu", "memory_bytes": 8 << 30}]), {"cpu": 16 << 30}
+        small, large = memory_by_device_kind([{"kind": "cpu", "memory_bytes": 8 << 30}]), {"cpu": 16 << 30}
         assert claim_next(session, worker="small", lease_seconds=60, memory=small) is None
-        make_known(session, "small", [CPU])
+        register_worker(session, "small", [CPU])
         assert place_of(session, job).reason == "no_worker_fits"
         found = claim_next(session, worker="large", lease_seconds=60, memory=large)
     assert found is not None
 
 
 def test_where_a_worker_has_a_gpu_a_job_for_any_device_runs_there(database: Database) -> None:
-    memory = memory_of(
+    memory = memory_by_device_kind(
         [{"kind": "cuda", "memory_bytes": 4}, {"kind": "cuda", "memory_bytes": 2}, {"kind": "cpu", "memory_bytes": 9}]
     )
     assert memory == {"cuda": 2, "cpu": 9}
@@ -96,9 +96,9 @@ def test_the_reason_says_what_is_missing(database: Database) -> None:
     with database.transaction(write=True) as session:
         first, second = add_job(session, device="cuda"), add_job(session, device="cuda")
         assert place_of(session, first).reason == "no_worker"
-        make_known(session, "w1", [CPU])
+        register_worker(session, "w1", [CPU])
         assert place_of(session, first).reason == "no_worker_fits"
-        make_known(session, "w1", [CPU, GPU])
+        register_worker(session, "w1", [CPU, GPU])
         assert (place_of(session, first).reason, place_of(session, second).reason) == (
             "waiting_for_worker",
             "jobs_ahead",
@@ -109,7 +109,7 @@ def test_the_reason_says_what_is_missing(database: Database) -> None:
 
 def test_the_start_is_when_a_worker_comes_free(database: Database) -> None:
     with database.transaction(write=True) as session:
-        make_known(session, "w1", [CPU])
+        register_worker(session, "w1", [CPU])
         now = session.scalars(sa.select(db_now())).one()
         running, first, second = (add_job(session) for _ in range(3))
         assert timedelta() <= (place_of(session, running).starts_at or now) - now < timedelta(minutes=2)
@@ -150,21 +150,21 @@ def test_a_job_that_has_run_may_wait_for_as_long_as_it_takes(database: Database)
 
 def test_a_drained_worker_takes_nothing_until_it_may_again(database: Database) -> None:
     with database.transaction(write=True) as session:
-        assert takes_jobs(session, "w1")
-        make_known(session, "w1", [CPU])
+        assert accepts_jobs(session, "w1")
+        register_worker(session, "w1", [CPU])
         drain(session, "w1", "finish")
         # Its next heartbeat does not undo it.
-        make_known(session, "w1", [CPU])
-        assert not takes_jobs(session, "w1")
+        register_worker(session, "w1", [CPU])
+        assert not accepts_jobs(session, "w1")
         drain(session, "w1", None)
-        assert takes_jobs(session, "w1")
+        assert accepts_jobs(session, "w1")
 
 
 def test_workers_that_are_not_heard_of_do_not_count_and_are_forgotten(database: Database) -> None:
     with database.transaction(write=True) as session:
         for name, age in (("alive", 0), ("silent", 120), ("gone", 100_000)):
-            make_known(session, name, [CPU])
+            register_worker(session, name, [CPU])
             session.execute(sa.update(Worker).where(Worker.name == name).values(seen_at=db_now(-age)))
         assert [worker.name for worker in live_workers(session, 60)] == ["alive"]
-        assert forget_lost(session) == 1
+        assert delete_stale_workers(session) == 1
         assert sorted(session.scalars(sa.select(Worker.name))) == ["alive", "silent"]

@@ -7,18 +7,18 @@ from domain.errors import JobNotFound
 from domain.jobs.event_recorder import apply_events
 from domain.jobs.leases import claim_next
 from domain.jobs.models import Job
-from domain.jobs.queue import queue_place
+from domain.jobs.queue import queue_position
 from domain.jobs.repository import (
+    count_live_jobs_using,
+    count_queued_jobs,
     get_job,
     list_events,
     list_jobs,
-    live_jobs_using,
     metric_series,
-    queued_count,
 )
 from domain.jobs.states import JobStatus
 from tests.domain.jobs.test_queue import place_of
-from tests.support.rows import SPEC, add_job, claimed, set_status, stamped, step_logged
+from tests.support.rows import SPEC, add_job, claim_job, envelopes, set_status, step_logged
 
 
 def test_a_job_of_another_project_is_not_there(database: Database) -> None:
@@ -77,9 +77,9 @@ def test_an_odd_label_key_finds_nothing_and_breaks_nothing(database: Database, k
 
 
 def test_events_are_read_on_from_a_number(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
-        apply_events(session, claim, stamped(step_logged(1)), offset=1)
+        apply_events(session, claim, envelopes(step_logged(1)), offset=1)
     with database.transaction(write=False) as session:
         assert [event.seq for event in list_events(session, claim.job_id, after=1, limit=5).rows] == [2]
         assert list_events(session, claim.job_id, limit=1).has_more
@@ -95,7 +95,7 @@ def test_the_place_in_the_queue_is_the_order_of_the_claims(database: Database) -
             claim = claim_next(session, worker="worker-1", lease_seconds=60)
             assert claim is not None
             assert claim.job_id == expected
-            assert queue_place(session, session.get_one(Job, expected), worker_seconds=60) is None
+            assert queue_position(session, session.get_one(Job, expected), worker_seconds=60) is None
 
 
 def test_queued_jobs_are_counted_for_all_and_for_a_project(database: Database) -> None:
@@ -103,14 +103,14 @@ def test_queued_jobs_are_counted_for_all_and_for_a_project(database: Database) -
         add_job(session)
         add_job(session, project="theirs")
         set_status(session, add_job(session).id, JobStatus.RUNNING)
-        assert (queued_count(session), queued_count(session, project="theirs")) == (2, 1)
+        assert (count_queued_jobs(session), count_queued_jobs(session, project="theirs")) == (2, 1)
 
 
 @pytest.mark.parametrize("points", [1, 2, 5, 19, 20, 100])
 def test_a_series_is_thinned_out_and_keeps_both_ends(database: Database, points: int) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
-        apply_events(session, claim, stamped(*(step_logged(step, loss=step) for step in range(1, 21))), offset=1)
+        apply_events(session, claim, envelopes(*(step_logged(step, loss=step) for step in range(1, 21))), offset=1)
         (series,) = metric_series(session, claim.job_id, names=["loss"], points=points)
     assert (series.steps[0], series.steps[-1]) == (1, 20)
     assert list(series.values) == [float(step) for step in series.steps]
@@ -119,9 +119,9 @@ def test_a_series_is_thinned_out_and_keeps_both_ends(database: Database, points:
 
 
 def test_a_series_is_cut_to_a_range_of_steps(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
-        apply_events(session, claim, stamped(*map(step_logged, range(1, 21))), offset=1)
+        apply_events(session, claim, envelopes(*map(step_logged, range(1, 21))), offset=1)
         found = metric_series(session, claim.job_id, points=100, from_step=5, to_step=8)
     assert {series.steps for series in found} == {(5, 6, 7, 8)}
 
@@ -131,6 +131,6 @@ def test_a_checkpoint_is_in_use_as_teacher_or_student(database: Database) -> Non
         add_job(session, spec={**SPEC, "teacher": {"checkpoint": "ckpt_teacher00"}})
         job = add_job(session, spec={**SPEC, "student": {"checkpoint": "ckpt_student00"}})
         for checkpoint, used in (("ckpt_teacher00", 1), ("ckpt_student00", 1), ("ckpt_other0000", 0)):
-            assert live_jobs_using(session, "default", checkpoint=checkpoint) == used
+            assert count_live_jobs_using(session, "default", checkpoint=checkpoint) == used
         set_status(session, job.id, JobStatus.FAILED)
-        assert live_jobs_using(session, "default", checkpoint="ckpt_student00") == 0
+        assert count_live_jobs_using(session, "default", checkpoint="ckpt_student00") == 0

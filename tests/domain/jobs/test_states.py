@@ -15,9 +15,9 @@ from domain.jobs.states import (
     AttemptEnd,
     EndReason,
     JobStatus,
-    after_attempt,
-    ended_status,
-    refusal,
+    explain_illegal_transition,
+    terminal_status_of,
+    transitions_after_attempt,
 )
 
 statuses = st.sampled_from(list(JobStatus))
@@ -59,7 +59,7 @@ def test_cancelling_ends_as_cancelled_and_never_as_succeeded() -> None:
 
 @given(statuses, statuses)
 def test_a_refusal_names_what_is_allowed_instead(current: JobStatus, wanted: JobStatus) -> None:
-    refused = refusal(current, wanted)
+    refused = explain_illegal_transition(current, wanted)
     assert (refused is None) == (wanted in TRANSITIONS[current])
     if refused is not None:
         assert current in refused
@@ -70,7 +70,7 @@ def test_a_refusal_names_what_is_allowed_instead(current: JobStatus, wanted: Job
 def test_the_end_of_an_attempt_is_a_legal_path_that_lets_the_job_go(
     current: JobStatus, end: AttemptEnd, attempts_left: int
 ) -> None:
-    path = after_attempt(current, end, attempts_left=attempts_left)
+    path = transitions_after_attempt(current, end, attempts_left=attempts_left)
     for before, after in zip((current, *path), path, strict=False):
         assert after in TRANSITIONS[before]
     assert path[-1] not in HELD
@@ -79,16 +79,16 @@ def test_the_end_of_an_attempt_is_a_legal_path_that_lets_the_job_go(
 
 @given(st.sampled_from(sorted(HELD)), st.sampled_from([AttemptEnd.CRASHED, AttemptEnd.LOST]))
 def test_without_attempts_left_a_crash_ends_the_job(current: JobStatus, end: AttemptEnd) -> None:
-    assert after_attempt(current, end, attempts_left=0)[-1] in TERMINAL
+    assert transitions_after_attempt(current, end, attempts_left=0)[-1] in TERMINAL
 
 
 @given(st.sampled_from(list(AttemptEnd)), st.integers(0, 5))
 def test_a_job_that_is_being_cancelled_ends_as_cancelled_whatever_happens(end: AttemptEnd, left: int) -> None:
-    assert after_attempt(JobStatus.CANCELLING, end, attempts_left=left) == (JobStatus.CANCELLED,)
+    assert transitions_after_attempt(JobStatus.CANCELLING, end, attempts_left=left) == (JobStatus.CANCELLED,)
 
 
 def test_a_lost_worker_sends_the_job_through_recovering_back_to_the_queue() -> None:
-    path = after_attempt(JobStatus.RUNNING, AttemptEnd.LOST, attempts_left=1)
+    path = transitions_after_attempt(JobStatus.RUNNING, AttemptEnd.LOST, attempts_left=1)
     assert path == (JobStatus.RECOVERING, JobStatus.QUEUED)
 
 
@@ -102,7 +102,7 @@ def test_a_lost_worker_sends_the_job_through_recovering_back_to_the_queue() -> N
     ],
 )
 def test_the_status_follows_from_the_reason(reason: EndReason, status: JobStatus) -> None:
-    assert ended_status(reason) is status
+    assert terminal_status_of(reason) is status
 
 
 @pytest.mark.parametrize("reason", [SUCCEEDED, CANCELLED, RELEASED, WORKER_LOST])

@@ -37,7 +37,7 @@ from domain.jobs.submission import (
 from domain.settings import Settings
 from pocl.spec import DistillationSpec, resolve
 from tests.support.requests import write_model
-from tests.support.rows import SPEC, add_job, add_some_dataset, claimed, everything, job_of, set_status
+from tests.support.rows import SPEC, add_job, claim_job, dump_tables, insert_dataset, reload_job, set_status
 
 Planner = Callable[[dict[str, Any]], JobPlan]
 Spec = Callable[..., dict[str, Any]]
@@ -52,7 +52,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 def dataset(database: Database) -> str:
     """The id of a data set of 100 rows."""
     with database.transaction(write=True) as session:
-        return add_some_dataset(session).id
+        return insert_dataset(session).id
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def plan(database: Database, settings: Settings) -> Planner:
 
 
 def pointers(refused: pytest.ExceptionInfo[ApiError]) -> dict[str, str]:
-    return {problem.pointer: problem.code for problem in refused.value.problems}
+    return {problem.pointer: problem.code for problem in refused.value.field_errors}
 
 
 # --- The dry run ----------------------------------------------------------------------------------------
@@ -86,9 +86,9 @@ def test_a_plan_shows_the_stages_over_the_rows_of_the_data_set(plan: Planner, sp
 
 
 def test_a_plan_writes_nothing(database: Database, plan: Planner, spec: Spec) -> None:
-    before = everything(database)
+    before = dump_tables(database)
     plan(spec())
-    assert everything(database) == before
+    assert dump_tables(database) == before
 
 
 def test_all_wrong_fields_are_named_at_once(plan: Planner, spec: Spec) -> None:
@@ -99,7 +99,7 @@ def test_all_wrong_fields_are_named_at_once(plan: Planner, spec: Spec) -> None:
 
 def test_more_stages_than_samples_are_refused(plan: Planner, spec: Spec, database: Database) -> None:
     with database.transaction(write=True) as session:
-        small = add_some_dataset(session, rows=3).id
+        small = insert_dataset(session, rows=3).id
     with pytest.raises(SpecRefused) as refused:
         plan(spec(data={"train": {"dataset": small}}, curriculum={"stages": 4}))
     assert pointers(refused) == {"/curriculum/stages": "stages_exceed_samples"}
@@ -113,7 +113,7 @@ def test_data_come_from_uploads_and_never_from_a_path(plan: Planner, spec: Spec)
 
 def test_everything_that_the_project_lacks_is_named_at_once(plan: Planner, spec: Spec, database: Database) -> None:
     with database.transaction(write=True) as session:
-        theirs = add_some_dataset(session, project="theirs").id
+        theirs = insert_dataset(session, project="theirs").id
     with pytest.raises(SpecRefused) as refused:
         plan(spec(data={"train": {"dataset": theirs}}, student={"checkpoint": "ckpt_00000000"}))
     assert pointers(refused) == {
@@ -182,7 +182,7 @@ def test_fine_tuning_needs_no_teacher(plan: Planner, spec: Spec) -> None:
 def test_a_checkpoint_of_the_project_is_a_model(
     plan: Planner, spec: Spec, database: Database, settings: Settings
 ) -> None:
-    checkpoint = publish(database, claimed(database), "jobs/a/final")
+    checkpoint = publish(database, claim_job(database), "jobs/a/final")
     assert "models_not_inspected" in {
         warning.code for warning in plan(spec(teacher={"checkpoint": checkpoint})).warnings
     }
@@ -236,10 +236,10 @@ def test_what_was_created_can_be_claimed_with_the_same_specification(
 
 
 def test_a_refused_specification_leaves_no_row(database: Database, settings: Settings, spec: Spec) -> None:
-    before = everything(database)
+    before = dump_tables(database)
     with pytest.raises(SpecRefused):
         submit_job(database, settings, spec(seed="x"), project="default")
-    assert everything(database) == before
+    assert dump_tables(database) == before
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_the_bound_counts_queued_jobs_of_the_project_only(database: Database, se
 def test_a_checkpoint_that_went_since_the_plan_is_noticed(
     database: Database, settings: Settings, plan: Planner, spec: Spec
 ) -> None:
-    checkpoint = publish(database, claimed(database), "jobs/a/final")
+    checkpoint = publish(database, claim_job(database), "jobs/a/final")
     planned = plan(spec(teacher={"checkpoint": checkpoint}))
     with database.transaction(write=True) as session:
         delete_checkpoint(session, get_checkpoint(session, "default", checkpoint))
@@ -304,39 +304,39 @@ def test_a_job_that_waits_is_cancelled_at_once(database: Database, status: JobSt
         job = add_job(session)
         set_status(session, job.id, status)
         cancelled = cancel_job(session, "default", job.id)
-    assert (cancelled.made, cancelled.job.status) == (True, JobStatus.CANCELLED)
+    assert (cancelled.changed, cancelled.job.status) == (True, JobStatus.CANCELLED)
     assert cancelled.job.cancel_requested_at is not None
 
 
 @pytest.mark.parametrize("status", [JobStatus.PREPARING, JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.RECOVERING])
 def test_a_job_that_a_worker_has_is_asked_to_end(database: Database, status: JobStatus) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
         set_status(session, claim.job_id, status)
         assert cancel_job(session, "default", claim.job_id).job.status is JobStatus.CANCELLING
 
 
 def test_cancelling_again_changes_nothing(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     for outcome in (None, Outcome.cancelled()):
         with database.transaction(write=True) as session:
             if outcome is not None:
                 settle(session, claim, outcome)
             cancel_job(session, "default", claim.job_id)
-        before = everything(database)
+        before = dump_tables(database)
         with database.transaction(write=True) as session:
-            assert not cancel_job(session, "default", claim.job_id).made
-        assert everything(database) == before
+            assert not cancel_job(session, "default", claim.job_id).changed
+        assert dump_tables(database) == before
 
 
 def test_a_job_that_has_ended_cannot_be_cancelled(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
     with database.transaction(write=True) as session:
         settle(session, claim, Outcome.succeeded())
     with pytest.raises(IllegalTransition) as refused, database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
     assert refused.value.allowed == ()
-    assert job_of(database, claim).status is JobStatus.SUCCEEDED
+    assert reload_job(database, claim).status is JobStatus.SUCCEEDED
 
 
 def test_a_job_of_another_project_cannot_be_cancelled(database: Database) -> None:

@@ -10,22 +10,22 @@ from domain.db import Database
 from domain.errors import Conflict, IllegalTransition, LostLease
 from domain.jobs.models import Job, JobEvent
 from domain.jobs.states import CANCELLED, SUCCEEDED, TRANSITIONS, JobStatus
-from domain.jobs.transitions import NewEvent, locked_by, record, transition
-from tests.support.rows import add_job, claimed, everything, job_of
+from domain.jobs.transitions import NewEvent, lock_claimed_job, record_events, transition
+from tests.support.rows import add_job, claim_job, dump_tables, reload_job
 
 WRITERS, WRITES = 4, 12
 
 
 def test_numbers_of_events_have_no_gap_under_concurrent_writers(database: Database) -> None:
-    claim = claimed(database)
+    claim = claim_job(database)
 
     def write(writer: int) -> None:
         for number in range(WRITES):
             with database.transaction(write=True) as session:
-                job = locked_by(session, claim.job_id, claim.token)
+                job = lock_claimed_job(session, claim.job_id, claim.token)
                 # One, two or three events at once.
                 events = [NewEvent("warning", {"writer": writer, "number": number})] * (1 + writer % 3)
-                record(session, job, events, token=claim.token)
+                record_events(session, job, events, token=claim.token)
 
     with ThreadPoolExecutor(WRITERS) as pool:
         running = [pool.submit(write, writer) for writer in range(WRITERS)]
@@ -36,7 +36,7 @@ def test_numbers_of_events_have_no_gap_under_concurrent_writers(database: Databa
         assert [each.exception() for each in running] == [None] * WRITERS
     total = 1 + sum(WRITES * (1 + writer % 3) for writer in range(WRITERS))
     assert numbers_of(database, claim.job_id) == list(range(1, total + 1))
-    assert job_of(database, claim).event_seq == total
+    assert reload_job(database, claim).event_seq == total
 
 
 def numbers_of(database: Database, job_id: str) -> list[int]:
@@ -75,26 +75,26 @@ def test_a_writer_that_read_an_older_version_changes_nothing(database: Database)
         stale = session.get_one(Job, job_id)
     with database.transaction(write=True) as session:
         session.execute(sa.update(Job).values(version=7))
-    before = everything(database)
+    before = dump_tables(database)
     with pytest.raises(Conflict), database.transaction(write=True) as session:
         transition(session, stale, JobStatus.CANCELLED, reason=CANCELLED)
-    assert everything(database) == before
+    assert dump_tables(database) == before
 
 
 def test_a_token_that_is_not_the_holders_changes_nothing(database: Database) -> None:
-    claim = claimed(database)
-    before = everything(database)
+    claim = claim_job(database)
+    before = dump_tables(database)
     with database.transaction(write=True) as session:
-        job = locked_by(session, claim.job_id, claim.token)
+        job = lock_claimed_job(session, claim.job_id, claim.token)
         with pytest.raises(LostLease):
-            record(session, job, [NewEvent("warning", {})], token=claim.token + 1)
-    assert everything(database) == before
+            record_events(session, job, [NewEvent("warning", {})], token=claim.token + 1)
+    assert dump_tables(database) == before
 
 
 def test_a_move_that_is_rolled_back_leaves_no_event(database: Database) -> None:
-    claim = claimed(database)
-    before = everything(database)
+    claim = claim_job(database)
+    before = dump_tables(database)
     with suppress(RuntimeError), database.transaction(write=True) as session:
-        transition(session, locked_by(session, claim.job_id, claim.token), JobStatus.RUNNING, token=claim.token)
+        transition(session, lock_claimed_job(session, claim.job_id, claim.token), JobStatus.RUNNING, token=claim.token)
         raise RuntimeError
-    assert everything(database) == before
+    assert dump_tables(database) == before
