@@ -36,11 +36,11 @@ def _product(_accumulator: Any, left: Any, right: Any, *_: object, **__: object)
 
 
 def _attention(query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]  # torch leaves it bare.
+    return int(sdpa_flop_count(query, key, value))
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: object, **__: object) -> int:
-    count = sdpa_backward_flop_count(gradient, query, key, value)  # type: ignore[no-untyped-call]  # torch leaves it bare.
+    count = sdpa_backward_flop_count(gradient, query, key, value)
     return int(count)
 
 
@@ -54,7 +54,7 @@ _UNKNOWN_TO_TORCH: dict[Any, Any] = {
 _PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, *_UNKNOWN_TO_TORCH}
 
 
-class _ZeroProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hook for subclasses bare.
+class _ZeroProducts(TorchDispatchMode):
     """Every product is zeros of the right shape."""
 
     def __init__(self) -> None:

@@ -160,7 +160,7 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     words = [*_SPECIAL, *(f"w{at}" for at in range(len(_SPECIAL), vocabulary))]
     backend = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it unannotated.
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 

@@ -4,14 +4,16 @@ Nothing of this project is imported: what was distilled is an ordinary model.
 """
 
 import sys
+from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 
 def main(directory: str, *questions: str) -> None:
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory)
+    # Their annotations are of every kind of tokenizer and model at once.
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory)
+    model: Any = AutoModelForCausalLM.from_pretrained(directory)
     for question in questions:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True

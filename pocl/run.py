@@ -167,7 +167,7 @@ class _Run:
         """What must be let go of when the run ends."""
         torch.set_num_threads(self._spec.resources.threads or 1)
         # Its bars would fill a log file; the events say how far a run is.
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # It has no annotations.
+        transformers.utils.logging.disable_progress_bar()
         self._device = choose_device(self._spec.resources.device)
         self._precision = choose_precision(self._spec.training.precision, self._device)
         sink(ArtifactWritten(kind="spec", path=SPEC_FILE))

@@ -12,12 +12,12 @@ _SPARE = 64
 """Columns of room beyond the need, at least."""
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers annotates no __init_subclass__.
+class GrowingLayer(DynamicLayer):
     """`keys` and `values`, `[B, heads, tokens, width]`, are views of larger buffers."""
 
     def __init__(self, longest: int) -> None:
         """`longest`: tokens a row will ever have; no more room is made than that needs."""
-        super().__init__()  # type: ignore[no-untyped-call]  # transformers annotates it not.
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated.
         self._longest = longest
         self._rooms: dict[str, torch.Tensor] = {}
 

@@ -93,7 +93,7 @@ def without_layers(model: PreTrainedModel) -> PreTrainedModel:
     """
     output_head(model)
     # The method carries no annotations in transformers.
-    hollow = _shallow(model.get_decoder())  # type: ignore[no-untyped-call]
+    hollow = _shallow(model.get_decoder())
     kept = {name: child for name, child in hollow._modules.items() if isinstance(child, nn.Embedding)}
     hollow.__dict__["_modules"] = kept
     return _with_body(model, hollow)
@@ -106,7 +106,7 @@ def output_head(model: PreTrainedModel) -> nn.Module:
         ModelUnsupported: there is none.
     """
     # The method carries no annotations in transformers.
-    head: nn.Module | None = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: nn.Module | None = model.get_output_embeddings()
     if head is None:
         raise ModelUnsupported(f"{type(model).__name__} has no output head, so it is not a causal language model.")
     return head
@@ -162,7 +162,7 @@ class _HiddenOnly:
 def _with_body(model: PreTrainedModel, body: nn.Module) -> PreTrainedModel:
     """A shallow copy of `model`, sharing its head, whose layers are `body`; the model itself is not touched."""
     # The method carries no annotations in transformers.
-    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    decoder: nn.Module = model.get_decoder()
     path = next((name for name, module in model.named_modules() if module is decoder), "")
     if not path:
         raise ModelUnsupported(f"The layers of {type(model).__name__} cannot be told from its output head.")

@@ -77,9 +77,7 @@ def _made(like: PreTrainedModel, config: PreTrainedConfig, weights: Mapping[str,
     """Built from its config rather than by surgery, so that every layer knows its number and its kind."""
     with no_init_weights():
         # The method carries no annotations in transformers.
-        made: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=torch.float32
-        )
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     # Initialising is also what ties weights, and it was left out.
     made.tie_weights()
     try:

@@ -31,7 +31,7 @@ def random_model(ref: RandomModel) -> PreTrainedModel:
     """A model of the family and sizes that `ref` names; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(ref.seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(_config(ref), dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers leaves it unannotated.
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(_config(ref), dtype=torch.float32)
     return model
 
 
@@ -40,7 +40,7 @@ def byte_level_tokenizer(max_positions: int) -> PreTrainedTokenizerBase:
     backend = Tokenizer(models.BPE(vocab=byte_level_vocabulary(), merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it unannotated.
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=max_positions
     )
     tokenizer.chat_template = CHAT_TEMPLATE

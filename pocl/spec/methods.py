@@ -94,7 +94,7 @@ Method = Annotated[
     SFT | ForwardKL | ReverseKL | JS | TVD | SkewForwardKL | SkewReverseKL | AdaptiveKL | AlphaBeta,
     Field(discriminator="name"),
 ]
-METHODS: dict[KDMethod, type[Frozen]] = {
+METHODS: dict[KDMethod, type[Method]] = {
     KDMethod.SFT: SFT,
     KDMethod.FORWARD_KL: ForwardKL,
     KDMethod.REVERSE_KL: ReverseKL,

@@ -17,6 +17,7 @@ from schemathesis.openapi.checks import EnsureResourceAvailability
 
 from tests.support.requests import TINY
 
+AnyCase = Case[Any]
 _LONGEST_WAIT = 0.05
 _TEXT = st.text(max_size=20)
 _ROWS = st.fixed_dictionaries({"instruction": _TEXT, "output": _TEXT | st.lists(_TEXT)}, optional={"input": _TEXT})
@@ -34,7 +35,7 @@ schemathesis.openapi.media_type(
 
 
 @schemathesis.hook
-def map_case(context: HookContext, case: Case) -> Case:
+def map_case(context: HookContext, case: AnyCase) -> AnyCase:
     """Let what fits the schema name what exists; in a chain of requests the answers before name it."""
     operation = context.operation.definition.raw.get("operationId") if context.operation is not None else None
     _shorten(case, operation)
@@ -53,14 +54,14 @@ def map_case(context: HookContext, case: Case) -> Case:
     return case
 
 
-def _shorten(case: Case, operation: str | None) -> None:
+def _shorten(case: AnyCase, operation: str | None) -> None:
     """Have what would be answered late answered soon: a stream of a live job has no end, and a poll may wait."""
     if operation == "follow_job_events" and str(case.path_parameters.get("job_id", "")).startswith("job_"):
         case.path_parameters = {**case.path_parameters, "job_id": os.environ["FUZZ_ENDED"]}
     if operation == "get_job" and isinstance(case.query, dict):
         # Also a number that stands there as text.
-        with suppress(TypeError, ValueError):
-            if float(case.query.get("wait")) > _LONGEST_WAIT:
+        with suppress(KeyError, TypeError, ValueError):
+            if float(case.query["wait"]) > _LONGEST_WAIT:
                 case.query = {**case.query, "wait": _LONGEST_WAIT}
 
 
@@ -68,7 +69,7 @@ def _shorten(case: Case, operation: str | None) -> None:
 def filter_failure(
     context: HookContext,  # noqa: ARG001 - the parameters of a hook are given by name
     failure: Failure,
-    case: Case,  # noqa: ARG001 - likewise
+    case: AnyCase,  # noqa: ARG001 - likewise
     response: Response,
 ) -> bool:
     """A job that was just created is there, but has made nothing yet."""

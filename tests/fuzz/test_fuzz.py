@@ -38,8 +38,8 @@ def running(database_url: str, tmp_path: Path) -> Iterator[Running]:
     settings = Settings(home=tmp_path / "home", database_url=database_url)
     upgrade(settings)
     furniture = furnish(settings, tmp_path / "made")
-    options = {"database_url": database_url, "api_key": KEY, "max_jobs_queued": "100000"}
-    with serving(settings.home, tmp_path / "log", **options) as served:
+    log = tmp_path / "log"
+    with serving(settings.home, log, database_url=database_url, api_key=KEY, max_jobs_queued="100000") as served:
         yield Running(served.address, furniture)
 
 

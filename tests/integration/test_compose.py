@@ -29,7 +29,7 @@ from tests.support.waiting import eventually
 from worker import valkey
 
 KEY = secrets.token_hex(32)
-QUICK = {
+QUICK: dict[str, dict[str, Any]] = {
     "curriculum": {"stages": 2, "epochs_per_stage": 1, "ranking": {"max_new_tokens": 4}},
     "training": {"batch_size": 2},
     "evaluation": {"max_new_tokens": 4, "max_rows": 4},

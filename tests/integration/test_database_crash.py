@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,10 @@ def crash(server: str) -> None:
     eventually(lambda: servers.postgres_answers(server), within=30, what="PostgreSQL has recovered")
 
 
+def has_no_engine(harness: ServiceHarness, job: str) -> bool:
+    return not engines(harness, job, 1)
+
+
 @pytest.mark.slow
 def test_a_server_that_crashes_at_any_time_costs_no_job(
     server: str, harness: ServiceHarness, processes: Processes, queue: str, gate: Path
@@ -59,7 +64,7 @@ def test_a_server_that_crashes_at_any_time_costs_no_job(
     gate.touch()
     for job in jobs:
         # The first one settles, or the next one is claimed.
-        eventually(lambda job=job: not engines(harness, job, 1), within=60, what="the engine ends")
+        eventually(partial(has_no_engine, harness, job), within=60, what="the engine ends")
         crash(server)
     for job in jobs:
         cluster.becomes(job, JobStatus.SUCCEEDED)

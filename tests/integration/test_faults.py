@@ -20,7 +20,7 @@ from tests.worker.fake_engine import STEPS
 Fault = Callable[[Cluster], AbstractContextManager[object]]
 
 
-def broker(cluster: Cluster) -> "redis.Redis[bytes]":
+def broker(cluster: Cluster) -> redis.Redis:
     return redis.Redis.from_url(str(cluster.harness.redis_url))
 
 

@@ -1,11 +1,13 @@
 """Samples to token ids and padded batches, with real byte-level tokenizers whose pad token is the end token."""
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from pocl.data.batches import Batch, Encoded, Prompting, collate, encode
 from pocl.data.records import Message, Sample
@@ -23,7 +25,7 @@ text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30
 def conversations(draw: st.DrawFn) -> Sample:
     exchanges = draw(st.lists(st.tuples(text, text), min_size=1, max_size=3))
     messages = [
-        Message(role, said) for pair in exchanges for role, said in zip(("user", "assistant"), pair, strict=True)
+        message for asked, answered in exchanges for message in (Message("user", asked), Message("assistant", answered))
     ]
     return Sample(tuple(messages[:-1]), "", (messages[-1].content,))
 
@@ -48,8 +50,14 @@ def encoded(
     return encode(sample, tokenizer, prompting, max_length=length, max_prompt_length=prompt, eos_token_id=END)
 
 
+def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast = CHAT) -> str:
+    found = tokenizer.decode(list(ids))
+    assert isinstance(found, str)
+    return found
+
+
 def labelled_text(row: Encoded) -> str:
-    return CHAT.decode([token for token, response in zip(row.input_ids, row.labelled, strict=True) if response])
+    return decode([token for token, response in zip(row.input_ids, row.labelled, strict=True) if response])
 
 
 def say(instruction: str, output: str) -> Sample:
@@ -64,7 +72,7 @@ def test_a_chat_is_tokenised_as_its_rendered_text() -> None:
     ids = CHAT(CHAT.apply_chat_template(whole, tokenize=False))["input_ids"]
     got = encoded(TALK).input_ids
     assert list(got) == ids[: len(got)]
-    assert CHAT.decode(ids[len(got) :]) == "\n"
+    assert decode(ids[len(got) :]) == "\n"
 
 
 def test_every_assistant_turn_is_labelled_with_its_end_token_and_nothing_else() -> None:
@@ -73,13 +81,14 @@ def test_every_assistant_turn_is_labelled_with_its_end_token_and_nothing_else() 
 
 def test_the_last_turn_is_told_from_the_earlier() -> None:
     row = encoded(TALK)
-    assert CHAT.decode(row.reference_ids) == "Yes.<|im_end|>"
-    assert CHAT.decode(row.prompt_ids).endswith("Really?<|im_end|>\n<|im_start|>assistant\n")
+    assert decode(row.reference_ids) == "Yes.<|im_end|>"
+    assert decode(row.prompt_ids).endswith("Really?<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_the_prompt_is_what_the_template_gives_for_generation() -> None:
-    opened = CHAT.apply_chat_template([message._asdict() for message in TALK.messages], add_generation_prompt=True)
-    assert list(encoded(TALK).prompt_ids) == list(opened["input_ids"])
+    turns = [message._asdict() for message in TALK.messages]
+    opened = CHAT.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert list(encoded(TALK).prompt_ids) == CHAT(opened)["input_ids"]
 
 
 def test_the_first_reference_is_trained_on_and_the_digest_kept() -> None:
@@ -101,10 +110,10 @@ def test_a_tokenizer_that_merges_across_the_border_has_the_sides_tokenised_apart
     # "\n\n" is one token, so the joint ids of "...Response:\n" and "\n\nWord" do not begin with the prompt's.
     assert len(PLAIN("\n\n")["input_ids"]) == 1
     row = encoded(say("Why?", "\n\nWord"), Prompting.ALPACA)
-    prompt = PLAIN.decode(row.prompt_ids)
+    prompt = decode(row.prompt_ids, PLAIN)
     assert prompt.endswith("### Response:\n")
     assert list(row.prompt_ids) == PLAIN(prompt)["input_ids"]
-    assert PLAIN.decode(row.reference_ids) == "\n\nWord<|im_end|>"
+    assert decode(row.reference_ids, PLAIN) == "\n\nWord<|im_end|>"
 
 
 @given(conversations(), st.sampled_from(Prompting), st.integers(1, 60), st.integers(1, 60), st.booleans())
@@ -140,14 +149,14 @@ def test_a_cut_response_has_no_end_token_and_a_whole_one_has() -> None:
 
 def test_the_response_marker_survives_a_long_prompt() -> None:
     row = encoded(say("long " * 500, "Word."), Prompting.ALPACA, prompt=20)
-    assert PLAIN.decode(row.prompt_ids).endswith("long \n\n### Response:\n")
+    assert decode(row.prompt_ids, PLAIN).endswith("long \n\n### Response:\n")
 
 
 def test_a_begin_token_that_the_tokenizer_adds_comes_first_and_survives_the_cut() -> None:
     sample = say("long " * 50, "Word.")
     whole = encoded(sample, Prompting.ALPACA, begins=True)
     cut = encoded(sample, Prompting.ALPACA, begins=True, prompt=20)
-    assert BEGINS.decode(whole.prompt_ids).startswith("<s>Below is")
+    assert decode(whole.prompt_ids, BEGINS).startswith("<s>Below is")
     assert cut.prompt_ids[0] == BEGINS.bos_token_id
     assert cut.prompt_ids.count(BEGINS.bos_token_id) == 1
     assert len(cut.prompt_ids) == 20

@@ -96,7 +96,8 @@ def test_other_inputs_are_measured_anew(tmp_path: Path, change: dict[str, object
 
 
 def test_every_input_has_a_say_in_the_key() -> None:
-    keys = {INPUTS.model_copy(update=change).key for change in [{}, {"machine": "cuda"}, *CHANGES]}
+    changes: list[dict[str, object]] = [{}, {"machine": "cuda"}, *CHANGES]
+    keys = {INPUTS.model_copy(update=change).key for change in changes}
     assert len(keys) == len(CHANGES) + 2
 
 

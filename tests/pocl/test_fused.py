@@ -312,7 +312,9 @@ def test_losses_of_single_tokens_add_up(method: Method) -> None:
 class _Largest(TorchDispatchMode):
     """Remembers the largest tensor that any operation made."""
 
-    elements = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch leaves it unannotated.
+        self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))

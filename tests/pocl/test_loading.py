@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_cut_student_saves_and_loads_and_generates(name: str, tmp_path: Path) ->
     teacher = teacher_of(saved(tmp_path / "teacher", tiny(name)))
     student = student_of(kept(1, 2), teacher)
     save_model(student.model, student.tokenizer, tmp_path / "student")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    again: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert again.config.num_hidden_layers == 2
     assert torch.equal(logits_of(again), logits_of(student.model))
     # A wrong layer number would mix up the cache.

@@ -1,5 +1,6 @@
 """Stage arithmetic: cumulative, total, rising, and controls of equal budget."""
 
+from collections.abc import Mapping
 from math import ceil
 
 import pytest
@@ -13,7 +14,7 @@ from pocl.spec import DistillationSpec, resolve
 BASE = {"teacher": {"random": {}}, "student": {"random": {}}, "data": {"train": {"path": "rows.jsonl"}}}
 
 
-def spec_with(curriculum: dict[str, object], batch_size: int = 64) -> DistillationSpec:
+def spec_with(curriculum: Mapping[str, object], batch_size: int = 64) -> DistillationSpec:
     return resolve(BASE | {"curriculum": curriculum, "training": {"batch_size": batch_size}})
 
 

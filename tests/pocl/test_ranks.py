@@ -27,8 +27,8 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     scale = max((value.abs().max().item() for name, value in expected.items() if name != MEANS), default=0.0)
     for name, value in expected.items():
-        tolerance = {"rtol": 1e-5, "atol": 1e-7} if name == MEANS else {"rtol": 1e-4, "atol": 1e-5 * scale}
-        torch.testing.assert_close(found[name], value, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        rtol, atol = (1e-5, 1e-7) if name == MEANS else (1e-4, 1e-5 * scale)
+        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=f"{name}: {{}}".format)
 
 
 def whole(rows: list[Encoded], student: str = "qwen2") -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pocl.__main__ import read_spec
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
@@ -380,17 +381,19 @@ def environment() -> dict[str, str]:
 
 
 def is_moment(event: dict[str, Any], moment: str) -> bool:
+    expected: dict[str, Any]
     match moment.split():
         case ["step", number]:
-            return event["type"] == "step" and event["step"] == int(number)
+            expected = {"type": "step", "step": int(number)}
         case ["stage", number, "saved"]:
-            return event["type"] == "checkpoint" and event["kind"] == "stage" and event["stage"] == int(number)
+            expected = {"type": "checkpoint", "kind": "stage", "stage": int(number)}
         case ["stage", number, "evaluated"]:
-            return event["type"] == "evaluated" and event["subject"] == "stage" and event["stage"] == int(number)
+            expected = {"type": "evaluated", "subject": "stage", "stage": int(number)}
         case [phase]:
-            return event["type"] == "phase" and event["phase"] == phase
+            expected = {"type": "phase", "phase": phase}
         case _:
             raise AssertionError(moment)
+    return event.items() >= expected.items()
 
 
 @contextmanager
@@ -399,7 +402,7 @@ def counted_teacher_rows() -> Iterator[list[int]]:
     seen: list[int] = []
 
     def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if type(module).__name__ == "LlamaDecoderLayer" and module.self_attn.layer_idx == 3:
+        if isinstance(module, LlamaDecoderLayer) and module.self_attn.layer_idx == 3:
             seen.append(args[0].shape[0])
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(count)

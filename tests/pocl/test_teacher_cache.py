@@ -8,7 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -272,10 +272,8 @@ def test_where_it_does_not_fit_the_live_teacher_is_used(tmp_path: Path) -> None:
 
 
 def test_where_the_disk_is_full_the_live_teacher_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def full(_target: Path) -> Iterator[Path]:
+    def full(_target: Path) -> AbstractContextManager[Path]:
         raise DiskFull
-        yield
 
     monkeypatch.setattr(cache, "new_directory", full)
     teacher = Teacher()

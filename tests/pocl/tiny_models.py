@@ -1,6 +1,7 @@
 """Small random models of every shape that the engine must treat right."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from transformers import (
@@ -19,8 +20,8 @@ from transformers import (
 
 VOCABULARY = 50
 BOS, EOS, PAD = 0, 1, 2
-_IDS = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
-_LLAMA = {
+_IDS: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+_LLAMA: dict[str, Any] = {
     **_IDS,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -31,7 +32,7 @@ _LLAMA = {
     # Large enough that soft-capping and scaling move the logits.
     "initializer_range": 0.3,
 }
-_OPT = {
+_OPT: dict[str, Any] = {
     **_IDS,
     "hidden_size": 32,
     "ffn_dim": 48,
@@ -61,4 +62,5 @@ def tiny(name: str, seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), dtype=torch.float32)
-    return model.train(False)
+    model.train(False)
+    return model

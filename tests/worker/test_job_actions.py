@@ -58,7 +58,7 @@ def quick(harness: ServiceHarness) -> ServiceHarness:
 
 def test_a_job_that_is_paused_now_goes_on_from_where_it_was(quick: ServiceHarness) -> None:
     job = quick.submit()
-    with meanwhile(lambda: (reaches(quick, job, 3), pause(quick, job))):
+    with meanwhile(lambda: reaches(quick, job, 3), lambda: pause(quick, job)):
         assert quick.supervisor("--hold", "3").work_one() is JobStatus.PAUSED
     assert quick.supervisor().work_one() is None
     assert quick.job(job).attempts_spent == 0
@@ -75,7 +75,7 @@ def test_a_job_that_is_paused_now_goes_on_from_where_it_was(quick: ServiceHarnes
 
 def test_a_job_that_is_paused_at_the_end_of_its_stage_ends_it_first(quick: ServiceHarness) -> None:
     job = quick.submit()
-    with meanwhile(lambda: (reaches(quick, job, 3), pause(quick, job, "stage_end"))):
+    with meanwhile(lambda: reaches(quick, job, 3), lambda: pause(quick, job, "stage_end")):
         status = quick.supervisor("--hold-until-pause", "3").work_one()
     assert status is JobStatus.PAUSED
     assert quick.job(job).step == STEPS_PER_STAGE

@@ -23,13 +23,14 @@ STOPS = ("--hold", "5")
 
 
 @contextmanager
-def meanwhile(act: Callable[[], object]) -> Iterator[None]:
-    """Run `act` in a thread beside the block, and fail if it failed: a supervisor needs the main thread."""
+def meanwhile(*acts: Callable[[], object]) -> Iterator[None]:
+    """Run `acts` in a thread beside the block, and fail if one failed: a supervisor needs the main thread."""
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
-            act()
+            for act in acts:
+                act()
         except BaseException as error:  # noqa: BLE001 - it is raised again below
             failures.append(error)
 
@@ -117,7 +118,7 @@ def test_the_cache_is_kept_for_a_job_until_it_ends(harness: ServiceHarness) -> N
     job, other = harness.submit(), harness.submit()
     cache = SharedCache(harness.settings.cache_root, 0)
     stopped = {"now": False}
-    with meanwhile(lambda: (reaches(harness, job, 5), stopped.update(now=True))):
+    with meanwhile(lambda: reaches(harness, job, 5), lambda: stopped.update(now=True)):
         harness.supervisor(*STOPS, should_stop=lambda: stopped["now"]).work_one()
     assert cache.pinned_by() == {job}
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
