@@ -20,7 +20,7 @@ from domain.workers.models import Device
 from worker.app import celery_app
 from worker.devices import devices
 from worker.doorbell import Doorbell
-from worker.embedded import CannotServe, Stop, serve
+from worker.embedded import CannotServe, ShutdownSignal, serve
 from worker.liveness import Liveness
 from worker.registration import Registration
 from worker.scheduler import Scheduler
@@ -67,11 +67,11 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _serve(settings: Settings, options: WorkerSettings) -> None:
-    # The parts have logs of their own; here people read.
+    # The children have log files of their own; people read this terminal.
     logs.configure(logging.WARNING)
-    stop = Stop()
-    stop.listen()
-    serve(settings, options, stop=stop, announce=lambda line: print(line, flush=True))
+    shutdown = ShutdownSignal()
+    shutdown.install()
+    serve(settings, options, shutdown=shutdown, announce=lambda text: print(text, flush=True))
 
 
 def _run(settings: Settings, options: WorkerSettings) -> None:
@@ -117,14 +117,14 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
     logs.configure()
     doorbell = Doorbell(celery_app(_broker(settings), options.queue))
     database = Database(settings.database_url)
-    stop = Stop()
-    stop.listen()
+    shutdown = ShutdownSignal()
+    shutdown.install()
     pulse = None if options.pulse_file is None else Liveness(options.pulse_file)
 
     def wait(seconds: float) -> bool:
         if pulse is not None:
             pulse.beat()
-        return stop.wait(seconds)
+        return shutdown.wait(seconds)
 
     try:
         Scheduler(database, ArtifactStore(settings.artifact_root), doorbell, settings, options).run(wait)

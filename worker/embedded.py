@@ -6,7 +6,6 @@ process dies, so nothing is left over however it ends.
 
 import fcntl
 import http.client
-import logging
 import os
 import shutil
 import signal
@@ -17,13 +16,14 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import redis
+import structlog
 
 from domain.db import upgrade
 from domain.settings import Settings
@@ -32,65 +32,69 @@ from worker.logs import BoundedLog
 from worker.processes import end, kill_group, spawn
 from worker.settings import WorkerSettings
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
-_START_SECONDS = 60
-_TICK_SECONDS = 0.1
-_RESTARTS = 3
-_RESTARTS_WITHIN = 300
-_LOG_BYTES = 8 * 2**20
-# The kernel's limit is 107 bytes on Linux and 103 on macOS.
-_SOCKET_PATH = 100
+_START_TIMEOUT_SECONDS = 60
+_POLL_SECONDS = 0.1
+_MAX_RESTARTS = 3
+_RESTART_WINDOW_SECONDS = 300
+_MAX_LOG_BYTES = 8 * 2**20
+# The kernel's limit of a unix socket's path is 107 bytes on Linux and 103 on macOS.
+_MAX_SOCKET_PATH_BYTES = 100
 
 
 class CannotServe(Exception):
     """The set-up cannot start or go on; the message says what to do."""
 
 
-class Stop:
-    """Whether the user asked to end, and how often."""
+class ShutdownSignal:
+    """Whether the user asked this process to end, and how often: the second request is for an end at once."""
 
     def __init__(self) -> None:
-        self._asked = threading.Event()
-        self.times = 0
+        self._requested = threading.Event()
+        self.requests = 0
 
-    def ask(self, _number: int = 0, _frame: FrameType | None = None) -> None:
-        self.times += 1
-        self._asked.set()
+    def request(self, _number: int = 0, _frame: FrameType | None = None) -> None:
+        """Count one more request to end. It has the shape of a signal handler."""
+        self.requests += 1
+        self._requested.set()
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until the user asks."""
-        return self._asked.wait(seconds)
+        """Sleep for `seconds`, or until the first request; whether there was one."""
+        return self._requested.wait(seconds)
 
-    def listen(self) -> None:
-        """Take Ctrl-C, a request to terminate and a closed terminal as asking."""
+    def install(self) -> None:
+        """Take Ctrl-C, a request to terminate and a closed terminal as requests to end."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self.ask)
+            signal.signal(number, self.request)
 
 
 @dataclass
 class _Child:
+    """One process of the set-up, restarted with a growing pause where it exits by itself."""
+
     name: str
     command: list[str]
     environment: Mapping[str, str]
     log: BoundedLog
     process: subprocess.Popen[bytes] | None = None
-    ended: deque[float] = field(default_factory=deque)
-    """When it ended by itself, of late."""
+    exit_times: deque[float] = field(default_factory=deque)
+    """Monotonic seconds of the exits that nobody asked for, within the restart window."""
 
     def start(self) -> None:
         with self.log.open() as output:
             self.process = spawn(self.command, stdout=output, environment=self.environment)
 
-    def tend(self, now: float) -> None:
-        """Start it again if it ended by itself, after a pause that grows.
+    def restart_if_exited(self, now: float) -> None:
+        """Bound the child's log, and start the child again if it exited by itself, with exponential backoff.
 
         Raises:
-            CannotServe: it ends again and again.
+            CannotServe: it exits again and again.
         """
         self.log.trim()
         if self.process is None:
-            if now - self.ended[-1] >= min(0.25 * 2 ** len(self.ended), 10):
+            backoff_seconds = min(0.25 * 2 ** len(self.exit_times), 10)
+            if now - self.exit_times[-1] >= backoff_seconds:
                 self.start()
             return
         status = self.process.poll()
@@ -98,37 +102,39 @@ class _Child:
             return
         kill_group(self.process)
         self.process = None
-        log.warning("the %s ended with status %d", self.name, status)
-        self.ended.append(now)
-        while now - self.ended[0] > _RESTARTS_WITHIN:
-            self.ended.popleft()
-        if len(self.ended) > _RESTARTS:
-            raise CannotServe(f"The {self.name} ended {len(self.ended)} times. See {self.log.path}.")
+        log.warning("a process exited", process=self.name, status=status, log=str(self.log.path))
+        self.exit_times.append(now)
+        while now - self.exit_times[0] > _RESTART_WINDOW_SECONDS:
+            self.exit_times.popleft()
+        if len(self.exit_times) > _MAX_RESTARTS:
+            raise CannotServe(f"The {self.name} ended {len(self.exit_times)} times. See {self.log.path}.")
 
-    def ask_to_end(self) -> None:
+    def terminate(self) -> None:
         if self.process is not None:
             self.process.terminate()
 
-    def has_ended(self) -> bool:
+    def has_exited(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
-    def end(self, grace: float) -> None:
+    def kill(self) -> None:
         if self.process is not None:
-            end(self.process, grace)
+            end(self.process, 0)
 
 
-def serve(settings: Settings, options: WorkerSettings, *, stop: Stop, announce: Callable[[str], None]) -> None:
-    """Run everything until `stop` is asked for. Call it from the main thread.
+def serve(
+    settings: Settings, options: WorkerSettings, *, shutdown: ShutdownSignal, announce: Callable[[str], None]
+) -> None:
+    """Run everything until `shutdown` is requested. Call it from the main thread.
 
     Args:
-        announce: is told once, with a line, when the API answers.
+        announce: called once, when the API answers, with :func:`ready_message`.
 
     Raises:
         CannotServe: something cannot be started, or does not stay up.
     """
     with ExitStack() as stack:
-        stack.enter_context(_only_one(settings.home))
-        port = _port_for(settings)
+        stack.enter_context(_exclusive_home(settings.home))
+        port = _resolve_port(settings)
         upgrade(settings)
         environment = {
             **os.environ,
@@ -137,33 +143,54 @@ def serve(settings: Settings, options: WorkerSettings, *, stop: Stop, announce: 
             "POCL_PORT": str(port),
         }
         broker, environment["POCL_REDIS_URL"] = _broker(settings, environment, stack)
-        environment["TMPDIR"] = str(_emptied(settings.home / "tmp"))
-        others = [
+        environment["TMPDIR"] = str(_empty_directory(settings.home / "tmp"))
+        clients = [
             _child(settings, environment, "API", "api", "serve"),
             _child(settings, environment, "scheduler", "worker", "scheduler"),
             _child(settings, environment, "worker", "worker", "run"),
         ]
-        children = [*broker, *others]
-        # Whatever happens below, nothing stays.
+        children = [*broker, *clients]
+        # Whatever happens below, no child stays.
         stack.callback(_kill, children)
         for child in broker:
             child.start()
-        _until(lambda: _answers(environment["POCL_REDIS_URL"]), broker, stop, "the broker")
-        for child in others:
+        _wait_until(lambda: _broker_answers(environment["POCL_REDIS_URL"]), broker, shutdown, "the broker")
+        for child in clients:
             child.start()
-        _until(lambda: _ready(settings.host, port), children, stop, "the API")
-        if not stop.times:
-            announce(f"READY http://{_spelled(settings.host)}:{port}")
-        while not stop.wait(_TICK_SECONDS):
-            _tend(children)
+        _wait_until(lambda: _api_is_ready(settings.host, port), children, shutdown, "the API")
+        if not shutdown.requests:
+            announce(ready_message(settings, port, [child.log.path for child in children]))
+        while not shutdown.wait(_POLL_SECONDS):
+            _restart_exited(children)
         log.warning("stopping; a running job saves its state. Ask again to stop at once.")
         # The broker outlives those that talk to it.
-        _end(others, options.grace_seconds + 15, stop)
-        _end(broker, 5, stop)
+        _stop(clients, options.grace_seconds + 15, shutdown)
+        _stop(broker, 5, shutdown)
+
+
+def ready_message(settings: Settings, port: int, log_files: Sequence[Path]) -> str:
+    """What `serve` prints once the API answers: `READY`, the address, and where everything is.
+
+    Programs read the first line alone.
+    """
+    address = f"http://{_url_host(settings.host)}:{port}"
+    models = os.pathsep.join(str(root) for root in settings.model_roots)
+    if not any(_has_entries(root) for root in settings.model_roots):
+        models += "   (none yet: `make model` gets one)"
+    logs = f"{log_files[0].parent}   ({', '.join(path.name for path in log_files)})"
+    places = {
+        "API": f"{address}/v1",
+        "reference": f"{address}/docs",
+        "models": models,
+        "artifacts": str(settings.artifact_root),
+        "logs": logs,
+        "stop": "Ctrl-C; a running job saves its state and goes on at the next start",
+    }
+    return "\n".join([f"READY {address}", *(f"  {name:<11}{place}" for name, place in places.items())])
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
+def _exclusive_home(home: Path) -> Iterator[None]:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(home / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -175,7 +202,12 @@ def _only_one(home: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _port_for(settings: Settings) -> int:
+def _resolve_port(settings: Settings) -> int:
+    """The port of the settings, or a free one for 0.
+
+    Raises:
+        CannotServe: it cannot be bound.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         # As the API will bind it: connections that linger from an earlier run are no obstacle.
@@ -199,61 +231,71 @@ def _broker(settings: Settings, environment: Mapping[str, str], stack: ExitStack
     except valkey.ServerNotFound as error:
         raise CannotServe(str(error)) from None
     directory = settings.home / "run"
-    if len(os.fsencode(directory / "redis.sock")) > _SOCKET_PATH:
+    if len(os.fsencode(directory / "redis.sock")) > _MAX_SOCKET_PATH_BYTES:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pocl-")))
     directory.mkdir(mode=0o700, exist_ok=True)
-    place = directory / "redis.sock"
-    place.unlink(missing_ok=True)
-    logfile = BoundedLog(settings.home / "logs" / "broker.log", _LOG_BYTES)
-    return [_Child("broker", valkey.command(binary.path, place), environment, logfile)], f"unix://{place}"
+    socket_path = directory / "redis.sock"
+    socket_path.unlink(missing_ok=True)
+    logfile = BoundedLog(settings.home / "logs" / "broker.log", _MAX_LOG_BYTES)
+    command = valkey.command(binary.path, socket_path)
+    return [_Child("broker", command, environment, logfile)], f"unix://{socket_path}"
 
 
 def _child(settings: Settings, environment: Mapping[str, str], name: str, module: str, command: str) -> _Child:
-    logfile = BoundedLog(settings.home / "logs" / f"{name.lower()}.log", _LOG_BYTES)
+    logfile = BoundedLog(settings.home / "logs" / f"{name.lower()}.log", _MAX_LOG_BYTES)
     return _Child(name, [sys.executable, "-m", module, command], environment, logfile)
 
 
-def _emptied(directory: Path) -> Path:
+def _empty_directory(directory: Path) -> Path:
     # Killed processes leave temporary files; no process of this home runs at this moment.
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     return directory
 
 
-def _until(so: Callable[[], bool], children: list[_Child], stop: Stop, what: str) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while not so():
-        if stop.wait(_TICK_SECONDS):
+def _has_entries(directory: Path) -> bool:
+    return directory.is_dir() and any(directory.iterdir())
+
+
+def _wait_until(condition: Callable[[], bool], children: list[_Child], shutdown: ShutdownSignal, what: str) -> None:
+    """Return once `condition` holds or a shutdown is requested.
+
+    Raises:
+        CannotServe: it does not hold in time, or a child exits again and again.
+    """
+    deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+    while not condition():
+        if shutdown.wait(_POLL_SECONDS):
             return
-        _tend(children)
+        _restart_exited(children)
         if time.monotonic() > deadline:
             logs = children[0].log.path.parent
-            raise CannotServe(f"After {_START_SECONDS} s {what} does not answer. See {logs}.")
+            raise CannotServe(f"After {_START_TIMEOUT_SECONDS} s {what} does not answer. See {logs}.")
 
 
-def _tend(children: list[_Child]) -> None:
+def _restart_exited(children: list[_Child]) -> None:
     for child in children:
-        child.tend(time.monotonic())
+        child.restart_if_exited(time.monotonic())
 
 
-def _end(children: list[_Child], grace: float, stop: Stop) -> None:
-    """Ask all to end and wait for it; kill them when time is up or the user asks again."""
+def _stop(children: list[_Child], grace_seconds: float, shutdown: ShutdownSignal) -> None:
+    """Terminate all and wait; kill them when time is up or the user asks once more."""
     for child in children:
-        child.ask_to_end()
-    asked, deadline = stop.times, time.monotonic() + grace
-    while not all(child.has_ended() for child in children):
-        if stop.times > asked or time.monotonic() > deadline:
+        child.terminate()
+    requests, deadline = shutdown.requests, time.monotonic() + grace_seconds
+    while not all(child.has_exited() for child in children):
+        if shutdown.requests > requests or time.monotonic() > deadline:
             break
-        time.sleep(_TICK_SECONDS)
+        time.sleep(_POLL_SECONDS)
     _kill(children)
 
 
 def _kill(children: list[_Child]) -> None:
     for child in children:
-        child.end(0)
+        child.kill()
 
 
-def _answers(redis_url: str) -> bool:
+def _broker_answers(redis_url: str) -> bool:
     with redis.Redis.from_url(redis_url, socket_timeout=2, socket_connect_timeout=2) as client:
         try:
             return bool(client.ping())
@@ -261,10 +303,10 @@ def _answers(redis_url: str) -> bool:
             return False
 
 
-def _ready(host: str, port: int) -> bool:
-    # An address that stands for all of them is reached by way of loopback.
-    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    connection = http.client.HTTPConnection(reached, port, timeout=2)
+def _api_is_ready(host: str, port: int) -> bool:
+    # A host that stands for all addresses is reached by way of loopback.
+    connect_to = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    connection = http.client.HTTPConnection(connect_to, port, timeout=2)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == http.client.OK
@@ -274,5 +316,5 @@ def _ready(host: str, port: int) -> bool:
         connection.close()
 
 
-def _spelled(host: str) -> str:
+def _url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host

@@ -61,6 +61,18 @@ def test_it_says_when_it_is_ready_and_stops_everything_when_asked(
     assert launcher.log.count("READY") == 1
 
 
+def test_ready_message_says_where_everything_is(start: Start, home: Path) -> None:
+    launcher = start()
+    url = address(launcher)
+    with urllib.request.urlopen(f"{url}/docs", timeout=10) as answer:
+        assert answer.status == 200
+    for place in (f"{url}/v1", f"{url}/docs", home / "models", home / "artifacts", home / "logs"):
+        assert f" {place}\n" in launcher.log or f" {place}   (" in launcher.log, place
+    assert "make model" in launcher.log
+    names = launcher.says("  logs").partition("(")[2].rstrip(")").split(", ")
+    assert sorted(names) == sorted(path.name for path in (home / "logs").iterdir())
+
+
 def test_nothing_survives_a_launcher_that_is_killed(start: Start, cluster: ServiceHarness, home: Path) -> None:
     launcher = start(engine=("--hold", "5"))
     address(launcher)
@@ -110,6 +122,7 @@ def test_when_a_part_does_not_stay_up_all_of_it_stops(start: Start, home: Path) 
     launcher = start(POCL_REDIS_SERVER="/bin/false")
     assert launcher.ends() == 1
     assert "The broker ended 4 times" in launcher.log
+    assert launcher.log.count(f'"log": "{home}/logs/broker.log"') == 4
     assert nothing_is_left(home)
 
 
