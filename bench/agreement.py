@@ -12,7 +12,7 @@ def difference(ours: Tensor | float, theirs: Tensor | float) -> float:
     return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
 
 
-def refuse_above(limit: float | None, checks: Mapping[str, float]) -> None:
+def require_agreement(limit: float | None, checks: Mapping[str, float]) -> None:
     """
     Raises:
         SystemExit: a difference is not below `limit`.

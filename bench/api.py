@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import api_load
-from bench.api_clients import Order, Outcome
+from bench.api_clients import LoadProfile, LoadResult
 from bench.machine import Machine
 from bench.report import Figure, Report
-from bench.served import Server, free_port, home, load, pocl_environment, serving
+from bench.server import Server, free_port, home, pocl_environment, run_load, serving
 from domain.db import Database, upgrade
 from domain.settings import Settings
 from worker.processes import end, spawn
@@ -67,7 +67,7 @@ def _notes(rows: list[Row]) -> tuple[str, ...]:
     return ("MLflow was not measured: give --mlflow",)
 
 
-def _row(what: str, database: str, found: Outcome | None, **more: Figure) -> Row:
+def _row(what: str, database: str, found: LoadResult | None, **more: Figure) -> Row:
     times = found.latencies_ms if found is not None else ()
     return {
         "what": what,
@@ -179,12 +179,12 @@ class _Bench:
                 run_id = made["run"]["info"]["run_id"]
                 return _row(what, "sqlite", self._ask(server, f"/api/2.0/mlflow/runs/get?run_id={run_id}"))
 
-    def _ask(self, server: Server, path: str, headers: str = "", rate: float = 0) -> Outcome:
+    def _ask(self, server: Server, path: str, headers: str = "", rate: float = 0) -> LoadResult:
         return self._send(server, "pace" if rate else "saturate", _head("GET", path, headers), rate=rate)
 
-    def _send(self, server: Server, kind: str, request: str, clients: int = _CLIENTS, rate: float = 0) -> Outcome:
-        order = Order("127.0.0.1", server.port, kind, request, clients, self.args.seconds, rate)
-        return load(order, self.client_core)
+    def _send(self, server: Server, kind: str, request: str, clients: int = _CLIENTS, rate: float = 0) -> LoadResult:
+        profile = LoadProfile("127.0.0.1", server.port, kind, request, clients, self.args.seconds, rate)
+        return run_load(profile, self.client_core)
 
 
 def _head(method: str, path: str, headers: str = "") -> str:

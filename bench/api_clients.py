@@ -1,4 +1,4 @@
-"""The clients of `python -m bench api`: `python -m bench.api_clients` is a process that takes an order on stdin.
+"""The clients of `python -m bench api`: `python -m bench.api_clients` is a process that takes a load profile on stdin.
 
 Raw sockets and no HTTP library: a generator that is slower than the server would measure itself.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Order:
+class LoadProfile:
     host: str
     port: int
     kind: str
@@ -26,7 +26,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class LoadResult:
     status: int
     """Of every answer; another one is an error."""
     answers: int
@@ -36,7 +36,7 @@ class Outcome:
     """Sorted."""
 
 
-class Unexpected(Exception):
+class UnexpectedStatus(Exception):
     """An answer of another status than the first one."""
 
 
@@ -81,34 +81,34 @@ def _content_length(head: bytes) -> int:
     return 0
 
 
-async def _connect(order: Order) -> list[_Client]:
+async def _connect(profile: LoadProfile) -> list[_Client]:
     loop = asyncio.get_running_loop()
-    made = [await loop.create_connection(_Client, order.host, order.port) for _ in range(order.clients)]
+    made = [await loop.create_connection(_Client, profile.host, profile.port) for _ in range(profile.clients)]
     return [client for _, client in made]
 
 
-async def saturate(order: Order) -> Outcome:
+async def saturate(profile: LoadProfile) -> LoadResult:
     """Every client asks again as soon as it is answered."""
-    request = order.request.encode()
-    clients = await _connect(order)
+    request = profile.request.encode()
+    clients = await _connect(profile)
     status = await clients[0].ask(request)
     latencies: list[float] = []
     start = time.perf_counter()
 
     async def run(client: _Client) -> None:
-        while (sent := time.perf_counter()) - start < order.seconds:
+        while (sent := time.perf_counter()) - start < profile.seconds:
             _expect(await client.ask(request), status)
             latencies.append((time.perf_counter() - sent) * 1000)
 
     await asyncio.gather(*map(run, clients))
     seconds = time.perf_counter() - start
-    return Outcome(status, len(latencies), seconds, latencies_ms=tuple(sorted(latencies)))
+    return LoadResult(status, len(latencies), seconds, latencies_ms=tuple(sorted(latencies)))
 
 
-async def pace(order: Order) -> Outcome:
+async def pace(profile: LoadProfile) -> LoadResult:
     """Requests come at their times, answered or not; a late answer counts from when its request was due."""
-    request = order.request.encode()
-    clients = await _connect(order)
+    request = profile.request.encode()
+    clients = await _connect(profile)
     status = await clients[0].ask(request)
     free: asyncio.Queue[_Client] = asyncio.Queue()
     for client in clients:
@@ -123,21 +123,21 @@ async def pace(order: Order) -> Outcome:
         free.put_nowait(client)
 
     async with asyncio.TaskGroup() as group:
-        for number in range(int(order.seconds * order.rate)):
-            due = start + number / order.rate
+        for number in range(int(profile.seconds * profile.rate)):
+            due = start + number / profile.rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             group.create_task(one(due))
-    return Outcome(status, len(latencies), time.perf_counter() - start, latencies_ms=tuple(sorted(latencies)))
+    return LoadResult(status, len(latencies), time.perf_counter() - start, latencies_ms=tuple(sorted(latencies)))
 
 
-async def follow(order: Order) -> Outcome:
+async def follow(profile: LoadProfile) -> LoadResult:
     """Streams of events, each read to its end; the latency of an event is the time since its data says `at`."""
     latencies: list[float] = []
     start = time.perf_counter()
 
     async def one() -> tuple[int, int]:
-        reader, writer = await asyncio.open_connection(order.host, order.port)
-        writer.write(order.request.encode())
+        reader, writer = await asyncio.open_connection(profile.host, profile.port)
+        writer.write(profile.request.encode())
         status, events = int((await reader.readline())[9:12]), 0
         while line := await reader.readline():
             if line.startswith(b'data: {"id"'):
@@ -150,20 +150,20 @@ async def follow(order: Order) -> Outcome:
         writer.close()
         return status, events
 
-    found = await asyncio.gather(*(one() for _ in range(order.clients)))
+    found = await asyncio.gather(*(one() for _ in range(profile.clients)))
     statuses = {status for status, _ in found}
     _expect(max(statuses), min(statuses))
     events = sum(count for _, count in found)
-    return Outcome(statuses.pop(), events, time.perf_counter() - start, latencies_ms=tuple(sorted(latencies)))
+    return LoadResult(statuses.pop(), events, time.perf_counter() - start, latencies_ms=tuple(sorted(latencies)))
 
 
-async def download(order: Order) -> Outcome:
+async def download(profile: LoadProfile) -> LoadResult:
     """One file for each client, thrown away."""
     start = time.perf_counter()
 
     async def one() -> tuple[int, int]:
-        reader, writer = await asyncio.open_connection(order.host, order.port, limit=1 << 20)
-        writer.write(order.request.encode())
+        reader, writer = await asyncio.open_connection(profile.host, profile.port, limit=1 << 20)
+        writer.write(profile.request.encode())
         head = await reader.readuntil(b"\r\n\r\n")
         left = total = _content_length(head)
         while left > 0 and (chunk := await reader.read(1 << 20)):
@@ -171,24 +171,24 @@ async def download(order: Order) -> Outcome:
         writer.close()
         return int(head[9:12]), total - left
 
-    found = await asyncio.gather(*(one() for _ in range(order.clients)))
+    found = await asyncio.gather(*(one() for _ in range(profile.clients)))
     statuses = {status for status, _ in found}
     _expect(max(statuses), min(statuses))
     octets = sum(read for _, read in found)
-    return Outcome(statuses.pop(), len(found), time.perf_counter() - start, octets)
+    return LoadResult(statuses.pop(), len(found), time.perf_counter() - start, octets)
 
 
 def _expect(status: int, first: int) -> None:
     if status != first:
-        raise Unexpected(f"{status} after {first}")
+        raise UnexpectedStatus(f"{status} after {first}")
 
 
 _KINDS: dict[str, Any] = {"saturate": saturate, "pace": pace, "follow": follow, "download": download}
 
 
 def main() -> None:
-    order = Order(**json.load(sys.stdin))
-    print(json.dumps(asdict(asyncio.run(_KINDS[order.kind](order)))))
+    profile = LoadProfile(**json.load(sys.stdin))
+    print(json.dumps(asdict(asyncio.run(_KINDS[profile.kind](profile)))))
 
 
 if __name__ == "__main__":

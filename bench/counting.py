@@ -17,7 +17,7 @@ from torch.utils.flop_counter import (
 _aten = torch.ops.aten
 
 
-def counted(work: Callable[[], object]) -> int:
+def count_flops(work: Callable[[], object]) -> int:
     """Multiplications and additions of the matrix products and of attention in `work`, masked halves included.
 
     All else is run as it is; a product gives zeros, so that large ones take no time.

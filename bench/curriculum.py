@@ -16,15 +16,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bench.lengths import MAX_LENGTH, MAX_PROMPT_LENGTH, quantiles
+from bench.lengths import MAX_LENGTH, MAX_PROMPT_LENGTH, representative_lengths
 from bench.machine import Machine
-from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, take_turns
+from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, time_interleaved
 from bench.report import Figure, Report, timing_rows
 from bench.rivals import PUBLISHED
 from bench.rivals.published_run import published_run
-from bench.sizes import SIZES, Size, built, llama
-from pocl.data.prompting import Prompting, token_ids, turns_of
-from pocl.data.records import read_samples
+from bench.sizes import SIZES, Size, build_model, llama
+from pocl.data.prompting import Prompting, assistant_turns, token_ids
+from pocl.data.samples import read_samples
 from pocl.events import Event, PhaseChanged
 from pocl.models.loading import save_model
 from pocl.plan import stage_table
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> Report:
             PUBLISHED: lambda workdir, watch: published_run(spec, workdir, watch.enter),
         }
         rivals = [Rival(name, partial(_watched, name, work, Path(scratch), phases)) for name, work in works.items()]
-        timings = take_turns(rivals, args.rounds, warm_up=False)
+        timings = time_interleaved(rivals, args.rounds, warm_up=False)
     steps = sum(stage.steps for stage in stage_table(spec, args.rows))
     results = timing_rows(timings)
     for row in results:
@@ -128,7 +128,7 @@ def _inputs(scratch: Path, args: argparse.Namespace) -> DistillationSpec:
     size = SIZES[args.size]
     tokenizer = word_tokenizer(size.vocabulary)
     for seed, (name, shape) in enumerate((("student", size.student), ("teacher", size.teacher))):
-        save_model(built(llama(shape, size.vocabulary), seed), tokenizer, scratch / name)
+        save_model(build_model(llama(shape, size.vocabulary), seed), tokenizer, scratch / name)
     _write_rows(scratch / "train.jsonl", args.rows, size, tokenizer, seed=0)
     _write_rows(scratch / "validation.jsonl", args.validation_rows, size, tokenizer, seed=1)
     return resolve(
@@ -178,6 +178,6 @@ def _write_rows(path: Path, count: int, size: Size, tokenizer: PreTrainedTokeniz
         return json.dumps(row) + "\n"
 
     path.write_text(line(1, 1))
-    (turn,) = turns_of(read_samples(path)[0], tokenizer, Prompting.ALPACA, 0)
+    (turn,) = assistant_turns(read_samples(path)[0], tokenizer, Prompting.ALPACA, 0)
     around = len(token_ids(tokenizer, turn.prompt)) - 1
-    path.write_text("".join(line(prompt - around, response - 1) for prompt, response in quantiles(count)))
+    path.write_text("".join(line(prompt - around, response - 1) for prompt, response in representative_lengths(count)))

@@ -2,7 +2,7 @@
 
 The paper's geometry, GPT-2 XL to GPT-2 base with 50257 tokens, is counted exactly without being run whole:
 operations are affine in the layers of student and teacher and in the vocabulary. They are counted at one and two
-layers and at two small vocabularies, and extended along those lines. Widths, heads and rows are the real ones.
+layers and at two small vocabularies, and extrapolate along those lines. Widths, heads and rows are the real ones.
 Of the step all is run but the products themselves.
 """
 
@@ -15,17 +15,17 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from bench import ours
-from bench.counting import counted
-from bench.lengths import quantiles, random_rows
+from bench.counting import count_flops
+from bench.lengths import random_samples, representative_lengths
 from bench.protocol import OURS
 from bench.report import Figure, Report
 from bench.rivals import DISTILLATION, GKD, PUBLISHED
 from bench.rivals.published import PublishedStep
 from bench.rivals.trl_distillation import DistillationStep
 from bench.rivals.trl_gkd import GKDStep
-from bench.sizes import built, gpt2, in_mode
+from bench.sizes import build_model, gpt2, set_mode
 from bench.step import KD_WEIGHT, TEMPERATURE, VISITS
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 from pocl.models.precision import Precision, choose_device
 from pocl.teacher.signal import TeacherSignal
 
@@ -48,9 +48,9 @@ class Geometry:
 
     def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
         """Student in train mode, teacher in eval mode."""
-        student = built(gpt2(self.student_layers, self.student_width, self.student_heads, self.vocabulary))
-        teacher = built(gpt2(self.teacher_layers, self.teacher_width, self.teacher_heads, self.vocabulary))
-        return in_mode(student, train=True), in_mode(teacher, train=False).requires_grad_(False)
+        student = build_model(gpt2(self.student_layers, self.student_width, self.student_heads, self.vocabulary))
+        teacher = build_model(gpt2(self.teacher_layers, self.teacher_width, self.teacher_heads, self.vocabulary))
+        return set_mode(student, train=True), set_mode(teacher, train=False).requires_grad_(False)
 
 
 PAPER = Geometry(student_layers=12, teacher_layers=48, vocabulary=50257)
@@ -64,13 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> Report:
-    lengths = quantiles(args.rows)
-    counts: dict[str, Count] = {OURS: partial(of_ours, lengths), PUBLISHED: of_published}
+    lengths = representative_lengths(args.rows)
+    counts: dict[str, Count] = {OURS: partial(count_ours, lengths), PUBLISHED: count_published}
     if not args.without_trl:
-        part = quantiles(min(args.rows, PER_DEVICE))
+        part = representative_lengths(min(args.rows, PER_DEVICE))
         counts[GKD] = partial(_of_rival, lambda *models: GKDStep(*models), part)
         counts[DISTILLATION] = partial(_of_rival, lambda *models: DistillationStep(*models), part)
-    figures = {name: extended(count, PAPER) for name, count in counts.items()}
+    figures = {name: extrapolate(count, PAPER) for name, count in counts.items()}
     results: list[dict[str, Figure]] = [
         {"name": name, "GFLOP_per_visit": figure / 1e9, "times_ours": figure / figures[OURS]}
         for name, figure in figures.items()
@@ -87,13 +87,13 @@ def run(args: argparse.Namespace) -> Report:
         results,
         notes=(
             f"Ours: the student's step and a {VISITS}th of the teacher's only pass over the row.",
-            "Counted at one and two layers and at small vocabularies, and extended: the count is affine in each.",
+            "Counted at one and two layers and at small vocabularies, and extrapolate: the count is affine in each.",
             f"TRL pads to the longest of {PER_DEVICE} rows, a device's part of the paper's batch.",
         ),
     )
 
 
-def extended(count: Count, geometry: Geometry, small: int = _SMALL_VOCABULARY) -> float:
+def extrapolate(count: Count, geometry: Geometry, small: int = _SMALL_VOCABULARY) -> float:
     """`count(geometry)` from counts at one and two layers and at the vocabularies `small` and `2 * small`.
 
     Exact, since no operation mixes the three sizes.
@@ -111,12 +111,12 @@ def extended(count: Count, geometry: Geometry, small: int = _SMALL_VOCABULARY) -
     )
 
 
-def of_ours(lengths: Sequence[tuple[int, int]], geometry: Geometry) -> float:
+def count_ours(lengths: Sequence[tuple[int, int]], geometry: Geometry) -> float:
     """Our step over all rows with the teacher's hidden states stored, and our part of storing them."""
     student, teacher = geometry.models()
-    rows, precision, spec = random_rows(lengths, geometry.vocabulary), _precision(), ours.step_spec(len(lengths))
+    rows, precision, spec = random_samples(lengths, geometry.vocabulary), _precision(), ours.step_spec(len(lengths))
     stored: list[TeacherSignal] = []
-    filling = counted(lambda: stored.append(ours.stored_teacher(teacher, rows, precision)))
+    filling = count_flops(lambda: stored.append(ours.stored_teacher(teacher, rows, precision)))
     step = ours.OurStep(
         student,
         stored[0],
@@ -126,20 +126,22 @@ def of_ours(lengths: Sequence[tuple[int, int]], geometry: Geometry) -> float:
         temperature=TEMPERATURE,
         kd_weight=KD_WEIGHT,
     )
-    return (counted(partial(step, rows)) + filling / VISITS) / len(rows)
+    return (count_flops(partial(step, rows)) + filling / VISITS) / len(rows)
 
 
-def of_published(geometry: Geometry) -> float:
+def count_published(geometry: Geometry) -> float:
     """Every row costs the same: it is padded to 512."""
-    return _of_rival(partial(PublishedStep, temperature=TEMPERATURE, kd_weight=KD_WEIGHT), quantiles(1), geometry)
+    return _of_rival(
+        partial(PublishedStep, temperature=TEMPERATURE, kd_weight=KD_WEIGHT), representative_lengths(1), geometry
+    )
 
 
 def _of_rival(make: Callable[..., Any], lengths: Sequence[tuple[int, int]], geometry: Geometry) -> float:
     student, teacher = geometry.models()
-    rows: list[Encoded] = random_rows(lengths, geometry.vocabulary)
+    rows: list[EncodedSample] = random_samples(lengths, geometry.vocabulary)
     optimizer = ours.optimizer_of(student, ours.step_spec(len(rows)))
     step = make(student, teacher, optimizer, _precision())
-    return counted(partial(step, rows)) / len(rows)
+    return count_flops(partial(step, rows)) / len(rows)
 
 
 def _precision() -> Precision:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from bench.lengths import quantiles
+from bench.lengths import representative_lengths
 from bench.machine import Machine
-from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, take_turns
+from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, time_interleaved
 from bench.report import Figure, Report, timing_rows
-from bench.sizes import SIZES, built, in_mode, llama
+from bench.sizes import SIZES, build_model, llama, set_mode
 from pocl.evaluation.generate import generate
 from pocl.models.heads import output_head
 from pocl.models.precision import Precision
@@ -45,14 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Report:
     machine = Machine.measure()
     precision, size = precision_of(args), SIZES[args.size]
-    model = in_mode(built(llama(size.student, size.vocabulary)), train=False)
+    model = set_mode(build_model(llama(size.student, size.vocabulary)), train=False)
     prompts, tokens = countdown_prompts(args.prompts, size.vocabulary)
     results: list[dict[str, Figure]] = []
     differ = 0
     with counting_down(model):
         for batch_size in args.batches:
             answers: dict[str, list[list[int]]] = {}
-            timings = take_turns(_rivals(model, prompts, batch_size, precision, answers), args.rounds)
+            timings = time_interleaved(_rivals(model, prompts, batch_size, precision, answers), args.rounds)
             differ += sum(a != b for a, b in zip(answers[OURS], answers[TRANSFORMERS], strict=True))
             for row in timing_rows(timings):
                 seconds = row["median_s"]
@@ -77,7 +77,7 @@ def countdown_prompts(count: int, vocabulary: int) -> tuple[Prompts, int]:
     """`count` prompts as long as Dolly's, whose last token sets the length of the answer, and the tokens of all."""
     generator = torch.Generator().manual_seed(0)
     prompts, total = [], 0
-    lengths = quantiles(count)
+    lengths = representative_lengths(count)
     for at in torch.randperm(count, generator=generator).tolist():
         prompt, response = lengths[at]
         # The end token is one of the response's.

@@ -13,7 +13,7 @@ from statistics import fmean
 
 import torch
 
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 
 MAX_LENGTH = 512
 MAX_PROMPT_LENGTH = 256
@@ -27,26 +27,26 @@ Lengths = tuple[int, int]
 
 
 @cache
-def histogram() -> tuple[Lengths, ...]:
+def dolly_lengths() -> tuple[Lengths, ...]:
     """500 rows of Dolly, cut as in the paper, in rising order of total length."""
     pairs = [_cut(prompt, response) for prompt, response in json.loads(_FILE.read_text())["pairs"]]
     return tuple(sorted(pairs, key=lambda pair: (sum(pair), pair)))
 
 
-def quantiles(rows: int) -> list[Lengths]:
-    """`rows` lengths that stand for the histogram: of each of as many equal slices the row nearest to its mean.
+def representative_lengths(rows: int) -> list[Lengths]:
+    """`rows` lengths that stand for the dolly_lengths: of each of as many equal slices the row nearest to its mean.
 
     Raises:
-        ValueError: for more rows than the histogram has.
+        ValueError: for more rows than the dolly_lengths has.
     """
-    pairs = histogram()
+    pairs = dolly_lengths()
     if not 1 <= rows <= len(pairs):
         raise ValueError(f"rows must lie between 1 and {len(pairs)}")
     edges = [len(pairs) * i // rows for i in range(rows + 1)]
     return [_nearest_to_mean(pairs[low:high]) for low, high in pairwise(edges)]
 
 
-def random_rows(lengths: Sequence[Lengths], vocabulary: int, seed: int = 0) -> list[Encoded]:
+def random_samples(lengths: Sequence[Lengths], vocabulary: int, seed: int = 0) -> list[EncodedSample]:
     """A row of random ids for each pair of lengths, in an order drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(lengths), generator=generator).tolist()
@@ -54,7 +54,7 @@ def random_rows(lengths: Sequence[Lengths], vocabulary: int, seed: int = 0) -> l
     for at in order:
         prompt, response = lengths[at]
         ids = torch.randint(_SPECIAL, vocabulary, (prompt + response,), generator=generator).tolist()
-        rows.append(Encoded(digest=f"{at:064x}", input_ids=tuple(ids), prompt_length=prompt))
+        rows.append(EncodedSample(digest=f"{at:064x}", input_ids=tuple(ids), prompt_length=prompt))
     return rows
 
 
@@ -72,13 +72,13 @@ def _measure(rows: Path, tokenizer_directory: str) -> list[Lengths]:
     # Needed for making the file alone.
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-    from pocl.data.prompting import Prompting, token_ids, turns_of
-    from pocl.data.records import read_samples
+    from pocl.data.prompting import Prompting, assistant_turns, token_ids
+    from pocl.data.samples import read_samples
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_directory)
     lengths = []
-    for sample in read_samples(rows)[: len(histogram())]:
-        (turn,) = turns_of(sample, tokenizer, Prompting.ALPACA, 0)
+    for sample in read_samples(rows)[: len(dolly_lengths())]:
+        (turn,) = assistant_turns(sample, tokenizer, Prompting.ALPACA, 0)
         prompt, whole = (len(token_ids(tokenizer, text)) for text in (turn.prompt, turn.prompt + turn.answer))
         lengths.append((prompt, whole - prompt + 1))
     return lengths

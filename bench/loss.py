@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.agreement import difference, refuse_above
+from bench.agreement import difference, require_agreement
 from bench.machine import Machine
-from bench.memory import peaks
+from bench.memory import peak_memories
 from bench.ours import fused_loss
-from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, take_turns
+from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, time_interleaved
 from bench.report import Report, timing_rows
 from bench.rivals import DISTILLATION, GKD, PUBLISHED
 from bench.rivals.published import published_loss
@@ -102,9 +102,9 @@ def run(args: argparse.Namespace) -> Report:
     machine = Machine.measure()
     precision = precision_of(args)
     checks = _agreement(Inputs.of(args, precision), precision)
-    refuse_above(FP32_LIMIT if precision.name == "fp32" else None, checks)
-    timings = take_turns(rivals(args), args.rounds)
-    results = timing_rows(timings, peaks(args, list(timings)))
+    require_agreement(FP32_LIMIT if precision.name == "fp32" else None, checks)
+    timings = time_interleaved(rivals(args), args.rounds)
+    results = timing_rows(timings, peak_memories(args, list(timings)))
     peak = machine.peak_gflops[precision.name]
     # Student and teacher forward, and the gradients of hidden states and head.
     flops = 4 * 2 * args.response * args.width * args.vocabulary

@@ -31,7 +31,7 @@ class Memory:
         return max(0, self.peak - self.prepared)
 
 
-def peak_of(rival: Rival) -> Memory:
+def measure_peak(rival: Rival) -> Memory:
     """Prepare `rival` and do its work once in this process."""
     work = rival.prepare()
     gc.collect()
@@ -44,7 +44,7 @@ def peak_of(rival: Rival) -> Memory:
     return Memory(prepared, _status("VmHWM"))
 
 
-def peaks(args: Namespace, names: Sequence[str]) -> dict[str, Memory] | None:
+def peak_memories(args: Namespace, names: Sequence[str]) -> dict[str, Memory] | None:
     """The peak of each rival of the command that `args` were given to; None where they ask for none."""
     if args.no_memory:
         return None
@@ -75,7 +75,7 @@ def main(command: str, name: str, settings: str) -> None:
     pin_threads(args.threads)
     rivals: list[Rival] = importlib.import_module(f"bench.{command}").rivals(args)
     (rival,) = (each for each in rivals if each.name == name)
-    print(json.dumps(asdict(peak_of(rival))))
+    print(json.dumps(asdict(measure_peak(rival))))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 from pocl.losses.fused import fused_objective_sum
 from pocl.losses.objective import normaliser
 from pocl.losses.tile import Workspace
@@ -47,7 +47,7 @@ def step_spec(rows: int) -> DistillationSpec:
     )
 
 
-def stored_teacher(teacher: PreTrainedModel, rows: Sequence[Encoded], precision: Precision) -> TeacherSignal:
+def stored_teacher(teacher: PreTrainedModel, rows: Sequence[EncodedSample], precision: Precision) -> TeacherSignal:
     """Run the teacher once over all rows and store its hidden states, in a new store that lasts as long as the process.
 
     This is what the rows cost once in all epochs, stages and jobs; what comes back is what training reads.
@@ -105,7 +105,7 @@ class OurStep:
             state=TrainState(micro_batch_size=spec.training.micro_batch_size or spec.training.batch_size),
         )
 
-    def __call__(self, rows: Sequence[Encoded]) -> MetricRow:
+    def __call__(self, rows: Sequence[EncodedSample]) -> MetricRow:
         self._trainer.step(self._stage, rows)
         return self._trainer.state.metrics[-1]
 

@@ -54,7 +54,7 @@ class Timing:
         return upper - lower
 
 
-def take_turns(
+def time_interleaved(
     rivals: Sequence[Rival],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,

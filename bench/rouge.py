@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from bench.lengths import histogram
+from bench.lengths import dolly_lengths
 from bench.machine import Machine
-from bench.protocol import OURS, Rival, Work, add_timing_arguments, take_turns
+from bench.protocol import OURS, Rival, Work, add_timing_arguments, time_interleaved
 from bench.report import Report, timing_rows
 from pocl.evaluation.rouge import rouge_l
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> Report:
         Rival(OURS, partial(prepare, OURS, ours)),
         Rival(ROUGE_SCORE, partial(prepare, ROUGE_SCORE, theirs)),
     ]
-    timings = take_turns(rivals, args.rounds)
+    timings = time_interleaved(rivals, args.rounds)
     differ = sum(a != b for a, b in zip(scores[OURS], scores[ROUGE_SCORE], strict=True))
     if differ:
         raise SystemExit(f"{differ} of {len(answers)} scores differ from those of rouge_score")
@@ -64,7 +64,7 @@ def pairs(count: int) -> Pairs:
     draw = random.Random(0)
     lines = [json.loads(line) for line in _WORDS.read_text().splitlines()]
     words = " ".join(f"{line['instruction']} {line['input']} {line['output']}" for line in lines).split()
-    lengths = [response for _prompt, response in histogram()]
+    lengths = [response for _prompt, response in dolly_lengths()]
     made = []
     for _ in range(count):
         reference = draw.choices(words, k=max(1, round(draw.choice(lengths) * _WORDS_PER_TOKEN)))

@@ -54,7 +54,7 @@ def gpt2(layers: int, width: int, heads: int, vocabulary: int) -> GPT2Config:
     )  # fmt: skip
 
 
-def built(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+def build_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     """Random weights in fp32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -62,13 +62,13 @@ def built(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def in_mode(model: PreTrainedModel, *, train: bool) -> PreTrainedModel:
+def set_mode(model: PreTrainedModel, *, train: bool) -> PreTrainedModel:
     model.train(train)
     return model
 
 
 @dataclass
-class Pair:
+class ModelPair:
     """Student and teacher, made when first asked for and then shared by all rivals of a run."""
 
     size: Size
@@ -78,17 +78,17 @@ class Pair:
     @property
     def student(self) -> PreTrainedModel:
         """In train mode."""
-        return in_mode(self._once("student", self.size.student), train=True)
+        return set_mode(self._once("student", self.size.student), train=True)
 
     @property
     def teacher(self) -> PreTrainedModel:
         """In eval mode, without gradients."""
-        teacher = in_mode(self._once("teacher", self.size.teacher), train=False)
+        teacher = set_mode(self._once("teacher", self.size.teacher), train=False)
         for weight in teacher.parameters():
             weight.data = weight.data.to(self.teacher_dtype)
         return teacher.requires_grad_(False)
 
     def _once(self, name: str, shape: dict[str, Any]) -> PreTrainedModel:
         if name not in self._made:
-            self._made[name] = built(llama(shape, self.size.vocabulary), seed=len(name))
+            self._made[name] = build_model(llama(shape, self.size.vocabulary), seed=len(name))
         return self._made[name]

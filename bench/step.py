@@ -10,18 +10,18 @@ import torch
 from torch.optim import AdamW
 
 from bench import ours
-from bench.agreement import difference, refuse_above
-from bench.lengths import quantiles, random_rows
+from bench.agreement import difference, require_agreement
+from bench.lengths import random_samples, representative_lengths
 from bench.machine import Machine
-from bench.memory import peaks
-from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, take_turns
+from bench.memory import peak_memories
+from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, time_interleaved
 from bench.report import Figure, Report, timing_rows
 from bench.rivals import DISTILLATION, GKD, PUBLISHED
 from bench.rivals.published import PublishedStep
 from bench.rivals.trl_distillation import DistillationStep, chunked_divergence
 from bench.rivals.trl_gkd import GKDStep, gkd_trainer
-from bench.sizes import SIZES, Pair
-from pocl.data.batches import Encoded, collate
+from bench.sizes import SIZES, ModelPair
+from pocl.data.batches import EncodedSample, collate
 from pocl.models.precision import Precision
 from pocl.spec import DistillationSpec
 from pocl.teacher.signal import TeacherSignal, teacher_logits
@@ -36,12 +36,12 @@ FP32_LIMIT = 1e-4
 
 
 @dataclass
-class Set:
+class StepFixture:
     """Models, optimiser and rows, shared by all rivals. The learning rate leaves the weights as they are."""
 
-    pair: Pair
+    pair: ModelPair
     precision: Precision
-    rows: Sequence[Encoded]
+    rows: Sequence[EncodedSample]
     last: dict[str, Any] = field(default_factory=dict)
     """What each rival's last step returned."""
 
@@ -60,7 +60,7 @@ class Set:
     def fill(self) -> TeacherSignal:
         return ours.stored_teacher(self.pair.teacher, self.rows, self.precision)
 
-    def work(self, name: str, step: Callable[[Sequence[Encoded]], object]) -> Work:
+    def work(self, name: str, step: Callable[[Sequence[EncodedSample]], object]) -> Work:
         def once() -> None:
             self.last[name] = step(self.rows)
 
@@ -81,12 +81,12 @@ def run(args: argparse.Namespace) -> Report:
     machine = Machine.measure()
     shared = _set_of(args)
     fill = Rival(FILL, lambda: shared.fill)
-    timings = take_turns([*_rivals(shared), fill], args.rounds)
+    timings = time_interleaved([*_rivals(shared), fill], args.rounds)
     filled = timings.pop(FILL)
     checks = _agreement(shared)
-    refuse_above(FP32_LIMIT if shared.precision.name == "fp32" else None, checks)
+    require_agreement(FP32_LIMIT if shared.precision.name == "fp32" else None, checks)
     share_of_fill = filled.median / VISITS
-    results = timing_rows(timings, peaks(args, list(timings)), once=share_of_fill)
+    results = timing_rows(timings, peak_memories(args, list(timings)), once=share_of_fill)
     _add_rates(results, shared, machine.peak_gflops[shared.precision.name])
     return Report(
         "step",
@@ -112,12 +112,16 @@ def run(args: argparse.Namespace) -> Report:
     )
 
 
-def _set_of(args: argparse.Namespace) -> Set:
+def _set_of(args: argparse.Namespace) -> StepFixture:
     precision, size = precision_of(args), SIZES[args.size]
-    return Set(Pair(size, precision.weights), precision, random_rows(quantiles(args.rows), size.vocabulary))
+    return StepFixture(
+        ModelPair(size, precision.weights),
+        precision,
+        random_samples(representative_lengths(args.rows), size.vocabulary),
+    )
 
 
-def _rivals(shared: Set) -> list[Rival]:
+def _rivals(shared: StepFixture) -> list[Rival]:
     return [
         Rival(OURS, partial(_ours, shared)),
         Rival(PUBLISHED, partial(_published, shared)),
@@ -126,7 +130,7 @@ def _rivals(shared: Set) -> list[Rival]:
     ]
 
 
-def _ours(shared: Set) -> Work:
+def _ours(shared: StepFixture) -> Work:
     step = ours.OurStep(
         shared.pair.student,
         shared.stored,
@@ -139,7 +143,7 @@ def _ours(shared: Set) -> Work:
     return shared.work(OURS, step)
 
 
-def _published(shared: Set) -> Work:
+def _published(shared: StepFixture) -> Work:
     step = PublishedStep(
         shared.pair.student,
         shared.pair.teacher,
@@ -151,18 +155,18 @@ def _published(shared: Set) -> Work:
     return shared.work(PUBLISHED, step)
 
 
-def _gkd(shared: Set) -> Work:
+def _gkd(shared: StepFixture) -> Work:
     gkd_trainer()
     return shared.work(GKD, GKDStep(shared.pair.student, shared.pair.teacher, shared.optimizer, shared.precision))
 
 
-def _distillation(shared: Set) -> Work:
+def _distillation(shared: StepFixture) -> Work:
     chunked_divergence()
     step = DistillationStep(shared.pair.student, shared.pair.teacher, shared.optimizer, shared.precision)
     return shared.work(DISTILLATION, step)
 
 
-def _agreement(shared: Set) -> dict[str, float]:
+def _agreement(shared: StepFixture) -> dict[str, float]:
     """The losses of the last steps. All saw the same weights, which no step moves."""
     mine: MetricRow = shared.last[OURS]
     assert mine.divergence is not None  # The method has one.
@@ -174,7 +178,7 @@ def _agreement(shared: Set) -> dict[str, float]:
     }
 
 
-def _teacher_entropy(shared: Set) -> float:
+def _teacher_entropy(shared: StepFixture) -> float:
     """Nats per response token at temperature 1: what the published loss carries besides the divergence."""
     total = 0.0
     for row in shared.rows:
@@ -183,7 +187,7 @@ def _teacher_entropy(shared: Set) -> float:
     return total / _response_tokens(shared.rows)
 
 
-def _add_rates(results: Sequence[dict[str, Figure]], shared: Set, peak: float | None) -> None:
+def _add_rates(results: Sequence[dict[str, Figure]], shared: StepFixture, peak: float | None) -> None:
     flops = _useful_flops(shared)
     for row in results:
         seconds = row["median_s"]
@@ -192,7 +196,7 @@ def _add_rates(results: Sequence[dict[str, Figure]], shared: Set, peak: float | 
         row["share_of_peak_%"] = None if peak is None else 100 * flops / seconds / 1e9 / peak
 
 
-def _useful_flops(shared: Set) -> float:
+def _useful_flops(shared: StepFixture) -> float:
     """Products with weights: 6 per student weight and token, 2 per teacher weight; heads at response tokens only."""
     student, teacher = shared.pair.student, shared.pair.teacher
     heads = [model.get_input_embeddings().get_parameter("weight").numel() for model in (student, teacher)]
@@ -201,9 +205,9 @@ def _useful_flops(shared: Set) -> float:
     return (6 * bodies[0] + 2 * bodies[1] / VISITS) * tokens + (6 * heads[0] + 2 * heads[1]) * response
 
 
-def _tokens(rows: Sequence[Encoded]) -> int:
+def _tokens(rows: Sequence[EncodedSample]) -> int:
     return sum(len(row.input_ids) for row in rows)
 
 
-def _response_tokens(rows: Sequence[Encoded]) -> int:
+def _response_tokens(rows: Sequence[EncodedSample]) -> int:
     return sum(len(row.reference_ids) for row in rows)

@@ -103,7 +103,7 @@ class SeedStats(_Event):
     """Sample standard deviation (n - 1 in the denominator); null for one seed."""
 
 
-class Sampled(_Event):
+class SampledScores(_Event):
     """Scores of answers that were drawn at random, once with each seed."""
 
     temperature: float
@@ -131,7 +131,7 @@ class Evaluated(_Event):
     """Nats per response token."""
     divergence: float | None = None
     """Forward KL to the teacher at temperature 1, nats per response token; null for the teacher."""
-    sampled: Sampled | None = None
+    sampled: SampledScores | None = None
     """Null where no sampling is asked for, and after an epoch, where the greedy score alone decides."""
 
 

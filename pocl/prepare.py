@@ -8,19 +8,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pocl.data.batches import Prompting, encode, end_of_response_id
-from pocl.data.records import Sample, read_samples
+from pocl.data.samples import Sample, read_samples
 from pocl.errors import DatasetInvalid
 from pocl.evaluation.evaluate import EncodedDataset
-from pocl.inspect import refuse_long_rows
-from pocl.models.loading import Loaded, load_student, load_teacher, shared_vocabulary
+from pocl.inspect import check_sequence_length
+from pocl.models.loading import LoadedModel, load_student, load_teacher, shared_vocabulary
 from pocl.models.precision import Precision
 from pocl.spec import Data, DataRef, DistillationSpec
 
 
 @dataclass(frozen=True)
 class Models:
-    student: Loaded
-    teacher: Loaded | None
+    student: LoadedModel
+    teacher: LoadedModel | None
     shared_vocabulary: int | None
     """Both heads agree on the ids below it; None without a teacher."""
     tokenizer: PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ class Corpus:
     """The token that ends a response."""
 
 
-def read_rows(spec: DistillationSpec) -> tuple[list[Sample], list[Sample]]:
+def read_splits(spec: DistillationSpec) -> tuple[list[Sample], list[Sample]]:
     """The training rows, and the validation rows that are evaluated on.
 
     Raises:
@@ -58,7 +58,7 @@ def load_models(spec: DistillationSpec, *, device: torch.device, precision: Prec
     teacher = None if spec.teacher is None else load_teacher(spec.teacher, device=device, dtype=precision.weights)
     student = load_student(spec.student, teacher, device=device, dropout=spec.training.dropout)
     for loaded in filter(None, (teacher, student)):
-        refuse_long_rows(spec.data.max_length, getattr(loaded.model.config, "max_position_embeddings", None))
+        check_sequence_length(spec.data.max_length, getattr(loaded.model.config, "max_position_embeddings", None))
     shared = None if teacher is None else shared_vocabulary(teacher, student)
     return Models(student, teacher, shared, _tokenizer(student, teacher))
 
@@ -86,15 +86,15 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], validation: l
     return Corpus(rows(train), rows(validation) if validation else None, prompting.value, end_id)
 
 
-def digest_of(rows: EncodedDataset) -> str:
+def dataset_digest(rows: EncodedDataset) -> str:
     """SHA-256 over the rows as tokens, in their order."""
     digest = hashlib.sha256()
-    for row in rows.encoded:
+    for row in rows.samples:
         digest.update(f"{row.digest} {list(row.input_ids)}\n".encode())
     return digest.hexdigest()
 
 
-def digest_of_references(rows: EncodedDataset) -> str:
+def references_digest(rows: EncodedDataset) -> str:
     """SHA-256 over what answers are compared with, in the order of the rows."""
     return hashlib.sha256(repr(rows.references).encode()).hexdigest()
 
@@ -105,7 +105,7 @@ def _path_of(ref: DataRef) -> Path:
     return Path(ref.path)
 
 
-def _tokenizer(student: Loaded, teacher: Loaded | None) -> PreTrainedTokenizerBase:
+def _tokenizer(student: LoadedModel, teacher: LoadedModel | None) -> PreTrainedTokenizerBase:
     """The teacher's, whose template the teacher knows, unless it has ids that the student has no embedding for."""
     if (
         teacher is None

@@ -7,7 +7,7 @@ OnProgress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
-def at_most_every(seconds: float, report: OnProgress, *, clock: Callable[[], float] = time.monotonic) -> OnProgress:
+def throttle(seconds: float, report: OnProgress, *, clock: Callable[[], float] = time.monotonic) -> OnProgress:
     """`report`, but not more often than this; the end is always reported."""
     last: float | None = None
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 import transformers
 
-from pocl.curriculum.difficulty import Ranked, RankingInputs, load_or_rank
+from pocl.curriculum.difficulty import RankedSample, RankingCacheKey, load_or_rank
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.curriculum.measure import measure
 from pocl.errors import DiskFull, EngineFailure, LossDiverged, OutOfMemory, PoclError, is_disk_full
@@ -21,9 +21,9 @@ from pocl.evaluation.evaluate import (
     GenerationSettings,
     ScoreCacheKey,
     Scores,
-    end_ids,
     evaluate,
     load_or_score,
+    stop_token_ids,
 )
 from pocl.events import (
     ArtifactWritten,
@@ -51,13 +51,13 @@ from pocl.layout import (
     SPEC_FILE,
     checkpoint_dir,
 )
-from pocl.models.loading import Loaded, load_weights
+from pocl.models.loading import LoadedModel, load_weights
 from pocl.models.packed import can_pack
 from pocl.models.precision import choose_device, choose_precision, machine
 from pocl.plan import StagePlan, stage_table
-from pocl.prepare import Corpus, Models, digest_of, digest_of_references, encode_corpus, load_models, read_rows
-from pocl.progress import at_most_every
-from pocl.report.result import Result, result_of, write_result
+from pocl.prepare import Corpus, Models, dataset_digest, encode_corpus, load_models, read_splits, references_digest
+from pocl.progress import throttle
+from pocl.report.result import Result, build_result, write_result
 from pocl.spec import SFT, DistillationSpec
 from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
@@ -66,7 +66,7 @@ from pocl.teacher.cache import open_teacher
 from pocl.teacher.comparison import DistillationLoss
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 from pocl.train import checkpoint
-from pocl.train.checkpoint import Restored, TrainState
+from pocl.train.checkpoint import ResumePoint, TrainState
 from pocl.train.loop import Score, Student, Trainer, make_optimizer
 
 DEFAULT_CACHE_BYTES = 64 << 30
@@ -174,7 +174,7 @@ class _Run:
 
     def distil(self) -> Result:
         self._sink(PhaseChanged(phase="validating"))
-        train_samples, validation_samples = read_rows(self._spec)
+        train_samples, validation_samples = read_splits(self._spec)
         table = stage_table(self._spec, len(train_samples))
         restored = self._restored()
         self._sink(
@@ -199,7 +199,7 @@ class _Run:
         state = trainer.run()
         return self._export(models, state, table, ranking)
 
-    def _restored(self) -> Restored | None:
+    def _restored(self) -> ResumePoint | None:
         restored, passed = checkpoint.newest(self._workdir / CHECKPOINTS_DIR)
         for sentence in passed:
             self._sink(Warned(code="checkpoint_passed_over", message=sentence))
@@ -212,7 +212,7 @@ class _Run:
 
     # --- Ranking, training, exporting ------------------------------------------------------------------
 
-    def _rank(self, models: Models, corpus: Corpus) -> list[Ranked]:
+    def _rank(self, models: Models, corpus: Corpus) -> list[RankedSample]:
         """The student as it starts ranks the training samples; a ranking of the same inputs is taken over."""
         self._sink(PhaseChanged(phase="ranking"))
         inputs = self._ranking_inputs(models, corpus)
@@ -222,16 +222,16 @@ class _Run:
             self._sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
         return ranking
 
-    def _ranking_inputs(self, models: Models, corpus: Corpus) -> RankingInputs:
-        answering = self._ranking_answers(corpus)
-        return RankingInputs(
+    def _ranking_inputs(self, models: Models, corpus: Corpus) -> RankingCacheKey:
+        generation = self._ranking_answers(corpus)
+        return RankingCacheKey(
             student=models.student.digest,
-            data=digest_of(corpus.train),
+            data=dataset_digest(corpus.train),
             template=corpus.template,
-            end_ids=tuple(sorted(end_ids(models.student.model, models.tokenizer, answering))),
+            end_ids=tuple(sorted(stop_token_ids(models.student.model, models.tokenizer, generation))),
             rrf_k=self._spec.curriculum.ranking.rrf_k,
-            max_new_tokens=answering.max_new_tokens,
-            batch_size=answering.batch_size,
+            max_new_tokens=generation.max_new_tokens,
+            batch_size=generation.batch_size,
             precision=self._precision.name,
             machine=machine(self._device),
         )
@@ -248,7 +248,7 @@ class _Run:
             models.tokenizer,
             corpus.train,
             journal,
-            answering=self._ranking_answers(corpus),
+            generation=self._ranking_answers(corpus),
             precision=self._precision,
             on_progress=self._progress("ranking", "samples"),
             should_stop=self._should_stop,
@@ -258,8 +258,8 @@ class _Run:
         """The teacher for every row that will be asked about, computed before where there is room."""
         if models.teacher is None:
             return None
-        trained_on = () if isinstance(self._spec.method, SFT) else corpus.train.encoded
-        scored_on = () if corpus.validation is None else corpus.validation.encoded
+        trained_on = () if isinstance(self._spec.method, SFT) else corpus.train.samples
+        scored_on = () if corpus.validation is None else corpus.validation.samples
         self._sink(PhaseChanged(phase="caching_teacher"))
         opened = open_teacher(
             LiveTeacher(models.teacher.model, self._precision),
@@ -275,9 +275,9 @@ class _Run:
         self,
         models: Models,
         corpus: Corpus,
-        ranking: list[Ranked],
+        ranking: list[RankedSample],
         table: tuple[StagePlan, ...],
-        restored: Restored | None,
+        restored: ResumePoint | None,
         teacher: TeacherSignal | None,
     ) -> Trainer:
         model, training = models.student.model, self._spec.training
@@ -301,7 +301,7 @@ class _Run:
         return Trainer(
             spec=self._spec,
             table=table,
-            rows=[corpus.train.encoded[sample.row] for sample in ranking],
+            rows=[corpus.train.samples[sample.row] for sample in ranking],
             student=Student(model, models.tokenizer, optimizer),
             comparison=comparison,
             packed=comparison.is_fused and can_pack(model, self._spec.data.max_length),
@@ -323,14 +323,14 @@ class _Run:
         if corpus.validation is None or models.teacher is None or not self._spec.evaluation.teacher:
             return None
         self._sink(PhaseChanged(phase="evaluating"))
-        answering = self._scoring_answers(corpus)
+        generation = self._scoring_answers(corpus)
         inputs = ScoreCacheKey(
             model=models.teacher.digest,
-            data=digest_of(corpus.validation),
-            references=digest_of_references(corpus.validation),
-            end_ids=tuple(sorted(end_ids(models.teacher.model, models.tokenizer, answering))),
-            max_new_tokens=answering.max_new_tokens,
-            batch_size=answering.batch_size,
+            data=dataset_digest(corpus.validation),
+            references=references_digest(corpus.validation),
+            end_ids=tuple(sorted(stop_token_ids(models.teacher.model, models.tokenizer, generation))),
+            max_new_tokens=generation.max_new_tokens,
+            batch_size=generation.batch_size,
             sampling=self._spec.evaluation.sampling,
             precision=self._precision.name,
             machine=machine(self._device),
@@ -344,7 +344,7 @@ class _Run:
 
     def _score(
         self,
-        loaded: Loaded,
+        loaded: LoadedModel,
         models: Models,
         corpus: Corpus,
         rows: EncodedDataset,
@@ -356,7 +356,7 @@ class _Run:
             loaded.model,
             models.tokenizer,
             rows,
-            answering=self._scoring_answers(corpus),
+            generation=self._scoring_answers(corpus),
             precision=self._precision,
             sampling=self._spec.evaluation.sampling if sampled else None,
             teacher=teacher,
@@ -372,7 +372,9 @@ class _Run:
         evaluation = self._spec.evaluation
         return GenerationSettings(evaluation.max_new_tokens, evaluation.batch_size, end_id=corpus.end_id)
 
-    def _export(self, models: Models, state: TrainState, table: tuple[StagePlan, ...], ranking: list[Ranked]) -> Result:
+    def _export(
+        self, models: Models, state: TrainState, table: tuple[StagePlan, ...], ranking: list[RankedSample]
+    ) -> Result:
         self._sink(PhaseChanged(phase="exporting"))
         source = self._workdir / checkpoint_dir(state.step)
         checkpoint.link_weights(source, self._workdir / FINAL_DIR)
@@ -380,7 +382,7 @@ class _Run:
         for each in final:
             self._sink(each)
         evaluations = [*state.evaluations, *final]
-        result = result_of(state, table, evaluations, models=models, spec=self._spec, precision=self._precision.name)
+        result = build_result(state, table, evaluations, models=models, spec=self._spec, precision=self._precision.name)
         write_result(self._workdir, self._spec, result, state.metrics, ranking)
         self._sink(ArtifactWritten(kind="result", path=RESULT_FILE))
         self._sink(ArtifactWritten(kind="report", path=REPORT_FILE))
@@ -395,7 +397,7 @@ class _Run:
         def report(done: int, total: int) -> None:
             self._sink(Progressed(phase=phase, done=done, total=total, unit=unit))
 
-        return at_most_every(_PROGRESS_SECONDS, report)
+        return throttle(_PROGRESS_SECONDS, report)
 
 
 def _with_choices(spec: DistillationSpec) -> DistillationSpec:

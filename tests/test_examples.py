@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pocl.__main__ import read_spec
-from pocl.data.records import read_samples
+from pocl.data.samples import read_samples
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DOLLY = EXAMPLES / "dolly-short"

@@ -13,7 +13,7 @@ from domain.jobs.models import Job, JobAttempt, JobEvaluation, JobEvent, JobStag
 from domain.jobs.queue import QueuePosition
 from domain.jobs.repository import MetricSeries
 from domain.jobs.states import AttemptEnd, EndReason, Fault, JobStatus, PauseAt, StageStatus
-from pocl.events import Sampled
+from pocl.events import SampledScores
 
 
 class Progress(Resource):
@@ -327,7 +327,7 @@ class EvaluationView(Resource):
     """Nats per response token."""
     divergence: float | None
     """Forward KL to the teacher, nats per response token."""
-    sampled: Sampled | None
+    sampled: SampledScores | None
     """Scores of answers drawn with several seeds; null where only greedy answers were scored."""
 
     @classmethod
@@ -342,7 +342,7 @@ class EvaluationView(Resource):
             exact_match=row.exact_match,
             cross_entropy=row.cross_entropy,
             divergence=row.divergence,
-            sampled=None if row.sampled is None else Sampled.model_validate(row.sampled),
+            sampled=None if row.sampled is None else SampledScores.model_validate(row.sampled),
         )
 
 

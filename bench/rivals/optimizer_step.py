@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 
-def descend(loss: Tensor, student: PreTrainedModel, optimizer: Optimizer, max_grad_norm: float) -> float:
+def backward_and_step(loss: Tensor, student: PreTrainedModel, optimizer: Optimizer, max_grad_norm: float) -> float:
     """Backward, clip, step; the loss."""
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(student.parameters(), max_grad_norm)

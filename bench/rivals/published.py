@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from bench.rivals.optimizer_step import descend
-from pocl.data.batches import Encoded, collate
+from bench.rivals.optimizer_step import backward_and_step
+from pocl.data.batches import EncodedSample, collate
 from pocl.losses.objective import IGNORED
 from pocl.models.precision import Precision
 
@@ -36,7 +36,7 @@ class Padded:
     """`[B, L]`, shifted: the token that a position predicts, or `IGNORED`."""
 
     @classmethod
-    def of(cls, rows: Sequence[Encoded], length: int | None = PADDED_LENGTH) -> "Padded":
+    def of(cls, rows: Sequence[EncodedSample], length: int | None = PADDED_LENGTH) -> "Padded":
         """At `length`, or at that of the longest row."""
         batch = collate(rows, length=length)
         labels = torch.full_like(batch.input_ids, IGNORED)
@@ -72,14 +72,14 @@ class PublishedStep:
     kd_weight: float
     max_grad_norm: float = 1.0
 
-    def __call__(self, rows: Sequence[Encoded]) -> float:
+    def __call__(self, rows: Sequence[EncodedSample]) -> float:
         batch = Padded.of(rows)
         with self.precision.autocast():
             with torch.no_grad():
                 teacher = self._logits(self.teacher, batch)
             student = self._logits(self.student, batch)
         loss = published_loss(student, teacher, batch.labels, temperature=self.temperature, kd_weight=self.kd_weight)
-        return descend(loss, self.student, self.optimizer, self.max_grad_norm)
+        return backward_and_step(loss, self.student, self.optimizer, self.max_grad_norm)
 
     @staticmethod
     def _logits(model: PreTrainedModel, batch: Padded) -> Tensor:

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from bench.generate import greedy, left_padded
 from bench.rivals.published import Padded, PublishedStep
-from pocl.data.batches import Encoded, Prompting, encode
-from pocl.data.records import read_samples
+from pocl.data.batches import EncodedSample, Prompting, encode
+from pocl.data.samples import read_samples
 from pocl.losses.objective import IGNORED
 from pocl.models.precision import Precision, choose_device, choose_precision
 from pocl.plan import stage_table
@@ -35,7 +35,7 @@ class _Run:
     precision: Precision
     end_id: int
 
-    def rows(self, ref: DataRef | None) -> tuple[list[Encoded], list[str]]:
+    def rows(self, ref: DataRef | None) -> tuple[list[EncodedSample], list[str]]:
         """Rows as token ids, and their references."""
         assert ref is not None  # The benchmark names files.
         assert ref.path is not None
@@ -55,7 +55,7 @@ class _Run:
 
     @torch.no_grad()
     def scores(
-        self, model: PreTrainedModel, rows: Sequence[Encoded], references: Sequence[str], new_tokens: int
+        self, model: PreTrainedModel, rows: Sequence[EncodedSample], references: Sequence[str], new_tokens: int
     ) -> tuple[list[float], list[float]]:
         """ROUGE-L and mean cross-entropy of each row."""
         was_training = model.training
@@ -71,13 +71,13 @@ class _Run:
         model.train(was_training)
         return rouge, entropy
 
-    def _answers(self, model: PreTrainedModel, rows: Sequence[Encoded], new_tokens: int) -> list[str]:
+    def _answers(self, model: PreTrainedModel, rows: Sequence[EncodedSample], new_tokens: int) -> list[str]:
         ids, mask = left_padded([row.prompt_ids for row in rows], self.spec.data.max_prompt_length)
         with self.precision.autocast():
             answered = greedy(model, ids, mask, new_tokens, end_id=self.end_id, pad_id=self.end_id)
         return list(self.tokenizer.batch_decode(answered, skip_special_tokens=True))
 
-    def _entropies(self, model: PreTrainedModel, rows: Sequence[Encoded]) -> list[float]:
+    def _entropies(self, model: PreTrainedModel, rows: Sequence[EncodedSample]) -> list[float]:
         batch = Padded.of(rows)
         with self.precision.autocast():
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from bench.rivals.optimizer_step import descend
-from pocl.data.batches import Batch, Encoded, collate
+from bench.rivals.optimizer_step import backward_and_step
+from pocl.data.batches import Batch, EncodedSample, collate
 from pocl.models.heads import output_head
 from pocl.models.precision import Precision
 
@@ -61,7 +61,7 @@ class DistillationStep:
     precision: Precision
     max_grad_norm: float = 1.0
 
-    def __call__(self, rows: Sequence[Encoded]) -> float:
+    def __call__(self, rows: Sequence[EncodedSample]) -> float:
         batch = collate(rows)
         with self.precision.autocast():
             student = self._hidden(self.student, batch)
@@ -70,7 +70,7 @@ class DistillationStep:
             loss = distillation_loss(
                 student, teacher, self._head(self.student), self._head(self.teacher), temperature=1.0
             )
-        return descend(loss, self.student, self.optimizer, self.max_grad_norm)
+        return backward_and_step(loss, self.student, self.optimizer, self.max_grad_norm)
 
     @staticmethod
     def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:

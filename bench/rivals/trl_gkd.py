@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from bench.rivals.optimizer_step import descend
+from bench.rivals.optimizer_step import backward_and_step
 from bench.rivals.published import Padded
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 from pocl.losses.objective import IGNORED
 from pocl.models.precision import Precision
 
@@ -55,7 +55,7 @@ class GKDStep:
     precision: Precision
     max_grad_norm: float = 1.0
 
-    def __call__(self, rows: Sequence[Encoded]) -> float:
+    def __call__(self, rows: Sequence[EncodedSample]) -> float:
         padded = Padded.of(rows, length=None)
         # `compute_loss` shifts the labels itself.
         labels = padded.labels.roll(1, dims=1)
@@ -69,4 +69,4 @@ class GKDStep:
         tokens = int((labels != IGNORED).sum())
         with self.precision.autocast():
             loss: Tensor = trainer.compute_loss(stand_in, self.student, inputs, num_items_in_batch=tokens)
-        return descend(loss, self.student, self.optimizer, self.max_grad_norm)
+        return backward_and_step(loss, self.student, self.optimizer, self.max_grad_norm)

@@ -9,7 +9,7 @@ from domain.datasets import repository
 from domain.datasets.models import Dataset
 from domain.errors import DatasetRefused
 from domain.ids import new_id
-from pocl.data.records import MAX_NAMED, RowInvalid, parse_rows
+from pocl.data.samples import MAX_NAMED, RowInvalid, parse_rows
 from pocl.errors import FieldError
 from pocl.storage.manifest import ManifestFile
 

@@ -9,7 +9,14 @@ from domain.errors import ModelMissing, ModelRefused, SpecRefused, VocabulariesD
 from domain.model_paths import locate_model
 from domain.settings import Settings
 from pocl.errors import FieldError, ModelNotFound, ModelUnsupported, PoclError, SpecInvalid, VocabularyMismatch
-from pocl.inspect import ModelFacts, cut_facts, inspect_model, random_facts, refuse_long_rows, shared_vocabulary
+from pocl.inspect import (
+    ModelFacts,
+    check_sequence_length,
+    inspect_model,
+    layer_pruned_facts,
+    random_facts,
+    shared_vocabulary,
+)
 from pocl.spec import DistillationSpec, ModelRef
 
 # Each may take some hundred megabytes for a moment, and more at once would be no faster.
@@ -75,14 +82,14 @@ def _cut(teacher: ModelFacts | None, layers: tuple[int, ...]) -> ModelFacts | No
     if teacher is None:
         return None
     try:
-        return cut_facts(teacher, layers)
+        return layer_pruned_facts(teacher, layers)
     except SpecInvalid as error:
         raise SpecRefused(field_errors=error.field_errors) from error
 
 
 def _require_positions(spec: DistillationSpec, model: ModelFacts | None) -> None:
     try:
-        refuse_long_rows(spec.data.max_length, None if model is None else model.max_positions)
+        check_sequence_length(spec.data.max_length, None if model is None else model.max_positions)
     except SpecInvalid as error:
         raise SpecRefused(field_errors=error.field_errors) from error
 

@@ -29,7 +29,7 @@ BATCHING = 1
 
 
 @dataclass(frozen=True)
-class Ranked(DifficultyMeasurement):
+class RankedSample(DifficultyMeasurement):
     rank: int
     """1 is the easiest."""
     score: float
@@ -37,7 +37,7 @@ class Ranked(DifficultyMeasurement):
     rank_cross_entropy: int
 
 
-class RankingInputs(BaseModel):
+class RankingCacheKey(BaseModel):
     """All that a ranking depends on; equal inputs give an equal ranking."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,12 +63,12 @@ class RankingInputs(BaseModel):
         """SHA-256 over the inputs."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    def equal_but_for_the_machine(self, other: "RankingInputs") -> bool:
+    def equal_but_for_the_machine(self, other: "RankingCacheKey") -> bool:
         """Whether the two rankings differ by rounding at most."""
         return self == other.model_copy(update={"machine": self.machine})
 
 
-def rank(measured: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[Ranked]:
+def rank(measured: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[RankedSample]:
     """Order samples from easy to hard.
 
     Equal values share a rank, and equal scores are ordered by cross-entropy and then by digest, so that the
@@ -87,17 +87,17 @@ def rank(measured: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[Rank
     ]
     scored.sort(key=lambda item: (-item[0], item[3].cross_entropy, item[3].digest, item[3].row))
     return [
-        Ranked(**asdict(sample), rank=place, score=score, rank_rouge_l=a, rank_cross_entropy=b)
+        RankedSample(**asdict(sample), rank=place, score=score, rank_rouge_l=a, rank_cross_entropy=b)
         for place, (score, a, b, sample) in enumerate(scored, start=1)
     ]
 
 
 def load_or_rank(
     directory: Path,
-    inputs: RankingInputs,
+    inputs: RankingCacheKey,
     measure: Callable[[Journal], Sequence[DifficultyMeasurement]],
     store: SharedCache,
-) -> tuple[list[Ranked], bool]:
+) -> tuple[list[RankedSample], bool]:
     """The ranking of these inputs, saved in `directory`: the one that is there, one of another run, or a new one.
 
     The one in `directory` counts even if another machine made it, since a run that goes on must not change its
@@ -123,7 +123,7 @@ def load_or_rank(
     return ranking, found
 
 
-def _write(directory: Path, inputs: RankingInputs, ranking: Sequence[Ranked]) -> None:
+def _write(directory: Path, inputs: RankingCacheKey, ranking: Sequence[RankedSample]) -> None:
     text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in ranking)
     replace_file(directory / RANKING_FILE, text)
     # Written last: it vouches for the file above, by its digest too.
@@ -131,20 +131,20 @@ def _write(directory: Path, inputs: RankingInputs, ranking: Sequence[Ranked]) ->
     replace_file(directory / RANKING_INPUTS_FILE, json.dumps(seal, indent=1) + "\n")
 
 
-def _read(directory: Path, fits: Callable[[RankingInputs], bool]) -> list[Ranked] | None:
+def _read(directory: Path, fits: Callable[[RankingCacheKey], bool]) -> list[RankedSample] | None:
     try:
         seal: dict[str, Any] = json.loads((directory / RANKING_INPUTS_FILE).read_bytes())
         content = (directory / RANKING_FILE).read_bytes()
-        inputs = RankingInputs.model_validate(seal["inputs"])
+        inputs = RankingCacheKey.model_validate(seal["inputs"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     whole = seal.get("sha256") == hashlib.sha256(content).hexdigest()
     if not whole or seal.get("key") != inputs.key or not fits(inputs):
         return None
-    return [Ranked(**json.loads(line)) for line in content.splitlines()]
+    return [RankedSample(**json.loads(line)) for line in content.splitlines()]
 
 
-def _of_another_run(store: SharedCache, inputs: RankingInputs) -> list[Ranked] | None:
+def _of_another_run(store: SharedCache, inputs: RankingCacheKey) -> list[RankedSample] | None:
     found = store.find(KIND, inputs.key)
     return None if found is None else _read(found, lambda other: other == inputs)
 

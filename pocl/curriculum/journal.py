@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pocl.storage.manifest import full_disk_typed, write_all
+from pocl.storage.manifest import translating_disk_full, write_all
 
 _SECONDS_UNSYNCED = 5.0
 
@@ -47,7 +47,7 @@ class Journal:
         self._key = key
         self._clock = clock
         whole, self._found = _read(path, key)
-        with full_disk_typed():
+        with translating_disk_full():
             # Unbuffered: what did not fit must not be tried again when the file is closed.
             self._out = path.open("ab", buffering=0)
             os.truncate(self._out.fileno(), whole)
@@ -60,11 +60,11 @@ class Journal:
 
     def append(self, batch: Sequence[DifficultyMeasurement]) -> None:
         """Write a finished batch; it survives a kill at once and a power cut within seconds."""
-        with full_disk_typed():
+        with translating_disk_full():
             write_all(self._out, _line(self._key, [asdict(each) for each in batch]))
         self._found |= {each.row: each for each in batch}
         if self._clock() - self._synced_at >= _SECONDS_UNSYNCED:
-            with full_disk_typed():
+            with translating_disk_full():
                 os.fsync(self._out.fileno())
             self._synced_at = self._clock()
 

@@ -9,8 +9,8 @@ from pocl.evaluation.evaluate import (
     EncodedDataset,
     GenerationSettings,
     ShouldStop,
-    answer,
-    answer_batches,
+    generate_answers,
+    generation_batches,
     last_turn_cross_entropy,
 )
 from pocl.evaluation.rouge import rouge_l
@@ -24,7 +24,7 @@ def measure(
     rows: EncodedDataset,
     journal: Journal,
     *,
-    answering: GenerationSettings,
+    generation: GenerationSettings,
     precision: Precision,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop = lambda: False,
@@ -36,15 +36,17 @@ def measure(
     """
 
     def of_batch(indices: Sequence[int]) -> list[DifficultyMeasurement]:
-        encoded = [rows.encoded[i] for i in indices]
-        answers = answer(model, tokenizer, encoded, answering=answering, precision=precision, should_stop=should_stop)
+        encoded = [rows.samples[i] for i in indices]
+        answers = generate_answers(
+            model, tokenizer, encoded, generation=generation, precision=precision, should_stop=should_stop
+        )
         entropies = last_turn_cross_entropy(
-            model, encoded, batch_size=answering.batch_size, precision=precision, should_stop=should_stop
+            model, encoded, batch_size=generation.batch_size, precision=precision, should_stop=should_stop
         )
         return [
             DifficultyMeasurement(
                 row=i,
-                digest=rows.encoded[i].digest,
+                digest=rows.samples[i].digest,
                 rouge_l=rouge_l(text, rows.references[i]),
                 cross_entropy=entropy,
                 response=text,
@@ -52,11 +54,11 @@ def measure(
             for i, text, entropy in zip(indices, answers, entropies, strict=True)
         ]
 
-    batches = answer_batches(rows.encoded, answering.batch_size)
-    return in_batches(batches, of_batch, journal, on_progress)
+    batches = generation_batches(rows.samples, generation.batch_size)
+    return measure_batches(batches, of_batch, journal, on_progress)
 
 
-def in_batches(
+def measure_batches(
     batches: Sequence[Sequence[int]],
     of_batch: Callable[[Sequence[int]], Sequence[DifficultyMeasurement]],
     journal: Journal,

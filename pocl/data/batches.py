@@ -1,7 +1,7 @@
 """Samples to token ids with their response tokens marked, and those to padded batches.
 
 Labels are shifted in one place, :func:`collate`: `predicts` marks the positions whose next token is a
-response token, and `labels` are those next tokens. Whoever uses them must not shift again.
+response token, and `labels` are those next tokens. Callers must not shift them again.
 """
 
 import hashlib
@@ -15,38 +15,38 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pocl.data.prompting import Prompting, end_of_response_id, token_ids, turns_of
-from pocl.data.records import Sample
+from pocl.data.prompting import Prompting, assistant_turns, end_of_response_id, token_ids
+from pocl.data.samples import Sample
 
-__all__ = ["Batch", "Encoded", "Prompting", "collate", "encode", "end_of_response_id", "pack"]
+__all__ = ["Batch", "EncodedSample", "Prompting", "collate", "encode", "end_of_response_id", "pack"]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedSample:
     """One sample as token ids: a prompt and its response."""
 
     digest: str
-    """The sample's."""
+    """SHA-256 of the :class:`~pocl.data.samples.Sample` that was encoded."""
     input_ids: tuple[int, ...]
     prompt_length: int
     """Tokens before the last turn's response."""
-    earlier: tuple[tuple[int, int], ...] = ()
-    """[start, stop) of the responses of earlier turns, inside the prompt."""
+    earlier_spans: tuple[tuple[int, int], ...] = ()
+    """[start, stop) of the responses of earlier turns; they lie inside the prompt."""
 
     @cached_property
-    def content(self) -> str:
-        """SHA-256 over token ids and label mask: to a model, rows of equal content are the same."""
-        return hashlib.sha256(f"{self.input_ids} {self.spans}".encode()).hexdigest()
+    def content_digest(self) -> str:
+        """SHA-256 over token ids and label mask; a model cannot tell samples of equal digest apart."""
+        return hashlib.sha256(f"{self.input_ids} {self.response_spans}".encode()).hexdigest()
 
     @property
-    def spans(self) -> tuple[tuple[int, int], ...]:
+    def response_spans(self) -> tuple[tuple[int, int], ...]:
         """[start, stop) of the responses of all turns."""
-        return (*self.earlier, (self.prompt_length, len(self.input_ids)))
+        return (*self.earlier_spans, (self.prompt_length, len(self.input_ids)))
 
     @property
-    def predicted(self) -> int:
-        """Response tokens that some position predicts; the first token of a row is predicted by none."""
-        return sum(stop - max(start, 1) for start, stop in self.spans if stop > max(start, 1))
+    def predicted_tokens(self) -> int:
+        """Number of response tokens that some position predicts; no position predicts a sample's first token."""
+        return sum(stop - max(start, 1) for start, stop in self.response_spans if stop > max(start, 1))
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -59,17 +59,12 @@ class Encoded:
         return self.input_ids[self.prompt_length :]
 
     @property
-    def labelled(self) -> tuple[bool, ...]:
+    def label_mask(self) -> tuple[bool, ...]:
         """For each token whether it is a response token, of any turn, its end token included."""
         mask = [False] * len(self.input_ids)
-        for start, stop in self.spans:
+        for start, stop in self.response_spans:
             mask[start:stop] = [True] * (stop - start)
         return tuple(mask)
-
-    @property
-    def last_turn_mask(self) -> tuple[bool, ...]:
-        """For each token whether it belongs to the last turn's response."""
-        return tuple(at >= self.prompt_length for at in range(len(self.input_ids)))
 
 
 @dataclass(frozen=True)
@@ -88,10 +83,10 @@ class Batch:
     """[T] bool: the label belongs to the last turn."""
     tokens: int
     """T."""
-    rows: tuple[Encoded, ...]
+    samples: tuple[EncodedSample, ...]
     """The samples, in the order of the batch."""
     lengths: tuple[int, ...] | None = None
-    """Of a packed batch, where the rows lie one behind the other and B is 1: the tokens of each."""
+    """Tokens of each sample of a packed batch, where the samples are concatenated and B is 1; None where padded."""
 
 
 def encode(
@@ -102,13 +97,13 @@ def encode(
     max_length: int,
     max_prompt_length: int,
     eos_token_id: int,
-) -> Encoded:
+) -> EncodedSample:
     """Turn a sample into token ids.
 
     The prompt is all before the last response. Where it has more than `max_prompt_length` tokens it is cut
     from its left, so that the response marker stays; a begin-of-sequence token that the tokenizer adds by
     itself stays too. The first reference follows, closed by `eos_token_id` (see :func:`end_of_response_id`);
-    what exceeds `max_length` is cut from its end, and the end token goes first.
+    what exceeds `max_length` is cut from its end, so the end token is lost first.
 
     Raises:
         ValueError: unless 1 <= max_prompt_length < max_length.
@@ -118,55 +113,55 @@ def encode(
         raise ValueError("max_prompt_length must be at least 1 and below max_length")
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
-    for turn in turns_of(sample, tokenizer, prompting, eos_token_id):
+    for turn in assistant_turns(sample, tokenizer, prompting, eos_token_id):
         prompt, answer = _prompt_and_answer(tokenizer, turn.prompt, turn.answer)
         start = len(ids) + len(prompt)
-        ids += [*prompt, *answer, *([eos_token_id] if turn.ends else [])]
+        ids += [*prompt, *answer, *([eos_token_id] if turn.has_end_token else [])]
         spans.append((start, len(ids)))
 
     last_start, _ = spans.pop()
     begin = _begin_ids(tokenizer, prompting)[: max_prompt_length - 1]
     cut = max(0, len(begin) + last_start - max_prompt_length)
     shift = len(begin) - cut
-    kept = [(max(start + shift, len(begin)), stop + shift) for start, stop in spans if stop > cut]
-    return Encoded(
+    earlier_spans = [(max(start + shift, len(begin)), stop + shift) for start, stop in spans if stop > cut]
+    return EncodedSample(
         digest=sample.digest,
         input_ids=tuple([*begin, *ids[cut:]][:max_length]),
         prompt_length=last_start + shift,
-        earlier=tuple(kept),
+        earlier_spans=tuple(earlier_spans),
     )
 
 
 def collate(
-    rows: Sequence[Encoded],
+    samples: Sequence[EncodedSample],
     pad_id: int = 0,
     *,
     device: torch.device | str | None = None,
     length: int | None = None,
 ) -> Batch:
-    """Pad rows on the right to the longest, or to `length`, and shift their labels by one.
+    """Pad samples on the right to the longest, or to `length`, and shift their labels by one.
 
     `pad_id` may be any id, that of the end token too: which tokens count is known by position.
 
     Raises:
-        ValueError: without a row, or if a row is longer than `length`.
+        ValueError: without a sample, or if a sample is longer than `length`.
     """
-    if not rows:
-        raise ValueError("a batch needs a row")
-    longest = max(len(row.input_ids) for row in rows)
+    if not samples:
+        raise ValueError("a batch needs a sample")
+    longest = max(len(sample.input_ids) for sample in samples)
     width = longest if length is None else length
     if longest > width:
-        raise ValueError(f"a row has {longest} tokens, more than {width}")
-    input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
-    attention_mask = np.zeros((len(rows), width), dtype=np.int64)
-    labelled, last_turn = (np.zeros((len(rows), width), dtype=np.bool_) for _ in range(2))
-    for at, row in enumerate(rows):
-        tokens = len(row.input_ids)
-        input_ids[at, :tokens] = row.input_ids
-        attention_mask[at, :tokens] = 1
-        last_turn[at, row.prompt_length : tokens] = True
-        for start, stop in row.spans:
-            labelled[at, start:stop] = True
+        raise ValueError(f"a sample has {longest} tokens, more than {width}")
+    input_ids = np.full((len(samples), width), pad_id, dtype=np.int64)
+    attention_mask = np.zeros((len(samples), width), dtype=np.int64)
+    labelled, last_turn = (np.zeros((len(samples), width), dtype=np.bool_) for _ in range(2))
+    for row, sample in enumerate(samples):
+        tokens = len(sample.input_ids)
+        input_ids[row, :tokens] = sample.input_ids
+        attention_mask[row, :tokens] = 1
+        last_turn[row, sample.prompt_length : tokens] = True
+        for start, stop in sample.response_spans:
+            labelled[row, start:stop] = True
 
     # The shift: position t predicts token t + 1, and the last position predicts nothing.
     predicts = np.zeros_like(labelled)
@@ -184,32 +179,32 @@ def collate(
         labels=tensor(labels),
         last_turn=tensor(last_turn[:, 1:][shifted]),
         tokens=len(labels),
-        rows=tuple(rows),
+        samples=tuple(samples),
     )
 
 
-def pack(rows: Sequence[Encoded], *, device: torch.device | str | None = None) -> Batch:
-    """Rows one behind the other, without padding, as a batch of one long row; labels as :func:`collate`.
+def pack(samples: Sequence[EncodedSample], *, device: torch.device | str | None = None) -> Batch:
+    """Concatenate samples without padding to a batch of one row (sequence packing), with labels as in :func:`collate`.
 
     Raises:
-        ValueError: without a row.
+        ValueError: without a sample.
     """
-    alone = [collate([row]) for row in rows]
-    if not alone:
-        raise ValueError("a batch needs a row")
+    singles = [collate([sample]) for sample in samples]
+    if not singles:
+        raise ValueError("a batch needs a sample")
 
-    def joined(name: str, dim: int) -> Tensor:
-        return torch.cat([getattr(each, name) for each in alone], dim).to(device)
+    def concatenated(name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(single, name) for single in singles], dim).to(device)
 
     return Batch(
-        input_ids=joined("input_ids", 1),
-        attention_mask=joined("attention_mask", 1),
-        predicts=joined("predicts", 1),
-        labels=joined("labels", 0),
-        last_turn=joined("last_turn", 0),
-        tokens=sum(each.tokens for each in alone),
-        rows=tuple(rows),
-        lengths=tuple(each.input_ids.shape[1] for each in alone),
+        input_ids=concatenated("input_ids", 1),
+        attention_mask=concatenated("attention_mask", 1),
+        predicts=concatenated("predicts", 1),
+        labels=concatenated("labels", 0),
+        last_turn=concatenated("last_turn", 0),
+        tokens=sum(single.tokens for single in singles),
+        samples=tuple(samples),
+        lengths=tuple(single.input_ids.shape[1] for single in singles),
     )
 
 

@@ -2,24 +2,27 @@
 
 from collections.abc import Sequence
 
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 
 
-def micro_batches(rows: Sequence[Encoded], *, max_rows: int, max_tokens: int, packed: bool) -> list[list[Encoded]]:
-    """Sort by length and cut, so that none has more rows, or more tokens with its padding, than is allowed.
+def micro_batches(
+    samples: Sequence[EncodedSample], *, max_samples: int, max_tokens: int, packed: bool
+) -> list[list[EncodedSample]]:
+    """Sort samples by length and split them, so that no micro-batch has more samples or tokens than is allowed.
 
-    The composition of the optimiser batch is not touched: the sum over its samples is the same however they are cut.
-    A row that is longer than `max_tokens` is alone. The result depends on the set of rows, not on their order.
+    Tokens include padding unless `packed`. The composition of the optimiser batch is not touched: the sum over its
+    samples is the same however they are split. A sample longer than `max_tokens` is alone in its micro-batch. The
+    result depends on the set of samples, not on their order.
     """
-    cut: list[list[Encoded]] = []
+    pieces: list[list[EncodedSample]] = []
     tokens = 0
-    for row in sorted(rows, key=lambda row: (len(row.input_ids), row.digest)):
-        length = len(row.input_ids)
-        # The rows before are not longer, and padded would be as long.
-        grown = tokens + length if packed or not cut else (len(cut[-1]) + 1) * length
-        if not cut or len(cut[-1]) >= max_rows or grown > max_tokens:
-            cut.append([])
+    for sample in sorted(samples, key=lambda sample: (len(sample.input_ids), sample.digest)):
+        length = len(sample.input_ids)
+        # The samples before are not longer, and padded would be as long.
+        grown = tokens + length if packed or not pieces else (len(pieces[-1]) + 1) * length
+        if not pieces or len(pieces[-1]) >= max_samples or grown > max_tokens:
+            pieces.append([])
             grown = length
-        cut[-1].append(row)
+        pieces[-1].append(sample)
         tokens = grown
-    return cut
+    return pieces

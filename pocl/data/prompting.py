@@ -8,7 +8,7 @@ from typing import Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from pocl.data.records import Message, Sample
+from pocl.data.samples import Message, Sample
 from pocl.errors import DatasetInvalid, FieldError, ModelUnsupported, SpecInvalid
 
 _PREAMBLE = (
@@ -50,7 +50,7 @@ class Turn:
     prompt: str
     """All since the end of the turn before, up to where the assistant begins."""
     answer: str
-    ends: bool
+    has_end_token: bool
     """Whether an end-of-response token follows the answer."""
 
 
@@ -76,7 +76,9 @@ def end_of_response_id(tokenizer: PreTrainedTokenizerBase, prompting: Prompting)
     return tokenizer.eos_token_id
 
 
-def turns_of(sample: Sample, tokenizer: PreTrainedTokenizerBase, prompting: Prompting, end_id: int) -> list[Turn]:
+def assistant_turns(
+    sample: Sample, tokenizer: PreTrainedTokenizerBase, prompting: Prompting, end_id: int
+) -> list[Turn]:
     """The assistant turns of a sample, the first reference as the last; their texts in a row are the conversation.
 
     A chat template may rewrite what came before, for instance leave out earlier reasoning. Turns before such
@@ -111,7 +113,7 @@ def _alpaca_turns(sample: Sample) -> list[Turn]:
         headings[-1] += f"\n\n### Input:\n{sample.context}"
     headings[0] = preamble + headings[0]
     return [
-        Turn(f"{heading}\n\n### Response:\n", answer, ends=True)
+        Turn(f"{heading}\n\n### Response:\n", answer, has_end_token=True)
         for heading, answer in zip(headings, [*answered, sample.references[0]], strict=True)
     ]
 
@@ -138,10 +140,10 @@ def _chat_turns(
             turns, used = [], 0
         else:
             ends_at = _end_of_turn(longer, len(text) + len(answer), end)
-            turns.append(Turn(text[used:], answer, ends=ends_at is not None))
+            turns.append(Turn(text[used:], answer, has_end_token=ends_at is not None))
             used = ends_at or len(text) + len(answer)
         text = longer
-    return [*turns, Turn(text[used:], reference, ends=True)]
+    return [*turns, Turn(text[used:], reference, has_end_token=True)]
 
 
 def _as_rendered(answer: str, longer: str, text: str) -> str | None:

@@ -10,12 +10,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data.batches import Batch, Encoded, collate
+from pocl.data.batches import Batch, EncodedSample, collate
 from pocl.errors import DiskFull, RunStopped
-from pocl.evaluation.generate import eos_ids, generate
+from pocl.evaluation.generate import eos_token_ids_of, generate
 from pocl.evaluation.rouge import exact_match, rouge_l
 from pocl.evaluation.sampling import Sampler
-from pocl.events import Sampled, SeedStats
+from pocl.events import SampledScores, SeedStats
 from pocl.models.precision import Precision
 from pocl.progress import OnProgress
 from pocl.spec import Sampling
@@ -41,7 +41,7 @@ class Scores:
     """Nats per response token."""
     divergence: float | None
     """Forward KL to the teacher at temperature 1, nats per response token."""
-    sampled: Sampled | None = None
+    sampled: SampledScores | None = None
 
 
 _SCORES = TypeAdapter(Scores)
@@ -50,9 +50,9 @@ _KIND, _SCORES_FILE = "scores", "scores.json"
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Rows to score, encoded once, with their references."""
+    """Samples encoded once, with the references that answers to them are compared with."""
 
-    encoded: tuple[Encoded, ...]
+    samples: tuple[EncodedSample, ...]
     references: tuple[tuple[str, ...], ...]
 
 
@@ -69,9 +69,9 @@ class GenerationSettings:
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: EncodedDataset,
+    dataset: EncodedDataset,
     *,
-    answering: GenerationSettings,
+    generation: GenerationSettings,
     precision: Precision,
     sampling: Sampling | None = None,
     teacher: TeacherSignal | None = None,
@@ -90,28 +90,28 @@ def evaluate(
     samplers = _samplers(sampling)
     figures = []
     for at, sampler in enumerate((None, *samplers)):
-        answers = answer(
+        answers = generate_answers(
             model,
             tokenizer,
-            rows.encoded,
-            answering=answering,
+            dataset.samples,
+            generation=generation,
             precision=precision,
             sampler=sampler,
             on_progress=_part_of(on_progress, at, 1 + len(samplers)),
             should_stop=should_stop,
         )
-        figures.append(text_scores(answers, rows.references))
+        figures.append(text_scores(answers, dataset.references))
     cross_entropy, kl = token_scores(
         model,
-        rows.encoded,
-        batch_size=answering.batch_size,
+        dataset.samples,
+        batch_size=generation.batch_size,
         precision=precision,
         teacher=teacher,
         shared_vocabulary=shared_vocabulary,
         should_stop=should_stop,
     )
     return Scores(
-        rows=len(rows.encoded),
+        rows=len(dataset.samples),
         rouge_l=figures[0][0],
         exact_match=figures[0][1],
         cross_entropy=cross_entropy,
@@ -153,12 +153,12 @@ def load_or_score(store: SharedCache, inputs: ScoreCacheKey, score: Callable[[],
     return scores
 
 
-def answer(
+def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    encoded: Sequence[Encoded],
+    encoded: Sequence[EncodedSample],
     *,
-    answering: GenerationSettings,
+    generation: GenerationSettings,
     precision: Precision,
     sampler: Sampler | None = None,
     on_progress: OnProgress | None = None,
@@ -175,10 +175,10 @@ def answer(
         ids = generate(
             model,
             [row.prompt_ids for row in encoded],
-            max_new_tokens=answering.max_new_tokens,
-            batch_size=answering.batch_size,
-            eos_token_ids=end_ids(model, tokenizer, answering),
-            pad_id=answering.end_id,
+            max_new_tokens=generation.max_new_tokens,
+            batch_size=generation.batch_size,
+            eos_token_ids=stop_token_ids(model, tokenizer, generation),
+            pad_id=generation.end_id,
             sampler=sampler,
             keys=[row.digest for row in encoded],
             on_progress=on_progress,
@@ -187,15 +187,15 @@ def answer(
     return [str(tokenizer.decode(one, skip_special_tokens=True)).strip() for one in ids]
 
 
-def end_ids(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answering: GenerationSettings
+def stop_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generation: GenerationSettings
 ) -> frozenset[int]:
     """Every token that ends an answer."""
-    return eos_ids(model, tokenizer) | {answering.end_id}
+    return eos_token_ids_of(model, tokenizer) | {generation.end_id}
 
 
-def answer_batches(encoded: Sequence[Encoded], size: int) -> list[list[int]]:
-    """Batches for answering, as indices: rows of like prompt length, longest first.
+def generation_batches(encoded: Sequence[EncodedSample], size: int) -> list[list[int]]:
+    """Batches for generation, as indices: rows of like prompt length, longest first.
 
     Their composition follows from the rows and the size alone, whatever their order: bits depend on it.
     """
@@ -211,7 +211,7 @@ def text_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
 def token_scores(
     model: PreTrainedModel,
-    encoded: Sequence[Encoded],
+    encoded: Sequence[EncodedSample],
     *,
     batch_size: int,
     precision: Precision,
@@ -227,7 +227,7 @@ def token_scores(
     comparison = DistillationLoss(model, teacher, shared_vocabulary=shared_vocabulary, precision=precision)
     ce_sum = kl_sum = 0.0
     tokens = 0
-    for _, batch in length_batches(encoded, batch_size, model):
+    for _, batch in scoring_batches(encoded, batch_size, model):
         if should_stop():
             raise RunStopped
         entropies, divergences = comparison.scores(batch)
@@ -239,7 +239,7 @@ def token_scores(
 
 def last_turn_cross_entropy(
     model: PreTrainedModel,
-    encoded: Sequence[Encoded],
+    encoded: Sequence[EncodedSample],
     *,
     batch_size: int,
     precision: Precision,
@@ -252,7 +252,7 @@ def last_turn_cross_entropy(
     """
     comparison = DistillationLoss(model, None, shared_vocabulary=None, precision=precision)
     means = [0.0] * len(encoded)
-    for indices, batch in length_batches(encoded, batch_size, model):
+    for indices, batch in scoring_batches(encoded, batch_size, model):
         if should_stop():
             raise RunStopped
         losses, _ = comparison.scores(batch)
@@ -266,8 +266,8 @@ def last_turn_cross_entropy(
     return means
 
 
-def length_batches(
-    encoded: Sequence[Encoded], size: int, model: PreTrainedModel, *, logits_at_once: int = _LOGITS_AT_ONCE
+def scoring_batches(
+    encoded: Sequence[EncodedSample], size: int, model: PreTrainedModel, *, logits_at_once: int = _LOGITS_AT_ONCE
 ) -> Iterator[tuple[list[int], Batch]]:
     """Batches of rows of similar length, each with the indices of its rows, made as they are asked for.
 
@@ -279,7 +279,7 @@ def length_batches(
     pieces: list[list[int]] = []
     tokens = 0
     for index in order:
-        more = sum(encoded[index].labelled)
+        more = sum(encoded[index].label_mask)
         if not pieces or len(pieces[-1]) == size or tokens + more > max_tokens:
             pieces.append([])
             tokens = 0
@@ -294,9 +294,9 @@ def _samplers(sampling: Sampling | None) -> list[Sampler]:
     return [Sampler(temperature=sampling.temperature, top_p=sampling.top_p, seed=seed) for seed in sampling.seeds]
 
 
-def _sampled(sampling: Sampling, figures: Sequence[tuple[float, float]]) -> Sampled:
+def _sampled(sampling: Sampling, figures: Sequence[tuple[float, float]]) -> SampledScores:
     rouge, exact = zip(*figures, strict=True)
-    return Sampled(
+    return SampledScores(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seeds=sampling.seeds,

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Literal
 
 from pocl.errors import ModelNotFound, ModelUnsupported
-from pocl.inspect.directory import inspect_directory, refuse_unsuitable
-from pocl.inspect.facts import ModelFacts, cut_facts, refuse_long_rows, refuse_missing_layers
+from pocl.inspect.directory import inspect_directory, read_supported_configs
+from pocl.inspect.facts import ModelFacts, check_layers_exist, check_sequence_length, layer_pruned_facts
 from pocl.inspect.gguf import inspect_gguf
 from pocl.inspect.random import random_facts
-from pocl.inspect.vocabulary import agreed_size, shared_vocabulary
+from pocl.inspect.vocabulary import shared_vocabulary, shared_vocabulary_size
 
 __all__ = [
     "ModelFacts",
-    "agreed_size",
-    "cut_facts",
+    "check_layers_exist",
+    "check_sequence_length",
     "inspect_model",
+    "layer_pruned_facts",
     "random_facts",
-    "refuse_long_rows",
-    "refuse_missing_layers",
-    "refuse_unsuitable",
+    "read_supported_configs",
     "shared_vocabulary",
+    "shared_vocabulary_size",
 ]
 
 

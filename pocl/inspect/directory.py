@@ -7,7 +7,7 @@ from types import MappingProxyType
 from pydantic import JsonValue
 
 from pocl.errors import ModelUnsupported
-from pocl.inspect.facts import MOST_LAYERS, ModelFacts
+from pocl.inspect.facts import MAX_LAYERS, ModelFacts
 from pocl.inspect.reading import JsonObject, count, read_object
 from pocl.inspect.tokens import read_tokens
 from pocl.inspect.weights import StoredWeights, read_weights
@@ -29,11 +29,11 @@ def inspect_directory(directory: Path) -> ModelFacts:
         ModelUnsupported: see :func:`pocl.inspect.inspect_model`.
         OSError: a file cannot be read.
     """
-    config, tokenizer_config = refuse_unsuitable(directory)
+    config, tokenizer_config = read_supported_configs(directory)
     weights = read_weights(directory)
     layers = _size(config, _LAYERS)
-    if layers > MOST_LAYERS:
-        raise ModelUnsupported(f"The model has more than {MOST_LAYERS} layers.")
+    if layers > MAX_LAYERS:
+        raise ModelUnsupported(f"The model has more than {MAX_LAYERS} layers.")
     vocabulary, hidden = _size(config, ("vocab_size",)), _size(config, _HIDDEN)
     if vocabulary * hidden > weights.parameters:
         raise ModelUnsupported("The model's weights are smaller than the embeddings that its config.json describes.")
@@ -53,7 +53,7 @@ def inspect_directory(directory: Path) -> ModelFacts:
     )
 
 
-def refuse_unsuitable(directory: Path) -> tuple[JsonObject, JsonObject]:
+def read_supported_configs(directory: Path) -> tuple[JsonObject, JsonObject]:
     """The config and the tokenizer's config of a model that can be distilled; its weights need not be there.
 
     Raises:

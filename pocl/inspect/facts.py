@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from pocl.errors import FieldError, SpecInvalid
 
-MOST_LAYERS = 1024
+MAX_LAYERS = 1024
 """A specification counts layers up to here, so a model has no more."""
 
 
@@ -33,26 +33,26 @@ class ModelFacts:
     """Id of every token that the tokenizer knows, added tokens included."""
 
 
-def cut_facts(teacher: ModelFacts, layers: Sequence[int]) -> ModelFacts:
+def layer_pruned_facts(teacher: ModelFacts, layers: Sequence[int]) -> ModelFacts:
     """The facts of a student that keeps only these layers of the teacher, counted from 0.
 
     Raises:
         SpecInvalid: the teacher has no such layer.
     """
-    refuse_missing_layers(layers, teacher.layers)
+    check_layers_exist(layers, teacher.layers)
     kept = tuple(teacher.layer_parameters[index] for index in layers)
     parameters = teacher.parameters - sum(teacher.layer_parameters) + sum(kept)
     return replace(teacher, layers=len(layers), parameters=parameters, layer_parameters=kept, size_bytes=4 * parameters)
 
 
-def refuse_long_rows(max_length: int, max_positions: int | None) -> None:
+def check_sequence_length(max_length: int, max_positions: int | None) -> None:
     """Raise SpecInvalid where rows of `max_length` tokens have more positions than the model."""
     if max_positions is not None and max_length > max_positions:
         detail = f"the model has {max_positions} positions; rows of {max_length} tokens do not fit"
         raise SpecInvalid([FieldError("/data/max_length", "exceeds_model_positions", detail)])
 
 
-def refuse_missing_layers(layers: Sequence[int], count: int) -> None:
+def check_layers_exist(layers: Sequence[int], count: int) -> None:
     """Raise SpecInvalid, with a pointer to each layer that a teacher of `count` layers does not have."""
     problems = [
         FieldError(

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import BinaryIO, NamedTuple
 
 from pocl.errors import ModelUnsupported
-from pocl.inspect.facts import MOST_LAYERS, ModelFacts
-from pocl.inspect.weights import StoredWeights, sum_up
+from pocl.inspect.facts import MAX_LAYERS, ModelFacts
+from pocl.inspect.weights import StoredWeights, sum_tensor_sizes
 
 Value = int | float | bool | str | list["Value"] | None
 
@@ -91,8 +91,8 @@ def inspect_gguf(path: Path) -> ModelFacts:
     architecture = header.architecture()
     if (header.number("split.count") or 1) > 1:
         raise ModelUnsupported("The GGUF file is one part of several; merge them into one file.")
-    weights = sum_up(((name, prod(shape)) for name, shape in header.tensors.items()), header.size_bytes)
-    layers = _required(header, f"{architecture}.block_count", at_most=MOST_LAYERS)
+    weights = sum_tensor_sizes(((name, prod(shape)) for name, shape in header.tensors.items()), header.size_bytes)
+    layers = _required(header, f"{architecture}.block_count", at_most=MAX_LAYERS)
     return ModelFacts(
         family=architecture,
         vocabulary_size=_vocabulary_size(header),
@@ -122,7 +122,7 @@ def read_header(path: Path) -> GGUFHeader:
         version = reader.scalar("<I")
         if version not in _VERSIONS:
             raise ModelUnsupported("The GGUF file is of a version that is not read; convert the model again.")
-        tensors, entries = reader.counted(_ENTRIES_LIMIT), reader.counted(_ENTRIES_LIMIT)
+        tensors, entries = reader.bounded_count(_ENTRIES_LIMIT), reader.bounded_count(_ENTRIES_LIMIT)
         metadata = {}
         for _ in range(entries):
             key = reader.string()
@@ -154,7 +154,7 @@ class _Reader:
         found: int | float | bool = struct.unpack(code, self.take(struct.calcsize(code)))[0]
         return found
 
-    def counted(self, limit: int) -> int:
+    def bounded_count(self, limit: int) -> int:
         number = int.from_bytes(self.take(8), "little")
         if number > limit:
             raise _damaged()
@@ -162,7 +162,7 @@ class _Reader:
 
     def string(self) -> str:
         try:
-            return self.take(self.counted(_HEADER_LIMIT)).decode("utf-8")
+            return self.take(self.bounded_count(_HEADER_LIMIT)).decode("utf-8")
         except UnicodeDecodeError:
             raise _damaged() from None
 
@@ -181,14 +181,14 @@ class _Reader:
         dimensions = int.from_bytes(self.take(4), "little")
         if dimensions > _DIMENSIONS_LIMIT:
             raise _damaged()
-        shape = tuple(self.counted(_LARGEST) for _ in range(dimensions))
+        shape = tuple(self.bounded_count(_LARGEST) for _ in range(dimensions))
         self.take(4)
-        self.counted(self.size)
+        self.bounded_count(self.size)
         return name, shape
 
     def _array(self, *, keep: bool) -> list[Value] | None:
         kind = int.from_bytes(self.take(4), "little")
-        length = self.counted(self._elements_left)
+        length = self.bounded_count(self._elements_left)
         self._elements_left -= length
         if kind in _SCALARS:
             code = _SCALARS[kind]
@@ -203,7 +203,7 @@ class _Reader:
         if keep:
             return [self.string() for _ in range(length)]
         for _ in range(length):
-            self.skip(self.counted(_HEADER_LIMIT))
+            self.skip(self.bounded_count(_HEADER_LIMIT))
         return None
 
     def _spend(self, length: int) -> None:

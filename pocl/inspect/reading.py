@@ -12,8 +12,8 @@ JsonObject = dict[str, JsonValue]
 
 # The largest tokenizer that is known, with 33 MiB, has 0.5 million containers and 1.8 million values. Parsed, an empty
 # list of three bytes takes seventy: without these bounds a file within its limit could take gigabytes.
-_MOST_CONTAINERS = 1_000_000
-_MOST_VALUES = 3_000_000
+_MAX_CONTAINERS = 1_000_000
+_MAX_VALUES = 3_000_000
 
 
 def read_object(path: Path, *, limit: int) -> JsonObject:
@@ -38,7 +38,7 @@ def parse_object(raw: bytes, name: str) -> JsonObject:
     Raises:
         ModelUnsupported: it spells something else, or too much; the message calls it `name`.
     """
-    if raw.count(b"[") + raw.count(b"{") > _MOST_CONTAINERS or raw.count(b",") > _MOST_VALUES:
+    if raw.count(b"[") + raw.count(b"{") > _MAX_CONTAINERS or raw.count(b",") > _MAX_VALUES:
         raise ModelUnsupported(f"The model's {name} holds more values than any model needs.")
     try:
         parsed = json.loads(raw.decode("utf-8"))

@@ -13,12 +13,14 @@ def shared_vocabulary(teacher: ModelFacts, student: ModelFacts) -> int:
     """Ids below this number mean the same to both models, and both heads score them.
 
     Raises:
-        VocabularyMismatch: as :func:`agreed_size`.
+        VocabularyMismatch: as :func:`shared_vocabulary_size`.
     """
-    return agreed_size(teacher.tokens, teacher.vocabulary_size, student.tokens, student.vocabulary_size)
+    return shared_vocabulary_size(teacher.tokens, teacher.vocabulary_size, student.tokens, student.vocabulary_size)
 
 
-def agreed_size(teacher: Mapping[str, int], teacher_size: int, student: Mapping[str, int], student_size: int) -> int:
+def shared_vocabulary_size(
+    teacher: Mapping[str, int], teacher_size: int, student: Mapping[str, int], student_size: int
+) -> int:
     """The smaller of both heads, provided that the tokenizers agree wherever both define something.
 
     A token known to both must have one id, and an id known to both must be one token. Ids that only one

@@ -17,7 +17,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # the format's own limit
 _INDEX_LIMIT = 64 << 20
 _SHARD_LIMIT = 4096
-_MOST_TENSORS = 1_000_000
+_MAX_TENSORS = 1_000_000
 _LARGEST = 1 << 50
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16,
@@ -52,12 +52,12 @@ def read_weights(directory: Path) -> StoredWeights:
     tensors: list[tuple[str, int]] = []
     for shard in shards:
         tensors += _header(shard)
-        if len(tensors) > _MOST_TENSORS:
-            raise ModelUnsupported(f"The model has more than {_MOST_TENSORS} tensors.")
-    return sum_up(tensors, sum(shard.stat().st_size for shard in shards))
+        if len(tensors) > _MAX_TENSORS:
+            raise ModelUnsupported(f"The model has more than {_MAX_TENSORS} tensors.")
+    return sum_tensor_sizes(tensors, sum(shard.stat().st_size for shard in shards))
 
 
-def sum_up(tensors: Iterable[tuple[str, int]], size_bytes: int) -> StoredWeights:
+def sum_tensor_sizes(tensors: Iterable[tuple[str, int]], size_bytes: int) -> StoredWeights:
     """Sort the sizes of named tensors into layers, head and the rest."""
     total = head = 0
     layers: Counter[int] = Counter()

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from pocl.errors import DiskFull, EngineFailure, ModelNotFound, is_disk_full
-from pocl.inspect import refuse_unsuitable
+from pocl.inspect import read_supported_configs
 from pocl.spec import HubModel
 
 _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
@@ -55,7 +55,7 @@ def fetch(ref: HubModel, hub: HubClient) -> tuple[str, Path]:
     """
     try:
         directory = hub.snapshot(ref.repo, ref.revision, _DESCRIPTION)
-        refuse_unsuitable(directory)
+        read_supported_configs(directory)
         commit = directory.name
         # By commit: the branch may have moved since.
         return commit, hub.snapshot(ref.repo, commit, (*_DESCRIPTION, *_WEIGHTS))

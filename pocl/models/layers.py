@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from pocl.errors import ModelUnsupported
-from pocl.inspect import refuse_missing_layers
+from pocl.inspect import check_layers_exist
 
 # Settings besides those with "layer" in their name that some families give for each layer.
 _PER_LAYER = {"intermediate_size", "num_key_value_heads", "num_attention_heads", "head_dim"}
@@ -24,7 +24,7 @@ def cut(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
         SpecInvalid: there is no such layer.
         ModelUnsupported: the layers cannot be told from the model's other parts.
     """
-    refuse_missing_layers(layers, model.config.num_hidden_layers)
+    check_layers_exist(layers, model.config.num_hidden_layers)
     prefix = _layers_prefix(model)
     number = {before: after for after, before in enumerate(layers)}
     weights = {}

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import CheckpointCorrupt, ModelNotFound, ModelUnsupported
-from pocl.inspect import agreed_size, inspect_model
+from pocl.inspect import inspect_model, shared_vocabulary_size
 from pocl.models.digest import model_digest
 from pocl.models.gguf import load_gguf
 from pocl.models.heads import output_head
@@ -26,7 +26,7 @@ Origin = Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model with its tokenizer and where it came from."""
 
     model: PreTrainedModel
@@ -39,7 +39,9 @@ class Loaded:
     """Reads the model again as it is stored, where `model` holds its weights rounded."""
 
 
-def load_teacher(ref: ModelRef, *, device: torch.device, dtype: torch.dtype, hub: HubClient | None = None) -> Loaded:
+def load_teacher(
+    ref: ModelRef, *, device: torch.device, dtype: torch.dtype, hub: HubClient | None = None
+) -> LoadedModel:
     """A frozen model in eval mode on `device`, its weights in `dtype`.
 
     Raises:
@@ -56,12 +58,12 @@ def load_teacher(ref: ModelRef, *, device: torch.device, dtype: torch.dtype, hub
 
 def load_student(
     ref: StudentRef,
-    teacher: Loaded | None,
+    teacher: LoadedModel | None,
     *,
     device: torch.device,
     dropout: float | None = None,
     hub: HubClient | None = None,
-) -> Loaded:
+) -> LoadedModel:
     """A model to be trained: fp32 weights of its own on `device`, in train mode.
 
     Args:
@@ -86,13 +88,13 @@ def load_student(
     return replace(loaded, model=model, exact=None)
 
 
-def shared_vocabulary(teacher: Loaded, student: Loaded) -> int:
+def shared_vocabulary(teacher: LoadedModel, student: LoadedModel) -> int:
     """Ids below this number mean the same to both, and both heads score them.
 
     Raises:
         VocabularyMismatch: naming tokens that differ.
     """
-    return agreed_size(
+    return shared_vocabulary_size(
         teacher.tokenizer.get_vocab(), _head_rows(teacher), student.tokenizer.get_vocab(), _head_rows(student)
     )
 
@@ -124,7 +126,7 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
         raise CheckpointCorrupt(f"The weights of {directory.name} are damaged or of a different model.") from error
 
 
-def _load(ref: ModelRef, hub: HubClient | None) -> Loaded:
+def _load(ref: ModelRef, hub: HubClient | None) -> LoadedModel:
     if ref.path is not None:
         path = Path(ref.path)
         # Refuses pickles, remote code and damaged files before transformers sees them.
@@ -139,27 +141,27 @@ def _load(ref: ModelRef, hub: HubClient | None) -> Loaded:
     raise ModelNotFound("The engine reads files; the service resolves a checkpoint id to a path before it starts one.")
 
 
-def _read(path: Path, origin: Origin) -> Loaded:
+def _read(path: Path, origin: Origin) -> LoadedModel:
     if path.is_file():
         model, tokenizer = load_gguf(path)
-        return Loaded(model, tokenizer, model_digest(model), origin, lambda: load_gguf(path)[0])
+        return LoadedModel(model, tokenizer, model_digest(model), origin, lambda: load_gguf(path)[0])
     model = _model_in(path)
-    return Loaded(model, _tokenizer_in(path), model_digest(model), origin, lambda: _model_in(path))
+    return LoadedModel(model, _tokenizer_in(path), model_digest(model), origin, lambda: _model_in(path))
 
 
-def _random(ref: RandomModel) -> Loaded:
+def _random(ref: RandomModel) -> LoadedModel:
     model = random_model(ref)
     origin = {"kind": "random", "name": ref.family}
     tokenizer = byte_level_tokenizer(ref.max_positions)
-    return Loaded(model, tokenizer, model_digest(model), origin, lambda: random_model(ref))
+    return LoadedModel(model, tokenizer, model_digest(model), origin, lambda: random_model(ref))
 
 
-def _cut(teacher: Loaded, layers: tuple[int, ...]) -> Loaded:
+def _cut(teacher: LoadedModel, layers: tuple[int, ...]) -> LoadedModel:
     # A teacher rounded to bf16 would start its student with rounded weights.
     whole = teacher.model if teacher.exact is None else teacher.exact()
     model = cut(whole, layers)
     origin = {"kind": "from_teacher", "name": teacher.origin["name"], "layers": ",".join(map(str, layers))}
-    return Loaded(model, teacher.tokenizer, model_digest(model), origin)
+    return LoadedModel(model, teacher.tokenizer, model_digest(model), origin)
 
 
 def _model_in(directory: Path) -> PreTrainedModel:
@@ -202,5 +204,5 @@ def _place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> 
     model.config.dtype = dtype
 
 
-def _head_rows(loaded: Loaded) -> int:
+def _head_rows(loaded: LoadedModel) -> int:
     return int(output_head(loaded.model).get_parameter("weight").shape[0])

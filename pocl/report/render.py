@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
-from pocl.curriculum.difficulty import Ranked
+from pocl.curriculum.difficulty import RankedSample
 from pocl.events import Evaluated, SeedStats
 from pocl.layout import REPORT_FILE
 
@@ -36,7 +36,7 @@ class StageFigures(BaseModel):
 
 
 @dataclass(frozen=True)
-class Curve:
+class TrainingCurve:
     """The training steps, one entry a step in each sequence."""
 
     steps: Sequence[int]
@@ -53,8 +53,8 @@ class ReportData:
     tokens_seen: int
     stages: Sequence[StageFigures]
     evaluations: Sequence[Evaluated]
-    curve: Curve
-    ranking: Sequence[Ranked]
+    curve: TrainingCurve
+    ranking: Sequence[RankedSample]
     record: Mapping[str, str | None]
     """Facts that reproduce the run: digests, versions, seed."""
 
@@ -78,7 +78,7 @@ def render(data: ReportData) -> str:
         evaluations=data.evaluations,
         sampled=next((each.sampled for each in data.evaluations if each.sampled is not None), None),
         name_of=subject_name,
-        spread=spread_text,
+        spread=seed_stats_text,
         training_plot=_training_plot(data),
         scores_plot=_scores_plot(data.evaluations, stage_scores) if stage_scores else "",
         difficulty_plot=_difficulty_plot(data.ranking, data.stages),
@@ -95,7 +95,7 @@ def subject_name(evaluated: Evaluated) -> str:
     )
 
 
-def spread_text(spread: SeedStats) -> str:
+def seed_stats_text(spread: SeedStats) -> str:
     """Mean ± sample standard deviation, the mean alone where one seed leaves no deviation."""
     return f"{spread.mean:.2f}" if spread.sd is None else f"{spread.mean:.2f} ± {spread.sd:.2f}"
 
@@ -150,7 +150,7 @@ def _plot_sampled(axes: "Axes", scored: Sequence[Evaluated]) -> None:
         axes.errorbar(places, means, yerr=deviations, color=_GREEN, marker="^", capsize=4, label="sampled, ± sd")
 
 
-def _difficulty_plot(ranking: Sequence[Ranked], stages: Sequence[StageFigures]) -> str:
+def _difficulty_plot(ranking: Sequence[RankedSample], stages: Sequence[StageFigures]) -> str:
     figure, axes = _figure()
     before = 0
     shades = [_BLUE, "#4f8fce", "#e09a5b", _RED]

@@ -5,13 +5,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pocl.curriculum.difficulty import Ranked
+from pocl.curriculum.difficulty import RankedSample
 from pocl.events import Evaluated
 from pocl.layout import REPORT_FILE, RESULT_FILE
-from pocl.models.loading import Loaded
+from pocl.models.loading import LoadedModel
 from pocl.plan import StagePlan
 from pocl.prepare import Models
-from pocl.report.render import Curve, ReportData, StageFigures, render
+from pocl.report.render import ReportData, StageFigures, TrainingCurve, render
 from pocl.spec import DistillationSpec
 from pocl.storage.manifest import replace_file
 from pocl.train.checkpoint import MetricRow, TrainState
@@ -40,7 +40,7 @@ class Result(BaseModel):
     machine: str
 
 
-def result_of(
+def build_result(
     state: TrainState,
     table: tuple[StagePlan, ...],
     evaluations: list[Evaluated],
@@ -78,7 +78,7 @@ def result_of(
 
 
 def write_result(
-    workdir: Path, spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[Ranked]
+    workdir: Path, spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[RankedSample]
 ) -> None:
     """Write both files.
 
@@ -89,18 +89,20 @@ def write_result(
     replace_file(workdir / REPORT_FILE, render(_report_data(spec, result, metrics, ranking)))
 
 
-def _origin(loaded: Loaded) -> dict[str, str | None]:
+def _origin(loaded: LoadedModel) -> dict[str, str | None]:
     return {**loaded.origin, "digest": loaded.digest}
 
 
-def _report_data(spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[Ranked]) -> ReportData:
+def _report_data(
+    spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[RankedSample]
+) -> ReportData:
     return ReportData(
         method=spec.method.name.value,
         samples=result.samples,
         tokens_seen=result.tokens_seen,
         stages=result.stages,
         evaluations=result.evaluations,
-        curve=Curve(
+        curve=TrainingCurve(
             steps=[row.step for row in metrics],
             loss=[row.loss for row in metrics],
             cross_entropy=[row.cross_entropy for row in metrics],

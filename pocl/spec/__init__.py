@@ -1,6 +1,6 @@
 """What a distillation job is: the specification that clients post and the engine runs.
 
-Frozen, and unknown fields are refused: a typo never trains. :func:`resolve` lays a client's fields over
+FrozenModel, and unknown fields are refused: a typo never trains. :func:`resolve` lays a client's fields over
 a preset and returns a specification that names every value; that is what is stored, returned and run.
 """
 
@@ -20,7 +20,7 @@ from pocl.spec.curriculum import (
 )
 from pocl.spec.data import Data, DataRef
 from pocl.spec.distillation import DistillationSpec, PresetName
-from pocl.spec.frozen import Frozen
+from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import (
     JS,
     METHODS,
@@ -36,7 +36,7 @@ from pocl.spec.methods import (
     SkewReverseKL,
 )
 from pocl.spec.models import HubModel, LayersOfTeacher, ModelRef, RandomModel, StudentRef
-from pocl.spec.presets import PRESETS, problems_of, resolve
+from pocl.spec.presets import PRESETS, field_errors, resolve
 from pocl.spec.training import Checkpoints, Evaluation, Resources, Sampling, Training
 
 __all__ = [
@@ -59,7 +59,7 @@ __all__ = [
     "DistillationSpec",
     "Evaluation",
     "ForwardKL",
-    "Frozen",
+    "FrozenModel",
     "HubModel",
     "KDMethod",
     "LayersOfTeacher",
@@ -80,6 +80,6 @@ __all__ = [
     "TemperatureRange",
     "Training",
     "WeightRange",
-    "problems_of",
+    "field_errors",
     "resolve",
 ]

@@ -4,10 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pocl.spec.frozen import Frozen
+from pocl.spec.frozen import FrozenModel
 
 
-class Range(Frozen):
+class Range(FrozenModel):
     """A value that rises from stage to stage: start + (end - start) i / (n - 1); with one stage, start."""
 
     start: float
@@ -36,7 +36,7 @@ class WeightRange(Range):
         return self
 
 
-class Ranking(Frozen):
+class Ranking(FrozenModel):
     """The difficulty measurer: the student as it starts answers and scores every training sample."""
 
     rrf_k: int = Field(default=60, ge=1, le=10_000)
@@ -44,13 +44,13 @@ class Ranking(Frozen):
     max_new_tokens: int = Field(default=256, ge=1, le=4096)
 
 
-class ByEpochs(Frozen):
+class ByEpochs(FrozenModel):
     """A stage ends after its epochs."""
 
     by: Literal["epochs"] = "epochs"
 
 
-class ByConvergence(Frozen):
+class ByConvergence(FrozenModel):
     """A stage ends once a generation metric on the validation rows no longer improves, or after its epochs.
 
     Cross-entropy is not offered: in published POCL runs it worsens while ROUGE-L rises.
@@ -64,7 +64,7 @@ class ByConvergence(Frozen):
     """Points by which the metric must rise to count as improved."""
 
 
-class NoCurriculum(Frozen):
+class NoCurriculum(FrozenModel):
     """Control: all samples shuffled, one stage, one learning-rate schedule, as many optimiser steps."""
 
     kind: Literal["no_curriculum"]
@@ -74,13 +74,13 @@ class NoCurriculum(Frozen):
     """Constant KD weight; the middle of `curriculum.kd_weight` unless given."""
 
 
-class ShuffledStages(Frozen):
+class ShuffledStages(FrozenModel):
     """Control: the same stages, temperatures and weights over a random order instead of the ranking."""
 
     kind: Literal["shuffled_stages"]
 
 
-class ConstantTemperature(Frozen):
+class ConstantTemperature(FrozenModel):
     """Control: the same stages over the ranking, at one temperature."""
 
     kind: Literal["constant_temperature"]
@@ -92,7 +92,7 @@ Control = Annotated[NoCurriculum | ShuffledStages | ConstantTemperature, Field(d
 Advance = Annotated[ByEpochs | ByConvergence, Field(discriminator="by")]
 
 
-class Curriculum(Frozen):
+class Curriculum(FrozenModel):
     """Baby Step: stage i trains on the easiest floor(N/n) (i+1) samples, the last stage on all N."""
 
     stages: int = Field(default=4, ge=1, le=64)

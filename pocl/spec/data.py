@@ -4,21 +4,21 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from pocl.spec.frozen import Frozen, OneForm
+from pocl.spec.frozen import ExactlyOneOf, FrozenModel
 
 
-class DataRef(OneForm):
+class DataRef(ExactlyOneOf):
     """Where rows come from: a JSONL file, or a data set that was uploaded to the service."""
 
     path: str | None = Field(default=None, min_length=1, max_length=1024)
     dataset: str | None = Field(default=None, pattern=r"^ds_[0-9a-z]{8,40}$")
 
     @classmethod
-    def _forms(cls) -> tuple[str, ...]:
+    def _field_names(cls) -> tuple[str, ...]:
         return ("path", "dataset")
 
 
-class Data(Frozen):
+class Data(FrozenModel):
     train: DataRef
     """Rows that are ranked and trained on."""
     validation: DataRef | None = None

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from pocl.spec.curriculum import ByConvergence, Curriculum
 from pocl.spec.data import Data
-from pocl.spec.frozen import Frozen
+from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import SFT, ForwardKL, Method
 from pocl.spec.models import ModelRef, StudentRef
 from pocl.spec.training import Checkpoints, Evaluation, Resources, Training
@@ -14,7 +14,7 @@ from pocl.spec.training import Checkpoints, Evaluation, Resources, Training
 PresetName = Literal["paper", "pocl_official", "quick"]
 
 
-class DistillationSpec(Frozen):
+class DistillationSpec(FrozenModel):
     """One distillation job."""
 
     preset: PresetName = "paper"

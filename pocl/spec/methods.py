@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pocl.spec.frozen import Frozen
+from pocl.spec.frozen import FrozenModel
 
 
 class KDMethod(StrEnum):
@@ -20,12 +20,12 @@ class KDMethod(StrEnum):
     ALPHA_BETA = "alpha_beta"
 
 
-class _Method(Frozen):
+class _Method(FrozenModel):
     scale_by_tau_squared: bool = True
     """Multiply the divergence by temperature squared, which keeps its gradient of one size (Hinton et al. 2015)."""
 
 
-class SFT(Frozen):
+class SFT(FrozenModel):
     """Cross-entropy on the reference responses; the teacher is not run."""
 
     name: Literal[KDMethod.SFT] = KDMethod.SFT

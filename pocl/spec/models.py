@@ -4,10 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pocl.spec.frozen import Frozen, OneForm
+from pocl.spec.frozen import ExactlyOneOf, FrozenModel
 
 
-class HubModel(Frozen):
+class HubModel(FrozenModel):
     """A model on the Hugging Face Hub. Only safetensors are loaded, and never remote code."""
 
     repo: str = Field(pattern=r"^[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}$")
@@ -16,7 +16,7 @@ class HubModel(Frozen):
     """Branch, tag or commit. The run records the commit that it resolved to."""
 
 
-class LayersOfTeacher(Frozen):
+class LayersOfTeacher(FrozenModel):
     """A student cut out of the teacher: its embeddings, final norm and head, and some of its layers."""
 
     layers: tuple[Annotated[int, Field(ge=0, le=1023)], ...] = Field(min_length=1, max_length=1024)
@@ -29,7 +29,7 @@ class LayersOfTeacher(Frozen):
         return self
 
 
-class RandomModel(Frozen):
+class RandomModel(FrozenModel):
     """A freshly initialised model with a byte-level tokenizer: nothing to download."""
 
     family: Literal["gpt2", "opt", "llama", "qwen2"] = "llama"
@@ -46,7 +46,7 @@ class RandomModel(Frozen):
         return self
 
 
-class ModelRef(OneForm):
+class ModelRef(ExactlyOneOf):
     """Where a model comes from: one of the forms below."""
 
     path: str | None = Field(default=None, min_length=1, max_length=1024)
@@ -57,7 +57,7 @@ class ModelRef(OneForm):
     """The id of a checkpoint that an earlier job of the service made."""
 
     @classmethod
-    def _forms(cls) -> tuple[str, ...]:
+    def _field_names(cls) -> tuple[str, ...]:
         return ("path", "hub", "random", "checkpoint")
 
 
@@ -67,5 +67,5 @@ class StudentRef(ModelRef):
     from_teacher: LayersOfTeacher | None = None
 
     @classmethod
-    def _forms(cls) -> tuple[str, ...]:
-        return (*ModelRef._forms(), "from_teacher")
+    def _field_names(cls) -> tuple[str, ...]:
+        return (*ModelRef._field_names(), "from_teacher")

@@ -50,11 +50,11 @@ def resolve(raw: Mapping[str, Any]) -> DistillationSpec:
     try:
         spec = DistillationSpec.model_validate(layered)
     except ValidationError as error:
-        raise SpecInvalid(problems_of(error)) from None
+        raise SpecInvalid(field_errors(error)) from None
     return _name_control_values(spec)
 
 
-def problems_of(error: ValidationError) -> list[FieldError]:
+def field_errors(error: ValidationError) -> list[FieldError]:
     """Pydantic's findings as problems: pointers into what the caller wrote, and never the value itself."""
     return [
         FieldError(pointer=_pointer(found["loc"]), code=found["type"], detail=_sentence(found))

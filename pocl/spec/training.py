@@ -4,10 +4,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pocl.spec.frozen import Frozen
+from pocl.spec.frozen import FrozenModel
 
 
-class Training(Frozen):
+class Training(FrozenModel):
     batch_size: int = Field(default=64, ge=1, le=65536)
     """Samples per optimiser step, over all micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=65536)
@@ -34,7 +34,7 @@ class Training(Frozen):
         return self
 
 
-class Sampling(Frozen):
+class Sampling(FrozenModel):
     """Answers drawn at random, once with each seed; their scores are reported as mean and standard deviation."""
 
     temperature: float = Field(default=1.0, gt=0, le=100)
@@ -52,7 +52,7 @@ class Sampling(Frozen):
         return self
 
 
-class Evaluation(Frozen):
+class Evaluation(FrozenModel):
     """Answers to the validation rows: before training, after each stage, and of the teacher."""
 
     max_rows: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -67,14 +67,14 @@ class Evaluation(Frozen):
     """The score of the greedy answers by which a stage's weights are chosen for `best/`."""
 
 
-class Checkpoints(Frozen):
+class Checkpoints(FrozenModel):
     every_steps: int = Field(default=200, ge=1, le=1_000_000)
     """Optimiser steps between saves of the full training state; each stage end is saved as well."""
     keep: int = Field(default=2, ge=1, le=100)
     """Full training states kept; the weights of stage ends are kept beside them."""
 
 
-class Resources(Frozen):
+class Resources(FrozenModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads; chosen and recorded by the engine where null."""

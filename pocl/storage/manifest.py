@@ -65,7 +65,7 @@ def new_directory(target: Path) -> Iterator[Path]:
     scratch = target.with_name(f"{SCRATCH_PREFIX}{target.name}-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with full_disk_typed():
+        with translating_disk_full():
             scratch.mkdir(parents=True)
             yield scratch
             if not (scratch / MANIFEST).exists():
@@ -143,7 +143,7 @@ def replace_file(path: Path, text: str) -> None:
     """
     scratch = path.with_name(f"{SCRATCH_PREFIX}{path.name}-{os.getpid()}")
     try:
-        with full_disk_typed():
+        with translating_disk_full():
             scratch.write_text(text, encoding="utf-8")
             flush_file(scratch)
             scratch.replace(path)
@@ -204,7 +204,7 @@ def _reads_whole(path: Path, file: ManifestFile) -> bool:
 
 
 @contextmanager
-def full_disk_typed() -> Iterator[None]:
+def translating_disk_full() -> Iterator[None]:
     """Raise DiskFull where the block fails for want of space, whichever library wrote."""
     try:
         yield

@@ -15,7 +15,7 @@ from pocl.errors import DiskFull, WorkdirInUse, WorkdirMismatch, is_disk_full
 from pocl.events import Event, RunEnded, Sink, to_line
 from pocl.layout import LOCK_FILE, SPEC_FILE
 from pocl.spec import DistillationSpec
-from pocl.storage.manifest import full_disk_typed, replace_file, sweep, write_all
+from pocl.storage.manifest import replace_file, sweep, translating_disk_full, write_all
 
 _RESERVE_FILE = ".reserve"
 _RESERVE_BYTES = 64 << 10
@@ -29,7 +29,7 @@ def locked(workdir: Path) -> Iterator[None]:
         WorkdirInUse: when another process holds it.
         DiskFull: when there is no space for the directory.
     """
-    with full_disk_typed():
+    with translating_disk_full():
         workdir.mkdir(parents=True, exist_ok=True)
         handle = os.open(workdir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -76,7 +76,7 @@ class EventLog:
     def __init__(self, path: Path, onward: Sink) -> None:
         self._onward = onward
         self._reserve = path.with_name(_RESERVE_FILE)
-        with full_disk_typed():
+        with translating_disk_full():
             _cut_torn_line(path)
             # Unbuffered: what could not be written must not be tried again with the next line.
             self._out = path.open("ab", buffering=0)
@@ -103,7 +103,7 @@ class EventLog:
     def _append(self, line: bytes) -> None:
         whole = os.fstat(self._out.fileno()).st_size
         try:
-            with full_disk_typed():
+            with translating_disk_full():
                 write_all(self._out, line)
         except DiskFull:
             self._out.truncate(whole)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.data.batches import Batch, Encoded, collate
+from pocl.data.batches import Batch, EncodedSample, collate
 from pocl.errors import CheckpointCorrupt, DiskFull, RunStopped
 from pocl.events import Progressed, Sink, Warned
 from pocl.models.heads import output_head, without_layers
@@ -64,7 +64,7 @@ def teacher_key(digest: str, live: LiveTeacher) -> str:
 def open_teacher(
     live: LiveTeacher,
     digest: str,
-    rows: Sequence[Encoded],
+    rows: Sequence[EncodedSample],
     *,
     store: SharedCache,
     sink: Sink,
@@ -105,7 +105,7 @@ class CachedTeacher:
         Raises:
             KeyError: for a row that the cache was not opened with.
         """
-        states = torch.cat([self._states[row.content] for row in batch.rows])
+        states = torch.cat([self._states[row.content_digest] for row in batch.samples])
         return states.to(batch.labels.device, non_blocking=True)
 
     @property
@@ -116,29 +116,29 @@ class CachedTeacher:
 @dataclass(frozen=True)
 class _Shard:
     name: str
-    batches: tuple[tuple[Encoded, ...], ...]
+    batches: tuple[tuple[EncodedSample, ...], ...]
     length: tuple[int, ...]
     """Padded length of each batch."""
 
     @property
-    def rows(self) -> Iterator[Encoded]:
+    def rows(self) -> Iterator[EncodedSample]:
         return (row for batch in self.batches for row in batch)
 
 
-def shards_of(rows: Sequence[Encoded], positions: int | None) -> tuple[_Shard, ...]:
+def shards_of(rows: Sequence[EncodedSample], positions: int | None) -> tuple[_Shard, ...]:
     """How rows are laid out: a function of their contents alone.
 
     `positions` is the most that the teacher can take; None for no limit.
     """
 
-    def padded(row: Encoded) -> int:
+    def padded(row: EncodedSample) -> int:
         multiple = -(-len(row.input_ids) // PAD_MULTIPLE) * PAD_MULTIPLE
         return multiple if positions is None else max(len(row.input_ids), min(multiple, positions))
 
-    distinct = {row.content: row for row in rows}
+    distinct = {row.content_digest: row for row in rows}
     shards: list[_Shard] = []
-    batches: list[tuple[Encoded, ...]] = []
-    batch: list[Encoded] = []
+    batches: list[tuple[EncodedSample, ...]] = []
+    batch: list[EncodedSample] = []
     tokens = 0
 
     def end_batch() -> None:
@@ -153,14 +153,14 @@ def shards_of(rows: Sequence[Encoded], positions: int | None) -> tuple[_Shard, .
             shards.append(_Shard(f"shard-{len(shards):05d}", tuple(batches), lengths))
             batches.clear()
 
-    for row in sorted(distinct.values(), key=lambda row: (padded(row), row.content)):
+    for row in sorted(distinct.values(), key=lambda row: (padded(row), row.content_digest)):
         if batch and (padded(batch[0]) != padded(row) or (len(batch) + 1) * padded(row) > BATCH_TOKENS):
             end_batch()
             if tokens >= SHARD_TOKENS:
                 end_shard()
                 tokens = 0
         batch.append(row)
-        tokens += row.predicted
+        tokens += row.predicted_tokens
     end_shard()
     return tuple(shards)
 
@@ -172,14 +172,14 @@ class _Filling:
         self,
         live: LiveTeacher,
         teacher: str,
-        rows: Sequence[Encoded],
+        rows: Sequence[EncodedSample],
         store: SharedCache,
         sink: Sink,
         should_stop: Callable[[], bool],
     ) -> None:
         self._live = live
         self._shards = shards_of(rows, getattr(live.model.config, "max_position_embeddings", None))
-        contents = "".join(sorted({row.content for row in rows}))
+        contents = "".join(sorted({row.content_digest for row in rows}))
         self.key = hashlib.sha256(f"{teacher} {contents}".encode()).hexdigest()
         self._store = store
         self._sink = sink
@@ -224,7 +224,7 @@ class _Filling:
     def _bytes(self, shards: Sequence[_Shard]) -> int:
         width = output_head(self._live.model).get_parameter("weight").shape[1]
         size = 4 if self._live.precision.name == "fp32" else 2
-        return sum(row.predicted * width * size for shard in shards for row in shard.rows)
+        return sum(row.predicted_tokens * width * size for shard in shards for row in shard.rows)
 
     def _fill(self, entry: Path, missing: Sequence[_Shard]) -> None:
         done = self._total - sum(1 for shard in missing for _ in shard.rows)
@@ -246,7 +246,7 @@ class _Filling:
         with new_directory(target) as scratch:
             save_file({"hidden": torch.cat(states)}, scratch / _STATES)
 
-    def _hidden(self, rows: Sequence[Encoded], length: int) -> Tensor:
+    def _hidden(self, rows: Sequence[EncodedSample], length: int) -> Tensor:
         device = self._live.model.device
         try:
             return self._live.hidden(collate(rows, device=device, length=length)).cpu()
@@ -264,7 +264,7 @@ class _Filling:
         step = max(1, len(found) // SPOT_CHECKED_ROWS)
         for shard in found[::step][:SPOT_CHECKED_ROWS]:
             row, length = shard.batches[0][0], shard.length[0]
-            kept = _read(entry, shard)[row.content]
+            kept = _read(entry, shard)[row.content_digest]
             lively = self._hidden([row], length)
             if kept.shape != lively.shape or kept.dtype != lively.dtype:
                 return False
@@ -283,8 +283,8 @@ def _read(entry: Path, shard: _Shard) -> dict[str, Tensor]:
     """The states of each row, as views into the mapped file."""
     whole = load_file(entry / shard.name / _STATES)["hidden"]
     rows = list(shard.rows)
-    pieces = torch.split(whole, [row.predicted for row in rows])
-    return {row.content: piece for row, piece in zip(rows, pieces, strict=True)}
+    pieces = torch.split(whole, [row.predicted_tokens for row in rows])
+    return {row.content_digest: piece for row, piece in zip(rows, pieces, strict=True)}
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class LiveTeacher:
         """Input of the output head at the positions that predict a response token, `[T, width]`."""
         if batch.lengths is not None:
             # Packed for a student that can take it; whether the teacher can was never asked.
-            batch = collate(batch.rows, device=batch.labels.device)
+            batch = collate(batch.samples, device=batch.labels.device)
         with self.precision.autocast():
             return head_inputs(self.model, batch.input_ids, batch.attention_mask, batch.predicts)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.data.batches import Encoded, collate, pack
+from pocl.data.batches import EncodedSample, collate, pack
 from pocl.data.micro_batches import micro_batches
 from pocl.errors import OutOfMemory
 from pocl.losses.objective import normaliser
@@ -52,7 +52,7 @@ class GradientAccumulator:
     """Told the new `micro_batch_size`."""
     ranks: Ranks = field(default_factory=SingleProcess)
 
-    def step(self, rows: Sequence[Encoded], *, temperature: float, kd_weight: float) -> StepMeans:
+    def step(self, rows: Sequence[EncodedSample], *, temperature: float, kd_weight: float) -> StepMeans:
         """Accumulate over `rows`, which are the same on all ranks.
 
         Out of memory on any rank halves the micro-batch on all, and the step starts again.
@@ -61,7 +61,7 @@ class GradientAccumulator:
             OutOfMemory: single rows do not fit.
         """
         mine = self.ranks.share(rows)
-        tokens = sum(row.predicted for row in rows)
+        tokens = sum(row.predicted_tokens for row in rows)
         while True:
             generators = _generators(self.model.device)
             parts = self._parts(mine, temperature, kd_weight, normaliser(tokens))
@@ -77,10 +77,12 @@ class GradientAccumulator:
             self.micro_batch_size = max(map(len, self._micro_batches(rows))) // 2 or 1
             self.on_halved(self.micro_batch_size)
 
-    def _micro_batches(self, rows: Sequence[Encoded]) -> list[list[Encoded]]:
-        return micro_batches(rows, max_rows=self.micro_batch_size, max_tokens=MICRO_BATCH_TOKENS, packed=self.packed)
+    def _micro_batches(self, rows: Sequence[EncodedSample]) -> list[list[EncodedSample]]:
+        return micro_batches(rows, max_samples=self.micro_batch_size, max_tokens=MICRO_BATCH_TOKENS, packed=self.packed)
 
-    def _parts(self, rows: Sequence[Encoded], temperature: float, kd_weight: float, share: float) -> Tensor | None:
+    def _parts(
+        self, rows: Sequence[EncodedSample], temperature: float, kd_weight: float, share: float
+    ) -> Tensor | None:
         """This rank's parts of the means of loss, cross-entropy and divergence, `[3]` float64; None without memory.
 
         Args:

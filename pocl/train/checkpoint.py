@@ -78,7 +78,7 @@ class TrainState(BaseModel):
 
 
 @dataclass(frozen=True)
-class Restored:
+class ResumePoint:
     directory: Path
     state: TrainState
 
@@ -111,7 +111,7 @@ def save(
     return target
 
 
-def newest(root: Path) -> tuple[Restored | None, list[str]]:
+def newest(root: Path) -> tuple[ResumePoint | None, list[str]]:
     """The newest whole training state below `root`, and one sentence for each damaged one that was passed over.
 
     Raises:
@@ -127,7 +127,7 @@ def newest(root: Path) -> tuple[Restored | None, list[str]]:
         except CheckpointCorrupt as error:
             passed.append(f"{directory.name} was passed over: {error}")
             continue
-        return Restored(directory, _state_in(directory)), passed
+        return ResumePoint(directory, _state_in(directory)), passed
     return None, passed
 
 

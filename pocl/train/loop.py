@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 from pocl.errors import LossDiverged, RunStopped
 from pocl.evaluation.evaluate import Scores
 from pocl.events import (
@@ -60,7 +60,7 @@ class Trainer:
 
     spec: DistillationSpec
     table: tuple[StagePlan, ...]
-    rows: Sequence[Encoded]
+    rows: Sequence[EncodedSample]
     """Training samples from easy to hard."""
     student: Student
     comparison: DistillationLoss
@@ -154,7 +154,7 @@ class Trainer:
             self.state.epoch_scores, patience=advance.patience, min_delta=advance.min_delta
         )
 
-    def _batches_left_in_epoch(self, stage: StagePlan) -> list[Sequence[Encoded]]:
+    def _batches_left_in_epoch(self, stage: StagePlan) -> list[Sequence[EncodedSample]]:
         state, seed = self.state, self.spec.seed
         order = self.rows
         if isinstance(self.spec.curriculum.control, ShuffledStages):
@@ -166,7 +166,7 @@ class Trainer:
         budget = stage.steps - state.stage_step
         return of_epoch[state.batch : state.batch + budget]
 
-    def step(self, stage: StagePlan, rows: Sequence[Encoded]) -> None:
+    def step(self, stage: StagePlan, rows: Sequence[EncodedSample]) -> None:
         """One optimiser step over `rows`, on the schedule of `stage`.
 
         Raises:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 
 _BUCKET_ELEMENTS = 1 << 23
 
@@ -30,7 +30,7 @@ class Ranks(Protocol):
     @property
     def world_size(self) -> int: ...
 
-    def share(self, rows: Sequence[Encoded]) -> list[Encoded]:
+    def share(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
         """Of the rows of an optimiser step, equal on all ranks, those of this rank; there may be none."""
         ...
 
@@ -54,7 +54,7 @@ class SingleProcess:
     rank: int = 0
     world_size: int = 1
 
-    def share(self, rows: Sequence[Encoded]) -> list[Encoded]:
+    def share(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
         return list(rows)
 
     def sum_(self, tensor: Tensor) -> None:
@@ -76,7 +76,7 @@ class ProcessGroup:
     device: torch.device
     """Where the tensors of this rank are."""
 
-    def share(self, rows: Sequence[Encoded]) -> list[Encoded]:
+    def share(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
         return deal(rows, self.world_size)[self.rank]
 
     def sum_(self, tensor: Tensor) -> None:
@@ -135,11 +135,11 @@ def process_group(
         dist.destroy_process_group()
 
 
-def deal(rows: Sequence[Encoded], ranks: int) -> list[list[Encoded]]:
+def deal(rows: Sequence[EncodedSample], ranks: int) -> list[list[EncodedSample]]:
     """The rows of each rank: from long to short, dealt to and fro, so that no two ranks differ by more tokens
     than the longest row has. The order of `rows` has no influence.
     """
-    hands: list[list[Encoded]] = [[] for _ in range(ranks)]
+    hands: list[list[EncodedSample]] = [[] for _ in range(ranks)]
     order = sorted(rows, key=lambda row: (len(row.input_ids), row.digest, row.input_ids), reverse=True)
     for at, row in enumerate(order):
         turn, place = divmod(at, ranks)

@@ -13,7 +13,7 @@ from bench.generate import countdown_prompts, counting_down, ours, theirs
 from bench.rouge import ours as our_scores
 from bench.rouge import pairs
 from bench.rouge import theirs as their_scores
-from bench.sizes import SIZES, built, in_mode, llama
+from bench.sizes import SIZES, build_model, llama, set_mode
 from pocl.models.precision import Precision, choose_device
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def bench(*arguments: str) -> str:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_answers_are_the_same_and_as_long_as_asked_for(batch_size: int) -> None:
     size, precision = SIZES["tiny"], Precision("fp32", choose_device("cpu"))
-    model = in_mode(built(llama(size.student, size.vocabulary)), train=False)
+    model = set_mode(build_model(llama(size.student, size.vocabulary)), train=False)
     prompts, tokens = countdown_prompts(4, size.vocabulary)
     with counting_down(model):
         answers = ours(model, prompts, batch_size, precision)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench.counting import counted
-from bench.flops import PAPER, Geometry, extended, of_ours, of_published
-from bench.lengths import MAX_LENGTH, histogram, quantiles, random_rows
+from bench.counting import count_flops
+from bench.flops import PAPER, Geometry, count_ours, count_published, extrapolate
+from bench.lengths import MAX_LENGTH, dolly_lengths, random_samples, representative_lengths
 
 GATE = 10
 ROWS = 16
@@ -21,24 +21,26 @@ def test_products_are_counted_in_every_form() -> None:
     a, b, c = torch.randn(3, 5), torch.randn(5, 7), torch.randn(3, 7)
     one = 2 * 3 * 5 * 7
     out = torch.empty(3, 7)
-    assert counted(lambda: a @ b) == one
-    assert counted(lambda: torch.mm(a, b, out=out)) == one
-    assert counted(lambda: torch.addmm(c, a, b)) == one
-    assert counted(lambda: c.addmm_(a, b)) == one
-    assert counted(lambda: torch.bmm(a.expand(2, 3, 5), b.expand(2, 5, 7))) == 2 * one
-    assert counted(lambda: a * 2) == 0
+    assert count_flops(lambda: a @ b) == one
+    assert count_flops(lambda: torch.mm(a, b, out=out)) == one
+    assert count_flops(lambda: torch.addmm(c, a, b)) == one
+    assert count_flops(lambda: c.addmm_(a, b)) == one
+    assert count_flops(lambda: torch.bmm(a.expand(2, 3, 5), b.expand(2, 5, 7))) == 2 * one
+    assert count_flops(lambda: a * 2) == 0
 
 
 def test_gradients_and_attention_are_counted() -> None:
     rows, weight = torch.randn(3, 5), torch.randn(7, 5, requires_grad=True)
-    assert counted(lambda: torch.autograd.backward(F.linear(rows, weight).sum())) == 2 * (2 * 3 * 5 * 7)
+    assert count_flops(lambda: torch.autograd.backward(F.linear(rows, weight).sum())) == 2 * (2 * 3 * 5 * 7)
     query = torch.randn(1, 2, 6, 4)
-    assert counted(lambda: F.scaled_dot_product_attention(query, query, query)) == 2 * (2 * 2 * 6 * 6 * 4)
+    assert count_flops(lambda: F.scaled_dot_product_attention(query, query, query)) == 2 * (2 * 2 * 6 * 6 * 4)
 
 
-@pytest.mark.parametrize("count", [of_published, partial(of_ours, quantiles(3))], ids=["published", "ours"])
+@pytest.mark.parametrize(
+    "count", [count_published, partial(count_ours, representative_lengths(3))], ids=["published", "ours"]
+)
 def test_extending_a_count_is_exact(count: Callable[[Geometry], float]) -> None:
-    assert extended(count, SMALL, small=100) == pytest.approx(count(SMALL), rel=1e-12)
+    assert extrapolate(count, SMALL, small=100) == pytest.approx(count(SMALL), rel=1e-12)
 
 
 def test_the_published_recipe_costs_what_its_formula_says() -> None:
@@ -46,19 +48,22 @@ def test_the_published_recipe_costs_what_its_formula_says() -> None:
     student, teacher = 12 * SMALL.student_layers * 32**2, 12 * SMALL.teacher_layers * 64**2
     attention = 4 * MAX_LENGTH**2 * (3.5 * SMALL.student_layers * 32 + SMALL.teacher_layers * 64)
     products = MAX_LENGTH * (6 * (student + 700 * 32) + 2 * (teacher + 700 * 64))
-    assert of_published(SMALL) == pytest.approx(products + attention, rel=0.02)
+    assert count_published(SMALL) == pytest.approx(products + attention, rel=0.02)
 
 
 def test_a_visit_costs_a_tenth_of_the_published_recipe() -> None:
-    assert extended(of_published, PAPER) / extended(partial(of_ours, quantiles(ROWS)), PAPER) >= GATE
+    assert (
+        extrapolate(count_published, PAPER) / extrapolate(partial(count_ours, representative_lengths(ROWS)), PAPER)
+        >= GATE
+    )
 
 
 def test_the_rows_of_a_benchmark_stand_for_dolly() -> None:
-    pairs = histogram()
+    pairs = dolly_lengths()
     assert len(pairs) == 500
     assert max(map(sum, pairs)) == MAX_LENGTH
     for rows in (8, 16, 64):
-        chosen = quantiles(rows)
+        chosen = representative_lengths(rows)
         assert sum(map(sum, chosen)) / rows == pytest.approx(sum(map(sum, pairs)) / 500, rel=0.05)
         assert sum(r for _, r in chosen) / rows == pytest.approx(sum(r for _, r in pairs) / 500, rel=0.1)
-    assert random_rows(quantiles(8), 100) == random_rows(quantiles(8), 100)
+    assert random_samples(representative_lengths(8), 100) == random_samples(representative_lengths(8), 100)

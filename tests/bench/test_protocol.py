@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.agreement import difference, refuse_above
-from bench.memory import Memory, peak_of
+from bench.agreement import difference, require_agreement
+from bench.memory import Memory, measure_peak
 from bench.plot import bars, draw
-from bench.protocol import OURS, Rival, Timing, Work, take_turns
+from bench.protocol import OURS, Rival, Timing, Work, time_interleaved
 from bench.report import Report, table, timing_rows, to_json
 
 
@@ -36,7 +36,7 @@ class Clock:
 def test_rivals_take_turns_and_the_warm_up_does_not_count() -> None:
     clock = Clock()
     rivals = [clock.rival("a", 100, 1, 2, 3), clock.rival("b", 200, 4, 5, 9)]
-    timings = take_turns(rivals, 3, clock)
+    timings = time_interleaved(rivals, 3, clock)
     assert clock.order == ["a", "b"] * 4
     assert timings["a"] == Timing("a", (1, 2, 3), 100)
     assert timings["b"].seconds == (4, 5, 9)
@@ -44,7 +44,7 @@ def test_rivals_take_turns_and_the_warm_up_does_not_count() -> None:
 
 def test_without_warm_up_the_first_round_counts() -> None:
     clock = Clock()
-    assert take_turns([clock.rival("a", 7)], 1, clock, warm_up=False)["a"] == Timing("a", (7,), None)
+    assert time_interleaved([clock.rival("a", 7)], 1, clock, warm_up=False)["a"] == Timing("a", (7,), None)
 
 
 def test_preparation_is_not_timed() -> None:
@@ -54,13 +54,13 @@ def test_preparation_is_not_timed() -> None:
         clock.now += 50
         return clock.rival("a", 1, 1).prepare()
 
-    assert take_turns([Rival("a", prepare)], 1, clock)["a"].seconds == (1,)
+    assert time_interleaved([Rival("a", prepare)], 1, clock)["a"].seconds == (1,)
 
 
 @pytest.mark.parametrize("rounds", [0, -1])
 def test_there_is_a_round(rounds: int) -> None:
     with pytest.raises(ValueError, match="rounds"):
-        take_turns([], rounds)
+        time_interleaved([], rounds)
 
 
 def test_median_minimum_and_quartiles() -> None:
@@ -86,7 +86,7 @@ def test_the_peak_is_what_the_work_takes_above_its_preparation() -> None:
         kept = bytearray(b"1") * size
         return lambda: len(kept) + len(bytearray(b"1") * size)
 
-    assert peak_of(Rival("a", prepare)).above == pytest.approx(size, rel=0.1)
+    assert measure_peak(Rival("a", prepare)).above == pytest.approx(size, rel=0.1)
 
 
 def test_a_table_is_aligned() -> None:
@@ -96,11 +96,11 @@ def test_a_table_is_aligned() -> None:
 
 def test_another_result_is_refused() -> None:
     assert difference(1.0, 1.0 + 1e-9) < 1e-8
-    refuse_above(1e-5, {"loss": 1e-6})
-    refuse_above(None, {"loss": 1.0})
+    require_agreement(1e-5, {"loss": 1e-6})
+    require_agreement(None, {"loss": 1.0})
     for value in (1e-4, math.nan):
         with pytest.raises(SystemExit, match="loss"):
-            refuse_above(1e-5, {"loss": value})
+            require_agreement(1e-5, {"loss": value})
 
 
 def test_results_become_bars(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.rivals.published import PADDED_LENGTH, Padded, published_loss
 from bench.rivals.trl_distillation import distillation_loss
 from bench.rivals.trl_gkd import gkd_loss
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 from pocl.losses.objective import IGNORED
 
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL comes with the extra `bench`")
@@ -94,7 +94,7 @@ def test_trl_chunked_divergence_at_beta_0_is_the_forward_kl(temperature: float) 
 
 
 def test_padding_shifts_the_labels_once() -> None:
-    row = Encoded(digest="0", input_ids=(5, 6, 7, 8), prompt_length=2)
+    row = EncodedSample(digest="0", input_ids=(5, 6, 7, 8), prompt_length=2)
     padded = Padded.of([row])
     assert padded.input_ids.shape == (1, PADDED_LENGTH)
     assert padded.labels[0, :5].tolist() == [IGNORED, 7, 8, IGNORED, IGNORED]

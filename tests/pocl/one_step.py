@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pocl.data.batches import Batch, Encoded
+from pocl.data.batches import Batch, EncodedSample
 from pocl.models.precision import Precision
 from pocl.spec import ForwardKL
 from pocl.teacher.comparison import DistillationLoss
@@ -28,11 +28,11 @@ PRECISION = Precision("fp32", CPU)
 MEANS = "means"
 
 
-def rows_of(*lengths: int, silent: Iterable[int] = ()) -> list[Encoded]:
+def rows_of(*lengths: int, silent: Iterable[int] = ()) -> list[EncodedSample]:
     """Rows of these lengths; those at the places `silent` have no response token."""
     generator = torch.Generator().manual_seed(4)
     return [
-        Encoded(
+        EncodedSample(
             f"{at:03}",
             tuple(torch.randint(VOCABULARY, (length,), generator=generator).tolist()),
             length if at in silent else length // 2,
@@ -41,7 +41,7 @@ def rows_of(*lengths: int, silent: Iterable[int] = ()) -> list[Encoded]:
     ]
 
 
-ROWS: dict[str, list[Encoded]] = {
+ROWS: dict[str, list[EncodedSample]] = {
     "sixteen": rows_of(4, 30, 7, 7, 22, 3, 12, 7, 9, 15, 2, 30, 5, 18, 6, 11, silent=(3, 8)),
     # The second of two ranks has none, or only one without a response token.
     "one": rows_of(9),
@@ -60,7 +60,7 @@ class Forgetful(LiveTeacher):
         self.failures = 0
 
     def hidden(self, batch: Batch) -> Tensor:
-        if len(batch.rows) > self._rows:
+        if len(batch.samples) > self._rows:
             self.failures += 1
             raise torch.OutOfMemoryError
         return super().hidden(batch)
@@ -89,7 +89,7 @@ def accumulation_of(
     )
 
 
-def step_of(accumulation: GradientAccumulator, rows: list[Encoded]) -> tuple[StepMeans, dict[str, Tensor]]:
+def step_of(accumulation: GradientAccumulator, rows: list[EncodedSample]) -> tuple[StepMeans, dict[str, Tensor]]:
     """Means and gradients of a step over `rows`."""
     means = accumulation.step(rows, temperature=1.5, kd_weight=0.85)
     parameters = accumulation.model.named_parameters()
@@ -107,7 +107,7 @@ def as_rank(ranks: Ranks) -> dict[str, Tensor]:
     """What this rank ends with, by `case/parameter`."""
     found: dict[str, Tensor] = {}
 
-    def keep(case: str, accumulation: GradientAccumulator, rows: list[Encoded]) -> None:
+    def keep(case: str, accumulation: GradientAccumulator, rows: list[EncodedSample]) -> None:
         means, gradients = step_of(accumulation, rows)
         found[f"{case}/{MEANS}"] = as_tensor(means)
         found.update({f"{case}/{name}": gradient for name, gradient in gradients.items()})

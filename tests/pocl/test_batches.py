@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from pocl.data.batches import Batch, Encoded, Prompting, collate, encode
-from pocl.data.records import Message, Sample
+from pocl.data.batches import Batch, EncodedSample, Prompting, collate, encode
+from pocl.data.samples import Message, Sample
 from tests.pocl.byte_tokenizers import CHATML, byte_tokenizer
 
 PLAIN = byte_tokenizer()
@@ -31,11 +31,11 @@ def conversations(draw: st.DrawFn) -> Sample:
 
 
 @st.composite
-def encodings(draw: st.DrawFn) -> Encoded:
+def encodings(draw: st.DrawFn) -> EncodedSample:
     ids = draw(st.lists(st.integers(0, 9), min_size=2, max_size=9))
     prompt = draw(st.integers(1, len(ids) - 1))
     start, stop = sorted(draw(st.tuples(st.integers(0, prompt), st.integers(0, prompt))))
-    return Encoded("d", tuple(ids), prompt, ((start, stop),))
+    return EncodedSample("d", tuple(ids), prompt, ((start, stop),))
 
 
 def encoded(
@@ -45,7 +45,7 @@ def encoded(
     length: int = 10_000,
     prompt: int = 9_000,
     begins: bool = False,
-) -> Encoded:
+) -> EncodedSample:
     tokenizer = CHAT if prompting is Prompting.CHAT else BEGINS if begins else PLAIN
     return encode(sample, tokenizer, prompting, max_length=length, max_prompt_length=prompt, eos_token_id=END)
 
@@ -56,8 +56,8 @@ def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast = CHAT) -> str
     return found
 
 
-def labelled_text(row: Encoded) -> str:
-    return decode([token for token, response in zip(row.input_ids, row.labelled, strict=True) if response])
+def labelled_text(row: EncodedSample) -> str:
+    return decode([token for token, response in zip(row.input_ids, row.label_mask, strict=True) if response])
 
 
 def say(instruction: str, output: str) -> Sample:
@@ -134,7 +134,7 @@ def test_truncation_cuts_the_prompt_left_and_the_response_right(
 @given(conversations(), st.integers(1, 60))
 def test_truncation_moves_the_labels_with_their_tokens(sample: Sample, prompt: int) -> None:
     whole, cut = encoded(sample), encoded(sample, prompt=prompt)
-    assert cut.labelled == whole.labelled[-len(cut.input_ids) :]
+    assert cut.label_mask == whole.label_mask[-len(cut.input_ids) :]
 
 
 def test_a_cut_response_has_no_end_token_and_a_whole_one_has() -> None:
@@ -168,13 +168,13 @@ def test_lengths_that_leave_no_room_are_refused(length: int, prompt: int) -> Non
         encoded(TALK, length=length, prompt=prompt)
 
 
-def naive_labels(rows: list[Encoded]) -> list[tuple[int, int, int, bool]]:
+def naive_labels(rows: list[EncodedSample]) -> list[tuple[int, int, int, bool]]:
     """(row, position, next token, of the last turn?) for each position whose next token is labelled."""
     return [
-        (at, position, row.input_ids[position + 1], row.last_turn_mask[position + 1])
+        (at, position, row.input_ids[position + 1], position + 1 >= row.prompt_length)
         for at, row in enumerate(rows)
         for position in range(len(row.input_ids) - 1)
-        if row.labelled[position + 1]
+        if row.label_mask[position + 1]
     ]
 
 
@@ -187,7 +187,7 @@ def found_labels(batch: Batch) -> list[tuple[int, int, int, bool]]:
 
 
 @given(st.lists(encodings(), min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 3))
-def test_labels_are_the_next_tokens_shifted_once(rows: list[Encoded], pad: int, extra: int) -> None:
+def test_labels_are_the_next_tokens_shifted_once(rows: list[EncodedSample], pad: int, extra: int) -> None:
     length = max(len(row.input_ids) for row in rows) + extra
     batch = collate(rows, pad, length=length)
     assert found_labels(batch) == naive_labels(rows)
@@ -195,7 +195,7 @@ def test_labels_are_the_next_tokens_shifted_once(rows: list[Encoded], pad: int, 
 
 
 @given(st.lists(encodings(), min_size=1, max_size=4), st.integers(0, 9))
-def test_padding_is_on_the_right_and_known_by_length(rows: list[Encoded], pad: int) -> None:
+def test_padding_is_on_the_right_and_known_by_length(rows: list[EncodedSample], pad: int) -> None:
     batch = collate(rows, pad)
     lengths = [len(row.input_ids) for row in rows]
     assert batch.attention_mask.sum(dim=1).tolist() == lengths
@@ -231,5 +231,5 @@ def test_a_row_without_room_for_its_length_is_refused() -> None:
     row = encoded(TALK)
     with pytest.raises(ValueError, match="more than"):
         collate([row], length=len(row.input_ids) - 1)
-    with pytest.raises(ValueError, match="needs a row"):
+    with pytest.raises(ValueError, match="needs a sample"):
         collate([])

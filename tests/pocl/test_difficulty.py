@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocl.curriculum.difficulty import KIND, RankingInputs, load_or_rank, rank
+from pocl.curriculum.difficulty import KIND, RankingCacheKey, load_or_rank, rank
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
 from pocl.storage.shared_cache import SharedCache
@@ -22,7 +22,7 @@ measured_lists = st.lists(
         for i, (rouge, ce) in enumerate(pairs)
     ]
 )
-INPUTS = RankingInputs(
+INPUTS = RankingCacheKey(
     student="s", data="d", template="chat", end_ids=(2,), rrf_k=60, max_new_tokens=8, batch_size=16,
     precision="fp32", machine="cpu",
 )  # fmt: skip

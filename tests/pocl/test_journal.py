@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
-from pocl.curriculum.measure import in_batches
+from pocl.curriculum.measure import measure_batches
 
 BATCHES = [[4, 1], [0, 5], [2, 3], [6]]
 KEY = "k"
@@ -31,7 +31,7 @@ def measured(path: Path, key: str = KEY) -> tuple[list[DifficultyMeasurement], l
         return [sample(row) for row in rows]
 
     with Journal(path, key) as journal:
-        return in_batches(BATCHES, of_batch, journal), made
+        return measure_batches(BATCHES, of_batch, journal), made
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_progress_counts_samples_found_and_made(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     with Journal(tmp_path / "partial", KEY) as journal:
         journal.append([sample(4), sample(1)])
-        in_batches(
+        measure_batches(
             BATCHES, lambda rows: [sample(row) for row in rows], journal, lambda done, total: seen.append((done, total))
         )
     assert seen == [(2, 7), (4, 7), (6, 7), (7, 7)]

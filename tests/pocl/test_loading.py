@@ -24,7 +24,7 @@ from pocl.errors import (
 )
 from pocl.inspect import random_facts
 from pocl.models.hub import HuggingFaceHub
-from pocl.models.loading import Loaded, load_student, load_teacher, load_weights, save_model, shared_vocabulary
+from pocl.models.loading import LoadedModel, load_student, load_teacher, load_weights, save_model, shared_vocabulary
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.spec import ModelRef, RandomModel, StudentRef
 from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
@@ -35,11 +35,11 @@ FAMILIES = ("gpt2", "opt", "llama", "qwen2")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def teacher_of(ref: ModelRef, dtype: torch.dtype = torch.float32) -> Loaded:
+def teacher_of(ref: ModelRef, dtype: torch.dtype = torch.float32) -> LoadedModel:
     return load_teacher(ref, device=CPU, dtype=dtype)
 
 
-def student_of(ref: StudentRef, teacher: Loaded | None = None, dropout: float | None = None) -> Loaded:
+def student_of(ref: StudentRef, teacher: LoadedModel | None = None, dropout: float | None = None) -> LoadedModel:
     return load_student(ref, teacher, device=CPU, dropout=dropout)
 
 
@@ -263,7 +263,7 @@ def test_byte_level_tokenizer_has_a_chat_template() -> None:
 
 def test_shared_vocabulary_is_the_smaller_head() -> None:
     teacher = teacher_of(ModelRef(random=tiny_ref()))
-    larger = Loaded(tiny("gpt2"), teacher.tokenizer, "", {})
+    larger = LoadedModel(tiny("gpt2"), teacher.tokenizer, "", {})
     assert shared_vocabulary(teacher, teacher) == random_facts(tiny_ref()).vocabulary_size
     assert shared_vocabulary(teacher, larger) == VOCABULARY
 
@@ -272,12 +272,12 @@ def test_other_numbering_of_tokens_is_refused() -> None:
     teacher = teacher_of(ModelRef(random=tiny_ref()))
     other = byte_level_tokenizer(64)
     other.add_tokens(["A longer one"])
-    agreeing = Loaded(teacher.model, other, "", {})
+    agreeing = LoadedModel(teacher.model, other, "", {})
     assert shared_vocabulary(teacher, agreeing) == 259
     third = byte_level_tokenizer(64)
     third.add_tokens(["Another"])
     with pytest.raises(VocabularyMismatch, match="Another"):
-        shared_vocabulary(agreeing, Loaded(teacher.model, third, "", {}))
+        shared_vocabulary(agreeing, LoadedModel(teacher.model, third, "", {}))
 
 
 def test_digest_follows_the_weights_and_not_their_place(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoXConfig, MambaConfig, PreTrainedModel
 
-from pocl.data.batches import Encoded, collate, pack
+from pocl.data.batches import EncodedSample, collate, pack
 from pocl.data.micro_batches import micro_batches
 from pocl.losses.objective import normaliser
 from pocl.models.packed import can_pack
@@ -24,24 +24,26 @@ PACKED = ("gpt2", "opt", "llama", "qwen2", "opt-350m", "cohere", "granite", "mix
 FP32 = Precision("fp32", torch.device("cpu"))
 
 
-def rows(count: int = 16) -> list[Encoded]:
+def rows(count: int = 16) -> list[EncodedSample]:
     generator = torch.Generator().manual_seed(5)
     made = []
     for row in range(count):
         length = int(torch.randint(2, 40, (1,), generator=generator))
         ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
         # Every seventh has no response token at all.
-        made.append(Encoded(f"{row:064x}", tuple(ids), prompt_length=length if row % 7 == 6 else 1 + row % length))
+        made.append(
+            EncodedSample(f"{row:064x}", tuple(ids), prompt_length=length if row % 7 == 6 else 1 + row % length)
+        )
     return made
 
 
 def gradient(
-    name: str, of: Sequence[Encoded], *, max_rows: int, max_tokens: int = 10_000, packed: bool
+    name: str, of: Sequence[EncodedSample], *, max_samples: int, max_tokens: int = 10_000, packed: bool
 ) -> dict[str, Tensor]:
     """Of one optimiser step, as the training loop makes it."""
     student = tiny(name, seed=1)
     comparison = DistillationLoss(student, LiveTeacher(tiny(name), FP32), shared_vocabulary=VOCABULARY, precision=FP32)
-    pieces = micro_batches(of, max_rows=max_rows, max_tokens=max_tokens, packed=packed)
+    pieces = micro_batches(of, max_samples=max_samples, max_tokens=max_tokens, packed=packed)
     batches = [(pack if packed else collate)(piece) for piece in pieces]
     scale = normaliser(sum(batch.tokens for batch in batches))
     for batch in batches:
@@ -53,14 +55,14 @@ def gradient(
 @pytest.mark.parametrize("name", PACKED)
 def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(name: str) -> None:
     of = rows()
-    expected = gradient(name, of, max_rows=1, packed=False)
+    expected = gradient(name, of, max_samples=1, packed=False)
     for cut in (
-        {"max_rows": 4, "packed": False},
-        {"max_rows": 16, "packed": False},
-        {"max_rows": 1, "packed": True},
-        {"max_rows": 4, "packed": True},
-        {"max_rows": 16, "packed": True},
-        {"max_rows": 16, "max_tokens": 70, "packed": True},
+        {"max_samples": 4, "packed": False},
+        {"max_samples": 16, "packed": False},
+        {"max_samples": 1, "packed": True},
+        {"max_samples": 4, "packed": True},
+        {"max_samples": 16, "packed": True},
+        {"max_samples": 16, "max_tokens": 70, "packed": True},
     ):
         found = gradient(name, of, **cut)  # type: ignore[arg-type]  # One dictionary holds both kinds.
         assert found.keys() == expected.keys()
@@ -122,23 +124,23 @@ def test_a_packed_batch_has_the_tokens_of_its_rows() -> None:
 @settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
-    max_rows=st.integers(1, 8),
+    max_samples=st.integers(1, 8),
     max_tokens=st.integers(1, 200),
     packed=st.booleans(),
     random=st.randoms(use_true_random=False),
 )
 def test_micro_batches_hold_every_row_within_the_bounds(
-    lengths: list[int], max_rows: int, max_tokens: int, packed: bool, random: object
+    lengths: list[int], max_samples: int, max_tokens: int, packed: bool, random: object
 ) -> None:
-    of = [Encoded(f"{i:064x}", tuple(range(length)), prompt_length=1) for i, length in enumerate(lengths)]
-    cut = micro_batches(of, max_rows=max_rows, max_tokens=max_tokens, packed=packed)
+    of = [EncodedSample(f"{i:064x}", tuple(range(length)), prompt_length=1) for i, length in enumerate(lengths)]
+    cut = micro_batches(of, max_samples=max_samples, max_tokens=max_tokens, packed=packed)
     assert sorted(row.digest for piece in cut for row in piece) == [row.digest for row in of]
     for piece in cut:
         sizes = [len(row.input_ids) for row in piece]
-        assert 1 <= len(piece) <= max_rows
+        assert 1 <= len(piece) <= max_samples
         assert len(piece) == 1 or (sum(sizes) if packed else len(piece) * max(sizes)) <= max_tokens
     random.shuffle(of)  # type: ignore[attr-defined] # hypothesis types its random as object.
-    assert micro_batches(of, max_rows=max_rows, max_tokens=max_tokens, packed=packed) == cut
+    assert micro_batches(of, max_samples=max_samples, max_tokens=max_tokens, packed=packed) == cut
 
 
 def test_a_live_teacher_does_not_attend_across_the_rows_of_a_packed_batch() -> None:

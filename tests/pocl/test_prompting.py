@@ -3,8 +3,8 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pocl.data.prompting import Prompting, Turn, end_of_response_id, turns_of
-from pocl.data.records import Message, Sample
+from pocl.data.prompting import Prompting, Turn, assistant_turns, end_of_response_id
+from pocl.data.samples import Message, Sample
 from pocl.errors import DatasetInvalid, ModelUnsupported, SpecInvalid
 from tests.pocl.byte_tokenizers import CHATML, byte_tokenizer
 
@@ -30,7 +30,7 @@ def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Message]) -> str
 
 
 def turns(sample: Sample, chat_template: str) -> list[Turn]:
-    return turns_of(sample, byte_tokenizer(chat_template), Prompting.CHAT, END)
+    return assistant_turns(sample, byte_tokenizer(chat_template), Prompting.CHAT, END)
 
 
 def test_auto_follows_whether_the_tokenizer_has_a_chat_template() -> None:
@@ -47,19 +47,19 @@ def test_chat_without_a_chat_template_is_refused_by_name() -> None:
 
 
 def test_the_alpaca_prompt_is_the_one_of_the_experiments() -> None:
-    assert turns_of(QUESTION, PLAIN, Prompting.ALPACA, END) == [
+    assert assistant_turns(QUESTION, PLAIN, Prompting.ALPACA, END) == [
         Turn(
             "Below is an instruction that describes a task. Write a response that appropriately completes the "
             "request.\n\n### Instruction:\nWhy?\n\n### Response:\n",
             "Because.",
-            ends=True,
+            has_end_token=True,
         )
     ]
 
 
 def test_the_alpaca_prompt_with_an_input_is_the_one_of_the_experiments() -> None:
     sample = Sample((Message("user", "Sum up."),), "A text.", ("Text.",))
-    assert turns_of(sample, PLAIN, Prompting.ALPACA, END)[0].prompt == (
+    assert assistant_turns(sample, PLAIN, Prompting.ALPACA, END)[0].prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request.\n\n### Instruction:\nSum up.\n\n"
         "### Input:\nA text.\n\n### Response:\n"
@@ -67,9 +67,9 @@ def test_the_alpaca_prompt_with_an_input_is_the_one_of_the_experiments() -> None
 
 
 def test_alpaca_repeats_its_headings_for_each_turn_and_a_system_message_leads() -> None:
-    first, last = turns_of(TALK, PLAIN, Prompting.ALPACA, END)
-    assert first == Turn("Be brief.\n\n### Instruction:\nWhy?\n\n### Response:\n", "Because.", ends=True)
-    assert last == Turn("\n\n### Instruction:\nReally?\n\n### Response:\n", "Yes.", ends=True)
+    first, last = assistant_turns(TALK, PLAIN, Prompting.ALPACA, END)
+    assert first == Turn("Be brief.\n\n### Instruction:\nWhy?\n\n### Response:\n", "Because.", has_end_token=True)
+    assert last == Turn("\n\n### Instruction:\nReally?\n\n### Response:\n", "Yes.", has_end_token=True)
 
 
 def test_chat_turns_in_a_row_are_the_rendered_conversation() -> None:
@@ -81,18 +81,18 @@ def test_chat_turns_in_a_row_are_the_rendered_conversation() -> None:
 def test_an_input_follows_its_instruction_in_a_chat() -> None:
     sample = Sample((Message("user", "Sum up."),), "A text.", ("Text.",))
     prompt = "<|im_start|>user\nSum up.\n\nA text.<|im_end|>\n<|im_start|>assistant\n"
-    assert turns(sample, CHATML) == [Turn(prompt, "Text.", ends=True)]
+    assert turns(sample, CHATML) == [Turn(prompt, "Text.", has_end_token=True)]
 
 
 def test_a_template_that_strips_text_keeps_its_turns() -> None:
     messages = (Message("user", "Why?"), Message("assistant", " Because. \n"), Message("user", "Really?"))
     first, _ = turns(Sample(messages, "", ("Yes.",)), CHATML.replace("message.content", "message.content | trim"))
-    assert (first.answer, first.ends) == ("Because.", True)
+    assert (first.answer, first.has_end_token) == ("Because.", True)
 
 
 def test_a_space_before_the_end_token_is_passed_over() -> None:
     first, last = turns(TALK, CHATML.replace("}}<|im_end|>", "}} <|im_end|>"))
-    assert first.ends
+    assert first.has_end_token
     assert last.prompt.startswith("\n<|im_start|>user")
 
 
@@ -102,8 +102,8 @@ def test_a_template_without_end_tokens_leaves_earlier_turns_open() -> None:
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     first, last = turns(TALK, plain)
-    assert first == Turn("system: Be brief.\nuser: Why?\nassistant: ", "Because.", ends=False)
-    assert last == Turn("\nuser: Really?\nassistant: ", "Yes.", ends=True)
+    assert first == Turn("system: Be brief.\nuser: Why?\nassistant: ", "Because.", has_end_token=False)
+    assert last == Turn("\nuser: Really?\nassistant: ", "Yes.", has_end_token=True)
 
 
 def test_turns_that_a_template_rewrites_later_become_prompt() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 from pocl.errors import OutOfMemory
 from pocl.train.ranks import SingleProcess, deal
 from tests.pocl.one_step import CASES, MEANS, ROWS, Forgetful, accumulation_of, as_tensor, rows_of, step_of
@@ -31,7 +31,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=f"{name}: {{}}".format)
 
 
-def whole(rows: list[Encoded], student: str = "qwen2") -> dict[str, Tensor]:
+def whole(rows: list[EncodedSample], student: str = "qwen2") -> dict[str, Tensor]:
     """One padded micro-batch in one process."""
     means, gradients = step_of(accumulation_of(packed=False, student=student), rows)
     return {MEANS: as_tensor(means), **gradients}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from pocl.data.batches import Encoded, collate
+from pocl.data.batches import EncodedSample, collate
 from pocl.errors import DiskFull, RunStopped
 from pocl.events import Event, Progressed, Warned
 from pocl.models.precision import Precision
@@ -33,13 +33,13 @@ PLENTY = 1 << 30
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def rows(count: int = 12, longest: int = 60) -> list[Encoded]:
+def rows(count: int = 12, longest: int = 60) -> list[EncodedSample]:
     generator = torch.Generator().manual_seed(2)
     made = []
     for row in range(count):
         length = int(torch.randint(4, longest, (1,), generator=generator))
         ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
-        made.append(Encoded(f"{row:064x}", tuple(ids), prompt_length=1 + row % (length - 1)))
+        made.append(EncodedSample(f"{row:064x}", tuple(ids), prompt_length=1 + row % (length - 1)))
     return made
 
 
@@ -64,7 +64,7 @@ class Teacher:
     def opened(
         self,
         root: Path,
-        of: list[Encoded],
+        of: list[EncodedSample],
         *,
         digest: str = "d",
         max_bytes: int = PLENTY,
@@ -116,7 +116,7 @@ def test_at_the_same_padding_it_is_live_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_rows_without_a_response_token_are_no_trouble(tmp_path: Path) -> None:
-    silent = Encoded("s" * 64, (5, 6, 7), prompt_length=3)
+    silent = EncodedSample("s" * 64, (5, 6, 7), prompt_length=3)
     with Teacher().opened(tmp_path, [silent, *rows(2)]) as cached:
         assert cached.hidden(collate([silent])).shape == (0, 32)
 
@@ -303,7 +303,9 @@ def test_batches_hold_rows_of_one_padded_length_within_their_budget() -> None:
         assert length % PAD_MULTIPLE == 0
         assert {-(-len(row.input_ids) // PAD_MULTIPLE) * PAD_MULTIPLE for row in batch} == {length}
         assert len(batch) == 1 or len(batch) * length <= BATCH_TOKENS
-    assert sorted(row.content for batch, _ in laid_out for row in batch) == sorted(row.content for row in of)
+    assert sorted(row.content_digest for batch, _ in laid_out for row in batch) == sorted(
+        row.content_digest for row in of
+    )
 
 
 def test_the_threads_of_the_process_are_part_of_the_key() -> None:

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from api.datasets.upload import spool_directory, sweep_abandoned
 from domain.artifacts import ArtifactStore
 from domain.settings import Settings
-from pocl.data.records import read_samples
+from pocl.data.samples import read_samples
 from pocl.storage.manifest import ManifestFile
 from tests.support.requests import JSONL, http_scope, jsonl, pointers, problem, upload
 

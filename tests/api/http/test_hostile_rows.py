@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from api.datasets.upload import spool_directory
 from domain.settings import Settings
-from pocl.data.records import MAX_LINE_BYTES, read_samples
+from pocl.data.samples import MAX_LINE_BYTES, read_samples
 from tests.support.requests import JSONL, pointers, problem, upload
 
 GOOD = b'{"instruction": "a", "output": "b"}'

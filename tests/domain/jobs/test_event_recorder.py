@@ -180,7 +180,7 @@ def test_an_evaluation_that_is_made_again_replaces_the_first(database: Database)
 
 def test_scores_of_drawn_answers_are_kept_beside_the_greedy_ones(database: Database) -> None:
     spread = engine.SeedStats(values=(1.0, 3.0), mean=2.0, sd=2**0.5)
-    sampled = engine.Sampled(temperature=1.0, top_p=0.9, seeds=(10, 20), rouge_l=spread, exact_match=spread)
+    sampled = engine.SampledScores(temperature=1.0, top_p=0.9, seeds=(10, 20), rouge_l=spread, exact_match=spread)
     claim = claim_job(database)
     apply(database, claim, evaluated(subject="final", sampled=sampled), evaluated())
     with database.transaction(write=False) as session:

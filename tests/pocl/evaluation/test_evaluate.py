@@ -7,17 +7,17 @@ from statistics import mean, stdev
 import pytest
 import torch
 
-from pocl.data.batches import Encoded
+from pocl.data.batches import EncodedSample
 from pocl.errors import RunStopped
 from pocl.evaluation.evaluate import (
     EncodedDataset,
     GenerationSettings,
     Scores,
-    answer,
-    answer_batches,
     evaluate,
+    generate_answers,
+    generation_batches,
     last_turn_cross_entropy,
-    length_batches,
+    scoring_batches,
     token_scores,
 )
 from pocl.evaluation.rouge import exact_match, rouge_l
@@ -30,15 +30,15 @@ from tests.pocl.tiny_models import EOS, VOCABULARY, tiny
 
 FP32 = Precision("fp32", torch.device("cpu"))
 TOKENIZER = byte_tokenizer()
-ANSWERING = GenerationSettings(max_new_tokens=6, batch_size=3, end_id=EOS)
+GENERATION = GenerationSettings(max_new_tokens=6, batch_size=3, end_id=EOS)
 
 
-def row(place: int) -> Encoded:
+def row(place: int) -> EncodedSample:
     generator = torch.Generator().manual_seed(place)
     length = 4 + place % 9
     ids = torch.randint(3, VOCABULARY, (length + 5,), generator=generator).tolist()
     # The second token answers an earlier turn.
-    return Encoded(f"{place:064x}", tuple(ids), length, ((1, 2),))
+    return EncodedSample(f"{place:064x}", tuple(ids), length, ((1, 2),))
 
 
 ENCODED = tuple(row(place) for place in range(7))
@@ -46,17 +46,17 @@ ROWS = EncodedDataset(ENCODED, tuple((f"answer {place}", "word") for place in ra
 
 
 def scored(**settings: object) -> Scores:
-    return evaluate(tiny("llama"), TOKENIZER, ROWS, answering=ANSWERING, precision=FP32, **settings)  # type: ignore[arg-type] # Each test names the settings it needs.
+    return evaluate(tiny("llama"), TOKENIZER, ROWS, generation=GENERATION, precision=FP32, **settings)  # type: ignore[arg-type] # Each test names the settings it needs.
 
 
-def alone(model_name: str, encoded: Encoded, seed: int = 0) -> torch.Tensor:
+def alone(model_name: str, encoded: EncodedSample, seed: int = 0) -> torch.Tensor:
     """Log-probabilities after each token of a row, `[L, V]` float64, without batch or padding."""
     ids = torch.tensor([encoded.input_ids])
     return torch.log_softmax(tiny(model_name, seed)(input_ids=ids).logits[0].double(), dim=-1)
 
 
-def response_places(encoded: Encoded) -> list[int]:
-    return [place for place, labelled in enumerate(encoded.labelled) if labelled]
+def response_places(encoded: EncodedSample) -> list[int]:
+    return [place for place, labelled in enumerate(encoded.label_mask) if labelled]
 
 
 def test_cross_entropy_and_divergence_are_means_over_response_tokens() -> None:
@@ -83,19 +83,19 @@ def test_the_last_turns_cross_entropy_leaves_out_earlier_turns() -> None:
 
 def test_batches_hold_few_logits_and_every_row() -> None:
     # Room for the logits of two rows of six response tokens.
-    batches = list(length_batches(ENCODED, 5, tiny("llama"), logits_at_once=12 * VOCABULARY))
+    batches = list(scoring_batches(ENCODED, 5, tiny("llama"), logits_at_once=12 * VOCABULARY))
     assert [batch.tokens for _, batch in batches] == [12, 12, 12, 6]
     assert sorted(index for indices, _ in batches for index in indices) == list(range(7))
-    single = length_batches(ENCODED, 5, tiny("llama"), logits_at_once=1)
+    single = scoring_batches(ENCODED, 5, tiny("llama"), logits_at_once=1)
     assert [len(indices) for indices, _ in single] == [1] * 7
 
 
 def test_batches_for_answers_do_not_depend_on_the_order_of_rows() -> None:
-    def contents(encoded: tuple[Encoded, ...]) -> list[list[str]]:
-        return [[encoded[index].digest for index in batch] for batch in answer_batches(encoded, 3)]
+    def contents(encoded: tuple[EncodedSample, ...]) -> list[list[str]]:
+        return [[encoded[index].digest for index in batch] for batch in generation_batches(encoded, 3)]
 
     assert contents(ENCODED) == contents(ENCODED[::-1])
-    lengths = [[ENCODED[index].prompt_length for index in batch] for batch in answer_batches(ENCODED, 3)]
+    lengths = [[ENCODED[index].prompt_length for index in batch] for batch in generation_batches(ENCODED, 3)]
     assert list(chain(*lengths)) == sorted(chain(*lengths), reverse=True)
     assert list(map(len, lengths)) == [3, 3, 1]
 
@@ -108,7 +108,9 @@ def test_sampled_scores_are_those_of_each_seeds_answers() -> None:
     rouge, exact = [], []
     for seed in sampling.seeds:
         sampler = Sampler(1.5, 0.9, seed)
-        answers = answer(tiny("llama"), TOKENIZER, ENCODED, answering=ANSWERING, precision=FP32, sampler=sampler)
+        answers = generate_answers(
+            tiny("llama"), TOKENIZER, ENCODED, generation=GENERATION, precision=FP32, sampler=sampler
+        )
         pairs = list(zip(answers, ROWS.references, strict=True))
         rouge.append(sum(rouge_l(*pair) for pair in pairs) / 7)
         exact.append(100 * sum(exact_match(*pair) for pair in pairs) / 7)

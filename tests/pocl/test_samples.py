@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocl.data.records import (
+from pocl.data.samples import (
     MAX_DEPTH,
     MAX_LINE_BYTES,
     MAX_MESSAGES,
@@ -264,5 +264,5 @@ def test_a_file_that_cannot_be_read_is_refused_without_its_path(tmp_path: Path) 
 
 
 def test_reading_rows_imports_neither_torch_nor_transformers() -> None:
-    check = "import sys, pocl.data.records; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    check = "import sys, pocl.data.samples; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.api_clients import Order, Outcome
+from bench.api_clients import LoadProfile, LoadResult
 from worker.processes import end, spawn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,13 +56,13 @@ def serving(
             end(process, 15)
 
 
-def load(order: Order, core: int) -> Outcome:
+def run_load(profile: LoadProfile, core: int) -> LoadResult:
     """Have the clients run on `core`."""
     command = ["taskset", "-c", str(core), sys.executable, "-m", "bench.api_clients"]
-    ran = subprocess.run(command, input=json.dumps(asdict(order)), stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    ran = subprocess.run(command, input=json.dumps(asdict(profile)), stdout=subprocess.PIPE, text=True, cwd=ROOT)
     if ran.returncode:
-        raise RuntimeError(f"the clients failed at {order.request.splitlines()[0]!r}")
-    return Outcome(**json.loads(ran.stdout))
+        raise RuntimeError(f"the clients failed at {profile.request.splitlines()[0]!r}")
+    return LoadResult(**json.loads(ran.stdout))
 
 
 def free_port() -> int:
