@@ -23,7 +23,7 @@ from pocl.spec import DistillationSpec, Method
 from pocl.spec.presets import resolve
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.cache import open_teacher
-from pocl.teacher.comparison import DistillationLoss
+from pocl.teacher.distillation_loss import DistillationLoss
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 from pocl.train.checkpoint import MetricRow, TrainState
 from pocl.train.loop import Student, Trainer, make_optimizer
@@ -59,7 +59,7 @@ def stored_teacher(teacher: PreTrainedModel, rows: Sequence[EncodedSample], prec
         LiveTeacher(teacher, precision),
         "bench",
         rows,
-        store=SharedCache(Path(directory), _UNBOUNDED),
+        shared_cache=SharedCache(Path(directory), _UNBOUNDED),
         sink=lambda _event: None,
     )
     return held.enter_context(opened)
@@ -90,14 +90,14 @@ class OurStep:
             first_step=0,
             steps_per_epoch=1,
         )
-        comparison = DistillationLoss(student, teacher, shared_vocabulary=None, precision=precision)
+        training_loss = DistillationLoss(student, teacher, shared_vocabulary=None, precision=precision)
         self._trainer = Trainer(
             spec=spec,
             table=(self._stage,),
             rows=(),
             student=Student(student, byte_level_tokenizer(1024), optimizer),
-            comparison=comparison,
-            packed=comparison.is_fused and can_pack(student, spec.data.max_length),
+            training_loss=training_loss,
+            packed=training_loss.is_fused and can_pack(student, spec.data.max_length),
             workdir=Path(),
             sink=lambda _event: None,
             should_stop=lambda: False,

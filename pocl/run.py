@@ -53,7 +53,7 @@ from pocl.layout import (
 )
 from pocl.models.loading import LoadedModel, load_weights
 from pocl.models.packed import can_pack
-from pocl.models.precision import choose_device, choose_precision, machine
+from pocl.models.precision import choose_device, choose_precision, machine_fingerprint
 from pocl.plan import StagePlan, stage_table
 from pocl.prepare import Corpus, Models, dataset_digest, encode_corpus, load_models, read_splits, references_digest
 from pocl.progress import throttle
@@ -63,7 +63,7 @@ from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.storage.workdir import EventLog, locked, pin_spec
 from pocl.teacher.cache import open_teacher
-from pocl.teacher.comparison import DistillationLoss
+from pocl.teacher.distillation_loss import DistillationLoss
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 from pocl.train import checkpoint
 from pocl.train.checkpoint import ResumePoint, TrainState
@@ -200,13 +200,13 @@ class _Run:
         return self._export(models, state, table, ranking)
 
     def _restored(self) -> ResumePoint | None:
-        restored, passed = checkpoint.newest(self._workdir / CHECKPOINTS_DIR)
+        restored, passed = checkpoint.find_resume_point(self._workdir / CHECKPOINTS_DIR)
         for sentence in passed:
             self._sink(Warned(code="checkpoint_passed_over", message=sentence))
         if restored is None and passed:
             self._sink(Warned(code="started_again", message="no whole checkpoint is left: starting again from step 0"))
-        if restored is not None and restored.state.machine != machine(self._device):
-            message = f"continued on another machine, so not to the same bits: {machine(self._device)}"
+        if restored is not None and restored.state.machine != machine_fingerprint(self._device):
+            message = f"continued on another machine, so not to the same bits: {machine_fingerprint(self._device)}"
             self._sink(Warned(code="not_exact", message=message))
         return restored
 
@@ -233,7 +233,7 @@ class _Run:
             max_new_tokens=generation.max_new_tokens,
             batch_size=generation.batch_size,
             precision=self._precision.name,
-            machine=machine(self._device),
+            machine=machine_fingerprint(self._device),
         )
 
     def _ranking_answers(self, corpus: Corpus) -> GenerationSettings:
@@ -265,7 +265,7 @@ class _Run:
             LiveTeacher(models.teacher.model, self._precision),
             models.teacher.digest,
             (*trained_on, *scored_on),
-            store=self._reuse,
+            shared_cache=self._reuse,
             sink=self._sink,
             should_stop=self._should_stop,
         )
@@ -286,7 +286,9 @@ class _Run:
         if restored is None:
             # Dropout draws from here on; until then loading may have drawn any number of times.
             torch.manual_seed(self._spec.seed)
-            state = TrainState(micro_batch_size=training.micro_batch_size or 1, machine=machine(self._device))
+            state = TrainState(
+                micro_batch_size=training.micro_batch_size or 1, machine=machine_fingerprint(self._device)
+            )
         else:
             state = restored.state
             load_weights(model, restored.directory)
@@ -295,7 +297,7 @@ class _Run:
                 message = f"continued with the teacher {'cached' if cached else 'live'}, so not to the same bits"
                 self._sink(Warned(code="not_exact", message=message))
         state.cached_teacher = cached
-        comparison = DistillationLoss(
+        training_loss = DistillationLoss(
             model, teacher, shared_vocabulary=models.shared_vocabulary, precision=self._precision
         )
         return Trainer(
@@ -303,8 +305,8 @@ class _Run:
             table=table,
             rows=[corpus.train.samples[sample.row] for sample in ranking],
             student=Student(model, models.tokenizer, optimizer),
-            comparison=comparison,
-            packed=comparison.is_fused and can_pack(model, self._spec.data.max_length),
+            training_loss=training_loss,
+            packed=training_loss.is_fused and can_pack(model, self._spec.data.max_length),
             workdir=self._workdir,
             sink=self._sink,
             should_stop=self._should_stop,
@@ -333,7 +335,7 @@ class _Run:
             batch_size=generation.batch_size,
             sampling=self._spec.evaluation.sampling,
             precision=self._precision.name,
-            machine=machine(self._device),
+            machine=machine_fingerprint(self._device),
         )
         scores = load_or_score(
             self._reuse, inputs, partial(self._score, models.teacher, models, corpus, corpus.validation, None)

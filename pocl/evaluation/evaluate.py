@@ -20,7 +20,7 @@ from pocl.models.precision import Precision
 from pocl.progress import OnProgress
 from pocl.spec import Sampling
 from pocl.storage.shared_cache import SharedCache
-from pocl.teacher.comparison import DistillationLoss
+from pocl.teacher.distillation_loss import DistillationLoss
 from pocl.teacher.signal import TeacherSignal
 
 ShouldStop = Callable[[], bool]
@@ -224,13 +224,13 @@ def token_scores(
     Raises:
         RunStopped: when `should_stop` turns true.
     """
-    comparison = DistillationLoss(model, teacher, shared_vocabulary=shared_vocabulary, precision=precision)
+    training_loss = DistillationLoss(model, teacher, shared_vocabulary=shared_vocabulary, precision=precision)
     ce_sum = kl_sum = 0.0
     tokens = 0
     for _, batch in scoring_batches(encoded, batch_size, model):
         if should_stop():
             raise RunStopped
-        entropies, divergences = comparison.scores(batch)
+        entropies, divergences = training_loss.scores(batch)
         ce_sum += entropies.sum().item()
         kl_sum += 0.0 if divergences is None else divergences.sum().item()
         tokens += batch.tokens
@@ -250,12 +250,12 @@ def last_turn_cross_entropy(
     Raises:
         RunStopped: when `should_stop` turns true.
     """
-    comparison = DistillationLoss(model, None, shared_vocabulary=None, precision=precision)
+    training_loss = DistillationLoss(model, None, shared_vocabulary=None, precision=precision)
     means = [0.0] * len(encoded)
     for indices, batch in scoring_batches(encoded, batch_size, model):
         if should_stop():
             raise RunStopped
-        losses, _ = comparison.scores(batch)
+        losses, _ = training_loss.scores(batch)
         of_row = batch.predicts.nonzero()[:, 0]
         counted = batch.last_turn.to(losses.dtype)
         zeros = torch.zeros(len(indices), dtype=losses.dtype, device=losses.device)

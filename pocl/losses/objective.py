@@ -38,7 +38,7 @@ class ObjectiveSum:
     tokens: int
     """Valid tokens that were summed over."""
 
-    def times(self, scale: float) -> "ObjectiveSum":
+    def scaled_by(self, scale: float) -> "ObjectiveSum":
         """The same with the loss, and so its gradient, multiplied."""
         return replace(self, loss=self.loss * scale)
 

@@ -17,7 +17,7 @@ from pocl.errors import ModelUnsupported
 from pocl.models.packed import packed_attention
 from pocl.models.positions import position_arguments
 
-HeadInput = Callable[[torch.Tensor], torch.Tensor]
+HiddenStateMap = Callable[[torch.Tensor], torch.Tensor]
 """Maps the hidden states that reach the head to those that it is applied to."""
 
 
@@ -45,7 +45,7 @@ def response_logits(
     return _forward(model, input_ids, attention_mask, gather).squeeze(0)
 
 
-def head_inputs(
+def response_hidden_states(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
@@ -112,7 +112,7 @@ def output_head(model: PreTrainedModel) -> nn.Module:
     return head
 
 
-def restrict_head(model: PreTrainedModel, to: HeadInput) -> torch.utils.hooks.RemovableHandle:
+def restrict_head(model: PreTrainedModel, to: HiddenStateMap) -> torch.utils.hooks.RemovableHandle:
     """Apply the head to `to(hidden states)` until the handle, a context manager, is left."""
 
     def before(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -122,7 +122,7 @@ def restrict_head(model: PreTrainedModel, to: HeadInput) -> torch.utils.hooks.Re
 
 
 def _forward(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, to: HeadInput
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, to: HiddenStateMap
 ) -> torch.Tensor:
     with restrict_head(model, to):
         output = model(

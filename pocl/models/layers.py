@@ -15,7 +15,7 @@ from pocl.inspect import check_layers_exist
 _PER_LAYER = {"intermediate_size", "num_key_value_heads", "num_attention_heads", "head_dim"}
 
 
-def cut(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+def select_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A model in fp32 with these layers of `model`, counted from 0, and its embeddings, final norm and head.
 
     It shares no memory with `model`, and its layers are numbered from 0, as its cache counts them.

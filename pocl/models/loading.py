@@ -18,7 +18,7 @@ from pocl.models.digest import model_digest
 from pocl.models.gguf import load_gguf
 from pocl.models.heads import output_head
 from pocl.models.hub import HubClient, HuggingFaceHub, fetch
-from pocl.models.layers import cut, with_dropout
+from pocl.models.layers import select_layers, with_dropout
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.spec import ModelRef, RandomModel, StudentRef
 
@@ -35,7 +35,7 @@ class LoadedModel:
     """SHA-256 over config and weights as they are stored; a student cut out of its teacher, as it starts."""
     origin: Origin
     """For the record: `kind`, `name`; of the Hub also `revision` and `commit`; of a cut also `layers`."""
-    exact: Callable[[], PreTrainedModel] | None = field(default=None, repr=False, compare=False)
+    read_again: Callable[[], PreTrainedModel] | None = field(default=None, repr=False, compare=False)
     """Reads the model again as it is stored, where `model` holds its weights rounded."""
 
 
@@ -53,7 +53,7 @@ def load_teacher(
     _place(loaded.model, device, dtype)
     loaded.model.requires_grad_(False)
     loaded.model.train(False)
-    return loaded if rounds else replace(loaded, exact=None)
+    return loaded if rounds else replace(loaded, read_again=None)
 
 
 def load_student(
@@ -85,7 +85,7 @@ def load_student(
     _place(model, device, torch.float32)
     model.requires_grad_(True)
     model.train()
-    return replace(loaded, model=model, exact=None)
+    return replace(loaded, model=model, read_again=None)
 
 
 def shared_vocabulary(teacher: LoadedModel, student: LoadedModel) -> int:
@@ -158,8 +158,8 @@ def _random(ref: RandomModel) -> LoadedModel:
 
 def _cut(teacher: LoadedModel, layers: tuple[int, ...]) -> LoadedModel:
     # A teacher rounded to bf16 would start its student with rounded weights.
-    whole = teacher.model if teacher.exact is None else teacher.exact()
-    model = cut(whole, layers)
+    whole = teacher.model if teacher.read_again is None else teacher.read_again()
+    model = select_layers(whole, layers)
     origin = {"kind": "from_teacher", "name": teacher.origin["name"], "layers": ",".join(map(str, layers))}
     return LoadedModel(model, teacher.tokenizer, model_digest(model), origin)
 

@@ -37,7 +37,7 @@ class Head:
         return logits
 
 
-def head_of(model: PreTrainedModel) -> Head | None:
+def extract_head(model: PreTrainedModel) -> Head | None:
     """The output head of `model` with its live parameters; None where it is of another form.
 
     What the config says is put to the test: a few random hidden states go through the model's own head.

@@ -39,7 +39,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device(wanted)
 
 
-def machine(device: torch.device) -> str:
+def machine_fingerprint(device: torch.device) -> str:
     """What the bits of a result depend on besides its inputs: versions, hardware and threads."""
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"

@@ -28,7 +28,7 @@ from pocl.data.batches import Batch, EncodedSample, collate
 from pocl.errors import CheckpointCorrupt, DiskFull, RunStopped
 from pocl.events import Progressed, Sink, Warned
 from pocl.models.heads import output_head, without_layers
-from pocl.models.precision import machine
+from pocl.models.precision import machine_fingerprint
 from pocl.storage.manifest import discard, new_directory, verify
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
@@ -41,7 +41,7 @@ BATCH_TOKENS = 4096
 """Of a batch of the teacher, padding included."""
 SHARD_TOKENS = 16384
 """Response tokens after which a shard ends: what an interruption costs."""
-SPOT_CHECKED_ROWS = 4
+SPOT_CHECK_SAMPLES = 4
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest difference to the live teacher, relative to the largest state. A row is checked alone, and rounding differs
 with the batch; a wrong teacher differs by 1."""
@@ -55,7 +55,7 @@ def teacher_key(digest: str, live: LiveTeacher) -> str:
         "weights": digest,
         "precision": live.precision.name,
         "attention": live.model.config._attn_implementation,
-        "machine": machine(live.precision.device),
+        "machine": machine_fingerprint(live.precision.device),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -66,7 +66,7 @@ def open_teacher(
     digest: str,
     rows: Sequence[EncodedSample],
     *,
-    store: SharedCache,
+    shared_cache: SharedCache,
     sink: Sink,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TeacherSignal]:
@@ -82,9 +82,9 @@ def open_teacher(
     Raises:
         RunStopped: when `should_stop` turns true; finished shards stay.
     """
-    filling = _Filling(live, teacher_key(digest, live), rows, store, sink, should_stop)
+    filling = _Filling(live, teacher_key(digest, live), rows, shared_cache, sink, should_stop)
     # Held for as long as the teacher is used, so that no other run evicts it.
-    with store.held(KIND, filling.key) as entry:
+    with shared_cache.held(KIND, filling.key) as entry:
         teacher = filling.teacher_from(entry)
         # Both hold the layers, which a cached teacher needs no more.
         del live, filling
@@ -125,7 +125,7 @@ class _Shard:
         return (row for batch in self.batches for row in batch)
 
 
-def shards_of(rows: Sequence[EncodedSample], positions: int | None) -> tuple[_Shard, ...]:
+def plan_shards(rows: Sequence[EncodedSample], positions: int | None) -> tuple[_Shard, ...]:
     """How rows are laid out: a function of their contents alone.
 
     `positions` is the most that the teacher can take; None for no limit.
@@ -173,26 +173,26 @@ class _Filling:
         live: LiveTeacher,
         teacher: str,
         rows: Sequence[EncodedSample],
-        store: SharedCache,
+        shared_cache: SharedCache,
         sink: Sink,
         should_stop: Callable[[], bool],
     ) -> None:
         self._live = live
-        self._shards = shards_of(rows, getattr(live.model.config, "max_position_embeddings", None))
+        self._shards = plan_shards(rows, getattr(live.model.config, "max_position_embeddings", None))
         contents = "".join(sorted({row.content_digest for row in rows}))
         self.key = hashlib.sha256(f"{teacher} {contents}".encode()).hexdigest()
-        self._store = store
+        self._shared_cache = shared_cache
         self._sink = sink
         self._should_stop = should_stop
         self._total = sum(1 for shard in self._shards for _ in shard.rows)
 
     def teacher_from(self, entry: Path) -> TeacherSignal:
-        self._store.sweep()
+        self._shared_cache.sweep()
         found: list[_Shard] = []
         missing: list[_Shard] = []
         for shard in self._shards:
             (found if self._is_whole(entry / shard.name) else missing).append(shard)
-        if not self._store.make_room(self._bytes(missing), besides=f"{KIND}/{self.key}"):
+        if not self._shared_cache.make_room(self._bytes(missing), besides=f"{KIND}/{self.key}"):
             return self._instead("it does not fit within the bounds of the cache")
         if found and not self._passes_spot_check(entry, found):
             self._sink(Warned(code="teacher_cache_rebuilt", message="the cached teacher was not this teacher"))
@@ -261,8 +261,8 @@ class _Filling:
         self._sink(Progressed(phase="caching_teacher", done=done, total=self._total, unit="rows"))
 
     def _passes_spot_check(self, entry: Path, found: Sequence[_Shard]) -> bool:
-        step = max(1, len(found) // SPOT_CHECKED_ROWS)
-        for shard in found[::step][:SPOT_CHECKED_ROWS]:
+        step = max(1, len(found) // SPOT_CHECK_SAMPLES)
+        for shard in found[::step][:SPOT_CHECK_SAMPLES]:
             row, length = shard.batches[0][0], shard.length[0]
             kept = _read(entry, shard)[row.content_digest]
             lively = self._hidden([row], length)

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.data.batches import Batch, collate
-from pocl.models.heads import apply_head, head_inputs
+from pocl.models.heads import apply_head, response_hidden_states
 from pocl.models.precision import Precision
 
 
@@ -37,7 +37,7 @@ class LiveTeacher:
             # Packed for a student that can take it; whether the teacher can was never asked.
             batch = collate(batch.samples, device=batch.labels.device)
         with self.precision.autocast():
-            return head_inputs(self.model, batch.input_ids, batch.attention_mask, batch.predicts)
+            return response_hidden_states(self.model, batch.input_ids, batch.attention_mask, batch.predicts)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from pocl.data.micro_batches import micro_batches
 from pocl.errors import OutOfMemory
 from pocl.losses.objective import normaliser
 from pocl.spec import SFT, Method
-from pocl.teacher.comparison import DistillationLoss
+from pocl.teacher.distillation_loss import DistillationLoss
 from pocl.train.ranks import Ranks, SingleProcess
 
 MICRO_BATCH_TOKENS = 4096
@@ -41,7 +41,7 @@ class GradientAccumulator:
     """
 
     model: PreTrainedModel
-    comparison: DistillationLoss
+    training_loss: DistillationLoss
     method: Method
     max_grad_norm: float
     packed: bool
@@ -60,13 +60,13 @@ class GradientAccumulator:
         Raises:
             OutOfMemory: single rows do not fit.
         """
-        mine = self.ranks.share(rows)
+        mine = self.ranks.local_samples(rows)
         tokens = sum(row.predicted_tokens for row in rows)
         while True:
             generators = _generators(self.model.device)
             parts = self._parts(mine, temperature, kd_weight, normaliser(tokens))
             # Ranks go on together, or start again together.
-            if self.ranks.sum_number(parts is None) == 0 and parts is not None:
+            if self.ranks.all_reduce_number(parts is None) == 0 and parts is not None:
                 return self._over_ranks(parts, tokens)
             if self.micro_batch_size == 1:
                 raise OutOfMemory
@@ -95,7 +95,7 @@ class GradientAccumulator:
         shares = parts.new_tensor([1.0, share, share])
         try:
             for piece in self._micro_batches(rows):
-                sums = self.comparison.objective(
+                sums = self.training_loss.objective(
                     form(piece, device=device),
                     method=self.method,
                     temperature=temperature,
@@ -110,8 +110,8 @@ class GradientAccumulator:
         return parts
 
     def _over_ranks(self, parts: Tensor, tokens: int) -> StepMeans:
-        self.ranks.sum_(parts)
-        self.ranks.sum_gradients(self.model.parameters())
+        self.ranks.all_reduce_(parts)
+        self.ranks.all_reduce_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         loss, cross_entropy, divergence = parts.tolist()
         with_teacher = not isinstance(self.method, SFT)

@@ -111,7 +111,7 @@ def save(
     return target
 
 
-def newest(root: Path) -> tuple[ResumePoint | None, list[str]]:
+def find_resume_point(root: Path) -> tuple[ResumePoint | None, list[str]]:
     """The newest whole training state below `root`, and one sentence for each damaged one that was passed over.
 
     Raises:
@@ -132,7 +132,7 @@ def newest(root: Path) -> tuple[ResumePoint | None, list[str]]:
 
 
 def restore_optimizer(directory: Path, model: PreTrainedModel, optimizer: AdamW) -> None:
-    """Fill the optimiser and the random generators from a training state that :func:`newest` returned."""
+    """Fill the optimiser and the random generators from a training state that :func:`find_resume_point` returned."""
     tensors = load_file(directory / TRAINING_DIR / _OPTIMIZER)
     for name, parameter in _trained(model):
         if f"{name}:exp_avg" in tensors:

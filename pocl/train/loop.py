@@ -30,11 +30,11 @@ from pocl.layout import BEST_DIR, CHECKPOINTS_DIR, checkpoint_dir
 from pocl.plan import StagePlan
 from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
 from pocl.storage.manifest import read_manifest
-from pocl.teacher.comparison import DistillationLoss
+from pocl.teacher.distillation_loss import DistillationLoss
 from pocl.train import checkpoint
 from pocl.train.accumulation import GradientAccumulator, StepMeans
 from pocl.train.checkpoint import MetricRow, TrainState
-from pocl.train.pace import EtaEstimator
+from pocl.train.eta import EtaEstimator
 from pocl.train.ranks import Ranks, SingleProcess
 from pocl.train.schedule import batches, cosine, shuffled
 
@@ -63,7 +63,7 @@ class Trainer:
     rows: Sequence[EncodedSample]
     """Training samples from easy to hard."""
     student: Student
-    comparison: DistillationLoss
+    training_loss: DistillationLoss
     """Charges the student for a batch."""
     workdir: Path
     sink: Sink
@@ -74,20 +74,20 @@ class Trainer:
     """Where to go on; it is changed in place."""
     packed: bool
     """Whether rows are packed; else they are padded."""
-    pace: EtaEstimator = field(default_factory=EtaEstimator)
+    eta: EtaEstimator = field(default_factory=EtaEstimator)
     ranks: Ranks = field(default_factory=SingleProcess)
     """Who shares each step."""
     should_pause: Callable[[], bool] = lambda: False
     """Asked at the end of each stage but the last."""
     saved: tuple[int, int] = field(init=False)
     """Steps and scores of the training state on disk."""
-    accumulation: GradientAccumulator = field(init=False)
+    accumulator: GradientAccumulator = field(init=False)
 
     def __post_init__(self) -> None:
         self.saved = self._progress()
-        self.accumulation = GradientAccumulator(
+        self.accumulator = GradientAccumulator(
             model=self.student.model,
-            comparison=self.comparison,
+            training_loss=self.training_loss,
             method=self.spec.method,
             max_grad_norm=self.spec.training.max_grad_norm,
             packed=self.packed,
@@ -178,8 +178,8 @@ class Trainer:
         learning_rate = self._learning_rate(stage)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        with self.pace.step(tokens):
-            means = self.accumulation.step(rows, temperature=stage.temperature, kd_weight=stage.kd_weight)
+        with self.eta.step(tokens):
+            means = self.accumulator.step(rows, temperature=stage.temperature, kd_weight=stage.kd_weight)
             if not (math.isfinite(means.loss) and math.isfinite(means.grad_norm)):
                 what = "gradient" if math.isfinite(means.loss) else "loss"
                 culprits = ", ".join(row.digest[:12] for row in rows[:8])
@@ -223,7 +223,7 @@ class Trainer:
         )
         state.metrics.append(row)
         evaluations = 1 + len(after) if self.score is not None else 0
-        low, high = self.pace.range_left(steps=steps_left, evaluations=evaluations)
+        low, high = self.eta.seconds_left_range(steps=steps_left, evaluations=evaluations)
         self.sink(
             StepLogged(
                 **row.model_dump(),
@@ -232,8 +232,8 @@ class Trainer:
                 kd_weight=stage.kd_weight,
                 tokens=means.tokens,
                 tokens_seen=state.tokens_seen,
-                tokens_per_second=self.pace.tokens_per_second,
-                eta_seconds=self.pace.seconds_left(steps=steps_left, evaluations=evaluations),
+                tokens_per_second=self.eta.tokens_per_second,
+                eta_seconds=self.eta.seconds_left(steps=steps_left, evaluations=evaluations),
                 eta_low_seconds=low,
                 eta_high_seconds=high,
             )
@@ -271,7 +271,7 @@ class Trainer:
 
     def _scored(self, *, sampled: bool) -> Scores:
         assert self.score is not None  # The callers have looked.
-        with self.pace.evaluation():
+        with self.eta.evaluation():
             return self.score(sampled=sampled)
 
     def _keep_best(self, stage: int) -> None:

@@ -30,19 +30,19 @@ class Ranks(Protocol):
     @property
     def world_size(self) -> int: ...
 
-    def share(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
+    def local_samples(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
         """Of the rows of an optimiser step, equal on all ranks, those of this rank; there may be none."""
         ...
 
-    def sum_(self, tensor: Tensor) -> None:
+    def all_reduce_(self, tensor: Tensor) -> None:
         """Replace `tensor` by its sum over all ranks."""
         ...
 
-    def sum_number(self, number: float) -> float:
+    def all_reduce_number(self, number: float) -> float:
         """The sum over all ranks, in float64."""
         ...
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace each gradient by its sum over all ranks; a missing one counts as zero where another has one."""
         ...
 
@@ -54,16 +54,16 @@ class SingleProcess:
     rank: int = 0
     world_size: int = 1
 
-    def share(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
+    def local_samples(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
         return list(rows)
 
-    def sum_(self, tensor: Tensor) -> None:
+    def all_reduce_(self, tensor: Tensor) -> None:
         """Already the sum."""
 
-    def sum_number(self, number: float) -> float:
+    def all_reduce_number(self, number: float) -> float:
         return number
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Already the sums."""
 
 
@@ -76,25 +76,25 @@ class ProcessGroup:
     device: torch.device
     """Where the tensors of this rank are."""
 
-    def share(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
-        return deal(rows, self.world_size)[self.rank]
+    def local_samples(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
+        return assign_samples(rows, self.world_size)[self.rank]
 
-    def sum_(self, tensor: Tensor) -> None:
+    def all_reduce_(self, tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
-    def sum_number(self, number: float) -> float:
+    def all_reduce_number(self, number: float) -> float:
         tensor = torch.tensor(number, dtype=torch.float64, device=self.device)
-        self.sum_(tensor)
+        self.all_reduce_(tensor)
         return tensor.item()
 
-    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         # An expert that no token of this rank chose has no gradient here, and must take part where others have one;
         # what has none anywhere keeps none, as the optimiser would otherwise decay it.
         owned = torch.tensor(
             [parameter.grad is not None for parameter in trained], dtype=torch.int32, device=self.device
         )
-        self.sum_(owned)
+        self.all_reduce_(owned)
         gradients = []
         for parameter, ranks in zip(trained, owned.tolist(), strict=True):
             if ranks and parameter.grad is None:
@@ -103,7 +103,7 @@ class ProcessGroup:
                 gradients.append(parameter.grad)
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            self.sum_(flat)
+            self.all_reduce_(flat)
             for gradient, part in zip(bucket, torch.split(flat, [each.numel() for each in bucket]), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
@@ -135,7 +135,7 @@ def process_group(
         dist.destroy_process_group()
 
 
-def deal(rows: Sequence[EncodedSample], ranks: int) -> list[list[EncodedSample]]:
+def assign_samples(rows: Sequence[EncodedSample], ranks: int) -> list[list[EncodedSample]]:
     """The rows of each rank: from long to short, dealt to and fro, so that no two ranks differ by more tokens
     than the longest row has. The order of `rows` has no influence.
     """

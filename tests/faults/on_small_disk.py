@@ -98,7 +98,7 @@ def _case(spec: Path, workdir: Path, space: Space) -> Case:
         case.code, case.where = error.code, _lines_of(error)
     case.told = next((event.code for event in events[-1:] if isinstance(event, RunEnded)), None)
     case.written = read_events(workdir)[-1]["type"]
-    restored, _ = checkpoint.newest(workdir / CHECKPOINTS_DIR)
+    restored, _ = checkpoint.find_resume_point(workdir / CHECKPOINTS_DIR)
     case.whole_step = None if restored is None else restored.state.step
     case.damaged, case.litter = tuple(damaged(workdir)), tuple(litter(workdir))
     ballast.unlink(missing_ok=True)

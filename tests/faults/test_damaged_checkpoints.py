@@ -72,7 +72,7 @@ def test_a_damaged_newest_one_is_passed_over(
 ) -> None:
     root = shutil.copytree(stopped, tmp_path / "run") / CHECKPOINTS_DIR
     damage(root / checkpoint_name(STOPPED_AT) / file)
-    restored, sentences = checkpoint.newest(root)
+    restored, sentences = checkpoint.find_resume_point(root)
     assert restored is not None
     assert restored.state.step == BEFORE
     assert len(sentences) == 1

@@ -17,7 +17,7 @@ from torch import Tensor
 from pocl.data.batches import Batch, EncodedSample
 from pocl.models.precision import Precision
 from pocl.spec import ForwardKL
-from pocl.teacher.comparison import DistillationLoss
+from pocl.teacher.distillation_loss import DistillationLoss
 from pocl.teacher.signal import LiveTeacher
 from pocl.train.accumulation import GradientAccumulator, StepMeans
 from pocl.train.ranks import Ranks, SingleProcess, process_group
@@ -51,7 +51,7 @@ ROWS: dict[str, list[EncodedSample]] = {
 CASES = [(name, packed) for name in ROWS for packed in (False, True)]
 
 
-class Forgetful(LiveTeacher):
+class OutOfMemoryTeacher(LiveTeacher):
     """A teacher that runs out of memory over more than `rows` rows."""
 
     def __init__(self, rows: int) -> None:
@@ -66,7 +66,7 @@ class Forgetful(LiveTeacher):
         return super().hidden(batch)
 
 
-def accumulation_of(
+def make_accumulator(
     *,
     packed: bool,
     ranks: Ranks | None = None,
@@ -79,7 +79,7 @@ def accumulation_of(
     live = LiveTeacher(tiny("llama", seed=1), PRECISION) if teacher is None else teacher
     return GradientAccumulator(
         model=model,
-        comparison=DistillationLoss(model, live, shared_vocabulary=VOCABULARY, precision=PRECISION),
+        training_loss=DistillationLoss(model, live, shared_vocabulary=VOCABULARY, precision=PRECISION),
         method=ForwardKL(),
         max_grad_norm=1e9,
         packed=packed,
@@ -89,7 +89,7 @@ def accumulation_of(
     )
 
 
-def step_of(accumulation: GradientAccumulator, rows: list[EncodedSample]) -> tuple[StepMeans, dict[str, Tensor]]:
+def run_step(accumulation: GradientAccumulator, rows: list[EncodedSample]) -> tuple[StepMeans, dict[str, Tensor]]:
     """Means and gradients of a step over `rows`."""
     means = accumulation.step(rows, temperature=1.5, kd_weight=0.85)
     parameters = accumulation.model.named_parameters()
@@ -103,21 +103,21 @@ def as_tensor(means: StepMeans) -> Tensor:
     )
 
 
-def as_rank(ranks: Ranks) -> dict[str, Tensor]:
+def run_as_rank(ranks: Ranks) -> dict[str, Tensor]:
     """What this rank ends with, by `case/parameter`."""
     found: dict[str, Tensor] = {}
 
     def keep(case: str, accumulation: GradientAccumulator, rows: list[EncodedSample]) -> None:
-        means, gradients = step_of(accumulation, rows)
+        means, gradients = run_step(accumulation, rows)
         found[f"{case}/{MEANS}"] = as_tensor(means)
         found.update({f"{case}/{name}": gradient for name, gradient in gradients.items()})
 
     for name, packed in CASES:
-        keep(f"{name} {packed}", accumulation_of(packed=packed, ranks=ranks, micro_batch_size=3), ROWS[name])
+        keep(f"{name} {packed}", make_accumulator(packed=packed, ranks=ranks, micro_batch_size=3), ROWS[name])
     # Of its experts, some are chosen by the tokens of one rank only.
-    keep("experts", accumulation_of(packed=False, ranks=ranks, student="mixtral"), ROWS["one silent of two"])
-    teacher = Forgetful(rows=1 if ranks.rank == 1 else 99)
-    accumulation = accumulation_of(packed=True, ranks=ranks, teacher=teacher)
+    keep("experts", make_accumulator(packed=False, ranks=ranks, student="mixtral"), ROWS["one silent of two"])
+    teacher = OutOfMemoryTeacher(rows=1 if ranks.rank == 1 else 99)
+    accumulation = make_accumulator(packed=True, ranks=ranks, teacher=teacher)
     keep("memory", accumulation, ROWS["sixteen"])
     found["memory/size"] = torch.tensor([accumulation.micro_batch_size, teacher.failures])
     return found
@@ -128,4 +128,4 @@ if __name__ == "__main__":
     with process_group(
         CPU, rank=rank, world_size=world_size, init_method=f"file://{meeting}", timeout=timedelta(seconds=60)
     ) as group:
-        save_file(as_rank(group), out)
+        save_file(run_as_rank(group), out)

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pocl.errors import ModelUnsupported
-from pocl.models.heads import apply_head, head_inputs, output_head, response_logits
+from pocl.models.heads import apply_head, output_head, response_hidden_states, response_logits
 from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
 
 
@@ -63,7 +63,7 @@ def test_padding_on_the_left_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_head_applied_to_its_own_inputs_gives_the_same_bits(name: str) -> None:
     model, (ids, mask, predicts) = tiny(name), batch()
-    hidden = head_inputs(model, ids, mask, predicts)
+    hidden = response_hidden_states(model, ids, mask, predicts)
     assert hidden.shape == (predicts.sum(), output_head(model).get_parameter("weight").shape[1])
     assert torch.equal(apply_head(model, hidden), response_logits(model, ids, mask, predicts))
 
@@ -105,7 +105,7 @@ def test_model_is_left_as_it_was() -> None:
     model, (ids, mask, predicts) = tiny("llama"), batch()
     before = dense_logits(model, ids, mask)
     response_logits(model, ids, mask, predicts)
-    apply_head(model, head_inputs(model, ids, mask, predicts))
+    apply_head(model, response_hidden_states(model, ids, mask, predicts))
     assert torch.equal(dense_logits(model, ids, mask), before)
 
 
@@ -119,7 +119,7 @@ def test_model_is_left_as_it_was_after_an_error() -> None:
 def test_head_takes_part_in_training_through_its_inputs() -> None:
     model, (ids, mask, predicts) = tiny("granite"), batch()
     direct = gradients(model, response_logits(model, ids, mask, predicts))
-    two_steps = gradients(model, apply_head(model, head_inputs(model, ids, mask, predicts)))
+    two_steps = gradients(model, apply_head(model, response_hidden_states(model, ids, mask, predicts)))
     for parameter, gradient in direct.items():
         torch.testing.assert_close(two_steps[parameter], gradient)
 

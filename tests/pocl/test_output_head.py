@@ -8,14 +8,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from pocl.errors import ModelUnsupported
-from pocl.models.heads import apply_head, head_inputs, response_logits, without_layers
-from pocl.models.output_head import Head, head_of
+from pocl.models.heads import apply_head, response_hidden_states, response_logits, without_layers
+from pocl.models.output_head import Head, extract_head
 from tests.pocl.test_heads import batch
 from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
 
 
 def head(model: PreTrainedModel) -> Head:
-    found = head_of(model)
+    found = extract_head(model)
     assert found is not None
     return found
 
@@ -23,7 +23,7 @@ def head(model: PreTrainedModel) -> Head:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_its_logits_are_those_of_the_model(name: str) -> None:
     model, rows = tiny(name), batch()
-    found = head(model).logits(head_inputs(model, *rows))
+    found = head(model).logits(response_hidden_states(model, *rows))
     torch.testing.assert_close(found, response_logits(model, *rows), rtol=1e-5, atol=1e-5)
 
 
@@ -32,7 +32,7 @@ def test_gradients_reach_the_live_parameters(name: str) -> None:
     gradients = []
     for through_head in (True, False):
         model, rows = tiny(name), batch()
-        hidden = head_inputs(model, *rows)
+        hidden = response_hidden_states(model, *rows)
         logits = head(model).logits(hidden) if through_head else apply_head(model, hidden)
         (logits * torch.linspace(-1, 1, VOCABULARY)).sum().backward()
         gradients.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
@@ -63,7 +63,7 @@ def test_scale_and_cap_are_those_of_the_config(name: str, scale: float, softcap:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_half_precision_heads_are_recognised(name: str) -> None:
-    assert head_of(tiny(name).bfloat16()) is not None
+    assert extract_head(tiny(name).bfloat16()) is not None
 
 
 def test_a_bias_belongs_to_it() -> None:
@@ -86,7 +86,7 @@ class Adapted(nn.Linear):
 def test_a_head_that_is_more_than_a_linear_layer_is_not_read() -> None:
     model = tiny("llama")
     model.set_output_embeddings(Adapted(32, VOCABULARY, bias=False))
-    assert head_of(model) is None
+    assert extract_head(model) is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_config_that_says_something_else_than_the_model_does_is_not_believed(
     if cap is not None:
         # The model itself goes on capping, whatever its config says by now.
         model.forward = lambda *args, **kwargs: _capped(behaves(*args, **kwargs), cap)
-    assert head_of(model) is None
+    assert extract_head(model) is None
 
 
 def _capped(output: Any, cap: float) -> Any:
@@ -120,7 +120,7 @@ def _capped(output: Any, cap: float) -> Any:
 def test_asking_draws_no_random_number_and_leaves_the_model_as_it_was() -> None:
     model = tiny("gemma2")
     random_state, weights = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
-    head_of(model)
+    extract_head(model)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -128,14 +128,14 @@ def test_asking_draws_no_random_number_and_leaves_the_model_as_it_was() -> None:
 
 def test_a_model_without_a_head_is_refused() -> None:
     with pytest.raises(ModelUnsupported, match="no output head"):
-        head_of(tiny("llama").get_decoder())
+        extract_head(tiny("llama").get_decoder())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_without_layers_the_head_is_the_same(name: str) -> None:
     model = tiny(name)
     headed = without_layers(model)
-    head = head_of(headed)
+    head = extract_head(headed)
     assert head is not None
     hidden = torch.randn(5, head.weight.shape[1], generator=torch.Generator().manual_seed(0))
     assert torch.equal(apply_head(headed, hidden), apply_head(model, hidden))

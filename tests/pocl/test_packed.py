@@ -16,7 +16,7 @@ from pocl.losses.objective import normaliser
 from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
 from pocl.spec import JS
-from pocl.teacher.comparison import DistillationLoss
+from pocl.teacher.distillation_loss import DistillationLoss
 from pocl.teacher.signal import LiveTeacher
 from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
 
@@ -42,12 +42,14 @@ def gradient(
 ) -> dict[str, Tensor]:
     """Of one optimiser step, as the training loop makes it."""
     student = tiny(name, seed=1)
-    comparison = DistillationLoss(student, LiveTeacher(tiny(name), FP32), shared_vocabulary=VOCABULARY, precision=FP32)
+    training_loss = DistillationLoss(
+        student, LiveTeacher(tiny(name), FP32), shared_vocabulary=VOCABULARY, precision=FP32
+    )
     pieces = micro_batches(of, max_samples=max_samples, max_tokens=max_tokens, packed=packed)
     batches = [(pack if packed else collate)(piece) for piece in pieces]
     scale = normaliser(sum(batch.tokens for batch in batches))
     for batch in batches:
-        sums = comparison.objective(batch, method=JS(), temperature=1.5, kd_weight=0.7, scale=scale)
+        sums = training_loss.objective(batch, method=JS(), temperature=1.5, kd_weight=0.7, scale=scale)
         torch.autograd.backward(sums.loss)
     return {key: p.grad for key, p in student.named_parameters() if p.grad is not None}
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pocl.data.batches import EncodedSample
 from pocl.errors import OutOfMemory
-from pocl.train.ranks import SingleProcess, deal
-from tests.pocl.one_step import CASES, MEANS, ROWS, Forgetful, accumulation_of, as_tensor, rows_of, step_of
+from pocl.train.ranks import SingleProcess, assign_samples
+from tests.pocl.one_step import CASES, MEANS, ROWS, OutOfMemoryTeacher, as_tensor, make_accumulator, rows_of, run_step
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLD = 2
@@ -33,7 +33,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 def whole(rows: list[EncodedSample], student: str = "qwen2") -> dict[str, Tensor]:
     """One padded micro-batch in one process."""
-    means, gradients = step_of(accumulation_of(packed=False, student=student), rows)
+    means, gradients = run_step(make_accumulator(packed=False, student=student), rows)
     return {MEANS: as_tensor(means), **gradients}
 
 
@@ -43,15 +43,15 @@ def whole(rows: list[EncodedSample], student: str = "qwen2") -> dict[str, Tensor
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("samples", [1, 4, 16])
 def test_micro_batches_of_any_size_give_one_gradient(samples: int, packed: bool) -> None:
-    means, gradients = step_of(accumulation_of(packed=packed, micro_batch_size=samples), ROWS["sixteen"])
+    means, gradients = run_step(make_accumulator(packed=packed, micro_batch_size=samples), ROWS["sixteen"])
     assert_same({MEANS: as_tensor(means), **gradients}, whole(ROWS["sixteen"]))
 
 
 def test_a_step_is_the_mean_over_its_response_tokens() -> None:
     # Against single rows, weighted by their tokens here and not by the loop.
-    steps = [step_of(accumulation_of(packed=False), [row]) for row in ROWS["sixteen"]]
+    steps = [run_step(make_accumulator(packed=False), [row]) for row in ROWS["sixteen"]]
     tokens = [means.tokens for means, _ in steps]
-    means, gradients = step_of(accumulation_of(packed=True), ROWS["sixteen"])
+    means, gradients = run_step(make_accumulator(packed=True), ROWS["sixteen"])
     assert means.tokens == sum(tokens)
     for name in ("loss", "cross_entropy", "divergence"):
         of_rows = sum(getattr(each, name) * count for (each, _), count in zip(steps, tokens, strict=True))
@@ -65,8 +65,8 @@ def test_a_step_is_the_mean_over_its_response_tokens() -> None:
 @pytest.mark.parametrize("packed", [False, True])
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(packed: bool) -> None:
     halved: list[int] = []
-    accumulation = accumulation_of(packed=packed, teacher=Forgetful(rows=3), halved=halved)
-    means, gradients = step_of(accumulation, ROWS["sixteen"])
+    accumulation = make_accumulator(packed=packed, teacher=OutOfMemoryTeacher(rows=3), halved=halved)
+    means, gradients = run_step(accumulation, ROWS["sixteen"])
     assert_same({MEANS: as_tensor(means), **gradients}, whole(ROWS["sixteen"]))
     assert halved == [8, 4, 2]
     assert accumulation.micro_batch_size == 2
@@ -74,16 +74,16 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(packed: boo
 
 def test_a_row_that_does_not_fit_by_itself_ends_the_run() -> None:
     with pytest.raises(OutOfMemory):
-        step_of(accumulation_of(packed=True, teacher=Forgetful(rows=0)), ROWS["sixteen"])
+        run_step(make_accumulator(packed=True, teacher=OutOfMemoryTeacher(rows=0)), ROWS["sixteen"])
 
 
 def test_alone_there_is_nothing_to_share() -> None:
     alone, tensor = SingleProcess(), torch.ones(3)
-    alone.sum_(tensor)
-    alone.sum_gradients([tensor])
-    assert alone.share(ROWS["sixteen"]) == ROWS["sixteen"]
+    alone.all_reduce_(tensor)
+    alone.all_reduce_gradients([tensor])
+    assert alone.local_samples(ROWS["sixteen"]) == ROWS["sixteen"]
     assert torch.equal(tensor, torch.ones(3))
-    assert alone.sum_number(2.5) == 2.5
+    assert alone.all_reduce_number(2.5) == 2.5
 
 
 # --- Dealing ---------------------------------------------------------------------------------------------
@@ -94,12 +94,12 @@ def test_every_row_is_dealt_once_and_ranks_differ_by_less_than_the_longest(
     lengths: list[int], ranks: int, random: Random
 ) -> None:
     rows = rows_of(*lengths)
-    hands = deal(rows, ranks)
+    hands = assign_samples(rows, ranks)
     assert len(hands) == ranks
     assert sorted(row.digest for hand in hands for row in hand) == [row.digest for row in rows]
     loads = [sum(len(row.input_ids) for row in hand) for hand in hands]
     assert max(loads) - min(loads) <= max(lengths, default=0)
-    assert deal(random.sample(rows, len(rows)), ranks) == hands
+    assert assign_samples(random.sample(rows, len(rows)), ranks) == hands
 
 
 # --- Two processes ---------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from pocl.run import run
 from pocl.spec import KDMethod
 from pocl.storage import manifest
 from pocl.storage.shared_cache import SharedCache
-from pocl.teacher.cache import SPOT_CHECKED_ROWS
+from pocl.teacher.cache import SPOT_CHECK_SAMPLES
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "tiny.yaml"
@@ -422,7 +422,7 @@ def test_a_second_job_with_another_method_asks_the_teacher_for_spot_checks_alone
         return sum(seen)
 
     assert rows_of_the_teacher("first") >= 64
-    assert rows_of_the_teacher("second", "method=js", "seed=3", "curriculum.temperature.end=3") <= SPOT_CHECKED_ROWS
+    assert rows_of_the_teacher("second", "method=js", "seed=3", "curriculum.temperature.end=3") <= SPOT_CHECK_SAMPLES
     assert not (tmp_path / "cache" / "pins").exists()
 
 

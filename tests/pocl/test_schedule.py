@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocl.events import Evaluated
+from pocl.train.eta import EtaEstimator
 from pocl.train.loop import best_stage, has_converged
-from pocl.train.pace import EtaEstimator
 from pocl.train.schedule import batches, cosine, shuffled
 
 
@@ -56,13 +56,13 @@ def test_convergence_waits_for_its_patience() -> None:
 
 def test_the_time_left_counts_steps_and_evaluations() -> None:
     now = iter([0.0, 2.0, 2.0, 12.0])
-    pace = EtaEstimator(clock=lambda: next(now))
-    with pace.step(100):
+    eta = EtaEstimator(clock=lambda: next(now))
+    with eta.step(100):
         pass
-    with pace.evaluation():
+    with eta.evaluation():
         pass
-    assert pace.tokens_per_second == 50
-    assert pace.seconds_left(steps=3, evaluations=2) == 26
+    assert eta.tokens_per_second == 50
+    assert eta.seconds_left(steps=3, evaluations=2) == 26
 
 
 def test_the_best_stage_is_that_of_the_named_score_and_of_equals_the_earlier() -> None:

@@ -24,7 +24,7 @@ from pocl.models.precision import Precision
 from pocl.storage.manifest import discard, sha256_of, write_manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher import cache
-from pocl.teacher.cache import BATCH_TOKENS, PAD_MULTIPLE, CachedTeacher, open_teacher, shards_of, teacher_key
+from pocl.teacher.cache import BATCH_TOKENS, PAD_MULTIPLE, CachedTeacher, open_teacher, plan_shards, teacher_key
 from pocl.teacher.signal import LiveTeacher, TeacherSignal, teacher_logits
 from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
 
@@ -72,7 +72,7 @@ class Teacher:
     ) -> Iterator[TeacherSignal]:
         store = SharedCache(root, max_bytes)
         with open_teacher(
-            self.live, digest, of, store=store, sink=self.events.append, should_stop=should_stop
+            self.live, digest, of, shared_cache=store, sink=self.events.append, should_stop=should_stop
         ) as signal_:
             yield signal_
 
@@ -109,7 +109,7 @@ def test_cached_is_live(tmp_path: Path, name: str) -> None:
 def test_at_the_same_padding_it_is_live_to_the_bit(tmp_path: Path) -> None:
     teacher, of = Teacher(), rows()
     with teacher.opened(tmp_path, of) as cached:
-        for shard in shards_of(of, 64):
+        for shard in plan_shards(of, 64):
             for batch_rows, length in zip(shard.batches, shard.length, strict=True):
                 batch = collate(batch_rows, length=length)
                 assert torch.equal(cached.hidden(batch), teacher.live.hidden(batch))
@@ -124,7 +124,9 @@ def test_rows_without_a_response_token_are_no_trouble(tmp_path: Path) -> None:
 def test_the_layers_leave_memory_while_a_cached_teacher_is_used(tmp_path: Path) -> None:
     model, of = tiny("llama"), rows()
     layer = weakref.ref(model.get_decoder().layers[0])
-    opened = open_teacher(LiveTeacher(model, FP32), "d", of, store=SharedCache(tmp_path, PLENTY), sink=lambda _: None)
+    opened = open_teacher(
+        LiveTeacher(model, FP32), "d", of, shared_cache=SharedCache(tmp_path, PLENTY), sink=lambda _: None
+    )
     with opened as cached:
         del model
         gc.collect()
@@ -148,7 +150,7 @@ def test_a_second_job_runs_the_teacher_on_spot_checked_rows_alone(tmp_path: Path
             for _ in range(3):
                 cached.hidden(collate(of))
         assert counter.get_total_flops() == 0
-        assert 0 < second.rows_run <= cache.SPOT_CHECKED_ROWS
+        assert 0 < second.rows_run <= cache.SPOT_CHECK_SAMPLES
     assert second.warnings == []
 
 
@@ -161,7 +163,7 @@ def test_neither_the_order_of_rows_nor_repeats_matter(tmp_path: Path) -> None:
     again = Teacher()
     with again.opened(tmp_path, mixed):
         assert content(tmp_path) == before
-    assert again.rows_run <= cache.SPOT_CHECKED_ROWS
+    assert again.rows_run <= cache.SPOT_CHECK_SAMPLES
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
@@ -213,7 +215,7 @@ def die_after(rows_done: int, root: Path) -> None:
         if isinstance(event, Progressed) and event.done >= rows_done:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with open_teacher(Teacher().live, "d", rows(), store=SharedCache(root, PLENTY), sink=sink):
+    with open_teacher(Teacher().live, "d", rows(), shared_cache=SharedCache(root, PLENTY), sink=sink):
         pass
 
 
@@ -296,7 +298,7 @@ def test_batches_hold_rows_of_one_padded_length_within_their_budget() -> None:
     of = rows(40, longest=200)
     laid_out = [
         (batch, length)
-        for shard in shards_of(of, None)
+        for shard in plan_shards(of, None)
         for batch, length in zip(shard.batches, shard.length, strict=True)
     ]
     for batch, length in laid_out:

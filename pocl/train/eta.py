@@ -15,7 +15,7 @@ class EtaEstimator:
 
     clock: Callable[[], float] = field(default=time.perf_counter)
     seconds_per_step: float = 0.0
-    spread: float = 0.0
+    mean_deviation: float = 0.0
     """Mean distance of a step's time from `seconds_per_step`."""
     seconds_per_evaluation: float = 0.0
     tokens_per_second: float = 0.0
@@ -27,7 +27,7 @@ class EtaEstimator:
         yield
         seconds = max(self.clock() - start, 1e-9)
         if self.seconds_per_step > 0:
-            self.spread = _MEMORY * self.spread + (1 - _MEMORY) * abs(seconds - self.seconds_per_step)
+            self.mean_deviation = _MEMORY * self.mean_deviation + (1 - _MEMORY) * abs(seconds - self.seconds_per_step)
         self.seconds_per_step = _blend(self.seconds_per_step, seconds)
         self.tokens_per_second = _blend(self.tokens_per_second, tokens / seconds)
 
@@ -40,11 +40,11 @@ class EtaEstimator:
     def seconds_left(self, *, steps: int, evaluations: int) -> float:
         return steps * self.seconds_per_step + evaluations * self.seconds_per_evaluation
 
-    def range_left(self, *, steps: int, evaluations: int) -> tuple[float, float]:
+    def seconds_left_range(self, *, steps: int, evaluations: int) -> tuple[float, float]:
         """Least and most seconds to expect. Steps drift together, as rows grow longer or others want the machine, so
         their distances add up.
         """
-        middle, off = self.seconds_left(steps=steps, evaluations=evaluations), steps * self.spread
+        middle, off = self.seconds_left(steps=steps, evaluations=evaluations), steps * self.mean_deviation
         return max(0.0, middle - off), middle + off
 
 

@@ -10,8 +10,8 @@ from pocl.losses import divergence
 from pocl.losses.fused import fused_objective_sum, token_losses
 from pocl.losses.objective import ObjectiveSum, objective_sum
 from pocl.losses.tile import Workspace
-from pocl.models.heads import head_inputs, response_logits
-from pocl.models.output_head import head_of
+from pocl.models.heads import response_hidden_states, response_logits
+from pocl.models.output_head import extract_head
 from pocl.models.precision import Precision
 from pocl.spec import SFT, ForwardKL, Method
 from pocl.teacher.signal import TeacherSignal, teacher_logits
@@ -37,8 +37,8 @@ class DistillationLoss:
         self._precision = precision
         # A GPU's allocator keeps its memory itself, and has better use for it between two losses.
         self._workspace = Workspace() if student.device.type == "cpu" else None
-        self._student_head = head_of(student)
-        self._teacher_head = None if teacher is None else head_of(teacher.model)
+        self._student_head = extract_head(student)
+        self._teacher_head = None if teacher is None else extract_head(teacher.model)
 
     @property
     def is_fused(self) -> bool:
@@ -51,7 +51,7 @@ class DistillationLoss:
         """The training objective of a batch times `scale`, the head's gradient accumulated on the way."""
         teacher = None if isinstance(method, SFT) else self._teacher
         if self._student_head is None or not self.is_fused:
-            return self._dense(batch, teacher, method, temperature, kd_weight).times(scale)
+            return self._dense(batch, teacher, method, temperature, kd_weight).scaled_by(scale)
         of_teacher = None if teacher is None else teacher.hidden(batch)
         with self._precision.autocast():
             return fused_objective_sum(
@@ -96,7 +96,9 @@ class DistillationLoss:
             )
 
     def _hidden(self, batch: Batch) -> Tensor:
-        return head_inputs(self._student, batch.input_ids, batch.attention_mask, batch.predicts, batch.lengths)
+        return response_hidden_states(
+            self._student, batch.input_ids, batch.attention_mask, batch.predicts, batch.lengths
+        )
 
     def _dense(
         self, batch: Batch, teacher: TeacherSignal | None, method: Method, temperature: float, kd_weight: float
