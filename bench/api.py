@@ -22,7 +22,7 @@ from bench.report import Figure, Report
 from bench.server import Server, free_port, home, pocl_environment, run_load, serving
 from domain.db import Database, upgrade
 from domain.settings import Settings
-from worker.processes import end, spawn
+from worker.processes import spawn, terminate
 
 _CLIENTS = 32
 _MIB = 1 << 20
@@ -162,7 +162,7 @@ class _Bench:
                 time.sleep(0.1)
             yield job_id
         finally:
-            end(process, 15)
+            terminate(process, 15)
 
     def mlflow(self) -> Row:
         """The tracking server of MLflow, asked for one run."""

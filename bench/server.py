@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.api_clients import LoadProfile, LoadResult
-from worker.processes import end, spawn
+from worker.processes import spawn, terminate
 
 ROOT = Path(__file__).resolve().parent.parent
 _START_SECONDS = 120.0
@@ -53,7 +53,7 @@ def serving(
                 time.sleep(0.1)
             yield Server(name, port, process)
         finally:
-            end(process, 15)
+            terminate(process, 15)
 
 
 def run_load(profile: LoadProfile, core: int) -> LoadResult:

@@ -20,7 +20,7 @@ from typing import Any
 from client import ENDED, Client, Refused
 from prepare_model import prepare
 
-from worker.processes import end, spawn
+from worker.processes import spawn, terminate
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("POCL_HOME", ROOT / ".pocl")).resolve()
@@ -213,7 +213,7 @@ def service() -> Iterator[str]:
     try:
         yield _address(process)
     finally:
-        end(process, STOP_SECONDS)
+        terminate(process, STOP_SECONDS)
 
 
 def _address(process: subprocess.Popen[bytes]) -> str:

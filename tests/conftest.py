@@ -68,7 +68,7 @@ def database(database_url: str) -> Iterator[Database]:
 def processes(tmp_path: Path) -> Iterator[Processes]:
     made = Processes(tmp_path / "processes")
     yield made
-    made.dismiss()
+    made.kill_all()
 
 
 def pytest_report_header() -> list[str]:

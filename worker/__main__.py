@@ -18,7 +18,7 @@ from domain.db import Database
 from domain.settings import Settings
 from domain.workers.models import Device
 from worker.app import celery_app
-from worker.devices import devices
+from worker.devices import detect_devices
 from worker.doorbell import Doorbell
 from worker.embedded import CannotServe, ShutdownSignal, serve
 from worker.liveness import Liveness
@@ -26,7 +26,7 @@ from worker.registration import Registration
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
-from worker.tasks import register_task, show_life, stop_flag
+from worker.tasks import install_liveness, register_task, shutdown_flag
 
 _FAILED, _USAGE = 1, 2
 
@@ -80,14 +80,14 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     signals.setup_logging.connect(_logging_is_set_up, weak=False)
     app = celery_app(_broker(settings), options.queue)
     name = f"{socket.gethostname()}-{os.getpid()}"
-    flag = stop_flag()
-    owned = devices(options)
+    flag = shutdown_flag()
+    owned = detect_devices(options)
     register_task(app, lambda: _work(settings, options, name, owned, flag.is_set))
-    presence = Registration(settings.database_url, name, owned, settings.heartbeat_seconds)
-    signals.worker_ready.connect(lambda **_: presence.begin(), weak=False)
-    signals.worker_shutdown.connect(lambda **_: presence.end(), weak=False)
+    registration = Registration(settings.database_url, name, owned, settings.heartbeat_seconds)
+    signals.worker_ready.connect(lambda **_: registration.start(), weak=False)
+    signals.worker_shutdown.connect(lambda **_: registration.stop(), weak=False)
     if options.pulse_file is not None:
-        show_life(app, Liveness(options.pulse_file))
+        install_liveness(app, Liveness(options.pulse_file))
     app.worker_main(
         [
             "worker",

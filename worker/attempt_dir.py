@@ -1,7 +1,7 @@
 """The directory of an attempt: made whole before the engine starts, held while it runs, tidied afterwards.
 
 WORK_ROOT/JOB.2/            the second attempt
-    given.json     the specification with ids resolved to paths
+    spec.json     the specification with ids resolved to paths
     engine.log     what the engine wrote to stderr
     run/           the engine's own directory
     tmp/           its temporary files
@@ -35,38 +35,38 @@ _RANKING_FILES = (RANKING_FILE, RANKING_INPUTS_FILE, PARTIAL_RANKING_FILE)
 
 @dataclass(frozen=True)
 class AttemptDir:
-    directory: Path
+    path: Path
 
     @property
-    def given(self) -> Path:
-        return self.directory / "given.json"
+    def spec_file(self) -> Path:
+        return self.path / "spec.json"
 
     @property
     def log(self) -> Path:
-        return self.directory / "engine.log"
+        return self.path / "engine.log"
 
     @property
-    def run(self) -> Path:
-        return self.directory / "run"
+    def workdir(self) -> Path:
+        return self.path / "run"
 
     @property
-    def temporary(self) -> Path:
-        return self.directory / "tmp"
+    def temp_dir(self) -> Path:
+        return self.path / "tmp"
 
-    def inside(self, path: str) -> Path:
+    def locate(self, path: str) -> Path:
         """A path that the engine reported, relative to its directory.
 
         Raises:
             ValueError: it leads out of the directory.
         """
-        place = self.run / path
-        if not place.resolve().is_relative_to(self.run.resolve()):
+        place = self.workdir / path
+        if not place.resolve().is_relative_to(self.workdir.resolve()):
             raise ValueError("a path of the engine leads out of its directory")
         return place
 
 
 @contextmanager
-def held(root: Path, job_id: str, attempt: int) -> Iterator[AttemptDir]:
+def locked(root: Path, job_id: str, attempt: int) -> Iterator[AttemptDir]:
     """An empty workplace, which nobody tidies while the block runs. Bulky files go when it ends."""
     directory = root / f"{job_id}.{attempt}"
     # No other process works here: an attempt has one worker. What is there, an earlier database left.
@@ -91,27 +91,27 @@ def stage_inputs(
     store: ArtifactStore,
     spec: DistillationSpec,
     *,
-    rankings_of: list[str],
-    states: Sequence[StoredCheckpoint],
+    ranking_jobs: list[str],
+    training_states: Sequence[StoredCheckpoint],
 ) -> None:
     """Put in what the engine needs to begin, or to go on where an earlier attempt was.
 
     Args:
-        rankings_of: jobs whose ranking it may take, best first; the engine takes only one of its own inputs.
-        states: training states in the store, best first; a damaged one is passed over for the next.
+        ranking_jobs: jobs whose ranking it may take, best first; the engine takes only one of its own inputs.
+        training_states: training training_states in the store, best first; a damaged one is passed over for the next.
     """
-    place.given.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
+    place.spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
     for name in _RANKING_FILES:
-        for job_id in rankings_of:
+        for job_id in ranking_jobs:
             try:
-                shutil.copyfile(store.locate(ranking_key(job_id, name)), place.run / name)
+                shutil.copyfile(store.locate(ranking_key(job_id, name)), place.workdir / name)
             except ArtifactNotFound:
                 log.debug("no %s of %s yet", name, job_id)
                 continue
             break
-    for state in states:
+    for state in training_states:
         try:
-            store.checkout(state.store_key, place.run / checkpoint_dir(state.step))
+            store.checkout(state.store_key, place.workdir / checkpoint_dir(state.step))
         except (ArtifactCorrupt, ArtifactNotFound) as error:
             log.warning("the training state %s was passed over: %s", state.store_key, error)
             continue

@@ -13,7 +13,7 @@ _QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noh
 _SECONDS = 30
 
 
-def ask_driver() -> str:
+def query_driver() -> str:
     """The driver's list of GPUs: index, name and MiB a line; empty where it does not answer."""
     try:
         asked = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_SECONDS, check=False)
@@ -22,13 +22,13 @@ def ask_driver() -> str:
     return asked.stdout if asked.returncode == 0 else ""
 
 
-def devices(
-    options: WorkerSettings, *, driver: Path = _DRIVER, ask: Callable[[], str] = ask_driver
+def detect_devices(
+    options: WorkerSettings, *, driver: Path = _DRIVER, query: Callable[[], str] = query_driver
 ) -> tuple[Device, ...]:
     """What jobs may ask of this worker. One with GPUs takes jobs for the CPU too, unless it is set to `cuda`."""
     found: list[Device] = []
     if options.device == "cuda" or (options.device == "auto" and driver.exists()):
-        found += _gpus(ask(), options.gpus) or [Device("cuda", "NVIDIA GPU", None)]
+        found += _gpus(query(), options.gpus) or [Device("cuda", "NVIDIA GPU", None)]
     if options.device != "cuda":
         found.append(Device("cpu", "CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
     return tuple(found)

@@ -28,8 +28,8 @@ import structlog
 from domain.db import upgrade
 from domain.settings import Settings
 from worker import valkey
-from worker.logs import BoundedLog
-from worker.processes import end, kill_group, spawn
+from worker.bounded_log import BoundedLog
+from worker.processes import kill_group, spawn, terminate
 from worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -118,7 +118,7 @@ class _Child:
 
     def kill(self) -> None:
         if self.process is not None:
-            end(self.process, 0)
+            terminate(self.process, grace=0)
 
 
 def serve(

@@ -70,16 +70,16 @@ class EngineExit:
     """Whether the finished student is in the artifact store."""
     trouble: EndReason | None = None
     """What kept a file out of the store."""
-    memory_kills: int = 0
+    oom_kills: int = 0
     """Processes of this machine's group that the system ended for want of memory meanwhile."""
 
 
-def of_storage(error: OSError) -> EndReason:
+def storage_failure_reason(error: OSError) -> EndReason:
     """The reason that an error of the file system stands for."""
     return DISK_FULL if is_disk_full(error) else STORAGE_FAILED
 
 
-def outcome_of(ending: EngineExit) -> Outcome:
+def classify_exit(ending: EngineExit) -> Outcome:
     """The outcome for the rows. A typed failure stands, whatever was asked meanwhile."""
     if ending.status == ExitCode.DONE and isinstance(ending.last, RunFinished):
         return Outcome.succeeded() if ending.stored else Outcome.failed(ending.trouble or STORAGE_FAILED)
@@ -106,7 +106,7 @@ def _unasked(ending: EngineExit) -> Outcome:
     if ending.status == ExitCode.USAGE:
         return Outcome.failed(SPEC_REFUSED)
     if ending.status == -signal.SIGKILL:
-        return Outcome.crashed(OUT_OF_MEMORY if ending.memory_kills else KILLED)
+        return Outcome.crashed(OUT_OF_MEMORY if ending.oom_kills else KILLED)
     if ending.status < 0:
         return Outcome.crashed(
             EndReason("engine_crashed", f"The engine died by {_name(-ending.status)}.", "system", True, NO_RESULT.hint)
@@ -121,7 +121,7 @@ def _name(number: int) -> str:
         return f"signal {number}"
 
 
-def memory_kills(events: Path = Path("/sys/fs/cgroup/memory.events")) -> int:
+def count_oom_kills(events: Path = Path("/sys/fs/cgroup/memory.events")) -> int:
     """How many processes of this control group the kernel ended for want of memory so far; 0 where unknown."""
     try:
         counts = dict(line.split() for line in events.read_text().splitlines())

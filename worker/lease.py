@@ -41,7 +41,7 @@ class Lease:
         self._renewed = self._tried = clock()
         self._wish: StopRequest = "ok"
 
-    def beat_if_due(self) -> StopRequest:
+    def heartbeat_if_due(self) -> StopRequest:
         """Renew the lease where the time has come; what the client wanted when it was last renewed.
 
         Raises:
@@ -51,7 +51,7 @@ class Lease:
             self._beat()
         return self._wish
 
-    def during(self, work: Callable[[], Result]) -> Result:
+    def renew_while(self, work: Callable[[], Result]) -> Result:
         """Run something long, that does not touch the database, while the lease is kept.
 
         Raises:
@@ -60,7 +60,7 @@ class Lease:
         with ThreadPoolExecutor(1) as aside:
             future: Future[Result] = aside.submit(work)
             while not wait_for([future], timeout=min(self._every, 1.0)).done:
-                self.beat_if_due()
+                self.heartbeat_if_due()
         return future.result()
 
     def _beat(self) -> None:

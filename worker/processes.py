@@ -55,7 +55,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def end(process: subprocess.Popen[bytes], grace: float) -> int:
+def terminate(process: subprocess.Popen[bytes], grace: float) -> int:
     """Ask the process to end, kill what is left of its group after `grace` seconds; its exit status.
 
     Only the process itself is asked: it knows in which order its own children stop.

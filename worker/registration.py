@@ -25,17 +25,17 @@ class Registration:
     _connected: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         # A child that inherits an open connection would end it for both when it exits.
         os.register_at_fork(
             before=self._connected.acquire,
             after_in_parent=self._connected.release,
             after_in_child=self._connected.release,
         )
-        self._thread = threading.Thread(target=self._run, name="presence", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="registration", daemon=True)
         self._thread.start()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Stop, and take the row away."""
         self._ended.set()
         if self._thread is not None:

@@ -41,7 +41,7 @@ class Scheduler:
         duties: tuple[tuple[Callable[[], object], float], ...] = (
             (self.reap, self.settings.reaper_seconds),
             (self.ring, self.options.doorbell_seconds),
-            (self.clear, self.options.janitor_seconds),
+            (self.collect_garbage, self.options.janitor_seconds),
         )
         due = [clock()] * len(duties)
         while True:
@@ -69,7 +69,7 @@ class Scheduler:
             log.warning("%s waited for a worker longer than it may", job_id)
         return reaped
 
-    def clear(self) -> int:
+    def collect_garbage(self) -> int:
         """Remove what killed processes left in the store, files of jobs and data sets that are gone, and answers that
         are no longer shown again; says how many.
         """

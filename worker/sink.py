@@ -31,7 +31,7 @@ from pocl.events import (
 from pocl.layout import EVENTS_FILE, PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
 from pocl.storage.manifest import MANIFEST
 from worker.attempt_dir import AttemptDir, ranking_key
-from worker.engine_exit import of_storage
+from worker.engine_exit import storage_failure_reason
 from worker.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -123,16 +123,16 @@ class RowSink:
         self._log_tail = log_tail
         self._flush_seconds = flush_seconds
         self._clock = clock
-        self._tail = EventTail(place.run / EVENTS_FILE, claim.events_offset)
+        self._tail = EventTail(place.workdir / EVENTS_FILE, claim.events_offset)
         self._pending = _Pending([], self._tail.offset, [], urgent=False)
-        self._flushed_at = self._log_saved_at = self._partial_saved_at = self.heard_at = clock()
-        self.last: RunFinished | RunEnded | None = None
+        self._flushed_at = self._log_saved_at = self._partial_saved_at = self.last_event_at = clock()
+        self.end_event: RunFinished | RunEnded | None = None
         """The engine's last word."""
         self.engine_started = False
         """Whether the engine has said that it began: from then on it listens to signals."""
         self.student_stored = False
         """Whether the finished student is in the store."""
-        self.trouble: EndReason | None = None
+        self.storage_error: EndReason | None = None
         """What kept a file out of the store."""
 
     def pump(self) -> bool:
@@ -172,7 +172,7 @@ class RowSink:
             self._take(stamped)
         if self._tail.offset == before:
             return False
-        self.heard_at = self._clock()
+        self.last_event_at = self._clock()
         return True
 
     def _take(self, stamped: EventEnvelope) -> None:
@@ -190,7 +190,7 @@ class RowSink:
             case ArtifactWritten() as written:
                 self._store_artifact(written)
             case RunFinished() | RunEnded() as last:
-                self.last = last
+                self.end_event = last
                 self._store_partial_ranking()
             case _:
                 pass
@@ -201,8 +201,8 @@ class RowSink:
         # `best` is named by its stage's directory, whose training state the engine may drop at any moment.
         resumable = saved.kind in ("training", "stage")
         try:
-            source = self._place.inside(saved.path)
-            stored = self._lease.during(lambda: self._store.publish(source, key, nested=resumable))
+            source = self._place.locate(saved.path)
+            stored = self._lease.renew_while(lambda: self._store.publish(source, key, nested=resumable))
         except _UNUSABLE as error:
             # The engine removes old training states by itself; a later one follows.
             log.warning("%s of step %d was not stored: %s", saved.kind, saved.step, error)
@@ -229,13 +229,15 @@ class RowSink:
 
     def _store_artifact(self, written: ArtifactWritten) -> None:
         try:
-            source = self._place.inside(written.path)
+            source = self._place.locate(written.path)
             key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{source.name}"
             if written.kind == "ranking":
                 key = ranking_key(self._claim.job_id, RANKING_FILE)
                 seal = source.with_name(RANKING_INPUTS_FILE)
-                self._lease.during(lambda: self._store.publish_file(seal, ranking_key(self._claim.job_id, seal.name)))
-            stored = self._lease.during(lambda: self._store.publish_file(source, key))
+                self._lease.renew_while(
+                    lambda: self._store.publish_file(seal, ranking_key(self._claim.job_id, seal.name))
+                )
+            stored = self._lease.renew_while(lambda: self._store.publish_file(source, key))
         except _UNUSABLE as error:
             log.warning("the %s was not stored: %s", written.kind, error)
             return
@@ -252,12 +254,12 @@ class RowSink:
 
     def _store_partial_ranking(self) -> None:
         """Another attempt, perhaps on another machine, goes on where this one was."""
-        source = self._place.run / PARTIAL_RANKING_FILE
+        source = self._place.workdir / PARTIAL_RANKING_FILE
         if not source.exists():
             return
         key = ranking_key(self._claim.job_id, PARTIAL_RANKING_FILE)
         try:
-            self._lease.during(lambda: self._store.publish_file(source, key))
+            self._lease.renew_while(lambda: self._store.publish_file(source, key))
         except FileNotFoundError:
             # The ranking is finished.
             return
@@ -267,7 +269,7 @@ class RowSink:
         self._partial_saved_at = self._clock()
 
     def _note(self, error: OSError) -> None:
-        self.trouble = of_storage(error)
+        self.storage_error = storage_failure_reason(error)
         log.error("the artifact store cannot be written: %s", error)
 
     def _write(self, end: Callable[[Session], None] | None = None) -> bool:

@@ -34,17 +34,17 @@ from pocl.spec import DataRef, DistillationSpec, ModelRef
 from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
 from worker.attempt_dir import AttemptDir
+from worker.bounded_log import BoundedLog
 from worker.engine_exit import (
     STORAGE_FAILED,
     WORKER_FAILED,
     EngineExit,
     StopRequest,
-    memory_kills,
-    of_storage,
-    outcome_of,
+    classify_exit,
+    count_oom_kills,
+    storage_failure_reason,
 )
 from worker.lease import Lease
-from worker.logs import BoundedLog
 from worker.processes import kill_group, spawn
 from worker.settings import WorkerSettings
 from worker.sink import RowSink
@@ -107,14 +107,14 @@ class Supervisor:
             return None
         log.info("attempt %d at %s begins", claim.attempt, claim.job_id)
         try:
-            with attempt_dir.held(self.settings.work_root, claim.job_id, claim.attempt) as place:
+            with attempt_dir.locked(self.settings.work_root, claim.job_id, claim.attempt) as place:
                 status = _Attempt(self, claim, place).run()
         except LostLease:
             log.warning("attempt %d at %s lost its lease", claim.attempt, claim.job_id)
             return None
         except OSError as error:
             # Without a workplace the attempt never began.
-            self._give_up(claim, Outcome.failed(of_storage(error)))
+            self._give_up(claim, Outcome.failed(storage_failure_reason(error)))
             raise
         log.info("attempt %d left %s %s", claim.attempt, claim.job_id, status)
         return status
@@ -190,14 +190,14 @@ class _Attempt:
         spec = self._apply_worker_defaults(spec)
         jobs = [claim.job_id] if claim.parent_job_id is None else [claim.job_id, claim.parent_job_id]
         try:
-            self._lease.during(
+            self._lease.renew_while(
                 lambda: attempt_dir.stage_inputs(
-                    self._place, supervisor.store, spec, rankings_of=jobs, states=claim.checkpoints
+                    self._place, supervisor.store, spec, ranking_jobs=jobs, training_states=claim.checkpoints
                 )
             )
         except OSError as error:
             log.error("the workplace cannot be written: %s", error)
-            return Outcome.failed(of_storage(error))
+            return Outcome.failed(storage_failure_reason(error))
         return None
 
     def _apply_worker_defaults(self, spec: DistillationSpec) -> DistillationSpec:
@@ -207,15 +207,15 @@ class _Attempt:
         return spec.model_copy(update={"resources": fitted})
 
     def _train(self) -> Outcome:
-        kills_before = memory_kills()
+        kills_before = count_oom_kills()
         with self._log.open() as errors:
             engine = spawn(
                 self._command(),
                 # The events are in a file as well, which outlives this process.
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                environment=engine_environment(os.environ, self._place.temporary, self._options.gpus),
-                directory=self._place.directory,
+                environment=engine_environment(os.environ, self._place.temp_dir, self._options.gpus),
+                directory=self._place.path,
                 death_signal=signal.SIGKILL,
             )
         try:
@@ -225,15 +225,15 @@ class _Attempt:
             kill_group(engine)
             status = engine.wait()
         while self._sink.pump():
-            self._lease.beat_if_due()
-        return outcome_of(
+            self._lease.heartbeat_if_due()
+        return classify_exit(
             EngineExit(
                 status=status,
-                last=self._sink.last,
+                last=self._sink.end_event,
                 asked=self._asked,
                 stored=self._sink.student_stored,
-                trouble=self._sink.trouble,
-                memory_kills=memory_kills() - kills_before,
+                trouble=self._sink.storage_error,
+                oom_kills=count_oom_kills() - kills_before,
             )
         )
 
@@ -241,8 +241,8 @@ class _Attempt:
         settings = self._supervisor.settings
         return [
             *self._options.engine,
-            str(self._place.given),
-            *("--workdir", str(self._place.run)),
+            str(self._place.spec_file),
+            *("--workdir", str(self._place.workdir)),
             *("--cache", str(settings.cache_root)),
             *("--cache-bytes", str(settings.max_cache_bytes)),
             *("--keep-for", self._claim.job_id),
@@ -282,12 +282,12 @@ class _Attempt:
         self._asked, self._pausing = "pause", True
 
     def _wish(self) -> StopRequest | Literal["pause_at_stage_end"] | None:
-        wish = self._lease.beat_if_due()
+        wish = self._lease.heartbeat_if_due()
         if wish != "ok" and wish != "pause_at_stage_end":
             return wish
         if self._supervisor.should_stop():
             return "release"
-        if self._clock() - self._sink.heard_at >= self._options.stall_seconds:
+        if self._clock() - self._sink.last_event_at >= self._options.stall_seconds:
             return "stall"
         return None if wish == "ok" else wish
 
@@ -297,7 +297,7 @@ class _Attempt:
         tail = self._log.tail(settings.max_log_bytes)
         # The longer path first: the workplace lies below the home.
         for place, name in (
-            (self._place.directory, b"<attempt>"),
+            (self._place.path, b"<attempt>"),
             (settings.artifact_root, b"<store>"),
             (settings.cache_root, b"<cache>"),
             (settings.home, b"<home>"),
@@ -309,7 +309,7 @@ class _Attempt:
         """Try until it is written, or until the job may be another worker's."""
         while (status := self._sink.settle(outcome)) is None:
             time.sleep(self._options.tick_seconds)
-            self._lease.beat_if_due()
+            self._lease.heartbeat_if_due()
         return status
 
 

@@ -33,7 +33,7 @@ def register_task(app: Celery, work: Callable[[], None]) -> None:
     app.task(name=RING)(heard)
 
 
-def stop_flag() -> SharedFlag:
+def shutdown_flag() -> SharedFlag:
     """A flag that is set as soon as the worker of this process is asked to end, while its task still runs."""
     flag = SharedFlag()
 
@@ -44,7 +44,7 @@ def stop_flag() -> SharedFlag:
     return flag
 
 
-def show_life(app: Celery, pulse: Liveness) -> None:
+def install_liveness(app: Celery, pulse: Liveness) -> None:
     """Let workers of `app` beat while their main loop turns: not while they are frozen or wait for the broker."""
 
     class Beating(bootsteps.StartStopStep):  # type: ignore[misc] # Celery ships no types.

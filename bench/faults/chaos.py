@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.faults.cluster import Cluster
-from bench.faults.invariants import Evidence, gather
-from bench.faults.outcome import Outcome
+from bench.faults.invariants import InvariantReport, check_invariants
+from bench.faults.outcome import RunOutcome
 from bench.faults.small_runs import VARIANTS, write_variant
 from bench.report import Figure, table
 from pocl.__main__ import read_spec
@@ -50,14 +50,14 @@ _WEIGHTS: Final = {"cancel a job": 1, "pause a job": 2, "freeze engine": 1}
 
 
 @dataclass
-class Storm:
+class ChaosResult:
     """What happened, and what it came to."""
 
     database: str
     seed: int
     minutes: float
     faults: Counter[str] = field(default_factory=Counter)
-    evidence: Evidence | None = None
+    evidence: InvariantReport | None = None
     orphans: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -98,17 +98,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--database-url", help="an empty PostgreSQL database (default: a SQLite file)")
 
 
-def run(args: argparse.Namespace) -> Storm:
+def run(args: argparse.Namespace) -> ChaosResult:
     with tempfile.TemporaryDirectory(prefix="pocl-chaos-") as directory:
-        return endure(Path(directory), seed=args.seed, minutes=args.minutes, database_url=args.database_url)
+        return run_chaos(Path(directory), seed=args.seed, minutes=args.minutes, database_url=args.database_url)
 
 
-def endure(directory: Path, *, seed: int, minutes: float, database_url: str | None = None) -> Storm:
-    """Let the service stand a storm in `directory`, and gather what its rows say."""
+def run_chaos(directory: Path, *, seed: int, minutes: float, database_url: str | None = None) -> ChaosResult:
+    """Let the service stand a storm in `directory`, and check what its rows say."""
     rng = random.Random(seed)
-    wanted = {name: undisturbed(directory / "baseline" / name, name) for name in VARIANTS}
+    wanted = {name: baseline_weights(directory / "baseline" / name, name) for name in VARIANTS}
     cluster = Cluster.gathered(directory / "home", database_url)
-    storm = Storm("PostgreSQL" if database_url else "SQLite", seed, minutes)
+    storm = ChaosResult("PostgreSQL" if database_url else "SQLite", seed, minutes)
     begun = time.monotonic()
     try:
         cluster.start()
@@ -124,18 +124,18 @@ def endure(directory: Path, *, seed: int, minutes: float, database_url: str | No
         while cluster.live() and time.monotonic() < calm_until:
             cluster.tend(until=time.monotonic() + 0.5)
             cluster.resume_all()
-        storm.evidence = gather(cluster.database, cluster.store, cluster.submitted, wanted)
+        storm.evidence = check_invariants(cluster.database, cluster.store, cluster.submitted, wanted)
     finally:
         storm.orphans = cluster.dismiss()
     storm.seconds = time.monotonic() - begun
     return storm
 
 
-def undisturbed(directory: Path, variant: str) -> str:
+def baseline_weights(directory: Path, variant: str) -> str:
     """SHA-256 of the weights that a variant ends in when it is left alone."""
     spec = read_spec(write_variant(directory, variant))
     workdir = directory / "run"
     distil(spec, workdir, lambda _event: None, reuse=SharedCache(directory / "cache", 1 << 30))
-    final = Outcome.of(workdir).final
+    final = RunOutcome.read(workdir).final
     shutil.rmtree(workdir)
     return final

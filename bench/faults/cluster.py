@@ -29,7 +29,7 @@ from domain.jobs.states import HELD, TERMINAL, JobStatus
 from domain.jobs.submission import submit_job
 from domain.settings import Settings
 from worker import valkey
-from worker.processes import end, spawn
+from worker.processes import spawn, terminate
 
 PROJECT: Final = "default"
 LEASE_SECONDS: Final = 4.0
@@ -87,7 +87,7 @@ class Cluster:
             thaw.join()
         for name in (*_WORKERS, "scheduler", "broker"):
             if name in self.members:
-                end(self.members[name], _GRACE)
+                terminate(self.members[name], _GRACE)
         self.database.close()
         return [f"process {each.pid} is left: {' '.join(each.cmdline())[:80]}" for each in self._of_home()]
 

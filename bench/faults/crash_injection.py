@@ -1,7 +1,7 @@
 """Crash a run at random moments, start it again each time, and see what it comes to.
 
 The run is the command `python -m pocl run`, as a process that SIGKILL or SIGTERM ends. So that hundreds of
-strikes are affordable, its process is by default forked from a server that has imported torch already.
+crashes are affordable, its process is by default forked from a server that has imported torch already.
 """
 
 import multiprocessing
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.faults.outcome import litter, read_events
+from bench.faults.outcome import read_events, scratch_paths
 from pocl.layout import EVENTS_FILE, ExitCode
 
 STARTING = "starting"
@@ -32,8 +32,8 @@ _POLL_SECONDS = 0.0005
 
 
 @dataclass(frozen=True)
-class Moment:
-    """When to strike: at an event, once a save is under way if so wished, and a little later."""
+class CrashPoint:
+    """When to crash: at an event, once a save is under way if so wished, and a little later."""
 
     events: int
     """This many events after the start, or after `phase` began."""
@@ -76,7 +76,7 @@ class Engine(Protocol):
     def start(self, spec: Path, workdir: Path) -> Attempt: ...
 
 
-class Command:
+class CommandEngine:
     """The command, started afresh each time."""
 
     def start(self, spec: Path, workdir: Path) -> Attempt:
@@ -87,7 +87,7 @@ class Command:
         return _Started(process)
 
 
-class Forked:
+class ForkedEngine:
     """The command's `main` in a child of a server that has imported torch, but not used it."""
 
     def __init__(self) -> None:
@@ -102,47 +102,47 @@ class Forked:
         return _Forked(process, ours)
 
 
-def storm(engine: Engine, spec: Path, workdir: Path, moments: Sequence[Moment]) -> list[Crash]:
-    """Run `spec` in `workdir` to its end, strike it at each of `moments` in turn, and start it again each time.
+def run_with_crashes(engine: Engine, spec: Path, workdir: Path, crash_points: Sequence[CrashPoint]) -> list[Crash]:
+    """Run `spec` in `workdir` to its end, crash it at each of `crash_points` in turn, and start it again each time.
 
-    An attempt that ends before its moment comes ends the storm.
+    An attempt that ends before its crash point comes ends the run.
 
     Raises:
-        RuntimeError: the run ended in any other way than well or by the strike.
+        RuntimeError: the run ended in any other way than well or by the crash.
     """
-    strikes: list[Crash] = []
+    crashes: list[Crash] = []
     position = 0
-    for moment in [*moments, None]:
-        ended = _attempt(engine, spec, workdir, moment)
+    for crash_point in [*crash_points, None]:
+        ended = _attempt(engine, spec, workdir, crash_point)
         for started in (event for event in ended.events if event["type"] == "run_started"):
             resumed = started["resumed_from_step"] or 0
-            if strikes:
-                strikes[-1] = replace(strikes[-1], lost_steps=position - resumed)
+            if crashes:
+                crashes[-1] = replace(crashes[-1], lost_steps=position - resumed)
             position = resumed
         position = max([position, *(event["step"] for event in ended.events if event["type"] == "step")])
         if ended.status == 0:
-            return strikes
-        if moment is None or ended.status not in (-moment.by, ExitCode.STOPPED):
+            return crashes
+        if crash_point is None or ended.status not in (-crash_point.by, ExitCode.STOPPED):
             raise RuntimeError(f"the run in {workdir} exited with {ended.status}: {_last_lines(workdir)}")
-        strikes.append(Crash(moment.by, ended.phase, ended.in_save))
+        crashes.append(Crash(crash_point.by, ended.phase, ended.in_save))
     raise AssertionError("the last attempt is not struck")
 
 
-def draw_moments(rng: random.Random, count: int, baseline: Sequence[dict[str, Any]]) -> list[Moment]:
-    """Random moments, spread over the phases and events of an undisturbed run and over its saves."""
+def draw_crash_points(rng: random.Random, count: int, baseline: Sequence[dict[str, Any]]) -> list[CrashPoint]:
+    """Random crash points, spread over the phases and events of an undisturbed run and over its saves."""
     phases = sorted({event["phase"] for event in baseline if event["type"] == "phase"})
-    moments = []
+    crash_points = []
     for _ in range(count):
         delay = rng.random() * _LONGEST_DELAY
         by = signal.SIGTERM if rng.random() < 0.15 else signal.SIGKILL
         kind = rng.choice(["event", "event", "phase", "save"])
         if kind == "phase":
-            moments.append(Moment(rng.randint(0, 3), phase=rng.choice(phases), delay=delay, by=by))
+            crash_points.append(CrashPoint(rng.randint(0, 3), phase=rng.choice(phases), delay=delay, by=by))
         else:
             # Early ones are likelier, since an attempt that continues has fewer events before it.
             events = int(len(baseline) * rng.random() ** 2)
-            moments.append(Moment(events, in_save=kind == "save", delay=delay, by=by))
-    return moments
+            crash_points.append(CrashPoint(events, in_save=kind == "save", delay=delay, by=by))
+    return crash_points
 
 
 @dataclass(frozen=True)
@@ -159,15 +159,15 @@ class _Ended:
         return next(phases, STARTING)
 
 
-def _attempt(engine: Engine, spec: Path, workdir: Path, moment: Moment | None) -> _Ended:
-    offset, left = _size_of_log(workdir), litter(workdir)
+def _attempt(engine: Engine, spec: Path, workdir: Path, crash_point: CrashPoint | None) -> _Ended:
+    offset, left = _size_of_log(workdir), scratch_paths(workdir)
 
     def is_writing() -> bool:
         # What an earlier attempt left does not count.
-        return bool(litter(workdir) - left)
+        return bool(scratch_paths(workdir) - left)
 
     attempt = engine.start(spec, workdir)
-    _follow(attempt, moment, is_writing)
+    _follow(attempt, crash_point, is_writing)
     status = attempt.wait()
     return _Ended(status, read_events(workdir, offset), is_writing())
 
@@ -214,15 +214,15 @@ class _Forked:
         return status
 
 
-def _follow(attempt: Attempt, moment: Moment | None, is_writing: Callable[[], bool]) -> None:
-    """Read events until the attempt ends; strike at the moment."""
-    seen = _Seen(moment)
-    struck = moment is None
+def _follow(attempt: Attempt, crash_point: CrashPoint | None, is_writing: Callable[[], bool]) -> None:
+    """Read events until the attempt ends; crash it at the crash point."""
+    seen = _Seen(crash_point)
+    struck = crash_point is None
     while True:
         waiting = not struck and seen.reached
-        if moment is not None and waiting and (not moment.in_save or is_writing()):
-            time.sleep(moment.delay)
-            attempt.send(moment.by)
+        if crash_point is not None and waiting and (not crash_point.in_save or is_writing()):
+            time.sleep(crash_point.delay)
+            attempt.send(crash_point.by)
             struck = True
             continue
         ready, _, _ = select.select([attempt.events], [], [], _POLL_SECONDS if waiting else None)
@@ -236,22 +236,22 @@ def _follow(attempt: Attempt, moment: Moment | None, is_writing: Callable[[], bo
 class _Seen:
     """Counts events as they come through a pipe, in whatever pieces."""
 
-    def __init__(self, moment: Moment | None) -> None:
-        self._moment = moment
-        self._counting = moment is None or moment.phase is None
+    def __init__(self, crash_point: CrashPoint | None) -> None:
+        self._crash_point = crash_point
+        self._counting = crash_point is None or crash_point.phase is None
         self._count = 0
         self._rest = b""
 
     @property
     def reached(self) -> bool:
-        return self._moment is not None and self._counting and self._count >= self._moment.events
+        return self._crash_point is not None and self._counting and self._count >= self._crash_point.events
 
     def add(self, read: bytes) -> None:
         *lines, self._rest = (self._rest + read).split(b"\n")
         for line in lines:
             if self._counting:
                 self._count += 1
-            elif self._moment is not None and f'"phase":"{self._moment.phase}"'.encode() in line:
+            elif self._crash_point is not None and f'"phase":"{self._crash_point.phase}"'.encode() in line:
                 self._counting = True
 
 

@@ -20,7 +20,7 @@ Law = Callable[[bool, str], None]
 
 
 @dataclass
-class Evidence:
+class InvariantReport:
     ends: Counter[str] = field(default_factory=Counter)
     """How the jobs ended."""
     attempts: Counter[str] = field(default_factory=Counter)
@@ -41,16 +41,16 @@ class Evidence:
         )
 
 
-def gather(
+def check_invariants(
     database: Database, store: ArtifactStore, submitted: Mapping[str, str], wanted: Mapping[str, str]
-) -> Evidence:
+) -> InvariantReport:
     """Look at every job of `submitted`.
 
     Args:
         submitted: variant by job id.
         wanted: SHA-256 of the final weights by variant.
     """
-    found = Evidence()
+    found = InvariantReport()
     with database.transaction(write=False) as session:
         for job_id, variant in submitted.items():
             job = session.get(Job, job_id)
@@ -61,7 +61,7 @@ def gather(
     return found
 
 
-def _look_at(session: Session, store: ArtifactStore, job: Job, weights: str, found: Evidence) -> None:
+def _look_at(session: Session, store: ArtifactStore, job: Job, weights: str, found: InvariantReport) -> None:
     events = session.scalars(sa.select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.seq)).all()
     attempts = session.scalars(sa.select(JobAttempt).where(JobAttempt.job_id == job.id)).all()
     found.ends[str(job.status)] += 1

@@ -14,7 +14,7 @@ _TIMES = ("tokens_per_second", "eta_seconds", "eta_low_seconds", "eta_high_secon
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     final: str
     """SHA-256 of the weights, as are the next two of their files."""
     best: str
@@ -29,7 +29,7 @@ class Outcome:
     """The last event that names the best stage's weights."""
 
     @classmethod
-    def of(cls, workdir: Path) -> "Outcome":
+    def read(cls, workdir: Path) -> "RunOutcome":
         events = read_events(workdir)
         steps = {event["step"]: event for event in events if event["type"] == "step"}
         best = [event for event in events if event["type"] == "checkpoint" and event["kind"] == "best"]
@@ -47,7 +47,7 @@ class Outcome:
             best_named=best[-1],
         )
 
-    def differences(self, other: "Outcome") -> list[str]:
+    def differences(self, other: "RunOutcome") -> list[str]:
         """Names of the fields that are not equal."""
         return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
 
@@ -59,13 +59,13 @@ def read_events(workdir: Path, offset: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line)["event"] for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def litter(workdir: Path) -> set[str]:
+def scratch_paths(workdir: Path) -> set[str]:
     """Half-written files and directories below `workdir`."""
     # With a pattern a directory that goes away meanwhile is an error.
     return {name for _, directories, files in os.walk(workdir) for name in (*directories, *files) if _is_scratch(name)}
 
 
-def damaged(workdir: Path) -> list[str]:
+def manifest_errors(workdir: Path) -> list[str]:
     """Directories below `workdir` whose manifest does not hold."""
     found = []
     for path in sorted(workdir.rglob(manifest.MANIFEST)):

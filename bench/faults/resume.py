@@ -11,19 +11,19 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from bench.faults.crash_injection import Command, Crash, Engine, Forked, draw_moments, storm
-from bench.faults.outcome import Outcome, damaged, litter, read_events
+from bench.faults.crash_injection import CommandEngine, Crash, Engine, ForkedEngine, draw_crash_points, run_with_crashes
+from bench.faults.outcome import RunOutcome, manifest_errors, read_events, scratch_paths
 from bench.faults.small_runs import CHECKPOINT_EVERY, VARIANTS, write_variant
 from bench.report import Figure, table
 
-_MOST_STRIKES_A_RUN = 12
+_MAX_CRASHES_PER_RUN = 12
 
 
 @dataclass
-class Findings:
-    """What the strikes of all storms came to."""
+class ResumeResult:
+    """What the crashes of all storms came to."""
 
-    strikes: list[Crash] = field(default_factory=list)
+    crashes: list[Crash] = field(default_factory=list)
     runs: int = 0
     differing: list[str] = field(default_factory=list)
     """One line for each way in which a run ended otherwise: other bits, litter, damage, too many lost steps."""
@@ -36,28 +36,28 @@ class Findings:
 
     def record(self) -> dict[str, Any]:
         """The findings as plain values."""
-        lost = [strike.lost_steps for strike in self.strikes]
+        lost = [crash.lost_steps for crash in self.crashes]
         return {
             "command": "resume",
-            "strikes": len(lost),
+            "crashes": len(lost),
             "runs": self.runs,
-            "by_phase": dict(Counter(strike.phase for strike in self.strikes)),
-            "in_save": sum(strike.in_save for strike in self.strikes),
-            "by_signal": dict(Counter(strike.by.name for strike in self.strikes)),
+            "by_phase": dict(Counter(crash.phase for crash in self.crashes)),
+            "in_save": sum(crash.in_save for crash in self.crashes),
+            "by_signal": dict(Counter(crash.by.name for crash in self.crashes)),
             "lost_steps": {"max": max(lost, default=0), "mean": sum(lost) / max(1, len(lost))},
             "checkpoint_every": CHECKPOINT_EVERY,
             "differing": self.differing,
             "seconds": round(self.seconds, 1),
-            "each": [{**asdict(strike), "by": strike.by.name} for strike in self.strikes],
+            "each": [{**asdict(crash), "by": crash.by.name} for crash in self.crashes],
         }
 
     def text(self) -> str:
         """The findings for people."""
-        phases = [phase for phase, _ in Counter(strike.phase for strike in self.strikes).most_common()]
-        rows = [_row(phase, [strike for strike in self.strikes if strike.phase == phase]) for phase in phases]
+        phases = [phase for phase, _ in Counter(crash.phase for crash in self.crashes).most_common()]
+        rows = [_row(phase, [crash for crash in self.crashes if crash.phase == phase]) for phase in phases]
         total = self.record()
         lines = [
-            table([*rows, _row("all", self.strikes)]),
+            table([*rows, _row("all", self.crashes)]),
             f"signals {total['by_signal']}; {self.runs} runs",
             f"steps lost in the mean {total['lost_steps']['mean']:.2f}, with a checkpoint every {CHECKPOINT_EVERY}",
             f"same bits as an undisturbed run: {'NO' if self.differing else 'yes'}",
@@ -67,68 +67,68 @@ class Findings:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--kills", type=int, default=200, help="strikes in all (default 200)")
+    parser.add_argument("--kills", type=int, default=200, help="crashes in all (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default 0)")
     parser.add_argument("--commands", action="store_true", help="start each attempt as a new command (slower)")
     parser.add_argument("--directory", type=Path, help="where the runs are kept (default: a temporary directory)")
 
 
-def run(args: argparse.Namespace) -> Findings:
-    engine: Engine = Command() if args.commands else Forked()
+def run(args: argparse.Namespace) -> ResumeResult:
+    engine: Engine = CommandEngine() if args.commands else ForkedEngine()
     with tempfile.TemporaryDirectory(prefix="pocl-resume-") as temporary:
         return measure(engine, args.directory or Path(temporary), kills=args.kills, seed=args.seed)
 
 
 def measure(
     engine: Engine, directory: Path, *, kills: int, seed: int, variants: Iterable[str] = tuple(VARIANTS)
-) -> Findings:
-    """Crash runs of the variants in turn until there were `kills` strikes, and compare each with a baseline one.
+) -> ResumeResult:
+    """Crash runs of the variants in turn until there were `kills` crashes, and compare each with a baseline one.
 
     Raises:
-        RuntimeError: a run ended in any other way than well or by a strike.
+        RuntimeError: a run ended in any other way than well or by a crash.
     """
     rng = random.Random(seed)
-    findings = Findings()
+    findings = ResumeResult()
     baseline: dict[str, Path] = {}
     begun = time.monotonic()
     for name in cycle(variants):
-        if len(findings.strikes) >= kills:
+        if len(findings.crashes) >= kills:
             break
         spec = write_variant(directory / name, name)
         if name not in baseline:
             baseline[name] = directory / name / "baseline"
-            storm(engine, spec, baseline[name], [])
+            run_with_crashes(engine, spec, baseline[name], [])
         workdir = directory / name / f"run-{findings.runs}"
-        count = min(kills - len(findings.strikes), _MOST_STRIKES_A_RUN)
-        strikes = storm(engine, spec, workdir, draw_moments(rng, count, read_events(baseline[name])))
-        faults = faults_of(workdir, baseline[name]) + excess_of(strikes)
-        findings.strikes += strikes
+        count = min(kills - len(findings.crashes), _MAX_CRASHES_PER_RUN)
+        crashes = run_with_crashes(engine, spec, workdir, draw_crash_points(rng, count, read_events(baseline[name])))
+        faults = differences_from_baseline(workdir, baseline[name]) + excess_lost_steps(crashes)
+        findings.crashes += crashes
         findings.differing += [f"{name}, {workdir.name}: {what}" for what in faults]
         findings.runs += 1
     findings.seconds = time.monotonic() - begun
     return findings
 
 
-def faults_of(workdir: Path, baseline: Path) -> list[str]:
+def differences_from_baseline(workdir: Path, baseline: Path) -> list[str]:
     """How a run that was struck differs from one that was not; empty when it does not."""
-    differing = Outcome.of(workdir).differences(Outcome.of(baseline))
+    differing = RunOutcome.read(workdir).differences(RunOutcome.read(baseline))
     return [
         *(f"another {name}" for name in differing),
-        *(f"left {name}" for name in sorted(litter(workdir))),
-        *damaged(workdir),
+        *(f"left {name}" for name in sorted(scratch_paths(workdir))),
+        *manifest_errors(workdir),
     ]
 
 
-def excess_of(strikes: Iterable[Crash]) -> list[str]:
+def excess_lost_steps(crashes: Iterable[Crash]) -> list[str]:
     """Strikes that cost more than one checkpoint interval."""
-    lost = [strike.lost_steps for strike in strikes]
+    lost = [crash.lost_steps for crash in crashes]
     return [f"lost {steps} steps" for steps in lost if steps > CHECKPOINT_EVERY]
 
 
-def _row(phase: str, strikes: Sequence[Crash]) -> dict[str, Figure]:
+def _row(phase: str, crashes: Sequence[Crash]) -> dict[str, Figure]:
     return {
         "phase": phase,
-        "strikes": len(strikes),
-        "in_a_save": sum(strike.in_save for strike in strikes),
-        "max_steps_lost": max((strike.lost_steps for strike in strikes), default=0),
+        "crashes": len(crashes),
+        "in_a_save": sum(crash.in_save for crash in crashes),
+        "max_steps_lost": max((crash.lost_steps for crash in crashes), default=0),
     }

@@ -13,7 +13,7 @@ import yaml
 from safetensors import safe_open
 
 from tests.support.harness import kill, processes_mentioning
-from tests.support.processes import Member, Processes
+from tests.support.processes import Processes, ProcessHandle
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ ENDED = ("succeeded", "failed", "cancelled")
 class Service:
     """The embedded set-up with a home of its own, reached over HTTP."""
 
-    def __init__(self, launcher: Member, home: Path, http: httpx2.Client) -> None:
+    def __init__(self, launcher: ProcessHandle, home: Path, http: httpx2.Client) -> None:
         self.launcher = launcher
         self.home = home
         self.http = http
@@ -92,7 +92,7 @@ def serving(processes: Processes, home: Path) -> Iterator[Service]:
         "OMP_NUM_THREADS": "1",
     }
     launcher = processes.start("serve", environment, "--port", "0")
-    url = launcher.says("READY").removeprefix("READY ")
+    url = launcher.wait_for_log("READY").removeprefix("READY ")
     with httpx2.Client(base_url=url, timeout=30) as http:
         yield Service(launcher, home, http)
 
@@ -105,7 +105,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         with serving(processes, place / "home") as made:
             yield made
     finally:
-        processes.dismiss()
+        processes.kill_all()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.outcome import Outcome
+from bench.faults.outcome import RunOutcome
 from bench.faults.small_runs import write_variant
 from tests.faults.runs import run_whole
 
@@ -14,8 +14,8 @@ def restart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def baseline(restart: Path) -> Outcome:
+def baseline(restart: Path) -> RunOutcome:
     """What it comes to without a fault."""
     workdir = restart.parent / "baseline"
     run_whole(restart, workdir)
-    return Outcome.of(workdir)
+    return RunOutcome.read(workdir)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench.faults.outcome import Outcome, damaged, litter, read_events
+from bench.faults.outcome import RunOutcome, manifest_errors, read_events, scratch_paths
 from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import DiskFull, PoclError
@@ -77,7 +77,7 @@ def main() -> int:
     # One run, stopped by a full disk four times.
     cases = {name: asdict(_case(spec, disk / "run", space)) for name, space in moments.items()}
     run(read_spec(spec), disk / "run", _unheard)
-    differences = Outcome.of(disk / "run").differences(Outcome.of(disk / "baseline"))
+    differences = RunOutcome.read(disk / "run").differences(RunOutcome.read(disk / "baseline"))
     json.dump({**cases, "differences": differences, "log": asdict(_log(disk))}, sys.stdout)
     return 0
 
@@ -100,7 +100,7 @@ def _case(spec: Path, workdir: Path, space: Space) -> Case:
     case.written = read_events(workdir)[-1]["type"]
     restored, _ = checkpoint.find_resume_point(workdir / CHECKPOINTS_DIR)
     case.whole_step = None if restored is None else restored.state.step
-    case.damaged, case.litter = tuple(damaged(workdir)), tuple(litter(workdir))
+    case.damaged, case.litter = tuple(manifest_errors(workdir)), tuple(scratch_paths(workdir))
     ballast.unlink(missing_ok=True)
     return case
 

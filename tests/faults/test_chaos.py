@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.chaos import endure
+from bench.faults.chaos import run_chaos
 
 
 @pytest.mark.slow
@@ -12,6 +12,6 @@ from bench.faults.chaos import endure
 def test_every_job_ends_once_and_right(database_url: str, tmp_path: Path) -> None:
     # SQLite gets a file of the service's own.
     url = None if database_url.startswith("sqlite") else database_url
-    storm = endure(tmp_path / "chaos", seed=3, minutes=0.5, database_url=url)
+    storm = run_chaos(tmp_path / "chaos", seed=3, minutes=0.5, database_url=url)
     assert storm.failure is None, storm.text()
     assert storm.faults.total() > 0

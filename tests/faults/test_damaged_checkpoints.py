@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.outcome import Outcome, damaged, litter
+from bench.faults.outcome import RunOutcome, manifest_errors, scratch_paths
 from pocl.errors import WorkdirMismatch
 from pocl.events import RunStarted
 from pocl.layout import (
@@ -80,26 +80,26 @@ def test_a_damaged_newest_one_is_passed_over(
 
 @pytest.mark.parametrize(("damage", "file"), [(flip, WEIGHTS_FILE), (remove, "training/state.json")])
 def test_the_run_goes_on_from_the_one_before_to_the_same_end(
-    restart: Path, baseline: Outcome, stopped: Path, damage: Callable[[Path], None], file: str, tmp_path: Path
+    restart: Path, baseline: RunOutcome, stopped: Path, damage: Callable[[Path], None], file: str, tmp_path: Path
 ) -> None:
     workdir = shutil.copytree(stopped, tmp_path / "run")
     damage(workdir / checkpoint_dir(STOPPED_AT) / file)
     events = run_whole(restart, workdir)
     assert warnings_in(events) == ["checkpoint_passed_over"]
     assert [event.resumed_from_step for event in events if isinstance(event, RunStarted)] == [BEFORE]
-    assert Outcome.of(workdir).differences(baseline) == []
-    assert (damaged(workdir), litter(workdir)) == ([], set())
+    assert RunOutcome.read(workdir).differences(baseline) == []
+    assert (manifest_errors(workdir), scratch_paths(workdir)) == ([], set())
 
 
 def test_without_a_whole_one_the_run_starts_again_and_says_so(
-    restart: Path, baseline: Outcome, stopped: Path, tmp_path: Path
+    restart: Path, baseline: RunOutcome, stopped: Path, tmp_path: Path
 ) -> None:
     workdir = shutil.copytree(stopped, tmp_path / "run")
     for state in workdir.glob("checkpoints/*/training/state.json"):
         spoil(state)
     events = run_whole(restart, workdir)
     assert warnings_in(events) == ["checkpoint_passed_over"] * 2 + ["started_again"]
-    assert Outcome.of(workdir).differences(baseline) == []
+    assert RunOutcome.read(workdir).differences(baseline) == []
 
 
 def test_a_whole_one_of_another_version_is_not_thrown_away(restart: Path, stopped: Path, tmp_path: Path) -> None:

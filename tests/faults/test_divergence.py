@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.faults.outcome import damaged
+from bench.faults.outcome import manifest_errors
 from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import LossDiverged
@@ -38,7 +38,7 @@ def diverge(spec: DistillationSpec, workdir: Path) -> str:
 
 def steps_saved(workdir: Path) -> list[str]:
     """Names of the checkpoints, all of which must be whole and hold finite numbers only."""
-    assert damaged(workdir) == []
+    assert manifest_errors(workdir) == []
     for file in workdir.glob("checkpoints/**/*.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file
     return sorted(path.name for path in (workdir / CHECKPOINTS_DIR).glob("*"))

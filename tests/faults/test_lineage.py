@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.faults.outcome import Outcome
+from bench.faults.outcome import RunOutcome
 from bench.faults.small_runs import write_variant
 from pocl.events import Event, RunStarted, StageStarted, StepLogged
 from pocl.layout import (
@@ -32,11 +32,11 @@ def variant(directory: Path, **changes: Any) -> Path:
     return write_variant(directory, "restart", **changes)
 
 
-def test_the_same_specification_ends_in_the_same_weights(restart: Path, baseline: Outcome, tmp_path: Path) -> None:
+def test_the_same_specification_ends_in_the_same_weights(restart: Path, baseline: RunOutcome, tmp_path: Path) -> None:
     run_until(STAGE_END + 1, restart, tmp_path / "first")
     events = elsewhere(restart, tmp_path / "first", tmp_path / "second")
     assert [event.resumed_from_step for event in events if isinstance(event, RunStarted)] == [STAGE_END]
-    assert Outcome.of(tmp_path / "second").final == baseline.final
+    assert RunOutcome.read(tmp_path / "second").final == baseline.final
 
 
 def test_another_method_and_temperature_apply_from_the_next_stage_on(restart: Path, tmp_path: Path) -> None:

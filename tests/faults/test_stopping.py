@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.outcome import Outcome
+from bench.faults.outcome import RunOutcome
 from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import RunStopped
@@ -30,10 +30,12 @@ def test_a_stop_inside_an_evaluation_loses_no_step(variant: str, tmp_path: Path)
     resumed = run_whole(path, workdir)
     assert [event.resumed_from_step for event in resumed if isinstance(event, RunStarted)] == [done]
     assert min(event.step for event in resumed if isinstance(event, StepLogged)) == done + 1
-    assert Outcome.of(workdir).differences(Outcome.of(tmp_path / "baseline")) == []
+    assert RunOutcome.read(workdir).differences(RunOutcome.read(tmp_path / "baseline")) == []
 
 
-def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(restart: Path, baseline: Outcome, tmp_path: Path) -> None:
+def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(
+    restart: Path, baseline: RunOutcome, tmp_path: Path
+) -> None:
     spec, workdir, events = read_spec(restart), tmp_path / "run", list[Event]()
 
     def ended(of: list[Event]) -> list[int]:
@@ -48,7 +50,7 @@ def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(restart: Path, base
     assert ended(resumed) == [1, 2]
     # What was scored before the pause is not scored again.
     assert [event.stage for event in resumed if isinstance(event, Evaluated) and event.subject == "stage"] == [1, 2]
-    assert Outcome.of(workdir).differences(baseline) == []
+    assert RunOutcome.read(workdir).differences(baseline) == []
 
 
 def test_a_teacher_that_is_live_where_it_was_cached_is_told(restart: Path, tmp_path: Path) -> None:

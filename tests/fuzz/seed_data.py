@@ -18,7 +18,7 @@ ARTIFACTS = {"ranking.jsonl": b'{"rank": 1}\n', "result.json": b"{}", "report.ht
 FILES = {"model.safetensors": bytes(1000), "config.json": b"{}", "folder/käse-1.txt": b"cheese"}
 
 
-def furnish(settings: Settings, made: Path) -> Mapping[str, str]:
+def insert_seed_data(settings: Settings, made: Path) -> Mapping[str, str]:
     """Ids of a data set, a job that runs, one that ended, and a checkpoint, as the fuzzer's environment has them."""
     database, store = Database(settings.database_url), ArtifactStore(settings.artifact_root)
     made.mkdir()

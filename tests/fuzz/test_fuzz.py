@@ -17,7 +17,7 @@ import pytest
 
 from domain.db import upgrade
 from domain.settings import Settings
-from tests.fuzz.seed_data import furnish
+from tests.fuzz.seed_data import insert_seed_data
 from tests.support.api_process import ROOT, serving
 
 SEED = 20_250_605
@@ -26,24 +26,24 @@ CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 
 
 @dataclass(frozen=True)
-class Running:
+class FuzzTarget:
     address: str
-    furniture: Mapping[str, str]
+    seed_ids: Mapping[str, str]
     """Ids of what is there."""
 
 
 @pytest.fixture
-def running(database_url: str, tmp_path: Path) -> Iterator[Running]:
+def running(database_url: str, tmp_path: Path) -> Iterator[FuzzTarget]:
     """A service with a key, as it is on a network, and with something of everything."""
     settings = Settings(home=tmp_path / "home", database_url=database_url)
     upgrade(settings)
-    furniture = furnish(settings, tmp_path / "made")
+    seed_ids = insert_seed_data(settings, tmp_path / "made")
     log = tmp_path / "log"
     with serving(settings.home, log, database_url=database_url, api_key=KEY, max_jobs_queued="100000") as served:
-        yield Running(served.address, furniture)
+        yield FuzzTarget(served.address, seed_ids)
 
 
-def fuzz(running: Running, reports: Path, *, seed: int, examples: int, phases: str) -> dict[str, Any]:
+def fuzz(running: FuzzTarget, reports: Path, *, seed: int, examples: int, phases: str) -> dict[str, Any]:
     """What Schemathesis says of the service; its own words where it found something."""
     report = reports / "schemathesis.json"
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION)]
@@ -51,7 +51,7 @@ def fuzz(running: Running, reports: Path, *, seed: int, examples: int, phases: s
     command += ["--phases", phases, "--seed", str(seed), "--max-examples", str(examples), "--continue-on-failure"]
     command += ["--generation-database", "none", "--report", "json", "--report-json-path", str(report), "--no-color"]
     # It leaves a folder where it runs.
-    environment = {**os.environ, **running.furniture, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **running.seed_ids, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, cwd=reports, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, f"seed {seed}\n{ended.stdout[-12_000:]}\n{ended.stderr[-2000:]}"
     said: dict[str, Any] = json.loads(report.read_text())
@@ -59,7 +59,7 @@ def fuzz(running: Running, reports: Path, *, seed: int, examples: int, phases: s
     return said
 
 
-def test_every_operation_answers_as_it_is_documented(running: Running, tmp_path: Path) -> None:
+def test_every_operation_answers_as_it_is_documented(running: FuzzTarget, tmp_path: Path) -> None:
     said = fuzz(running, tmp_path, seed=SEED, examples=6, phases="fuzzing,stateful")
     assert said["operations"]["tested"] == said["operations"]["total"] > 20
     assert said["test_cases"]["generated"] > 200
@@ -68,7 +68,7 @@ def test_every_operation_answers_as_it_is_documented(running: Running, tmp_path:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_five_thousand_requests_are_answered_as_is_documented(
-    running: Running, database_url: str, tmp_path: Path
+    running: FuzzTarget, database_url: str, tmp_path: Path
 ) -> None:
     # Fixed on one database and random on the other: what a seed finds in the service seldom lies in a database.
     seed = SEED if database_url.startswith("sqlite") else int(os.environ.get("FUZZ_SEED", secrets.randbelow(2**32)))

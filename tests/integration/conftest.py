@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import ClusterHarness
 from tests.support.harness import ServiceHarness
 from tests.support.processes import Processes
 
@@ -29,6 +29,6 @@ def harness(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Servi
 
 
 @pytest.fixture
-def cluster(harness: ServiceHarness, processes: Processes, queue: str, gate: Path) -> Cluster:
+def cluster(harness: ServiceHarness, processes: Processes, queue: str, gate: Path) -> ClusterHarness:
     assert harness.database is not None
-    return Cluster(harness, processes, queue, gate)
+    return ClusterHarness(harness, processes, queue, gate)

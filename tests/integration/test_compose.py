@@ -21,7 +21,7 @@ import redis
 
 from tests.support.api_process import free_port
 from tests.support.compose_file import ROOT, ComposeFile, example_variables
-from tests.support.containers import Containers, Here, without_engine
+from tests.support.containers import Containers, HostPaths, lacks_engine_libraries
 from tests.support.harness import processes_mentioning
 from tests.support.requests import JSONL, jsonl, specification
 from tests.support.servers import find_postgres, running_postgres_by_password
@@ -75,9 +75,9 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
         database=postgres.environment["POSTGRES_DB"],
         stop_signal=signal.Signals[postgres.stop_signal],
     ) as cluster:
-        here = Here(root, models, redis_server(), cluster.binaries, cluster.socket, **ports)
-        here.furnish(compose)
-        made = Containers(compose, here)
+        host = HostPaths(root, models, redis_server(), cluster.binaries, cluster.socket, **ports)
+        host.provision(compose)
+        made = Containers(compose, host)
         yield made
         made.kill()
     assert processes_mentioning(str(root)) == {}
@@ -86,7 +86,7 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
 @pytest.fixture
 def http(containers: Containers) -> Iterator[httpx2.Client]:
     headers = {"authorization": f"Bearer {KEY}"}
-    with httpx2.Client(base_url=f"http://127.0.0.1:{containers.here.api_port}", headers=headers, timeout=60) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{containers.host.api_port}", headers=headers, timeout=60) as client:
         yield client
 
 
@@ -115,16 +115,16 @@ def a_standstill_is_noticed(containers: Containers, name: str) -> None:
     """Of a process that is frozen; the minute that passes meanwhile is written into its pulse."""
     process = containers.members[name].process
     process.send_signal(signal.SIGSTOP)
-    (containers.here.root / name / "pulse").write_text("-1000")
-    assert not containers.healthy(name)
+    (containers.host.root / name / "pulse").write_text("-1000")
+    assert not containers.is_healthy(name)
     process.send_signal(signal.SIGCONT)
-    containers.becomes_healthy(name)
+    containers.wait_until_healthy(name)
 
 
 def test_a_job_is_run_and_a_stopped_worker_gives_its_job_back(containers: Containers, http: httpx2.Client) -> None:
     containers.up("api", "scheduler", "worker")
     for name in ("postgres", "redis", "api", "scheduler", "worker"):
-        containers.becomes_healthy(name)
+        containers.wait_until_healthy(name)
     assert httpx2.get(f"{http.base_url}/v1/jobs").status_code == 401
 
     succeeds(http, submit(http, QUICK))
@@ -146,8 +146,8 @@ def test_a_job_is_run_and_a_stopped_worker_gives_its_job_back(containers: Contai
 
 def test_the_broker_persists_and_refuses_rather_than_forgets(containers: Containers) -> None:
     containers.up("redis")
-    containers.becomes_healthy("redis")
-    port, password = containers.here.redis_port, containers.compose.services["redis"].environment["REDISCLI_AUTH"]
+    containers.wait_until_healthy("redis")
+    port, password = containers.host.redis_port, containers.compose.services["redis"].environment["REDISCLI_AUTH"]
     with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
     with redis.Redis(port=port, password=password, decode_responses=True) as client:
@@ -162,29 +162,31 @@ def test_the_broker_persists_and_refuses_rather_than_forgets(containers: Contain
     }
     assert containers.stop("redis") == 0
     containers.up("redis")
-    containers.becomes_healthy("redis")
+    containers.wait_until_healthy("redis")
     with redis.Redis(port=port, password=password, decode_responses=True) as client:
         assert client.lrange("bell", 0, -1) == ["ring"]
 
 
 def test_the_database_is_not_reached_without_the_password(containers: Containers) -> None:
-    address = f"postgresql://pocl:wrong@127.0.0.1:{containers.here.postgres_port}/pocl"
+    address = f"postgresql://pocl:wrong@127.0.0.1:{containers.host.postgres_port}/pocl"
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(address)
 
 
 def test_the_images_of_the_api_hold_no_torch(containers: Containers) -> None:
-    services, here = containers.compose.services, containers.here
-    lacking = {name: without_engine(here.environment(services[name])) for name in ("migrate", "api", "scheduler")}
+    services, host = containers.compose.services, containers.host
+    lacking = {
+        name: lacks_engine_libraries(host.environment(services[name])) for name in ("migrate", "api", "scheduler")
+    }
     assert lacking == {"migrate": True, "api": True, "scheduler": True}
-    assert not without_engine(here.environment(services["worker"]))
+    assert not lacks_engine_libraries(host.environment(services["worker"]))
 
 
 def test_what_was_backed_up_comes_back(containers: Containers, http: httpx2.Client, tmp_path: Path) -> None:
     """With the very commands of docs/production.md."""
     containers.up("api")
-    containers.becomes_healthy("api")
-    artifacts = containers.here.root / "artifacts"
+    containers.wait_until_healthy("api")
+    artifacts = containers.host.root / "artifacts"
     before = submit(http, QUICK)
     stored = files(artifacts)
     run_documented("postgres", "pg_dump", containers, tmp_path)
@@ -201,7 +203,7 @@ def test_what_was_backed_up_comes_back(containers: Containers, http: httpx2.Clie
     ):
         run_documented(service, program, containers, tmp_path)
     containers.up("migrate", "api")
-    containers.becomes_healthy("api")
+    containers.wait_until_healthy("api")
     assert job(http, before)["status"] == "queued"
     assert http.get(f"/v1/jobs/{after}").status_code == 404
     assert stored != {}
@@ -216,12 +218,12 @@ def run_documented(name: str, program: str, containers: Containers, directory: P
     """Run the command that the manual gives for a program in the container of a service."""
     manual = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
     (command,) = set(re.findall(rf"^docker compose (?:exec|run) .*-T {name} ({program}\b.*)$", manual, re.MULTILINE))
-    here = containers.here
+    host = containers.host
     environment = {
-        "PATH": f"{here.postgres}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{host.postgres}{os.pathsep}{os.environ['PATH']}",
         # In the container the socket is where the programs look for it, and asks for no password.
-        "PGHOST": str(here.socket),
-        "PGPORT": str(here.postgres_port),
+        "PGHOST": str(host.socket),
+        "PGPORT": str(host.postgres_port),
     }
-    command = here.translated(command, containers.compose.services[name])
+    command = host.translated(command, containers.compose.services[name])
     subprocess.run(["/bin/sh", "-c", command], env=environment, cwd=directory, check=True)

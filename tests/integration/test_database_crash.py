@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from domain.jobs.states import AttemptEnd, JobStatus
 from tests.support import servers
-from tests.support.cluster import Cluster, engines
+from tests.support.cluster import ClusterHarness, engines
 from tests.support.harness import ServiceHarness
 from tests.support.processes import Processes
 from tests.support.waiting import eventually
@@ -52,7 +52,7 @@ def has_no_engine(harness: ServiceHarness, job: str) -> bool:
 def test_a_server_that_crashes_at_any_time_costs_no_job(
     server: str, harness: ServiceHarness, processes: Processes, queue: str, gate: Path
 ) -> None:
-    cluster = Cluster(harness, processes, queue, gate)
+    cluster = ClusterHarness(harness, processes, queue, gate)
     jobs = [harness.submit() for _ in range(_JOBS)]
     cluster.scheduler()
     workers = [cluster.worker(), cluster.worker()]
@@ -67,7 +67,7 @@ def test_a_server_that_crashes_at_any_time_costs_no_job(
         eventually(partial(has_no_engine, harness, job), within=60, what="the engine ends")
         crash(server)
     for job in jobs:
-        cluster.becomes(job, JobStatus.SUCCEEDED)
-        assert harness.moves(job).count("succeeded") == 1
+        cluster.wait_for_status(job, JobStatus.SUCCEEDED)
+        assert harness.status_history(job).count("succeeded") == 1
         assert [attempt.end for attempt in harness.attempts(job)].count(AttemptEnd.SUCCEEDED) == 1
     assert all(worker.process.poll() is None for worker in workers)

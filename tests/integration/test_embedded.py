@@ -11,10 +11,10 @@ import pytest
 
 from domain.jobs.states import JobStatus
 from tests.support.harness import ServiceHarness, kill, processes_mentioning
-from tests.support.processes import Member, Processes
+from tests.support.processes import Processes, ProcessHandle
 from tests.support.waiting import eventually
 
-Start = Callable[..., Member]
+Start = Callable[..., ProcessHandle]
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def cluster(home: Path) -> ServiceHarness:
 
 @pytest.fixture
 def start(cluster: ServiceHarness, processes: Processes) -> Start:
-    def launch(*arguments: str, engine: tuple[str, ...] = (), **variables: str) -> Member:
+    def launch(*arguments: str, engine: tuple[str, ...] = (), **variables: str) -> ProcessHandle:
         return processes.start("serve", {**cluster.environment(*engine), **variables}, *(arguments or ("--port", "0")))
 
     return launch
 
 
-def address(launcher: Member) -> str:
-    return launcher.says("READY").removeprefix("READY ")
+def address(launcher: ProcessHandle) -> str:
+    return launcher.wait_for_log("READY").removeprefix("READY ")
 
 
 def alive(url: str) -> bool:
@@ -56,7 +56,7 @@ def test_it_says_when_it_is_ready_and_stops_everything_when_asked(
     assert alive(address(launcher))
     assert len(processes_mentioning(str(home))) >= 5
     launcher.process.send_signal(number)
-    assert launcher.ends() == 0
+    assert launcher.wait_for_exit() == 0
     assert nothing_is_left(home)
     assert launcher.log.count("READY") == 1
 
@@ -69,7 +69,7 @@ def test_ready_message_says_where_everything_is(start: Start, home: Path) -> Non
     for place in (f"{url}/v1", f"{url}/docs", home / "models", home / "artifacts", home / "logs"):
         assert f" {place}\n" in launcher.log or f" {place}   (" in launcher.log, place
     assert "make model" in launcher.log
-    names = launcher.says("  logs").partition("(")[2].rstrip(")").split(", ")
+    names = launcher.wait_for_log("  logs").partition("(")[2].rstrip(")").split(", ")
     assert sorted(names) == sorted(path.name for path in (home / "logs").iterdir())
 
 
@@ -120,7 +120,7 @@ def parent_of(pid: int) -> int:
 
 def test_when_a_part_does_not_stay_up_all_of_it_stops(start: Start, home: Path) -> None:
     launcher = start(POCL_REDIS_SERVER="/bin/false")
-    assert launcher.ends() == 1
+    assert launcher.wait_for_exit() == 1
     assert "The broker ended 4 times" in launcher.log
     assert launcher.log.count(f'"log": "{home}/logs/broker.log"') == 4
     assert nothing_is_left(home)
@@ -129,7 +129,7 @@ def test_when_a_part_does_not_stay_up_all_of_it_stops(start: Start, home: Path) 
 def test_two_do_not_share_a_home(start: Start) -> None:
     address(start())
     second = start()
-    assert second.ends() == 1
+    assert second.wait_for_exit() == 1
     assert "choose another POCL_HOME" in second.log
 
 
@@ -138,13 +138,13 @@ def test_a_port_that_is_taken_is_said_at_once(start: Start) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         launcher = start("--port", str(taken.getsockname()[1]))
-        assert launcher.ends() == 1
+        assert launcher.wait_for_exit() == 1
     assert "Choose another with --port" in launcher.log
 
 
 def test_settings_that_are_wrong_are_named_without_their_values(start: Start) -> None:
     launcher = start(POCL_API_KEY="short-secret")
-    assert launcher.ends() == 2
+    assert launcher.wait_for_exit() == 2
     assert "api_key" in launcher.log
     assert "short-secret" not in launcher.log
 

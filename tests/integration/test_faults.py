@@ -12,20 +12,20 @@ import sqlalchemy as sa
 
 from domain.db import create_engine_for
 from domain.jobs.states import AttemptEnd, JobStatus
-from tests.support.cluster import Cluster, children_of, engines
+from tests.support.cluster import ClusterHarness, children_of, engines
 from tests.support.harness import kill
 from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
 
-Fault = Callable[[Cluster], AbstractContextManager[object]]
+Fault = Callable[[ClusterHarness], AbstractContextManager[object]]
 
 
-def broker(cluster: Cluster) -> redis.Redis:
+def broker(cluster: ClusterHarness) -> redis.Redis:
     return redis.Redis.from_url(str(cluster.harness.redis_url))
 
 
 @contextmanager
-def broker_is_frozen(cluster: Cluster) -> Iterator[None]:
+def broker_is_frozen(cluster: ClusterHarness) -> Iterator[None]:
     with broker(cluster) as client:
         process = int(client.info()["process_id"])
     os.kill(process, signal.SIGSTOP)
@@ -36,7 +36,7 @@ def broker_is_frozen(cluster: Cluster) -> Iterator[None]:
 
 
 @contextmanager
-def broker_is_full(cluster: Cluster) -> Iterator[None]:
+def broker_is_full(cluster: ClusterHarness) -> Iterator[None]:
     with broker(cluster) as client:
         client.config_set("maxmemory", "1")
         try:
@@ -45,7 +45,7 @@ def broker_is_full(cluster: Cluster) -> Iterator[None]:
             client.config_set("maxmemory", "0")
 
 
-def connections_are_cut(cluster: Cluster) -> AbstractContextManager[object]:
+def connections_are_cut(cluster: ClusterHarness) -> AbstractContextManager[object]:
     with broker(cluster) as client:
         for _ in range(3):
             client.client_kill_filter(_type="normal", skipme=True)
@@ -54,7 +54,7 @@ def connections_are_cut(cluster: Cluster) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def database_is_away(cluster: Cluster) -> Iterator[None]:
+def database_is_away(cluster: ClusterHarness) -> Iterator[None]:
     """As in a restart: every connection is cut, and for a while no new one is let in."""
     url = sa.make_url(cluster.harness.database_url)
     if url.get_backend_name() == "sqlite":
@@ -76,7 +76,7 @@ def database_is_away(cluster: Cluster) -> Iterator[None]:
 
 
 @contextmanager
-def database_is_locked(cluster: Cluster) -> Iterator[None]:
+def database_is_locked(cluster: ClusterHarness) -> Iterator[None]:
     """Somebody else holds the lock that every writer needs."""
     engine = create_engine_for(cluster.harness.database_url)
     with engine.begin() as connection:
@@ -100,35 +100,35 @@ SLOW = pytest.mark.slow
     ],
     ids=lambda fault: fault.__name__,
 )
-def test_a_job_outlives_what_breaks_beside_it(cluster: Cluster, gate: Path, fault: Fault) -> None:
+def test_a_job_outlives_what_breaks_beside_it(cluster: ClusterHarness, gate: Path, fault: Fault) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     cluster.worker()
-    cluster.reaches(job, 5)
+    cluster.wait_for_step(job, 5)
     with fault(cluster):
         # The engine needs none of it: it goes on to its end, where the worker waits for what is away.
         gate.touch()
         eventually(lambda: not engines(cluster.harness, job, 1), within=60, what="the engine ends")
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     assert cluster.harness.job(job).step == STEPS
     assert [attempt.end for attempt in cluster.harness.attempts(job)][-1] is AttemptEnd.SUCCEEDED
-    assert cluster.harness.moves(job).count("succeeded") == 1
+    assert cluster.harness.status_history(job).count("succeeded") == 1
     # And the next one finds everything in order.
     other = cluster.harness.submit()
-    cluster.becomes(other, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(other, JobStatus.SUCCEEDED)
 
 
-def test_a_killed_child_of_the_worker_costs_an_attempt_and_no_job(cluster: Cluster, gate: Path) -> None:
+def test_a_killed_child_of_the_worker_costs_an_attempt_and_no_job(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     worker = cluster.worker()
-    cluster.reaches(job, 5)
+    cluster.wait_for_step(job, 5)
     (engine,) = engines(cluster.harness, job, 1)
     (child,) = (each for each in children_of(worker.pid) if engine in children_of(each))
     gate.touch()
     kill(child)
     eventually(lambda: not engines(cluster.harness, job, 1), within=10, what="the engine dies with it")
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     assert worker.process.poll() is None
     assert [attempt.end for attempt in cluster.harness.attempts(job)] == [AttemptEnd.LOST, AttemptEnd.SUCCEEDED]
 
@@ -136,40 +136,40 @@ def test_a_killed_child_of_the_worker_costs_an_attempt_and_no_job(cluster: Clust
 @SLOW
 @pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGQUIT,)], ids=["twice", "quit"])
 def test_however_a_worker_is_asked_to_end_its_job_goes_on(
-    cluster: Cluster, gate: Path, signals: tuple[signal.Signals, ...]
+    cluster: ClusterHarness, gate: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     worker = cluster.worker()
-    cluster.reaches(job, 5)
+    cluster.wait_for_step(job, 5)
     for number in signals:
         kill(worker.pid, number)
-    worker.ends()
+    worker.wait_for_exit()
     eventually(lambda: not engines(cluster.harness, job, 1), within=10, what="no engine is left")
     gate.touch()
     cluster.worker()
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     assert [attempt.end for attempt in cluster.harness.attempts(job)][-1] is AttemptEnd.SUCCEEDED
 
 
 @SLOW
-def test_two_schedulers_are_as_good_as_one(cluster: Cluster, gate: Path) -> None:
+def test_two_schedulers_are_as_good_as_one(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     jobs = [cluster.harness.submit() for _ in range(3)]
     for _ in range(2):
         cluster.scheduler()
     workers = [cluster.worker(), cluster.worker()]
     for job in jobs:
-        cluster.becomes(job, JobStatus.SUCCEEDED)
+        cluster.wait_for_status(job, JobStatus.SUCCEEDED)
         assert len(cluster.harness.attempts(job)) == 1
     assert all(worker.process.poll() is None for worker in workers)
 
 
 @SLOW
-def test_a_killed_scheduler_is_missed_by_nobody_once_another_runs(cluster: Cluster, gate: Path) -> None:
+def test_a_killed_scheduler_is_missed_by_nobody_once_another_runs(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     kill(cluster.scheduler().pid)
     job = cluster.harness.submit()
     cluster.worker()
     cluster.scheduler()
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)

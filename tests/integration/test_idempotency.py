@@ -66,7 +66,9 @@ def test_of_a_crowd_at_two_services_one_is_served(home: Path, database_url: str,
 def test_a_service_that_is_killed_at_the_commit_of_a_job_is_asked_again(
     home: Path, database_url: str, tmp_path: Path, moment: str
 ) -> None:
-    with serving(home, tmp_path / "dying", program=(*DYING, moment), dies=True, database_url=database_url) as dying:
+    with serving(
+        home, tmp_path / "dying", program=(*DYING, moment), expects_kill=True, database_url=database_url
+    ) as dying:
         dataset = add_rows(dying.address).json()["id"]
         body = {"spec": specification(dataset)}
         with pytest.raises(httpx2.TransportError):
@@ -85,7 +87,9 @@ def test_a_service_that_is_killed_at_the_commit_of_an_upload_is_asked_again(
     home: Path, database_url: str, tmp_path: Path, moment: str
 ) -> None:
     with (
-        serving(home, tmp_path / "dying", program=(*DYING, moment), dies=True, database_url=database_url) as dying,
+        serving(
+            home, tmp_path / "dying", program=(*DYING, moment), expects_kill=True, database_url=database_url
+        ) as dying,
         pytest.raises(httpx2.TransportError),
     ):
         add_rows(dying.address, KEY)

@@ -7,69 +7,69 @@ import redis
 
 from domain.jobs.states import AttemptEnd, JobStatus
 from domain.workers.repository import drain, list_workers
-from tests.support.cluster import Cluster, children_of, engines
+from tests.support.cluster import ClusterHarness, children_of, engines
 from tests.support.harness import ServiceHarness, kill
 from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
 
 
-def test_a_job_is_run_to_its_end(cluster: Cluster, gate: Path) -> None:
+def test_a_job_is_run_to_its_end(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     job = cluster.harness.submit()
     cluster.scheduler()
     cluster.worker()
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     assert cluster.harness.job(job).step == STEPS
 
 
 def test_after_the_whole_worker_is_killed_another_continues_and_the_job_succeeds_once(
-    cluster: Cluster, gate: Path
+    cluster: ClusterHarness, gate: Path
 ) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     first = cluster.worker()
-    cluster.reaches(job, 5)
+    cluster.wait_for_step(job, 5)
     kill(first.pid)
     eventually(lambda: not engines(cluster.harness, job, 1), what="its engine is gone")
     gate.touch()
     cluster.worker()
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     lost, last = cluster.harness.attempts(job)
     assert (lost.end, last.end, last.resumed_from_step) == (AttemptEnd.LOST, AttemptEnd.SUCCEEDED, 4)
     assert len(cluster.harness.events(job, "run_finished")) == 1
-    assert cluster.harness.moves(job).count("succeeded") == 1
+    assert cluster.harness.status_history(job).count("succeeded") == 1
 
 
-def test_a_worker_that_is_asked_to_end_saves_and_gives_the_job_back(cluster: Cluster, gate: Path) -> None:
+def test_a_worker_that_is_asked_to_end_saves_and_gives_the_job_back(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     first = cluster.worker()
-    cluster.reaches(job, 5)
+    cluster.wait_for_step(job, 5)
     first.process.send_signal(signal.SIGTERM)
-    assert first.ends() == 0
+    assert first.wait_for_exit() == 0
     assert cluster.harness.job(job).status is JobStatus.QUEUED
     assert cluster.harness.job(job).attempts_spent == 0
     gate.touch()
     cluster.worker()
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     released, last = cluster.harness.attempts(job)
     assert (released.end, last.resumed_from_step) == (AttemptEnd.RELEASED, 5)
 
 
-def test_a_running_job_is_cancelled_and_the_worker_takes_the_next(cluster: Cluster, gate: Path) -> None:
+def test_a_running_job_is_cancelled_and_the_worker_takes_the_next(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     cluster.worker()
-    cluster.reaches(job, 5)
+    cluster.wait_for_step(job, 5)
     cluster.harness.cancel(job)
-    cluster.becomes(job, JobStatus.CANCELLED)
+    cluster.wait_for_status(job, JobStatus.CANCELLED)
     assert not engines(cluster.harness, job, 1)
     gate.touch()
     other = cluster.harness.submit()
-    cluster.becomes(other, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(other, JobStatus.SUCCEEDED)
 
 
-def test_a_broker_that_forgets_everything_only_delays(cluster: Cluster, gate: Path) -> None:
+def test_a_broker_that_forgets_everything_only_delays(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     jobs = [cluster.harness.submit() for _ in range(2)]
     cluster.scheduler()
@@ -78,28 +78,28 @@ def test_a_broker_that_forgets_everything_only_delays(cluster: Cluster, gate: Pa
         client.flushall()
     cluster.worker()
     for job in jobs:
-        cluster.becomes(job, JobStatus.SUCCEEDED)
+        cluster.wait_for_status(job, JobStatus.SUCCEEDED)
 
 
-def test_many_rings_for_one_job_make_one_attempt(cluster: Cluster, gate: Path) -> None:
+def test_many_rings_for_one_job_make_one_attempt(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     job = cluster.harness.submit()
     for _ in range(4):
         cluster.bell.ring()
     workers = [cluster.worker(), cluster.worker()]
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     eventually(lambda: cluster.bell.waiting() == 0, what="all rings are heard")
     for worker in workers:
         worker.process.send_signal(signal.SIGTERM)
-        assert worker.ends() == 0
+        assert worker.wait_for_exit() == 0
     assert [attempt.end for attempt in cluster.harness.attempts(job)] == [AttemptEnd.SUCCEEDED]
 
 
-def test_a_worker_that_was_frozen_past_its_lease_changes_nothing(cluster: Cluster, gate: Path) -> None:
+def test_a_worker_that_was_frozen_past_its_lease_changes_nothing(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     first = cluster.worker()
-    cluster.reaches(job, 5)
+    cluster.wait_for_step(job, 5)
     mine = [first.pid, *children_of(first.pid)]
     for process in mine:
         kill(process, signal.SIGSTOP)
@@ -109,7 +109,7 @@ def test_a_worker_that_was_frozen_past_its_lease_changes_nothing(cluster: Cluste
         kill(process, signal.SIGCONT)
     eventually(lambda: not engines(cluster.harness, job, 1), what="the first engine is gone")
     gate.touch()
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     assert [attempt.end for attempt in cluster.harness.attempts(job)] == [AttemptEnd.LOST, AttemptEnd.SUCCEEDED]
     assert {c.attempt for c in cluster.harness.checkpoints(job) if c.step > 5} == {2}
 
@@ -122,27 +122,27 @@ def known(harness: ServiceHarness) -> list[str]:
         return [worker.name for worker in list_workers(session, limit=10).rows]
 
 
-def test_a_worker_is_known_as_long_as_it_lives(cluster: Cluster) -> None:
+def test_a_worker_is_known_as_long_as_it_lives(cluster: ClusterHarness) -> None:
     worker = cluster.worker()
     (name,) = eventually(lambda: known(cluster.harness), within=60, what="the worker's row")
     assert name.endswith(f"-{worker.pid}")
     kill(worker.pid, signal.SIGTERM)
-    assert worker.ends() == 0
+    assert worker.wait_for_exit() == 0
     assert known(cluster.harness) == []
 
 
-def test_a_worker_that_is_to_release_its_job_gives_it_to_another(cluster: Cluster, gate: Path) -> None:
+def test_a_worker_that_is_to_release_its_job_gives_it_to_another(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     cluster.worker()
-    cluster.reaches(job, 5)
+    cluster.wait_for_step(job, 5)
     (first,) = known(cluster.harness)
     with cluster.harness.database.transaction(write=True) as session:
         drain(session, first, "release")
-    cluster.becomes(job, JobStatus.QUEUED)
+    cluster.wait_for_status(job, JobStatus.QUEUED)
     gate.touch()
     cluster.worker()
-    cluster.becomes(job, JobStatus.SUCCEEDED)
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     attempts = cluster.harness.attempts(job)
     assert [attempt.end for attempt in attempts] == [AttemptEnd.RELEASED, AttemptEnd.SUCCEEDED]
     assert attempts[0].worker == first != attempts[1].worker

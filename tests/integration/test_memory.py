@@ -12,7 +12,7 @@ import pytest
 
 from domain.db import upgrade
 from domain.settings import Settings
-from tests.support.api_process import ROOT, Served, serving
+from tests.support.api_process import ROOT, ServiceProcess, serving
 from tests.support.requests import JSONL, write_model
 
 MEBIBYTE = 1 << 20
@@ -23,7 +23,7 @@ ADDRESS_SPACE = 768 * MEBIBYTE
 
 
 @pytest.fixture
-def served(database_url: str, tmp_path: Path) -> Iterator[Served]:
+def served(database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
     home = tmp_path / "home"
     upgrade(Settings(home=home, database_url=database_url))
     with serving(home, tmp_path / "log", database_url=database_url) as served:
@@ -32,7 +32,7 @@ def served(database_url: str, tmp_path: Path) -> Iterator[Served]:
         yield served
 
 
-def peak(served: Served) -> int:
+def peak(served: ServiceProcess) -> int:
     """The most that the service ever held, in bytes."""
     status = Path(f"/proc/{served.process.pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
@@ -45,7 +45,7 @@ def repeated(line: bytes, times: int) -> Iterator[bytes]:
         yield piece
 
 
-def send(served: Served, body: Iterator[bytes], headers: dict[str, str] = JSONL) -> tuple[httpx2.Response, int]:
+def send(served: ServiceProcess, body: Iterator[bytes], headers: dict[str, str] = JSONL) -> tuple[httpx2.Response, int]:
     """The answer, and by how much the peak grew."""
     before = peak(served)
     answer = httpx2.post(f"{served.address}/v1/datasets", content=body, headers=headers, timeout=280)
@@ -56,14 +56,14 @@ LINES = [10**5, pytest.param(10**6, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("lines", LINES)
-def test_many_lines_are_read_one_at_a_time(served: Served, lines: int) -> None:
+def test_many_lines_are_read_one_at_a_time(served: ServiceProcess, lines: int) -> None:
     answer, grown = send(served, repeated(GOOD, lines))
     assert (answer.status_code, answer.json()["rows"]) == (201, lines)
     assert grown < 16 * MEBIBYTE
 
 
 @pytest.mark.parametrize("lines", LINES)
-def test_many_bad_lines_are_counted_and_not_collected(served: Served, lines: int) -> None:
+def test_many_bad_lines_are_counted_and_not_collected(served: ServiceProcess, lines: int) -> None:
     answer, grown = send(served, repeated(BAD, lines))
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith(f"{lines} of {lines} rows")
@@ -72,14 +72,14 @@ def test_many_bad_lines_are_counted_and_not_collected(served: Served, lines: int
 
 
 @pytest.mark.parametrize("character", [b"x", b"[", b'"', b"\0", b" "], ids=repr)
-def test_one_huge_line_is_never_held(served: Served, character: bytes) -> None:
+def test_one_huge_line_is_never_held(served: ServiceProcess, character: bytes) -> None:
     answer, grown = send(served, repeated(character * 1024, 128 * 1024))
     assert answer.status_code == 422
     assert [error["code"] for error in answer.json()["errors"]] == ["line_too_long"]
     assert grown < 16 * MEBIBYTE
 
 
-def test_a_form_whose_headers_never_end_is_cut_off(served: Served) -> None:
+def test_a_form_whose_headers_never_end_is_cut_off(served: ServiceProcess) -> None:
     def form() -> Iterator[bytes]:
         yield b"--cut\r\ncontent-disposition: form-data; name="
         yield from repeated(b"x" * 1024, 64 * 1024)

@@ -30,20 +30,25 @@ def free_port() -> int:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServiceProcess:
     process: subprocess.Popen[bytes]
     address: str
 
 
 @contextmanager
 def serving(
-    home: Path, log: Path, *, program: Sequence[str] = ("-m", "api", "serve"), dies: bool = False, **settings: str
-) -> Iterator[Served]:
+    home: Path,
+    log: Path,
+    *,
+    program: Sequence[str] = ("-m", "api", "serve"),
+    expects_kill: bool = False,
+    **settings: str,
+) -> Iterator[ServiceProcess]:
     """A running service. At the end it has to stop when asked, and without an error in its log.
 
     Args:
         program: what Python runs, where that is not the plain service.
-        dies: it kills itself before the end.
+        expects_kill: it kills itself before the end.
     """
     port = free_port()
     variables = environment(home, port=str(port), **settings)
@@ -53,16 +58,16 @@ def serving(
         address = f"http://127.0.0.1:{port}"
         eventually(lambda: process.poll() is not None or _answers(address), what="the service answers")
         assert process.poll() is None, log.read_text(errors="replace")[-2000:]
-        yield Served(process, address)
+        yield ServiceProcess(process, address)
     except BaseException:
         process.kill()
         process.wait()
         raise
-    if not dies:
+    if not expects_kill:
         process.send_signal(signal.SIGTERM)
     status = process.wait(30)
     # Uvicorn ends by the signal that it was sent, once it has shut down.
-    assert status in ((-signal.SIGKILL,) if dies else (0, -signal.SIGTERM)), status
+    assert status in ((-signal.SIGKILL,) if expects_kill else (0, -signal.SIGTERM)), status
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line for line in lines if line["level"] in ("error", "critical")] == []
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from domain.jobs.states import JobStatus
 from tests.support.harness import ServiceHarness, processes_mentioning
-from tests.support.processes import Member, Processes
+from tests.support.processes import Processes, ProcessHandle
 from tests.support.waiting import eventually
 from worker.app import celery_app
 from worker.doorbell import Doorbell
 
 
-class Cluster:
+class ClusterHarness:
     """A harness with processes that serve it."""
 
     def __init__(self, harness: ServiceHarness, processes: Processes, queue: str, gate: Path) -> None:
@@ -19,20 +19,20 @@ class Cluster:
         self._environment = harness.environment("--hold", "5", "--gate", str(gate), queue=queue)
         self.bell = Doorbell(celery_app(str(harness.redis_url), queue))
 
-    def worker(self) -> Member:
+    def worker(self) -> ProcessHandle:
         return self._crew.start("run", self._environment)
 
-    def scheduler(self) -> Member:
+    def scheduler(self) -> ProcessHandle:
         return self._crew.start("scheduler", self._environment)
 
-    def reaches(self, job: str, step: int) -> None:
+    def wait_for_step(self, job: str, step: int) -> None:
         eventually(lambda: self.harness.job(job).step >= step, within=60, what=f"step {step}")
 
-    def becomes(self, job: str, status: JobStatus) -> None:
+    def wait_for_status(self, job: str, status: JobStatus) -> None:
         def look() -> bool:
             return self.harness.job(job).status is status
 
-        eventually(look, within=60, what=f"{status}; moves {self.harness.moves(job)}")
+        eventually(look, within=60, what=f"{status}; moves {self.harness.status_history(job)}")
 
 
 def engines(harness: ServiceHarness, job: str, attempt: int) -> dict[int, str]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.compose_file import ROOT, ComposeFile, Service, image_environment
-from tests.support.processes import Member
+from tests.support.processes import ProcessHandle
 from tests.support.waiting import eventually
-from worker.processes import end, spawn
+from worker.processes import spawn, terminate
 
 _HOME = "/var/lib/pocl"
 # Not in the API's image. A module of the same name comes before the installed one.
@@ -29,7 +29,7 @@ print("PONG" if redis.Redis(port={port}, password=os.environ["REDISCLI_AUTH"]).p
 
 
 @dataclass(frozen=True)
-class Here:
+class HostPaths:
     """Where things are on this machine that in containers are elsewhere: the only departures from the file."""
 
     root: Path
@@ -76,7 +76,7 @@ class Here:
             "PGPORT": str(self.postgres_port),
         }
 
-    def furnish(self, compose: ComposeFile) -> None:
+    def provision(self, compose: ComposeFile) -> None:
         """Make what the images and the volumes hold."""
         for name in _NOT_IN_THE_API_IMAGE:
             module = self.root / "not-in-the-image" / name / "__init__.py"
@@ -111,10 +111,10 @@ class Here:
 class Containers:
     """Starts services in the order that the file asks for. PostgreSQL is started by whoever makes this."""
 
-    def __init__(self, compose: ComposeFile, here: Here) -> None:
+    def __init__(self, compose: ComposeFile, host: HostPaths) -> None:
         self.compose = compose
-        self.here = here
-        self.members: dict[str, Member] = {}
+        self.host = host
+        self.members: dict[str, ProcessHandle] = {}
 
     def up(self, *names: str) -> None:
         """Start services, and before each those that it waits for."""
@@ -124,23 +124,23 @@ class Containers:
                 if other not in self.members and other != "postgres":
                     self.up(other)
                 if condition == "service_completed_successfully":
-                    assert self.members[other].ends() == 0, self.members[other].log
+                    assert self.members[other].wait_for_exit() == 0, self.members[other].log
                 else:
-                    self.becomes_healthy(other)
+                    self.wait_until_healthy(other)
             self.members[name] = self._started(service)
 
-    def healthy(self, name: str) -> bool:
+    def is_healthy(self, name: str) -> bool:
         service = self.compose.services[name]
         kind, *test = service.raw["healthcheck"]["test"]
-        command = self.here.command(test, service) if kind == "CMD" else ["/bin/sh", "-c", *test]
-        ran = subprocess.run(command, env=self.here.environment(service), cwd=self.here.root, capture_output=True)
+        command = self.host.command(test, service) if kind == "CMD" else ["/bin/sh", "-c", *test]
+        ran = subprocess.run(command, env=self.host.environment(service), cwd=self.host.root, capture_output=True)
         return ran.returncode == 0
 
-    def becomes_healthy(self, name: str) -> None:
+    def wait_until_healthy(self, name: str) -> None:
         def look() -> bool:
             member = self.members.get(name)
             assert member is None or member.process.poll() is None, f"{name} ended: {member.log[-3000:]}"
-            return self.healthy(name)
+            return self.is_healthy(name)
 
         eventually(look, within=60, every=0.2, what=f"{name} is healthy")
 
@@ -148,25 +148,25 @@ class Containers:
         """As `docker compose stop` does; the exit status."""
         service, member = self.compose.services[name], self.members[name]
         member.process.send_signal(signal.Signals[service.stop_signal])
-        return member.ends(within=service.grace)
+        return member.wait_for_exit(within=service.grace)
 
     def kill(self) -> None:
         for member in self.members.values():
-            end(member.process, grace=0)
+            terminate(member.process, grace=0)
 
-    def _started(self, service: Service) -> Member:
-        log = self.here.root / f"{service.name}.log"
+    def _started(self, service: Service) -> ProcessHandle:
+        log = self.host.root / f"{service.name}.log"
         with log.open("ab") as output:
             process = spawn(
-                self.here.command(service.command, service),
+                self.host.command(service.command, service),
                 stdout=output,
-                environment=self.here.environment(service),
-                directory=self.here.root / service.name,
+                environment=self.host.environment(service),
+                directory=self.host.root / service.name,
             )
-        return Member(process, log)
+        return ProcessHandle(process, log)
 
 
-def without_engine(environment: Mapping[str, str]) -> bool:
+def lacks_engine_libraries(environment: Mapping[str, str]) -> bool:
     """Whether a process with this environment can import no part of the engine's libraries."""
     tried = "import torch"
     return subprocess.run([sys.executable, "-c", tried], env=dict(environment), capture_output=True).returncode != 0

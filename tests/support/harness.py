@@ -21,7 +21,7 @@ from domain.jobs.actions import cancel_job
 from domain.jobs.models import Job, JobArtifact, JobAttempt, JobEvent
 from domain.jobs.submission import JobOptions, submit_job
 from domain.settings import Settings
-from worker.devices import devices
+from worker.devices import detect_devices
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 
@@ -108,7 +108,7 @@ class ServiceHarness:
             rows = repository.list_events(session, job_id, limit=10_000).rows
         return [row for row in rows if kind in (None, row.type)]
 
-    def moves(self, job_id: str) -> list[str]:
+    def status_history(self, job_id: str) -> list[str]:
         """The states that the job went through."""
         return [str(event.data["to"]) for event in self.events(job_id, "status")]
 
@@ -127,7 +127,9 @@ class ServiceHarness:
     def supervisor(self, *engine: str, should_stop: Callable[[], bool] = lambda: False, **changes: Any) -> Supervisor:
         """A supervisor whose engine is the fake one with these arguments."""
         options = self.options(*engine, **changes)
-        return Supervisor(self.database, self.store, self.settings, options, "tester", devices(options), should_stop)
+        return Supervisor(
+            self.database, self.store, self.settings, options, "tester", detect_devices(options), should_stop
+        )
 
     def environment(self, *engine: str, **changes: Any) -> dict[str, str]:
         """For a worker or a scheduler in a process of its own."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from tests.support.waiting import eventually
-from worker.processes import end, spawn
+from worker.processes import spawn, terminate
 
 Role = Literal["run", "scheduler", "serve"]
 
@@ -18,20 +18,20 @@ class Processes:
         self._logs.mkdir(parents=True)
         self._members: list[subprocess.Popen[bytes]] = []
 
-    def start(self, role: Role, environment: Mapping[str, str], *arguments: str) -> "Member":
+    def start(self, role: Role, environment: Mapping[str, str], *arguments: str) -> "ProcessHandle":
         """Start `python -m worker ROLE`."""
         log = self._logs / f"{len(self._members)}-{role}.log"
         with log.open("wb") as output:
             process = spawn([sys.executable, "-m", "worker", role, *arguments], stdout=output, environment=environment)
         self._members.append(process)
-        return Member(process, log)
+        return ProcessHandle(process, log)
 
-    def dismiss(self) -> None:
+    def kill_all(self) -> None:
         for process in self._members:
-            end(process, grace=0)
+            terminate(process, grace=0)
 
 
-class Member:
+class ProcessHandle:
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
         self._log = log
@@ -44,7 +44,7 @@ class Member:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def says(self, text: str, within: float = 60) -> str:
+    def wait_for_log(self, text: str, within: float = 60) -> str:
         """Wait for a line that contains `text`."""
 
         def look() -> str:
@@ -54,7 +54,7 @@ class Member:
 
         return eventually(look, within=within, what=f"{text!r} in {self._log.name}")
 
-    def ends(self, within: float = 60) -> int:
+    def wait_for_exit(self, within: float = 60) -> int:
         """Wait for its end; the exit status."""
         eventually(lambda: self.process.poll() is not None, within=within, what="the process ends")
         return self.process.wait()

@@ -113,7 +113,7 @@ def running_postgres(server: Server, *, keeps_commits: bool = False) -> Iterator
 
 
 @dataclass(frozen=True)
-class Cluster:
+class PostgresCluster:
     """A PostgreSQL that runs, reached over its socket."""
 
     binaries: Path
@@ -128,7 +128,7 @@ class Cluster:
 @contextmanager
 def running_postgres_by_password(
     binary: Path, *, port: int, user: str, password: str, database: str, stop_signal: signal.Signals
-) -> Iterator[Cluster]:
+) -> Iterator[PostgresCluster]:
     """A server as the official image makes it: one user who may do all, by TCP with a password, by socket without."""
     with tempfile.NamedTemporaryFile("w") as file:
         file.write(password)
@@ -151,7 +151,7 @@ def _postgres(
     settings: Sequence[str],
     stop_signal: signal.Signals,
     port: int = 5432,
-) -> Iterator[Cluster]:
+) -> Iterator[PostgresCluster]:
     # The server refuses to run as root.
     user = _NOBODY if os.geteuid() == 0 else None
     with _directory(user) as directory, (directory / "log").open("wb") as log:
@@ -177,7 +177,7 @@ def _postgres(
         ):
             command += ["-c", setting]
         with _serving(command, log, stop_signal, user) as died:
-            cluster = Cluster(binaries, directory, superuser)
+            cluster = PostgresCluster(binaries, directory, superuser)
             url = f"{cluster.url('postgres')}&port={port}"
             eventually(lambda: died() or postgres_answers(url), what="PostgreSQL answers")
             _fail_if(died(), "PostgreSQL", directory / "log")

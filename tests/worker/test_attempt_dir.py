@@ -10,29 +10,29 @@ from worker.attempt_dir import AttemptDir
 
 
 def test_nobody_tidies_a_workplace_that_is_held(tmp_path: Path) -> None:
-    with attempt_dir.held(tmp_path, "job_a", 1) as place:
-        (place.run / "checkpoints").mkdir()
+    with attempt_dir.locked(tmp_path, "job_a", 1) as place:
+        (place.workdir / "checkpoints").mkdir()
         attempt_dir.prune(tmp_path, keep=0)
-        assert (place.run / "checkpoints").is_dir()
-        assert place.temporary.is_dir()
+        assert (place.workdir / "checkpoints").is_dir()
+        assert place.temp_dir.is_dir()
     attempt_dir.prune(tmp_path, keep=0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_worker_left_loses_its_bulk(tmp_path: Path) -> None:
-    with attempt_dir.held(tmp_path, "job_a", 1) as place:
+    with attempt_dir.locked(tmp_path, "job_a", 1) as place:
         pass
-    (place.run / "checkpoints").mkdir()
-    (place.run / "events.jsonl").touch()
+    (place.workdir / "checkpoints").mkdir()
+    (place.workdir / "events.jsonl").touch()
     attempt_dir.prune(tmp_path, keep=5)
-    assert [entry.name for entry in place.run.iterdir()] == ["events.jsonl"]
+    assert [entry.name for entry in place.workdir.iterdir()] == ["events.jsonl"]
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for attempt in (1, 2, 3):
-        with attempt_dir.held(tmp_path, "job_a", attempt) as place:
+        with attempt_dir.locked(tmp_path, "job_a", attempt) as place:
             pass
-        os.utime(place.directory, (attempt, attempt))
+        os.utime(place.path, (attempt, attempt))
     attempt_dir.prune(tmp_path, keep=2)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["job_a.2", "job_a.3"]
 
@@ -48,12 +48,12 @@ def test_a_half_made_workplace_goes_once_it_is_old(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "link/passwd", "a/../../outside"])
 def test_a_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
     place = AttemptDir(tmp_path)
-    place.run.mkdir()
-    (place.run / "link").symlink_to("/etc")
+    place.workdir.mkdir()
+    (place.workdir / "link").symlink_to("/etc")
     with pytest.raises(ValueError, match="leads out"):
-        place.inside(path)
+        place.locate(path)
 
 
 def test_a_workplace_is_for_its_owner_alone(tmp_path: Path) -> None:
-    with attempt_dir.held(tmp_path, "job_a", 1) as place:
-        assert place.directory.stat().st_mode & 0o077 == 0
+    with attempt_dir.locked(tmp_path, "job_a", 1) as place:
+        assert place.path.stat().st_mode & 0o077 == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import ServiceHarness
-from worker.devices import devices
+from worker.devices import detect_devices
 from worker.supervisor import engine_environment
 
 ANSWER = "0, NVIDIA H100 80GB HBM3, 81559\n1, NVIDIA L4, 23034\n"
@@ -20,20 +20,22 @@ def driver(tmp_path: Path) -> Path:
 
 
 def test_a_machine_with_gpus_takes_jobs_for_the_cpu_too(harness: ServiceHarness, driver: Path) -> None:
-    found = devices(harness.options(), driver=driver, ask=lambda: ANSWER)
+    found = detect_devices(harness.options(), driver=driver, query=lambda: ANSWER)
     assert [(each.kind, each.name, each.memory_bytes) for each in found[:-1]] == GPUS
     assert found[-1].kind == "cpu"
     assert (found[-1].memory_bytes or 0) > 1 << 28
 
 
 def test_a_machine_without_has_its_cpu(harness: ServiceHarness, tmp_path: Path) -> None:
-    found = devices(harness.options(), driver=tmp_path / "none", ask=lambda: pytest.fail("there is nobody to ask"))
+    found = detect_devices(
+        harness.options(), driver=tmp_path / "none", query=lambda: pytest.fail("there is nobody to ask")
+    )
     assert [each.kind for each in found] == ["cpu"]
 
 
 def test_a_worker_has_the_gpus_that_it_owns(harness: ServiceHarness, driver: Path) -> None:
     owner = harness.options(gpus=(1,), device="cuda")
-    assert [each.name for each in devices(owner, driver=driver, ask=lambda: ANSWER)] == ["NVIDIA L4"]
+    assert [each.name for each in detect_devices(owner, driver=driver, query=lambda: ANSWER)] == ["NVIDIA L4"]
     assert engine_environment({"CUDA_VISIBLE_DEVICES": "0"}, Path("/tmp"), owner.gpus)["CUDA_VISIBLE_DEVICES"] == "1"
 
 
@@ -41,5 +43,5 @@ def test_a_worker_has_the_gpus_that_it_owns(harness: ServiceHarness, driver: Pat
 def test_a_driver_that_answers_oddly_leaves_the_memory_unknown(
     harness: ServiceHarness, driver: Path, answer: str
 ) -> None:
-    (found,) = devices(harness.options(device="cuda"), driver=driver, ask=lambda: answer)
+    (found,) = detect_devices(harness.options(device="cuda"), driver=driver, query=lambda: answer)
     assert (found.kind, found.memory_bytes) == ("cuda", None)

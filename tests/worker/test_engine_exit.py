@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from domain.jobs.states import AttemptEnd
 from pocl.events import RunEnded, RunFinished
-from worker.engine_exit import EngineExit, StopRequest, memory_kills, of_storage, outcome_of
+from worker.engine_exit import EngineExit, StopRequest, classify_exit, count_oom_kills, storage_failure_reason
 
 FINISHED = RunFinished(step=9)
 FAILED = RunEnded(code="loss_diverged", message="m", fault="user", retryable=False, hint="h", step=3)
@@ -22,26 +22,26 @@ endings = st.builds(
     last=st.sampled_from([None, FINISHED, FAILED, STOPPED]),
     asked=st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]),
     stored=st.booleans(),
-    memory_kills=st.integers(0, 2),
+    oom_kills=st.integers(0, 2),
 )
 
 
 @given(endings)
 def test_only_a_whole_run_succeeds(ending: EngineExit) -> None:
     whole = ending.status == 0 and ending.last == FINISHED and ending.stored
-    assert (outcome_of(ending).end is AttemptEnd.SUCCEEDED) == whole
+    assert (classify_exit(ending).end is AttemptEnd.SUCCEEDED) == whole
 
 
 @given(endings)
 def test_an_outcome_always_says_why_in_a_sentence(ending: EngineExit) -> None:
-    reason = outcome_of(ending).reason
+    reason = classify_exit(ending).reason
     assert reason.code
     assert reason.message.endswith(".") or reason.message == "m"
 
 
 @given(st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]), st.integers(-64, 255))
 def test_a_typed_failure_stands_whatever_was_asked(asked: StopRequest | None, status: int) -> None:
-    outcome = outcome_of(EngineExit(status, FAILED, asked))
+    outcome = classify_exit(EngineExit(status, FAILED, asked))
     assert (outcome.end, outcome.reason.code) == (AttemptEnd.FAILED, "loss_diverged")
 
 
@@ -58,29 +58,29 @@ def test_a_typed_failure_stands_whatever_was_asked(asked: StopRequest | None, st
         (EngineExit(0), AttemptEnd.CRASHED, "engine_failure"),
         (EngineExit(1), AttemptEnd.CRASHED, "engine_failure"),
         (EngineExit(-signal.SIGKILL), AttemptEnd.CRASHED, "engine_killed"),
-        (EngineExit(-signal.SIGKILL, memory_kills=1), AttemptEnd.CRASHED, "out_of_memory"),
+        (EngineExit(-signal.SIGKILL, oom_kills=1), AttemptEnd.CRASHED, "out_of_memory"),
         (EngineExit(-signal.SIGSEGV), AttemptEnd.CRASHED, "engine_crashed"),
         (EngineExit(-signal.SIGKILL, FINISHED, stored=True), AttemptEnd.CRASHED, "engine_killed"),
         (EngineExit(0, FINISHED), AttemptEnd.FAILED, "storage_failed"),
     ],
 )
 def test_the_table_of_ends(ending: EngineExit, end: AttemptEnd, code: str) -> None:
-    outcome = outcome_of(ending)
+    outcome = classify_exit(ending)
     assert (outcome.end, outcome.reason.code) == (end, code)
 
 
 def test_the_signal_is_named() -> None:
-    assert "SIGSEGV" in outcome_of(EngineExit(-signal.SIGSEGV)).reason.message
+    assert "SIGSEGV" in classify_exit(EngineExit(-signal.SIGSEGV)).reason.message
 
 
 def test_kills_for_want_of_memory_are_read_from_the_control_group(tmp_path: Path) -> None:
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
-    assert memory_kills(tmp_path / "memory.events") == 2
-    assert memory_kills(tmp_path / "none") == 0
+    assert count_oom_kills(tmp_path / "memory.events") == 2
+    assert count_oom_kills(tmp_path / "none") == 0
     (tmp_path / "memory.events").write_text("nonsense\n")
-    assert memory_kills(tmp_path / "memory.events") == 0
+    assert count_oom_kills(tmp_path / "memory.events") == 0
 
 
 def test_a_full_disk_is_told_from_a_broken_one() -> None:
-    assert of_storage(OSError(errno.ENOSPC, "full")).code == "disk_full"
-    assert of_storage(PermissionError(errno.EACCES, "denied")).code == "storage_failed"
+    assert storage_failure_reason(OSError(errno.ENOSPC, "full")).code == "disk_full"
+    assert storage_failure_reason(PermissionError(errno.EACCES, "denied")).code == "storage_failed"

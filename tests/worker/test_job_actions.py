@@ -14,7 +14,7 @@ from domain.jobs.states import JobStatus, PauseAt, StageStatus
 from domain.jobs.submission import JobOptions, Limits
 from tests.support.harness import PROJECT, ServiceHarness
 from tests.worker.fake_engine import STEPS, STEPS_PER_STAGE
-from tests.worker.test_supervisor import meanwhile, reaches
+from tests.worker.test_supervisor import concurrently, wait_for_step
 
 
 def pause(harness: ServiceHarness, job: str, at: PauseAt = "now") -> actions.ActionResult:
@@ -58,7 +58,7 @@ def quick(harness: ServiceHarness) -> ServiceHarness:
 
 def test_a_job_that_is_paused_now_goes_on_from_where_it_was(quick: ServiceHarness) -> None:
     job = quick.submit()
-    with meanwhile(lambda: reaches(quick, job, 3), lambda: pause(quick, job)):
+    with concurrently(lambda: wait_for_step(quick, job, 3), lambda: pause(quick, job)):
         assert quick.supervisor("--hold", "3").work_one() is JobStatus.PAUSED
     assert quick.supervisor().work_one() is None
     assert quick.job(job).attempts_spent == 0
@@ -67,7 +67,7 @@ def test_a_job_that_is_paused_now_goes_on_from_where_it_was(quick: ServiceHarnes
     assert not resume(quick, job).changed
     assert quick.supervisor().work_one() is JobStatus.SUCCEEDED
     assert [attempt.resumed_from_step for attempt in quick.attempts(job)] == [None, 3]
-    assert quick.moves(job) == [
+    assert quick.status_history(job) == [
         *("queued", "preparing", "running", "pausing", "paused"),
         *("queued", "preparing", "running", "succeeded"),
     ]
@@ -75,7 +75,7 @@ def test_a_job_that_is_paused_now_goes_on_from_where_it_was(quick: ServiceHarnes
 
 def test_a_job_that_is_paused_at_the_end_of_its_stage_ends_it_first(quick: ServiceHarness) -> None:
     job = quick.submit()
-    with meanwhile(lambda: reaches(quick, job, 3), lambda: pause(quick, job, "stage_end")):
+    with concurrently(lambda: wait_for_step(quick, job, 3), lambda: pause(quick, job, "stage_end")):
         status = quick.supervisor("--hold-until-pause", "3").work_one()
     assert status is JobStatus.PAUSED
     assert quick.job(job).step == STEPS_PER_STAGE
@@ -88,13 +88,13 @@ def test_a_pause_at_the_end_of_a_stage_may_still_become_one_now(quick: ServiceHa
     job = quick.submit()
 
     def ask() -> None:
-        reaches(quick, job, 3)
+        wait_for_step(quick, job, 3)
         assert pause(quick, job, "stage_end").changed
         assert not pause(quick, job, "stage_end").changed
         assert pause(quick, job, "now").changed
         assert not pause(quick, job, "stage_end").changed
 
-    with meanwhile(ask):
+    with concurrently(ask):
         assert quick.supervisor("--hold", "3").work_one() is JobStatus.PAUSED
     assert quick.job(job).step == 3
 

@@ -42,10 +42,10 @@ def test_a_lease_outlives_an_outage_that_is_shorter_than_itself(harness: Service
     claim, clock = claim_job(harness), Clock()
     lease = Lease(cast(Database, Away()), claim, seconds=60, every=10, clock=clock)
     for clock.now in range(10, 60, 10):
-        assert lease.beat_if_due() == "ok"
+        assert lease.heartbeat_if_due() == "ok"
     clock.now = 60
     with pytest.raises(LostLease):
-        lease.beat_if_due()
+        lease.heartbeat_if_due()
 
 
 def test_the_row_is_renewed_no_more_often_than_asked(harness: ServiceHarness) -> None:
@@ -53,7 +53,7 @@ def test_the_row_is_renewed_no_more_often_than_asked(harness: ServiceHarness) ->
     lease = Lease(harness.database, claim, seconds=60, every=10, clock=clock)
     expiries = set()
     for clock.now in (1, 5, 9.9, 10, 19.9, 20):
-        lease.beat_if_due()
+        lease.heartbeat_if_due()
         expiries.add(harness.job(claim.job_id).lease_expires_at)
     assert len(expiries) == 3
 
@@ -62,9 +62,9 @@ def test_a_wish_of_the_client_arrives_with_the_next_heartbeat(harness: ServiceHa
     claim, clock = claim_job(harness), Clock()
     lease = Lease(harness.database, claim, seconds=60, every=10, clock=clock)
     harness.cancel(claim.job_id)
-    assert lease.beat_if_due() == "ok"
+    assert lease.heartbeat_if_due() == "ok"
     clock.now = 10
-    assert lease.beat_if_due() == "cancel"
+    assert lease.heartbeat_if_due() == "cancel"
 
 
 def test_something_long_runs_under_heartbeats(harness: ServiceHarness) -> None:
@@ -78,10 +78,10 @@ def test_something_long_runs_under_heartbeats(harness: ServiceHarness) -> None:
             clock.now += 1
         return "done"
 
-    assert lease.during(long) == "done"
+    assert lease.renew_while(long) == "done"
 
 
 def test_what_goes_wrong_aside_comes_back(harness: ServiceHarness) -> None:
     lease = Lease(harness.database, claim_job(harness), seconds=60, every=10)
     with pytest.raises(ZeroDivisionError):
-        lease.during(lambda: 1 // 0)
+        lease.renew_while(lambda: 1 // 0)

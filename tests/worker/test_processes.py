@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support.harness import processes_mentioning
 from tests.support.waiting import eventually
-from worker.processes import end, kill_group, spawn
+from worker.processes import kill_group, spawn, terminate
 
 DEAF = (
     "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
@@ -47,11 +47,11 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
 
 
 def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
-    assert end(started(DEAF, tmp_path), grace=0.1) == -signal.SIGKILL
+    assert terminate(started(DEAF, tmp_path), grace=0.1) == -signal.SIGKILL
 
 
 def test_one_that_listens_ends_by_itself(tmp_path: Path) -> None:
-    assert end(started(POLITE, tmp_path), grace=30) == 7
+    assert terminate(started(POLITE, tmp_path), grace=30) == 7
 
 
 def test_what_a_child_left_behind_is_ended_too(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_job_whose_worker_is_lost_goes_back_to_the_queue(harness: ServiceHarne
         leases.claim_next(session, worker="lost", lease_seconds=60)
         session.execute(sa.update(Job).values(lease_expires_at=db_now(-1)))
     assert scheduler(harness, redis_url).reap() == [job]
-    assert harness.moves(job)[-2:] == ["recovering", "queued"]
+    assert harness.status_history(job)[-2:] == ["recovering", "queued"]
     assert scheduler(harness, redis_url).reap() == []
 
 
@@ -64,7 +64,7 @@ def test_files_of_jobs_that_are_gone_are_removed_and_others_stay(
     half = harness.settings.artifact_root / ".staging" / "half"
     half.mkdir()
     os.utime(half, (0, 0))
-    assert scheduler(harness, redis_url).clear() == 2
+    assert scheduler(harness, redis_url).collect_garbage() == 2
     assert harness.store.keys("jobs") == [f"jobs/{job}"]
 
 
@@ -80,14 +80,14 @@ def test_a_data_set_whose_row_was_never_committed_is_removed(
         os.utime(harness.settings.artifact_root / f"datasets/{name}.jsonl", (moment, moment))
     os.utime(harness.settings.artifact_root / known[0], (0, 0))
     # The new one may be an upload whose transaction is not over.
-    assert scheduler(harness, redis_url).clear() == 1
+    assert scheduler(harness, redis_url).collect_garbage() == 1
     assert harness.store.keys("datasets") == sorted([*known, "datasets/ds_new.jsonl"])
 
 
 def test_an_empty_database_does_not_empty_the_store(harness: ServiceHarness, redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     harness.store.publish_file(tmp_path / "file", "jobs/job_of_another_database/attempt-1/result.json")
-    assert scheduler(harness, redis_url).clear() == 0
+    assert scheduler(harness, redis_url).collect_garbage() == 0
     assert harness.store.keys("jobs") == ["jobs/job_of_another_database"]
 
 
@@ -95,7 +95,7 @@ def test_answers_that_are_no_longer_shown_again_are_removed(harness: ServiceHarn
     with harness.database.transaction(write=True) as session:
         for key, seconds in (("old", 0), ("new", 60)):
             claim(session.connection(), KeyHolder("default", key, "token"), fingerprint=None, seconds=seconds)
-    assert [scheduler(harness, redis_url).clear() for _ in range(2)] == [1, 0]
+    assert [scheduler(harness, redis_url).collect_garbage() for _ in range(2)] == [1, 0]
 
 
 class Unheard:

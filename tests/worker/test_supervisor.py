@@ -23,7 +23,7 @@ STOPS = ("--hold", "5")
 
 
 @contextmanager
-def meanwhile(*acts: Callable[[], object]) -> Iterator[None]:
+def concurrently(*acts: Callable[[], object]) -> Iterator[None]:
     """Run `acts` in a thread beside the block, and fail if one failed: a supervisor needs the main thread."""
     failures: list[BaseException] = []
 
@@ -44,7 +44,7 @@ def meanwhile(*acts: Callable[[], object]) -> Iterator[None]:
         raise failures[0]
 
 
-def reaches(harness: ServiceHarness, job: str, step: int) -> None:
+def wait_for_step(harness: ServiceHarness, job: str, step: int) -> None:
     eventually(lambda: harness.job(job).step >= step, what=f"step {step}")
 
 
@@ -53,7 +53,7 @@ def test_a_job_runs_to_success_and_leaves_all_that_it_made(harness: ServiceHarne
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
     row = harness.job(job)
     assert (row.step, row.percent, row.attempts_spent) == (STEPS, 100.0, 1)
-    assert harness.moves(job) == ["queued", "preparing", "running", "succeeded"]
+    assert harness.status_history(job) == ["queued", "preparing", "running", "succeeded"]
     assert [event.seq for event in harness.events(job)] == list(range(1, row.event_seq + 1))
     assert {kind: harness.store.locate(a.store_key).stat().st_size for kind, a in harness.artifacts(job).items()} == {
         kind: artifact.size_bytes for kind, artifact in harness.artifacts(job).items()
@@ -93,7 +93,7 @@ def test_a_crashed_engine_is_started_again_from_the_last_training_state(
     first, second = harness.attempts(job)
     assert (first.end, (first.end_reason or {})["code"]) == (AttemptEnd.CRASHED, code)
     assert (second.end, second.resumed_from_step) == (AttemptEnd.SUCCEEDED, 4)
-    assert "recovering" in harness.moves(job)
+    assert "recovering" in harness.status_history(job)
 
 
 def test_the_ranking_is_made_once(harness: ServiceHarness) -> None:
@@ -118,7 +118,7 @@ def test_the_cache_is_kept_for_a_job_until_it_ends(harness: ServiceHarness) -> N
     job, other = harness.submit(), harness.submit()
     cache = SharedCache(harness.settings.cache_root, 0)
     stopped = {"now": False}
-    with meanwhile(lambda: reaches(harness, job, 5), lambda: stopped.update(now=True)):
+    with concurrently(lambda: wait_for_step(harness, job, 5), lambda: stopped.update(now=True)):
         harness.supervisor(*STOPS, should_stop=lambda: stopped["now"]).work_one()
     assert cache.pinned_by() == {job}
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
@@ -172,17 +172,17 @@ def test_cancelling_stops_the_engine_and_all_that_it_started(harness: ServiceHar
     job = harness.submit()
 
     def cancel() -> None:
-        reaches(harness, job, 5)
+        wait_for_step(harness, job, 5)
         assert len(processes_mentioning(str(harness.home))) == 2
         harness.cancel(job)
 
     # The heartbeat brings the wish.
     quick = ServiceHarness(harness.home, harness.database_url, lease_seconds=6)
-    with meanwhile(cancel):
+    with concurrently(cancel):
         assert quick.supervisor(*STOPS, "--child").work_one() is JobStatus.CANCELLED
     quick.close()
     assert processes_mentioning(str(harness.home)) == {}
-    assert harness.moves(job)[-2:] == ["cancelling", "cancelled"]
+    assert harness.status_history(job)[-2:] == ["cancelling", "cancelled"]
 
 
 def test_an_engine_that_does_not_listen_is_killed_after_the_grace_period(harness: ServiceHarness) -> None:
@@ -190,10 +190,10 @@ def test_an_engine_that_does_not_listen_is_killed_after_the_grace_period(harness
     stop = threading.Event()
 
     def shut_down() -> None:
-        reaches(harness, job, 5)
+        wait_for_step(harness, job, 5)
         stop.set()
 
-    with meanwhile(shut_down):
+    with concurrently(shut_down):
         status = harness.supervisor(*STOPS, "--deaf", should_stop=stop.is_set, grace_seconds=0.2).work_one()
     assert status is JobStatus.QUEUED
     assert harness.job(job).attempts_spent == 0
@@ -206,10 +206,10 @@ def test_a_worker_that_shuts_down_gives_the_job_back_unspent_and_the_next_one_co
     stop = threading.Event()
 
     def shut_down() -> None:
-        reaches(harness, job, 5)
+        wait_for_step(harness, job, 5)
         stop.set()
 
-    with meanwhile(shut_down):
+    with concurrently(shut_down):
         assert harness.supervisor(*STOPS, should_stop=stop.is_set).work_one() is JobStatus.QUEUED
     assert harness.job(job).attempts_spent == 0
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
@@ -229,13 +229,13 @@ def test_a_worker_that_lost_its_lease_kills_its_engine_and_writes_nothing(harnes
     seen: list[int] = []
 
     def steal() -> None:
-        reaches(harness, job, 5)
+        wait_for_step(harness, job, 5)
         with harness.database.transaction(write=True) as session:
             session.execute(sa.update(Job).where(Job.id == job).values(lease_token=99, token=99))
         seen.append(harness.job(job).event_seq)
 
     quick = ServiceHarness(harness.home, harness.database_url, lease_seconds=6)
-    with meanwhile(steal):
+    with concurrently(steal):
         assert quick.supervisor(*STOPS, "--deaf").work_one() is None
     quick.close()
     assert processes_mentioning(str(harness.home)) == {}
@@ -251,7 +251,7 @@ def test_the_engine_gets_paths_for_ids_and_no_credentials(
         monkeypatch.setenv(secret, "not for the engine")
     harness.supervisor(threads=3).work_one()
     place = harness.settings.work_root / f"{job}.1"
-    given = json.loads((place / "given.json").read_text())
+    given = json.loads((place / "spec.json").read_text())
     assert Path(given["data"]["train"]["path"]).read_text().count("\n") == 8
     assert given["resources"]["threads"] == 3
     names = set(json.loads((place / "engine.log").read_text().partition("environment ")[2]))
@@ -306,7 +306,7 @@ def test_an_engine_dies_with_its_worker(harness: ServiceHarness) -> None:
         # A fork shares no connection: it has a harness of its own.
         ServiceHarness(harness.home, harness.database_url).supervisor(*STOPS).work_one()
         os._exit(0)
-    reaches(harness, job, 5)
+    wait_for_step(harness, job, 5)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     eventually(lambda: not processes_mentioning(str(harness.home)), what="the engine is gone")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from worker.logs import BoundedLog
+from worker.bounded_log import BoundedLog
 
 
 def test_a_full_log_keeps_its_newer_half_and_the_writer_goes_on(tmp_path: Path) -> None:
