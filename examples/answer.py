@@ -20,7 +20,7 @@ def main(directory: str, *questions: str) -> None:
         )
         answer = model.generate(**prompt, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.pad_token_id)
         text = tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        print(f"{question}\n  {text}")
+        print(f"{question}\n  " + text.replace("\n", "\n  "))
 
 
 if __name__ == "__main__":

