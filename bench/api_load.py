@@ -46,7 +46,7 @@ def add_ended(database: Database, like: str, count: int) -> None:
     """More jobs, that have ended: they are in lists, and not in the queue."""
     with database.transaction(write=True) as session:
         first = session.get_one(Job, like)
-        shared = {"spec": first.spec, "resolved": first.resolved, "total_steps": 10, "stages": 2}
+        shared = {"posted_spec": first.posted_spec, "spec": first.spec, "total_steps": 10, "stages": 2}
         ended = {"status": JobStatus.SUCCEEDED, "end_reason": SUCCEEDED.as_json()}
         session.execute(sa.insert(Job), [{"id": new_id("job"), **shared, **ended} for _ in range(count)])
 

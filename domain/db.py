@@ -193,9 +193,13 @@ def create_engine_for(url: str) -> sa.Engine:
 
 
 def upgrade(settings: Settings) -> None:
-    """Bring the database to the newest schema, making `home` and an SQLite file where there is none.
+    """Bring the database and `home` to the newest version, making `home` and an SQLite file where there is none.
 
     Safe to call from several processes at once, and again.
+
+    Raises:
+        sqlalchemy.exc.OperationalError: the database cannot be reached, or stayed locked.
+        OSError: a directory could not be made or renamed; the database is then as it was.
     """
     url = sa.make_url(settings.database_url)
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -209,8 +213,17 @@ def upgrade(settings: Settings) -> None:
             config = alembic.config.Config(attributes={"connection": connection})
             config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
             alembic.command.upgrade(config, "head")
+            # Still under the lock: one process renames, and the others find it done.
+            _rename_former_artifact_root(settings)
     finally:
         engine.dispose()
+
+
+def _rename_former_artifact_root(settings: Settings) -> None:
+    """Give the artifact store of an older version its present name. Rows hold keys relative to the store."""
+    former, present = settings.home / "artefacts", settings.home / "artifacts"
+    if settings.artifact_root == present and former.is_dir() and not present.exists():
+        former.rename(present)
 
 
 def _migrations() -> Path:

@@ -12,6 +12,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 _KEY_MIN_LENGTH = 16
+_FORMER_ARTIFACT_ROOT = "POCL_ARTEFACT_ROOT"
 
 
 class Settings(BaseSettings):
@@ -85,6 +86,14 @@ class Settings(BaseSettings):
         if key is not None and len(key.get_secret_value()) < _KEY_MIN_LENGTH:
             raise ValueError(f"POCL_API_KEY must have at least {_KEY_MIN_LENGTH} characters")
         return key
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_former_name(cls, given: dict[str, Any]) -> dict[str, Any]:
+        # A variable that no field reads would be ignored, and the service would begin with an empty store.
+        if any(name.upper() == _FORMER_ARTIFACT_ROOT and value for name, value in os.environ.items()):
+            raise ValueError(f"{_FORMER_ARTIFACT_ROOT} is now called POCL_ARTIFACT_ROOT: set that instead")
+        return given
 
     @model_validator(mode="before")
     @classmethod

@@ -146,7 +146,7 @@ class JobView(JobSummary):
             newest: each metric at the newest step alone.
         """
         latest = {series.name: series.values[-1] for series in newest}
-        return cls(**_summary(job), queue=_queue(place), latest=latest or None, spec=job.resolved)
+        return cls(**_summary(job), queue=_queue(place), latest=latest or None, spec=job.spec)
 
 
 def _summary(job: Job) -> dict[str, Any]:

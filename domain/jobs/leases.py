@@ -245,7 +245,7 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
     session.add(JobAttempt(job_id=job.id, number=token, worker=worker[:200]))
     session.flush()
     try:
-        spec = DistillationSpec.model_validate(job.resolved)
+        spec = DistillationSpec.model_validate(job.spec)
     except ValidationError:
         # A row that an older version wrote must not stop the queue.
         _end_attempt(session, job, Outcome.failed(_SPEC_UNREADABLE))

@@ -70,7 +70,7 @@ def retry_job(
         if not parent.ended:
             raise JobIsLive("The job has not ended: only an ended one can be retried.")
         first = _start_of(reading, parent, start)
-        plan = replace(plan_job(reading, settings, parent.resolved, project=project), raw=parent.spec)
+        plan = replace(plan_job(reading, settings, parent.spec, project=project), posted_spec=parent.posted_spec)
     with transaction_for(database, session) as writing:
         return _create(writing, settings, plan, parent, first, options, {"retry_of": parent.id})
 
@@ -97,9 +97,9 @@ def branch_job(
     with database.transaction(write=False) as reading:
         parent = get_job(reading, project, job_id)
         first = _start_of(reading, parent, RetryStart("stage", stage))
-        raw = merged(parent.resolved, changes)
-        plan = plan_job(reading, settings, raw, project=project)
-        _refuse_other_ground(DistillationSpec.model_validate(parent.resolved), plan.spec)
+        changed_spec = merged(parent.spec, changes)
+        plan = plan_job(reading, settings, changed_spec, project=project)
+        _refuse_other_ground(DistillationSpec.model_validate(parent.spec), plan.spec)
     with transaction_for(database, session) as writing:
         return _create(writing, settings, plan, parent, first, options, {"branch_of": parent.id})
 

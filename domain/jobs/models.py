@@ -18,7 +18,7 @@ ID_LENGTH = 64
 LABEL_KEY = r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?"
 
 
-def _one_of(values: type[StrEnum]) -> sa.Enum:
+def _enumeration(values: type[StrEnum]) -> sa.Enum:
     # A CHECK keeps a value out that no code knows, and is easier to extend than a native enum.
     return sa.Enum(
         values,
@@ -46,14 +46,14 @@ class Job(Base):
     priority: Mapped[int] = mapped_column(default=0)
     """Higher is claimed first."""
 
+    posted_spec: Mapped[dict[str, Any]] = mapped_column(JsonType)
+    """The specification as the client posted it."""
     spec: Mapped[dict[str, Any]] = mapped_column(JsonType)
-    """As it was posted."""
-    resolved: Mapped[dict[str, Any]] = mapped_column(JsonType)
-    """With every default named."""
+    """The resolved specification: every default is named."""
     device: Mapped[str] = mapped_column(String(16), default="auto")
     """`resources.device` of the specification: what a worker must have to claim it."""
 
-    status: Mapped[JobStatus] = mapped_column(_one_of(JobStatus), default=JobStatus.QUEUED)
+    status: Mapped[JobStatus] = mapped_column(_enumeration(JobStatus), default=JobStatus.QUEUED)
     version: Mapped[int] = mapped_column(default=1)
     """Grows with every change that a client can see."""
     event_seq: Mapped[int] = mapped_column(default=0)
@@ -165,7 +165,7 @@ class JobAttempt(Base):
     worker: Mapped[str] = mapped_column(String(200))
     started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    end: Mapped[AttemptEnd | None] = mapped_column(_one_of(AttemptEnd))
+    end: Mapped[AttemptEnd | None] = mapped_column(_enumeration(AttemptEnd))
     """Null while it runs."""
     end_reason: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     resumed_from_step: Mapped[int | None]
@@ -190,7 +190,7 @@ class JobStage(Base):
     steps: Mapped[int]
     first_step: Mapped[int]
     """Optimiser steps before this stage."""
-    status: Mapped[StageStatus] = mapped_column(_one_of(StageStatus), default=StageStatus.PENDING)
+    status: Mapped[StageStatus] = mapped_column(_enumeration(StageStatus), default=StageStatus.PENDING)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonType)

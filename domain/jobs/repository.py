@@ -51,7 +51,7 @@ def list_jobs(
         labels: keep jobs that carry all of these.
     """
     # A page of specifications costs more to read than all the rest of it.
-    slim = (defer(Job.spec, raiseload=True), defer(Job.resolved, raiseload=True))
+    slim = (defer(Job.posted_spec, raiseload=True), defer(Job.spec, raiseload=True))
     statement = sa.select(Job).where(Job.project == project).order_by(Job.id.desc()).options(*slim)
     if after is not None:
         statement = statement.where(Job.id < after)
@@ -150,7 +150,7 @@ def count_queued_jobs(session: Session, *, project: str | None = None) -> int:
 
 def count_live_jobs_using(session: Session, project: str, *, checkpoint: str) -> int:
     """Jobs that have not ended, and whose teacher, student or beginning is the checkpoint."""
-    named = [Job.resolved[role]["checkpoint"].as_string() == checkpoint for role in ("teacher", "student")]
+    named = [Job.spec[role]["checkpoint"].as_string() == checkpoint for role in ("teacher", "student")]
     named.append(Job.starts_from == checkpoint)
     statement = sa.select(sa.func.count()).where(Job.project == project, Job.status.not_in(TERMINAL), sa.or_(*named))
     return session.scalar(statement) or 0

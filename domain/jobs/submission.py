@@ -45,7 +45,7 @@ class PlanWarning:
 class JobPlan:
     """What a specification would do, and that nothing speaks against it."""
 
-    raw: Mapping[str, Any]
+    posted_spec: Mapping[str, Any]
     """As it was posted."""
     spec: DistillationSpec
     """Resolved: every default is named."""
@@ -87,7 +87,7 @@ class JobOptions:
 def submit_job(
     database: Database,
     settings: Settings,
-    raw: Mapping[str, Any],
+    posted_spec: Mapping[str, Any],
     *,
     project: str,
     options: JobOptions | None = None,
@@ -102,7 +102,7 @@ def submit_job(
         ApiError: as :func:`plan_job` and :func:`create_job` say.
     """
     with database.transaction(write=False) as reading:
-        plan = plan_job(reading, settings, raw, project=project)
+        plan = plan_job(reading, settings, posted_spec, project=project)
     with transaction_for(database, session) as writing:
         return create_job(writing, settings, plan, project=project, options=options or JobOptions())
 
@@ -112,7 +112,7 @@ def transaction_for(database: Database, session: Session | None) -> AbstractCont
     return database.transaction(write=True) if session is None else nullcontext(session)
 
 
-def plan_job(session: Session, settings: Settings, raw: Mapping[str, Any], *, project: str) -> JobPlan:
+def plan_job(session: Session, settings: Settings, posted_spec: Mapping[str, Any], *, project: str) -> JobPlan:
     """Check a specification wholly and lay out its stages. Writes nothing: the dry run of :func:`create_job`.
 
     It reads the models' files, so give it a transaction that does not write.
@@ -122,14 +122,14 @@ def plan_job(session: Session, settings: Settings, raw: Mapping[str, Any], *, pr
             an uploaded data set is needed, layers that the teacher does not have, more stages than samples.
         PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer: the models cannot be used.
     """
-    spec = _resolve(raw)
+    spec = _resolve(posted_spec)
     samples, store_keys = _look_up(session, project, spec)
     try:
         stages = stage_table(spec, samples)
     except SpecInvalid as error:
         raise SpecRefused(field_errors=error.field_errors) from error
     models = inspect_models(settings, spec, store_keys)
-    return JobPlan(raw, spec, samples, stages, _estimate(spec, stages, models), tuple(_warnings(spec, models)))
+    return JobPlan(posted_spec, spec, samples, stages, _estimate(spec, stages, models), tuple(_warnings(spec, models)))
 
 
 def create_job(
@@ -163,8 +163,8 @@ def create_job(
         name=options.name,
         labels=dict(options.labels),
         priority=options.priority,
-        spec=dict(plan.raw),
-        resolved=plan.spec.model_dump(mode="json"),
+        posted_spec=dict(plan.posted_spec),
+        spec=plan.spec.model_dump(mode="json"),
         device=plan.spec.resources.device,
         memory_bytes=None if plan.estimate is None else plan.estimate.memory_bytes,
         event_seq=1,
@@ -188,9 +188,9 @@ def create_job(
     return job
 
 
-def _resolve(raw: Mapping[str, Any]) -> DistillationSpec:
+def _resolve(posted_spec: Mapping[str, Any]) -> DistillationSpec:
     try:
-        return resolve(raw)
+        return resolve(posted_spec)
     except SpecInvalid as error:
         raise SpecRefused(field_errors=error.field_errors) from error
 

@@ -79,7 +79,7 @@ def _create_jobs() -> None:
         sa.Column("spec", JSON, nullable=False),
         sa.Column("resolved", JSON, nullable=False),
         sa.Column("device", sa.String(16), nullable=False),
-        sa.Column("status", _one_of("jobstatus", JOB_STATUS), nullable=False),
+        sa.Column("status", _enumeration("jobstatus", JOB_STATUS), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("event_seq", sa.Integer(), nullable=False),
         sa.Column("end_reason", JSON),
@@ -122,14 +122,14 @@ def _create_checkpoints() -> None:
         sa.Column("project", sa.String(64), nullable=False),
         sa.Column("job_id", sa.String(64), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
-        sa.Column("kind", _one_of("checkpointkind", CHECKPOINT_KIND), nullable=False),
+        sa.Column("kind", _enumeration("checkpointkind", CHECKPOINT_KIND), nullable=False),
         sa.Column("stage", sa.Integer()),
         sa.Column("step", sa.Integer(), nullable=False),
         sa.Column("store_key", sa.String(255), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("manifest_sha256", sa.String(64), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
-        _of_a_job("checkpoints"),
+        _job_foreign_key("checkpoints"),
         sa.PrimaryKeyConstraint("id", name="pk_checkpoints"),
         sa.UniqueConstraint("store_key", name="uq_checkpoints_store_key"),
     )
@@ -145,7 +145,7 @@ def _create_job_history() -> None:
         sa.Column("at", MOMENT, nullable=False),
         sa.Column("type", sa.String(32), nullable=False),
         sa.Column("data", JSON, nullable=False),
-        _of_a_job("job_events"),
+        _job_foreign_key("job_events"),
         sa.PrimaryKeyConstraint("job_id", "seq", name="pk_job_events"),
     )
     op.create_table(
@@ -155,11 +155,11 @@ def _create_job_history() -> None:
         sa.Column("worker", sa.String(200), nullable=False),
         sa.Column("started_at", MOMENT, nullable=False),
         sa.Column("ended_at", MOMENT),
-        sa.Column("end", _one_of("attemptend", ATTEMPT_END)),
+        sa.Column("end", _enumeration("attemptend", ATTEMPT_END)),
         sa.Column("end_reason", JSON),
         sa.Column("resumed_from_step", sa.Integer()),
         sa.Column("log_tail", sa.Text(), nullable=False),
-        _of_a_job("job_attempts"),
+        _job_foreign_key("job_attempts"),
         sa.PrimaryKeyConstraint("job_id", "number", name="pk_job_attempts"),
     )
 
@@ -175,11 +175,11 @@ def _create_job_results() -> None:
         sa.Column("epochs", sa.Integer(), nullable=False),
         sa.Column("steps", sa.Integer(), nullable=False),
         sa.Column("first_step", sa.Integer(), nullable=False),
-        sa.Column("status", _one_of("stagestatus", STAGE_STATUS), nullable=False),
+        sa.Column("status", _enumeration("stagestatus", STAGE_STATUS), nullable=False),
         sa.Column("started_at", MOMENT),
         sa.Column("finished_at", MOMENT),
         sa.Column("evaluation", JSON),
-        _of_a_job("job_stages"),
+        _job_foreign_key("job_stages"),
         sa.PrimaryKeyConstraint("job_id", "index", name="pk_job_stages"),
     )
     op.create_table(
@@ -188,7 +188,7 @@ def _create_job_results() -> None:
         sa.Column("name", sa.String(32), nullable=False),
         sa.Column("step", sa.Integer(), nullable=False),
         sa.Column("value", sa.Double(), nullable=False),
-        _of_a_job("job_metrics"),
+        _job_foreign_key("job_metrics"),
         sa.PrimaryKeyConstraint("job_id", "name", "step", name="pk_job_metrics"),
     )
     op.create_table(
@@ -203,7 +203,7 @@ def _create_job_results() -> None:
         sa.Column("exact_match", sa.Double(), nullable=False),
         sa.Column("cross_entropy", sa.Double(), nullable=False),
         sa.Column("divergence", sa.Double()),
-        _of_a_job("job_evaluations"),
+        _job_foreign_key("job_evaluations"),
         sa.PrimaryKeyConstraint("job_id", "subject", "step", name="pk_job_evaluations"),
     )
     op.create_table(
@@ -215,14 +215,14 @@ def _create_job_results() -> None:
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.String(64), nullable=False),
         sa.Column("created_at", MOMENT, nullable=False),
-        _of_a_job("job_artefacts"),
+        _job_foreign_key("job_artefacts"),
         sa.PrimaryKeyConstraint("job_id", "kind", name="pk_job_artefacts"),
     )
 
 
-def _one_of(name: str, values: tuple[str, ...]) -> sa.Enum:
+def _enumeration(name: str, values: tuple[str, ...]) -> sa.Enum:
     return sa.Enum(*values, name=name, native_enum=False, create_constraint=True, length=16)
 
 
-def _of_a_job(table: str) -> sa.ForeignKeyConstraint:
+def _job_foreign_key(table: str) -> sa.ForeignKeyConstraint:
     return sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=f"fk_{table}_job_id", ondelete="CASCADE")

@@ -1,4 +1,4 @@
-"""Scores of drawn answers beside those of greedy ones."""
+"""Scores of sampled responses beside those of greedy ones."""
 
 import sqlalchemy as sa
 from alembic import op

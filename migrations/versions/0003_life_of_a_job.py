@@ -1,4 +1,4 @@
-"""Pauses, limits and descent of jobs, and the workers that take them."""
+"""Pauses, limits and lineage of jobs, and the workers that take them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ down_revision = "0002"
 MOMENT = sa.DateTime(timezone=True).with_variant(sa.BigInteger(), "sqlite")
 
 
-def _of_jobs() -> tuple[sa.Column[Any], ...]:
+def _new_job_columns() -> tuple[sa.Column[Any], ...]:
     return (
         sa.Column("pause_at", sa.String(16)),
         sa.Column("retry_of", sa.String(64)),
@@ -31,7 +31,7 @@ def _of_jobs() -> tuple[sa.Column[Any], ...]:
 
 
 def upgrade() -> None:
-    for column in _of_jobs():
+    for column in _new_job_columns():
         op.add_column("jobs", column)
     op.create_index("ix_jobs_starts_from", "jobs", ["starts_from"])
     op.create_table(
@@ -48,5 +48,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("workers")
     op.drop_index("ix_jobs_starts_from", "jobs")
-    for column in reversed(_of_jobs()):
+    for column in reversed(_new_job_columns()):
         op.drop_column("jobs", column.name)

@@ -1,4 +1,4 @@
-"""Answers that are shown again to a request with the same `Idempotency-Key`."""
+"""Responses that are replayed to a request with the same `Idempotency-Key`."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,16 +1,18 @@
-"""The migrations make the schema that the rows are declared with."""
+"""The migrations make the schema that the rows are declared with, and keep the rows that are there."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.command import downgrade
 from alembic.config import Config
 from alembic.migration import MigrationContext
 
@@ -83,10 +85,221 @@ def test_processes_that_start_together_on_nothing_all_find_the_schema(tmp_path: 
     assert (tmp_path / "fresh 100%").stat().st_mode & 0o777 == 0o700
 
 
-def test_downgrade_leaves_nothing_behind(engine: sa.Engine, settings: Settings) -> None:
-    upgrade(settings)
+def migrate(engine: sa.Engine, revision: str, *, down: bool = False) -> None:
     with engine.begin() as connection:
         config = Config(attributes={"connection": connection})
         config.set_main_option("script_location", str(Path(str(migrations.__file__)).parent))
-        downgrade(config, "base")
+        (command.downgrade if down else command.upgrade)(config, revision)
+
+
+def test_downgrade_leaves_nothing_behind(engine: sa.Engine, settings: Settings) -> None:
+    upgrade(settings)
+    migrate(engine, "base", down=True)
     assert sa.inspect(engine).get_table_names() == ["alembic_version"]
+
+
+# --- Rows of an older schema ----------------------------------------------------------------------------
+
+Rows = dict[str, list[dict[str, Any]]]
+
+
+def rows_of_0004(dialect: str) -> Rows:
+    """A row in every table of revision 0004, with a value in every column."""
+
+    def moment(seconds: int) -> datetime | int:
+        at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds, microseconds=1)
+        # SQLite keeps microseconds since 1970.
+        return (at - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) if dialect == "sqlite" else at
+
+    reason = {
+        "code": "storage_failed",
+        "message": "The artefact is gone.",
+        "fault": None,
+        "hint": "",
+        "retryable": True,
+    }
+    job = {
+        "id": "job_1",
+        "project": "default",
+        "name": "my artefact",
+        "labels": {"of": "artefact"},
+        "priority": 7,
+        "spec": {"preset": "quick"},
+        "resolved": {"preset": "quick", "seed": 1, "teacher": None},
+        "device": "cpu",
+        "status": "failed",
+        "version": 9,
+        "event_seq": 3,
+        "end_reason": reason,
+        "token": 2,
+        "attempts_spent": 1,
+        "max_attempts": 3,
+        "lease_owner": "worker-1",
+        "lease_token": 2,
+        "lease_expires_at": moment(1),
+        "events_offset": 2**40,
+        "phase": "training",
+        "phase_done": 2**40,
+        "phase_total": 2**41,
+        "phase_unit": "samples",
+        "step": 5,
+        "total_steps": 20,
+        "stage": 0,
+        "stages": 2,
+        "percent": 25.0,
+        "tokens_seen": 2**40,
+        "tokens_per_second": 0.1,
+        "eta_seconds": 1.5,
+        "eta_low_seconds": 1.25,
+        "eta_high_seconds": 2.5,
+        "progress_at": moment(2),
+        "created_at": moment(3),
+        "updated_at": moment(4),
+        "started_at": moment(5),
+        "finished_at": moment(6),
+        "cancel_requested_at": moment(7),
+        "pause_at": "stage_end",
+        "retry_of": "job_0",
+        "branch_of": "job_00",
+        "starts_from": "ckpt_0",
+        "max_runtime_seconds": 100,
+        "runtime_left_seconds": 50.5,
+        "runs_until": moment(8),
+        "max_wait_seconds": 60,
+        "waits_until": moment(9),
+        "memory_bytes": 2**40,
+    }
+    stored = {"store_key": "jobs/job_1/x", "size_bytes": 2**40, "created_at": moment(10)}
+    status = {"from": "running", "to": "failed", "attempt": 2, "reason": reason}
+    changed = {"name": "my artefact"}
+    events = [("artefact", {"kind": "report", "size_bytes": 9}), ("changed", changed), ("status", status)]
+    scores = {"rows": 8, "rouge_l": 20.5, "exact_match": 0.5, "cross_entropy": 2.5, "divergence": 0.5}
+    return {
+        "datasets": [
+            {"id": "ds_1", "project": "default", "name": "artefact", "rows": 8, "sha256": "0" * 64}
+            | stored
+            | {"store_key": "datasets/ds_1.jsonl"}
+        ],
+        "jobs": [job],
+        "checkpoints": [
+            {
+                "id": "ckpt_1",
+                "project": "default",
+                "job_id": "job_1",
+                "attempt": 2,
+                "kind": "stage",
+                "stage": 0,
+                "step": 5,
+            }
+            | stored
+            | {"manifest_sha256": "1" * 64}
+        ],
+        "job_events": [
+            {"job_id": "job_1", "seq": seq, "at": moment(seq), "type": kind, "data": data}
+            for seq, (kind, data) in enumerate(events, start=1)
+        ],
+        "job_attempts": [
+            {"job_id": "job_1", "number": 2, "worker": "worker-1", "started_at": moment(11), "ended_at": moment(12)}
+            | {"end": "failed", "end_reason": reason, "resumed_from_step": 4, "log_tail": "an artefact"}
+        ],
+        "job_stages": [
+            {
+                "job_id": "job_1",
+                "index": 0,
+                "samples": 40,
+                "temperature": 1.5,
+                "kd_weight": 0.7,
+                "epochs": 1,
+                "steps": 10,
+            }
+            | {"first_step": 0, "status": "failed", "started_at": moment(13), "finished_at": moment(14)}
+            | {"evaluation": {"rouge_l": 20.5}}
+        ],
+        "job_metrics": [{"job_id": "job_1", "name": "loss", "step": 5, "value": 2.5}],
+        "job_evaluations": [
+            {"job_id": "job_1", "subject": "stage", "step": 5, "stage": 0, "at": moment(15), "sampled": {"top_p": 0.9}}
+            | scores
+        ],
+        "job_artefacts": [{"job_id": "job_1", "kind": "report", "attempt": 2, "sha256": "2" * 64} | stored],
+        "workers": [
+            {"name": "w", "devices": [{"kind": "cpu"}], "drain": "finish"}
+            | {"started_at": moment(16), "seen_at": moment(17)}
+        ],
+        "idempotency_keys": [
+            {"project": "default", "key": "k", "token": "t", "fingerprint": "3" * 64, "status": 201, "location": "/v1"}
+            | {"media_type": "application/json", "body": b"{}", "created_at": moment(18), "expires_at": moment(19)}
+        ],
+    }
+
+
+def rows_of_0005(dialect: str) -> Rows:
+    """The same rows under the names of revision 0005."""
+    rows = rows_of_0004(dialect)
+    (job,), (attempt,), events = rows["jobs"], rows["job_attempts"], rows["job_events"]
+    job["posted_spec"] = job.pop("spec")
+    job["spec"] = job.pop("resolved")
+    reason = {**job["end_reason"], "message": "The artifact is gone."}
+    job["end_reason"] = attempt["end_reason"] = events[2]["data"]["reason"] = reason
+    events[0]["type"] = "artifact"
+    rows["job_artifacts"] = rows.pop("job_artefacts")
+    return rows
+
+
+def reflected(engine: sa.Engine) -> sa.MetaData:
+    metadata = sa.MetaData()
+    metadata.reflect(engine)
+    metadata.remove(metadata.tables["alembic_version"])
+    return metadata
+
+
+def insert_rows(engine: sa.Engine, rows: Rows) -> None:
+    metadata = reflected(engine)
+    assert set(rows) == set(metadata.tables)
+    with engine.begin() as connection:
+        for table in metadata.sorted_tables:
+            for row in rows[table.name]:
+                assert set(row) == set(table.columns.keys())
+                assert None not in row.values()
+                connection.execute(sa.insert(table).values(row))
+
+
+def read_rows(engine: sa.Engine) -> Rows:
+    with engine.connect() as connection:
+        return {
+            table.name: [
+                dict(row) for row in connection.execute(sa.select(table).order_by(*table.primary_key)).mappings()
+            ]
+            for table in reflected(engine).sorted_tables
+        }
+
+
+def constraints_of(engine: sa.Engine) -> set[str | None]:
+    """The names of all keys, foreign keys, checks and indexes."""
+    inspector = sa.inspect(engine)
+    names: set[str | None] = set()
+    for table in inspector.get_table_names():
+        names.add(inspector.get_pk_constraint(table)["name"])
+        for kind in ("foreign_keys", "unique_constraints", "check_constraints", "indexes"):
+            names |= {each["name"] for each in getattr(inspector, f"get_{kind}")(table)}
+    return names
+
+
+def test_rows_of_the_old_schema_stand_under_their_new_names(engine: sa.Engine, settings: Settings) -> None:
+    migrate(engine, "0004")
+    insert_rows(engine, rows_of_0004(engine.dialect.name))
+    upgrade(settings)
+    assert read_rows(engine) == rows_of_0005(engine.dialect.name)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM jobs"))
+    assert {name for name, rows in read_rows(engine).items() if rows} == {"datasets", "workers", "idempotency_keys"}
+
+
+def test_downgrade_gives_rows_their_old_names_back(engine: sa.Engine) -> None:
+    migrate(engine, "0004")
+    before = constraints_of(engine)
+    insert_rows(engine, rows_of_0004(engine.dialect.name))
+    migrate(engine, "0005")
+    assert not any("artefact" in str(name) for name in constraints_of(engine))
+    migrate(engine, "0004", down=True)
+    assert read_rows(engine) == rows_of_0004(engine.dialect.name)
+    assert constraints_of(engine) == before

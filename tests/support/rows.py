@@ -28,11 +28,11 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 def add_job(session: Session, **columns: Any) -> Job:
     """A queued job of two stages with 10 steps each, whose data set need not exist."""
-    spec = columns.pop("spec", SPEC)
+    posted_spec = columns.pop("posted_spec", SPEC)
     defaults = {
         "id": new_id("job"),
-        "spec": spec,
-        "resolved": resolve(spec).model_dump(mode="json"),
+        "posted_spec": posted_spec,
+        "spec": resolve(posted_spec).model_dump(mode="json"),
         "total_steps": 20,
         "stages": 2,
     }

@@ -136,7 +136,7 @@ def test_a_failed_job_is_retried_from_its_newest_state(harness: ServiceHarness) 
     again = retry(harness, job, name="again", priority=3)
     row = harness.job(again.id)
     assert (row.retry_of, row.name, row.priority, row.step) == (job, "again", 3, 4)
-    assert row.resolved == harness.job(job).resolved
+    assert row.spec == harness.job(job).spec
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
     assert [attempt.resumed_from_step for attempt in harness.attempts(again.id)] == [4]
     # The job that failed is as it was.
@@ -181,7 +181,7 @@ def test_a_branch_goes_on_from_a_stage_with_another_method_and_other_temperature
     row = harness.job(made.id)
     assert (row.branch_of, row.name, row.step) == (job, "other", STEPS_PER_STAGE)
     assert row.percent == min(100, 100 * STEPS_PER_STAGE / row.total_steps)
-    assert row.resolved["method"]["name"] == "js"
+    assert row.spec["method"]["name"] == "js"
     with harness.database.transaction(write=False) as session:
         stages = list_stages(session, made.id)
     assert [stage.status for stage in stages] == [StageStatus.SUCCEEDED, StageStatus.PENDING]

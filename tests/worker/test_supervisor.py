@@ -269,7 +269,7 @@ def test_the_log_in_the_row_names_no_place_of_the_machine(harness: ServiceHarnes
 
 def test_a_data_set_that_is_gone_fails_the_job(harness: ServiceHarness) -> None:
     job = harness.submit()
-    harness.store.remove(f"datasets/{harness.job(job).resolved['data']['train']['dataset']}.jsonl")
+    harness.store.remove(f"datasets/{harness.job(job).spec['data']['train']['dataset']}.jsonl")
     assert harness.supervisor().work_one() is JobStatus.FAILED
     assert (harness.attempts(job)[0].end_reason or {})["retryable"] is False
 

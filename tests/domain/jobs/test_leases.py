@@ -98,7 +98,7 @@ def test_a_claim_that_is_rolled_back_leaves_the_job_in_the_queue(database: Datab
 
 def test_a_stored_specification_that_cannot_be_read_fails_its_job_and_not_the_queue(database: Database) -> None:
     with database.transaction(write=True) as session:
-        broken = add_job(session, id="job_broken", resolved={"of": "another version"})
+        broken = add_job(session, id="job_broken", spec={"of": "another version"})
         add_job(session, id="job_good")
     claim = claim_one(database)
     assert claim is not None

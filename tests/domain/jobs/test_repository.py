@@ -128,8 +128,8 @@ def test_a_series_is_cut_to_a_range_of_steps(database: Database) -> None:
 
 def test_a_checkpoint_is_in_use_as_teacher_or_student(database: Database) -> None:
     with database.transaction(write=True) as session:
-        add_job(session, spec={**SPEC, "teacher": {"checkpoint": "ckpt_teacher00"}})
-        job = add_job(session, spec={**SPEC, "student": {"checkpoint": "ckpt_student00"}})
+        add_job(session, posted_spec={**SPEC, "teacher": {"checkpoint": "ckpt_teacher00"}})
+        job = add_job(session, posted_spec={**SPEC, "student": {"checkpoint": "ckpt_student00"}})
         for checkpoint, used in (("ckpt_teacher00", 1), ("ckpt_student00", 1), ("ckpt_other0000", 0)):
             assert count_live_jobs_using(session, "default", checkpoint=checkpoint) == used
         set_status(session, job.id, JobStatus.FAILED)

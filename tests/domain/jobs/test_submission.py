@@ -219,8 +219,8 @@ def test_a_job_is_queued_with_its_stages_and_its_first_event(
         stages = session.scalars(sa.select(JobStage).order_by(JobStage.index)).all()
         events = session.scalars(sa.select(JobEvent)).all()
     assert (stored.status, stored.version, stored.event_seq) == (JobStatus.QUEUED, 1, 1)
-    assert (stored.spec, stored.device, stored.priority) == (raw, "cpu", 7)
-    assert DistillationSpec.model_validate(stored.resolved) == resolve(raw)
+    assert (stored.posted_spec, stored.device, stored.priority) == (raw, "cpu", 7)
+    assert DistillationSpec.model_validate(stored.spec) == resolve(raw)
     assert [stage.samples for stage in stages] == [50, 100]
     assert [(event.seq, event.data["to"]) for event in events] == [(1, "queued")]
 
