@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from uvicorn.config import STARTUP_FAILURE
 
 from api.app import create_app
-from api.jobs.watcher import Watch
+from api.jobs.watcher import JobWatcher
 from domain import logs
 from domain.db import upgrade
 from domain.settings import Settings
@@ -56,7 +56,7 @@ def _serve() -> None:
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    server = _Server(config, app.state.watch)
+    server = _Server(config, app.state.watcher)
     # What was imported stays: looked through at each collection, it would hold up all answers for a tenth of a second.
     gc.collect()
     gc.freeze()
@@ -69,7 +69,7 @@ def _serve() -> None:
 class _Server(uvicorn.Server):
     """Uvicorn, which waits for the answers under way when it stops: those that follow a job must end by themselves."""
 
-    def __init__(self, config: uvicorn.Config, watch: Watch) -> None:
+    def __init__(self, config: uvicorn.Config, watch: JobWatcher) -> None:
         super().__init__(config)
         self._watch = watch
 

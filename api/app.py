@@ -18,9 +18,9 @@ import api.methods.routes
 import api.workers.routes
 from api import openapi, problems
 from api.auth import LoopbackOnly
-from api.datasets.upload import sweep_abandoned
-from api.idempotency.requests import install as install_replay
-from api.jobs.watcher import Watch
+from api.datasets.upload import remove_stale_spool_files
+from api.idempotency.requests import install as install_replay_handler
+from api.jobs.watcher import JobWatcher
 from api.middleware import RequestContextMiddleware
 from domain.artifacts import ArtifactStore
 from domain.db import Database
@@ -49,19 +49,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.database = Database(settings.database_url)
-    app.state.watch = Watch(
+    app.state.watcher = JobWatcher(
         app.state.database,
-        tick_seconds=settings.watch_seconds,
+        poll_seconds=settings.watch_seconds,
         max_followers=settings.max_followers,
         worker_seconds=settings.lease_seconds,
     )
-    app.state.answers = api.jobs.polling.answers(app.state.database, worker_seconds=settings.lease_seconds)
-    app.state.pages = api.jobs.streaming.pages(app.state.database)
+    app.state.representations = api.jobs.polling.create_representation_cache(
+        app.state.database, worker_seconds=settings.lease_seconds
+    )
+    app.state.event_pages = api.jobs.streaming.create_event_page_cache(app.state.database)
     app.state.store = ArtifactStore(settings.artifact_root)
     app.include_router(api.health.routes.router)
     app.include_router(_v1())
     problems.install(app)
-    install_replay(app)
+    install_replay_handler(app)
     # The one added last is the outermost.
     app.add_middleware(api.jobs.polling.PollFastPath)
     if settings.api_key is None:
@@ -84,7 +86,7 @@ def _v1() -> APIRouter:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    await run_sync(sweep_abandoned, app.state.settings)
+    await run_sync(remove_stale_spool_files, app.state.settings)
     yield
-    await app.state.watch.aclose()
+    await app.state.watcher.aclose()
     await run_sync(app.state.database.close)

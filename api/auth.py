@@ -12,7 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.problems import problem
+from api.problems import problem_response
 from domain.errors import Forbidden, Unauthenticated
 from domain.settings import Settings
 
@@ -78,7 +78,7 @@ class LoopbackOnly:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
-        await problem(Request(scope), OriginRefused())(scope, receive, send)
+        await problem_response(Request(scope), OriginRefused())(scope, receive, send)
 
 
 def _same(offered: str, expected: str) -> bool:

@@ -25,7 +25,7 @@ _MEDIA_TYPES: Final = {
 _UNKNOWN_TYPE: Final = "application/octet-stream"
 
 
-class FileMissing(NotFound):
+class FileNotInArtifact(NotFound):
     """There is no such file."""
 
     code = "file_not_found"
@@ -47,7 +47,7 @@ class ArtifactDamaged(ApiError):
     code = "artifact_damaged"
 
 
-def documented_download(*media_types: str) -> dict[int | str, dict[str, Any]]:
+def download_responses(*media_types: str) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an operation that serves a file: of any type unless some are named."""
     bytes_of_a_file = {"type": "string", "format": "binary"}
     named = media_types or sorted({kind.partition(";")[0] for kind in (*_MEDIA_TYPES.values(), _UNKNOWN_TYPE)})
@@ -60,38 +60,38 @@ def documented_download(*media_types: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def manifest_of(store: ArtifactStore, key: str) -> Manifest:
+def load_manifest(store: ArtifactStore, key: str) -> Manifest:
     """The files of a stored directory.
 
     Raises:
-        FileMissing, ArtifactDamaged: it is gone, or its manifest is.
+        FileNotInArtifact, ArtifactDamaged: it is gone, or its manifest is.
     """
     try:
         return store.manifest(key)
     except ArtifactNotFound:
-        raise FileMissing from None
+        raise FileNotInArtifact from None
     except ArtifactCorrupt:
         raise ArtifactDamaged from None
 
 
-def file_in(store: ArtifactStore, key: str, path: str, request: Request) -> Response:
+def serve_directory_file(store: ArtifactStore, key: str, path: str, request: Request) -> Response:
     """Serve `path` of a stored directory, as its manifest names it.
 
     Raises:
-        FileMissing: the manifest names no such file; so it is for every path that would lead elsewhere.
+        FileNotInArtifact: the manifest names no such file; so it is for every path that would lead elsewhere.
         ArtifactDamaged, RangeNotSatisfiable
     """
-    listed = next((file for file in manifest_of(store, key).files if file.path == path), None)
+    listed = next((file for file in load_manifest(store, key).files if file.path == path), None)
     if listed is None:
-        raise FileMissing
+        raise FileNotInArtifact
     return _serve(_located(store, key, path), listed, request)
 
 
-def single_file(store: ArtifactStore, key: str, sha256: str, size_bytes: int, request: Request) -> Response:
+def serve_file(store: ArtifactStore, key: str, sha256: str, size_bytes: int, request: Request) -> Response:
     """Serve a stored file.
 
     Raises:
-        FileMissing, ArtifactDamaged, RangeNotSatisfiable
+        FileNotInArtifact, ArtifactDamaged, RangeNotSatisfiable
     """
     name = key.rpartition("/")[2]
     listed = ManifestFile(path=name, size=size_bytes, sha256=sha256)
@@ -102,14 +102,14 @@ def _located(store: ArtifactStore, key: str, path: str | None = None) -> Path:
     try:
         return store.locate(key, path)
     except ArtifactNotFound:
-        raise FileMissing from None
+        raise FileNotInArtifact from None
     except ArtifactCorrupt:
         raise ArtifactDamaged from None
 
 
 def _serve(place: Path, listed: ManifestFile, request: Request) -> Response:
     etag = f'"{listed.sha256}"'
-    if etags.unchanged(request, etag):
+    if etags.if_none_match(request, etag):
         return etags.not_modified(etag)
     found = place.stat()
     if found.st_size != listed.size:
@@ -130,7 +130,7 @@ def _serve(place: Path, listed: ManifestFile, request: Request) -> Response:
         },
         content_disposition_type="inline" if place.suffix == ".html" else "attachment",
     )
-    response.heed(request)
+    response.apply_range(request)
     return response
 
 
@@ -141,9 +141,9 @@ class _Download(FileResponse):
     is the answer then, where Starlette's own would be an error in plain text.
     """
 
-    _range_heeded = False
+    _range_applies = False
 
-    def heed(self, request: Request) -> None:
+    def apply_range(self, request: Request) -> None:
         """Decide about the request's range.
 
         Raises:
@@ -160,10 +160,10 @@ class _Download(FileResponse):
         size = self.stat_result.st_size
         if size == 0 or (int(first) >= size if first else int(last) == 0):
             raise RangeNotSatisfiable(size)
-        self._range_heeded = True
+        self._range_applies = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._range_heeded:
+        if not self._range_applies:
             kept = [(name, value) for name, value in scope["headers"] if name != b"range"]
             scope = {**scope, "headers": kept}
         await super().__call__(scope, receive, send)

@@ -11,7 +11,7 @@ def strong(content: bytes) -> str:
     return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
-def unchanged(request: Request, etag: str) -> bool:
+def if_none_match(request: Request, etag: str) -> bool:
     """Whether `If-None-Match` says that the client holds this representation already."""
     # The comparison is weak (section 13.1.2).
     offered = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]

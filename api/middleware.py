@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import problem_of_unforeseen
+from api.problems import internal_error_response
 
 HEADER = "x-request-id"
 _SANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -48,7 +48,7 @@ class RequestContextMiddleware:
                 if started:
                     # Half an answer is out: only a broken connection tells the client.
                     raise
-                response = problem_of_unforeseen(Request(scope))
+                response = internal_error_response(Request(scope))
                 await response(scope, receive, send_with_id)
 
 

@@ -11,7 +11,7 @@ from domain.errors import CheckpointNotFound, DatasetNotFound, JobNotFound, NotF
 from domain.ids import Prefix
 
 
-def _shaped_like(prefix: Prefix, missing: type[NotFound]) -> Callable[[str], str]:
+def _id_validator(prefix: Prefix, missing: type[NotFound]) -> Callable[[str], str]:
     shape = re.compile(rf"{prefix}_[0-9a-z]{{8,40}}")
 
     def check(value: str) -> str:
@@ -24,11 +24,11 @@ def _shaped_like(prefix: Prefix, missing: type[NotFound]) -> Callable[[str], str
 
 
 JobId: TypeAlias = Annotated[
-    str, AfterValidator(_shaped_like("job", JobNotFound)), Path(description="For instance `job_06f2k...`.")
+    str, AfterValidator(_id_validator("job", JobNotFound)), Path(description="For instance `job_06f2k...`.")
 ]
 DatasetId: TypeAlias = Annotated[
-    str, AfterValidator(_shaped_like("ds", DatasetNotFound)), Path(description="For instance `ds_06f2k...`.")
+    str, AfterValidator(_id_validator("ds", DatasetNotFound)), Path(description="For instance `ds_06f2k...`.")
 ]
 CheckpointId: TypeAlias = Annotated[
-    str, AfterValidator(_shaped_like("ckpt", CheckpointNotFound)), Path(description="For instance `ckpt_06f2k...`.")
+    str, AfterValidator(_id_validator("ckpt", CheckpointNotFound)), Path(description="For instance `ckpt_06f2k...`.")
 ]

@@ -31,13 +31,13 @@ from domain.errors import (
 from pocl.errors import FieldError
 
 MEDIA_TYPE = "application/problem+json"
-_MAX_FINDINGS = 20
-_MAX_POINTER = 256
+_MAX_FIELD_ERRORS = 20
+_MAX_POINTER_LENGTH = 256
 
 _log = structlog.get_logger(__name__)
 
 
-class Finding(BaseModel):
+class FieldErrorView(BaseModel):
     """One thing wrong with the request."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -69,7 +69,7 @@ class ProblemDetails(BaseModel):
     """Whether the same request may succeed later."""
     request_id: str
     """Names the request in the logs of the service; also in the header `x-request-id`."""
-    errors: list[Finding] = []
+    errors: list[FieldErrorView] = []
     """What is wrong, piece by piece; the first 20."""
     allowed: list[str] | None = None
     """With `illegal_transition`: the states that the job may move to."""
@@ -85,15 +85,15 @@ class HttpError(ApiError):
 
 def install(app: FastAPI) -> None:
     """Answer every error that the framework or a route raises with a problem."""
-    app.add_exception_handler(ApiError, _of_api_error)
-    app.add_exception_handler(RequestValidationError, _of_validation)
-    app.add_exception_handler(HTTPException, _of_http_exception)
-    app.add_exception_handler(DBAPIError, _of_database)
-    app.add_exception_handler(TimeoutError, _of_database)
-    app.add_exception_handler(ClientDisconnect, _of_disconnect)
+    app.add_exception_handler(ApiError, _handle_api_error)
+    app.add_exception_handler(RequestValidationError, _handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(DBAPIError, _handle_database_error)
+    app.add_exception_handler(TimeoutError, _handle_database_error)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
 
 
-def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
+def problem_responses(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an operation that may raise these; several of one status share an entry."""
     described: dict[int | str, dict[str, Any]] = {}
     for error in errors:
@@ -103,11 +103,11 @@ def documented(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
     return described
 
 
-EVERYWHERE = documented(Unauthenticated, Forbidden, Unprocessable, ApiError, Unavailable)
+COMMON_PROBLEMS = problem_responses(Unauthenticated, Forbidden, Unprocessable, ApiError, Unavailable)
 """What any operation that needs a key may answer."""
 
 
-def problem(request: Request, error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+def problem_response(request: Request, error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer for an error of ours."""
     allowed = list(error.allowed) if isinstance(error, IllegalTransition) else None
     extra = dict(headers or {})
@@ -129,32 +129,32 @@ def problem(request: Request, error: ApiError, headers: Mapping[str, str] | None
     )
 
 
-def problem_of_unforeseen(request: Request) -> Response:
+def internal_error_response(request: Request) -> Response:
     """The answer for an error that nobody foresaw; it tells nothing of it."""
-    return problem(request, ApiError("The service failed; its log has the details under this request id."))
+    return problem_response(request, ApiError("The service failed; its log has the details under this request id."))
 
 
-def _of_api_error(request: Request, error: Exception) -> Response:
+def _handle_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return problem(request, error)
+    return problem_response(request, error)
 
 
-def _of_validation(request: Request, error: Exception) -> Response:
+def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return problem(request, Unprocessable(field_errors=[_problem(found) for found in error.errors()]))
+    return problem_response(request, Unprocessable(field_errors=[_field_error(found) for found in error.errors()]))
 
 
-_OF_STATUS: dict[int, type[ApiError]] = {
+_ERROR_BY_STATUS: dict[int, type[ApiError]] = {
     error.status: error
     for error in (JsonInvalid, Unauthenticated, Forbidden, NotFound, Conflict, BodyTooLarge, UnsupportedMediaType)
 }
 
 
-def _of_http_exception(request: Request, error: Exception) -> Response:
+def _handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = _OF_STATUS.get(error.status_code)
+    known = _ERROR_BY_STATUS.get(error.status_code)
     if known is not None:
-        return problem(request, known(), error.headers)
+        return problem_response(request, known(), error.headers)
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         headers["Allow"] = ", ".join(_methods(request))
@@ -184,19 +184,19 @@ def _methods(request: Request) -> list[str]:
     ]
 
 
-def _of_database(request: Request, error: Exception) -> Response:
+def _handle_database_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, DATABASE_UNAVAILABLE):
         raise error
-    return problem_of_database(request, error)
+    return database_unavailable_response(request, error)
 
 
-def problem_of_database(request: Request, error: Exception) -> Response:
+def database_unavailable_response(request: Request, error: Exception) -> Response:
     """The answer where the database is away."""
     _log.warning("database_unavailable", exc_info=error)
-    return problem(request, Unavailable("The database does not answer at present: try again later."))
+    return problem_response(request, Unavailable("The database does not answer at present: try again later."))
 
 
-def _of_disconnect(_request: Request, _error: Exception) -> Response:
+def _handle_disconnect(_request: Request, _error: Exception) -> Response:
     # Nobody reads it.
     return Response(status_code=400)
 
@@ -221,18 +221,18 @@ def _answer(
         code=code,
         retryable=retryable,
         request_id=request_id,
-        errors=[_finding(found) for found in field_errors[:_MAX_FINDINGS]],
+        errors=[_present_field_error(found) for found in field_errors[:_MAX_FIELD_ERRORS]],
         allowed=allowed,
     )
     content = body.model_dump_json(exclude_none=True)
     return Response(content, status_code=status, headers=dict(headers), media_type=MEDIA_TYPE)
 
 
-def _finding(found: FieldError) -> Finding:
-    return Finding(pointer=found.pointer[:_MAX_POINTER], code=found.code, detail=found.detail)
+def _present_field_error(found: FieldError) -> FieldErrorView:
+    return FieldErrorView(pointer=found.pointer[:_MAX_POINTER_LENGTH], code=found.code, detail=found.detail)
 
 
-def _problem(error: Mapping[str, Any]) -> FieldError:
+def _field_error(error: Mapping[str, Any]) -> FieldError:
     return FieldError(
         pointer=_pointer(error["loc"]), code=error["type"], detail=error["msg"].removeprefix("Value error, ")
     )

@@ -18,7 +18,7 @@ _THREADS: Final = 4
 
 
 @dataclass
-class _UnderWay:
+class _InFlight:
     """What belongs to one event loop."""
 
     tasks: dict[Any, "asyncio.Task[Any]"] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class SingleFlightCache(Generic[Key, Value]):
         self._lasting = cacheable
         self._size = size
         self._kept: OrderedDict[Key, Value] = OrderedDict()
-        self._here: RunVar[_UnderWay] = RunVar("shared_reads")
+        self._here: RunVar[_InFlight] = RunVar("shared_reads")
 
     async def get(self, key: Key) -> Value:
         """What `read` made of `key`, just now or, if it lasts, before."""
@@ -48,7 +48,7 @@ class SingleFlightCache(Generic[Key, Value]):
             return self._kept[key]
         here = self._here.get(None)
         if here is None:
-            here = _UnderWay()
+            here = _InFlight()
             self._here.set(here)
         task = here.tasks.get(key)
         if task is None:
@@ -57,7 +57,7 @@ class SingleFlightCache(Generic[Key, Value]):
         value: Value = await asyncio.shield(task)
         return value
 
-    async def _read_and_keep(self, here: _UnderWay, key: Key) -> Value:
+    async def _read_and_keep(self, here: _InFlight, key: Key) -> Value:
         try:
             value = await run_sync(self._read, key, limiter=here.limiter)
         finally:

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import httpx2
 
 ENDED = {"succeeded", "failed", "cancelled"}
-_PIECE = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
-class Refused(Exception):
+class ServiceError(Exception):
     """The service answered with a problem; its message says what to do."""
 
 
@@ -30,7 +30,7 @@ class Client:
             answer = self._http.post(
                 "/v1/datasets",
                 params={"name": path.name},
-                content=iter(lambda: rows.read(_PIECE), b""),
+                content=iter(lambda: rows.read(_CHUNK_BYTES), b""),
                 headers={"Content-Type": "application/jsonl"},
             )
         return str(_body(answer)["id"])
@@ -64,7 +64,7 @@ class Client:
             if answer.is_error:
                 answer.read()
                 _body(answer)
-            for piece in answer.iter_bytes(_PIECE):
+            for piece in answer.iter_bytes(_CHUNK_BYTES):
                 out.write(piece)
                 digest.update(piece)
                 on_bytes(len(piece))
@@ -78,7 +78,7 @@ class Client:
                 f"/v1/checkpoints/{checkpoint_id}/files/{quote(file['path'])}", directory / file["path"], on_bytes
             )
             if digest != file["sha256"]:
-                raise Refused(f"{file['path']} arrived damaged")
+                raise ServiceError(f"{file['path']} arrived damaged")
         return directory
 
 
@@ -91,5 +91,5 @@ def _body(answer: httpx2.Response) -> dict[str, Any]:
         detail = problem.get("detail") or problem.get("title")
         fields = [f"{each['pointer']}: {each['detail']}" for each in problem.get("errors", [])]
     except json.JSONDecodeError:
-        raise Refused(f"HTTP {answer.status_code}") from None
-    raise Refused("\n  ".join([f"{problem.get('code')}: {detail}", *fields]))
+        raise ServiceError(f"HTTP {answer.status_code}") from None
+    raise ServiceError("\n  ".join([f"{problem.get('code')}: {detail}", *fields]))

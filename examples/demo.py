@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from client import ENDED, Client, Refused
+from client import ENDED, Client, ServiceError
 from prepare_model import HOME, NAME, ROOT, model_directory, prepare
 
 from worker.processes import spawn, terminate
@@ -72,7 +72,7 @@ def main() -> int:
             except KeyboardInterrupt:
                 cancel_unfinished(client)
                 raise
-    except Refused as error:
+    except ServiceError as error:
         print(f"refused: {error}")
     except KeyboardInterrupt:
         print("\nstopped; nothing is left running")
@@ -264,7 +264,7 @@ def _address(process: subprocess.Popen[bytes]) -> str:
         word, _, url = line.decode().strip().partition(" ")
         if word == "READY":
             return url
-    raise Refused(f"the service did not start: {SERVICE_LOG.read_text(errors='replace')[-500:]}")
+    raise ServiceError(f"the service did not start: {SERVICE_LOG.read_text(errors='replace')[-500:]}")
 
 
 @contextmanager

@@ -6,20 +6,27 @@ from fastapi import APIRouter, Path, Request, Response
 
 from api.auth import Caller
 from api.checkpoints.schemas import CheckpointView
-from api.downloads import ArtifactDamaged, FileMissing, RangeNotSatisfiable, documented_download, file_in, manifest_of
+from api.downloads import (
+    ArtifactDamaged,
+    FileNotInArtifact,
+    RangeNotSatisfiable,
+    download_responses,
+    load_manifest,
+    serve_directory_file,
+)
 from api.path_params import CheckpointId
-from api.problems import EVERYWHERE, documented
+from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import ReadSession
 from domain.checkpoints import repository
 from domain.errors import CheckpointNotFound
 from pocl.storage.manifest import Manifest
 
-router = APIRouter(prefix="/checkpoints", tags=["checkpoints"], responses=EVERYWHERE)
+router = APIRouter(prefix="/checkpoints", tags=["checkpoints"], responses=COMMON_PROBLEMS)
 
 FilePath = Annotated[str, Path(description="As the manifest has it, for instance `model.safetensors`.")]
 
 
-@router.get("/{checkpoint_id}", summary="Get a checkpoint", responses=documented(CheckpointNotFound))
+@router.get("/{checkpoint_id}", summary="Get a checkpoint", responses=problem_responses(CheckpointNotFound))
 def get_checkpoint(session: ReadSession, caller: Caller, checkpoint_id: CheckpointId) -> CheckpointView:
     """One checkpoint: where in which job it was saved, and its size."""
     return CheckpointView.of(repository.get_checkpoint(session, caller.project, checkpoint_id))
@@ -28,14 +35,14 @@ def get_checkpoint(session: ReadSession, caller: Caller, checkpoint_id: Checkpoi
 @router.get(
     "/{checkpoint_id}/manifest",
     summary="List the files of a checkpoint",
-    responses=documented(CheckpointNotFound, FileMissing, ArtifactDamaged),
+    responses=problem_responses(CheckpointNotFound, FileNotInArtifact, ArtifactDamaged),
 )
 def get_checkpoint_manifest(
     session: ReadSession, caller: Caller, checkpoint_id: CheckpointId, request: Request
 ) -> Manifest:
     """Each file with its size and SHA-256: enough to download them all and to know that they arrived whole."""
     row = repository.get_checkpoint(session, caller.project, checkpoint_id)
-    return manifest_of(request.app.state.store, row.store_key)
+    return load_manifest(request.app.state.store, row.store_key)
 
 
 @router.get(
@@ -43,8 +50,8 @@ def get_checkpoint_manifest(
     summary="Download a file of a checkpoint",
     response_class=Response,
     responses={
-        **documented_download(),
-        **documented(CheckpointNotFound, FileMissing, RangeNotSatisfiable, ArtifactDamaged),
+        **download_responses(),
+        **problem_responses(CheckpointNotFound, FileNotInArtifact, RangeNotSatisfiable, ArtifactDamaged),
     },
 )
 def download_checkpoint_file(
@@ -52,7 +59,7 @@ def download_checkpoint_file(
 ) -> Response:
     """The bytes. A broken download goes on with `Range` and `If-Range`; `ETag` and `Repr-Digest` are the SHA-256."""
     row = repository.get_checkpoint(session, caller.project, checkpoint_id)
-    return file_in(request.app.state.store, row.store_key, path, request)
+    return serve_directory_file(request.app.state.store, row.store_key, path, request)
 
 
 # What a download would answer, without its body; it is documented once, above.

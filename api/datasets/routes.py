@@ -8,16 +8,16 @@ from fastapi import APIRouter, Query, Request, Response
 from api.auth import Caller
 from api.datasets.multipart import MultipartInvalid
 from api.datasets.schemas import DatasetPage, DatasetView
-from api.datasets.upload import JSONL_TYPES, MULTIPART, StorageFull, Uploaded, UploadedOnce, UploadTooLarge
-from api.idempotency.requests import REFUSALS, RepeatableRoute, documented_answer
+from api.datasets.upload import JSONL_TYPES, MULTIPART, IdempotentUpload, ReceivedUpload, StorageFull, UploadTooLarge
+from api.idempotency.requests import KEY_ERRORS, IdempotentRoute, replayable_response
 from api.pagination import After, Limit
 from api.path_params import DatasetId
-from api.problems import EVERYWHERE, documented
+from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import ReadSession, WriteSession
 from domain.datasets import repository, submission
 from domain.errors import DatasetNotFound, DatasetRefused, Unprocessable, UnsupportedMediaType
 
-router = APIRouter(prefix="/datasets", tags=["datasets"], responses=EVERYWHERE, route_class=RepeatableRoute)
+router = APIRouter(prefix="/datasets", tags=["datasets"], responses=COMMON_PROBLEMS, route_class=IdempotentRoute)
 
 _FILE = {"type": "string", "format": "binary", "description": "One JSON object on each line."}
 _FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}, "additionalProperties": False}
@@ -35,16 +35,16 @@ _NAME_LENGTH = 200
     "",
     status_code=201,
     summary="Upload a data set",
-    responses=documented_answer(201, location=True)
-    | documented(
-        Unprocessable, DatasetRefused, MultipartInvalid, UploadTooLarge, UnsupportedMediaType, StorageFull, *REFUSALS
+    responses=replayable_response(201, location=True)
+    | problem_responses(
+        Unprocessable, DatasetRefused, MultipartInvalid, UploadTooLarge, UnsupportedMediaType, StorageFull, *KEY_ERRORS
     ),
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
 def upload_dataset(
-    upload: Uploaded,
+    upload: ReceivedUpload,
     session: WriteSession,
-    _once: UploadedOnce,
+    _once: IdempotentUpload,
     caller: Caller,
     request: Request,
     response: Response,
@@ -79,7 +79,7 @@ def list_datasets(session: ReadSession, caller: Caller, limit: Limit = 20, after
     return DatasetPage.of(found, DatasetView.of, lambda row: row.id)
 
 
-@router.get("/{dataset_id}", summary="Get a data set", responses=documented(DatasetNotFound))
+@router.get("/{dataset_id}", summary="Get a data set", responses=problem_responses(DatasetNotFound))
 def get_dataset(session: ReadSession, caller: Caller, dataset_id: DatasetId) -> DatasetView:
     """One data set: its size, number of rows and digest."""
     return DatasetView.of(repository.get_dataset(session, caller.project, dataset_id))

@@ -63,10 +63,10 @@ class Upload:
             StorageFull: there is no space left; nothing is stored then.
         """
         self._published.append(key)
-        with storage_full_is_typed():
+        with raising_storage_full():
             return self._store.publish_file(self.path, key)
 
-    def take_back(self) -> None:
+    def remove_published(self) -> None:
         """Remove what was published."""
         for key in self._published:
             self._store.remove(key)
@@ -77,7 +77,7 @@ async def _receive_upload(request: Request, _caller: Caller, ticket: HeldKey) ->
     form = _form(request.headers.get("content-type", ""))
     upload = Upload(_new_file(spool_directory(settings)), request.app.state.store)
     try:
-        with storage_full_is_typed(), upload.path.open("wb") as target:
+        with raising_storage_full(), upload.path.open("wb") as target:
             await _receive(request, form, target, settings.max_upload_bytes)
         upload.filename = form.filename if form is not None else None
         if ticket is not None:
@@ -89,26 +89,26 @@ async def _receive_upload(request: Request, _caller: Caller, ticket: HeldKey) ->
     except BaseException:
         # A failing commit is seen here as well: the session, opened later, is closed before this.
         with CancelScope(shield=True):
-            await run_sync(upload.take_back)
+            await run_sync(upload.remove_published)
         raise
     finally:
         upload.path.unlink(missing_ok=True)
 
 
-Uploaded = Annotated[Upload, Depends(_receive_upload, scope="function")]
+ReceivedUpload = Annotated[Upload, Depends(_receive_upload, scope="function")]
 
 
-def _once(request: Request, session: WriteSession, upload: Uploaded, ticket: HeldKey) -> Iterator[None]:
+def _once(request: Request, session: WriteSession, upload: ReceivedUpload, ticket: HeldKey) -> Iterator[None]:
     with ticket.kept(session, request, upload.fingerprint) if ticket is not None else nullcontext():
         yield
 
 
-UploadedOnce = Annotated[None, Depends(_once, scope="function")]
+IdempotentUpload = Annotated[None, Depends(_once, scope="function")]
 """Makes a data set once for each `Idempotency-Key`."""
 
 
 @contextmanager
-def storage_full_is_typed() -> Iterator[None]:
+def raising_storage_full() -> Iterator[None]:
     """
     Raises:
         StorageFull: where the block meets a full disk or quota.
@@ -125,7 +125,7 @@ def spool_directory(settings: Settings) -> Path:
     return settings.home / "uploads"
 
 
-def sweep_abandoned(settings: Settings) -> None:
+def remove_stale_spool_files(settings: Settings) -> None:
     """Remove what a killed process left in the spool a day ago or more."""
     for left in spool_directory(settings).glob("*"):
         with suppress(FileNotFoundError):

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter
 
 from api.pagination import Resource
-from api.problems import documented
+from api.problems import problem_responses
 from api.sessions import ReadSession
 from domain.errors import Unavailable
 
@@ -23,7 +23,7 @@ async def check_alive() -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Can requests be served", responses=documented(Unavailable))
+@router.get("/readyz", summary="Can requests be served", responses=problem_responses(Unavailable))
 def check_ready(session: ReadSession) -> Health:
     """Answers `ok` while the database does."""
     session.execute(sa.select(1))

@@ -1,6 +1,6 @@
 """`Idempotency-Key`: a POST that may be sent again, and does its work once.
 
-A route takes part by a parameter `_once: IdempotentRequest` and the router by `route_class=RepeatableRoute`. The key is
+A route takes part by a parameter `_once: IdempotentRequest` and the router by `route_class=IdempotentRoute`. The key is
 claimed by the first statement of the route's transaction and the answer is kept by the last one, so a crash leaves
 either both, what was made and its answer, or nothing. Duplicates wait at the claim. Answers of 400 and above are not
 kept: nothing was done, and the request may be sent again.
@@ -37,7 +37,7 @@ from domain.idempotency.repository import KeyHolder, StoredKey, StoredResponse
 from pocl.errors import FieldError
 
 HEADER: Final = "Idempotency-Key"
-REPLAYED: Final = "Idempotent-Replayed"
+REPLAYED_HEADER: Final = "Idempotent-Replayed"
 _UPLOAD_SECONDS: Final = 60.0
 """How long the key of an upload stays taken once its process has died."""
 _RETRY_SECONDS: Final = 5
@@ -53,7 +53,7 @@ Key = Annotated[
         pattern=r"^[ -~]+$",
         description=(
             "Any text of your own, for instance a UUID. The same request with the same key is answered for a day as it"
-            f" was the first time, with `{REPLAYED}: true`, and does nothing again."
+            f" was the first time, with `{REPLAYED_HEADER}: true`, and does nothing again."
         ),
     ),
 ]
@@ -65,7 +65,7 @@ class KeyReused(Unprocessable):
     code = "idempotency_key_reused"
 
 
-class StillRunning(Conflict, HttpError):
+class KeyInProgress(Conflict, HttpError):
     """The first request with this Idempotency-Key is still at work: ask again for its answer."""
 
     code = "idempotency_in_progress"
@@ -75,26 +75,26 @@ class StillRunning(Conflict, HttpError):
         super().__init__(headers={"Retry-After": str(_RETRY_SECONDS)})
 
 
-class AnswerTooLarge(Unprocessable):
+class ResponseTooLarge(Unprocessable):
     """The answer is too large to be kept, so nothing was done: send the request without Idempotency-Key."""
 
     code = "idempotency_answer_too_large"
 
 
-REFUSALS: Final = (KeyReused, StillRunning, AnswerTooLarge)
+KEY_ERRORS: Final = (KeyReused, KeyInProgress, ResponseTooLarge)
 """What a route with a key may answer besides its own refusals."""
 
 
-def documented_answer(status: int, *, location: bool = False) -> dict[int | str, dict[str, Any]]:
+def replayable_response(status: int, *, location: bool = False) -> dict[int | str, dict[str, Any]]:
     """The headers of an answer that may be shown again, for the `responses` of its operation."""
     text = {"schema": {"type": "string"}}
-    headers = {REPLAYED: {**text, "description": "`true`: this was answered before, and nothing was done now."}}
+    headers = {REPLAYED_HEADER: {**text, "description": "`true`: this was answered before, and nothing was done now."}}
     if location:
         headers["Location"] = {**text, "description": "The address of what was made."}
     return {status: {"headers": headers}}
 
 
-class _Replayed(Exception):
+class _Replay(Exception):
     """The request was answered before."""
 
     def __init__(self, answer: StoredResponse) -> None:
@@ -102,7 +102,7 @@ class _Replayed(Exception):
         self.answer = answer
 
 
-class RepeatableRoute(StrictJsonRoute):
+class IdempotentRoute(StrictJsonRoute):
     """Shows the answer as it was rendered to :data:`IdempotentRequest`, which ends after this and before the commit."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -130,26 +130,26 @@ class KeyClaim:
         with self._database.transaction(write=False) as session:
             found = repository.find(session.connection(), self._holder)
         if found is not None:
-            _turn_away(found, fingerprint)
+            _raise_for_duplicate(found, fingerprint)
 
     def hold(self) -> None:
         """Take the key in a transaction of its own, although it is not known yet what will be asked for.
 
         Raises:
-            StillRunning: another request holds it.
+            KeyInProgress: another request holds it.
         """
         with self._database.transaction(write=True) as session:
             self._found = repository.claim(
                 session.connection(), self._holder, fingerprint=None, seconds=_UPLOAD_SECONDS
             )
         if self._found is not None and self._found.answer is None:
-            raise StillRunning
+            raise KeyInProgress
         self._held = self._found is None
 
     def compare(self, fingerprint: str) -> None:
         """What :meth:`hold` had to leave open: whether the answer that it met is that of the same request."""
         if self._found is not None:
-            _turn_away(self._found, fingerprint)
+            _raise_for_duplicate(self._found, fingerprint)
 
     def extend(self) -> None:
         """Go on holding the key."""
@@ -167,7 +167,7 @@ class KeyClaim:
         """Claim the key when the transaction of `session` begins, and keep the answer before it ends.
 
         Raises:
-            StillRunning, KeyReused: and an exception that is answered by what was answered before.
+            KeyInProgress, KeyReused: and an exception that is answered by what was answered before.
         """
 
         def claim(_session: Session, _transaction: object, connection: Connection) -> None:
@@ -175,13 +175,13 @@ class KeyClaim:
                 return
             found = repository.claim(connection, self._holder, fingerprint=fingerprint, seconds=_UPLOAD_SECONDS)
             if found is not None:
-                _turn_away(found, fingerprint)
+                _raise_for_duplicate(found, fingerprint)
 
         event.listen(session, "after_begin", claim, once=True)
         yield
         answer = _answer(request.state.rendered)
         if not repository.settle(session.connection(), self._holder, fingerprint=fingerprint, answer=answer):
-            raise StillRunning
+            raise KeyInProgress
 
 
 def fingerprint(request: Request, *content: bytes) -> str:
@@ -193,7 +193,7 @@ def fingerprint(request: Request, *content: bytes) -> str:
 
 def install(app: FastAPI) -> None:
     """Answer a duplicate as the first request was."""
-    app.add_exception_handler(_Replayed, _of_replayed)
+    app.add_exception_handler(_Replay, _replay_response)
 
 
 def _once(request: Request, caller: Caller, session: WriteSession, key: Key = None) -> Iterator[None]:
@@ -215,7 +215,7 @@ async def _held(request: Request, caller: Caller, key: Key = None) -> AsyncItera
     try:
         async with transaction_slot():
             await run_sync(ticket.hold)
-        async with _beating(ticket):
+        async with _heartbeat(ticket):
             yield ticket
     except BaseException:
         # Where the database is away the key becomes free by itself.
@@ -238,8 +238,8 @@ def _ticket(request: Request, caller: Principal, key: str) -> KeyClaim:
 
 
 @asynccontextmanager
-async def _beating(ticket: KeyClaim) -> AsyncIterator[None]:
-    beat = asyncio.create_task(_beat(ticket))
+async def _heartbeat(ticket: KeyClaim) -> AsyncIterator[None]:
+    beat = asyncio.create_task(_extend_periodically(ticket))
     try:
         yield
     finally:
@@ -247,7 +247,7 @@ async def _beating(ticket: KeyClaim) -> AsyncIterator[None]:
         await asyncio.wait({beat})
 
 
-async def _beat(ticket: KeyClaim) -> None:
+async def _extend_periodically(ticket: KeyClaim) -> None:
     while True:
         await anyio.sleep(_UPLOAD_SECONDS / 3)
         try:
@@ -257,26 +257,26 @@ async def _beat(ticket: KeyClaim) -> None:
             _log.warning("idempotency_key_not_extended", exc_info=error)
 
 
-def _turn_away(found: StoredKey, asked: str) -> NoReturn:
+def _raise_for_duplicate(found: StoredKey, asked: str) -> NoReturn:
     if found.fingerprint is not None and found.fingerprint != asked:
         raise KeyReused
     if found.answer is None:
-        raise StillRunning
-    raise _Replayed(found.answer)
+        raise KeyInProgress
+    raise _Replay(found.answer)
 
 
 def _answer(rendered: Response) -> StoredResponse:
     body = bytes(rendered.body)
     if len(body) > MAX_BODY_BYTES:
-        raise AnswerTooLarge
+        raise ResponseTooLarge
     headers = rendered.headers
     return StoredResponse(rendered.status_code, headers["content-type"], headers.get("location"), body)
 
 
-def _of_replayed(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, _Replayed)
+def _replay_response(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, _Replay)
     answer = error.answer
-    headers = {"content-type": answer.media_type, REPLAYED: "true"}
+    headers = {"content-type": answer.media_type, REPLAYED_HEADER: "true"}
     if answer.location is not None:
         headers["location"] = answer.location
     return Response(answer.body, status_code=answer.status, headers=headers)

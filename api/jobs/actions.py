@@ -4,12 +4,12 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
 from api.auth import Caller
-from api.idempotency.requests import REFUSALS, IdempotentRequest, RepeatableRoute, documented_answer
-from api.jobs.presenter import SPEC_REFUSALS, pointing_into, present_job
+from api.idempotency.requests import KEY_ERRORS, IdempotentRequest, IdempotentRoute, replayable_response
+from api.jobs.presenter import SPEC_ERRORS, pointing_into, present_job
 from api.jobs.requests import BranchRequest, JobUpdate, PauseRequest, RetryRequest
 from api.jobs.schemas import JobView
 from api.path_params import JobId
-from api.problems import EVERYWHERE, documented
+from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import WriteSession
 from domain.errors import (
     BodyTooLarge,
@@ -26,27 +26,37 @@ from domain.jobs import actions, lineage
 from domain.jobs.actions import ActionResult, JobIsLive, JobIsNeeded
 from domain.jobs.lineage import RetryStart, StageNotSaved
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=RepeatableRoute)
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, route_class=IdempotentRoute)
 
-_OF_A_BODY = documented(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
-_OF_A_MOVE = {
+_BODY_PROBLEMS = problem_responses(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
+_TRANSITION_RESPONSES = {
     200: {"model": JobView, "description": "It was asked for before: nothing changed."},
-    **documented_answer(202),
-    **documented(JobNotFound, IllegalTransition, Conflict, Unprocessable, *REFUSALS),
+    **replayable_response(202),
+    **problem_responses(JobNotFound, IllegalTransition, Conflict, Unprocessable, *KEY_ERRORS),
 }
-_DESCENT = (JobNotFound, StageNotSaved, CheckpointNotFound, QuotaExceeded, Unprocessable, *SPEC_REFUSALS, *REFUSALS)
-_OF_DESCENT = {**_OF_A_BODY, **documented_answer(201, location=True)}
+_LINEAGE_ERRORS = (
+    JobNotFound,
+    StageNotSaved,
+    CheckpointNotFound,
+    QuotaExceeded,
+    Unprocessable,
+    *SPEC_ERRORS,
+    *KEY_ERRORS,
+)
+_LINEAGE_RESPONSES = {**_BODY_PROBLEMS, **replayable_response(201, location=True)}
 
 
-@router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=_OF_A_MOVE)
+@router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=_TRANSITION_RESPONSES)
 def cancel_job(
     session: WriteSession, _once: IdempotentRequest, caller: Caller, job_id: JobId, request: Request, response: Response
 ) -> JobView:
     """A job that waits ends at once; one that runs is `cancelling` until its worker has saved a checkpoint."""
-    return _told(session, actions.cancel_job(session, caller.project, job_id), request, response)
+    return _present_change(session, actions.cancel_job(session, caller.project, job_id), request, response)
 
 
-@router.post("/{job_id}/pause", status_code=202, summary="Pause a job", responses={**_OF_A_MOVE, **_OF_A_BODY})
+@router.post(
+    "/{job_id}/pause", status_code=202, summary="Pause a job", responses={**_TRANSITION_RESPONSES, **_BODY_PROBLEMS}
+)
 def pause_job(
     session: WriteSession,
     _once: IdempotentRequest,
@@ -58,22 +68,22 @@ def pause_job(
 ) -> JobView:
     """The worker saves the job and lets it go, now or at the end of the stage. Paused, it takes no worker."""
     at = (body or PauseRequest()).at
-    return _told(session, actions.pause_job(session, caller.project, job_id, at), request, response)
+    return _present_change(session, actions.pause_job(session, caller.project, job_id, at), request, response)
 
 
-@router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=_OF_A_MOVE)
+@router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=_TRANSITION_RESPONSES)
 def resume_job(
     session: WriteSession, _once: IdempotentRequest, caller: Caller, job_id: JobId, request: Request, response: Response
 ) -> JobView:
     """A paused job goes back into the queue, and on from where it was, to the same bits."""
-    return _told(session, actions.resume_job(session, caller.project, job_id), request, response)
+    return _present_change(session, actions.resume_job(session, caller.project, job_id), request, response)
 
 
 @router.post(
     "/{job_id}/retry",
     status_code=201,
     summary="Retry a job",
-    responses={**_OF_DESCENT, **documented(JobIsLive, *_DESCENT)},
+    responses={**_LINEAGE_RESPONSES, **problem_responses(JobIsLive, *_LINEAGE_ERRORS)},
 )
 def retry_job(
     session: WriteSession,
@@ -100,7 +110,10 @@ def retry_job(
 
 
 @router.post(
-    "/{job_id}/branch", status_code=201, summary="Branch off a job", responses={**_OF_DESCENT, **documented(*_DESCENT)}
+    "/{job_id}/branch",
+    status_code=201,
+    summary="Branch off a job",
+    responses={**_LINEAGE_RESPONSES, **problem_responses(*_LINEAGE_ERRORS)},
 )
 def branch_job(
     session: WriteSession,
@@ -132,7 +145,7 @@ def branch_job(
 @router.patch(
     "/{job_id}",
     summary="Change a job",
-    responses={**_OF_A_BODY, **documented(JobNotFound, Conflict, Unprocessable)},
+    responses={**_BODY_PROBLEMS, **problem_responses(JobNotFound, Conflict, Unprocessable)},
 )
 def update_job(session: WriteSession, caller: Caller, job_id: JobId, request: Request, body: JobUpdate) -> JobView:
     """Name, labels and priority; what is not named stays. Priority counts while the job waits."""
@@ -144,13 +157,13 @@ def update_job(session: WriteSession, caller: Caller, job_id: JobId, request: Re
     "/{job_id}",
     status_code=204,
     summary="Delete a job",
-    responses=documented(JobNotFound, JobIsLive, JobIsNeeded),
+    responses=problem_responses(JobNotFound, JobIsLive, JobIsNeeded),
 )
 def delete_job(session: WriteSession, caller: Caller, job_id: JobId) -> None:
     """Forget an ended job with its history, results and checkpoints. The files go soon after."""
     actions.delete_job(session, caller.project, job_id)
 
 
-def _told(session: Session, result: ActionResult, request: Request, response: Response) -> JobView:
+def _present_change(session: Session, result: ActionResult, request: Request, response: Response) -> JobView:
     response.status_code = 202 if result.changed else 200
     return present_job(session, result.job, request.app.state.settings)

@@ -15,9 +15,9 @@ from api import etags
 from api.auth import Caller, Principal, identify
 from api.jobs.presenter import present_job_at
 from api.jobs.schemas import JobView
-from api.jobs.watcher import TooManyFollowers, Watch, while_connected
+from api.jobs.watcher import JobWatcher, TooManyFollowers, closing_on_disconnect
 from api.path_params import JobId
-from api.problems import EVERYWHERE, documented, problem, problem_of_database
+from api.problems import COMMON_PROBLEMS, database_unavailable_response, problem_response, problem_responses
 from api.single_flight import SingleFlightCache
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import ApiError, JobNotFound, Unavailable
@@ -29,17 +29,17 @@ MAX_WAIT: Final = 60
 _KEPT_ANSWERS: Final = 512
 _POLLED: Final = re.compile(r"/v1/jobs/(job_[0-9a-z]{8,40})")
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE)
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS)
 
 
 @dataclass(frozen=True)
-class Answer:
+class Representation:
     etag: str
     content: bytes
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RepresentationKey:
     """The answer that a job's state makes."""
 
     project: str
@@ -47,22 +47,22 @@ class Wanted:
     etag: str
 
 
-Answers = SingleFlightCache[Wanted, Answer]
+RepresentationCache = SingleFlightCache[RepresentationKey, Representation]
 
 
-def answers(database: Database, *, worker_seconds: float) -> Answers:
-    """Answers of the jobs that are polled, each made once for all who poll.
+def create_representation_cache(database: Database, *, worker_seconds: float) -> RepresentationCache:
+    """RepresentationCache of the jobs that are polled, each made once for all who poll.
 
     Args:
         worker_seconds: a worker that was not heard of for longer does not count.
     """
 
-    def make(wanted: Wanted) -> Answer:
+    def make(wanted: RepresentationKey) -> Representation:
         with database.transaction(write=False) as session:
             job = repository.get_job(session, wanted.project, wanted.job_id)
             seen = job_snapshots(session, [job.id], worker_seconds=worker_seconds)[job.id]
             view = present_job_at(session, job, seen.place)
-        return Answer(_etag(seen), view.model_dump_json().encode())
+        return Representation(_etag(seen), view.model_dump_json().encode())
 
     # The job may have changed in between: then this is the answer of another state.
     return SingleFlightCache(make, lambda wanted, made: made.etag == wanted.etag, _KEPT_ANSWERS)
@@ -74,7 +74,7 @@ def answers(database: Database, *, worker_seconds: float) -> Answers:
     response_model=JobView,
     responses={
         304: {"description": "`If-None-Match` names this state of the job."},
-        **documented(JobNotFound, Unavailable, TooManyFollowers),
+        **problem_responses(JobNotFound, Unavailable, TooManyFollowers),
     },
 )
 async def get_job(
@@ -91,19 +91,19 @@ async def get_job(
     With `wait` the answer comes as soon as the job is not in the state that `If-None-Match` names any more, or at the
     end of that time. Without `If-None-Match` it waits for a change of a job that has not ended.
     """
-    watch: Watch = request.app.state.watch
-    seen = await _look(watch, caller.project, job_id)
-    if wait and _nothing_new(request, seen):
-        with watch.follow(job_id) as follower, while_connected(request.receive, follower):
+    watch: JobWatcher = request.app.state.watcher
+    seen = await _get_snapshot(watch, caller.project, job_id)
+    if wait and _is_unchanged(request, seen):
+        with watch.subscribe(job_id) as follower, closing_on_disconnect(request.receive, follower):
             await follower.wait_for(lambda latest: latest != seen, within=wait)
-        seen = await _look(watch, caller.project, job_id)
+        seen = await _get_snapshot(watch, caller.project, job_id)
     return await _answer(request, caller, job_id, seen)
 
 
 class PollFastPath:
-    """ASGI middleware; the innermost one. Answers the plain poll, which most requests are, past the router.
+    """ASGI middleware; the innermost one. RepresentationCache the plain poll, which most requests are, past the router.
 
-    Finding a route and the values of its parameters takes more than half of the time of a poll.
+    FieldErrorView a route and the values of its parameters takes more than half of the time of a poll.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -121,40 +121,42 @@ class PollFastPath:
 async def _poll(request: Request, job_id: str) -> Response:
     try:
         caller = await identify(request)
-        return await _answer(request, caller, job_id, await _look(request.app.state.watch, caller.project, job_id))
+        return await _answer(
+            request, caller, job_id, await _get_snapshot(request.app.state.watcher, caller.project, job_id)
+        )
     except ApiError as error:
-        return problem(request, error)
+        return problem_response(request, error)
     except DATABASE_UNAVAILABLE as error:
-        return problem_of_database(request, error)
+        return database_unavailable_response(request, error)
 
 
 async def _answer(request: Request, caller: Principal, job_id: str, seen: JobSnapshot) -> Response:
     etag = _etag(seen)
-    if etags.unchanged(request, etag):
+    if etags.if_none_match(request, etag):
         return etags.not_modified(etag)
-    made = await request.app.state.answers.get(Wanted(caller.project, job_id, etag))
+    made = await request.app.state.representations.get(RepresentationKey(caller.project, job_id, etag))
     return Response(made.content, media_type="application/json", headers={"etag": made.etag})
 
 
-async def _look(watch: Watch, project: str, job_id: str) -> JobSnapshot:
-    seen = await watch.look(job_id)
+async def _get_snapshot(watch: JobWatcher, project: str, job_id: str) -> JobSnapshot:
+    seen = await watch.snapshot(job_id)
     if seen is None or seen.project != project:
         raise JobNotFound
     return seen
 
 
-def _nothing_new(request: Request, seen: JobSnapshot) -> bool:
+def _is_unchanged(request: Request, seen: JobSnapshot) -> bool:
     if "if-none-match" in request.headers:
-        return etags.unchanged(request, _etag(seen))
+        return etags.if_none_match(request, _etag(seen))
     return not seen.ended
 
 
 def _etag(seen: JobSnapshot) -> str:
     # All that an answer shows changes with the row's version, but for the place in the queue.
-    return f'"{_shape()}-{seen.version}{_spelt(seen.place)}"'
+    return f'"{_schema_digest()}-{seen.version}{_place_tag(seen.place)}"'
 
 
-def _spelt(place: QueuePosition | None) -> str:
+def _place_tag(place: QueuePosition | None) -> str:
     if place is None:
         return ""
     start = "" if place.starts_at is None else f"{place.starts_at.timestamp():.0f}"
@@ -162,7 +164,7 @@ def _spelt(place: QueuePosition | None) -> str:
 
 
 @cache
-def _shape() -> str:
+def _schema_digest() -> str:
     # Another version of the service may show the same row otherwise.
     described = orjson.dumps([version("pocl-service"), JobView.model_json_schema(mode="serialization")])
     return hashlib.sha256(described).hexdigest()[:12]

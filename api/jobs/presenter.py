@@ -14,7 +14,7 @@ from domain.jobs.models import Job
 from domain.jobs.queue import QueuePosition, queue_position
 from domain.settings import Settings
 
-SPEC_REFUSALS: Final = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
+SPEC_ERRORS: Final = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
 """How a specification is refused."""
 
 
@@ -23,7 +23,7 @@ def pointing_into(part: str) -> Iterator[None]:
     """Turn pointers into the specification into pointers into the body, where `part` holds it."""
     try:
         yield
-    except SPEC_REFUSALS as error:
+    except SPEC_ERRORS as error:
         error.field_errors = tuple(replace(found, pointer=f"/{part}{found.pointer}") for found in error.field_errors)
         raise
 

@@ -25,7 +25,7 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
 
-class LimitsPosted(RequestBody):
+class LimitsRequest(RequestBody):
     """What a job may take; null: as much as it needs."""
 
     max_runtime_seconds: StrictInt | None = Field(default=None, ge=1, le=_YEAR)
@@ -45,7 +45,7 @@ class Described(RequestBody):
     """For finding it again: lists are filtered by them."""
     priority: Priority = 0
     """Higher is run first."""
-    limits: LimitsPosted = LimitsPosted()
+    limits: LimitsRequest = LimitsRequest()
 
     @property
     def options(self) -> JobOptions:

@@ -11,14 +11,14 @@ from api.auth import Caller, Principal
 from api.checkpoints.schemas import CheckpointPage, CheckpointView
 from api.downloads import (
     ArtifactDamaged,
-    FileMissing,
+    FileNotInArtifact,
     RangeNotSatisfiable,
-    documented_download,
-    single_file,
+    download_responses,
+    serve_file,
 )
-from api.idempotency.requests import REFUSALS, IdempotentRequest, RepeatableRoute, documented_answer
+from api.idempotency.requests import KEY_ERRORS, IdempotentRequest, IdempotentRoute, replayable_response
 from api.jobs.plan_schemas import PlanView
-from api.jobs.presenter import SPEC_REFUSALS, pointing_into, present_job
+from api.jobs.presenter import SPEC_ERRORS, pointing_into, present_job
 from api.jobs.requests import JobCreate
 from api.jobs.schemas import (
     AttemptPage,
@@ -36,7 +36,7 @@ from api.jobs.schemas import (
 )
 from api.pagination import After, AfterNumber, Limit
 from api.path_params import JobId
-from api.problems import EVERYWHERE, documented
+from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import ReadSession, WriteSession
 from domain.checkpoints.repository import list_checkpoints
 from domain.errors import (
@@ -51,11 +51,11 @@ from domain.errors import (
 from domain.jobs import repository, submission
 from domain.jobs.states import JobStatus
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE, route_class=RepeatableRoute)
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, route_class=IdempotentRoute)
 
-_OF_ONE_JOB = documented(JobNotFound)
-_OF_A_BODY = documented(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
-_OF_A_SPECIFICATION = documented(Unprocessable, *SPEC_REFUSALS)
+_JOB_PROBLEMS = problem_responses(JobNotFound)
+_BODY_PROBLEMS = problem_responses(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
+_SPEC_PROBLEMS = problem_responses(Unprocessable, *SPEC_ERRORS)
 
 Statuses = Annotated[
     list[JobStatus],
@@ -92,8 +92,8 @@ class ArtifactNotReady(NotFound):
 
 def _artifact(media_type: str) -> dict[int | str, dict[str, Any]]:
     return {
-        **documented_download(media_type),
-        **documented(JobNotFound, ArtifactNotReady, FileMissing, RangeNotSatisfiable, ArtifactDamaged),
+        **download_responses(media_type),
+        **problem_responses(JobNotFound, ArtifactNotReady, FileNotInArtifact, RangeNotSatisfiable, ArtifactDamaged),
     }
 
 
@@ -102,9 +102,9 @@ def _artifact(media_type: str) -> dict[int | str, dict[str, Any]]:
     status_code=201,
     summary="Submit a job",
     responses={
-        **documented_answer(201, location=True),
-        **_OF_A_BODY,
-        **documented(Unprocessable, *SPEC_REFUSALS, *REFUSALS, QuotaExceeded),
+        **replayable_response(201, location=True),
+        **_BODY_PROBLEMS,
+        **problem_responses(Unprocessable, *SPEC_ERRORS, *KEY_ERRORS, QuotaExceeded),
     },
 )
 def create_job(
@@ -131,7 +131,7 @@ def create_job(
     return present_job(session, job, request.app.state.settings)
 
 
-@router.post("/validate", summary="Check a job without submitting it", responses={**_OF_A_BODY, **_OF_A_SPECIFICATION})
+@router.post("/validate", summary="Check a job without submitting it", responses={**_BODY_PROBLEMS, **_SPEC_PROBLEMS})
 def validate_job(body: JobCreate, session: ReadSession, caller: Caller, request: Request) -> PlanView:
     """The dry run of a submission: the specification with every default named, the table of stages, what it costs in
     memory, disk and arithmetic, and warnings. Nothing is stored.
@@ -161,14 +161,14 @@ def list_jobs(
     return JobPage.of(found, JobSummary.of, lambda row: row.id)
 
 
-@router.get("/{job_id}/stages", summary="List the stages of a job", responses=_OF_ONE_JOB)
+@router.get("/{job_id}/stages", summary="List the stages of a job", responses=_JOB_PROBLEMS)
 def list_job_stages(session: ReadSession, caller: Caller, job_id: JobId) -> StageList:
     """The curriculum: samples, temperature, KD weight and steps of each stage, how far it is, and its scores."""
     job = repository.get_job(session, caller.project, job_id)
     return StageList(data=[StageView.of(row) for row in repository.list_stages(session, job.id)])
 
 
-@router.get("/{job_id}/events", summary="List the events of a job", responses=_OF_ONE_JOB)
+@router.get("/{job_id}/events", summary="List the events of a job", responses=_JOB_PROBLEMS)
 def list_job_events(
     session: ReadSession, caller: Caller, job_id: JobId, limit: Limit = 100, after: AfterNumber = 0
 ) -> EventPage:
@@ -178,7 +178,7 @@ def list_job_events(
     return EventPage.of(found, EventView.of, lambda row: row.seq)
 
 
-@router.get("/{job_id}/metrics", summary="Get the metrics of a job", responses=_OF_ONE_JOB)
+@router.get("/{job_id}/metrics", summary="Get the metrics of a job", responses=_JOB_PROBLEMS)
 def get_job_metrics(
     session: ReadSession,
     caller: Caller,
@@ -199,7 +199,7 @@ def get_job_metrics(
     )
 
 
-@router.get("/{job_id}/attempts", summary="List the attempts of a job", responses=_OF_ONE_JOB)
+@router.get("/{job_id}/attempts", summary="List the attempts of a job", responses=_JOB_PROBLEMS)
 def list_job_attempts(
     session: ReadSession, caller: Caller, job_id: JobId, limit: Limit = 20, after: AfterNumber = 0
 ) -> AttemptPage:
@@ -209,7 +209,7 @@ def list_job_attempts(
     return AttemptPage.of(found, AttemptView.of, lambda row: row.number)
 
 
-@router.get("/{job_id}/checkpoints", summary="List the checkpoints of a job", responses=_OF_ONE_JOB)
+@router.get("/{job_id}/checkpoints", summary="List the checkpoints of a job", responses=_JOB_PROBLEMS)
 def list_job_checkpoints(
     session: ReadSession, caller: Caller, job_id: JobId, limit: Limit = 20, after: After = None
 ) -> CheckpointPage:
@@ -225,7 +225,7 @@ def list_job_checkpoints(
     response_class=PlainTextResponse,
     responses={
         200: {"description": "The end of what the engine wrote."},
-        **documented(JobNotFound, AttemptNotFound),
+        **problem_responses(JobNotFound, AttemptNotFound),
     },
 )
 def get_job_logs(
@@ -282,4 +282,4 @@ def _serve_artifact(session: Session, caller: Principal, job_id: str, kind: str,
     artifact = repository.get_artifact(session, job.id, kind)
     if artifact is None:
         raise ArtifactNotReady
-    return single_file(request.app.state.store, artifact.store_key, artifact.sha256, artifact.size_bytes, request)
+    return serve_file(request.app.state.store, artifact.store_key, artifact.sha256, artifact.size_bytes, request)

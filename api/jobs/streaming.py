@@ -12,10 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from api.auth import Caller
 from api.jobs.schemas import EventView
-from api.jobs.watcher import Follower, TooManyFollowers, Watch, while_connected
+from api.jobs.watcher import JobWatcher, Subscription, TooManyFollowers, closing_on_disconnect
 from api.pagination import AfterNumber
 from api.path_params import JobId
-from api.problems import EVERYWHERE, documented
+from api.problems import COMMON_PROBLEMS, problem_responses
 from api.single_flight import SingleFlightCache
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import JobNotFound, Unavailable
@@ -41,7 +41,7 @@ _MESSAGE: Final = {
     },
 }
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=EVERYWHERE)
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS)
 
 LastEventId = Annotated[
     int,
@@ -55,7 +55,7 @@ LastEventId = Annotated[
 
 
 @dataclass(frozen=True)
-class Place:
+class StreamPosition:
     """In the history of a job: behind the event of this number."""
 
     job_id: str
@@ -63,7 +63,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Frames:
+class EncodedEvents:
     """Some events that follow one another, as they are sent."""
 
     content: bytes
@@ -71,19 +71,19 @@ class Frames:
     """The number of the last one; of the event before them where there are none."""
 
 
-Pages = SingleFlightCache[Place, Frames]
+EventPageCache = SingleFlightCache[StreamPosition, EncodedEvents]
 
 
-def pages(database: Database) -> Pages:
+def create_event_page_cache(database: Database) -> EventPageCache:
     """Events of the jobs that are followed, each page read once for all who stand before it."""
 
-    def read(place: Place) -> Frames:
+    def read(place: StreamPosition) -> EncodedEvents:
         with database.transaction(write=False) as session:
             found = repository.list_events(session, place.job_id, after=place.after, limit=_PAGE_EVENTS).rows
         views = [EventView.of(row) for row in found]
         # Without a field `event`, so that a browser's `onmessage` gets those of types that it does not know.
         content = "".join(f"id: {view.id}\ndata: {view.model_dump_json()}\n\n" for view in views)
-        return Frames(content.encode(), views[-1].id if views else place.after)
+        return EncodedEvents(content.encode(), views[-1].id if views else place.after)
 
     # More may follow later, but these stay the ones that come next.
     return SingleFlightCache(read, lambda place, frames: frames.last > place.after, _KEPT_PAGES)
@@ -99,7 +99,7 @@ def pages(database: Database) -> Pages:
             "content": {"text/event-stream": {"schema": _MESSAGE}},
         },
         204: {"description": "The job has ended and nothing follows: do not reconnect."},
-        **documented(JobNotFound, Unavailable, TooManyFollowers),
+        **problem_responses(JobNotFound, Unavailable, TooManyFollowers),
     },
 )
 async def follow_job_events(
@@ -108,21 +108,28 @@ async def follow_job_events(
     """The job's history from `after` on and then what happens, as it happens. The stream closes behind the event that
     ends the job. After any interruption go on with the last `id` as `Last-Event-ID`: nothing is lost or repeated.
     """
-    watch: Watch = request.app.state.watch
-    seen = await watch.look(job_id)
+    watch: JobWatcher = request.app.state.watcher
+    seen = await watch.snapshot(job_id)
     if seen is None or seen.project != caller.project:
         raise JobNotFound
-    place = Place(job_id, last_event_id if "last-event-id" in request.headers else after)
+    place = StreamPosition(job_id, last_event_id if "last-event-id" in request.headers else after)
     if seen.ended and place.after >= seen.event_seq:
         return Response(status_code=204)
     keep_alive = request.app.state.settings.keep_alive_seconds
-    return _Stream(watch, request.app.state.pages, place, seen, keep_alive)
+    return _Stream(watch, request.app.state.event_pages, place, seen, keep_alive)
 
 
 class _Stream(Response):
     media_type = "text/event-stream"
 
-    def __init__(self, watch: Watch, pages: Pages, place: Place, seen: JobSnapshot, keep_alive_seconds: float) -> None:
+    def __init__(
+        self,
+        watch: JobWatcher,
+        pages: EventPageCache,
+        place: StreamPosition,
+        seen: JobSnapshot,
+        keep_alive_seconds: float,
+    ) -> None:
         # No proxy may keep what it should pass on.
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -133,13 +140,13 @@ class _Stream(Response):
         self._keep_alive_seconds = keep_alive_seconds
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        with self._watch.follow(self._place.job_id) as follower, while_connected(receive, follower):
+        with self._watch.subscribe(self._place.job_id) as follower, closing_on_disconnect(receive, follower):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await _send(send, _RETRY)
             await self._follow(follower, send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _follow(self, follower: Follower, send: Send) -> None:
+    async def _follow(self, follower: Subscription, send: Send) -> None:
         seen: JobSnapshot | None = self._seen
         while seen is not None and not follower.closed:
             if not await self._catch_up(seen, follower, send) or seen.ended:
@@ -153,7 +160,7 @@ class _Stream(Response):
         # Progress alone is no event; were it to count, a stream of a job that trains would be silent for long.
         return latest is None or latest.ended or latest.event_seq > self._place.after
 
-    async def _catch_up(self, seen: JobSnapshot, follower: Follower, send: Send) -> bool:
+    async def _catch_up(self, seen: JobSnapshot, follower: Subscription, send: Send) -> bool:
         """Send what there is. False where the stream cannot go on."""
         while self._place.after < seen.event_seq and not follower.closed:
             try:
@@ -166,7 +173,7 @@ class _Stream(Response):
                 return False
             # Waits for as long as the client does not read.
             await _send(send, frames.content)
-            self._place = Place(self._place.job_id, frames.last)
+            self._place = StreamPosition(self._place.job_id, frames.last)
         return True
 
 

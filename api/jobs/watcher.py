@@ -20,7 +20,7 @@ from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import Unavailable
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
 
-_AT_ONCE: Final = 10_000
+_MAX_IDS_PER_QUERY: Final = 10_000
 """Jobs of one statement: databases bound its parameters."""
 
 _log = structlog.get_logger(__name__)
@@ -32,10 +32,10 @@ class TooManyFollowers(Unavailable):
     code = "too_many_followers"
 
 
-class Follower:
+class Subscription:
     """One who waits for a job to change."""
 
-    def __init__(self, job: "_Watched") -> None:
+    def __init__(self, job: "_WatchedJob") -> None:
         self._job = job
         self._waiter: asyncio.Future[None] | None = None
         self._time_is_up = False
@@ -79,24 +79,24 @@ class Follower:
 
 
 @dataclass
-class _Watched:
-    followers: set[Follower] = field(default_factory=set)
+class _WatchedJob:
+    followers: set[Subscription] = field(default_factory=set)
     looked_at: bool = False
     latest: JobSnapshot | None = None
 
 
 @dataclass
-class _Batch:
+class _QueryBatch:
     jobs: set[str] = field(default_factory=set)
     task: "asyncio.Task[Mapping[str, JobSnapshot]] | None" = None
 
 
 @dataclass
-class _Here:
+class _LoopState:
     """What belongs to one event loop."""
 
-    watched: dict[str, _Watched] = field(default_factory=dict)
-    gathering: _Batch | None = None
+    watched: dict[str, _WatchedJob] = field(default_factory=dict)
+    gathering: _QueryBatch | None = None
     """Whose query has not begun."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
@@ -106,23 +106,23 @@ class _Here:
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Watch:
+class JobWatcher:
     """The one who asks for the state of jobs, in one process.
 
     Args:
-        tick_seconds: time between two looks at the jobs that are followed.
-        max_followers: beyond this many :meth:`follow` refuses.
+        poll_seconds: time between two looks at the jobs that are followed.
+        max_followers: beyond this many :meth:`subscribe` refuses.
         worker_seconds: a worker that was not heard of for longer does not count in the queue.
     """
 
-    def __init__(self, database: Database, *, tick_seconds: float, max_followers: int, worker_seconds: float) -> None:
+    def __init__(self, database: Database, *, poll_seconds: float, max_followers: int, worker_seconds: float) -> None:
         self._database = database
-        self._tick_seconds = tick_seconds
+        self._tick_seconds = poll_seconds
         self._most_followers = max_followers
         self._worker_seconds = worker_seconds
-        self._run: RunVar[_Here] = RunVar("watch")
+        self._run: RunVar[_LoopState] = RunVar("watch")
 
-    async def look(self, job_id: str) -> JobSnapshot | None:
+    async def snapshot(self, job_id: str) -> JobSnapshot | None:
         """The job as it is now: the query begins after this call. Null where there is none.
 
         Raises:
@@ -131,7 +131,7 @@ class Watch:
         return (await self._ask(self._here(), (job_id,))).get(job_id)
 
     @contextmanager
-    def follow(self, job_id: str) -> Iterator[Follower]:
+    def subscribe(self, job_id: str) -> Iterator[Subscription]:
         """Look at a job at every tick for as long as the block lasts.
 
         Raises:
@@ -140,8 +140,8 @@ class Watch:
         here = self._here()
         if here.followers >= self._most_followers:
             raise TooManyFollowers
-        watched = here.watched.setdefault(job_id, _Watched())
-        follower = Follower(watched)
+        watched = here.watched.setdefault(job_id, _WatchedJob())
+        follower = Subscription(watched)
         follower.closed = here.closing.is_set()
         watched.followers.add(follower)
         here.followers += 1
@@ -172,24 +172,24 @@ class Watch:
         if here.ticker is not None:
             await asyncio.wait([here.ticker])
 
-    def _here(self) -> _Here:
+    def _here(self) -> _LoopState:
         here = self._run.get(None)
         if here is None:
-            here = _Here()
+            here = _LoopState()
             self._run.set(here)
         return here
 
-    async def _ask(self, here: _Here, jobs: Collection[str]) -> Mapping[str, JobSnapshot]:
+    async def _ask(self, here: _LoopState, jobs: Collection[str]) -> Mapping[str, JobSnapshot]:
         batch = here.gathering
         if batch is None:
-            batch = here.gathering = _Batch()
+            batch = here.gathering = _QueryBatch()
             batch.task = asyncio.create_task(self._answer(here, batch))
         batch.jobs.update(jobs)
         assert batch.task is not None
         # A request whose client goes away takes the answer from nobody else.
         return await asyncio.shield(batch.task)
 
-    async def _answer(self, here: _Here, batch: _Batch) -> Mapping[str, JobSnapshot]:
+    async def _answer(self, here: _LoopState, batch: _QueryBatch) -> Mapping[str, JobSnapshot]:
         # One after the other, so what is found is never older than what was found before.
         async with here.turn:
             here.gathering = None
@@ -206,12 +206,12 @@ class Watch:
     def _query(self, jobs: list[str]) -> dict[str, JobSnapshot]:
         found: dict[str, JobSnapshot] = {}
         with self._database.transaction(write=False) as session:
-            for first in range(0, len(jobs), _AT_ONCE):
-                some = jobs[first : first + _AT_ONCE]
+            for first in range(0, len(jobs), _MAX_IDS_PER_QUERY):
+                some = jobs[first : first + _MAX_IDS_PER_QUERY]
                 found |= job_snapshots(session, some, worker_seconds=self._worker_seconds)
         return found
 
-    async def _tick(self, here: _Here) -> None:
+    async def _tick(self, here: _LoopState) -> None:
         away = False
         try:
             while here.watched and not here.closing.is_set():
@@ -230,14 +230,14 @@ class Watch:
             _end_all(here)
 
 
-def _end_all(here: _Here) -> None:
+def _end_all(here: _LoopState) -> None:
     for watched in here.watched.values():
         for follower in watched.followers:
             follower.end()
 
 
 @contextmanager
-def while_connected(receive: Receive, follower: Follower) -> Iterator[None]:
+def closing_on_disconnect(receive: Receive, follower: Subscription) -> Iterator[None]:
     """End the following once the client goes away."""
 
     async def listen() -> None:

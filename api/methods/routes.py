@@ -8,10 +8,10 @@ from pydantic import JsonValue
 
 from api.auth import Caller
 from api.pagination import Resource
-from api.problems import EVERYWHERE
+from api.problems import COMMON_PROBLEMS
 from pocl.spec import METHODS, KDMethod
 
-router = APIRouter(prefix="/methods", tags=["methods"], responses=EVERYWHERE)
+router = APIRouter(prefix="/methods", tags=["methods"], responses=COMMON_PROBLEMS)
 
 
 class MethodView(Resource):

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from api.auth import Caller
-from api.idempotency.requests import REFUSALS, IdempotentRequest, RepeatableRoute, documented_answer
+from api.idempotency.requests import KEY_ERRORS, IdempotentRequest, IdempotentRoute, replayable_response
 from api.pagination import Limit, Page, Resource
-from api.problems import EVERYWHERE, documented
+from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import ReadSession, WriteSession
 from domain.db import db_now
 from domain.errors import BodyTooLarge, JsonInvalid, Unprocessable, UnsupportedMediaType
@@ -23,7 +23,7 @@ from domain.workers import repository
 from domain.workers.models import DrainMode, Worker
 from domain.workers.repository import WorkerNotFound
 
-router = APIRouter(prefix="/workers", tags=["workers"], responses=EVERYWHERE, route_class=RepeatableRoute)
+router = APIRouter(prefix="/workers", tags=["workers"], responses=COMMON_PROBLEMS, route_class=IdempotentRoute)
 
 _NAME = r"^[A-Za-z0-9._@-]{1,200}$"
 WorkerName = Annotated[str, Path(pattern=_NAME, description="For instance `gpu-box-1234`.")]
@@ -89,8 +89,10 @@ def list_workers(
     "/{name}/drain",
     summary="Drain a worker",
     responses={
-        **documented_answer(200),
-        **documented(WorkerNotFound, JsonInvalid, BodyTooLarge, UnsupportedMediaType, Unprocessable, *REFUSALS),
+        **replayable_response(200),
+        **problem_responses(
+            WorkerNotFound, JsonInvalid, BodyTooLarge, UnsupportedMediaType, Unprocessable, *KEY_ERRORS
+        ),
     },
 )
 def drain_worker(

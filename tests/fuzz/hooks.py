@@ -15,7 +15,7 @@ from schemathesis.core.failures import Failure
 from schemathesis.generation.meta import TestPhase
 from schemathesis.openapi.checks import EnsureResourceAvailability
 
-from tests.support.requests import TINY
+from tests.support.requests import TINY_MODEL
 
 AnyCase = Case[Any]
 _LONGEST_WAIT = 0.05
@@ -80,5 +80,5 @@ def filter_failure(
 def _existing(spec: Any) -> Any:
     if not isinstance(spec, dict):
         return spec
-    named = {"data": {"train": {"dataset": os.environ["FUZZ_DATASET"]}}, "teacher": TINY, "student": TINY}
+    named = {"data": {"train": {"dataset": os.environ["FUZZ_DATASET"]}}, "teacher": TINY_MODEL, "student": TINY_MODEL}
     return {**spec, **named}

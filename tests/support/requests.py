@@ -13,8 +13,8 @@ from starlette.testclient import TestClient
 
 LOOPBACK = "http://127.0.0.1:8000"
 JSONL = {"content-type": "application/jsonl"}
-TINY = {"random": {"layers": 2, "hidden_size": 16, "heads": 2}}
-RESOURCES = (
+TINY_MODEL = {"random": {"layers": 2, "hidden_size": 16, "heads": 2}}
+JOB_RESOURCES = (
     "",
     "/stages",
     "/events",
@@ -41,7 +41,13 @@ def upload(client: TestClient, *, rows: int = 8, name: str = "rows") -> str:
 
 
 def specification(dataset: str, **fields: Any) -> dict[str, Any]:
-    return {"preset": "quick", "teacher": TINY, "student": TINY, "data": {"train": {"dataset": dataset}}, **fields}
+    return {
+        "preset": "quick",
+        "teacher": TINY_MODEL,
+        "student": TINY_MODEL,
+        "data": {"train": {"dataset": dataset}},
+        **fields,
+    }
 
 
 def submit(client: TestClient, dataset: str, **fields: Any) -> dict[str, Any]:
@@ -67,7 +73,7 @@ def http_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, 
     }
 
 
-async def at_once(app: FastAPI, requests: Sequence[tuple[str, str, dict[str, Any]]]) -> list[Response]:
+async def send_concurrently(app: FastAPI, requests: Sequence[tuple[str, str, dict[str, Any]]]) -> list[Response]:
     """Send all at the same time; their answers in the same order."""
     transport = ASGITransport(app=app, raise_app_exceptions=False)
     async with AsyncClient(transport=transport, base_url=LOOPBACK, timeout=120) as client:
@@ -75,7 +81,7 @@ async def at_once(app: FastAPI, requests: Sequence[tuple[str, str, dict[str, Any
         return await asyncio.gather(*sent)
 
 
-def problem(answer: Response, status: int, code: str) -> dict[str, Any]:
+def expect_problem(answer: Response, status: int, code: str) -> dict[str, Any]:
     """The problem that an answer must be."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"

@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from domain.settings import Settings
-from tests.support.requests import problem
+from tests.support.requests import expect_problem
 
 KEY = "a key of sixteen characters and more"
 
@@ -38,19 +38,19 @@ def test_the_key_opens(keyed: TestClient) -> None:
 )
 def test_anything_else_is_refused_and_told_how_to_ask(keyed: TestClient, header: dict[str, str]) -> None:
     answer = keyed.get("/v1/methods", headers=header)
-    problem(answer, 401, "unauthenticated")
+    expect_problem(answer, 401, "unauthenticated")
     assert answer.headers["www-authenticate"] == "Bearer"
     assert KEY not in answer.text
 
 
 def test_a_key_with_bytes_beyond_ascii_is_merely_wrong(keyed: TestClient) -> None:
     answer = keyed.get("/v1/methods", headers={b"authorization": b"Bearer \xff\xfe"})
-    problem(answer, 401, "unauthenticated")
+    expect_problem(answer, 401, "unauthenticated")
 
 
 def test_an_upload_without_the_key_is_refused_before_it_is_stored(keyed: TestClient, tmp_path: Path) -> None:
     answer = keyed.post("/v1/datasets", content=b"{}", headers={"content-type": "application/jsonl"})
-    problem(answer, 401, "unauthenticated")
+    expect_problem(answer, 401, "unauthenticated")
     assert not (tmp_path / "keyed" / "uploads").exists()
 
 
@@ -93,12 +93,12 @@ def test_loopback_names_are_served_without_a_key(bare: TestClient, host: str) ->
 )
 @pytest.mark.parametrize("path", ["/v1/methods", "/healthz", "/nothing"])
 def test_a_rebound_name_is_refused(bare: TestClient, host: str, path: str) -> None:
-    problem(bare.get(path, headers={"host": host}), 403, "origin_refused")
+    expect_problem(bare.get(path, headers={"host": host}), 403, "origin_refused")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "file://"])
 def test_a_page_of_another_site_is_refused(bare: TestClient, origin: str) -> None:
-    problem(bare.post("/v1/jobs", json={"spec": {}}, headers={"origin": origin}), 403, "origin_refused")
+    expect_problem(bare.post("/v1/jobs", json={"spec": {}}, headers={"origin": origin}), 403, "origin_refused")
 
 
 def test_a_page_of_this_machine_is_served(bare: TestClient) -> None:

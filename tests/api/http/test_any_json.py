@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from pocl.spec import DistillationSpec
-from tests.support.requests import TINY, problem, specification
+from tests.support.requests import TINY_MODEL, expect_problem, specification
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -29,7 +29,7 @@ def post(client: TestClient, body: Any) -> None:
         return
     code = answer.json()["code"]
     assert answer.status_code < 500, (body, answer.text)
-    problem(answer, answer.status_code, code)
+    expect_problem(answer, answer.status_code, code)
 
 
 @MANY
@@ -55,7 +55,7 @@ def test_any_name_label_and_priority(
 @MANY
 @given(path=st.text())
 def test_any_path_of_a_model(client: TestClient, dataset: str, path: str) -> None:
-    post(client, {"spec": specification(dataset) | {"teacher": {"path": path}, "student": TINY}})
+    post(client, {"spec": specification(dataset) | {"teacher": {"path": path}, "student": TINY_MODEL}})
 
 
 @MANY

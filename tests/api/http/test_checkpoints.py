@@ -17,7 +17,7 @@ from domain.jobs.event_recorder import add_artifact, add_checkpoint, save_log_ta
 from domain.jobs.leases import Claim, claim_next
 from domain.settings import Settings
 from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
-from tests.support.requests import problem, submit
+from tests.support.requests import expect_problem, submit
 
 WEIGHTS = random.Random(0).randbytes(200_000)
 FILES = {"model.safetensors": WEIGHTS, "config.json": b"{}", "folder/käse-1.txt": b"cheese", "empty": b""}
@@ -129,7 +129,7 @@ def test_a_range_beyond_the_end_is_refused_with_the_size(client: TestClient, fil
         ("empty", "bytes=-5"),
     ):
         answer = client.get(f"{files}/{name}", headers={"range": asked})
-        problem(answer, 416, "range_not_satisfiable")
+        expect_problem(answer, 416, "range_not_satisfiable")
         assert answer.headers["content-range"] == f"bytes */{len(FILES[name])}"
 
 
@@ -162,7 +162,7 @@ def test_no_path_leads_elsewhere(client: TestClient, settings: Settings, stored:
     (settings.artifact_root / stored.store_key / "link").symlink_to("/etc/passwd")
     for path in ESCAPES:
         answer = client.get(f"{files}/{path}")
-        assert problem(answer, 404, answer.json()["code"])["code"] in {"file_not_found", "not_found"}, path
+        assert expect_problem(answer, 404, answer.json()["code"])["code"] in {"file_not_found", "not_found"}, path
 
 
 def test_a_listed_file_that_became_a_link_is_not_followed(
@@ -171,28 +171,28 @@ def test_a_listed_file_that_became_a_link_is_not_followed(
     listed = settings.artifact_root / stored.store_key / "config.json"
     listed.unlink()
     listed.symlink_to("/etc/passwd")
-    problem(client.get(f"{files}/config.json"), 404, "file_not_found")
+    expect_problem(client.get(f"{files}/config.json"), 404, "file_not_found")
 
 
 def test_a_file_of_another_size_is_not_served_under_its_digest(
     client: TestClient, settings: Settings, stored: Checkpoint, files: str
 ) -> None:
     (settings.artifact_root / stored.store_key / "config.json").write_bytes(b"{} ")
-    problem(client.get(f"{files}/config.json"), 500, "artifact_damaged")
+    expect_problem(client.get(f"{files}/config.json"), 500, "artifact_damaged")
     (settings.artifact_root / stored.store_key / MANIFEST).write_bytes(b"no manifest")
-    problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 500, "artifact_damaged")
+    expect_problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 500, "artifact_damaged")
 
 
 def test_files_that_are_gone_are_not_found(client: TestClient, app: FastAPI, stored: Checkpoint, files: str) -> None:
     app.state.store.remove(stored.store_key)
-    problem(client.get(f"{files}/config.json"), 404, "file_not_found")
-    problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 404, "file_not_found")
+    expect_problem(client.get(f"{files}/config.json"), 404, "file_not_found")
+    expect_problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 404, "file_not_found")
 
 
 def test_an_unknown_checkpoint_is_not_found(client: TestClient) -> None:
     for unknown in ("ckpt_00000000000000000000000000", "ckpt_%00", "job_00000000", "x"):
         for resource in ("", "/manifest", "/files/config.json"):
-            problem(client.get(f"/v1/checkpoints/{unknown}{resource}"), 404, "checkpoint_not_found")
+            expect_problem(client.get(f"/v1/checkpoints/{unknown}{resource}"), 404, "checkpoint_not_found")
 
 
 def test_what_a_job_made_is_served_as_what_it_is(
@@ -226,6 +226,6 @@ def test_the_log_is_that_of_the_attempt_that_is_asked_for(client: TestClient, da
     parameters: tuple[dict[str, Any], ...] = ({}, {"attempt": 1})
     for each in parameters:
         assert client.get(logs, params=each).text == "loading <käse>\n"
-    problem(client.get(logs, params={"attempt": 2}), 404, "attempt_not_found")
+    expect_problem(client.get(logs, params={"attempt": 2}), 404, "attempt_not_found")
     (attempt,) = client.get(f"/v1/jobs/{held.job_id}/attempts").json()["data"]
     assert (attempt["id"], attempt["worker"], attempt["end"], attempt["ended_at"]) == (1, "w1", None, None)

@@ -13,12 +13,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from api.datasets.upload import spool_directory, sweep_abandoned
+from api.datasets.upload import remove_stale_spool_files, spool_directory
 from domain.artifacts import ArtifactStore
 from domain.settings import Settings
 from pocl.data.samples import read_samples
 from pocl.storage.manifest import ManifestFile
-from tests.support.requests import JSONL, http_scope, jsonl, pointers, problem, upload
+from tests.support.requests import JSONL, expect_problem, http_scope, jsonl, pointers, upload
 
 
 def stored_files(settings: Settings) -> list[Path]:
@@ -65,21 +65,21 @@ def test_a_form_carries_a_file_and_its_name(client: TestClient) -> None:
 
 def test_a_form_with_another_part_is_refused(client: TestClient, settings: Settings) -> None:
     files = {"file": ("a.jsonl", jsonl(1)), "more": ("b.jsonl", jsonl(1))}
-    problem(client.post("/v1/datasets", files=files), 422, "multipart_invalid")
-    problem(client.post("/v1/datasets", files={"rows": ("a.jsonl", jsonl(1))}), 422, "multipart_invalid")
+    expect_problem(client.post("/v1/datasets", files=files), 422, "multipart_invalid")
+    expect_problem(client.post("/v1/datasets", files={"rows": ("a.jsonl", jsonl(1))}), 422, "multipart_invalid")
     assert stored_files(settings) == []
 
 
 def test_a_form_without_a_usable_boundary_is_refused(client: TestClient) -> None:
     for content_type in ("multipart/form-data", "multipart/form-data; boundary=" + "x" * 999):
         answer = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": content_type})
-        problem(answer, 422, "multipart_invalid")
+        expect_problem(answer, 422, "multipart_invalid")
 
 
 def test_a_form_that_breaks_off_is_refused(client: TestClient, settings: Settings) -> None:
     whole = b'--cut\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + jsonl(2)
     answer = client.post("/v1/datasets", content=whole, headers={"content-type": "multipart/form-data; boundary=cut"})
-    problem(answer, 422, "multipart_invalid")
+    expect_problem(answer, 422, "multipart_invalid")
     assert stored_files(settings) == []
 
 
@@ -88,7 +88,7 @@ def test_bad_lines_are_named_by_number_and_nothing_is_kept(client: TestClient, s
     lines[1] = b'{"instruction": "SECRET"}'
     lines[3] = b"SECRET"
     answer = client.post("/v1/datasets", content=b"\n".join(lines), headers=JSONL)
-    found = problem(answer, 422, "dataset_invalid")
+    found = expect_problem(answer, 422, "dataset_invalid")
     assert pointers(found) == ["/lines/2", "/lines/4"]
     assert [error["code"] for error in found["errors"]] == ["missing", "not_json"]
     assert "2 of 4" in found["detail"]
@@ -98,41 +98,41 @@ def test_bad_lines_are_named_by_number_and_nothing_is_kept(client: TestClient, s
 
 
 def test_of_many_bad_lines_the_first_twenty_are_named_and_all_are_counted(client: TestClient) -> None:
-    found = problem(client.post("/v1/datasets", content=b"{}\n" * 50, headers=JSONL), 422, "dataset_invalid")
+    found = expect_problem(client.post("/v1/datasets", content=b"{}\n" * 50, headers=JSONL), 422, "dataset_invalid")
     assert pointers(found) == [f"/lines/{number}" for number in range(1, 21)]
     assert "50 of 50" in found["detail"]
 
 
 def test_a_file_without_rows_is_refused(client: TestClient, settings: Settings) -> None:
     for body in (b"", b"\n", b"\xef\xbb\xbf \r\n\r\n"):
-        problem(client.post("/v1/datasets", content=body, headers=JSONL), 422, "dataset_invalid")
+        expect_problem(client.post("/v1/datasets", content=body, headers=JSONL), 422, "dataset_invalid")
     assert stored_files(settings) == []
 
 
 def test_an_upload_over_the_limit_is_refused(client: TestClient, settings: Settings) -> None:
     body = b" " * settings.max_upload_bytes + jsonl(1)
-    problem(client.post("/v1/datasets", content=body, headers=JSONL), 413, "upload_too_large")
+    expect_problem(client.post("/v1/datasets", content=body, headers=JSONL), 413, "upload_too_large")
     pieces = iter([body[:1000], body[1000:]])
-    problem(client.post("/v1/datasets", content=pieces, headers=JSONL), 413, "upload_too_large")
+    expect_problem(client.post("/v1/datasets", content=pieces, headers=JSONL), 413, "upload_too_large")
     assert stored_files(settings) == []
 
 
 def test_a_file_in_a_form_has_the_same_limit(client: TestClient, settings: Settings) -> None:
     files = {"file": ("a.jsonl", jsonl(1) + b" " * settings.max_upload_bytes)}
-    problem(client.post("/v1/datasets", files=files), 413, "upload_too_large")
+    expect_problem(client.post("/v1/datasets", files=files), 413, "upload_too_large")
     assert stored_files(settings) == []
 
 
 def test_other_media_types_are_refused(client: TestClient) -> None:
     for media_type in ("text/csv", "application/x-www-form-urlencoded", "application/json", ""):
         answer = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": media_type})
-        problem(answer, 415, "unsupported_media_type")
+        expect_problem(answer, 415, "unsupported_media_type")
 
 
 def test_a_name_that_cannot_be_shown_is_refused(client: TestClient) -> None:
     for name in ("", "a\nb", "nul\0", "x" * 201):
         answer = client.post("/v1/datasets", params={"name": name}, content=jsonl(1), headers=JSONL)
-        assert pointers(problem(answer, 422, "invalid")) == ["/query/name"]
+        assert pointers(expect_problem(answer, 422, "invalid")) == ["/query/name"]
 
 
 def test_an_upload_that_is_cut_off_leaves_nothing(app: FastAPI, client: TestClient, settings: Settings) -> None:
@@ -163,7 +163,7 @@ def test_a_commit_that_fails_takes_the_file_back(client: TestClient, settings: S
         answer = client.post("/v1/datasets", content=jsonl(3), headers=JSONL)
     finally:
         event.remove(Session, "before_commit", fail)
-    assert problem(answer, 503, "unavailable")["retryable"] is True
+    assert expect_problem(answer, 503, "unavailable")["retryable"] is True
     assert stored_files(settings) == []
     assert client.get("/v1/datasets").json()["data"] == []
 
@@ -178,7 +178,7 @@ class FullStore(ArtifactStore):
 def test_a_full_disk_is_said_and_leaves_nothing(app: FastAPI, client: TestClient, settings: Settings) -> None:
     app.state.store = FullStore(settings.artifact_root)
     answer = client.post("/v1/datasets", content=jsonl(1), headers=JSONL)
-    assert problem(answer, 507, "storage_full")["retryable"] is True
+    assert expect_problem(answer, 507, "storage_full")["retryable"] is True
     assert str(settings.home) not in answer.text
     assert stored_files(settings) == []
 
@@ -202,13 +202,13 @@ def test_pages_hold_every_data_set_once_although_others_arrive(client: TestClien
 
 def test_a_limit_out_of_bounds_is_refused(client: TestClient) -> None:
     for limit in ("0", "101", "-1", "many"):
-        found = problem(client.get("/v1/datasets", params={"limit": limit}), 422, "invalid")
+        found = expect_problem(client.get("/v1/datasets", params={"limit": limit}), 422, "invalid")
         assert pointers(found) == ["/query/limit"]
 
 
 def test_an_unknown_data_set_is_not_found(client: TestClient) -> None:
     for unknown in ("ds_00000000000000000000000000", "job_00000000", "ds_%00", "x", "ds_" + "1" * 99):
-        problem(client.get(f"/v1/datasets/{unknown}"), 404, "dataset_not_found")
+        expect_problem(client.get(f"/v1/datasets/{unknown}"), 404, "dataset_not_found")
 
 
 def test_the_spool_loses_only_what_was_abandoned_a_day_ago(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_the_spool_loses_only_what_was_abandoned_a_day_ago(tmp_path: Path) -> No
     (spool / "old").touch()
     (spool / "new").touch()
     os.utime(spool / "old", (0, 0))
-    sweep_abandoned(settings)
+    remove_stale_spool_files(settings)
     assert [path.name for path in spool.iterdir()] == ["new"]
 
 

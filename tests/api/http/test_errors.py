@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from api.app import create_app
 from domain.artifacts import ArtifactStore
 from domain.settings import Settings
-from tests.support.requests import LOOPBACK, pointers, problem
+from tests.support.requests import LOOPBACK, expect_problem, pointers
 
 
 def post_json(client: TestClient, content: bytes | str, **headers: str) -> Any:
@@ -22,7 +22,7 @@ def post_json(client: TestClient, content: bytes | str, **headers: str) -> Any:
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/jobs/", "/v1/%00", "/v1/../etc/passwd", "/v1/jobs//"])
 def test_an_address_where_nothing_is(bare: TestClient, path: str) -> None:
-    found = problem(bare.get(path), 404, "not_found")
+    found = expect_problem(bare.get(path), 404, "not_found")
     assert found["title"] == "Not Found"
     assert found["retryable"] is False
 
@@ -35,7 +35,7 @@ def test_a_method_that_an_address_does_not_have(bare: TestClient) -> None:
     ):
         for method in ("DELETE", "OPTIONS", "TRACE", "BREW"):
             answer = bare.request(method, path)
-            problem(answer, 405, "method_not_allowed")
+            expect_problem(answer, 405, "method_not_allowed")
             assert answer.headers["allow"] == allowed
 
 
@@ -50,7 +50,7 @@ def test_an_address_without_parameters_is_not_taken_for_one_with(bare: TestClien
 def test_a_body_that_is_no_json(bare: TestClient, body: bytes) -> None:
     answer = post_json(bare, body)
     assert answer.json()["code"] in {"json_invalid", "invalid"}
-    problem(answer, 422 if body == b"" else 400, "invalid" if body == b"" else "json_invalid")
+    expect_problem(answer, 422 if body == b"" else 400, "invalid" if body == b"" else "json_invalid")
 
 
 @pytest.mark.parametrize("depth", [33, 900, 5000, 400_000])
@@ -58,24 +58,24 @@ def test_a_body_that_is_no_json(bare: TestClient, body: bytes) -> None:
 def test_nesting_is_bounded(bare: TestClient, depth: int, brackets: str) -> None:
     opening = '{"a":' if brackets == "{}" else "["
     body = f'{{"spec": {opening * depth}1{brackets[1] * depth}}}'[: 1 << 20]
-    problem(post_json(bare, body), 400, "json_invalid")
+    expect_problem(post_json(bare, body), 400, "json_invalid")
 
 
 def test_a_nul_in_a_text_is_refused_wherever_it_is(bare: TestClient) -> None:
     for body in ({"name": "a\0"}, {"spec": {"teacher": {"path": ["\0"]}}}, {"labels": {"\0": "x"}}):
-        problem(post_json(bare, json.dumps(body)), 400, "json_invalid")
+        expect_problem(post_json(bare, json.dumps(body)), 400, "json_invalid")
 
 
 def test_a_body_over_the_limit(bare: TestClient) -> None:
-    problem(post_json(bare, b" " * (1 << 20) + b"{}"), 413, "body_too_large")
+    expect_problem(post_json(bare, b" " * (1 << 20) + b"{}"), 413, "body_too_large")
     # Also where its length was not declared.
-    problem(post_json(bare, iter([b" " * (1 << 20), b"{}"])), 413, "body_too_large")  # type: ignore[arg-type] # httpx takes an iterator, too.
+    expect_problem(post_json(bare, iter([b" " * (1 << 20), b"{}"])), 413, "body_too_large")  # type: ignore[arg-type] # httpx takes an iterator, too.
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "application/jsonl"])
 def test_a_body_of_another_type(bare: TestClient, media_type: str) -> None:
     answer = bare.post("/v1/jobs", content=b'{"spec": {}}', headers={"content-type": media_type})
-    problem(answer, 415, "unsupported_media_type")
+    expect_problem(answer, 415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_a_wrong_field_is_named_and_its_value_is_not_repeated(
     bare: TestClient, body: Any, pointer: str, code: str
 ) -> None:
     answer = bare.post("/v1/jobs", json=body)
-    found = problem(answer, 422, "invalid")
+    found = expect_problem(answer, 422, "invalid")
     assert [(error["pointer"], error["code"]) for error in found["errors"]] == [(pointer, code)]
     assert "SECRET" not in answer.text
 
 
 def test_no_more_than_twenty_findings_of_bounded_length(bare: TestClient) -> None:
-    found = problem(bare.post("/v1/jobs", json={f"{n}{'x' * 5000}": 1 for n in range(50)}), 422, "invalid")
+    found = expect_problem(bare.post("/v1/jobs", json={f"{n}{'x' * 5000}": 1 for n in range(50)}), 422, "invalid")
     assert len(found["errors"]) == 20
     assert max(map(len, pointers(found))) <= 256
 
@@ -110,7 +110,7 @@ def test_no_more_than_twenty_findings_of_bounded_length(bare: TestClient) -> Non
 @pytest.mark.parametrize("offered", ["abc-DEF_1.2", "x" * 64])
 def test_a_sane_request_id_is_kept(bare: TestClient, offered: str) -> None:
     assert bare.get("/healthz", headers={"x-request-id": offered}).headers["x-request-id"] == offered
-    assert problem(bare.get("/no", headers={"x-request-id": offered}), 404, "not_found")["request_id"] == offered
+    assert expect_problem(bare.get("/no", headers={"x-request-id": offered}), 404, "not_found")["request_id"] == offered
 
 
 @pytest.mark.parametrize("offered", ["", "x" * 65, "a b", "<script>", "a\tb", "é"])
@@ -133,7 +133,7 @@ def test_what_nobody_foresaw_is_logged_and_not_told(tmp_path: Path) -> None:
     row = b'{"instruction": "a", "output": "b"}'
     with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client, capture_logs() as logged:
         answer = client.post("/v1/datasets", content=row, headers={"content-type": "application/jsonl"})
-    problem(answer, 500, "internal_error")
+    expect_problem(answer, 500, "internal_error")
     assert "SECRET" not in answer.text
     assert str(tmp_path) not in answer.text
     assert [entry["event"] for entry in logged if entry["log_level"] == "error"] == ["request_failed"]
@@ -146,7 +146,7 @@ def test_a_database_that_does_not_answer_is_503_and_the_process_still_lives(tmp_
         assert client.get("/healthz").status_code == 200
         for path in ("/readyz", "/v1/jobs"):
             answer = client.get(path)
-            assert problem(answer, 503, "unavailable")["retryable"] is True
+            assert expect_problem(answer, 503, "unavailable")["retryable"] is True
             assert answer.headers["retry-after"] == "5"
             assert "gone" not in answer.text
     with pytest.raises(OperationalError), app.state.database.transaction(write=False) as session:

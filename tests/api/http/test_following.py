@@ -32,7 +32,7 @@ from domain.workers.models import Device
 from domain.workers.repository import register_worker
 from pocl.events import EventEnvelope, PhaseChanged
 from tests.api.jobs.test_watcher import counted, run
-from tests.support.requests import LOOPBACK, http_scope, pointers, problem
+from tests.support.requests import LOOPBACK, expect_problem, http_scope, pointers
 from tests.support.rows import EPOCH, add_job, claim_job, envelopes, step_logged
 
 PATIENT = 60
@@ -155,7 +155,7 @@ async def listening(listener: Listener) -> AsyncIterator["asyncio.Task[None]"]:
 def test_a_wait_that_cannot_be(client: TestClient, database: Database) -> None:
     job_id = claim_job(database).job_id
     for wait in ("-1", "60.5", "nan", "inf", "soon", ""):
-        found = problem(client.get(f"/v1/jobs/{job_id}", params={"wait": wait}), 422, "invalid")
+        found = expect_problem(client.get(f"/v1/jobs/{job_id}", params={"wait": wait}), 422, "invalid")
         assert pointers(found) == ["/query/wait"]
 
 
@@ -185,13 +185,13 @@ def test_a_change_made_elsewhere_wakes_who_waits(
         first = await get(app, address)
         headers = {"if-none-match": first.headers["etag"]} if conditional else {}
         waiting = get(app, f"{address}?wait={PATIENT}", headers)
-        while not app.state.watch.followers:
+        while not app.state.watcher.followers:
             await asyncio.sleep(0)
         await asyncio.to_thread(write, other.state.database, held, envelopes(step_logged(1)), 1)
         answer: httpx2.Response = await waiting
         return answer
 
-    answer = run(wait(), app.state.watch)
+    answer = run(wait(), app.state.watcher)
     assert (answer.status_code, answer.json()["progress"]["step"]) == (200, 1)
 
 
@@ -266,15 +266,15 @@ def test_who_comes_last_is_told_to_come_again(app: FastAPI, database: Database) 
 
     async def crowd() -> list[httpx2.Response]:
         waiting = [get(app, f"/v1/jobs/{job_id}?wait={PATIENT}") for _ in range(3)]
-        while app.state.watch.followers < 3:
+        while app.state.watcher.followers < 3:
             await asyncio.sleep(0)
         refused = [await get(app, f"/v1/jobs/{job_id}?wait=1"), await get(app, f"/v1/jobs/{job_id}/events/stream")]
-        app.state.watch.close()
+        app.state.watcher.close()
         return refused + [await each for each in waiting]
 
-    first, second, *others = run(crowd(), app.state.watch)
+    first, second, *others = run(crowd(), app.state.watcher)
     for refused in (first, second):
-        assert problem(refused, 503, "too_many_followers")["retryable"] is True
+        assert expect_problem(refused, 503, "too_many_followers")["retryable"] is True
         assert refused.headers["retry-after"]
     assert [answer.status_code for answer in others] == [200] * 3
 
@@ -285,10 +285,12 @@ def test_who_comes_last_is_told_to_come_again(app: FastAPI, database: Database) 
 def test_a_number_that_cannot_be(client: TestClient, database: Database) -> None:
     address = f"/v1/jobs/{claim_job(database).job_id}/events/stream"
     for wrong in ("-1", "x", "1.5", str(2**31)):
-        found = problem(client.get(address, headers={"last-event-id": wrong}), 422, "invalid")
+        found = expect_problem(client.get(address, headers={"last-event-id": wrong}), 422, "invalid")
         assert pointers(found) == ["/header/Last-Event-ID"]
-        assert pointers(problem(client.get(address, params={"after": wrong}), 422, "invalid")) == ["/query/after"]
-    problem(client.get("/v1/jobs/job_00000000/events/stream"), 404, "job_not_found")
+        assert pointers(expect_problem(client.get(address, params={"after": wrong}), 422, "invalid")) == [
+            "/query/after"
+        ]
+    expect_problem(client.get("/v1/jobs/job_00000000/events/stream"), 404, "job_not_found")
 
 
 @given(cuts=st.lists(st.integers(0, 130), max_size=4))
@@ -345,7 +347,7 @@ def test_each_event_comes_once_whichever_process_is_asked_and_whenever_it_breaks
         assert last.closed
         return seen + numbers(last.content)
 
-    found = run(follow(), app.state.watch)
+    found = run(follow(), app.state.watcher)
     assert found == list(range(1, len(found) + 1))
     assert len(found) > 21
 
@@ -362,7 +364,7 @@ def test_a_quiet_stream_is_kept_alive_though_the_job_goes_on(app: FastAPI, datab
             await listener.has(b": keep-alive\n\n" * 2)
         return listener.content
 
-    assert run(follow(), app.state.watch).count(b": keep-alive") >= 2
+    assert run(follow(), app.state.watcher).count(b": keep-alive") >= 2
 
 
 def test_who_does_not_read_costs_nothing_and_misses_nothing(app: FastAPI, database: Database) -> None:
@@ -375,15 +377,15 @@ def test_who_does_not_read_costs_nothing_and_misses_nothing(app: FastAPI, databa
         listener.reads.clear()
         with counted(database) as sent:
             task = asyncio.create_task(listener.listen())
-            while not app.state.watch.followers:
+            while not app.state.watcher.followers:
                 await asyncio.sleep(0)
-            await app.state.watch.look(held.job_id)
+            await app.state.watcher.snapshot(held.job_id)
             pages = sum("job_events" in statement for statement in sent)
         listener.reads.set()
         await task
         return pages, numbers(listener.content)
 
-    pages, found = run(follow(), app.state.watch)
+    pages, found = run(follow(), app.state.watcher)
     assert pages <= 1
     assert found == list(range(1, len(found) + 1))
     assert len(found) > 500
@@ -398,10 +400,10 @@ def test_those_who_go_away_and_the_service_that_stops_leave_nobody(app: FastAPI,
             await leaving.has(b"id: 1\n")
             await staying.has(b"id: 1\n")
             leaving.go_away()
-            while app.state.watch.followers > 1:
+            while app.state.watcher.followers > 1:
                 await asyncio.sleep(0)
-            app.state.watch.close()
+            app.state.watcher.close()
             await task
-        return app.state.watch.followers, staying.closed
+        return app.state.watcher.followers, staying.closed
 
-    assert run(follow(), app.state.watch) == (0, True)
+    assert run(follow(), app.state.watcher) == (0, True)

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.testclient import TestClient
 
 from domain.ids import new_id
-from tests.support.requests import RESOURCES, pointers, problem, specification, submit
+from tests.support.requests import JOB_RESOURCES, expect_problem, pointers, specification, submit
 
 TRAVERSALS = [
     "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
@@ -39,22 +39,22 @@ def other_ids(own: str) -> Iterator[str]:
 def test_an_id_of_another_type_names_no_job(client: TestClient, dataset: str) -> None:
     submit(client, dataset)
     for other in other_ids("job"):
-        for below in RESOURCES:
-            problem(client.get(f"/v1/jobs/{other}{below}"), 404, "job_not_found")
-        problem(client.post(f"/v1/jobs/{other}/cancel"), 404, "job_not_found")
+        for below in JOB_RESOURCES:
+            expect_problem(client.get(f"/v1/jobs/{other}{below}"), 404, "job_not_found")
+        expect_problem(client.post(f"/v1/jobs/{other}/cancel"), 404, "job_not_found")
 
 
 def test_an_id_of_another_type_names_no_data_set(client: TestClient, dataset: str) -> None:
-    problem(client.get(f"/v1/jobs/{dataset}"), 404, "job_not_found")
+    expect_problem(client.get(f"/v1/jobs/{dataset}"), 404, "job_not_found")
     for other in other_ids("ds"):
-        problem(client.get(f"/v1/datasets/{other}"), 404, "dataset_not_found")
+        expect_problem(client.get(f"/v1/datasets/{other}"), 404, "dataset_not_found")
 
 
 def test_an_id_of_another_type_names_no_checkpoint(client: TestClient, dataset: str) -> None:
-    problem(client.get(f"/v1/checkpoints/{dataset}"), 404, "checkpoint_not_found")
+    expect_problem(client.get(f"/v1/checkpoints/{dataset}"), 404, "checkpoint_not_found")
     for other in other_ids("ckpt"):
         for below in ("", "/manifest", "/files/config.json"):
-            problem(client.get(f"/v1/checkpoints/{other}{below}"), 404, "checkpoint_not_found")
+            expect_problem(client.get(f"/v1/checkpoints/{other}{below}"), 404, "checkpoint_not_found")
 
 
 def test_a_reference_of_another_type_is_pointed_at(client: TestClient, dataset: str) -> None:
@@ -65,14 +65,14 @@ def test_a_reference_of_another_type_is_pointed_at(client: TestClient, dataset: 
             ("teacher", {"checkpoint": value}, "/spec/teacher/checkpoint"),
         ):
             spec = specification(dataset) | {field: reference}
-            found = problem(client.post("/v1/jobs", json={"spec": spec}), 422, "spec_invalid")
+            found = expect_problem(client.post("/v1/jobs", json={"spec": spec}), 422, "spec_invalid")
             assert all(pointer.startswith(each) for each in pointers(found)), found
 
 
 def test_a_reference_to_a_thing_of_another_type_is_pointed_at(client: TestClient, dataset: str) -> None:
     job = submit(client, dataset)["id"]
     for other in (job, new_id("ckpt"), new_id("ds")):
-        found = problem(client.post("/v1/jobs", json={"spec": specification(other)}), 422, "spec_invalid")
+        found = expect_problem(client.post("/v1/jobs", json={"spec": specification(other)}), 422, "spec_invalid")
         assert pointers(found) == ["/spec/data/train/dataset"]
 
 
@@ -98,7 +98,7 @@ def test_no_spelling_of_an_address_leads_to_a_file(client: TestClient, dataset: 
             f"/v1/checkpoints/{checkpoint}/files/{path}",
         ):
             answer = client.get(address)
-            found = problem(answer, 404, answer.json()["code"])
+            found = expect_problem(answer, 404, answer.json()["code"])
             assert found["code"].endswith("not_found"), address
             assert "root:" not in answer.text
             assert "set-cookie" not in answer.headers

@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from domain.settings import Settings
-from tests.support.requests import problem, specification, write_model
+from tests.support.requests import expect_problem, specification, write_model
 
 SECRET = "SECRET"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
@@ -53,7 +53,7 @@ def post(client: TestClient, dataset: str, written: str = "m", address: str = "/
 def refuse(client: TestClient, dataset: str, settings: Settings, code: str = "model_unsupported") -> None:
     for address in ("/v1/jobs", "/v1/jobs/validate"):
         answer = post(client, dataset, address=address)
-        (error,) = problem(answer, 422, code)["errors"]
+        (error,) = expect_problem(answer, 422, code)["errors"]
         assert error["pointer"] == "/spec/teacher/path"
         assert str(settings.home) not in answer.text
         assert SECRET not in answer.text
@@ -198,10 +198,10 @@ def test_no_spelling_of_a_path_leads_out_of_the_roots(
     (model.parent / "out").symlink_to(secret.parent)
     for written, code in SPELLINGS:
         answer = post(client, dataset, written.format(tmp=secret.parents[1]))
-        problem(answer, 422, code)
+        expect_problem(answer, 422, code)
         assert SECRET not in answer.text
         assert str(settings.home) not in answer.text
 
 
 def test_a_nul_in_a_path_is_refused(client: TestClient, dataset: str) -> None:
-    problem(post(client, dataset, "m\0/../../secret"), 400, "json_invalid")
+    expect_problem(post(client, dataset, "m\0/../../secret"), 400, "json_invalid")

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from api.datasets.upload import spool_directory
 from domain.settings import Settings
 from pocl.data.samples import MAX_LINE_BYTES, read_samples
-from tests.support.requests import JSONL, pointers, problem, upload
+from tests.support.requests import JSONL, expect_problem, pointers, upload
 
 GOOD = b'{"instruction": "a", "output": "b"}'
 DEEP = 100_000
@@ -77,7 +77,7 @@ def test_a_nasty_row_is_named_and_its_neighbours_are_read(client: TestClient, se
     earlier = upload(client, rows=3)
     for kind, (line, code) in NASTY.items():
         answer = client.post("/v1/datasets", content=b"\n".join([GOOD, line, GOOD, line, GOOD]), headers=JSONL)
-        found = problem(answer, 422, "dataset_invalid")
+        found = expect_problem(answer, 422, "dataset_invalid")
         assert pointers(found) == ["/lines/2", "/lines/4"], kind
         assert {error["code"] for error in found["errors"]} == {code}, kind
         assert found["detail"].startswith("2 of 5 rows"), kind
@@ -103,4 +103,4 @@ def test_a_compressed_body_is_not_taken_for_rows(client: TestClient) -> None:
     for compression in ("gzip", "br", "zstd"):
         headers = JSONL | {"content-encoding": compression}
         answer = client.post("/v1/datasets", content=b"\x1f\x8b\x08\x00" + bytes(range(256)), headers=headers)
-        problem(answer, 422, "dataset_invalid")
+        expect_problem(answer, 422, "dataset_invalid")

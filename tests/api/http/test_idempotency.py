@@ -23,11 +23,11 @@ from domain.idempotency.models import MAX_BODY_BYTES, IdempotencyKey
 from domain.settings import Settings
 from tests.support.requests import (
     JSONL,
-    at_once,
+    expect_problem,
     http_scope,
     jsonl,
     pointers,
-    problem,
+    send_concurrently,
     specification,
     submit,
     write_model,
@@ -137,7 +137,7 @@ def test_a_key_belongs_to_one_request(client: TestClient, dataset: str) -> None:
         client.post(f"/v1/jobs/{job}/cancel", headers=KEY),
         post_rows(client, jsonl(1)),
     ):
-        problem(answer, 422, "idempotency_key_reused")
+        expect_problem(answer, 422, "idempotency_key_reused")
     assert ids(client, "jobs") == [job]
     assert client.get(f"/v1/jobs/{job}").json()["status"] == "queued"
 
@@ -147,14 +147,14 @@ def test_rows_under_a_key_that_had_others(client: TestClient, name: str) -> None
     made = post_rows(client, jsonl(5)).json()["id"]
     rows = jsonl(6) if name == "rows" else jsonl(5)
     answer = client.post("/v1/datasets", params={"name": name}, content=rows, headers=JSONL | KEY)
-    problem(answer, 422, "idempotency_key_reused")
+    expect_problem(answer, 422, "idempotency_key_reused")
     assert ids(client, "datasets") == [made]
 
 
 def test_a_refusal_is_not_kept_because_nothing_was_done(client: TestClient, database: Database, dataset: str) -> None:
-    problem(post_job(client, "ds_00000000"), 422, "spec_invalid")
-    problem(post_rows(client, b"{}"), 422, "dataset_invalid")
-    problem(client.post("/v1/jobs/job_00000000/cancel", headers=KEY), 404, "job_not_found")
+    expect_problem(post_job(client, "ds_00000000"), 422, "spec_invalid")
+    expect_problem(post_rows(client, b"{}"), 422, "dataset_invalid")
+    expect_problem(client.post("/v1/jobs/job_00000000/cancel", headers=KEY), 404, "job_not_found")
     assert rows_of_keys(database) == []
     assert post_job(client, dataset).status_code == 201
 
@@ -164,7 +164,7 @@ def test_a_full_queue_does_not_hide_what_was_answered(
 ) -> None:
     app.state.settings = settings.model_copy(update={"max_jobs_queued": 1})
     first = post_job(client, dataset)
-    problem(post_job(client, dataset, {"idempotency-key": "two"}), 429, "quota_exceeded")
+    expect_problem(post_job(client, dataset, {"idempotency-key": "two"}), 429, "quota_exceeded")
     assert_replay(post_job(client, dataset), first)
 
 
@@ -181,7 +181,7 @@ def test_a_commit_that_fails_keeps_neither_the_job_nor_its_answer(
     event.listen(Session, "after_flush", note)
     event.listen(Session, "before_commit", fail)
     try:
-        problem(post_job(client, dataset), 503, "unavailable")
+        expect_problem(post_job(client, dataset), 503, "unavailable")
     finally:
         event.remove(Session, "before_commit", fail)
         event.remove(Session, "after_flush", note)
@@ -218,7 +218,7 @@ def test_an_answer_that_cannot_be_kept_is_refused_before_anything_is_done(
     client: TestClient, dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requests, "MAX_BODY_BYTES", 100)
-    problem(post_job(client, dataset), 422, "idempotency_answer_too_large")
+    expect_problem(post_job(client, dataset), 422, "idempotency_answer_too_large")
     assert ids(client, "jobs") == []
 
 
@@ -226,12 +226,12 @@ def test_an_answer_that_cannot_be_kept_is_refused_before_anything_is_done(
 def test_a_key_that_is_none_is_refused(bare: TestClient, key: str) -> None:
     for path in ("/v1/jobs", "/v1/jobs/job_00000000/cancel", "/v1/datasets"):
         answer = bare.post(path, json={"spec": {}}, headers={b"idempotency-key": key.encode("latin-1")})
-        assert "/header/Idempotency-Key" in pointers(problem(answer, 422, "invalid")), path
+        assert "/header/Idempotency-Key" in pointers(expect_problem(answer, 422, "invalid")), path
 
 
 def test_two_keys_are_none(client: TestClient, dataset: str) -> None:
     answer = client.post("/v1/jobs", json={"spec": specification(dataset)}, headers=[*KEY.items(), *KEY.items()])
-    assert pointers(problem(answer, 422, "invalid")) == ["/header/Idempotency-Key"]
+    assert pointers(expect_problem(answer, 422, "invalid")) == ["/header/Idempotency-Key"]
 
 
 @pytest.mark.parametrize("key", ["x" * 255, "~ !", "'; DROP TABLE jobs; --", '"8e03978e-40d5"'])
@@ -242,7 +242,7 @@ def test_any_printable_key_is_one(client: TestClient, dataset: str, key: str) ->
 
 def test_of_a_crowd_of_equal_jobs_one_is_made(app: FastAPI, client: TestClient, dataset: str) -> None:
     body = {"json": {"spec": specification(dataset)}, "headers": KEY}
-    answers = asyncio.run(at_once(app, [("POST", "/v1/jobs", body)] * CROWD))
+    answers = asyncio.run(send_concurrently(app, [("POST", "/v1/jobs", body)] * CROWD))
     assert Counter(answer.status_code for answer in answers) == {201: CROWD}
     assert len({answer.content for answer in answers}) == 1
     assert [answer.headers.get("idempotent-replayed") for answer in answers].count(None) == 1
@@ -251,14 +251,14 @@ def test_of_a_crowd_of_equal_jobs_one_is_made(app: FastAPI, client: TestClient, 
 
 def test_of_a_crowd_of_equal_uploads_one_is_made(app: FastAPI, client: TestClient, settings: Settings) -> None:
     body = {"content": jsonl(5), "headers": JSONL | KEY}
-    answers = asyncio.run(at_once(app, [("POST", "/v1/datasets", body)] * CROWD))
+    answers = asyncio.run(send_concurrently(app, [("POST", "/v1/datasets", body)] * CROWD))
     assert {answer.status_code for answer in answers} <= {201, 409}
     assert [a for a in answers if a.status_code == 201 and "idempotent-replayed" not in a.headers] != []
     (made,) = ids(client, "datasets")
     assert {answer.json()["id"] for answer in answers if answer.status_code == 201} == {made}
     for answer in answers:
         if answer.status_code == 409:
-            assert problem(answer, 409, "idempotency_in_progress")["retryable"] is True
+            assert expect_problem(answer, 409, "idempotency_in_progress")["retryable"] is True
             assert int(answer.headers["retry-after"]) > 0
     assert len(list((settings.artifact_root / "datasets").iterdir())) == 1
     assert not any(spool_directory(settings).iterdir())
@@ -268,7 +268,7 @@ def test_of_a_crowd_of_different_requests_under_one_key_one_is_served(
     app: FastAPI, client: TestClient, dataset: str
 ) -> None:
     bodies = [{"json": {"spec": specification(dataset), "priority": n}, "headers": KEY} for n in range(CROWD)]
-    answers = asyncio.run(at_once(app, [("POST", "/v1/jobs", body) for body in bodies]))
+    answers = asyncio.run(send_concurrently(app, [("POST", "/v1/jobs", body) for body in bodies]))
     assert Counter(answer.status_code for answer in answers) == {201: 1, 422: CROWD - 1}
     assert len(ids(client, "jobs")) == 1
 
@@ -317,14 +317,14 @@ def test_an_upload_under_way_is_said_at_once_and_its_answer_shown_later(app: Fas
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(arriving.run)
             await arriving.half()
-            (early,) = await at_once(app, [again])
+            (early,) = await send_concurrently(app, [again])
             arriving.go_on()
         assert arriving.status == 201
-        (late,) = await at_once(app, [again])
+        (late,) = await send_concurrently(app, [again])
         return early, late
 
     early, late = asyncio.run(run())
-    problem(early, 409, "idempotency_in_progress")
+    expect_problem(early, 409, "idempotency_in_progress")
     assert late.status_code == 201
     assert late.headers["idempotent-replayed"] == "true"
     assert [row.status for row in rows_of_keys(database)] == [201]
@@ -374,7 +374,9 @@ def test_an_upload_that_lost_its_key_keeps_nothing(
             await arriving.half()
             # As after a stall: its time is over, and another request has the key.
             let_pass(database, DAY)
-            (other,) = await at_once(app, [("POST", "/v1/datasets", {"content": jsonl(9), "headers": JSONL | KEY})])
+            (other,) = await send_concurrently(
+                app, [("POST", "/v1/datasets", {"content": jsonl(9), "headers": JSONL | KEY})]
+            )
             arriving.go_on()
         return arriving.status, other
 

@@ -12,7 +12,7 @@ from domain.jobs.states import EndReason
 from domain.workers.models import Device
 from domain.workers.repository import register_worker
 from tests.api.http.test_jobs import claim, end
-from tests.support.requests import pointers, problem, specification, submit
+from tests.support.requests import expect_problem, pointers, specification, submit
 
 BROKEN = EndReason("loss_diverged", "The loss is not finite.", "user", False, "Lower it.")
 
@@ -32,13 +32,13 @@ def failed_with_stage(client: TestClient, database: Database, dataset: str) -> s
 
 def test_a_pause_is_asked_for_once_and_again(client: TestClient, database: Database, dataset: str) -> None:
     job = submit(client, dataset)["id"]
-    refused = problem(client.post(f"/v1/jobs/{job}/pause"), 409, "illegal_transition")
+    refused = expect_problem(client.post(f"/v1/jobs/{job}/pause"), 409, "illegal_transition")
     assert "cancelled" in refused["allowed"]
     held = claim(database)
     asked = client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"})
     assert (asked.status_code, asked.json()["status"], asked.json()["pause_at"]) == (202, "pausing", "stage_end")
     assert client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"}).status_code == 200
-    problem(client.post(f"/v1/jobs/{job}/resume"), 409, "illegal_transition")
+    expect_problem(client.post(f"/v1/jobs/{job}/resume"), 409, "illegal_transition")
     end(database, held, Outcome.released())
     assert client.get(f"/v1/jobs/{job}").json()["status"] == "paused"
     resumed = client.post(f"/v1/jobs/{job}/resume")
@@ -64,13 +64,13 @@ def test_an_ended_job_is_retried_as_a_new_one(client: TestClient, database: Data
 )
 def test_a_retry_says_plainly_where_it_begins(client: TestClient, database: Database, dataset: str, body: Any) -> None:
     job = failed_with_stage(client, database, dataset)
-    problem(client.post(f"/v1/jobs/{job}/retry", json=body), 422, "invalid")
+    expect_problem(client.post(f"/v1/jobs/{job}/retry", json=body), 422, "invalid")
 
 
 def test_a_live_job_is_not_retried_and_not_deleted(client: TestClient, dataset: str) -> None:
     job = submit(client, dataset)["id"]
-    problem(client.post(f"/v1/jobs/{job}/retry"), 409, "job_is_live")
-    problem(client.delete(f"/v1/jobs/{job}"), 409, "job_is_live")
+    expect_problem(client.post(f"/v1/jobs/{job}/retry"), 409, "job_is_live")
+    expect_problem(client.delete(f"/v1/jobs/{job}"), 409, "job_is_live")
 
 
 def test_a_branch_changes_what_it_may(client: TestClient, database: Database, dataset: str) -> None:
@@ -83,7 +83,7 @@ def test_a_branch_changes_what_it_may(client: TestClient, database: Database, da
     stages = client.get(f"/v1/jobs/{made['id']}/stages").json()["data"]
     assert [stage["status"] for stage in stages][:2] == ["succeeded", "pending"]
     assert stages[-1]["temperature"] == 3.0
-    problem(client.post(f"/v1/jobs/{job}/branch", json={"stage": 1}), 404, "stage_not_saved")
+    expect_problem(client.post(f"/v1/jobs/{job}/branch", json={"stage": 1}), 404, "stage_not_saved")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,9 @@ def test_a_branch_keeps_what_its_state_stands_for(
     client: TestClient, database: Database, dataset: str, changes: Any, pointer: str
 ) -> None:
     job = failed_with_stage(client, database, dataset)
-    found = problem(client.post(f"/v1/jobs/{job}/branch", json={"stage": 0, "changes": changes}), 422, "spec_invalid")
+    found = expect_problem(
+        client.post(f"/v1/jobs/{job}/branch", json={"stage": 0, "changes": changes}), 422, "spec_invalid"
+    )
     assert pointers(found) == [pointer]
 
 
@@ -111,10 +113,10 @@ def test_name_labels_and_priority_change_and_the_rest_stays(client: TestClient, 
     changed = answer.json()
     assert (changed["priority"], changed["name"], changed["labels"]) == (9, "old", {"a": "1"})
     assert client.patch(f"/v1/jobs/{job['id']}", json={"name": None}).json()["name"] is None
-    problem(client.patch(f"/v1/jobs/{job['id']}", json={"priority": 101}), 422, "invalid")
-    problem(client.patch(f"/v1/jobs/{job['id']}", json={"status": "paused"}), 422, "invalid")
+    expect_problem(client.patch(f"/v1/jobs/{job['id']}", json={"priority": 101}), 422, "invalid")
+    expect_problem(client.patch(f"/v1/jobs/{job['id']}", json={"status": "paused"}), 422, "invalid")
     client.post(f"/v1/jobs/{job['id']}/cancel")
-    found = problem(client.patch(f"/v1/jobs/{job['id']}", json={"priority": 3}), 422, "invalid")
+    found = expect_problem(client.patch(f"/v1/jobs/{job['id']}", json={"priority": 3}), 422, "invalid")
     assert pointers(found) == ["/priority"]
     assert client.patch(f"/v1/jobs/{job['id']}", json={"labels": {}}).json()["labels"] == {}
 
@@ -124,11 +126,11 @@ def test_an_ended_job_is_forgotten_with_all_it_brought_about(
 ) -> None:
     job = failed_with_stage(client, database, dataset)
     child = client.post(f"/v1/jobs/{job}/branch", json={"stage": 0}).json()["id"]
-    problem(client.delete(f"/v1/jobs/{job}"), 409, "job_is_needed")
+    expect_problem(client.delete(f"/v1/jobs/{job}"), 409, "job_is_needed")
     client.post(f"/v1/jobs/{child}/cancel")
     assert client.delete(f"/v1/jobs/{job}").status_code == 204
-    problem(client.get(f"/v1/jobs/{job}"), 404, "job_not_found")
-    problem(client.delete(f"/v1/jobs/{job}"), 404, "job_not_found")
+    expect_problem(client.get(f"/v1/jobs/{job}"), 404, "job_not_found")
+    expect_problem(client.delete(f"/v1/jobs/{job}"), 404, "job_not_found")
     assert client.get(f"/v1/jobs/{child}").json()["branch_of"] == job
 
 
@@ -136,12 +138,12 @@ def test_an_ended_job_is_forgotten_with_all_it_brought_about(
     "limits", [{"max_wait_seconds": 0}, {"max_attempts": 0}, {"max_runtime_seconds": 1.5}, {"x": 1}]
 )
 def test_limits_are_checked(client: TestClient, dataset: str, limits: Any) -> None:
-    problem(client.post("/v1/jobs", json={"spec": specification(dataset), "limits": limits}), 422, "invalid")
+    expect_problem(client.post("/v1/jobs", json={"spec": specification(dataset), "limits": limits}), 422, "invalid")
 
 
 def test_no_job_may_have_more_attempts_than_the_service_allows(client: TestClient, dataset: str) -> None:
     answer = client.post("/v1/jobs", json={"spec": specification(dataset), "limits": {"max_attempts": 100}})
-    assert pointers(problem(answer, 422, "invalid")) == ["/limits/max_attempts"]
+    assert pointers(expect_problem(answer, 422, "invalid")) == ["/limits/max_attempts"]
 
 
 def test_workers_are_listed_with_their_jobs_and_drained(client: TestClient, database: Database, dataset: str) -> None:
@@ -158,6 +160,6 @@ def test_workers_are_listed_with_their_jobs_and_drained(client: TestClient, data
     end(database, held, Outcome.released())
     assert client.get("/v1/workers").json()["data"][0]["state"] == "drained"
     assert client.post("/v1/workers/w1/drain", json={"how": None}).json()["state"] == "idle"
-    problem(client.post("/v1/workers/nobody/drain"), 404, "worker_not_found")
+    expect_problem(client.post("/v1/workers/nobody/drain"), 404, "worker_not_found")
     page = client.get("/v1/workers", params={"limit": 1, "after": "w1"}).json()
     assert ([worker["id"] for worker in page["data"]], page["has_more"]) == (["w2"], False)

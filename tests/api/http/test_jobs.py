@@ -15,7 +15,7 @@ from domain.jobs.repository import get_job
 from domain.jobs.states import JobStatus
 from domain.settings import Settings
 from pocl.events import Event, EventEnvelope, RunStarted, StageStarted, StepLogged
-from tests.support.requests import LOOPBACK, RESOURCES, pointers, problem, specification, submit, write_model
+from tests.support.requests import JOB_RESOURCES, LOOPBACK, expect_problem, pointers, specification, submit, write_model
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -106,7 +106,7 @@ WRONG_SPECIFICATIONS: list[tuple[dict[str, Any], str, str]] = [
 def test_a_wrong_specification_is_refused_at_the_field(client: TestClient, dataset: str, address: str) -> None:
     for fields, pointer, code in WRONG_SPECIFICATIONS:
         answer = client.post(address, json={"spec": specification(dataset) | fields})
-        found = problem(answer, 422, "spec_invalid")
+        found = expect_problem(answer, 422, "spec_invalid")
         assert (pointer, code) in [(error["pointer"], error["code"]) for error in found["errors"]], found
         assert "SECRET" not in answer.text
     assert client.get("/v1/jobs").json()["data"] == []
@@ -114,7 +114,7 @@ def test_a_wrong_specification_is_refused_at_the_field(client: TestClient, datas
 
 def test_a_model_that_is_not_there(client: TestClient, dataset: str) -> None:
     answer = client.post("/v1/jobs", json={"spec": specification(dataset) | {"teacher": {"path": "gpt9"}}})
-    assert pointers(problem(answer, 422, "model_not_found")) == ["/spec/teacher/path"]
+    assert pointers(expect_problem(answer, 422, "model_not_found")) == ["/spec/teacher/path"]
 
 
 def test_a_path_outside_the_model_roots(client: TestClient, settings: Settings, dataset: str) -> None:
@@ -123,7 +123,7 @@ def test_a_path_outside_the_model_roots(client: TestClient, settings: Settings, 
     (root / "link").symlink_to("/etc")
     for path in ("/etc", "../../..", "/proc/self/cwd", "link", str(root.parent), f"{root}/../.."):
         answer = client.post("/v1/jobs", json={"spec": specification(dataset) | {"student": {"path": path}}})
-        assert pointers(problem(answer, 422, "path_outside_model_roots")) == ["/spec/student/path"]
+        assert pointers(expect_problem(answer, 422, "path_outside_model_roots")) == ["/spec/student/path"]
         assert str(settings.home) not in answer.text
 
 
@@ -135,7 +135,7 @@ def test_models_with_other_vocabularies_do_not_go_together(
     write_model(root / "student", tokens={"a": 1, "b": 0})
     models = {"teacher": {"path": "teacher"}, "student": {"path": "student"}}
     answer = client.post("/v1/jobs", json={"spec": specification(dataset) | models})
-    assert pointers(problem(answer, 422, "vocabulary_mismatch")) == ["/spec/student"]
+    assert pointers(expect_problem(answer, 422, "vocabulary_mismatch")) == ["/spec/student"]
     same = {"teacher": {"path": "teacher"}, "student": {"path": "teacher"}}
     assert client.post("/v1/jobs", json={"spec": specification(dataset) | same}).status_code == 201
 
@@ -144,14 +144,14 @@ def test_a_full_queue_is_told_to_wait(app: FastAPI, client: TestClient, dataset:
     app.state.settings = app.state.settings.model_copy(update={"max_jobs_queued": 1})
     submit(client, dataset)
     answer = client.post("/v1/jobs", json={"spec": specification(dataset)})
-    assert problem(answer, 429, "quota_exceeded")["retryable"] is True
+    assert expect_problem(answer, 429, "quota_exceeded")["retryable"] is True
     assert answer.headers["retry-after"]
 
 
 def test_a_name_that_cannot_be_printed(client: TestClient, dataset: str) -> None:
     for name in ("tab\tbed", "line\nbreak", "\u202eevil"):
         answer = client.post("/v1/jobs", json={"spec": specification(dataset), "name": name})
-        assert pointers(problem(answer, 422, "invalid")) == ["/name"]
+        assert pointers(expect_problem(answer, 422, "invalid")) == ["/name"]
 
 
 # --- Finding --------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_jobs_are_found_by_state_and_by_label(client: TestClient, dataset: str) 
 def test_a_filter_that_means_nothing_is_refused(client: TestClient) -> None:
     wrong = ({"status": "waiting"}, {"label": "no-equals"}, {"label": "a=\0"}, {"after": "\0"}, {"limit": "x"})
     for parameters in wrong:
-        problem(client.get("/v1/jobs", params=parameters), 422, "invalid")
+        expect_problem(client.get("/v1/jobs", params=parameters), 422, "invalid")
 
 
 UNKNOWN = ("job_00000000000000000000000000", "ds_00000000", "job_%00", "JOB_1", "job_" + "1" * 99)
@@ -195,9 +195,9 @@ UNKNOWN = ("job_00000000000000000000000000", "ds_00000000", "job_%00", "JOB_1", 
 
 def test_an_unknown_job_is_not_found(client: TestClient) -> None:
     for unknown in UNKNOWN:
-        for resource in RESOURCES:
-            problem(client.get(f"/v1/jobs/{unknown}{resource}"), 404, "job_not_found")
-        problem(client.post(f"/v1/jobs/{unknown}/cancel"), 404, "job_not_found")
+        for resource in JOB_RESOURCES:
+            expect_problem(client.get(f"/v1/jobs/{unknown}{resource}"), 404, "job_not_found")
+        expect_problem(client.post(f"/v1/jobs/{unknown}/cancel"), 404, "job_not_found")
 
 
 # --- Watching -------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_metrics_that_cannot_be(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     wrong: list[dict[str, Any]] = [{"resolution": 1}, {"from_step": -1}, {"names": "a\0"}, {"to_step": 2**40}]
     for asked in wrong:
-        problem(client.get(f"/v1/jobs/{job_id}/metrics", params=asked), 422, "invalid")
+        expect_problem(client.get(f"/v1/jobs/{job_id}/metrics", params=asked), 422, "invalid")
 
 
 # --- Cancelling -----------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_a_running_job_is_asked_to_end(client: TestClient, database: Database, d
 def test_a_job_that_ended_otherwise_cannot_be_cancelled(client: TestClient, database: Database, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     end(database, claim(database), Outcome.succeeded())
-    found = problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "illegal_transition")
+    found = expect_problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "illegal_transition")
     assert found["allowed"] == []
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded"
 
@@ -363,7 +363,7 @@ def test_a_change_is_committed_before_it_is_answered(
 def test_an_artifact_before_its_time(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     for resource in ("ranking", "report", "result"):
-        problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artifact_not_ready")
+        expect_problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artifact_not_ready")
 
 
 def test_a_job_that_nobody_held_has_no_attempt_and_an_empty_log(client: TestClient, dataset: str) -> None:
@@ -371,7 +371,7 @@ def test_a_job_that_nobody_held_has_no_attempt_and_an_empty_log(client: TestClie
     assert client.get(f"/v1/jobs/{job_id}/attempts").json()["data"] == []
     log = client.get(f"/v1/jobs/{job_id}/logs")
     assert (log.status_code, log.text, log.headers["content-type"]) == (200, "", "text/plain; charset=utf-8")
-    problem(client.get(f"/v1/jobs/{job_id}/logs", params={"attempt": 1}), 404, "attempt_not_found")
+    expect_problem(client.get(f"/v1/jobs/{job_id}/logs", params={"attempt": 1}), 404, "attempt_not_found")
 
 
 def test_methods_describe_their_parameters(client: TestClient) -> None:

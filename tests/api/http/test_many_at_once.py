@@ -6,13 +6,13 @@ from collections import Counter
 from fastapi import FastAPI
 
 from domain.settings import Settings
-from tests.support.requests import JSONL, at_once, jsonl, specification
+from tests.support.requests import JSONL, jsonl, send_concurrently, specification
 
 CROWD = 150
 
 
 def test_more_readers_than_connections_and_threads(app: FastAPI, dataset: str) -> None:
-    answers = asyncio.run(at_once(app, [("GET", f"/v1/datasets/{dataset}", {})] * CROWD))
+    answers = asyncio.run(send_concurrently(app, [("GET", f"/v1/datasets/{dataset}", {})] * CROWD))
     assert Counter(answer.status_code for answer in answers) == {200: CROWD}
 
 
@@ -21,7 +21,7 @@ def test_more_writers_than_connections_and_threads(app: FastAPI, settings: Setti
     body: dict[str, object] = {"json": {"spec": specification(dataset)}}
     upload: dict[str, object] = {"content": jsonl(2), "headers": JSONL}
     requests = [("POST", "/v1/jobs", body), ("POST", "/v1/datasets", upload)] * (CROWD // 2)
-    answers = asyncio.run(at_once(app, requests))
+    answers = asyncio.run(send_concurrently(app, requests))
     assert Counter(answer.status_code for answer in answers) == {201: CROWD}
     ids = [answer.json()["id"] for answer in answers]
     assert len(set(ids)) == CROWD

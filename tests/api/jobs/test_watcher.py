@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from api.jobs.watcher import Follower, TooManyFollowers, Watch
+from api.jobs.watcher import JobWatcher, Subscription, TooManyFollowers
 from domain.db import Database
 from domain.jobs.leases import claim_next
 from domain.jobs.models import Job
@@ -25,8 +25,8 @@ Result = TypeVar("Result")
 OFTEN, SELDOM, LONG = 0.001, 3600.0, 60.0
 
 
-def make_watch(database: Database, tick_seconds: float = OFTEN, max_followers: int = 1000) -> Watch:
-    return Watch(database, tick_seconds=tick_seconds, max_followers=max_followers, worker_seconds=60)
+def make_watcher(database: Database, poll_seconds: float = OFTEN, max_followers: int = 1000) -> JobWatcher:
+    return JobWatcher(database, poll_seconds=poll_seconds, max_followers=max_followers, worker_seconds=60)
 
 
 def queued(database: Database, **columns: Any) -> str:
@@ -60,7 +60,7 @@ def counted(database: Database) -> Iterator[list[str]]:
         sa.event.remove(database.engine, "before_cursor_execute", note)
 
 
-def run(what: Coroutine[Any, Any, Result], *watches: Watch) -> Result:
+def run(what: Coroutine[Any, Any, Result], *watches: JobWatcher) -> Result:
     """As a service does it: to the end, and until no query is under way."""
 
     async def whole() -> Result:
@@ -73,7 +73,7 @@ def run(what: Coroutine[Any, Any, Result], *watches: Watch) -> Result:
     return asyncio.run(whole())
 
 
-async def differs(follower: Follower, known: JobSnapshot | None) -> bool:
+async def differs(follower: Subscription, known: JobSnapshot | None) -> bool:
     return await follower.wait_for(lambda latest: latest != known, within=LONG)
 
 
@@ -93,24 +93,24 @@ def test_what_is_seen_is_what_the_rows_say(database: Database) -> None:
 
 def test_those_who_ask_at_once_share_a_query(database: Database) -> None:
     jobs = [queued(database) for _ in range(3)]
-    watch = make_watch(database)
+    watch = make_watcher(database)
 
     async def ask() -> list[JobSnapshot | None]:
-        return await asyncio.gather(*(watch.look(jobs[n % 3]) for n in range(300)))
+        return await asyncio.gather(*(watch.snapshot(jobs[n % 3]) for n in range(300)))
 
     with counted(database) as alone:
-        run(watch.look(jobs[2]), watch)
+        run(watch.snapshot(jobs[2]), watch)
     with counted(database) as sent:
         found = run(ask(), watch)
     assert len(sent) == len(alone)
     assert {one.place.ahead for one in found if one is not None and one.place is not None} == {0, 1, 2}
 
 
-class Held(Watch):
+class Held(JobWatcher):
     """Reads, and keeps what it read until it is let go."""
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database, tick_seconds=SELDOM, max_followers=10, worker_seconds=60)
+        super().__init__(database, poll_seconds=SELDOM, max_followers=10, worker_seconds=60)
         self.has_read, self.may_go_on = threading.Event(), threading.Event()
 
     def _query(self, jobs: list[str]) -> dict[str, JobSnapshot]:
@@ -125,10 +125,10 @@ def test_nobody_is_given_what_was_read_before_he_asked(database: Database) -> No
     watch = Held(database)
 
     async def ask_before_and_after_a_change() -> tuple[JobSnapshot | None, JobSnapshot | None]:
-        before = asyncio.create_task(watch.look(job_id))
+        before = asyncio.create_task(watch.snapshot(job_id))
         await asyncio.to_thread(watch.has_read.wait, 30)
         claim(database)
-        after = asyncio.create_task(watch.look(job_id))
+        after = asyncio.create_task(watch.snapshot(job_id))
         await asyncio.sleep(0)
         watch.may_go_on.set()
         return await before, await after
@@ -144,7 +144,7 @@ def test_one_who_leaves_takes_the_answer_from_nobody(database: Database) -> None
     watch = Held(database)
 
     async def leave() -> JobSnapshot | None:
-        leaving, staying = (asyncio.create_task(watch.look(job_id)) for _ in range(2))
+        leaving, staying = (asyncio.create_task(watch.snapshot(job_id)) for _ in range(2))
         await asyncio.to_thread(watch.has_read.wait, 30)
         leaving.cancel()
         watch.may_go_on.set()
@@ -155,20 +155,20 @@ def test_one_who_leaves_takes_the_answer_from_nobody(database: Database) -> None
 
 def test_hundreds_wait_and_hold_no_connection_and_no_thread(database: Database) -> None:
     job_id = queued(database)
-    watch = make_watch(database, tick_seconds=SELDOM)
+    watch = make_watcher(database, poll_seconds=SELDOM)
 
     async def wait() -> tuple[list[bool], int, int]:
-        known = await watch.look(job_id)
+        known = await watch.snapshot(job_id)
         threads = threading.active_count()
         with ExitStack() as stack:
-            followers = [stack.enter_context(watch.follow(job_id)) for _ in range(300)]
+            followers = [stack.enter_context(watch.subscribe(job_id)) for _ in range(300)]
             waiting = [asyncio.create_task(differs(follower, known)) for follower in followers]
             # The look that their coming set off has ended when a later one has.
-            await watch.look(job_id)
+            await watch.snapshot(job_id)
             held = database.engine.pool.checkedout()  # type: ignore[attr-defined] # Both databases have a QueuePool.
             more = threading.active_count() - threads
             await asyncio.to_thread(claim, database)
-            await watch.look(job_id)
+            await watch.snapshot(job_id)
             return await asyncio.gather(*waiting), held, more
 
     woken, held, more = run(wait(), watch)
@@ -177,7 +177,7 @@ def test_hundreds_wait_and_hold_no_connection_and_no_thread(database: Database) 
     assert watch_is_empty(watch)
 
 
-def watch_is_empty(watch: Watch) -> bool:
+def watch_is_empty(watch: JobWatcher) -> bool:
     async def count() -> int:
         return watch.followers
 
@@ -186,13 +186,13 @@ def watch_is_empty(watch: Watch) -> bool:
 
 def test_all_jobs_are_asked_for_in_one_query_a_tick(database: Database) -> None:
     jobs = [queued(database) for _ in range(40)]
-    watch = make_watch(database, tick_seconds=SELDOM)
+    watch = make_watcher(database, poll_seconds=SELDOM)
 
     async def follow() -> list[JobSnapshot | None]:
         with counted(database) as alone:
-            await watch.look(jobs[0])
+            await watch.snapshot(jobs[0])
         with ExitStack() as stack, counted(database) as sent:
-            followers = [stack.enter_context(watch.follow(job_id)) for job_id in jobs]
+            followers = [stack.enter_context(watch.subscribe(job_id)) for job_id in jobs]
             looked_at = [follower.wait_for(lambda _: True, within=LONG) for follower in followers]
             await asyncio.gather(*looked_at)
         assert len(sent) == len(alone)
@@ -204,11 +204,11 @@ def test_all_jobs_are_asked_for_in_one_query_a_tick(database: Database) -> None:
 def test_a_change_by_anybody_wakes_at_the_next_tick(database: Database, database_url: str) -> None:
     first, second = queued(database), queued(database)
     elsewhere = Database(database_url)
-    watch = make_watch(database)
+    watch = make_watcher(database)
 
     async def follow() -> list[bool]:
-        known = [await watch.look(first), await watch.look(second)]
-        with watch.follow(first) as one, watch.follow(second) as two:
+        known = [await watch.snapshot(first), await watch.snapshot(second)]
+        with watch.subscribe(first) as one, watch.subscribe(second) as two:
             waiting = [
                 asyncio.create_task(differs(follower, was)) for follower, was in zip((one, two), known, strict=True)
             ]
@@ -224,15 +224,15 @@ def test_a_change_by_anybody_wakes_at_the_next_tick(database: Database, database
 
 def test_a_job_that_is_deleted_is_news(database: Database) -> None:
     job_id = queued(database)
-    watch = make_watch(database)
+    watch = make_watcher(database)
 
     def delete() -> None:
         with database.transaction(write=True) as session:
             session.execute(sa.delete(Job).where(Job.id == job_id))
 
     async def follow() -> JobSnapshot | None:
-        known = await watch.look(job_id)
-        with watch.follow(job_id) as follower:
+        known = await watch.snapshot(job_id)
+        with watch.subscribe(job_id) as follower:
             waiting = asyncio.create_task(differs(follower, known))
             await asyncio.to_thread(delete)
             assert await waiting
@@ -243,17 +243,17 @@ def test_a_job_that_is_deleted_is_news(database: Database) -> None:
 
 def test_waiting_ends_with_its_time_and_with_the_service(database: Database) -> None:
     job_id = queued(database)
-    watch = make_watch(database)
+    watch = make_watcher(database)
 
     async def follow() -> tuple[bool, bool, bool]:
-        known = await watch.look(job_id)
-        with watch.follow(job_id) as follower:
+        known = await watch.snapshot(job_id)
+        with watch.subscribe(job_id) as follower:
             timed_out = await follower.wait_for(lambda latest: latest != known, within=0.01)
             waiting = asyncio.create_task(differs(follower, known))
             await asyncio.sleep(0)
             watch.close()
             closed = await waiting
-        with watch.follow(job_id) as late:
+        with watch.subscribe(job_id) as late:
             return timed_out, closed, await differs(late, known)
 
     assert run(follow(), watch) == (False, False, False)
@@ -261,11 +261,16 @@ def test_waiting_ends_with_its_time_and_with_the_service(database: Database) -> 
 
 def test_there_is_room_for_so_many_and_it_is_given_back(database: Database) -> None:
     job_id = queued(database)
-    watch = make_watch(database, max_followers=2)
+    watch = make_watcher(database, max_followers=2)
 
     async def crowd() -> None:
         for _ in range(3):
-            with watch.follow(job_id), watch.follow(job_id), pytest.raises(TooManyFollowers), watch.follow(job_id):
+            with (
+                watch.subscribe(job_id),
+                watch.subscribe(job_id),
+                pytest.raises(TooManyFollowers),
+                watch.subscribe(job_id),
+            ):
                 pass
 
     run(crowd(), watch)
@@ -289,12 +294,12 @@ class Failing(Database):
 def test_those_who_wait_outlast_a_database_that_is_away(database: Database, database_url: str) -> None:
     job_id = queued(database)
     failing = Failing(database_url)
-    watch = make_watch(failing)
+    watch = make_watcher(failing)
 
     async def follow() -> Mapping[str, Any]:
-        known = await watch.look(job_id)
+        known = await watch.snapshot(job_id)
         failing.failures = 3
-        with watch.follow(job_id) as follower:
+        with watch.subscribe(job_id) as follower:
             waiting = asyncio.create_task(differs(follower, known))
             await asyncio.to_thread(claim, database)
             return {"woken": await waiting, "failures": failing.failures}
@@ -307,12 +312,12 @@ def test_one_who_asks_while_the_database_is_away_is_told(database: Database, dat
     job_id = queued(database)
     failing = Failing(database_url)
     failing.failures = 1
-    watch = make_watch(failing)
+    watch = make_watcher(failing)
 
     async def ask() -> JobSnapshot | None:
         with pytest.raises(OperationalError):
-            await watch.look(job_id)
-        return await watch.look(job_id)
+            await watch.snapshot(job_id)
+        return await watch.snapshot(job_id)
 
     assert run(ask(), watch) == seen(database, job_id)
     failing.close()

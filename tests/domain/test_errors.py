@@ -35,4 +35,4 @@ def test_a_refusal_is_a_client_error_unless_the_service_is_at_fault() -> None:
 def test_only_the_standard_library_is_imported() -> None:
     program = "import sys, domain.errors; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.check_output([sys.executable, "-S", "-c", program], text=True, cwd=Path(__file__).parents[2])
-    assert set(loaded.split()) <= {*sys.stdlib_module_names, "api", "pocl", "__main__"}
+    assert set(loaded.split()) <= {*sys.stdlib_module_names, "domain", "pocl", "__main__"}
