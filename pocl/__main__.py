@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, assert_never
 
 import yaml
 
@@ -23,7 +23,10 @@ from pocl.events import (
     CheckpointSaved,
     Evaluated,
     Event,
+    FileEvent,
+    HistoryEvent,
     PhaseChanged,
+    ProgressEvent,
     RunEnded,
     RunFinished,
     StageStarted,
@@ -184,8 +187,10 @@ def _line_for_people(event: Event) -> str | None:
             return f"{event.code}: {event.message}"
         case RunFinished():
             return f"done after {event.step} steps"
-        case _:
+        case HistoryEvent() | ProgressEvent() | FileEvent():
             return None
+        case _:
+            assert_never(event)
 
 
 if __name__ == "__main__":

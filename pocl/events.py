@@ -1,6 +1,11 @@
 """Progress as typed values, one JSON object a line: `{"at": time, "event": {"type": ..., ...}}`.
 
 A reader must pass over a `type` that it does not know.
+
+Every event belongs to one of three groups, by which most readers treat it: see :class:`HistoryEvent`,
+:class:`ProgressEvent` and :class:`FileEvent`. To add one, derive it from its group and name it in `Event`. Where a
+reader has to treat the new event on its own, the type check fails at that reader's `assert_never`, as it does at every
+reader for an event without a group.
 """
 
 from collections.abc import Callable
@@ -12,12 +17,24 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 Phase = Literal["validating", "loading", "ranking", "caching_teacher", "training", "evaluating", "exporting"]
 
 
-class _Event(BaseModel):
+class _Value(BaseModel):
     # Fields may be added: a reader of an older version passes over them.
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
-class RunStarted(_Event):
+class HistoryEvent(_Value):
+    """Something that happened once. It enters the history of the job as it is, and is shown at once."""
+
+
+class ProgressEvent(_Value):
+    """How far the run is. It comes by the thousand: the newest one counts, and none enters the history."""
+
+
+class FileEvent(_Value):
+    """A file or directory below the working directory is whole. It enters the history once it is stored."""
+
+
+class RunStarted(HistoryEvent):
     """The specification is valid and the models are about to be loaded."""
 
     type: Literal["run_started"] = "run_started"
@@ -27,13 +44,13 @@ class RunStarted(_Event):
     stages: int
 
 
-class PhaseChanged(_Event):
+class PhaseChanged(HistoryEvent):
     type: Literal["phase"] = "phase"
     phase: Phase
     stage: int | None = None
 
 
-class Progressed(_Event):
+class Progressed(ProgressEvent):
     """How far a phase other than training has come."""
 
     type: Literal["progress"] = "progress"
@@ -43,7 +60,7 @@ class Progressed(_Event):
     unit: Literal["samples", "rows", "bytes"] = "rows"
 
 
-class StageStarted(_Event):
+class StageStarted(HistoryEvent):
     type: Literal["stage_started"] = "stage_started"
     stage: int
     """Counted from 0."""
@@ -55,7 +72,7 @@ class StageStarted(_Event):
     """Optimiser steps done before this stage."""
 
 
-class StepLogged(_Event):
+class StepLogged(ProgressEvent):
     """One optimiser step. Steps that are run again after a crash are logged again under the same number."""
 
     type: Literal["step"] = "step"
@@ -85,7 +102,7 @@ class StepLogged(_Event):
     """The range that it is expected in, from how unequal the steps were."""
 
 
-class StageFinished(_Event):
+class StageFinished(HistoryEvent):
     type: Literal["stage_finished"] = "stage_finished"
     stage: int
     step: int
@@ -93,7 +110,7 @@ class StageFinished(_Event):
     """Epochs that were run; fewer than planned after convergence."""
 
 
-class SeedStats(_Event):
+class SeedStats(_Value):
     """One figure for each seed."""
 
     values: tuple[float, ...]
@@ -103,7 +120,7 @@ class SeedStats(_Event):
     """Sample standard deviation (n - 1 in the denominator); null for one seed."""
 
 
-class SampledScores(_Event):
+class SampledScores(_Value):
     """Scores of answers that were drawn at random, once with each seed."""
 
     temperature: float
@@ -115,7 +132,7 @@ class SampledScores(_Event):
     """Per cent."""
 
 
-class Evaluated(_Event):
+class Evaluated(HistoryEvent):
     """Scores on the validation rows; `rouge_l` and `exact_match` are those of greedy answers."""
 
     type: Literal["evaluated"] = "evaluated"
@@ -135,7 +152,7 @@ class Evaluated(_Event):
     """Null where no sampling is asked for, and after an epoch, where the greedy score alone decides."""
 
 
-class CheckpointSaved(_Event):
+class CheckpointSaved(FileEvent):
     """A directory below the working directory is whole: it has its manifest and does not change again."""
 
     type: Literal["checkpoint"] = "checkpoint"
@@ -149,27 +166,27 @@ class CheckpointSaved(_Event):
     size_bytes: int
 
 
-class ArtifactWritten(_Event):
+class ArtifactWritten(FileEvent):
     type: Literal["artifact"] = "artifact"
     kind: Literal["spec", "ranking", "result", "report"]
     path: str
     """Relative to the working directory."""
 
 
-class Warned(_Event):
+class Warned(HistoryEvent):
     type: Literal["warning"] = "warning"
     code: str
     message: str
 
 
-class RunFinished(_Event):
+class RunFinished(HistoryEvent):
     """The student is distilled; `result.json` holds the figures."""
 
     type: Literal["run_finished"] = "run_finished"
     step: int
 
 
-class RunEnded(_Event):
+class RunEnded(HistoryEvent):
     """The run ended without a result: it was stopped, or it failed."""
 
     type: Literal["run_ended"] = "run_ended"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, assert_never
 
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
@@ -21,6 +21,7 @@ from pocl.events import (
     ArtifactWritten,
     CheckpointSaved,
     EventEnvelope,
+    HistoryEvent,
     Progressed,
     RunEnded,
     RunFinished,
@@ -166,17 +167,17 @@ class RowSink:
             # The database is away; the file keeps the rest.
             return False
         before = self._tail.offset
-        for stamped, offset in self._tail.read():
-            self._pending.events.append(stamped)
+        for envelope, offset in self._tail.read():
+            self._pending.events.append(envelope)
             self._pending.offset = offset
-            self._take(stamped)
+            self._take(envelope)
         if self._tail.offset == before:
             return False
         self.last_event_at = self._clock()
         return True
 
-    def _take(self, stamped: EventEnvelope) -> None:
-        match stamped.event:
+    def _take(self, envelope: EventEnvelope) -> None:
+        match envelope.event:
             case StepLogged():
                 return
             case Progressed() as progressed:
@@ -192,8 +193,10 @@ class RowSink:
             case RunFinished() | RunEnded() as last:
                 self.end_event = last
                 self._store_partial_ranking()
-            case _:
+            case HistoryEvent():
                 pass
+            case _:
+                assert_never(envelope.event)
         self._pending.urgent = True
 
     def _store_checkpoint(self, saved: CheckpointSaved) -> None:

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -36,8 +36,6 @@ METRICS: Final = (
 )
 """The figures of a step that are kept as series."""
 
-# They come by the thousand, or are recorded once their files are in the store.
-_NOT_HISTORY = (engine.StepLogged, engine.Progressed, engine.CheckpointSaved, engine.ArtifactWritten)
 _MESSAGE_LENGTH = 2000
 
 
@@ -186,9 +184,12 @@ class _Batch:
                 self._evaluated(event, at)
             case engine.RunFinished() | engine.RunEnded():
                 self._columns["step"] = event.step
-            case engine.CheckpointSaved() | engine.ArtifactWritten() | engine.Warned():
+            case engine.HistoryEvent() | engine.FileEvent():
+                # Files are recorded once they are in the store.
                 pass
-        if not isinstance(event, _NOT_HISTORY):
+            case _:
+                assert_never(event)
+        if isinstance(event, engine.HistoryEvent):
             self._history.append(NewEvent(event.type, _data(event), at))
 
     def write(self, columns: dict[str, Any]) -> None:
