@@ -1,17 +1,15 @@
-"""How an attempt ended, read from the engine's exit status, its last event and what was asked of it."""
+"""How an attempt ended, read from the engine's exit status, its last event and the stop request that it got."""
 
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from domain.jobs.leases import Outcome
+from domain.jobs.leases import Outcome, StopRequest
 from domain.jobs.states import RUNTIME_EXCEEDED, EndReason
 from pocl.errors import is_disk_full
 from pocl.events import RunEnded, RunFinished
 from pocl.layout import ExitCode
-
-StopRequest = Literal["cancel", "pause", "release", "stall", "expire"]
 
 _STOPPED: Final = "stopped"
 
@@ -64,8 +62,8 @@ class EngineExit:
     """As `Popen.returncode`: negative for a signal."""
     last: RunFinished | RunEnded | None = None
     """Its last word."""
-    asked: StopRequest | None = None
-    """Why it was asked to stop."""
+    stop_request: StopRequest | None = None
+    """Why the worker asked it to stop; null where it did not."""
     stored: bool = False
     """Whether the finished student is in the artifact store."""
     trouble: EndReason | None = None
@@ -80,27 +78,27 @@ def storage_failure_reason(error: OSError) -> EndReason:
 
 
 def classify_exit(ending: EngineExit) -> Outcome:
-    """The outcome for the rows. A typed failure stands, whatever was asked meanwhile."""
+    """The outcome for the rows. A typed failure stands, whatever stop request came meanwhile."""
     if ending.status == ExitCode.DONE and isinstance(ending.last, RunFinished):
         return Outcome.succeeded() if ending.stored else Outcome.failed(ending.trouble or STORAGE_FAILED)
     if isinstance(ending.last, RunEnded) and ending.last.code != _STOPPED:
         last = ending.last
         return Outcome.failed(EndReason(last.code, last.message, last.fault, last.retryable, last.hint))
-    match ending.asked:
-        case "cancel":
+    match ending.stop_request:
+        case StopRequest.CANCEL:
             return Outcome.cancelled()
-        case "pause" | "release":
+        case StopRequest.PAUSE | StopRequest.PAUSE_AT_STAGE_END | StopRequest.RELEASE:
             # Saved, or killed after the grace period: an earlier training state is in the store all the same.
             return Outcome.released()
-        case "stall":
+        case StopRequest.STALL:
             return Outcome.crashed(STALLED)
-        case "expire":
+        case StopRequest.EXPIRE:
             return Outcome.failed(RUNTIME_EXCEEDED)
         case None:
-            return _unasked(ending)
+            return _classify_unrequested_exit(ending)
 
 
-def _unasked(ending: EngineExit) -> Outcome:
+def _classify_unrequested_exit(ending: EngineExit) -> Outcome:
     if isinstance(ending.last, RunEnded):
         return Outcome.crashed(STOPPED)
     if ending.status == ExitCode.USAGE:

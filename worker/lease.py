@@ -1,20 +1,19 @@
-"""An attempt's hold on its job: kept by heartbeats, which also bring what the client wants."""
+"""The lease of an attempt on its job: renewed by heartbeats, which also bring stop requests."""
 
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import LostLease
 from domain.jobs import leases
-from domain.jobs.leases import Claim
+from domain.jobs.leases import Claim, StopRequest
 
 log = logging.getLogger(__name__)
 
-StopRequest = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release"]
 Result = TypeVar("Result")
 
 
@@ -39,17 +38,17 @@ class Lease:
         self._every = every
         self._clock = clock
         self._renewed = self._tried = clock()
-        self._wish: StopRequest = "ok"
+        self._stop_request: StopRequest | None = None
 
-    def heartbeat_if_due(self) -> StopRequest:
-        """Renew the lease where the time has come; what the client wanted when it was last renewed.
+    def heartbeat_if_due(self) -> StopRequest | None:
+        """Renew the lease when that is due, and return the stop request that the last renewal brought.
 
         Raises:
             LostLease: the job is no longer this attempt's, or may no longer be.
         """
         if self._clock() - self._tried >= self._every:
             self._beat()
-        return self._wish
+        return self._stop_request
 
     def renew_while(self, work: Callable[[], Result]) -> Result:
         """Run something long, that does not touch the database, while the lease is kept.
@@ -68,13 +67,11 @@ class Lease:
         self._tried = self._clock()
         try:
             with self._database.transaction(write=True) as session:
-                signal = leases.heartbeat(session, self._claim, self._seconds)
+                stop_request = leases.heartbeat(session, self._claim, self._seconds)
         except DATABASE_UNAVAILABLE as error:
             log.warning("the lease could not be renewed: %s", type(error).__name__)
             if self._clock() - self._renewed >= self._seconds:
                 raise LostLease from error
             return
-        if signal == "lost":
-            raise LostLease
         self._renewed = self._tried
-        self._wish = signal
+        self._stop_request = stop_request

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from sqlalchemy.orm import Session
 
@@ -23,7 +23,7 @@ from domain.datasets.repository import get_dataset
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import ApiError, LostLease
 from domain.jobs import leases, repository
-from domain.jobs.leases import Claim, Outcome
+from domain.jobs.leases import Claim, Outcome, StopRequest
 from domain.jobs.queue import memory_by_device_kind
 from domain.jobs.states import EndReason, JobStatus
 from domain.model_paths import locate_model
@@ -39,7 +39,6 @@ from worker.engine_exit import (
     STORAGE_FAILED,
     WORKER_FAILED,
     EngineExit,
-    StopRequest,
     classify_exit,
     count_oom_kills,
     storage_failure_reason,
@@ -160,10 +159,9 @@ class _Attempt:
             flush_seconds=supervisor.options.flush_seconds,
             clock=supervisor.clock,
         )
-        self._asked: StopRequest | None = None
+        self._stop_request: StopRequest | None = None
+        """What the engine was asked for."""
         self._kill_at: float | None = None
-        self._pausing = False
-        """Whether it was asked to pause at the end of its stage, and to nothing since."""
 
     def run(self) -> JobStatus:
         try:
@@ -230,7 +228,7 @@ class _Attempt:
             EngineExit(
                 status=status,
                 last=self._sink.end_event,
-                asked=self._asked,
+                stop_request=self._stop_request,
                 stored=self._sink.student_stored,
                 trouble=self._sink.storage_error,
                 oom_kills=count_oom_kills() - kills_before,
@@ -251,45 +249,47 @@ class _Attempt:
     def _watch(self, engine: subprocess.Popen[bytes]) -> None:
         while engine.poll() is None:
             self._sink.pump()
-            self._ask_to_stop(engine)
+            self._deliver_stop_request(engine)
             self._log.trim()
             try:
                 engine.wait(self._options.tick_seconds)
             except subprocess.TimeoutExpired:
                 continue
 
-    def _ask_to_stop(self, engine: subprocess.Popen[bytes]) -> None:
-        wish = self._wish()
-        if wish == "pause_at_stage_end":
-            self._ask_to_pause(engine)
+    def _deliver_stop_request(self, engine: subprocess.Popen[bytes]) -> None:
+        request = self._pending_stop_request()
+        if request is StopRequest.PAUSE_AT_STAGE_END:
+            self._deliver_pause_at_stage_end(engine)
             return
-        if wish is not None and (self._asked is None or self._kill_at is None):
-            log.info("the engine of %s is asked to stop: %s", self._claim.job_id, wish)
+        if request is not None and (self._stop_request is None or self._kill_at is None):
+            log.info("the engine of %s is asked to stop: %s", self._claim.job_id, request)
             engine.terminate()
             self._kill_at = self._clock() + self._options.grace_seconds
-        # A cancel outranks what was asked before; a pause at the end of the stage may turn into anything.
-        if wish is not None and (self._asked is None or wish == "cancel" or self._pausing):
-            self._asked, self._pausing = wish, False
+        # A cancel outranks an earlier request; a pause at the end of the stage may turn into any other.
+        replaceable = self._stop_request in (None, StopRequest.PAUSE_AT_STAGE_END)
+        if request is not None and (replaceable or request is StopRequest.CANCEL):
+            self._stop_request = request
         if self._kill_at is not None and self._clock() >= self._kill_at:
             kill_group(engine)
 
-    def _ask_to_pause(self, engine: subprocess.Popen[bytes]) -> None:
-        # Before it reports its start it may not listen yet, and the signal would end it.
-        if self._pausing or self._asked is not None or not self._sink.engine_started:
+    def _deliver_pause_at_stage_end(self, engine: subprocess.Popen[bytes]) -> None:
+        # Before it reports its start the engine may not listen yet, and the signal would end it.
+        if self._stop_request is not None or not self._sink.engine_started:
             return
         log.info("the engine of %s is asked to pause at the end of its stage", self._claim.job_id)
         engine.send_signal(signal.SIGUSR1)
-        self._asked, self._pausing = "pause", True
+        self._stop_request = StopRequest.PAUSE_AT_STAGE_END
 
-    def _wish(self) -> StopRequest | Literal["pause_at_stage_end"] | None:
-        wish = self._lease.heartbeat_if_due()
-        if wish != "ok" and wish != "pause_at_stage_end":
-            return wish
+    def _pending_stop_request(self) -> StopRequest | None:
+        """The stop request of the client or the drain; else of this worker, which shuts down or sees a stall."""
+        request = self._lease.heartbeat_if_due()
+        if request not in (None, StopRequest.PAUSE_AT_STAGE_END):
+            return request
         if self._supervisor.should_stop():
-            return "release"
+            return StopRequest.RELEASE
         if self._clock() - self._sink.last_event_at >= self._options.stall_seconds:
-            return "stall"
-        return None if wish == "ok" else wish
+            return StopRequest.STALL
+        return request
 
     def _log_tail(self) -> bytes:
         """The end of the engine's log, for clients: places of this machine go by their names."""

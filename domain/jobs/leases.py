@@ -5,7 +5,8 @@ No function commits. Every lease is compared by the database's clock.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from enum import StrEnum
+from typing import Any, Self
 
 import sqlalchemy as sa
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint, CheckpointKind
 from domain.db import db_now
+from domain.errors import LostLease
 from domain.jobs.models import Job, JobAttempt
 from domain.jobs.queue import order_by_fair_share, runnable_on
 from domain.jobs.states import (
@@ -32,8 +34,6 @@ from domain.jobs.transitions import lock_claimed_job, transition
 from domain.workers.models import DrainMode, Worker
 from pocl.spec import DistillationSpec
 
-StopRequest = Literal["ok", "cancel", "pause", "pause_at_stage_end", "expire", "release", "lost"]
-
 _ANY: Mapping[str, int | None] = {"cpu": None, "cuda": None}
 _RESUME_CANDIDATES = 5
 _REAPED_AT_ONCE = 100
@@ -44,6 +44,23 @@ _SPEC_UNREADABLE = EndReason(
     False,
     "Submit the job again.",
 )
+
+
+class StopRequest(StrEnum):
+    """Why an attempt is to stop its engine. It then settles with the outcome that is named here."""
+
+    CANCEL = "cancel"
+    """The client cancels the job: cancelled."""
+    PAUSE = "pause"
+    """The client pauses the job: released."""
+    PAUSE_AT_STAGE_END = "pause_at_stage_end"
+    """The client pauses the job once its stage has ended: released."""
+    EXPIRE = "expire"
+    """The job has used up its `max_runtime_seconds`: failed."""
+    RELEASE = "release"
+    """The worker shuts down or is drained: released."""
+    STALL = "stall"
+    """The engine reports nothing any more, which its worker notices: crashed."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +158,11 @@ def claim_next(
     return None
 
 
-def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> StopRequest:
-    """Extend the lease and hear what the client wants.
+def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> StopRequest | None:
+    """Renew the lease, and return the stop request that is pending; null where the attempt may go on.
 
-    `lost`: stop the engine, write nothing more. `cancel`, `pause`, `release`, `expire`: stop the engine, then settle
-    as cancelled, released or failed. `pause_at_stage_end`: as `pause`, once the stage has ended.
+    Raises:
+        LostLease: the attempt no longer holds the job: stop the engine and write nothing more.
     """
     rows = session.execute(
         sa.update(Job)
@@ -155,15 +172,16 @@ def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> StopReque
         execution_options={"synchronize_session": False},
     ).all()
     if not rows:
-        return "lost"
+        raise LostLease
     status, pause_at, expired, drain = rows[0]
     if status is JobStatus.CANCELLING:
-        return "cancel"
+        return StopRequest.CANCEL
     if expired:
-        return "expire"
+        return StopRequest.EXPIRE
     if status is JobStatus.PAUSING:
-        return "pause_at_stage_end" if pause_at == "stage_end" and drain != "release" else "pause"
-    return "release" if drain == "release" else "ok"
+        at_stage_end = pause_at == "stage_end" and drain != "release"
+        return StopRequest.PAUSE_AT_STAGE_END if at_stage_end else StopRequest.PAUSE
+    return StopRequest.RELEASE if drain == "release" else None
 
 
 def settle(session: Session, claim: Claim, outcome: Outcome) -> JobStatus:

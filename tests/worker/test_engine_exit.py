@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.jobs.leases import StopRequest
 from domain.jobs.states import AttemptEnd
 from pocl.events import RunEnded, RunFinished
-from worker.engine_exit import EngineExit, StopRequest, classify_exit, count_oom_kills, storage_failure_reason
+from worker.engine_exit import EngineExit, classify_exit, count_oom_kills, storage_failure_reason
 
 FINISHED = RunFinished(step=9)
 FAILED = RunEnded(code="loss_diverged", message="m", fault="user", retryable=False, hint="h", step=3)
@@ -20,7 +21,7 @@ endings = st.builds(
     EngineExit,
     status=st.integers(-64, 255),
     last=st.sampled_from([None, FINISHED, FAILED, STOPPED]),
-    asked=st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]),
+    stop_request=st.sampled_from([None, *StopRequest]),
     stored=st.booleans(),
     oom_kills=st.integers(0, 2),
 )
@@ -39,20 +40,20 @@ def test_an_outcome_always_says_why_in_a_sentence(ending: EngineExit) -> None:
     assert reason.message.endswith(".") or reason.message == "m"
 
 
-@given(st.sampled_from([None, "cancel", "pause", "release", "stall", "expire"]), st.integers(-64, 255))
-def test_a_typed_failure_stands_whatever_was_asked(asked: StopRequest | None, status: int) -> None:
-    outcome = classify_exit(EngineExit(status, FAILED, asked))
+@given(st.sampled_from([None, *StopRequest]), st.integers(-64, 255))
+def test_a_typed_failure_stands_whatever_stop_request_came(stop_request: StopRequest | None, status: int) -> None:
+    outcome = classify_exit(EngineExit(status, FAILED, stop_request))
     assert (outcome.end, outcome.reason.code) == (AttemptEnd.FAILED, "loss_diverged")
 
 
 @pytest.mark.parametrize(
     ("ending", "end", "code"),
     [
-        (EngineExit(75, STOPPED, "cancel"), AttemptEnd.CANCELLED, "cancelled"),
-        (EngineExit(75, STOPPED, "pause"), AttemptEnd.RELEASED, "released"),
-        (EngineExit(75, STOPPED, "release"), AttemptEnd.RELEASED, "released"),
-        (EngineExit(-signal.SIGKILL, None, "release"), AttemptEnd.RELEASED, "released"),
-        (EngineExit(-signal.SIGKILL, None, "stall"), AttemptEnd.CRASHED, "stalled"),
+        (EngineExit(75, STOPPED, StopRequest.CANCEL), AttemptEnd.CANCELLED, "cancelled"),
+        (EngineExit(75, STOPPED, StopRequest.PAUSE), AttemptEnd.RELEASED, "released"),
+        (EngineExit(75, STOPPED, StopRequest.RELEASE), AttemptEnd.RELEASED, "released"),
+        (EngineExit(-signal.SIGKILL, None, StopRequest.RELEASE), AttemptEnd.RELEASED, "released"),
+        (EngineExit(-signal.SIGKILL, None, StopRequest.STALL), AttemptEnd.CRASHED, "stalled"),
         (EngineExit(75, STOPPED), AttemptEnd.CRASHED, "engine_stopped"),
         (EngineExit(2), AttemptEnd.FAILED, "spec_invalid"),
         (EngineExit(0), AttemptEnd.CRASHED, "engine_failure"),

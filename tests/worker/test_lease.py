@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from domain.db import Database
 from domain.errors import LostLease
 from domain.jobs import leases
-from domain.jobs.leases import Claim
+from domain.jobs.leases import Claim, StopRequest
 from tests.support.harness import ServiceHarness
 from worker.lease import Lease
 
@@ -42,7 +42,7 @@ def test_a_lease_outlives_an_outage_that_is_shorter_than_itself(harness: Service
     claim, clock = claim_job(harness), Clock()
     lease = Lease(cast(Database, Away()), claim, seconds=60, every=10, clock=clock)
     for clock.now in range(10, 60, 10):
-        assert lease.heartbeat_if_due() == "ok"
+        assert lease.heartbeat_if_due() is None
     clock.now = 60
     with pytest.raises(LostLease):
         lease.heartbeat_if_due()
@@ -58,13 +58,13 @@ def test_the_row_is_renewed_no_more_often_than_asked(harness: ServiceHarness) ->
     assert len(expiries) == 3
 
 
-def test_a_wish_of_the_client_arrives_with_the_next_heartbeat(harness: ServiceHarness) -> None:
+def test_a_stop_request_of_the_client_arrives_with_the_next_heartbeat(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
     lease = Lease(harness.database, claim, seconds=60, every=10, clock=clock)
     harness.cancel(claim.job_id)
-    assert lease.heartbeat_if_due() == "ok"
+    assert lease.heartbeat_if_due() is None
     clock.now = 10
-    assert lease.heartbeat_if_due() == "cancel"
+    assert lease.heartbeat_if_due() is StopRequest.CANCEL
 
 
 def test_something_long_runs_under_heartbeats(harness: ServiceHarness) -> None:

@@ -15,7 +15,7 @@ from domain.db import Database, db_now
 from domain.errors import IllegalTransition, LostLease
 from domain.jobs.actions import cancel_job
 from domain.jobs.event_recorder import add_artifact, add_checkpoint, apply_events, save_log_tail
-from domain.jobs.leases import Claim, Outcome, claim_next, heartbeat, reap_expired, settle
+from domain.jobs.leases import Claim, Outcome, StopRequest, claim_next, heartbeat, reap_expired, settle
 from domain.jobs.models import Job, JobAttempt, JobEvent
 from domain.jobs.states import HELD, TERMINAL, TRANSITIONS, WORKER_LOST, AttemptEnd, EndReason, JobStatus
 from domain.jobs.transitions import lock_claimed_job, transition
@@ -114,7 +114,7 @@ def test_a_heartbeat_extends_the_lease_and_is_no_visible_change(database: Databa
     claim = claim_job(database, lease_seconds=1)
     before = reload_job(database, claim)
     with database.transaction(write=True) as session:
-        assert heartbeat(session, claim, 600) == "ok"
+        assert heartbeat(session, claim, 600) is None
     after = reload_job(database, claim)
     assert before.lease_expires_at is not None
     assert after.lease_expires_at is not None
@@ -123,13 +123,16 @@ def test_a_heartbeat_extends_the_lease_and_is_no_visible_change(database: Databa
 
 
 @pytest.mark.parametrize(
-    ("status", "signal"), [(JobStatus.CANCELLING, "cancel"), (JobStatus.PAUSING, "pause"), (JobStatus.RUNNING, "ok")]
+    ("status", "stop_request"),
+    [(JobStatus.CANCELLING, StopRequest.CANCEL), (JobStatus.PAUSING, StopRequest.PAUSE), (JobStatus.RUNNING, None)],
 )
-def test_a_heartbeat_brings_what_the_client_wants(database: Database, status: JobStatus, signal: str) -> None:
+def test_a_heartbeat_brings_the_stop_request_of_the_client(
+    database: Database, status: JobStatus, stop_request: StopRequest | None
+) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         set_status(session, claim.job_id, status)
-        assert heartbeat(session, claim, 60) == signal
+        assert heartbeat(session, claim, 60) is stop_request
 
 
 def test_success_ends_the_job_and_its_attempt(database: Database) -> None:
@@ -238,7 +241,7 @@ def test_the_reaper_settles_a_cancel_that_came_while_the_job_recovered(database:
 def test_a_lease_that_expired_unnoticed_can_still_be_renewed(database: Database) -> None:
     claim = claim_job(database, lease_seconds=-1)
     with database.transaction(write=True) as session:
-        assert heartbeat(session, claim, 60) == "ok"
+        assert heartbeat(session, claim, 60) is None
     assert reap(database) == []
 
 
@@ -268,6 +271,7 @@ WRITES: list[Callable[[Database, Claim], object]] = [
         database, add_artifact, claim, kind="report", store_key="jobs/stale", size_bytes=1, sha256="0" * 64
     ),
     lambda database, claim: in_transaction(database, save_log_tail, claim, "stale", max_bytes=100),
+    lambda database, claim: in_transaction(database, heartbeat, claim, 60),
 ]
 
 
@@ -276,7 +280,7 @@ def in_transaction(database: Database, write: Callable[..., object], *arguments:
         return write(session, *arguments, **options)
 
 
-@pytest.mark.parametrize("write", WRITES, ids=["settle", "events", "checkpoint", "artifact", "log"])
+@pytest.mark.parametrize("write", WRITES, ids=["settle", "events", "checkpoint", "artifact", "log", "heartbeat"])
 @pytest.mark.parametrize("taken", [False, True], ids=["queued", "taken"])
 def test_an_attempt_that_lost_its_lease_changes_nothing(
     database: Database, write: Callable[[Database, Claim], object], taken: bool
@@ -288,8 +292,6 @@ def test_an_attempt_that_lost_its_lease_changes_nothing(
     before = dump_tables(database)
     with pytest.raises(LostLease):
         write(database, claim)
-    with database.transaction(write=True) as session:
-        assert heartbeat(session, claim, 60) == "lost"
     assert dump_tables(database) == before
 
 
