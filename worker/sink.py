@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -42,7 +42,7 @@ _LINE_BYTES: Final = 2**18
 _LOG_SECONDS: Final = 5
 _PARTIAL_SECONDS: Final = 60
 """How often a ranking under way is stored: what a lost worker costs."""
-_MOST_PENDING: Final = 20_000
+_MAX_PENDING_EVENTS: Final = 20_000
 _UNUSABLE: Final = (ArtifactCorrupt, ArtifactExists, ArtifactNotFound, FileNotFoundError, ValueError)
 
 
@@ -91,14 +91,18 @@ def _parse(line: bytes) -> EventEnvelope | None:
 
 
 @dataclass
-class _Pending:
-    """What the next transaction writes. It may be repeated until it is known to be committed."""
+class _Batch:
+    """Events and files that one transaction writes.
 
-    events: list[EventEnvelope]
+    A batch whose commit was tried is repeated as it was until it is known to be committed. Its offset shows whether it
+    was; events added to it meanwhile would take those before them along for a second time.
+    """
+
     offset: int
-    files: list[Callable[[Session], object]]
+    """Where its events end in `events.jsonl`, in bytes."""
+    events: list[EventEnvelope] = field(default_factory=list)
+    files: list[Callable[[Session], object]] = field(default_factory=list)
     """Each names one stored file by a row."""
-    urgent: bool
 
 
 class RowSink:
@@ -125,7 +129,12 @@ class RowSink:
         self._flush_seconds = flush_seconds
         self._clock = clock
         self._tail = EventTail(place.workdir / EVENTS_FILE, claim.events_offset)
-        self._pending = _Pending([], self._tail.offset, [], urgent=False)
+        self._unconfirmed: list[_Batch] = []
+        """Batches whose commit was tried, oldest first."""
+        self._batch = _Batch(self._tail.offset)
+        """What the next transaction writes besides."""
+        self._urgent = False
+        """Whether the next transaction should not wait for the flush interval."""
         self._flushed_at = self._log_saved_at = self._partial_saved_at = self.last_event_at = clock()
         self.end_event: RunFinished | RunEnded | None = None
         """The engine's last word."""
@@ -145,7 +154,7 @@ class RowSink:
         fresh = self._take_in()
         # A change of state is shown at once; steps come too often for that.
         due = self._clock() - self._flushed_at >= self._flush_seconds
-        if self._pending.events and (due or self._pending.urgent):
+        if (self._unconfirmed or self._batch.events) and (due or self._urgent):
             self._write()
         return fresh
 
@@ -163,13 +172,13 @@ class RowSink:
         return settled[0] if self._write(end) else None
 
     def _take_in(self) -> bool:
-        if len(self._pending.events) >= _MOST_PENDING:
+        if sum(len(batch.events) for batch in (*self._unconfirmed, self._batch)) >= _MAX_PENDING_EVENTS:
             # The database is away; the file keeps the rest.
             return False
         before = self._tail.offset
         for envelope, offset in self._tail.read():
-            self._pending.events.append(envelope)
-            self._pending.offset = offset
+            self._batch.events.append(envelope)
+            self._batch.offset = offset
             self._take(envelope)
         if self._tail.offset == before:
             return False
@@ -197,7 +206,7 @@ class RowSink:
                 pass
             case _:
                 assert_never(envelope.event)
-        self._pending.urgent = True
+        self._urgent = True
 
     def _store_checkpoint(self, saved: CheckpointSaved) -> None:
         key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{saved.kind}-{saved.step:08d}"
@@ -227,7 +236,7 @@ class RowSink:
                 manifest_sha256=manifest,
             )
 
-        self._pending.files.append(name)
+        self._batch.files.append(name)
         self.student_stored = self.student_stored or saved.kind == "final"
 
     def _store_artifact(self, written: ArtifactWritten) -> None:
@@ -253,7 +262,7 @@ class RowSink:
                 session, self._claim, kind=written.kind, store_key=key, size_bytes=stored.size, sha256=stored.sha256
             )
 
-        self._pending.files.append(name)
+        self._batch.files.append(name)
 
     def _store_partial_ranking(self) -> None:
         """Another attempt, perhaps on another machine, goes on where this one was."""
@@ -276,25 +285,28 @@ class RowSink:
         log.error("the artifact store cannot be written: %s", error)
 
     def _write(self, end: Callable[[Session], None] | None = None) -> bool:
-        pending = self._pending
+        batches = [*self._unconfirmed, self._batch]
         try:
             with self._database.transaction(write=True) as session:
-                event_recorder.apply_events(session, self._claim, pending.events, offset=pending.offset)
-                for name in pending.files:
-                    name(session)
-                surplus = self._forget_surplus(session) if pending.files else []
+                for batch in batches:
+                    event_recorder.apply_events(session, self._claim, batch.events, offset=batch.offset)
+                    for name in batch.files:
+                        name(session)
+                surplus = self._forget_surplus(session) if any(batch.files for batch in batches) else []
                 if end is not None or self._clock() - self._log_saved_at >= _LOG_SECONDS:
                     self._save_log(session)
                 if end is not None:
                     end(session)
         except DATABASE_UNAVAILABLE as error:
             log.warning("progress could not be written, it is kept: %s", type(error).__name__)
+            if self._batch.events or self._batch.files:
+                self._unconfirmed, self._batch = batches, _Batch(self._batch.offset)
             # The next try waits for its turn.
-            self._flushed_at, pending.urgent = self._clock(), False
+            self._flushed_at, self._urgent = self._clock(), False
             return False
         for key in surplus:
             self._store.remove(key)
-        self._pending = _Pending([], pending.offset, [], urgent=False)
+        self._unconfirmed, self._batch, self._urgent = [], _Batch(self._batch.offset), False
         self._flushed_at = self._clock()
         return True
 

@@ -14,12 +14,16 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from domain.db import Database
+from domain.jobs import leases
 from domain.jobs.repository import metric_series
 from domain.jobs.states import JobStatus
 from pocl.events import Warned, to_line
+from pocl.layout import EVENTS_FILE
 from tests.support.harness import ServiceHarness
 from tests.worker.fake_engine import STEPS
-from worker.sink import EventTail
+from worker.attempt_dir import AttemptDir
+from worker.lease import Lease
+from worker.sink import EventTail, RowSink
 
 
 def lines(count: int) -> bytes:
@@ -84,6 +88,41 @@ class Flaky(Database):
         if away:
             self.failures += 1
             raise OperationalError("", {}, Exception("away"))
+
+
+class AnswerLost(Database):
+    """A database whose first commit takes place, but whose answer to it never arrives."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.lost = False
+
+    @contextmanager
+    def transaction(self, *, write: bool) -> Iterator[Session]:
+        with super().transaction(write=write) as session:
+            yield session
+        if write and not self.lost:
+            self.lost = True
+            raise OperationalError("", {}, Exception("the answer is lost"))
+
+
+def test_events_after_a_commit_whose_answer_was_lost_do_not_repeat_those_before_it(
+    harness: ServiceHarness, tmp_path: Path
+) -> None:
+    job = harness.submit()
+    with harness.database.transaction(write=True) as session:
+        claim = leases.claim_next(session, worker="w", lease_seconds=60)
+    assert claim is not None
+    place, flaky = AttemptDir(tmp_path), AnswerLost(harness.database_url)
+    lease = Lease(harness.database, claim, seconds=60, every=10)
+    sink = RowSink(flaky, harness.store, lease, claim, place, log_tail=lambda: b"", flush_seconds=0)
+    place.workdir.mkdir()
+    for count in (2, 3):
+        (place.workdir / EVENTS_FILE).write_bytes(lines(count))
+        sink.pump()
+    flaky.close()
+    assert flaky.lost
+    assert [event.data["code"] for event in harness.events(job, "warning")] == ["c0", "c1", "c2"]
 
 
 @pytest.mark.parametrize("seed", range(3))
