@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from importlib.metadata import version
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, FastAPI
+from starlette.routing import BaseRoute
 
 import api.checkpoints.routes
 import api.datasets.routes
@@ -42,7 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Distil large language models with progressive overload curriculum learning.",
         openapi_tags=openapi.TAGS,
         lifespan=_lifespan,
-        generate_unique_id_function=lambda route: route.name,
+        routes=_routes(),
         separate_input_output_schemas=False,
         # A redirect would be built from what the client calls this host.
         redirect_slashes=False,
@@ -60,8 +62,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.event_pages = api.jobs.streaming.create_event_page_cache(app.state.database)
     app.state.store = ArtifactStore(settings.artifact_root)
-    app.include_router(api.health.routes.router)
-    app.include_router(_v1())
     problems.install(app)
     install_replay_handler(app)
     # The one added last is the outermost.
@@ -73,15 +73,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _v1() -> APIRouter:
-    router = APIRouter(prefix="/v1")
+@cache
+def _routes() -> list[BaseRoute]:
+    """Everything that is served: built once, since it takes as long as a hundred requests and no setting changes it."""
+    router = APIRouter(generate_unique_id_function=lambda route: route.name)
+    router.include_router(api.health.routes.router)
     # The first one is found fastest.
-    router.include_router(api.jobs.polling.router)
-    router.include_router(api.jobs.streaming.router)
-    router.include_router(api.jobs.actions.router)
-    for feature in (api.jobs, api.datasets, api.checkpoints, api.methods, api.workers):
-        router.include_router(feature.routes.router)
-    return router
+    for part in (
+        api.jobs.polling,
+        api.jobs.streaming,
+        api.jobs.actions,
+        api.jobs.routes,
+        api.datasets.routes,
+        api.checkpoints.routes,
+        api.methods.routes,
+        api.workers.routes,
+    ):
+        router.include_router(part.router, prefix="/v1")
+    return router.routes
 
 
 @asynccontextmanager
