@@ -9,22 +9,30 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from tests.conftest import DATABASES, refuse_half_covered
+from domain.db import Database
+from tests.conftest import DATABASES, refuse_half_covered, selects_variants
 from tests.support import servers
+from tests.support.rows import dump_tables
 from tests.support.waiting import eventually
 
 _NOTHING = {"PATH": "/nonexistent"}
 
 
-def test_a_database_is_empty_and_speaks_its_own_dialect(database_url: str, request: pytest.FixtureRequest) -> None:
-    engine = sa.create_engine(database_url)
+def test_a_database_is_empty_and_speaks_its_own_dialect(empty_database_url: str, backend: str) -> None:
+    engine = sa.create_engine(empty_database_url)
     with engine.begin() as connection:
         assert sa.inspect(connection).get_table_names() == []
         connection.execute(sa.text("CREATE TABLE left_behind (id INTEGER)"))
         version = "version()" if engine.dialect.name == "postgresql" else "sqlite_version()"
         assert connection.execute(sa.text(f"SELECT {version}")).scalar_one()
     engine.dispose()
-    assert engine.dialect.name.startswith(request.node.callspec.params["database_url"])
+    assert engine.dialect.name.startswith(backend)
+
+
+def test_a_database_has_the_newest_schema_and_no_rows(database: Database) -> None:
+    rows = dump_tables(database)
+    assert {"jobs", "datasets", "checkpoints"} <= rows.keys()
+    assert not any(rows.values())
 
 
 @pytest.mark.parametrize("turn", [1, 2])
@@ -52,13 +60,26 @@ def test_a_missing_server_is_an_error_that_says_what_to_install(monkeypatch: pyt
 
 
 def test_a_database_test_collected_for_one_database_only_fails_the_run(request: pytest.FixtureRequest) -> None:
-    items = [item for item in request.session.items if "database_url" in getattr(item, "fixturenames", ())]
+    items = [item for item in request.session.items if "backend" in getattr(item, "fixturenames", ())]
     refuse_half_covered(items)
     for left_out in DATABASES:
         rest = [item for item in items if f"[{left_out}" not in item.nodeid]
         if rest:
             with pytest.raises(pytest.UsageError, match="must run on"):
                 refuse_half_covered(rest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last_failed", "expected"),
+    [
+        (["tests"], False, False),
+        (["tests/test_services.py::test_redis_is_empty_at_the_start_of_each_test"], False, False),
+        (["tests/test_services.py::test_a_database_has_the_newest_schema_and_no_rows[sqlite]"], False, True),
+        (["tests"], True, True),
+    ],
+)
+def test_a_run_of_single_variants_is_allowed(arguments: list[str], last_failed: bool, expected: bool) -> None:
+    assert selects_variants(arguments, last_failed=last_failed) is expected
 
 
 @pytest.mark.parametrize("server", ["redis", "postgres"], ids=["valkey", "postgresql"])

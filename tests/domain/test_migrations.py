@@ -22,15 +22,15 @@ from domain.settings import Settings
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[sa.Engine]:
-    engine = create_engine_for(database_url)
+def engine(empty_database_url: str) -> Iterator[sa.Engine]:
+    engine = create_engine_for(empty_database_url)
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def settings(database_url: str, tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", database_url=database_url)
+def settings(empty_database_url: str, tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", database_url=empty_database_url)
 
 
 def test_migrated_schema_is_the_declared_one(engine: sa.Engine, settings: Settings) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from domain.db import upgrade
 from domain.settings import Settings
 from tests.fuzz.seed_data import insert_seed_data
 from tests.support.api_process import ROOT, serving
@@ -36,7 +35,7 @@ class FuzzTarget:
 def running(database_url: str, tmp_path: Path) -> Iterator[FuzzTarget]:
     """A service with a key, as it is on a network, and with something of everything."""
     settings = Settings(home=tmp_path / "home", database_url=database_url)
-    upgrade(settings)
+    settings.home.mkdir(mode=0o700)
     seed_ids = insert_seed_data(settings, tmp_path / "made")
     log = tmp_path / "log"
     with serving(settings.home, log, database_url=database_url, api_key=KEY, max_jobs_queued="100000") as served:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from domain.db import Database, upgrade
+from domain.db import Database
 from domain.jobs.repository import list_jobs
 from domain.settings import Settings
 from tests.support.api_process import ROOT, environment, serving
@@ -31,7 +31,7 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(database_url: str, home: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a running service."""
-    upgrade(Settings(home=home, database_url=database_url))
+    home.mkdir(mode=0o700)
     with serving(home, tmp_path / "log", database_url=database_url) as served:
         yield served.address
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from domain.db import upgrade
-from domain.settings import Settings
 from tests.support.api_process import ROOT, ServiceProcess, serving
 from tests.support.requests import JSONL, write_model
 
@@ -25,7 +23,7 @@ ADDRESS_SPACE = 768 * MEBIBYTE
 @pytest.fixture
 def served(database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
     home = tmp_path / "home"
-    upgrade(Settings(home=home, database_url=database_url))
+    home.mkdir(mode=0o700)
     with serving(home, tmp_path / "log", database_url=database_url) as served:
         # What the first request of a kind loads is not counted.
         assert httpx2.post(f"{served.address}/v1/datasets", content=GOOD, headers=JSONL).status_code == 201

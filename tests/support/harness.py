@@ -14,7 +14,7 @@ from domain.artifacts import ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import list_checkpoints
 from domain.datasets.repository import add_dataset
-from domain.db import Database, upgrade
+from domain.db import Database
 from domain.ids import new_id
 from domain.jobs import repository
 from domain.jobs.actions import cancel_job
@@ -57,7 +57,7 @@ class ServiceHarness:
 
     @cached_property
     def database(self) -> Database:
-        upgrade(self.settings)
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database(self.database_url)
         self.databases.append(database)
         return database

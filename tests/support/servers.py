@@ -185,10 +185,10 @@ def _postgres(
 
 
 @contextmanager
-def fresh_database(server_url: str, name: str) -> Iterator[str]:
-    """Create an empty database, yield its URL, and drop it with whatever is still connected."""
+def fresh_database(server_url: str, name: str, *, template: str = "template0") -> Iterator[str]:
+    """Create a database like `template`, yield its URL, and drop it with whatever is still connected."""
     with psycopg.connect(_for_libpq(server_url), autocommit=True) as connection:
-        connection.execute(SQL("CREATE DATABASE {} TEMPLATE template0").format(Identifier(name)))
+        connection.execute(SQL("CREATE DATABASE {} TEMPLATE {}").format(Identifier(name), Identifier(template)))
     try:
         yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from api.app import create_app
-from domain.db import Database, upgrade
+from domain.db import Database
 from domain.settings import Settings
 from tests.support.requests import LOOPBACK, upload
 
@@ -16,12 +16,12 @@ from tests.support.requests import LOOPBACK, upload
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
     home = tmp_path / "home"
+    home.mkdir(mode=0o700)
     return Settings(home=home, database_url=database_url, max_upload_bytes=64 * 1024)
 
 
 @pytest.fixture
 def app(settings: Settings) -> Iterator[FastAPI]:
-    upgrade(settings)
     app = create_app(settings)
     yield app
     app.state.database.close()
