@@ -11,20 +11,21 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from pocl.data.batches import EncodedSample
+from pocl.losses.buffers import Workspace
 from pocl.losses.fused import fused_objective_sum
-from pocl.losses.objective import normaliser
-from pocl.losses.tile import Workspace
-from pocl.models.output_head import Head
+from pocl.losses.objective import ObjectiveTerms
+from pocl.models.output_head import Head, HeadInputs
 from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
 from pocl.models.random import byte_level_tokenizer
 from pocl.plan import StagePlan
-from pocl.spec import DistillationSpec, Method
+from pocl.spec import DistillationMethod, DistillationSpec
 from pocl.spec.presets import resolve
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.cache import open_teacher
-from pocl.teacher.distillation_loss import DistillationLoss
+from pocl.teacher.distillation_loss import training_loss
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
+from pocl.train.accumulation import normaliser
 from pocl.train.checkpoint import MetricRow, TrainState
 from pocl.train.loop import Student, Trainer, make_optimizer
 
@@ -90,14 +91,14 @@ class OurStep:
             first_step=0,
             steps_per_epoch=1,
         )
-        training_loss = DistillationLoss(student, teacher, shared_vocabulary=None, precision=precision)
+        loss = training_loss(student, teacher, spec.method, shared_vocabulary=None, precision=precision)
         self._trainer = Trainer(
             spec=spec,
             table=(self._stage,),
             rows=(),
             student=Student(student, byte_level_tokenizer(1024), optimizer),
-            training_loss=training_loss,
-            packed=training_loss.is_fused and can_pack(student, spec.data.max_length),
+            training_loss=loss,
+            packed=loss.is_fused and can_pack(student, spec.data.max_length),
             workdir=Path(),
             sink=lambda _event: None,
             should_stop=lambda: False,
@@ -121,21 +122,16 @@ def fused_loss(
     teacher_head: Tensor,
     labels: Tensor,
     *,
-    method: Method,
+    method: DistillationMethod,
     temperature: float,
     kd_weight: float,
 ) -> Tensor:
     """Mean objective over the tokens of hidden states `[T, d]` through heads `[V, d]`."""
     return fused_objective_sum(
-        student_hidden,
-        Head(student_head),
-        teacher_hidden,
-        Head(teacher_head),
+        HeadInputs(student_hidden, Head(student_head)),
+        HeadInputs(teacher_hidden, Head(teacher_head)),
         labels,
-        method=method,
-        temperature=temperature,
-        kd_weight=kd_weight,
-        shared_vocabulary=None,
+        ObjectiveTerms(method, temperature, kd_weight, shared_vocabulary=None),
         # As in training: the step's division comes with it, and the head's gradient goes where it ends up.
         scale=normaliser(len(labels)),
         accumulate_into_grad=True,

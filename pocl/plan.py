@@ -9,7 +9,6 @@ from pocl.spec import (
     ConstantTemperature,
     Curriculum,
     DistillationSpec,
-    KDMethod,
     NoCurriculum,
     Range,
 )
@@ -148,7 +147,7 @@ def estimate(
     and token of each sample, which the teacher reads once.
     """
     length = spec.data.max_length
-    with_teacher = spec.method.name is not KDMethod.SFT
+    with_teacher = spec.method.needs_teacher
     logits = _CHUNK_TOKENS * 4 * 2 * (student.vocabulary + (teacher.vocabulary if with_teacher else 0))
     teacher_weights = 4 * teacher.parameters if with_teacher else 0
     visits = sum(stage.samples * stage.epochs for stage in table)

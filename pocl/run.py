@@ -58,12 +58,12 @@ from pocl.plan import StagePlan, stage_table
 from pocl.prepare import Corpus, Models, dataset_digest, encode_corpus, load_models, read_splits, references_digest
 from pocl.progress import throttle
 from pocl.report.result import Result, build_result, write_result
-from pocl.spec import SFT, DistillationSpec
+from pocl.spec import DistillationSpec
 from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.storage.workdir import EventLog, locked, pin_spec
 from pocl.teacher.cache import open_teacher
-from pocl.teacher.distillation_loss import DistillationLoss
+from pocl.teacher.distillation_loss import training_loss
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
 from pocl.train import checkpoint
 from pocl.train.checkpoint import ResumePoint, TrainState
@@ -258,7 +258,7 @@ class _Run:
         """The teacher for every row that will be asked about, computed before where there is room."""
         if models.teacher is None:
             return None
-        trained_on = () if isinstance(self._spec.method, SFT) else corpus.train.samples
+        trained_on = corpus.train.samples if self._spec.method.needs_teacher else ()
         scored_on = () if corpus.validation is None else corpus.validation.samples
         self._sink(PhaseChanged(phase="caching_teacher"))
         opened = open_teacher(
@@ -297,16 +297,20 @@ class _Run:
                 message = f"continued with the teacher {'cached' if cached else 'live'}, so not to the same bits"
                 self._sink(Warned(code="not_exact", message=message))
         state.cached_teacher = cached
-        training_loss = DistillationLoss(
-            model, teacher, shared_vocabulary=models.shared_vocabulary, precision=self._precision
+        loss = training_loss(
+            model,
+            teacher,
+            self._spec.method,
+            shared_vocabulary=models.shared_vocabulary,
+            precision=self._precision,
         )
         return Trainer(
             spec=self._spec,
             table=table,
             rows=[corpus.train.samples[sample.row] for sample in ranking],
             student=Student(model, models.tokenizer, optimizer),
-            training_loss=training_loss,
-            packed=training_loss.is_fused and can_pack(model, self._spec.data.max_length),
+            training_loss=loss,
+            packed=loss.is_fused and can_pack(model, self._spec.data.max_length),
             workdir=self._workdir,
             sink=self._sink,
             should_stop=self._should_stop,

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.data.batches import Batch, EncodedSample, collate
@@ -18,9 +19,9 @@ from pocl.evaluation.sampling import Sampler
 from pocl.events import SampledScores, SeedStats
 from pocl.models.precision import Precision
 from pocl.progress import OnProgress
-from pocl.spec import Sampling
+from pocl.spec import ForwardKL, Sampling
 from pocl.storage.shared_cache import SharedCache
-from pocl.teacher.distillation_loss import DistillationLoss
+from pocl.teacher.distillation_loss import CrossEntropyLoss, DistillationLoss
 from pocl.teacher.signal import TeacherSignal
 
 ShouldStop = Callable[[], bool]
@@ -224,15 +225,15 @@ def token_scores(
     Raises:
         RunStopped: when `should_stop` turns true.
     """
-    training_loss = DistillationLoss(model, teacher, shared_vocabulary=shared_vocabulary, precision=precision)
+    scores = _token_scorer(model, teacher, shared_vocabulary, precision)
     ce_sum = kl_sum = 0.0
     tokens = 0
     for _, batch in scoring_batches(encoded, batch_size, model):
         if should_stop():
             raise RunStopped
-        entropies, divergences = training_loss.scores(batch)
-        ce_sum += entropies.sum().item()
-        kl_sum += 0.0 if divergences is None else divergences.sum().item()
+        cross_entropies, *divergences = scores(batch)
+        ce_sum += cross_entropies.sum().item()
+        kl_sum += sum(divergence.sum().item() for divergence in divergences)
         tokens += batch.tokens
     return ce_sum / max(1, tokens), kl_sum / max(1, tokens) if teacher is not None else None
 
@@ -250,12 +251,12 @@ def last_turn_cross_entropy(
     Raises:
         RunStopped: when `should_stop` turns true.
     """
-    training_loss = DistillationLoss(model, None, shared_vocabulary=None, precision=precision)
+    loss = CrossEntropyLoss(model, precision)
     means = [0.0] * len(encoded)
     for indices, batch in scoring_batches(encoded, batch_size, model):
         if should_stop():
             raise RunStopped
-        losses, _ = training_loss.scores(batch)
+        losses = loss.scores(batch)
         of_row = batch.predicts.nonzero()[:, 0]
         counted = batch.last_turn.to(losses.dtype)
         zeros = torch.zeros(len(indices), dtype=losses.dtype, device=losses.device)
@@ -286,6 +287,17 @@ def scoring_batches(
         pieces[-1].append(index)
         tokens += more
     return ((piece, collate([encoded[i] for i in piece], device=model.device)) for piece in pieces)
+
+
+def _token_scorer(
+    model: PreTrainedModel, teacher: TeacherSignal | None, shared_vocabulary: int | None, precision: Precision
+) -> Callable[[Batch], tuple[Tensor, ...]]:
+    """From a batch to the cross-entropy of its response tokens, `[T]`, and with a teacher their forward KL, `[T]`."""
+    if teacher is None:
+        cross_entropy = CrossEntropyLoss(model, precision)
+        return lambda batch: (cross_entropy.scores(batch),)
+    loss = DistillationLoss(model, teacher, ForwardKL(), shared_vocabulary=shared_vocabulary, precision=precision)
+    return loss.scores
 
 
 def _samplers(sampling: Sampling | None) -> list[Sampler]:

@@ -1,4 +1,4 @@
-"""From a method of the specification to its divergence; total over :class:`pocl.spec.KDMethod`."""
+"""From a method of the specification to its divergence; total over :data:`pocl.spec.DistillationMethod`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +20,11 @@ from pocl.losses.divergence import (
 )
 from pocl.spec import (
     JS,
-    SFT,
     TVD,
     AdaptiveKL,
     AlphaBeta,
+    DistillationMethod,
     ForwardKL,
-    Method,
     ReverseKL,
     SkewForwardKL,
     SkewReverseKL,
@@ -34,19 +33,17 @@ from pocl.spec import (
 
 @dataclass(frozen=True)
 class Divergence:
-    """One divergence in both of its forms, its parameters bound."""
+    """One divergence in both of its forms, with its parameters bound."""
 
     value: Callable[[Tensor, Tensor], Tensor]
-    """Log-probabilities of teacher and of student, each `[tokens, vocabulary]`, to `[tokens]`; differentiable."""
-    gradient: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    """Value and gradient in place, as :mod:`pocl.losses.gradient` describes it."""
+    """From log-probabilities of teacher and student, `[tokens, vocabulary]` each, to `[tokens]`; differentiable."""
+    value_and_grad_: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    """Value and closed-form gradient in place, as :mod:`pocl.losses.gradient` describes them."""
 
 
-def divergence_of(method: Method) -> Divergence | None:
-    """The divergence of `method` with its parameters bound, or None where no teacher is asked (`sft`)."""
+def divergence_of(method: DistillationMethod) -> Divergence:
+    """The divergence of `method` with its parameters bound."""
     match method:
-        case SFT():
-            return None
         case ForwardKL():
             return Divergence(forward_kl, closed.forward_kl)
         case ReverseKL():

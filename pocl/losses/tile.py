@@ -1,6 +1,8 @@
-"""The elementwise part of the objective on a few rows of logits: losses, and their gradient in place of the logits.
+"""The elementwise part of the objective on a tile of tokens: losses, and their gradient in place of the logits.
 
-A tile is as many rows as stay in the processor's cache, so that the passes over it do not wait for memory.
+A tile is as many tokens as stay in the processor's cache, so that the passes over it do not wait for memory. Every
+function overwrites the logits that it is given, `[tokens, vocabulary]` in the format of the losses; labels, `[tokens]`,
+hold no ignored position.
 """
 
 import math
@@ -9,160 +11,164 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pocl.losses.buffers import TileBuffers
 from pocl.losses.divergence import FLOOR
 from pocl.losses.registry import Divergence
 
-TokenLosses = tuple[Tensor, Tensor | None]
-"""Cross-entropy and divergence, each `[rows]`; no divergence where no teacher is asked."""
+
+@dataclass(frozen=True)
+class TileTerms:
+    """What the divergence of a token is made of."""
+
+    divergence: Divergence
+    temperature: float
+    shared_width: int
+    """How many ids the divergence is over."""
 
 
 @dataclass(frozen=True)
-class LossTerms:
-    """What a token is charged, and by how much each term enters the gradient."""
+class GradientFactors:
+    """By how much the gradient of each term with regard to the logits enters that of the loss."""
 
-    distance: Divergence | None
-    temperature: float
-    width: int
-    """How many ids the divergence is over."""
     cross_entropy: float
-    """Factor of the gradient of cross-entropy with regard to the logits."""
     divergence: float
-    """Factor of the gradient of the divergence, tau squared included."""
+    """Tau squared included."""
 
 
-class Workspace:
-    """Memory by name that is kept from one batch to the next, as large as was ever asked for.
-
-    The system zeroes what it hands out anew, which costs a CPU as much time as a pass over it.
-    """
-
-    def __init__(self) -> None:
-        self._memory: dict[str, Tensor] = {}
-
-    def take(self, name: str, rows: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """`[rows, width]`, contiguous, with whatever was in it before."""
-        memory, needed = self._memory.get(name), rows * width
-        if memory is None or memory.numel() < needed or memory.dtype != dtype or memory.device != device:
-            # The old one goes first.
-            self._memory.pop(name, None)
-            memory = self._memory[name] = torch.empty(needed, dtype=dtype, device=device)
-        return memory[:needed].view(rows, width)
-
-
-@dataclass
-class Scratch:
-    """Buffers of a tile, each used again by the next."""
-
-    rows: int
-    dtype: torch.dtype
-    device: torch.device
-    workspace: Workspace
-
-    def take(self, name: str, rows: int, width: int) -> Tensor:
-        """`[rows, width]`, contiguous, with whatever was in it before."""
-        return self.workspace.take(name, rows, width, self.dtype, self.device)
+def token_losses_(
+    student: Tensor, teacher: Tensor, labels: Tensor, terms: TileTerms, buffers: TileBuffers
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and divergence of each token, `[tokens]` each, in nats."""
+    log_p, log_q, q = (buffer[: len(labels)] for buffer in (buffers.log_p, buffers.log_q, buffers.q))
+    _centre(student[:, : terms.shared_width], terms.temperature, out=log_q)
+    if _is_one_softmax(student, terms):
+        _normalise_(log_q, probabilities=q)
+        cross_entropy = _negative_log_likelihood(log_q, labels)
+    else:
+        _recentre_(student, log_q, terms)
+        cross_entropy, _ = _cross_entropy_of_centred_(student, labels)
+        _normalise_(log_q, probabilities=q)
+    _centre(teacher[:, : terms.shared_width], terms.temperature, out=log_p)
+    _normalise_(log_p, probabilities=teacher[:, : terms.shared_width])
+    return cross_entropy, terms.divergence.value(log_p, log_q)
 
 
 def token_losses_and_grad_(
-    student: Tensor, teacher: Tensor | None, labels: Tensor, terms: LossTerms, scratch: Scratch, *, gradient: bool
-) -> TokenLosses:
-    """Losses of each row; with `gradient`, `student` then holds the gradient with regard to itself.
-
-    Both sides are overwritten in any case.
-
-    Args:
-        student: logits `[rows, V]` in the format that the losses are computed in.
-        teacher: logits `[rows, its V]` alike, None where no teacher is asked.
-        labels: `[rows]`, none of them ignored.
-    """
-    rows = student.shape[0]
-    if teacher is None or terms.distance is None:
-        cross_entropy = _cross_entropy(student, labels, terms.cross_entropy, gradient=gradient)
-        return cross_entropy, None
-    log_q, q = (scratch.take(name, rows, terms.width) for name in ("log_q", "q"))
-    _centre(student[:, : terms.width], terms.temperature, out=log_q)
-    whole = terms.width == student.shape[1]
-    # One softmax then serves both terms.
-    shared = whole and terms.temperature == 1
-    if not whole:
-        cross_entropy = _cross_entropy(student, labels, terms.cross_entropy, gradient=gradient)
-    elif not shared:
-        torch.mul(log_q, terms.temperature, out=student)
-        cross_entropy = _cross_entropy_of_centred(student, labels, terms.cross_entropy, gradient=gradient)
-    _normalise(log_q, probabilities=q)
-    if shared:
-        cross_entropy = log_q.gather(1, labels.unsqueeze(1)).squeeze(1).neg_()
-    log_p, p = scratch.take("log_p", rows, terms.width), teacher[:, : terms.width]
-    _centre(p, terms.temperature, out=log_p)
-    _normalise(log_p, probabilities=p)
-    if not gradient or terms.divergence == 0:
-        divergence = terms.distance.value(log_p, log_q)
-        if gradient and shared:
-            _cross_entropy_gradient(student.copy_(q), labels, terms.cross_entropy)
-        return cross_entropy, divergence
-    if shared and terms.cross_entropy != 0:
-        _cross_entropy_gradient(student.copy_(q), labels, terms.cross_entropy)
-    divergence, g = _through_softmax(terms.distance, log_p, log_q, p, q)
-    if terms.cross_entropy == 0:
-        torch.mul(g, terms.divergence / terms.temperature, out=student[:, : terms.width])
-        student[:, terms.width :].zero_()
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    terms: TileTerms,
+    factors: GradientFactors,
+    buffers: TileBuffers,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`token_losses_`; `student` then holds the gradient of the loss with regard to itself."""
+    log_p, log_q, q = (buffer[: len(labels)] for buffer in (buffers.log_p, buffers.log_q, buffers.q))
+    _centre(student[:, : terms.shared_width], terms.temperature, out=log_q)
+    if _is_one_softmax(student, terms):
+        _normalise_(log_q, probabilities=q)
+        cross_entropy = _negative_log_likelihood(log_q, labels)
+        if factors.cross_entropy != 0:
+            _subtract_one_hot_(student.copy_(q).mul_(factors.cross_entropy), labels, factors.cross_entropy)
     else:
-        student[:, : terms.width].add_(g, alpha=terms.divergence / terms.temperature)
+        _recentre_(student, log_q, terms)
+        cross_entropy, total = _cross_entropy_of_centred_(student, labels)
+        if factors.cross_entropy != 0:
+            _subtract_one_hot_(student.mul_(factors.cross_entropy / total), labels, factors.cross_entropy)
+        _normalise_(log_q, probabilities=q)
+    p = teacher[:, : terms.shared_width]
+    _centre(p, terms.temperature, out=log_p)
+    _normalise_(log_p, probabilities=p)
+    if factors.divergence == 0:
+        if factors.cross_entropy == 0:
+            student.zero_()
+        return cross_entropy, terms.divergence.value(log_p, log_q)
+    divergence, g = _through_softmax_(terms.divergence, log_p, log_q, p, q)
+    if factors.cross_entropy == 0:
+        torch.mul(g, factors.divergence / terms.temperature, out=student[:, : terms.shared_width])
+        student[:, terms.shared_width :].zero_()
+    else:
+        student[:, : terms.shared_width].add_(g, alpha=factors.divergence / terms.temperature)
     return cross_entropy, divergence
 
 
+def cross_entropy_(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each token, `[tokens]`, in nats."""
+    _centre(logits, 1, out=logits)
+    cross_entropy, _ = _cross_entropy_of_centred_(logits, labels)
+    return cross_entropy
+
+
+def cross_entropy_and_grad_(logits: Tensor, labels: Tensor, factor: float) -> Tensor:
+    """As :func:`cross_entropy_`; `logits` then hold `factor` times its gradient, softmax - one-hot."""
+    _centre(logits, 1, out=logits)
+    cross_entropy, total = _cross_entropy_of_centred_(logits, labels)
+    if factor == 0:
+        logits.zero_()
+    else:
+        _subtract_one_hot_(logits.mul_(factor / total), labels, factor)
+    return cross_entropy
+
+
+def _is_one_softmax(student: Tensor, terms: TileTerms) -> bool:
+    """Whether one softmax of the student serves both terms: over the whole vocabulary at temperature 1."""
+    return terms.shared_width == student.shape[1] and terms.temperature == 1
+
+
 def _centre(logits: Tensor, temperature: float, *, out: Tensor) -> None:
-    """logits / temperature, less the largest of its row, into `out`, which may be `logits`."""
+    """logits / temperature, less the largest of its token, into `out`, which may be `logits`."""
     if temperature == 1:
         torch.sub(logits, logits.amax(dim=-1, keepdim=True), out=out)
     else:
         torch.mul(logits, 1 / temperature, out=out).sub_(out.amax(dim=-1, keepdim=True))
 
 
-def _normalise(centred: Tensor, *, probabilities: Tensor) -> None:
+def _recentre_(student: Tensor, centred: Tensor, terms: TileTerms) -> None:
+    """Centre `student` at temperature 1, from its logits `centred` at another temperature where those are all."""
+    if terms.shared_width == student.shape[1]:
+        torch.mul(centred, terms.temperature, out=student)
+    else:
+        _centre(student, 1, out=student)
+
+
+def _normalise_(centred: Tensor, *, probabilities: Tensor) -> None:
     """Make `centred` its log-softmax, and `probabilities` its softmax: one exponential for both."""
     total = torch.exp(centred, out=probabilities).sum(dim=-1, keepdim=True)
     probabilities.div_(total)
     centred.sub_(total.log_())
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, factor: float, *, gradient: bool) -> Tensor:
-    """Cross-entropy `[rows]`; `logits` become its gradient times `factor`, or nothing of use without `gradient`."""
-    _centre(logits, 1, out=logits)
-    return _cross_entropy_of_centred(logits, labels, factor, gradient=gradient)
+def _negative_log_likelihood(log_q: Tensor, labels: Tensor) -> Tensor:
+    return log_q.gather(1, labels.unsqueeze(1)).squeeze(1).neg_()
 
 
-def _cross_entropy_of_centred(centred: Tensor, labels: Tensor, factor: float, *, gradient: bool) -> Tensor:
+def _cross_entropy_of_centred_(centred: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy `[tokens]`, and the sum `[tokens, 1]` of the exponentials that `centred` then holds."""
     at_label = centred.gather(1, labels.unsqueeze(1)).squeeze(1)
     total = centred.exp_().sum(dim=-1, keepdim=True)
-    if gradient and factor != 0:
-        _add_at_labels(centred.mul_(factor / total), labels, -factor)
-    return total.squeeze(1).log() - at_label
+    return total.squeeze(1).log() - at_label, total
 
 
-def _add_at_labels(values: Tensor, labels: Tensor, number: float) -> None:
-    at = labels.unsqueeze(1)
-    values.scatter_add_(1, at, values.new_full((1, 1), number).expand_as(at))
+def _subtract_one_hot_(values: Tensor, labels: Tensor, factor: float) -> None:
+    at_label = labels.unsqueeze(1)
+    values.scatter_add_(1, at_label, values.new_full((1, 1), -factor).expand_as(at_label))
 
 
-def _cross_entropy_gradient(probabilities: Tensor, labels: Tensor, factor: float) -> None:
-    """(softmax - one-hot) times `factor`, in place."""
-    _add_at_labels(probabilities.mul_(factor), labels, -factor)
-
-
-def _through_softmax(distance: Divergence, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """D `[rows]` and tau dD/dz = g - q sum(g), g = dD/d(log q); a token that q rules out has g = 0."""
-    ruled_out = _ruled_out(log_q)
-    for log_probabilities, mask in ((log_q, ruled_out), (log_p, _ruled_out(log_p))):
-        if mask is not None:
-            log_probabilities.masked_fill_(mask, FLOOR)
-    divergence, g = distance.gradient(log_p, log_q, p, q)
-    if ruled_out is not None:
-        g.masked_fill_(ruled_out, 0)
-    return divergence, g.addcmul_(q, g.sum(dim=-1, keepdim=True), value=-1)
+def _through_softmax_(
+    divergence: Divergence, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor
+) -> tuple[Tensor, Tensor]:
+    """D `[tokens]` and tau dD/dz = g - q sum(g), g = dD/d(log q); a token that q rules out has g = 0."""
+    q_ruled_out = _ruled_out(log_q)
+    for log_probabilities, ruled_out in ((log_q, q_ruled_out), (log_p, _ruled_out(log_p))):
+        if ruled_out is not None:
+            log_probabilities.masked_fill_(ruled_out, FLOOR)
+    value, g = divergence.value_and_grad_(log_p, log_q, p, q)
+    if q_ruled_out is not None:
+        g.masked_fill_(q_ruled_out, 0)
+    return value, g.addcmul_(q, g.sum(dim=-1, keepdim=True), value=-1)
 
 
 def _ruled_out(log_probabilities: Tensor) -> Tensor | None:
+    """Where a log-probability is -inf, `[tokens, vocabulary]`; None where none is known to be."""
     # Elsewhere than on the CPU the question would cost a wait for the device, and the mask costs little.
     if log_probabilities.device.type == "cpu" and bool(log_probabilities.amin() > -math.inf):
         return None

@@ -37,6 +37,15 @@ class Head:
         return logits
 
 
+@dataclass(frozen=True, eq=False)
+class HeadInputs:
+    """What an output head is applied to, with the head: logits that have not been computed."""
+
+    hidden: Tensor
+    """Hidden states, `[tokens, width of the head]`."""
+    head: Head
+
+
 def extract_head(model: PreTrainedModel) -> Head | None:
     """The output head of `model` with its live parameters; None where it is of another form.
 

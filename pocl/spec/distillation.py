@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pocl.spec.curriculum import ByConvergence, Curriculum
 from pocl.spec.data import Data
 from pocl.spec.frozen import FrozenModel
-from pocl.spec.methods import SFT, ForwardKL, Method
+from pocl.spec.methods import ForwardKL, Method
 from pocl.spec.models import ModelRef, StudentRef
 from pocl.spec.training import Checkpoints, Evaluation, Resources, Training
 
@@ -34,7 +34,7 @@ class DistillationSpec(FrozenModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.teacher is None and not isinstance(self.method, SFT):
+        if self.teacher is None and self.method.needs_teacher:
             raise ValueError(f"method {self.method.name.value} needs a teacher")
         if self.teacher is None and self.student.from_teacher is not None:
             raise ValueError("student.from_teacher needs a teacher")

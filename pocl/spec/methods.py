@@ -1,7 +1,8 @@
 """Knowledge-distillation methods and the parameters of each."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
@@ -20,59 +21,81 @@ class KDMethod(StrEnum):
     ALPHA_BETA = "alpha_beta"
 
 
-class _Method(FrozenModel):
+class _Distillation(FrozenModel):
+    published: ClassVar[Mapping[str, Any]] = {}
+    """The published code's values where they differ from the defaults; empty where it has the defaults or lacks the
+    method."""
+
     scale_by_tau_squared: bool = True
     """Multiply the divergence by temperature squared, which keeps its gradient of one size (Hinton et al. 2015)."""
+
+    @property
+    def needs_teacher(self) -> Literal[True]:
+        """Whether the objective compares the student with a teacher."""
+        return True
 
 
 class SFT(FrozenModel):
     """Cross-entropy on the reference responses; the teacher is not run."""
 
+    published: ClassVar[Mapping[str, Any]] = {}
+
     name: Literal[KDMethod.SFT] = KDMethod.SFT
 
+    @property
+    def needs_teacher(self) -> Literal[False]:
+        """Whether the objective compares the student with a teacher."""
+        return False
 
-class ForwardKL(_Method):
+
+class ForwardKL(_Distillation):
     """KL(p‖q), p the teacher, q the student: the student covers all that the teacher finds likely."""
 
     name: Literal[KDMethod.FORWARD_KL] = KDMethod.FORWARD_KL
 
 
-class ReverseKL(_Method):
+class ReverseKL(_Distillation):
     """KL(q‖p): the student keeps to what the teacher finds likely."""
+
+    published: ClassVar[Mapping[str, Any]] = {"scale_by_tau_squared": False}
 
     name: Literal[KDMethod.REVERSE_KL] = KDMethod.REVERSE_KL
 
 
-class JS(_Method):
+class JS(_Distillation):
     """Generalised Jensen-Shannon: beta KL(p‖m) + (1-beta) KL(q‖m), m = beta p + (1-beta) q (GKD, eq. 1)."""
+
+    published: ClassVar[Mapping[str, Any]] = {"beta": 0.1}
 
     name: Literal[KDMethod.JS] = KDMethod.JS
     beta: float = Field(default=0.5, gt=0, lt=1)
     """Weight of the teacher in the mixture. The ends are `forward_kl` and `reverse_kl`."""
 
 
-class TVD(_Method):
+class TVD(_Distillation):
     """Total variation distance, half the sum of |p-q|. It is bounded, so tau squared is off by default."""
 
     name: Literal[KDMethod.TVD] = KDMethod.TVD
     scale_by_tau_squared: bool = False
 
 
-class SkewForwardKL(_Method):
+class SkewForwardKL(_Distillation):
     """KL(p ‖ alpha p + (1-alpha) q) (DistiLLM)."""
+
+    published: ClassVar[Mapping[str, Any]] = {"scale_by_tau_squared": False}
 
     name: Literal[KDMethod.SKEW_FORWARD_KL] = KDMethod.SKEW_FORWARD_KL
     alpha: float = Field(default=0.1, ge=0, lt=1)
 
 
-class SkewReverseKL(_Method):
+class SkewReverseKL(_Distillation):
     """KL(q ‖ (1-alpha) p + alpha q) (DistiLLM)."""
 
     name: Literal[KDMethod.SKEW_REVERSE_KL] = KDMethod.SKEW_REVERSE_KL
     alpha: float = Field(default=0.1, ge=0, lt=1)
 
 
-class AdaptiveKL(_Method):
+class AdaptiveKL(_Distillation):
     """Forward and reverse KL, weighted by the gap |p-q| on the teacher's likeliest tokens and on the rest (AKL)."""
 
     name: Literal[KDMethod.ADAPTIVE_KL] = KDMethod.ADAPTIVE_KL
@@ -80,7 +103,7 @@ class AdaptiveKL(_Method):
     """The likeliest tokens are counted until the teacher gives them this probability in all."""
 
 
-class AlphaBeta(_Method):
+class AlphaBeta(_Distillation):
     """Alpha-beta divergence (ABKD). At (1, 0) it is `forward_kl`, at (0, 1) `reverse_kl`."""
 
     name: Literal[KDMethod.ALPHA_BETA] = KDMethod.ALPHA_BETA
@@ -90,18 +113,9 @@ class AlphaBeta(_Method):
     """Exponent of the student; 0 as for `alpha`."""
 
 
-Method = Annotated[
-    SFT | ForwardKL | ReverseKL | JS | TVD | SkewForwardKL | SkewReverseKL | AdaptiveKL | AlphaBeta,
-    Field(discriminator="name"),
-]
+DistillationMethod = ForwardKL | ReverseKL | JS | TVD | SkewForwardKL | SkewReverseKL | AdaptiveKL | AlphaBeta
+"""The methods that need a teacher."""
+Method = Annotated[SFT | DistillationMethod, Field(discriminator="name")]
 METHODS: dict[KDMethod, type[Method]] = {
-    KDMethod.SFT: SFT,
-    KDMethod.FORWARD_KL: ForwardKL,
-    KDMethod.REVERSE_KL: ReverseKL,
-    KDMethod.JS: JS,
-    KDMethod.TVD: TVD,
-    KDMethod.SKEW_FORWARD_KL: SkewForwardKL,
-    KDMethod.SKEW_REVERSE_KL: SkewReverseKL,
-    KDMethod.ADAPTIVE_KL: AdaptiveKL,
-    KDMethod.ALPHA_BETA: AlphaBeta,
+    method.model_fields["name"].default: method for method in (SFT, *get_args(DistillationMethod))
 }

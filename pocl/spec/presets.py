@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from pocl.errors import FieldError, SpecInvalid
 from pocl.spec.curriculum import ConstantTemperature, NoCurriculum
 from pocl.spec.distillation import DistillationSpec
-from pocl.spec.methods import KDMethod
+from pocl.spec.methods import METHODS, KDMethod
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The defaults of the classes above are the paper's.
@@ -23,20 +23,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluation": {"max_new_tokens": 32, "max_rows": 64},
         "checkpoints": {"every_steps": 50},
     },
-}
-
-_OFFICIAL_METHODS: dict[str, dict[str, Any]] = {
-    # The published losses scale by tau squared for these three only, and its JS weighs the teacher by 0.1.
-    KDMethod.FORWARD_KL: {"scale_by_tau_squared": True},
-    KDMethod.JS: {"scale_by_tau_squared": True, "beta": 0.1},
-    KDMethod.SKEW_REVERSE_KL: {"scale_by_tau_squared": True},
-    KDMethod.REVERSE_KL: {"scale_by_tau_squared": False},
-    KDMethod.SKEW_FORWARD_KL: {"scale_by_tau_squared": False},
-    KDMethod.TVD: {"scale_by_tau_squared": False},
-    KDMethod.SFT: {},
-    # These two are not among the published losses.
-    KDMethod.ADAPTIVE_KL: {},
-    KDMethod.ALPHA_BETA: {},
 }
 
 
@@ -67,7 +53,8 @@ def _over_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
     method = raw.get("method", KDMethod.FORWARD_KL.value)
     method = {"name": method} if isinstance(method, str) else method
     if preset == "pocl_official" and isinstance(method, Mapping) and isinstance(method.get("name"), str):
-        method = {**_OFFICIAL_METHODS.get(method["name"], {}), **method}
+        published = {name: type_.published for name, type_ in METHODS.items()}
+        method = {**published.get(method["name"], {}), **method}
     # An unknown preset is left for the validation to name.
     under = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
     return _merge(under, {**raw, "method": method})

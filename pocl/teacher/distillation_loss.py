@@ -1,126 +1,196 @@
-"""Student and teacher side by side: the one place that joins both models and the loss."""
+"""The loss of a student on a micro-batch: the one place that joins the models and the objective.
+
+Heads that are a scaled and capped linear map are fused with the loss (:mod:`pocl.losses.fused`); of others full logits
+are computed, micro-batch by micro-batch (:mod:`pocl.losses.dense`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pocl.data.batches import Batch
-from pocl.losses import divergence
-from pocl.losses.fused import fused_objective_sum, token_losses
-from pocl.losses.objective import ObjectiveSum, objective_sum
-from pocl.losses.tile import Workspace
+from pocl.losses.buffers import Workspace
+from pocl.losses.dense import cross_entropy_sum, objective_sum, token_cross_entropy, token_losses
+from pocl.losses.fused import fused_objective_sum, fused_token_losses
+from pocl.losses.fused_cross_entropy import fused_cross_entropy_sum, fused_token_cross_entropy
+from pocl.losses.objective import ObjectiveTerms
+from pocl.losses.sums import ObjectiveSum
 from pocl.models.heads import response_hidden_states, response_logits
-from pocl.models.output_head import extract_head
+from pocl.models.output_head import Head, HeadInputs, extract_head
 from pocl.models.precision import Precision
-from pocl.spec import SFT, ForwardKL, Method
+from pocl.spec import DistillationMethod, Method
 from pocl.teacher.signal import TeacherSignal, teacher_logits
 
 
-class DistillationLoss:
-    """Charges a student for batches, against a teacher or against the references alone.
+class CrossEntropyLoss:
+    """The cross-entropy of a student on the references, without a teacher."""
 
-    Heads that are plain arithmetic are fused with the loss; of others full logits are built, batch by batch.
-    """
+    def __init__(self, student: PreTrainedModel, precision: Precision) -> None:
+        self._student = _Student(student, precision)
+
+    @property
+    def has_divergence(self) -> bool:
+        """Whether the loss compares the student with a teacher."""
+        return False
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the head is fused with the loss."""
+        return self._student.head is not None
+
+    def objective(self, batch: Batch, *, temperature: float, kd_weight: float, scale: float) -> ObjectiveSum:
+        """The cross-entropy of `batch` times `scale`, with the head's gradient accumulated into its `.grad`.
+
+        It is all of the loss, at temperature 1, whatever `temperature` and `kd_weight` are.
+        """
+        del temperature, kd_weight
+        if self._student.head is None:
+            return cross_entropy_sum(self._student.logits(batch), batch.labels).scaled_by(scale)
+        with self._student.autocast():
+            return fused_cross_entropy_sum(
+                self._student.head_inputs(batch, self._student.head),
+                batch.labels,
+                scale=scale,
+                accumulate_into_grad=True,
+                workspace=self._student.workspace,
+            )
+
+    @torch.no_grad()
+    def scores(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each response token with the student in eval mode, `[T]` nats."""
+        with self._student.in_eval_mode():
+            if self._student.head is None:
+                return token_cross_entropy(self._student.logits(batch), batch.labels)
+            with self._student.autocast():
+                inputs = self._student.head_inputs(batch, self._student.head)
+                return fused_token_cross_entropy(inputs, batch.labels, workspace=self._student.workspace)
+
+
+class DistillationLoss:
+    """The loss of a student against a teacher, mixed with cross-entropy on the references."""
 
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: TeacherSignal | None,
+        teacher: TeacherSignal,
+        method: DistillationMethod,
         *,
         shared_vocabulary: int | None,
         precision: Precision,
     ) -> None:
-        self._student = student
+        """`shared_vocabulary`: how many ids mean the same to both; None where the vocabularies are equal."""
+        self._student = _Student(student, precision)
         self._teacher = teacher
-        self._shared = shared_vocabulary
-        self._precision = precision
-        # A GPU's allocator keeps its memory itself, and has better use for it between two losses.
-        self._workspace = Workspace() if student.device.type == "cpu" else None
-        self._student_head = extract_head(student)
-        self._teacher_head = None if teacher is None else extract_head(teacher.model)
+        self._method = method
+        self._shared_vocabulary = shared_vocabulary
+        self._heads = _both(self._student.head, extract_head(teacher.model))
+
+    @property
+    def has_divergence(self) -> bool:
+        """Whether the loss compares the student with a teacher."""
+        return True
 
     @property
     def is_fused(self) -> bool:
-        """Whether both heads are plain arithmetic."""
-        return self._student_head is not None and (self._teacher is None or self._teacher_head is not None)
+        """Whether both heads are fused with the loss."""
+        return self._heads is not None
 
-    def objective(
-        self, batch: Batch, *, method: Method, temperature: float, kd_weight: float, scale: float
-    ) -> ObjectiveSum:
-        """The training objective of a batch times `scale`, the head's gradient accumulated on the way."""
-        teacher = None if isinstance(method, SFT) else self._teacher
-        if self._student_head is None or not self.is_fused:
-            return self._dense(batch, teacher, method, temperature, kd_weight).scaled_by(scale)
-        of_teacher = None if teacher is None else teacher.hidden(batch)
-        with self._precision.autocast():
+    def objective(self, batch: Batch, *, temperature: float, kd_weight: float, scale: float) -> ObjectiveSum:
+        """The objective of `batch` times `scale`, with the head's gradient accumulated into its `.grad`."""
+        terms = ObjectiveTerms(self._method, temperature, kd_weight, self._shared_vocabulary)
+        if self._heads is None:
+            student_logits = self._student.logits(batch)
+            return objective_sum(student_logits, teacher_logits(self._teacher, batch), batch.labels, terms).scaled_by(
+                scale
+            )
+        student_head, teacher_head = self._heads
+        teacher = HeadInputs(self._teacher.hidden(batch), teacher_head)
+        with self._student.autocast():
             return fused_objective_sum(
-                self._hidden(batch),
-                self._student_head,
-                of_teacher,
-                self._teacher_head,
+                self._student.head_inputs(batch, student_head),
+                teacher,
                 batch.labels,
-                method=method,
-                temperature=temperature,
-                kd_weight=kd_weight,
-                shared_vocabulary=self._shared,
+                terms,
                 scale=scale,
                 accumulate_into_grad=True,
-                workspace=self._workspace,
+                workspace=self._student.workspace,
             )
 
     @torch.no_grad()
-    def scores(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Cross-entropy and, with a teacher, forward KL at temperature 1, of the student in eval mode: `[T]` nats."""
-        was_training = self._student.training
-        self._student.train(False)
+    def scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and the method's divergence of each response token at temperature 1, with the student in eval
+        mode: `[T]` nats each.
+        """
+        terms = ObjectiveTerms(self._method, 1.0, 1.0, self._shared_vocabulary)
+        with self._student.in_eval_mode():
+            if self._heads is None:
+                student_logits = self._student.logits(batch)
+                return token_losses(student_logits, teacher_logits(self._teacher, batch), batch.labels, terms)
+            student_head, teacher_head = self._heads
+            teacher = HeadInputs(self._teacher.hidden(batch), teacher_head)
+            with self._student.autocast():
+                student = self._student.head_inputs(batch, student_head)
+                return fused_token_losses(student, teacher, batch.labels, terms, workspace=self._student.workspace)
+
+
+TrainingLoss = CrossEntropyLoss | DistillationLoss
+
+
+def training_loss(
+    student: PreTrainedModel,
+    teacher: TeacherSignal | None,
+    method: Method,
+    *,
+    shared_vocabulary: int | None,
+    precision: Precision,
+) -> TrainingLoss:
+    """The loss that `method` trains with.
+
+    Raises:
+        ValueError: if the method needs a teacher and there is none.
+    """
+    if not method.needs_teacher:
+        return CrossEntropyLoss(student, precision)
+    if teacher is None:
+        raise ValueError(f"{method.name} needs a teacher")
+    return DistillationLoss(student, teacher, method, shared_vocabulary=shared_vocabulary, precision=precision)
+
+
+class _Student:
+    """The student's side of a loss."""
+
+    def __init__(self, model: PreTrainedModel, precision: Precision) -> None:
+        self._model = model
+        self.autocast = precision.autocast
+        self.head = extract_head(model)
+        # A GPU's allocator caches memory itself, and has better use for it between two losses.
+        self.workspace = Workspace() if model.device.type == "cpu" else None
+
+    def head_inputs(self, batch: Batch, head: Head) -> HeadInputs:
+        """The hidden states at the positions that predict a response token, `[T, width]`, with the head."""
+        hidden = response_hidden_states(
+            self._model, batch.input_ids, batch.attention_mask, batch.predicts, batch.lengths
+        )
+        return HeadInputs(hidden, head)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits at the positions that predict a response token, `[T, V]`."""
+        with self.autocast():
+            return response_logits(self._model, batch.input_ids, batch.attention_mask, batch.predicts)
+
+    @contextmanager
+    def in_eval_mode(self) -> Iterator[None]:
+        """Without dropout while the context lasts."""
+        was_training = self._model.training
+        self._model.train(False)
         try:
-            return self._scores(batch)
+            yield
         finally:
-            self._student.train(was_training)
+            self._model.train(was_training)
 
-    def _scores(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        if self._student_head is None or not self.is_fused:
-            return self._dense_scores(batch)
-        of_teacher = None if self._teacher is None else self._teacher.hidden(batch)
-        with self._precision.autocast():
-            return token_losses(
-                self._hidden(batch),
-                self._student_head,
-                of_teacher,
-                self._teacher_head,
-                batch.labels,
-                method=SFT() if self._teacher is None else ForwardKL(),
-                shared_vocabulary=self._shared,
-                workspace=self._workspace,
-            )
 
-    def _hidden(self, batch: Batch) -> Tensor:
-        return response_hidden_states(
-            self._student, batch.input_ids, batch.attention_mask, batch.predicts, batch.lengths
-        )
-
-    def _dense(
-        self, batch: Batch, teacher: TeacherSignal | None, method: Method, temperature: float, kd_weight: float
-    ) -> ObjectiveSum:
-        return objective_sum(
-            self._logits(batch),
-            None if teacher is None else teacher_logits(teacher, batch),
-            batch.labels,
-            method=method,
-            temperature=temperature,
-            kd_weight=kd_weight,
-            shared_vocabulary=self._shared,
-        )
-
-    def _dense_scores(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        logits = self._logits(batch).float()
-        cross_entropy = F.cross_entropy(logits, batch.labels, reduction="none")
-        if self._teacher is None:
-            return cross_entropy, None
-        of_teacher = teacher_logits(self._teacher, batch)[:, : self._shared]
-        return cross_entropy, divergence("forward_kl", of_teacher, logits[:, : self._shared])
-
-    def _logits(self, batch: Batch) -> Tensor:
-        with self._precision.autocast():
-            return response_logits(self._student, batch.input_ids, batch.attention_mask, batch.predicts)
+def _both(student: Head | None, teacher: Head | None) -> tuple[Head, Head] | None:
+    return None if student is None or teacher is None else (student, teacher)

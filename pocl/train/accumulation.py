@@ -1,4 +1,4 @@
-"""The gradient of one optimiser step, whatever is in memory at once and however many processes share it."""
+"""Gradient accumulation: the gradient of one optimiser step, from any number of micro-batches and processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +10,16 @@ from transformers import PreTrainedModel
 from pocl.data.batches import EncodedSample, collate, pack
 from pocl.data.micro_batches import micro_batches
 from pocl.errors import OutOfMemory
-from pocl.losses.objective import normaliser
-from pocl.spec import SFT, Method
-from pocl.teacher.distillation_loss import DistillationLoss
+from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train.ranks import Ranks, SingleProcess
 
 MICRO_BATCH_TOKENS = 4096
-"""In memory at once, unless one row is longer: beyond it products gain nothing from being larger."""
+"""Tokens of a micro-batch, unless a single sample is longer: beyond it products gain nothing from being larger."""
+
+
+def normaliser(tokens: int) -> float:
+    """The factor of every sum over tokens in an optimiser step of `tokens` valid tokens: 1 / tokens, 0 for none."""
+    return 1 / tokens if tokens else 0.0
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,15 @@ class StepMeans:
     """One optimiser step, in means over its response tokens."""
 
     loss: float
+    """The objective, with weight and tau squared."""
     cross_entropy: float
+    """Nats per token at temperature 1."""
     divergence: float | None
+    """Per token, without tau squared; None without a teacher."""
     tokens: int
     """Response tokens, over all ranks."""
     grad_norm: float
-    """Before clipping."""
+    """Euclidean norm of the gradient before clipping."""
 
 
 @dataclass
@@ -41,91 +47,90 @@ class GradientAccumulator:
     """
 
     model: PreTrainedModel
-    training_loss: DistillationLoss
-    method: Method
+    training_loss: TrainingLoss
     max_grad_norm: float
     packed: bool
-    """Whether rows are packed; else they are padded."""
+    """Whether the samples of a micro-batch are packed (concatenated); else they are padded."""
     micro_batch_size: int
-    """At most this many rows in memory at once; lowered when memory runs out."""
+    """Samples of a micro-batch at most; halved when memory runs out."""
     on_halved: Callable[[int], None]
-    """Told the new `micro_batch_size`."""
+    """Called with the new `micro_batch_size`."""
     ranks: Ranks = field(default_factory=SingleProcess)
 
-    def step(self, rows: Sequence[EncodedSample], *, temperature: float, kd_weight: float) -> StepMeans:
-        """Accumulate over `rows`, which are the same on all ranks.
+    def step(self, samples: Sequence[EncodedSample], *, temperature: float, kd_weight: float) -> StepMeans:
+        """Accumulate over `samples`, which are the same on all ranks.
 
         Out of memory on any rank halves the micro-batch on all, and the step starts again.
 
         Raises:
-            OutOfMemory: single rows do not fit.
+            OutOfMemory: a single sample does not fit.
         """
-        mine = self.ranks.local_samples(rows)
-        tokens = sum(row.predicted_tokens for row in rows)
+        local_samples = self.ranks.local_samples(samples)
+        tokens = sum(sample.predicted_tokens for sample in samples)
         while True:
-            generators = _generators(self.model.device)
-            parts = self._parts(mine, temperature, kd_weight, normaliser(tokens))
+            rng_states = _rng_states(self.model.device)
+            means = self._accumulate(local_samples, temperature, kd_weight, normaliser(tokens))
             # Ranks go on together, or start again together.
-            if self.ranks.all_reduce_number(parts is None) == 0 and parts is not None:
-                return self._over_ranks(parts, tokens)
+            if self.ranks.all_reduce_number(means is None) == 0 and means is not None:
+                return self._reduce_and_clip(means, tokens)
             if self.micro_batch_size == 1:
                 raise OutOfMemory
             self.model.zero_grad(set_to_none=True)
-            _set_generators(self.model.device, generators)
+            _restore_rng_states(self.model.device, rng_states)
             torch.cuda.empty_cache()
-            # A limit that no micro-batch had reached is not worth halving.
-            self.micro_batch_size = max(map(len, self._micro_batches(rows))) // 2 or 1
+            # Halving a limit that no micro-batch had reached would change nothing.
+            self.micro_batch_size = max(map(len, self._micro_batches(samples))) // 2 or 1
             self.on_halved(self.micro_batch_size)
 
-    def _micro_batches(self, rows: Sequence[EncodedSample]) -> list[list[EncodedSample]]:
-        return micro_batches(rows, max_samples=self.micro_batch_size, max_tokens=MICRO_BATCH_TOKENS, packed=self.packed)
+    def _micro_batches(self, samples: Sequence[EncodedSample]) -> list[list[EncodedSample]]:
+        return micro_batches(
+            samples, max_samples=self.micro_batch_size, max_tokens=MICRO_BATCH_TOKENS, packed=self.packed
+        )
 
-    def _parts(
-        self, rows: Sequence[EncodedSample], temperature: float, kd_weight: float, share: float
+    def _accumulate(
+        self, samples: Sequence[EncodedSample], temperature: float, kd_weight: float, scale: float
     ) -> Tensor | None:
-        """This rank's parts of the means of loss, cross-entropy and divergence, `[3]` float64; None without memory.
+        """Add the gradients of this rank's `samples`, each sum over tokens multiplied by `scale`.
 
-        Args:
-            share: Of one response token.
+        Returns:
+            This rank's summands of the means of loss, cross-entropy and divergence, `[3]` float64; None when memory
+            ran out.
         """
         device = self.model.device
-        form = pack if self.packed else collate
-        parts = torch.zeros(3, dtype=torch.float64, device=device)
-        # The loss comes multiplied.
-        shares = parts.new_tensor([1.0, share, share])
+        batch_of = pack if self.packed else collate
+        means = torch.zeros(3, dtype=torch.float64, device=device)
+        # The loss is multiplied already, since its gradient must be.
+        scales = means.new_tensor([1.0, scale, scale])
         try:
-            for piece in self._micro_batches(rows):
+            for micro_batch in self._micro_batches(samples):
                 sums = self.training_loss.objective(
-                    form(piece, device=device),
-                    method=self.method,
-                    temperature=temperature,
-                    kd_weight=kd_weight,
-                    scale=share,
+                    batch_of(micro_batch, device=device), temperature=temperature, kd_weight=kd_weight, scale=scale
                 )
                 torch.autograd.backward(sums.loss)
                 divergence = torch.zeros_like(sums.loss) if sums.divergence is None else sums.divergence
-                parts += torch.stack([sums.loss.detach(), sums.cross_entropy, divergence]).double() * shares
+                means += torch.stack([sums.loss.detach(), sums.cross_entropy, divergence]).double() * scales
         except torch.OutOfMemoryError:
             return None
-        return parts
+        return means
 
-    def _over_ranks(self, parts: Tensor, tokens: int) -> StepMeans:
-        self.ranks.all_reduce_(parts)
+    def _reduce_and_clip(self, means: Tensor, tokens: int) -> StepMeans:
+        """Sum means and gradients over all ranks, and clip the gradient."""
+        self.ranks.all_reduce_(means)
         self.ranks.all_reduce_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        loss, cross_entropy, divergence = parts.tolist()
-        with_teacher = not isinstance(self.method, SFT)
-        return StepMeans(loss, cross_entropy, divergence if with_teacher else None, tokens, norm.item())
+        loss, cross_entropy, divergence = means.tolist()
+        has_divergence = self.training_loss.has_divergence
+        return StepMeans(loss, cross_entropy, divergence if has_divergence else None, tokens, norm.item())
 
 
-def _generators(device: torch.device) -> tuple[Tensor, ...]:
-    """The states that dropout draws from."""
+def _rng_states(device: torch.device) -> tuple[Tensor, ...]:
+    """The states of the generators that dropout draws from."""
     if device.type == "cuda":
         return torch.get_rng_state(), torch.cuda.get_rng_state(device)
     return (torch.get_rng_state(),)
 
 
-def _set_generators(device: torch.device, states: tuple[Tensor, ...]) -> None:
+def _restore_rng_states(device: torch.device, states: tuple[Tensor, ...]) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)

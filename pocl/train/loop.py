@@ -30,7 +30,7 @@ from pocl.layout import BEST_DIR, CHECKPOINTS_DIR, checkpoint_dir
 from pocl.plan import StagePlan
 from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
 from pocl.storage.manifest import read_manifest
-from pocl.teacher.distillation_loss import DistillationLoss
+from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train import checkpoint
 from pocl.train.accumulation import GradientAccumulator, StepMeans
 from pocl.train.checkpoint import MetricRow, TrainState
@@ -63,7 +63,7 @@ class Trainer:
     rows: Sequence[EncodedSample]
     """Training samples from easy to hard."""
     student: Student
-    training_loss: DistillationLoss
+    training_loss: TrainingLoss
     """Charges the student for a batch."""
     workdir: Path
     sink: Sink
@@ -88,7 +88,6 @@ class Trainer:
         self.accumulator = GradientAccumulator(
             model=self.student.model,
             training_loss=self.training_loss,
-            method=self.spec.method,
             max_grad_norm=self.spec.training.max_grad_norm,
             packed=self.packed,
             micro_batch_size=self.state.micro_batch_size,

@@ -28,7 +28,7 @@ PRECISION = Precision("fp32", CPU)
 MEANS = "means"
 
 
-def rows_of(*lengths: int, silent: Iterable[int] = ()) -> list[EncodedSample]:
+def samples_of_lengths(*lengths: int, silent: Iterable[int] = ()) -> list[EncodedSample]:
     """Rows of these lengths; those at the places `silent` have no response token."""
     generator = torch.Generator().manual_seed(4)
     return [
@@ -42,11 +42,11 @@ def rows_of(*lengths: int, silent: Iterable[int] = ()) -> list[EncodedSample]:
 
 
 ROWS: dict[str, list[EncodedSample]] = {
-    "sixteen": rows_of(4, 30, 7, 7, 22, 3, 12, 7, 9, 15, 2, 30, 5, 18, 6, 11, silent=(3, 8)),
+    "sixteen": samples_of_lengths(4, 30, 7, 7, 22, 3, 12, 7, 9, 15, 2, 30, 5, 18, 6, 11, silent=(3, 8)),
     # The second of two ranks has none, or only one without a response token.
-    "one": rows_of(9),
-    "one silent of two": rows_of(9, 8, silent=(1,)),
-    "silence": rows_of(9, 8, 5, silent=(0, 1, 2)),
+    "one": samples_of_lengths(9),
+    "one silent of two": samples_of_lengths(9, 8, silent=(1,)),
+    "silence": samples_of_lengths(9, 8, 5, silent=(0, 1, 2)),
 }
 CASES = [(name, packed) for name in ROWS for packed in (False, True)]
 
@@ -79,8 +79,7 @@ def make_accumulator(
     live = LiveTeacher(tiny("llama", seed=1), PRECISION) if teacher is None else teacher
     return GradientAccumulator(
         model=model,
-        training_loss=DistillationLoss(model, live, shared_vocabulary=VOCABULARY, precision=PRECISION),
-        method=ForwardKL(),
+        training_loss=DistillationLoss(model, live, ForwardKL(), shared_vocabulary=VOCABULARY, precision=PRECISION),
         max_grad_norm=1e9,
         packed=packed,
         micro_batch_size=micro_batch_size,

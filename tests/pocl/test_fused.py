@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pocl.losses.fused import fused_objective_sum, token_losses
-from pocl.losses.objective import IGNORED, ObjectiveSum, objective_sum
-from pocl.losses.tile import Workspace
-from pocl.models.output_head import Head
+from pocl.losses.buffers import Workspace
+from pocl.losses.dense import cross_entropy_sum, objective_sum
+from pocl.losses.fused import fused_objective_sum, fused_token_losses
+from pocl.losses.fused_cross_entropy import fused_cross_entropy_sum, fused_token_cross_entropy
+from pocl.losses.objective import IGNORED, ObjectiveTerms
+from pocl.losses.sums import ObjectiveSum
+from pocl.models.output_head import Head, HeadInputs
 from pocl.spec import (
     JS,
     METHODS,
@@ -23,6 +26,7 @@ from pocl.spec import (
     TVD,
     AdaptiveKL,
     AlphaBeta,
+    DistillationMethod,
     ForwardKL,
     Method,
     ReverseKL,
@@ -36,7 +40,7 @@ WIDTH, TEACHER_WIDTH = 5, 7
 
 @dataclass(frozen=True)
 class Case:
-    """Both sides of one micro-batch, and how they are charged."""
+    """Both sides of one micro-batch, and what their objective is made of."""
 
     hidden: Tensor
     student: Head
@@ -49,24 +53,36 @@ class Case:
     shared_vocabulary: int | None = None
 
     def dense(self) -> ObjectiveSum:
-        return objective_sum(
-            self.student.logits(self.hidden), self.teacher.logits(self.teacher_hidden), self.labels, **self._charges()
-        )
+        logits = self.student.logits(self.hidden)
+        if not self.method.needs_teacher:
+            return cross_entropy_sum(logits, self.labels)
+        return objective_sum(logits, self.teacher.logits(self.teacher_hidden), self.labels, self._terms(self.method))
 
     def fused(self, **options: Any) -> ObjectiveSum:
+        options = {"chunk_tokens": 3, **options}
+        if not self.method.needs_teacher:
+            return fused_cross_entropy_sum(self._student_inputs, self.labels, **options)
         return fused_objective_sum(
-            self.hidden,
-            self.student,
-            self.teacher_hidden,
-            self.teacher,
-            self.labels,
-            **self._charges(),
-            **{"chunk_tokens": 3, **options},
+            self._student_inputs, self._teacher_inputs, self.labels, self._terms(self.method), **options
         )
 
-    def _charges(self) -> dict[str, Any]:
-        names = ("method", "temperature", "kd_weight", "shared_vocabulary")
-        return {name: getattr(self, name) for name in names}
+    def fused_token_losses(self) -> tuple[Tensor, ...]:
+        """Cross-entropy and, with a teacher, divergence of each token."""
+        if not self.method.needs_teacher:
+            return (fused_token_cross_entropy(self._student_inputs, self.labels, chunk_tokens=3),)
+        terms = self._terms(self.method)
+        return fused_token_losses(self._student_inputs, self._teacher_inputs, self.labels, terms, chunk_tokens=3)
+
+    @property
+    def _student_inputs(self) -> HeadInputs:
+        return HeadInputs(self.hidden, self.student)
+
+    @property
+    def _teacher_inputs(self) -> HeadInputs:
+        return HeadInputs(self.teacher_hidden, self.teacher)
+
+    def _terms(self, method: DistillationMethod) -> ObjectiveTerms:
+        return ObjectiveTerms(method, self.temperature, self.kd_weight, self.shared_vocabulary)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -288,25 +304,14 @@ def test_of_what_is_frozen_no_gradient_is_made() -> None:
 def test_losses_of_single_tokens_add_up(method: Method) -> None:
     of = case(method, temperature=2.0)
     of = replace(of, labels=of.labels.clamp_min(0))
-    entropies, divergences = token_losses(
-        of.hidden,
-        of.student,
-        of.teacher_hidden,
-        of.teacher,
-        of.labels,
-        method=method,
-        shared_vocabulary=of.shared_vocabulary,
-        temperature=2.0,
-        chunk_tokens=3,
-    )
+    cross_entropies, *divergences = of.fused_token_losses()
     dense = of.dense()
-    assert entropies.shape == of.labels.shape
-    assert entropies.sum().item() == pytest.approx(dense.cross_entropy.item())
+    assert cross_entropies.shape == of.labels.shape
+    assert cross_entropies.sum().item() == pytest.approx(dense.cross_entropy.item())
     if dense.divergence is None:
-        assert divergences is None
+        assert divergences == []
     else:
-        assert divergences is not None
-        assert divergences.sum().item() == pytest.approx(dense.divergence.item())
+        assert [each.sum().item() for each in divergences] == [pytest.approx(dense.divergence.item())]
 
 
 class _Largest(TorchDispatchMode):

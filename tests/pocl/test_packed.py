@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPTNeoXConfig, Mamba
 
 from pocl.data.batches import EncodedSample, collate, pack
 from pocl.data.micro_batches import micro_batches
-from pocl.losses.objective import normaliser
 from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
 from pocl.spec import JS
 from pocl.teacher.distillation_loss import DistillationLoss
 from pocl.teacher.signal import LiveTeacher
+from pocl.train.accumulation import normaliser
 from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
 
 PACKED = ("gpt2", "opt", "llama", "qwen2", "opt-350m", "cohere", "granite", "mixtral")
@@ -43,13 +43,13 @@ def gradient(
     """Of one optimiser step, as the training loop makes it."""
     student = tiny(name, seed=1)
     training_loss = DistillationLoss(
-        student, LiveTeacher(tiny(name), FP32), shared_vocabulary=VOCABULARY, precision=FP32
+        student, LiveTeacher(tiny(name), FP32), JS(), shared_vocabulary=VOCABULARY, precision=FP32
     )
     pieces = micro_batches(of, max_samples=max_samples, max_tokens=max_tokens, packed=packed)
     batches = [(pack if packed else collate)(piece) for piece in pieces]
     scale = normaliser(sum(batch.tokens for batch in batches))
     for batch in batches:
-        sums = training_loss.objective(batch, method=JS(), temperature=1.5, kd_weight=0.7, scale=scale)
+        sums = training_loss.objective(batch, temperature=1.5, kd_weight=0.7, scale=scale)
         torch.autograd.backward(sums.loss)
     return {key: p.grad for key, p in student.named_parameters() if p.grad is not None}
 

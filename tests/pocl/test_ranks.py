@@ -16,7 +16,16 @@ from torch import Tensor
 from pocl.data.batches import EncodedSample
 from pocl.errors import OutOfMemory
 from pocl.train.ranks import SingleProcess, assign_samples
-from tests.pocl.one_step import CASES, MEANS, ROWS, OutOfMemoryTeacher, as_tensor, make_accumulator, rows_of, run_step
+from tests.pocl.one_step import (
+    CASES,
+    MEANS,
+    ROWS,
+    OutOfMemoryTeacher,
+    as_tensor,
+    make_accumulator,
+    run_step,
+    samples_of_lengths,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLD = 2
@@ -93,7 +102,7 @@ def test_alone_there_is_nothing_to_share() -> None:
 def test_every_row_is_dealt_once_and_ranks_differ_by_less_than_the_longest(
     lengths: list[int], ranks: int, random: Random
 ) -> None:
-    rows = rows_of(*lengths)
+    rows = samples_of_lengths(*lengths)
     hands = assign_samples(rows, ranks)
     assert len(hands) == ranks
     assert sorted(row.digest for hand in hands for row in hand) == [row.digest for row in rows]

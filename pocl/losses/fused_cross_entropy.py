@@ -1,0 +1,77 @@
+"""Cross-entropy alone from hidden states, without a teacher: :mod:`pocl.losses.fused` with one head and one term."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pocl.losses.backprojection import add_chunk, finish, uncap_gradient
+from pocl.losses.buffers import Workspace, gradient_buffers, head_buffers, plan_sizes, valid_hidden_states
+from pocl.losses.objective import IGNORED
+from pocl.losses.projection import Projection
+from pocl.losses.sums import ObjectiveSum, join_graph
+from pocl.losses.tile import cross_entropy_, cross_entropy_and_grad_
+from pocl.models.output_head import HeadInputs
+
+
+def fused_cross_entropy_sum(
+    student: HeadInputs,
+    labels: Tensor,
+    *,
+    scale: float = 1.0,
+    chunk_tokens: int | None = None,
+    accumulate_into_grad: bool = False,
+    workspace: Workspace | None = None,
+) -> ObjectiveSum:
+    """Cross-entropy summed over the tokens whose label is not `IGNORED`, with its gradient.
+
+    Arguments and errors are those of :func:`pocl.losses.fused.fused_objective_sum`.
+    """
+    if not math.isfinite(scale):
+        raise ValueError("scale must be finite")
+    workspace = workspace or Workspace()
+    in_place = accumulate_into_grad and torch.is_grad_enabled()
+    factor = scale * student.head.scale
+    hidden = valid_hidden_states(student, labels)
+    with torch.no_grad():
+        labels = labels[labels != IGNORED]
+        sizes = plan_sizes((hidden,), (student.head,), chunk_tokens)
+        memory = head_buffers(student.head, sizes, workspace, "student", with_gradient=True)
+        gradients = gradient_buffers(hidden, student.head, sizes.dtype, in_place=in_place)
+        cross_entropies = torch.empty(len(labels), dtype=sizes.dtype, device=labels.device)
+        head = Projection(student.head, hidden.dtype, memory)
+        # The format of every product is settled by now.
+        with torch.autocast(labels.device.type, enabled=False):
+            for chunk, tiles in sizes.chunks:
+                linear = head.linear(hidden[chunk])
+                gradient = linear if linear.dtype == hidden.dtype else torch.empty_like(linear, dtype=hidden.dtype)
+                for at, tile in tiles:
+                    logits = head.logits(linear[tile])
+                    cap_derivative = head.cap_derivative(logits)
+                    cross_entropies[at] = cross_entropy_and_grad_(logits, labels[at], factor)
+                    uncap_gradient(logits, cap_derivative, out=gradient[tile])
+                add_chunk(gradients, gradient, hidden[chunk], head.weight, chunk)
+        finish(gradients)
+        cross_entropy = cross_entropies.sum()
+    loss = join_graph(cross_entropy * scale, gradients, hidden, student.head)
+    return ObjectiveSum(loss, cross_entropy, None, len(labels))
+
+
+@torch.no_grad()
+def fused_token_cross_entropy(
+    student: HeadInputs, labels: Tensor, *, chunk_tokens: int | None = None, workspace: Workspace | None = None
+) -> Tensor:
+    """Cross-entropy of each token in nats, `[tokens]`, 0 where the label is `IGNORED`, without gradient."""
+    hidden = valid_hidden_states(student, labels)
+    sizes = plan_sizes((hidden,), (student.head,), chunk_tokens)
+    memory = head_buffers(student.head, sizes, workspace or Workspace(), "student")
+    cross_entropies = torch.empty(len(hidden), dtype=sizes.dtype, device=labels.device)
+    head = Projection(student.head, hidden.dtype, memory)
+    valid = labels != IGNORED
+    valid_labels = labels[valid]
+    with torch.autocast(labels.device.type, enabled=False):
+        for chunk, tiles in sizes.chunks:
+            linear = head.linear(hidden[chunk])
+            for at, tile in tiles:
+                cross_entropies[at] = cross_entropy_(head.logits(linear[tile]), valid_labels[at])
+    return cross_entropies.new_zeros(labels.shape).masked_scatter(valid, cross_entropies)
