@@ -137,10 +137,12 @@ def cut_untrained_student(directory: Path) -> Path:
     """Write the student as it was before training: layers of the teacher, as the engine cuts them out."""
     # Imported late: torch takes seconds to load.
     import torch
+    from transformers import logging
 
     from pocl.models.loading import load_student, load_teacher, save_model
     from pocl.spec import LayersOfTeacher, ModelRef, StudentRef
 
+    logging.disable_progress_bar()
     cpu = torch.device("cpu")
     teacher = load_teacher(ModelRef(path=str(model_directory())), device=cpu, dtype=torch.float32)
     student = load_student(StudentRef(from_teacher=LayersOfTeacher(layers=STUDENT_LAYERS)), teacher, device=cpu)
