@@ -12,8 +12,8 @@ from pocl.errors import FieldError, ModelNotFound, ModelUnsupported, PoclError, 
 from pocl.inspect import (
     ModelFacts,
     check_sequence_length,
+    facts_of_selected_layers,
     inspect_model,
-    layer_pruned_facts,
     random_facts,
     shared_vocabulary,
 )
@@ -82,7 +82,7 @@ def _cut(teacher: ModelFacts | None, layers: tuple[int, ...]) -> ModelFacts | No
     if teacher is None:
         return None
     try:
-        return layer_pruned_facts(teacher, layers)
+        return facts_of_selected_layers(teacher, layers)
     except SpecInvalid as error:
         raise SpecRefused(field_errors=error.field_errors) from error
 

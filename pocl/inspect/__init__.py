@@ -1,4 +1,4 @@
-"""What a model's files say about it, read without torch and without running anything of theirs.
+"""What a model's files say about it, read without torch and without running any code in them.
 
 Every read is bounded and every count is checked against the size of its file: the files come from
 whoever posts a job.
@@ -9,7 +9,7 @@ from typing import Literal
 
 from pocl.errors import ModelNotFound, ModelUnsupported
 from pocl.inspect.directory import inspect_directory, read_supported_configs
-from pocl.inspect.facts import ModelFacts, check_layers_exist, check_sequence_length, layer_pruned_facts
+from pocl.inspect.facts import ModelFacts, check_layers_exist, check_sequence_length, facts_of_selected_layers
 from pocl.inspect.gguf import inspect_gguf
 from pocl.inspect.random import random_facts
 from pocl.inspect.vocabulary import shared_vocabulary, shared_vocabulary_size
@@ -18,8 +18,8 @@ __all__ = [
     "ModelFacts",
     "check_layers_exist",
     "check_sequence_length",
+    "facts_of_selected_layers",
     "inspect_model",
-    "layer_pruned_facts",
     "random_facts",
     "read_supported_configs",
     "shared_vocabulary",
@@ -43,7 +43,7 @@ def inspect_model(path: Path) -> ModelFacts:
     except PermissionError:
         raise ModelNotFound(f"The model {path.name!r} may not be read by the service.") from None
     except OSError:
-        # The text of an OSError names the whole path, which is nobody's business.
+        # The text of an OSError names the whole path, which callers must not learn.
         raise ModelUnsupported(f"The files of the model {path.name!r} cannot be read.") from None
 
 

@@ -1,4 +1,4 @@
-"""A model directory, as `save_pretrained` writes it."""
+"""Facts of a model directory, as `save_pretrained` writes it."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from pocl.errors import ModelUnsupported
 from pocl.inspect.facts import MAX_LAYERS, ModelFacts
-from pocl.inspect.reading import JsonObject, count, read_object
+from pocl.inspect.reading import JsonObject, bounded_int, read_object
 from pocl.inspect.tokens import read_tokens
 from pocl.inspect.weights import StoredWeights, read_weights
 
@@ -16,14 +16,14 @@ _CONFIG_LIMIT = 4 << 20
 _TOKENIZER_CONFIG_LIMIT = 16 << 20
 _SIZE_LIMIT = 1 << 24
 
-# The same size under the names that different families give it.
+# Families name the same size differently.
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
 def inspect_directory(directory: Path) -> ModelFacts:
-    """Facts out of config.json, the tokenizer's files and the safetensors headers.
+    """Read the facts out of config.json, the tokenizer's files and the safetensors headers.
 
     Raises:
         ModelUnsupported: see :func:`pocl.inspect.inspect_model`.
@@ -44,7 +44,7 @@ def inspect_directory(directory: Path) -> ModelFacts:
         layers=layers,
         hidden_size=hidden,
         parameters=weights.parameters - (weights.head_parameters if tied else 0),
-        layer_parameters=_per_layer(weights, layers),
+        layer_parameters=_parameters_by_layer(weights, layers),
         size_bytes=weights.size_bytes,
         max_positions=_optional_size(config, _POSITIONS),
         has_chat_template=_has_chat_template(directory, tokenizer_config),
@@ -54,7 +54,7 @@ def inspect_directory(directory: Path) -> ModelFacts:
 
 
 def read_supported_configs(directory: Path) -> tuple[JsonObject, JsonObject]:
-    """The config and the tokenizer's config of a model that can be distilled; its weights need not be there.
+    """Read the config and the tokenizer's config of a model that can be distilled; its weights need not be there.
 
     Raises:
         ModelUnsupported: it needs code of its own, or is no causal language model in full precision.
@@ -62,8 +62,8 @@ def read_supported_configs(directory: Path) -> tuple[JsonObject, JsonObject]:
     """
     config = read_object(directory / "config.json", limit=_CONFIG_LIMIT)
     tokenizer_config = _tokenizer_config(directory)
-    _refuse_remote_code(config, tokenizer_config)
-    _refuse_other_models(config)
+    _check_no_remote_code(config, tokenizer_config)
+    _check_causal_language_model(config)
     return config, tokenizer_config
 
 
@@ -72,7 +72,7 @@ def _tokenizer_config(directory: Path) -> JsonObject:
     return read_object(path, limit=_TOKENIZER_CONFIG_LIMIT) if path.is_file() else {}
 
 
-def _refuse_remote_code(config: JsonObject, tokenizer_config: JsonObject) -> None:
+def _check_no_remote_code(config: JsonObject, tokenizer_config: JsonObject) -> None:
     if config.get("auto_map") or tokenizer_config.get("auto_map"):
         raise ModelUnsupported(
             "The model needs code of its own (auto_map), which is never run; use an architecture that "
@@ -80,13 +80,13 @@ def _refuse_remote_code(config: JsonObject, tokenizer_config: JsonObject) -> Non
         )
 
 
-def _refuse_other_models(config: JsonObject) -> None:
+def _check_causal_language_model(config: JsonObject) -> None:
     architectures = config.get("architectures") or []
     if not isinstance(architectures, list):
         raise ModelUnsupported("The model's config.json has architectures that are no list.")
     if architectures and not any(_is_causal(name) for name in architectures):
-        named = repr(architectures[0])[:80] if isinstance(architectures[0], str) else "What config.json names"
-        raise ModelUnsupported(f"{named} is not a causal language model.")
+        name = repr(architectures[0])[:80] if isinstance(architectures[0], str) else "What config.json names"
+        raise ModelUnsupported(f"{name} is not a causal language model.")
     if config.get("is_encoder_decoder"):
         raise ModelUnsupported("The model is an encoder-decoder; only causal language models can be distilled.")
     if config.get("quantization_config"):
@@ -105,25 +105,25 @@ def _family(config: JsonObject) -> str:
 
 
 def _size(config: JsonObject, names: tuple[str, ...]) -> int:
-    found = _optional_size(config, names)
-    if found is None:
+    size = _optional_size(config, names)
+    if size is None:
         raise ModelUnsupported(f"The model's config.json has no usable {names[0]}.")
-    return found
+    return size
 
 
 def _optional_size(config: JsonObject, names: tuple[str, ...]) -> int | None:
     for name in names:
-        if found := count(config.get(name), at_most=_SIZE_LIMIT):
-            return found
+        if size := bounded_int(config.get(name), at_most=_SIZE_LIMIT):
+            return size
     return None
 
 
 def _is_tied(config: JsonObject, weights: StoredWeights) -> bool:
-    stated = config.get("tie_word_embeddings")
-    return stated if isinstance(stated, bool) else weights.head_parameters == 0
+    configured = config.get("tie_word_embeddings")
+    return configured if isinstance(configured, bool) else weights.head_parameters == 0
 
 
-def _per_layer(weights: StoredWeights, layers: int) -> tuple[int, ...]:
+def _parameters_by_layer(weights: StoredWeights, layers: int) -> tuple[int, ...]:
     if set(weights.layer_parameters) - set(range(layers)):
         raise ModelUnsupported("The model's weights have more layers than its config.json says.")
     missing = layers - len(weights.layer_parameters)

@@ -1,6 +1,6 @@
-"""The header of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""Facts of a GGUF file, out of its header (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 
-Read here rather than with the package `gguf`, which needs numpy and trusts the counts in the file.
+The package `gguf` is not used: it needs numpy and trusts the counts in the file.
 """
 
 import struct
@@ -26,11 +26,11 @@ _ENTRIES_LIMIT = 100_000
 _ELEMENTS_LIMIT = 8 << 20
 _DIMENSIONS_LIMIT = 8
 _LARGEST = 1 << 50
-# Kinds of token. One that is unused fills a gap in the vocabulary, and its name means nothing.
+# Token types of the format. An unused token fills a gap in the vocabulary, and its name means nothing.
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 
-# The arrays that are looked at; all others are stepped over.
-_KEPT_ARRAYS = {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}
+# Arrays are large: all but these are skipped.
+_READ_ARRAYS = {"tokenizer.ggml.tokens", "tokenizer.ggml.token_type"}
 
 
 class Token(NamedTuple):
@@ -51,22 +51,32 @@ class GGUFHeader:
     size_bytes: int
 
     def text(self, key: str) -> str | None:
+        """The string under a key; None where there is none."""
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
 
     def number(self, key: str) -> int | None:
+        """The positive whole number under a key; None where there is none."""
         value = self.metadata.get(key)
         return value if type(value) is int and value > 0 else None
 
     def architecture(self) -> str:
-        """Raises: ModelUnsupported: the file names none."""
-        found = self.text("general.architecture")
-        if not found:
+        """The name of the model family.
+
+        Raises:
+            ModelUnsupported: the file names none.
+        """
+        name = self.text("general.architecture")
+        if not name:
             raise ModelUnsupported("The GGUF file names no architecture.")
-        return found
+        return name
 
     def tokens(self) -> list[Token]:
-        """Raises: ModelUnsupported: the file holds no vocabulary."""
+        """The entries of the vocabulary.
+
+        Raises:
+            ModelUnsupported: the file holds no vocabulary.
+        """
         names = self.metadata.get("tokenizer.ggml.tokens")
         if not isinstance(names, list) or not names:
             raise ModelUnsupported("The GGUF file holds no tokenizer.")
@@ -81,7 +91,7 @@ class GGUFHeader:
 
 
 def inspect_gguf(path: Path) -> ModelFacts:
-    """Facts out of a GGUF header.
+    """Read the facts out of a GGUF header.
 
     Raises:
         ModelUnsupported: see :func:`pocl.inspect.inspect_model`.
@@ -99,7 +109,7 @@ def inspect_gguf(path: Path) -> ModelFacts:
         layers=layers,
         hidden_size=_required(header, f"{architecture}.embedding_length", at_most=1 << 24),
         parameters=weights.parameters,
-        layer_parameters=_per_layer(weights, layers),
+        layer_parameters=_parameters_by_layer(weights, layers),
         size_bytes=header.size_bytes,
         max_positions=header.number(f"{architecture}.context_length"),
         has_chat_template=header.text("tokenizer.chat_template") is not None,
@@ -109,7 +119,7 @@ def inspect_gguf(path: Path) -> ModelFacts:
 
 
 def read_header(path: Path) -> GGUFHeader:
-    """Metadata and tensor table of a GGUF file; no tensor is read.
+    """Read the metadata and the tensor table of a GGUF file; no tensor is read.
 
     Raises:
         ModelUnsupported: it is no GGUF file of version 2 or 3, or a count in it does not fit the file.
@@ -126,7 +136,7 @@ def read_header(path: Path) -> GGUFHeader:
         metadata = {}
         for _ in range(entries):
             key = reader.string()
-            metadata[key] = reader.value(keep=key in _KEPT_ARRAYS)
+            metadata[key] = reader.value(keep=key in _READ_ARRAYS)
         return GGUFHeader(metadata, dict(reader.tensor() for _ in range(tensors)), reader.size)
 
 
@@ -151,10 +161,11 @@ class _Reader:
         self._file.seek(length, 1)
 
     def scalar(self, code: str) -> int | float | bool:
-        found: int | float | bool = struct.unpack(code, self.take(struct.calcsize(code)))[0]
-        return found
+        value: int | float | bool = struct.unpack(code, self.take(struct.calcsize(code)))[0]
+        return value
 
     def bounded_count(self, limit: int) -> int:
+        """A count of the file, refused above `limit`."""
         number = int.from_bytes(self.take(8), "little")
         if number > limit:
             raise _damaged()
@@ -213,10 +224,10 @@ class _Reader:
 
 
 def _required(header: GGUFHeader, key: str, *, at_most: int) -> int:
-    found = header.number(key)
-    if found is None or found > at_most:
+    number = header.number(key)
+    if number is None or number > at_most:
         raise ModelUnsupported(f"The GGUF file has no usable {key[:80]}.")
-    return found
+    return number
 
 
 def _vocabulary_size(header: GGUFHeader) -> int:
@@ -226,18 +237,18 @@ def _vocabulary_size(header: GGUFHeader) -> int:
     return shape[1]
 
 
-def _per_layer(weights: StoredWeights, layers: int) -> tuple[int, ...]:
+def _parameters_by_layer(weights: StoredWeights, layers: int) -> tuple[int, ...]:
     if set(weights.layer_parameters) != set(range(layers)):
         raise ModelUnsupported("The GGUF file does not hold the layers that its header counts.")
     return tuple(weights.layer_parameters[index] for index in range(layers))
 
 
 def _tokens(header: GGUFHeader) -> dict[str, int]:
-    named = [(token.name, token.id) for token in header.tokens() if token.kind != UNUSED]
+    tokens = [(token.name, token.id) for token in header.tokens() if token.kind != UNUSED]
     if header.text("tokenizer.ggml.model") != "llama":
-        return dict(named)
-    # Converters write a run of spaces as it is, where SentencePiece writes a run of its own sign.
-    return {name if name.strip(" ") else "\u2581" * len(name): id_ for name, id_ in named}
+        return dict(tokens)
+    # Converters write a run of spaces as it is, where SentencePiece writes a run of U+2581.
+    return {name if name.strip(" ") else "\u2581" * len(name): id_ for name, id_ in tokens}
 
 
 def _damaged() -> ModelUnsupported:

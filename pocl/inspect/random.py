@@ -1,4 +1,4 @@
-"""What a freshly initialised model will look like, known before it is made."""
+"""The facts of a freshly initialised model, computed before it is made."""
 
 from types import MappingProxyType
 
@@ -7,12 +7,12 @@ from pocl.spec import RandomModel
 
 SPECIAL_TOKENS = {"<|pad|>": 256, "<|bos|>": 257, "<|eos|>": 258}
 TIED_FAMILIES = frozenset({"gpt2", "opt", "qwen2"})
-# OPT's table of positions begins with two rows that no position uses.
+# The position embeddings of OPT begin with two rows that no position uses.
 _OPT_POSITION_OFFSET = 2
 
 
 def random_facts(ref: RandomModel) -> ModelFacts:
-    """The facts of the model that :func:`pocl.models.random.random_model` makes of `ref`."""
+    """The facts of the model that :func:`pocl.models.random.random_model` will make of `ref`."""
     tokens = byte_level_vocabulary()
     embeddings = len(tokens) * ref.hidden_size
     tied = ref.family in TIED_FAMILIES
@@ -40,7 +40,7 @@ def intermediate_size(ref: RandomModel) -> int:
 
 
 def byte_level_vocabulary() -> dict[str, int]:
-    """One token for each byte, id = byte, then the special tokens.
+    """One token for each byte, whose id is the byte, then the special tokens.
 
     Bytes are spelled as byte-level BPE spells them: printable Latin-1 stands for itself, and the others
     take the code points from 256 on, in order (Radford et al. 2019).

@@ -1,4 +1,4 @@
-"""Bounded reading of JSON files that somebody else wrote."""
+"""Bounded reading of untrusted JSON files."""
 
 import json
 from pathlib import Path
@@ -10,19 +10,19 @@ from pocl.errors import ModelUnsupported
 
 JsonObject = dict[str, JsonValue]
 
-# The largest tokenizer that is known, with 33 MiB, has 0.5 million containers and 1.8 million values. Parsed, an empty
-# list of three bytes takes seventy: without these bounds a file within its limit could take gigabytes.
+# The largest known tokenizer, of 33 MiB, has 0.5 million containers and 1.8 million values. An empty list takes three
+# bytes in a file and seventy in memory: without these bounds a file within its limit could take gigabytes.
 _MAX_CONTAINERS = 1_000_000
 _MAX_VALUES = 3_000_000
 
 
 def read_object(path: Path, *, limit: int) -> JsonObject:
-    """The JSON object in a file of at most `limit` bytes.
+    """Read the JSON object in a file of at most `limit` bytes.
 
     Raises:
         ModelUnsupported: too large, not a plain file, or not a JSON object in UTF-8.
     """
-    # A named pipe would be waited on for ever.
+    # Reading a named pipe would block for ever.
     if not path.is_file():
         raise ModelUnsupported(f"The model has no file {path.name}.")
     with path.open("rb") as file:
@@ -33,10 +33,10 @@ def read_object(path: Path, *, limit: int) -> JsonObject:
 
 
 def parse_object(raw: bytes, name: str) -> JsonObject:
-    """The JSON object that `raw` spells.
+    """Parse a JSON object.
 
     Raises:
-        ModelUnsupported: it spells something else, or too much; the message calls it `name`.
+        ModelUnsupported: `raw` is something else, or holds too many values; the message calls it `name`.
     """
     if raw.count(b"[") + raw.count(b"{") > _MAX_CONTAINERS or raw.count(b",") > _MAX_VALUES:
         raise ModelUnsupported(f"The model's {name} holds more values than any model needs.")
@@ -50,6 +50,6 @@ def parse_object(raw: bytes, name: str) -> JsonObject:
     return cast(JsonObject, parsed)
 
 
-def count(value: JsonValue, *, at_most: int) -> int | None:
-    """`value` if it is a whole number from 0 to `at_most`; JSON's true is not 1."""
+def bounded_int(value: JsonValue, *, at_most: int) -> int | None:
+    """`value` if it is a whole number from 0 to `at_most`, else None; JSON's true is not 1."""
     return value if type(value) is int and 0 <= value <= at_most else None

@@ -1,4 +1,4 @@
-"""When a teacher's distribution over tokens means the same to a student."""
+"""Whether teacher and student share a vocabulary, so that their distributions over tokens can be compared."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pocl.errors import VocabularyMismatch
 from pocl.inspect.facts import ModelFacts
 
-_NAMED = 3
+_MAX_NAMED = 3
 
 
 def shared_vocabulary(teacher: ModelFacts, student: ModelFacts) -> int:
-    """Ids below this number mean the same to both models, and both heads score them.
+    """The number below which all ids mean the same to both models and are scored by both heads.
 
     Raises:
-        VocabularyMismatch: as :func:`shared_vocabulary_size`.
+        VocabularyMismatch: naming the first tokens that differ.
     """
     return shared_vocabulary_size(teacher.tokens, teacher.vocabulary_size, student.tokens, student.vocabulary_size)
 
@@ -31,7 +31,7 @@ def shared_vocabulary_size(
     """
     conflicts = _conflicts(teacher, student)
     if conflicts:
-        named = "; ".join(str(conflict) for conflict in conflicts[:_NAMED])
+        named = "; ".join(str(conflict) for conflict in conflicts[:_MAX_NAMED])
         raise VocabularyMismatch(f"Teacher and student disagree about {len(conflicts)} tokens: {named}.")
     if teacher.keys().isdisjoint(student):
         raise VocabularyMismatch("Teacher and student have no token in common.")
@@ -41,29 +41,30 @@ def shared_vocabulary_size(
 @dataclass(frozen=True, order=True)
 class _Conflict:
     id: int
-    """The student's."""
+    """The id in the student's vocabulary."""
     token: str
-    teacher_says: str
+    in_teacher: str
+    """What the teacher's vocabulary has instead."""
 
     def __str__(self) -> str:
-        return f"{_shown(self.token)} has id {self.id} for the student, {self.teacher_says}"
+        return f"{_abbreviated(self.token)} has id {self.id} for the student, {self.in_teacher}"
 
 
 def _conflicts(teacher: Mapping[str, int], student: Mapping[str, int]) -> list[_Conflict]:
-    teacher_token_of = {id_: token for token, id_ in teacher.items()}
-    found = []
+    teacher_tokens = {id_: token for token, id_ in teacher.items()}
+    conflicts = []
     for token, id_ in student.items():
-        known_as = teacher.get(token)
-        if known_as is not None:
-            if known_as != id_:
-                found.append(_Conflict(id_, token, f"{known_as} for the teacher"))
+        teacher_id = teacher.get(token)
+        if teacher_id is not None:
+            if teacher_id != id_:
+                conflicts.append(_Conflict(id_, token, f"{teacher_id} for the teacher"))
             continue
-        other = teacher_token_of.get(id_)
-        # Where the student knows the other token as well, that token's own turn reports the conflict.
-        if other is not None and other not in student:
-            found.append(_Conflict(id_, token, f"where the teacher has {_shown(other)}"))
-    return sorted(found)
+        teacher_token = teacher_tokens.get(id_)
+        # Where the student knows the teacher's token as well, the conflict is reported under that token.
+        if teacher_token is not None and teacher_token not in student:
+            conflicts.append(_Conflict(id_, token, f"where the teacher has {_abbreviated(teacher_token)}"))
+    return sorted(conflicts)
 
 
-def _shown(token: str) -> str:
+def _abbreviated(token: str) -> str:
     return repr(token if len(token) <= 40 else token[:40] + "…")

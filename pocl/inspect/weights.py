@@ -1,4 +1,4 @@
-"""Names and shapes of stored tensors, out of safetensors headers (https://huggingface.co/docs/safetensors)."""
+"""Sizes of stored tensors, out of safetensors headers (https://huggingface.co/docs/safetensors)."""
 
 import re
 from collections import Counter
@@ -10,11 +10,11 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from pocl.errors import ModelUnsupported
-from pocl.inspect.reading import count, parse_object, read_object
+from pocl.inspect.reading import bounded_int, parse_object, read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-_HEADER_LIMIT = 100_000_000  # the format's own limit
+_HEADER_LIMIT = 100_000_000  # The limit of the format itself.
 _INDEX_LIMIT = 64 << 20
 _SHARD_LIMIT = 4096
 _MAX_TENSORS = 1_000_000
@@ -35,15 +35,15 @@ class StoredWeights:
     """What the weights of one model hold."""
 
     parameters: int
-    """The output head is counted although it may be tied."""
+    """All parameters; an output head that is stored is counted although it may be tied."""
     head_parameters: int
-    """Of an output head stored under its own name; 0 where there is none, which means tied."""
+    """The parameters of an output head stored under its own name; 0 where there is none, which means tied."""
     layer_parameters: Mapping[int, int]
     size_bytes: int
 
 
 def read_weights(directory: Path) -> StoredWeights:
-    """The headers of `model.safetensors` or of every shard that its index names.
+    """Read the headers of `model.safetensors`, or of every shard that its index names.
 
     Raises:
         ModelUnsupported: there are no safetensors, a shard is missing, or a header does not fit its file.
@@ -58,7 +58,7 @@ def read_weights(directory: Path) -> StoredWeights:
 
 
 def sum_tensor_sizes(tensors: Iterable[tuple[str, int]], size_bytes: int) -> StoredWeights:
-    """Sort the sizes of named tensors into layers, head and the rest."""
+    """Sum the sizes of named tensors by layer, for the head and in all."""
     total = head = 0
     layers: Counter[int] = Counter()
     for name, size in tensors:
@@ -67,8 +67,8 @@ def sum_tensor_sizes(tensors: Iterable[tuple[str, int]], size_bytes: int) -> Sto
         total += size
         if name in _HEADS:
             head = size
-        if found := _LAYER.search(name):
-            layers[int(found[1])] += size
+        if match := _LAYER.search(name):
+            layers[int(match[1])] += size
     return StoredWeights(total, head, layers, size_bytes)
 
 
@@ -78,7 +78,7 @@ def _shards(directory: Path) -> Iterator[Path]:
         yield single
         return
     if not index.is_file():
-        raise ModelUnsupported(_why_none(directory))
+        raise ModelUnsupported(_explain_no_weights(directory))
     weight_map = read_object(index, limit=_INDEX_LIMIT).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelUnsupported(f"The model's {INDEX} names no shards.")
@@ -94,7 +94,7 @@ def _shards(directory: Path) -> Iterator[Path]:
         yield directory / name
 
 
-def _why_none(directory: Path) -> str:
+def _explain_no_weights(directory: Path) -> str:
     pickled = any(path.suffix in {".bin", ".pt", ".pth", ".ckpt"} for path in directory.iterdir())
     if pickled:
         return "The model's weights are pickled, which can run code; save them as safetensors."
@@ -121,7 +121,7 @@ def _header(shard: Path) -> list[tuple[str, int]]:
 
 
 def _tensor(description: JsonValue, file: str) -> tuple[int, int, bool]:
-    """Elements, end offset, and whether it is of a type that can be trained."""
+    """The elements and the end offset of a tensor, and whether its type can be trained."""
     bad = ModelUnsupported(f"{file} is damaged: its header describes a tensor that cannot be.")
     if not isinstance(description, dict):
         raise bad
@@ -141,6 +141,5 @@ def _tensor(description: JsonValue, file: str) -> tuple[int, int, bool]:
 def _counts(value: JsonValue, longest: int) -> list[int] | None:
     if not isinstance(value, list) or len(value) > longest:
         return None
-    found = [count(item, at_most=_LARGEST) for item in value]
-    numbers = [item for item in found if item is not None]
-    return numbers if len(numbers) == len(found) else None
+    counts = [number for item in value if (number := bounded_int(item, at_most=_LARGEST)) is not None]
+    return counts if len(counts) == len(value) else None

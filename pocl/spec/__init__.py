@@ -1,7 +1,7 @@
 """What a distillation job is: the specification that clients post and the engine runs.
 
-FrozenModel, and unknown fields are refused: a typo never trains. :func:`resolve` lays a client's fields over
-a preset and returns a specification that names every value; that is what is stored, returned and run.
+A specification is immutable, and unknown fields are refused: a typo never trains. :func:`resolve` lays a client's
+fields over a preset and returns a specification that names every value; that is what is stored, returned and run.
 """
 
 from pocl.spec.curriculum import (

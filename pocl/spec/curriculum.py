@@ -8,13 +8,15 @@ from pocl.spec.frozen import FrozenModel
 
 
 class Range(FrozenModel):
-    """A value that rises from stage to stage: start + (end - start) i / (n - 1); with one stage, start."""
+    """A value that rises linearly: stage i of n has start + (end - start) i / (n - 1), a single stage has start."""
 
     start: float
     end: float
 
 
 class TemperatureRange(Range):
+    """The temperature of the distillation, which rises from the first stage to the last."""
+
     start: float = Field(default=1.0, gt=0, le=100)
     end: float = Field(default=2.0, gt=0, le=100)
 
@@ -26,6 +28,8 @@ class TemperatureRange(Range):
 
 
 class WeightRange(Range):
+    """The weight of the divergence in the loss, which rises from the first stage to the last."""
+
     start: float = Field(default=0.7, ge=0, le=1)
     end: float = Field(default=1.0, ge=0, le=1)
 
@@ -37,55 +41,59 @@ class WeightRange(Range):
 
 
 class Ranking(FrozenModel):
-    """The difficulty measurer: the student as it starts answers and scores every training sample."""
+    """The difficulty measurer: the untrained student answers every training sample and is scored on it."""
 
     rrf_k: int = Field(default=60, ge=1, le=10_000)
-    """k of reciprocal rank fusion, 1/(k + rank)."""
+    """The constant k of reciprocal rank fusion, which scores a rank as 1/(k + rank)."""
     max_new_tokens: int = Field(default=256, ge=1, le=4096)
+    """The most tokens that an answer may have."""
 
 
 class ByEpochs(FrozenModel):
-    """A stage ends after its epochs."""
+    """A stage ends once all its epochs are done."""
 
     by: Literal["epochs"] = "epochs"
 
 
 class ByConvergence(FrozenModel):
-    """A stage ends once a generation metric on the validation rows no longer improves, or after its epochs.
+    """A stage ends once a metric of the answers to the validation data no longer improves (early stopping).
+
+    It ends after its planned epochs at the latest.
 
     Cross-entropy is not offered: in published POCL runs it worsens while ROUGE-L rises.
     """
 
     by: Literal["convergence"]
     metric: Literal["rouge_l", "exact_match"] = "rouge_l"
+    """The score of the greedy answers that must improve."""
     patience: int = Field(default=1, ge=1, le=100)
-    """Epochs without improvement after which the stage ends."""
+    """The number of epochs without improvement after which the stage ends."""
     min_delta: float = Field(default=0.1, ge=0, le=100)
-    """Points by which the metric must rise to count as improved."""
+    """The number of points by which the metric must rise to count as improved."""
 
 
 class NoCurriculum(FrozenModel):
-    """Control: all samples shuffled, one stage, one learning-rate schedule, as many optimiser steps."""
+    """A control experiment: one stage over all samples, shuffled, with as many optimiser steps as the curriculum."""
 
     kind: Literal["no_curriculum"]
     temperature: float | None = Field(default=None, gt=0, le=100)
-    """Constant temperature; the start of `curriculum.temperature` unless given."""
+    """The constant temperature; where null, the start of `curriculum.temperature`."""
     kd_weight: float | None = Field(default=None, ge=0, le=1)
-    """Constant KD weight; the middle of `curriculum.kd_weight` unless given."""
+    """The constant KD weight; where null, the middle of `curriculum.kd_weight`."""
 
 
 class ShuffledStages(FrozenModel):
-    """Control: the same stages, temperatures and weights over a random order instead of the ranking."""
+    """A control experiment: the same stages, temperatures and weights over a random order instead of the ranking."""
 
     kind: Literal["shuffled_stages"]
 
 
 class ConstantTemperature(FrozenModel):
-    """Control: the same stages over the ranking, at one temperature."""
+    """A control experiment: the same stages over the same ranking, all at one temperature."""
 
     kind: Literal["constant_temperature"]
     temperature: float | None = Field(default=None, gt=0, le=100)
-    """The start of `curriculum.temperature` unless given."""
+    """The constant temperature; where null, the start of `curriculum.temperature`."""
 
 
 Control = Annotated[NoCurriculum | ShuffledStages | ConstantTemperature, Field(discriminator="kind")]
@@ -93,15 +101,18 @@ Advance = Annotated[ByEpochs | ByConvergence, Field(discriminator="by")]
 
 
 class Curriculum(FrozenModel):
-    """Baby Step: stage i trains on the easiest floor(N/n) (i+1) samples, the last stage on all N."""
+    """The Baby Step curriculum: stage i of n trains on the easiest floor(N/n) (i+1) of N samples, the last on all N."""
 
     stages: int = Field(default=4, ge=1, le=64)
+    """The number of stages."""
     epochs_per_stage: int = Field(default=8, ge=1, le=1000)
+    """The number of passes that each stage makes over its samples."""
     temperature: TemperatureRange = TemperatureRange()
     kd_weight: WeightRange = WeightRange()
-    """w in loss = (1-w) CE + w D."""
+    """The weight w in loss = (1-w) CE + w D, with cross-entropy CE and divergence D."""
     ranking: Ranking = Ranking()
     advance: Advance = ByEpochs()
     optimizer_at_stage: Literal["restart", "carry"] = "restart"
-    """`restart`: a new optimiser and schedule at each stage; `carry`: one of each over all stages."""
+    """`restart` begins a new optimiser and schedule at each stage; `carry` has one of each for all stages."""
     control: Control | None = None
+    """Makes the job a control experiment of equal budget; null for the curriculum itself."""

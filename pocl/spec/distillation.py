@@ -18,19 +18,22 @@ class DistillationSpec(FrozenModel):
     """One distillation job."""
 
     preset: PresetName = "paper"
-    """Defaults under the other fields: `paper`; `pocl_official`, the published code's loss scaling; `quick`."""
+    """The defaults of all other fields: `paper`, `pocl_official` (the published code's loss scaling) or `quick`."""
     teacher: ModelRef | None = None
-    """Required by every method but `sft`; where `sft` has one, the student is compared with it."""
+    """The model to learn from. Every method but `sft` needs one; with `sft` the student is only compared with it."""
     student: StudentRef
+    """The model to train."""
     data: Data
+    """The samples that are trained and evaluated on."""
     method: Method = ForwardKL()
-    """A name, or an object with the method's parameters."""
+    """The divergence that is minimised: the name of a method, or an object with its parameters."""
     curriculum: Curriculum = Curriculum()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
     resources: Resources = Resources()
     seed: int = Field(default=10, ge=0, lt=2**31)
+    """The seed of shuffling and dropout: equal seeds give equal weights on one machine."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

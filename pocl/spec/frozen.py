@@ -1,4 +1,4 @@
-"""What all parts of a specification have in common: immutable, and closed to unknown fields."""
+"""Base classes of all parts of a specification."""
 
 from typing import Self
 
@@ -6,21 +6,21 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class FrozenModel(BaseModel):
-    """A value: immutable, closed to unknown fields, with finite numbers only."""
+    """An immutable value that refuses unknown fields and numbers that are not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class ExactlyOneOf(FrozenModel):
-    """A reference written in exactly one of several forms; the class variable names them."""
+    """A reference that sets exactly one of the fields that :meth:`_alternatives` names."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        forms = [name for name in self._field_names() if getattr(self, name) is not None]
-        if len(forms) != 1:
-            raise ValueError(f"give exactly one of {', '.join(self._field_names())}; got {', '.join(forms) or 'none'}")
+        given = [name for name in self._alternatives() if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(self._alternatives())}; got {', '.join(given) or 'none'}")
         return self
 
     @classmethod
-    def _field_names(cls) -> tuple[str, ...]:
-        raise TypeError(f"{cls.__name__} names no forms")
+    def _alternatives(cls) -> tuple[str, ...]:
+        raise TypeError(f"{cls.__name__} names no alternatives")

@@ -69,7 +69,7 @@ class JS(_Distillation):
 
     name: Literal[KDMethod.JS] = KDMethod.JS
     beta: float = Field(default=0.5, gt=0, lt=1)
-    """Weight of the teacher in the mixture. The ends are `forward_kl` and `reverse_kl`."""
+    """The weight of the teacher in the mixture; its limits 0 and 1 are `forward_kl` and `reverse_kl`."""
 
 
 class TVD(_Distillation):
@@ -100,7 +100,7 @@ class AdaptiveKL(_Distillation):
 
     name: Literal[KDMethod.ADAPTIVE_KL] = KDMethod.ADAPTIVE_KL
     head_mass: float = Field(default=0.5, gt=0, lt=1)
-    """The likeliest tokens are counted until the teacher gives them this probability in all."""
+    """The probability mass of the teacher's head: its likeliest tokens, until together they have this mass."""
 
 
 class AlphaBeta(_Distillation):
@@ -108,9 +108,9 @@ class AlphaBeta(_Distillation):
 
     name: Literal[KDMethod.ALPHA_BETA] = KDMethod.ALPHA_BETA
     alpha: float = Field(default=0.2, ge=0, le=1)
-    """Exponent of the teacher. 0 is the exact limit; between 0 and 0.001 single precision loses digits."""
+    """The exponent of the teacher; 0 is the exact limit, and between 0 and 0.001 single precision loses digits."""
     beta: float = Field(default=0.7, ge=0, le=1)
-    """Exponent of the student; 0 as for `alpha`."""
+    """The exponent of the student; 0 as for `alpha`."""
 
 
 DistillationMethod = ForwardKL | ReverseKL | JS | TVD | SkewForwardKL | SkewReverseKL | AdaptiveKL | AlphaBeta

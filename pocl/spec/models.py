@@ -11,16 +11,16 @@ class HubModel(FrozenModel):
     """A model on the Hugging Face Hub. Only safetensors are loaded, and never remote code."""
 
     repo: str = Field(pattern=r"^[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}$")
-    """`owner/name`."""
+    """The repository, as `owner/name`."""
     revision: str = Field(default="main", pattern=r"^[\w./-]{1,128}$")
-    """Branch, tag or commit. The run records the commit that it resolved to."""
+    """A branch, tag or commit; the result says which commit it named."""
 
 
 class LayersOfTeacher(FrozenModel):
-    """A student cut out of the teacher: its embeddings, final norm and head, and some of its layers."""
+    """A student made of the teacher's embeddings, final norm and head, and of some of its layers."""
 
     layers: tuple[Annotated[int, Field(ge=0, le=1023)], ...] = Field(min_length=1, max_length=1024)
-    """The teacher's layers to keep, counted from 0, in rising order."""
+    """The layers of the teacher that are kept, counted from 0, in ascending order."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -47,25 +47,28 @@ class RandomModel(FrozenModel):
 
 
 class ModelRef(ExactlyOneOf):
-    """Where a model comes from: one of the forms below."""
+    """Where a model comes from; exactly one field is given."""
 
     path: str | None = Field(default=None, min_length=1, max_length=1024)
     """A directory that `from_pretrained` loads (safetensors), or a `.gguf` file."""
     hub: HubModel | None = None
+    """A model on the Hugging Face Hub."""
     random: RandomModel | None = None
+    """A freshly initialised model."""
     checkpoint: str | None = Field(default=None, pattern=r"^ckpt_[0-9a-z]{8,40}$")
     """The id of a checkpoint that an earlier job of the service made."""
 
     @classmethod
-    def _field_names(cls) -> tuple[str, ...]:
+    def _alternatives(cls) -> tuple[str, ...]:
         return ("path", "hub", "random", "checkpoint")
 
 
 class StudentRef(ModelRef):
-    """A student: like a teacher, or cut out of the teacher."""
+    """Where a student comes from: from where a teacher may come, or out of the teacher."""
 
     from_teacher: LayersOfTeacher | None = None
+    """Some layers of the teacher."""
 
     @classmethod
-    def _field_names(cls) -> tuple[str, ...]:
-        return (*ModelRef._field_names(), "from_teacher")
+    def _alternatives(cls) -> tuple[str, ...]:
+        return (*ModelRef._alternatives(), "from_teacher")

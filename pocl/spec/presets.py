@@ -1,4 +1,4 @@
-"""Defaults under a client's fields, and the way from those fields to a whole specification."""
+"""Presets of defaults, and how a client's fields are resolved to a whole specification."""
 
 import re
 from collections.abc import Mapping
@@ -27,28 +27,28 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def resolve(raw: Mapping[str, Any]) -> DistillationSpec:
-    """Lay `raw` over its preset and return the specification with every default named.
+    """Lay `raw` over its preset and return the specification with every default filled in.
 
     Raises:
         SpecInvalid: with a pointer and a sentence for every field that is wrong.
     """
-    layered = _over_preset(raw)
+    merged = _merge_preset(raw)
     try:
-        spec = DistillationSpec.model_validate(layered)
+        spec = DistillationSpec.model_validate(merged)
     except ValidationError as error:
         raise SpecInvalid(field_errors(error)) from None
-    return _name_control_values(spec)
+    return _resolve_control(spec)
 
 
 def field_errors(error: ValidationError) -> list[FieldError]:
-    """Pydantic's findings as problems: pointers into what the caller wrote, and never the value itself."""
+    """Pydantic's errors with pointers into what the caller wrote, and never the value itself."""
     return [
-        FieldError(pointer=_pointer(found["loc"]), code=found["type"], detail=_sentence(found))
-        for found in error.errors(include_input=False, include_url=False)
+        FieldError(pointer=_pointer(details["loc"]), code=details["type"], detail=_sentence(details))
+        for details in error.errors(include_input=False, include_url=False)
     ]
 
 
-def _over_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
     preset = raw.get("preset", "paper")
     method = raw.get("method", KDMethod.FORWARD_KL.value)
     method = {"name": method} if isinstance(method, str) else method
@@ -56,36 +56,37 @@ def _over_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
         published = {name: type_.published for name, type_ in METHODS.items()}
         method = {**published.get(method["name"], {}), **method}
     # An unknown preset is left for the validation to name.
-    under = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
-    return _merge(under, {**raw, "method": method})
+    defaults = PRESETS.get(preset, {}) if isinstance(preset, str) else {}
+    return _merge(defaults, {**raw, "method": method})
 
 
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = {**under, **over}
-    for key, value in under.items():
-        if isinstance(value, Mapping) and isinstance(over.get(key), Mapping):
-            merged[key] = _merge(value, over[key])
+def _merge(defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {**defaults, **overrides}
+    for key, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(overrides.get(key), Mapping):
+            merged[key] = _merge(default, overrides[key])
     return merged
 
 
-def _name_control_values(spec: DistillationSpec) -> DistillationSpec:
+def _resolve_control(spec: DistillationSpec) -> DistillationSpec:
+    """Fill in the defaults of a control experiment, which follow from the curriculum."""
     curriculum, control = spec.curriculum, spec.curriculum.control
-    named: dict[str, float] = {}
+    defaults: dict[str, float] = {}
     if isinstance(control, NoCurriculum | ConstantTemperature) and control.temperature is None:
-        named["temperature"] = curriculum.temperature.start
+        defaults["temperature"] = curriculum.temperature.start
     if isinstance(control, NoCurriculum) and control.kd_weight is None:
-        named["kd_weight"] = (curriculum.kd_weight.start + curriculum.kd_weight.end) / 2
-    if not named or control is None:
+        defaults["kd_weight"] = (curriculum.kd_weight.start + curriculum.kd_weight.end) / 2
+    if not defaults or control is None:
         return spec
-    control = control.model_copy(update=named)
+    control = control.model_copy(update=defaults)
     return spec.model_copy(update={"curriculum": curriculum.model_copy(update={"control": control})})
 
 
-def _sentence(found: ErrorDetails) -> str:
-    if found["type"] == "union_tag_invalid":
-        # The one sentence of pydantic that quotes the value, and that shows enum members as Python does.
-        return "must be one of " + re.sub(r"<[\w.]+: ('\w+')>", r"\1", found["ctx"]["expected_tags"])
-    return found["msg"].removeprefix("Value error, ")
+def _sentence(details: ErrorDetails) -> str:
+    if details["type"] == "union_tag_invalid":
+        # This is the one sentence of pydantic that quotes the value and spells enum members as Python does.
+        return "must be one of " + re.sub(r"<[\w.]+: ('\w+')>", r"\1", details["ctx"]["expected_tags"])
+    return details["msg"].removeprefix("Value error, ")
 
 
 _TAGS = {*KDMethod, "epochs", "convergence", "no_curriculum", "shuffled_stages", "constant_temperature"}
@@ -93,9 +94,9 @@ _TAGS = {*KDMethod, "epochs", "convergence", "no_curriculum", "shuffled_stages",
 
 def _pointer(location: tuple[int | str, ...]) -> str:
     # A tagged union puts its tag into the location; the caller wrote no such key.
-    kept = [
+    parts = [
         str(part)
-        for before, part in zip(("", *location), location, strict=False)
-        if not (part in _TAGS and before in ("method", "advance", "control"))
+        for parent, part in zip(("", *location), location, strict=False)
+        if not (part in _TAGS and parent in ("method", "advance", "control"))
     ]
-    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in kept)
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)

@@ -8,24 +8,31 @@ from pocl.spec.frozen import FrozenModel
 
 
 class Training(FrozenModel):
+    """How the student is optimised."""
+
     batch_size: int = Field(default=64, ge=1, le=65536)
-    """Samples per optimiser step, over all micro-batches."""
+    """The number of samples of an optimiser step, over all micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=65536)
-    """Samples in memory at once; chosen and recorded by the engine where null."""
+    """The number of samples in memory at once; where null the engine chooses it and pins its choice."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
+    """The peak of the cosine schedule."""
     min_learning_rate: float = Field(default=1e-7, ge=0, le=1)
-    """Where the cosine ends."""
+    """The learning rate at the end of the cosine schedule."""
     warmup_steps: int = Field(default=0, ge=0, le=1_000_000)
+    """The number of optimiser steps over which the learning rate rises from 0."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
+    """The decoupled weight decay of AdamW."""
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,
     )
+    """The decay rates of the first and second moments of AdamW."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """The norm to which the gradient of an optimiser step is clipped."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 products with fp32 master weights where the hardware multiplies bf16, else fp32."""
+    """The format of products; `auto`: bf16 with fp32 master weights where the hardware multiplies it, else fp32."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Null keeps what the student's config says."""
+    """The probability of dropout in the student; null keeps what its config says."""
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
@@ -35,15 +42,16 @@ class Training(FrozenModel):
 
 
 class Sampling(FrozenModel):
-    """Answers drawn at random, once with each seed; their scores are reported as mean and standard deviation."""
+    """Answers sampled at random, once with each seed; their scores are reported as mean and standard deviation."""
 
     temperature: float = Field(default=1.0, gt=0, le=100)
-    """Of the drawing of tokens; it has nothing to do with the temperature of the loss."""
+    """The temperature of sampling tokens, which has nothing to do with the temperature of the distillation."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Draw from the fewest most likely tokens whose probabilities sum to at least this; 1: from all."""
+    """The mass of nucleus sampling: tokens are drawn from the fewest most likely ones whose probabilities reach it."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(
         default=(10, 20, 30, 40, 50), min_length=1, max_length=20
     )
+    """The seeds with each of which every prompt is answered once."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -53,28 +61,35 @@ class Sampling(FrozenModel):
 
 
 class Evaluation(FrozenModel):
-    """Answers to the validation rows: before training, after each stage, and of the teacher."""
+    """How answers to the validation samples are scored: before training, after each stage, and of the teacher."""
 
     max_rows: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Evaluate on the first rows only; null: all."""
+    """The number of validation samples that are evaluated on, the first of the file; null takes all."""
     max_new_tokens: int = Field(default=256, ge=1, le=4096)
+    """The most tokens that an answer may have."""
     batch_size: int = Field(default=16, ge=1, le=1024)
+    """The number of samples that are answered or scored at once."""
     teacher: bool = True
-    """Evaluate the teacher as well, once."""
+    """Whether the teacher is evaluated as well, once, before training."""
     sampling: Sampling | None = None
-    """Score sampled answers beside the greedy ones, which remain the main figures; null: greedy answers alone."""
+    """How answers are sampled beside the greedy ones, which remain the main figures; null samples none."""
     best_by: Literal["rouge_l", "exact_match"] = "rouge_l"
     """The score of the greedy answers by which a stage's weights are chosen for `best/`."""
 
 
 class Checkpoints(FrozenModel):
+    """Which states of a run are kept."""
+
     every_steps: int = Field(default=200, ge=1, le=1_000_000)
-    """Optimiser steps between saves of the full training state; each stage end is saved as well."""
+    """The number of optimiser steps between saves of the full training state; stage ends are saved as well."""
     keep: int = Field(default=2, ge=1, le=100)
-    """Full training states kept; the weights of stage ends are kept beside them."""
+    """The number of full training states that are kept; the weights of stage ends are kept beside them."""
 
 
 class Resources(FrozenModel):
+    """What the run may use of its machine."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """The kind of device; `auto` takes a GPU where there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)
-    """CPU threads; chosen and recorded by the engine where null."""
+    """The number of CPU threads; where null the engine chooses it and pins its choice."""

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pocl.errors import ModelNotFound, ModelUnsupported, PoclError, SpecInvalid
-from pocl.inspect import inspect_model, layer_pruned_facts, random_facts
+from pocl.inspect import facts_of_selected_layers, inspect_model, random_facts
 from pocl.models.loading import save_model
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.spec import RandomModel
@@ -70,14 +70,14 @@ def test_parameters_are_counted_as_torch_counts_them(name: str, tmp_path: Path) 
 def test_parameters_of_a_cut_student_are_counted_as_torch_counts_them() -> None:
     teacher = random_facts(ref_of("opt", layers=5))
     model = random_model(ref_of("opt", layers=3))
-    cut = layer_pruned_facts(teacher, (0, 2, 4))
+    cut = facts_of_selected_layers(teacher, (0, 2, 4))
     assert cut.parameters == sum(p.numel() for p in model.parameters())
     assert (cut.layers, cut.size_bytes) == (3, 4 * cut.parameters)
 
 
 def test_layer_that_the_teacher_lacks_is_pointed_at() -> None:
     with pytest.raises(SpecInvalid) as raised:
-        layer_pruned_facts(random_facts(ref_of("llama")), (0, 2))
+        facts_of_selected_layers(random_facts(ref_of("llama")), (0, 2))
     assert [problem.pointer for problem in raised.value.field_errors] == ["/student/from_teacher/layers/1"]
 
 
