@@ -1,6 +1,5 @@
-"""What a run works with: its rows, its models, and the rows as tokens of those models."""
+"""What a run works with: its samples, its models, and the samples as tokens of those models."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from pocl.data.batches import Prompting, encode, end_of_response_id
 from pocl.data.samples import Sample, read_samples
 from pocl.errors import DatasetInvalid
-from pocl.evaluation.evaluate import EncodedDataset
+from pocl.evaluation.dataset import EncodedDataset
 from pocl.inspect import check_sequence_length
 from pocl.models.loading import LoadedModel, load_student, load_teacher, shared_vocabulary
 from pocl.models.precision import Precision
@@ -19,33 +18,36 @@ from pocl.spec import Data, DataRef, DistillationSpec
 
 @dataclass(frozen=True)
 class Models:
+    """Teacher and student, loaded and found to fit together."""
+
     student: LoadedModel
     teacher: LoadedModel | None
     shared_vocabulary: int | None
     """Both heads agree on the ids below it; None without a teacher."""
     tokenizer: PreTrainedTokenizerBase
-    """What the data is read with, and what the distilled student is saved with."""
+    """Encodes the data, and is saved with the distilled student."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The rows of the run, tokenised."""
+    """The samples of a run as token ids."""
 
     train: EncodedDataset
     validation: EncodedDataset | None
     template: str
-    end_id: int
+    """The name of the template that the samples are encoded with."""
+    end_of_response_id: int
     """The token that ends a response."""
 
 
 def read_splits(spec: DistillationSpec) -> tuple[list[Sample], list[Sample]]:
-    """The training rows, and the validation rows that are evaluated on.
+    """Read the training samples, and the validation samples that are evaluated on.
 
     Raises:
-        DatasetInvalid: naming the rows that are wrong.
+        DatasetInvalid: naming the lines that are wrong.
     """
-    train = read_samples(_path_of(spec.data.train))
-    validation = [] if spec.data.validation is None else read_samples(_path_of(spec.data.validation))
+    train = read_samples(_file_of(spec.data.train))
+    validation = [] if spec.data.validation is None else read_samples(_file_of(spec.data.validation))
     return train, validation[: spec.evaluation.max_rows]
 
 
@@ -64,12 +66,12 @@ def load_models(spec: DistillationSpec, *, device: torch.device, precision: Prec
 
 
 def encode_corpus(data: Data, models: Models, train: list[Sample], validation: list[Sample]) -> Corpus:
-    """Tokenise the rows as the data's template says."""
+    """Encode the samples with the template of the specification."""
     tokenizer = models.tokenizer
     prompting = Prompting.choose(data.template, tokenizer)
     end_id = end_of_response_id(tokenizer, prompting)
 
-    def rows(samples: list[Sample]) -> EncodedDataset:
+    def encode_all(samples: list[Sample]) -> EncodedDataset:
         encoded = tuple(
             encode(
                 sample,
@@ -83,30 +85,19 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], validation: l
         )
         return EncodedDataset(encoded, tuple(sample.references for sample in samples))
 
-    return Corpus(rows(train), rows(validation) if validation else None, prompting.value, end_id)
+    return Corpus(encode_all(train), encode_all(validation) if validation else None, prompting.value, end_id)
 
 
-def dataset_digest(rows: EncodedDataset) -> str:
-    """SHA-256 over the rows as tokens, in their order."""
-    digest = hashlib.sha256()
-    for row in rows.samples:
-        digest.update(f"{row.digest} {list(row.input_ids)}\n".encode())
-    return digest.hexdigest()
-
-
-def references_digest(rows: EncodedDataset) -> str:
-    """SHA-256 over what answers are compared with, in the order of the rows."""
-    return hashlib.sha256(repr(rows.references).encode()).hexdigest()
-
-
-def _path_of(ref: DataRef) -> Path:
+def _file_of(ref: DataRef) -> Path:
     if ref.path is None:
-        raise DatasetInvalid("the engine reads files; a data set id is resolved by the service")
+        raise DatasetInvalid("the engine reads files; the service localizes the id of a data set to one")
     return Path(ref.path)
 
 
 def _tokenizer(student: LoadedModel, teacher: LoadedModel | None) -> PreTrainedTokenizerBase:
-    """The teacher's, whose template the teacher knows, unless it has ids that the student has no embedding for."""
+    """The teacher's tokenizer, with the template that the teacher was trained on, unless the student lacks embeddings
+    for some of its ids.
+    """
     if (
         teacher is None
         or len(teacher.tokenizer) > student.model.get_input_embeddings().get_parameter("weight").shape[0]

@@ -135,7 +135,7 @@ def baseline_weights(directory: Path, variant: str) -> str:
     """SHA-256 of the weights that a variant ends in when it is left alone."""
     spec = read_spec(write_variant(directory, variant))
     workdir = directory / "run"
-    distil(spec, workdir, lambda _event: None, reuse=SharedCache(directory / "cache", 1 << 30))
+    distil(spec, workdir, lambda _event: None, shared_cache=SharedCache(directory / "cache", 1 << 30))
     final = RunOutcome.read(workdir).final
     shutil.rmtree(workdir)
     return final

@@ -80,7 +80,7 @@ def generate(
     return answers
 
 
-def eos_token_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def model_stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that ends an answer: those of the generation config, and the tokenizer's own."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
     found = configured if isinstance(configured, list) else [configured]

@@ -1,18 +1,19 @@
-"""The HTML report of a run: one file with its plots inside, nothing to fetch."""
+"""The HTML report of a run: one self-contained file with its plots inside."""
 
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
-from pocl.curriculum.difficulty import RankedSample
+from pocl.curriculum.ranking import RankedSample
 from pocl.events import Evaluated, SeedStats
 from pocl.layout import REPORT_FILE
+from pocl.spec import ConstantTemperature, Control, Method, NoCurriculum, ShuffledStages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ _BLUE, _RED, _GREY, _GREEN = "#1f5fa8", "#c2452d", "#7a8794", "#2f7d4f"
 
 
 class StageFigures(BaseModel):
-    """A stage as it was run."""
+    """A stage as it was trained."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,6 +31,9 @@ class StageFigures(BaseModel):
     samples: int
     temperature: float
     kd_weight: float
+    method: Method
+    inherited: bool
+    """Whether another run trained it with another specification, and this run began with its weights: a branch."""
     steps: int
     end_step: int
     """Optimiser steps of the run at its end."""
@@ -37,7 +41,7 @@ class StageFigures(BaseModel):
 
 @dataclass(frozen=True)
 class TrainingCurve:
-    """The training steps, one entry a step in each sequence."""
+    """The optimiser steps; each sequence has one entry for each step."""
 
     steps: Sequence[int]
     loss: Sequence[float]
@@ -48,15 +52,17 @@ class TrainingCurve:
 
 @dataclass(frozen=True)
 class ReportData:
-    method: str
+    """All that the report shows."""
+
     samples: int
+    control: Control | None
     tokens_seen: int
     stages: Sequence[StageFigures]
     evaluations: Sequence[Evaluated]
     curve: TrainingCurve
     ranking: Sequence[RankedSample]
-    record: Mapping[str, str | None]
-    """Facts that reproduce the run: digests, versions, seed."""
+    provenance: Mapping[str, str | None]
+    """What the run can be reproduced from: digests, versions, seed."""
 
 
 def render(data: ReportData) -> str:
@@ -68,26 +74,68 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    by_difficulty = not isinstance(data.control, NoCurriculum | ShuffledStages)
     stage_scores = [each for each in data.evaluations if each.subject in ("initial", "stage")]
     return environment.get_template(REPORT_FILE).render(
-        method=data.method,
+        headline=describe_stages(data.stages),
+        control=describe_control(data.control),
+        method_name=method_name,
         samples=data.samples,
         steps=data.stages[-1].end_step if data.stages else 0,
         tokens_seen=data.tokens_seen,
         stages=data.stages,
         evaluations=data.evaluations,
         sampled=next((each.sampled for each in data.evaluations if each.sampled is not None), None),
-        name_of=subject_name,
-        spread=seed_stats_text,
+        subject_name=subject_name,
+        seed_stats=seed_stats_text,
         training_plot=_training_plot(data),
         scores_plot=_scores_plot(data.evaluations, stage_scores) if stage_scores else "",
-        difficulty_plot=_difficulty_plot(data.ranking, data.stages),
-        record=data.record,
+        difficulty_plot=_difficulty_plot(data.ranking, data.stages if by_difficulty else ()),
+        by_difficulty=by_difficulty,
+        provenance=data.provenance,
     )
 
 
+def describe_stages(stages: Sequence[StageFigures]) -> str:
+    """Which method trained the stages, and which stages were inherited."""
+    total = f"{len(stages)} stage{'s' if len(stages) != 1 else ''}"
+    own = [stage for stage in stages if not stage.inherited]
+    if len(own) == len(stages):
+        return f"{_method_names(own)} over {total}"
+    inherited = [stage for stage in stages if stage.inherited]
+    origin = "inherited from the run that this one branched from"
+    if not own:
+        return f"{total}, all {origin} ({_method_names(inherited)})"
+    return (
+        f"{_method_names(own)} in {_stage_range(own)} of {total}; "
+        f"{_stage_range(inherited)} {origin} ({_method_names(inherited)})"
+    )
+
+
+def describe_control(control: Control | None) -> str | None:
+    """What a control experiment leaves out of the curriculum; None for the curriculum itself."""
+    match control:
+        case None:
+            return None
+        case NoCurriculum():
+            return f"Control experiment {control.kind}: all samples in one stage, at one temperature."
+        case ShuffledStages():
+            return f"Control experiment {control.kind}: the stages take the samples in a random order."
+        case ConstantTemperature():
+            return f"Control experiment {control.kind}: all stages have one temperature."
+        case _:
+            assert_never(control)
+
+
+def method_name(method: Method) -> str:
+    """The name of a method, with those of its parameters that are not the defaults."""
+    parameters = method.model_dump(exclude={"name"}, exclude_defaults=True)
+    settings = ", ".join(f"{name} {value}" for name, value in parameters.items())
+    return f"{method.name.value} ({settings})" if settings else method.name.value
+
+
 def subject_name(evaluated: Evaluated) -> str:
-    """How people call what was scored."""
+    """The name of what was scored, for people."""
     if evaluated.subject == "stage" and evaluated.stage is not None:
         return f"after stage {evaluated.stage + 1}"
     return {"teacher": "teacher", "initial": "untrained student", "final": "final student"}.get(
@@ -95,9 +143,18 @@ def subject_name(evaluated: Evaluated) -> str:
     )
 
 
-def seed_stats_text(spread: SeedStats) -> str:
-    """Mean ± sample standard deviation, the mean alone where one seed leaves no deviation."""
-    return f"{spread.mean:.2f}" if spread.sd is None else f"{spread.mean:.2f} ± {spread.sd:.2f}"
+def seed_stats_text(stats: SeedStats) -> str:
+    """Mean ± sample standard deviation; the mean alone for one seed, which has no deviation."""
+    return f"{stats.mean:.2f}" if stats.sd is None else f"{stats.mean:.2f} ± {stats.sd:.2f}"
+
+
+def _method_names(stages: Sequence[StageFigures]) -> str:
+    return ", then ".join(dict.fromkeys(method_name(stage.method) for stage in stages))
+
+
+def _stage_range(stages: Sequence[StageFigures]) -> str:
+    first, last = stages[0].index + 1, stages[-1].index + 1
+    return f"stage {first}" if first == last else f"stages {first} to {last}"
 
 
 def _training_plot(data: ReportData) -> str:
@@ -143,31 +200,33 @@ def _scores_plot(evaluations: Sequence[Evaluated], scored: Sequence[Evaluated]) 
 
 
 def _plot_sampled(axes: "Axes", scored: Sequence[Evaluated]) -> None:
-    drawn = [(place, each.sampled.rouge_l) for place, each in enumerate(scored) if each.sampled is not None]
-    if drawn:
-        places, spreads = zip(*drawn, strict=True)
-        means, deviations = [each.mean for each in spreads], [each.sd or 0.0 for each in spreads]
+    sampled = [(place, each.sampled.rouge_l) for place, each in enumerate(scored) if each.sampled is not None]
+    if sampled:
+        places, stats = zip(*sampled, strict=True)
+        means, deviations = [each.mean for each in stats], [each.sd or 0.0 for each in stats]
         axes.errorbar(places, means, yerr=deviations, color=_GREEN, marker="^", capsize=4, label="sampled, ± sd")
 
 
 def _difficulty_plot(ranking: Sequence[RankedSample], stages: Sequence[StageFigures]) -> str:
+    """The samples by their two measures, in the colour of the stage that first trains on them if there are stages."""
     figure, axes = _figure()
-    before = 0
+    if not stages:
+        _scatter(axes, ranking, _BLUE)
+    first_trained = 0
     shades = [_BLUE, "#4f8fce", "#e09a5b", _RED]
     for stage in stages:
-        fresh = ranking[before : stage.samples]
-        axes.scatter(
-            [each.cross_entropy for each in fresh],
-            [each.rouge_l for each in fresh],
-            s=14,
-            color=shades[min(stage.index, len(shades) - 1)],
-            alpha=0.75,
-            label=f"stage {stage.index + 1}",
-        )
-        before = max(before, stage.samples)
+        shade = shades[min(stage.index, len(shades) - 1)]
+        _scatter(axes, ranking[first_trained : stage.samples], shade, label=f"stage {stage.index + 1}")
+        first_trained = max(first_trained, stage.samples)
     axes.set(xlabel="cross-entropy of the reference, nats per token", ylabel="ROUGE-L of the own answer")
-    axes.legend(frameon=False, ncols=4)
+    if stages:
+        axes.legend(frameon=False, ncols=4)
     return _svg(figure)
+
+
+def _scatter(axes: "Axes", samples: Sequence[RankedSample], color: str, label: str | None = None) -> None:
+    entropies, scores = [each.cross_entropy for each in samples], [each.rouge_l for each in samples]
+    axes.scatter(entropies, scores, s=14, color=color, alpha=0.75, label=label)
 
 
 def _figure() -> tuple[Figure, "Axes"]:
@@ -184,7 +243,7 @@ def _shade(axes: "Axes", stages: Sequence[StageFigures]) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    # A fixed salt and no date: the same run gives the same bytes.
+    # With a fixed salt and no date the same run gives the same bytes.
     out = io.StringIO()
     with rc_context({"svg.hashsalt": "pocl", "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", metadata={"Date": None})

@@ -5,14 +5,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from pocl.curriculum.difficulty import RankedSample
+from pocl.curriculum.ranking import RankedSample
 from pocl.events import Evaluated
 from pocl.layout import REPORT_FILE, RESULT_FILE
 from pocl.models.loading import LoadedModel
-from pocl.plan import StagePlan
 from pocl.prepare import Models
 from pocl.report.render import ReportData, StageFigures, TrainingCurve, render
-from pocl.spec import DistillationSpec
+from pocl.spec import Control, DistillationSpec
 from pocl.storage.manifest import replace_file
 from pocl.train.checkpoint import MetricRow, TrainState
 from pocl.train.loop import best_stage
@@ -24,9 +23,13 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     steps: int
+    """Optimiser steps, those of inherited stages included."""
     tokens_seen: int
     """Prompt and response tokens that the student was trained on."""
     samples: int
+    """Training samples."""
+    control: Control | None = None
+    """The control experiment that the run was; null for the curriculum itself."""
     stages: tuple[StageFigures, ...]
     evaluations: tuple[Evaluated, ...]
     best_stage: int | None
@@ -36,37 +39,23 @@ class Result(BaseModel):
     teacher: dict[str, str | None] | None
     """Where the teacher came from, and its digest."""
     student: dict[str, str | None]
+    """Where the student came from, and its digest before training."""
     precision: str
     machine: str
+    """What the bits of the result depend on besides: versions, hardware and threads."""
 
 
 def build_result(
-    state: TrainState,
-    table: tuple[StagePlan, ...],
-    evaluations: list[Evaluated],
-    *,
-    models: Models,
-    spec: DistillationSpec,
-    precision: str,
+    state: TrainState, evaluations: list[Evaluated], *, models: Models, spec: DistillationSpec, precision: str
 ) -> Result:
     """The figures of a finished run."""
     best_by = spec.evaluation.best_by
-    starts = [0, *state.stage_ends[:-1]]
     return Result(
         steps=state.step,
         tokens_seen=state.tokens_seen,
-        samples=table[-1].samples,
-        stages=tuple(
-            StageFigures(
-                index=stage.index,
-                samples=stage.samples,
-                temperature=stage.temperature,
-                kd_weight=stage.kd_weight,
-                steps=end - start,
-                end_step=end,
-            )
-            for stage, start, end in zip(table, starts, state.stage_ends, strict=True)
-        ),
+        samples=state.finished_stages[-1].samples,
+        control=spec.curriculum.control,
+        stages=_stage_figures(state, spec),
         evaluations=tuple(evaluations),
         best_stage=best_stage(evaluations, best_by),
         best_by=best_by,
@@ -89,6 +78,23 @@ def write_result(
     replace_file(workdir / REPORT_FILE, render(_report_data(spec, result, metrics, ranking)))
 
 
+def _stage_figures(state: TrainState, spec: DistillationSpec) -> tuple[StageFigures, ...]:
+    starts = [0, *state.stage_ends[:-1]]
+    return tuple(
+        StageFigures(
+            index=index,
+            samples=stage.samples,
+            temperature=stage.temperature,
+            kd_weight=stage.kd_weight,
+            method=stage.method,
+            inherited=stage.recipe != spec.recipe_digest,
+            steps=stage.end_step - start,
+            end_step=stage.end_step,
+        )
+        for index, (stage, start) in enumerate(zip(state.finished_stages, starts, strict=True))
+    )
+
+
 def _origin(loaded: LoadedModel) -> dict[str, str | None]:
     return {**loaded.origin, "digest": loaded.digest}
 
@@ -97,8 +103,8 @@ def _report_data(
     spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[RankedSample]
 ) -> ReportData:
     return ReportData(
-        method=spec.method.name.value,
         samples=result.samples,
+        control=result.control,
         tokens_seen=result.tokens_seen,
         stages=result.stages,
         evaluations=result.evaluations,
@@ -110,7 +116,7 @@ def _report_data(
             temperature=[row.temperature for row in metrics],
         ),
         ranking=ranking,
-        record={
+        provenance={
             "preset": spec.preset,
             "seed": str(spec.seed),
             "best stage by": result.best_by,

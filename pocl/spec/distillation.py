@@ -1,5 +1,6 @@
 """One distillation job, whole."""
 
+import hashlib
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -34,6 +35,16 @@ class DistillationSpec(FrozenModel):
     resources: Resources = Resources()
     seed: int = Field(default=10, ge=0, lt=2**31)
     """The seed of shuffling and dropout: equal seeds give equal weights on one machine."""
+
+    @property
+    def recipe_digest(self) -> str:
+        """SHA-256 over what shapes the training of a stage: method, curriculum and training.
+
+        Choices that the engine pins for a machine, and paths that differ between machines, have no part in it.
+        """
+        training = self.training.model_copy(update={"micro_batch_size": None})
+        parts = (self.method, self.curriculum, training)
+        return hashlib.sha256("".join(part.model_dump_json() for part in parts).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

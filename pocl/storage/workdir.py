@@ -22,7 +22,7 @@ _RESERVE_BYTES = 64 << 10
 
 
 @contextmanager
-def locked(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[None]:
     """Hold the directory for this process, and clear what killed processes left half-written.
 
     Raises:

@@ -27,6 +27,7 @@ from pocl.errors import CheckpointCorrupt, LossDiverged, WorkdirMismatch
 from pocl.events import Evaluated
 from pocl.layout import TRAINING_DIR, WEIGHTS_FILE, checkpoint_name, checkpoints_in, step_of
 from pocl.models.loading import save_model
+from pocl.spec import Method
 from pocl.storage import manifest
 
 _STATE, _OPTIMIZER, _RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
@@ -49,6 +50,21 @@ class MetricRow(BaseModel):
     learning_rate: float
 
 
+class FinishedStage(BaseModel):
+    """A stage as it was trained: by this run, or by one that this run continues with another specification."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    samples: int
+    temperature: float
+    kd_weight: float
+    method: Method
+    recipe: str
+    """The `recipe_digest` of the specification that it was trained with."""
+    end_step: int
+    """Optimiser steps of the run at its end."""
+
+
 class TrainState(BaseModel):
     """Where a run is. The order of samples and the learning rate follow from it and the specification."""
 
@@ -69,12 +85,17 @@ class TrainState(BaseModel):
     cached_teacher: bool = True
     """Whether the teacher's hidden states came out of the cache: live ones round otherwise, with the batch."""
     tokens_seen: int = 0
-    stage_ends: list[int] = []
-    """The step at which each finished stage ended."""
+    finished_stages: list[FinishedStage] = []
+    """In their order."""
     epoch_scores: list[float] = []
     """The convergence metric after each epoch of this stage."""
     evaluations: list[Evaluated] = []
     metrics: list[MetricRow] = []
+
+    @property
+    def stage_ends(self) -> list[int]:
+        """The step at which each finished stage ended."""
+        return [stage.end_step for stage in self.finished_stages]
 
 
 @dataclass(frozen=True)

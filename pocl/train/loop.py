@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.data.batches import EncodedSample
 from pocl.errors import LossDiverged, RunStopped
-from pocl.evaluation.evaluate import Scores
+from pocl.evaluation.scores import Scores
 from pocl.events import (
     CheckpointSaved,
     Evaluated,
@@ -33,7 +33,7 @@ from pocl.storage.manifest import read_manifest
 from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train import checkpoint
 from pocl.train.accumulation import GradientAccumulator, StepMeans
-from pocl.train.checkpoint import MetricRow, TrainState
+from pocl.train.checkpoint import FinishedStage, MetricRow, TrainState
 from pocl.train.eta import EtaEstimator
 from pocl.train.ranks import Ranks, SingleProcess
 from pocl.train.schedule import batches, cosine, shuffled
@@ -250,7 +250,16 @@ class Trainer:
 
     def _finish_stage(self, stage: StagePlan) -> None:
         state, epochs = self.state, self.state.epoch
-        state.stage_ends.append(state.step)
+        state.finished_stages.append(
+            FinishedStage(
+                samples=stage.samples,
+                temperature=stage.temperature,
+                kd_weight=stage.kd_weight,
+                method=self.spec.method,
+                recipe=self.spec.recipe_digest,
+                end_step=state.step,
+            )
+        )
         state.stage += 1
         state.epoch = state.batch = state.stage_step = 0
         state.epoch_scores = []

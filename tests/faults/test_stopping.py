@@ -56,7 +56,7 @@ def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(
 def test_a_teacher_that_is_live_where_it_was_cached_is_told(restart: Path, tmp_path: Path) -> None:
     run_until(5, restart, tmp_path / "run")
     events: list[Event] = []
-    run(read_spec(restart), tmp_path / "run", events.append, reuse=SharedCache(tmp_path / "none", 0))
+    run(read_spec(restart), tmp_path / "run", events.append, shared_cache=SharedCache(tmp_path / "none", 0))
     assert [event.message for event in events if isinstance(event, Warned) and event.code == "not_exact"] == [
         "continued with the teacher live, so not to the same bits"
     ]

@@ -10,13 +10,13 @@ from pocl.events import Event, RunEnded, RunFinished, from_line
 from pocl.layout import EVENTS_FILE, WEIGHTS_FILE, checkpoint_dir
 from pocl.run import run
 from pocl.storage import manifest
-from pocl.storage.workdir import EventLog, locked
+from pocl.storage.workdir import EventLog, lock_workdir
 from tests.faults.runs import run_whole
 
 
 def test_a_second_run_is_refused_and_writes_nothing(restart: Path, tmp_path: Path) -> None:
     events: list[Event] = []
-    with locked(tmp_path):
+    with lock_workdir(tmp_path):
         with pytest.raises(WorkdirInUse):
             run(read_spec(restart), tmp_path, events.append)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -26,7 +26,7 @@ def test_a_second_run_is_refused_and_writes_nothing(restart: Path, tmp_path: Pat
 
 def test_the_lock_goes_with_the_run(restart: Path, tmp_path: Path) -> None:
     assert isinstance(run_whole(restart, tmp_path)[-1], RunFinished)
-    with locked(tmp_path):
+    with lock_workdir(tmp_path):
         pass
 
 
@@ -44,7 +44,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path, place: str) -> None
     for path in (left, kept):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
-    with locked(tmp_path):
+    with lock_workdir(tmp_path):
         assert not [path for path in tmp_path.rglob("*") if path.name.startswith(manifest.SCRATCH_PREFIX)]
         assert kept.exists()
 

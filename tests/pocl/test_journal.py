@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
-from pocl.curriculum.measure import measure_batches
+from pocl.curriculum.measurer import measure_batches
 
 BATCHES = [[4, 1], [0, 5], [2, 3], [6]]
 KEY = "k"
@@ -97,4 +97,4 @@ def test_a_killed_process_loses_no_finished_batch(tmp_path: Path) -> None:
         told = [int(process.stdout.readline()) for _ in range(20)]
         process.kill()
     with Journal(path, KEY) as journal:
-        assert journal.found(told) == [DifficultyMeasurement(row, "d", 1.0, 2.0, "r") for row in told]
+        assert journal.get(told) == [DifficultyMeasurement(row, "d", 1.0, 2.0, "r") for row in told]

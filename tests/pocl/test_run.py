@@ -272,6 +272,30 @@ def test_another_specification_is_refused_in_the_same_directory(undisturbed: Pat
 def test_a_control_takes_as_many_steps(undisturbed: Path, tmp_path: Path, kind: str) -> None:
     result, _ = run_tiny(tmp_path, f"curriculum.control={{kind: {kind}}}")
     assert result.steps == max(step_rows(undisturbed))
+    assert result.control is not None
+    assert f"Control experiment {kind}:" in (tmp_path / "report.html").read_text()
+
+
+def test_a_branch_reports_the_settings_that_its_inherited_stages_were_trained_with(tmp_path: Path) -> None:
+    parent, branch = tmp_path / "parent", tmp_path / "branch"
+    with pytest.raises(RunStopped):
+        run(read_spec(TINY, FEW), parent, lambda _: None, should_pause=lambda: True)
+    stage_end = max((parent / "checkpoints").iterdir())
+    shutil.copytree(stage_end, branch / "checkpoints" / stage_end.name)
+    result, _ = run_tiny(branch, "method=js", "curriculum.temperature={start: 2, end: 5}")
+    assert [(stage.method.name.value, stage.inherited) for stage in result.stages] == [
+        ("forward_kl", True), ("js", False), ("js", False), ("js", False),
+    ]  # fmt: skip
+    assert [stage.temperature for stage in result.stages] == [1, 3, 4, 5]
+    html = " ".join((branch / "report.html").read_text().split())
+    assert "js in stages 2 to 4 of 4 stages; stage 1 inherited from the run that this one branched from" in html
+
+
+def test_a_run_that_is_continued_inherits_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    stop_tiny_at(9, tmp_path)
+    result, _ = run_tiny(tmp_path)
+    assert not any(stage.inherited for stage in result.stages)
+    assert result.stages == Result.model_validate_json((undisturbed / "result.json").read_bytes()).stages
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
@@ -418,7 +442,7 @@ def test_a_second_job_with_another_method_asks_the_teacher_for_spot_checks_alone
 
     def rows_of_the_teacher(name: str, *settings: str) -> int:
         with counted_teacher_rows() as seen:
-            run(read_spec(TINY, (*few, *settings)), tmp_path / name, lambda _: None, reuse=store)
+            run(read_spec(TINY, (*few, *settings)), tmp_path / name, lambda _: None, shared_cache=store)
         return sum(seen)
 
     assert rows_of_the_teacher("first") >= 64

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import GenerationConfig, PreTrainedModel
 
 from pocl.errors import RunStopped
-from pocl.evaluation.generate import eos_token_ids_of, generate
+from pocl.evaluation.generate import generate, model_stop_token_ids
 from pocl.inspect.random import SPECIAL_TOKENS
 from pocl.models.random import byte_level_tokenizer
 from tests.pocl.tiny_models import BOS, EOS, FOUR_FAMILIES, PAD, VOCABULARY, tiny
@@ -176,6 +176,6 @@ def test_training_after_generating_under_the_same_autocast_has_gradients() -> No
 
 def test_end_tokens_are_the_configs_and_the_tokenizers() -> None:
     model, tokenizer = tiny("llama"), byte_level_tokenizer(64)
-    assert eos_token_ids_of(model, tokenizer) == {EOS, SPECIAL_TOKENS["<|eos|>"]}
+    assert model_stop_token_ids(model, tokenizer) == {EOS, SPECIAL_TOKENS["<|eos|>"]}
     model.generation_config.eos_token_id = [4, 5]
-    assert eos_token_ids_of(model, tokenizer) == {4, 5, SPECIAL_TOKENS["<|eos|>"]}
+    assert model_stop_token_ids(model, tokenizer) == {4, 5, SPECIAL_TOKENS["<|eos|>"]}

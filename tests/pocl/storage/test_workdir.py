@@ -7,7 +7,7 @@ import pytest
 from pocl.errors import WorkdirInUse, WorkdirMismatch
 from pocl.events import Event, PhaseChanged, from_line
 from pocl.spec import DistillationSpec, resolve
-from pocl.storage.workdir import EventLog, locked, pin_spec
+from pocl.storage.workdir import EventLog, lock_workdir, pin_spec
 
 SPEC = resolve({"teacher": {"random": {}}, "student": {"random": {}}, "data": {"train": {"path": "rows.jsonl"}}})
 
@@ -17,9 +17,9 @@ def choosing(spec: DistillationSpec, threads: int) -> DistillationSpec:
 
 
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(WorkdirInUse), locked(tmp_path):
+    with lock_workdir(tmp_path), pytest.raises(WorkdirInUse), lock_workdir(tmp_path):
         pass
-    with locked(tmp_path):
+    with lock_workdir(tmp_path):
         pass
 
 

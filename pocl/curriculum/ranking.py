@@ -23,22 +23,27 @@ from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
 from pocl.storage.manifest import replace_file
 from pocl.storage.shared_cache import SharedCache
 
-KIND = "rankings"
-BATCHING = 1
-"""Version of how samples are put into batches and answered; raised when the same inputs get other bits."""
+CACHE_KIND = "rankings"
+BATCHING_VERSION = 1
+"""Version of how samples are batched and answered; to be raised when equal inputs get other bits."""
 
 
 @dataclass(frozen=True)
 class RankedSample(DifficultyMeasurement):
+    """A measured sample with its place in the ranking."""
+
     rank: int
     """1 is the easiest."""
     score: float
+    """The fused score; the easiest sample has the highest."""
     rank_rouge_l: int
+    """The rank by ROUGE-L, descending; equal values share a rank."""
     rank_cross_entropy: int
+    """The rank by cross-entropy, ascending; equal values share a rank."""
 
 
 class RankingCacheKey(BaseModel):
-    """All that a ranking depends on; equal inputs give an equal ranking."""
+    """All that a ranking depends on: equal keys have equal rankings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -48,42 +53,43 @@ class RankingCacheKey(BaseModel):
     """Digest of the encoded samples, in file order."""
     template: str
     end_ids: tuple[int, ...]
-    """Tokens that end an answer, ascending."""
+    """The tokens that end an answer, ascending."""
     rrf_k: int
     max_new_tokens: int
     sampling: Literal["greedy"] = "greedy"
     batch_size: int
-    batching: int = BATCHING
+    batching: int = BATCHING_VERSION
     precision: str
     machine: str
-    """Versions, instruction set, device, threads: what bits depend on besides."""
+    """What bits depend on besides: versions, hardware and threads."""
 
     @property
-    def key(self) -> str:
-        """SHA-256 over the inputs."""
+    def digest(self) -> str:
+        """SHA-256 over all fields."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    def equal_but_for_the_machine(self, other: "RankingCacheKey") -> bool:
+    def equals_except_machine(self, other: "RankingCacheKey") -> bool:
         """Whether the two rankings differ by rounding at most."""
         return self == other.model_copy(update={"machine": self.machine})
 
 
-def rank(measured: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[RankedSample]:
-    """Order samples from easy to hard.
+def rank(measurements: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[RankedSample]:
+    """Order samples from easy to hard by reciprocal rank fusion.
 
-    Equal values share a rank, and equal scores are ordered by cross-entropy and then by digest, so that the
-    order of the data file has no say. Rows of equal content are interchangeable.
+    Equal values share a rank, and equal scores are ordered by cross-entropy and then by digest, so that the order
+    of the data file does not matter. Samples of equal content are interchangeable.
 
     Raises:
         LossDiverged: a cross-entropy is not finite, so that it has no rank.
     """
-    for sample in measured:
+    for sample in measurements:
         if not math.isfinite(sample.cross_entropy):
             raise LossDiverged(f"the untrained student's loss on sample {sample.digest[:12]} is not finite")
-    rouge_ranks = _competition_ranks([-sample.rouge_l for sample in measured])
-    ce_ranks = _competition_ranks([sample.cross_entropy for sample in measured])
+    rouge_ranks = _competition_ranks([-sample.rouge_l for sample in measurements])
+    ce_ranks = _competition_ranks([sample.cross_entropy for sample in measurements])
     scored = [
-        (1 / (k + a) + 1 / (k + b), a, b, sample) for a, b, sample in zip(rouge_ranks, ce_ranks, measured, strict=True)
+        (1 / (k + a) + 1 / (k + b), a, b, sample)
+        for a, b, sample in zip(rouge_ranks, ce_ranks, measurements, strict=True)
     ]
     scored.sort(key=lambda item: (-item[0], item[3].cross_entropy, item[3].digest, item[3].row))
     return [
@@ -94,59 +100,60 @@ def rank(measured: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[Rank
 
 def load_or_rank(
     directory: Path,
-    inputs: RankingCacheKey,
+    key: RankingCacheKey,
     measure: Callable[[Journal], Sequence[DifficultyMeasurement]],
-    store: SharedCache,
+    cache: SharedCache,
 ) -> tuple[list[RankedSample], bool]:
-    """The ranking of these inputs, saved in `directory`: the one that is there, one of another run, or a new one.
+    """The ranking under `key`, saved in `directory`: loaded from there, taken from another run, or made anew.
 
-    The one in `directory` counts even if another machine made it, since a run that goes on must not change its
-    order of samples. A new one is measured with a journal in `directory`, and left in `store` for other runs.
+    The one in `directory` counts even if another machine made it: a run that continues must not change its order of
+    samples. A new one is measured with a journal in `directory`, and left in `cache` for other runs.
 
-    Returns the ranking, and whether `directory` held it already.
+    Returns:
+        The ranking, and whether it was loaded from `directory`.
 
     Raises:
         DiskFull: when `directory` has no space.
     """
-    ranking = _read(directory, inputs.equal_but_for_the_machine)
-    found = ranking is not None
+    loaded = _read(directory, key.equals_except_machine)
+    ranking = loaded if loaded is not None else _load_from_cache(cache, key)
     if ranking is None:
-        ranking = _of_another_run(store, inputs)
-        if ranking is None:
-            with Journal(directory / PARTIAL_RANKING_FILE, inputs.key) as journal:
-                ranking = rank(measure(journal), k=inputs.rrf_k)
-            # Without room for it, it is merely not there for the next run.
-            with suppress(DiskFull, OSError), store.add(KIND, inputs.key) as scratch:
-                _write(scratch, inputs, ranking)
-        _write(directory, inputs, ranking)
+        with Journal(directory / PARTIAL_RANKING_FILE, key.digest) as journal:
+            ranking = rank(measure(journal), k=key.rrf_k)
+        # Without room in the cache, the next run merely makes it again.
+        with suppress(DiskFull, OSError), cache.add(CACHE_KIND, key.digest) as scratch:
+            _write(scratch, key, ranking)
+    if loaded is None:
+        _write(directory, key, ranking)
     (directory / PARTIAL_RANKING_FILE).unlink(missing_ok=True)
-    return ranking, found
+    return ranking, loaded is not None
 
 
-def _write(directory: Path, inputs: RankingCacheKey, ranking: Sequence[RankedSample]) -> None:
+def _write(directory: Path, key: RankingCacheKey, ranking: Sequence[RankedSample]) -> None:
     text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in ranking)
     replace_file(directory / RANKING_FILE, text)
-    # Written last: it vouches for the file above, by its digest too.
-    seal = {"key": inputs.key, "sha256": hashlib.sha256(text.encode()).hexdigest(), "inputs": inputs.model_dump()}
+    # Written last: the seal vouches for the ranking file, by its digest too.
+    seal = {"key": key.digest, "sha256": hashlib.sha256(text.encode()).hexdigest(), "inputs": key.model_dump()}
     replace_file(directory / RANKING_INPUTS_FILE, json.dumps(seal, indent=1) + "\n")
 
 
-def _read(directory: Path, fits: Callable[[RankingCacheKey], bool]) -> list[RankedSample] | None:
+def _read(directory: Path, matches: Callable[[RankingCacheKey], bool]) -> list[RankedSample] | None:
+    """The ranking in `directory`; None where there is none, it is damaged, or its key does not match."""
     try:
         seal: dict[str, Any] = json.loads((directory / RANKING_INPUTS_FILE).read_bytes())
         content = (directory / RANKING_FILE).read_bytes()
-        inputs = RankingCacheKey.model_validate(seal["inputs"])
+        key = RankingCacheKey.model_validate(seal["inputs"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    whole = seal.get("sha256") == hashlib.sha256(content).hexdigest()
-    if not whole or seal.get("key") != inputs.key or not fits(inputs):
+    is_whole = seal.get("sha256") == hashlib.sha256(content).hexdigest()
+    if not is_whole or seal.get("key") != key.digest or not matches(key):
         return None
     return [RankedSample(**json.loads(line)) for line in content.splitlines()]
 
 
-def _of_another_run(store: SharedCache, inputs: RankingCacheKey) -> list[RankedSample] | None:
-    found = store.find(KIND, inputs.key)
-    return None if found is None else _read(found, lambda other: other == inputs)
+def _load_from_cache(cache: SharedCache, key: RankingCacheKey) -> list[RankedSample] | None:
+    entry = cache.find(CACHE_KIND, key.digest)
+    return None if entry is None else _read(entry, lambda other: other == key)
 
 
 def _competition_ranks(values: Sequence[float]) -> list[int]:

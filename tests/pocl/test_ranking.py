@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocl.curriculum.difficulty import KIND, RankingCacheKey, load_or_rank, rank
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
+from pocl.curriculum.ranking import CACHE_KIND, RankingCacheKey, load_or_rank, rank
 from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
 from pocl.storage.shared_cache import SharedCache
 
@@ -97,7 +97,7 @@ def test_other_inputs_are_measured_anew(tmp_path: Path, change: dict[str, object
 
 def test_every_input_has_a_say_in_the_key() -> None:
     changes: list[dict[str, object]] = [{}, {"machine": "cuda"}, *CHANGES]
-    keys = {INPUTS.model_copy(update=change).key for change in changes}
+    keys = {INPUTS.model_copy(update=change).digest for change in changes}
     assert len(keys) == len(CHANGES) + 2
 
 
@@ -119,7 +119,7 @@ def test_the_journal_is_there_until_the_ranking_is_whole(tmp_path: Path) -> None
         raise KeyboardInterrupt
 
     def carried_on(journal: Journal) -> list[DifficultyMeasurement]:
-        found = journal.found([0])
+        found = journal.get([0])
         assert found is not None
         return found
 
@@ -162,7 +162,7 @@ def test_a_ranking_of_another_machine_is_not_shared(tmp_path: Path) -> None:
 def test_a_damaged_shared_ranking_is_made_again(tmp_path: Path, name: str) -> None:
     shared = store_in(tmp_path)
     load_or_rank(directory(tmp_path, "1"), INPUTS, measured_once, shared)
-    (shared.root / KIND / INPUTS.key / name).write_text("damaged")
+    (shared.root / CACHE_KIND / INPUTS.digest / name).write_text("damaged")
     ranking, found = load_or_rank(directory(tmp_path, "2"), INPUTS, measured_once, shared)
     assert (ranking, found) == (rank([SAMPLE]), False)
     assert load_or_rank(directory(tmp_path, "3"), INPUTS, never, shared)[0] == ranking

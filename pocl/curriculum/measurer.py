@@ -1,0 +1,105 @@
+"""The difficulty measurer: how well the untrained student does on the training samples."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from pocl.callbacks import OnProgress, ShouldStop, throttle
+from pocl.curriculum.journal import DifficultyMeasurement, Journal
+from pocl.curriculum.ranking import RankingCacheKey
+from pocl.evaluation.answers import GenerationSettings, generate_answers, generation_batches, stop_token_ids
+from pocl.evaluation.dataset import EncodedDataset
+from pocl.evaluation.rouge import rouge_l
+from pocl.evaluation.token_scores import last_turn_cross_entropy
+from pocl.models.loading import LoadedModel
+from pocl.models.precision import machine_fingerprint
+
+
+@dataclass(frozen=True)
+class DifficultyMeasurer:
+    """Scores the student's greedy answers and its cross-entropy on the last turns of the samples."""
+
+    student: LoadedModel
+    """The student before training."""
+    tokenizer: PreTrainedTokenizerBase
+    dataset: EncodedDataset
+    template: str
+    """The name of the template that the samples are encoded with."""
+    rrf_k: int
+    """The constant of reciprocal rank fusion."""
+    generation: GenerationSettings
+    on_progress: OnProgress
+    """Called with (samples measured, samples), once a second at most."""
+    should_stop: ShouldStop
+
+    @property
+    def cache_key(self) -> RankingCacheKey:
+        """All that the ranking by these measurements depends on."""
+        generation = self.generation
+        return RankingCacheKey(
+            student=self.student.digest,
+            data=self.dataset.digest,
+            template=self.template,
+            end_ids=tuple(sorted(stop_token_ids(self.student.model, self.tokenizer, generation))),
+            rrf_k=self.rrf_k,
+            max_new_tokens=generation.max_new_tokens,
+            batch_size=generation.batch_size,
+            precision=generation.precision.name,
+            machine=machine_fingerprint(generation.precision.device),
+        )
+
+    def measure(self, journal: Journal) -> list[DifficultyMeasurement]:
+        """Measure, batch by batch, what `journal` lacks.
+
+        Raises:
+            RunStopped: when `should_stop` turns true; finished batches are in the journal.
+        """
+        batches = generation_batches(self.dataset.samples, self.generation.batch_size)
+        return measure_batches(batches, self._measure_batch, journal, throttle(self.on_progress))
+
+    def _measure_batch(self, indices: Sequence[int]) -> list[DifficultyMeasurement]:
+        samples = [self.dataset.samples[i] for i in indices]
+        answers = generate_answers(
+            self.student.model, self.tokenizer, samples, generation=self.generation, should_stop=self.should_stop
+        )
+        entropies = last_turn_cross_entropy(
+            self.student.model,
+            samples,
+            batch_size=self.generation.batch_size,
+            precision=self.generation.precision,
+            should_stop=self.should_stop,
+        )
+        return [
+            DifficultyMeasurement(
+                row=index,
+                digest=self.dataset.samples[index].digest,
+                rouge_l=rouge_l(answer, self.dataset.references[index]),
+                cross_entropy=entropy,
+                response=answer,
+            )
+            for index, answer, entropy in zip(indices, answers, entropies, strict=True)
+        ]
+
+
+def measure_batches(
+    batches: Sequence[Sequence[int]],
+    measure_batch: Callable[[Sequence[int]], Sequence[DifficultyMeasurement]],
+    journal: Journal,
+    on_progress: OnProgress | None = None,
+) -> list[DifficultyMeasurement]:
+    """Measure what `journal` lacks; `on_progress` is called with (samples measured, samples) after each batch.
+
+    A batch is measured whole or not at all: its samples share their rounding, so an interruption changes no bit.
+    """
+    total = sum(map(len, batches))
+    measurements: list[DifficultyMeasurement] = []
+    for indices in batches:
+        batch = journal.get(indices)
+        if batch is None:
+            batch = list(measure_batch(indices))
+            journal.append(batch)
+        measurements += batch
+        if on_progress is not None:
+            on_progress(len(measurements), total)
+    return measurements

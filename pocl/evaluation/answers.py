@@ -1,0 +1,76 @@
+"""Answers of a model to the prompts of samples, as text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pocl.callbacks import OnProgress, ShouldStop
+from pocl.data.batches import EncodedSample
+from pocl.evaluation.generate import generate, model_stop_token_ids
+from pocl.evaluation.sampling import Sampler
+from pocl.models.precision import Precision
+from pocl.spec import Sampling
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated."""
+
+    max_new_tokens: int
+    batch_size: int
+    end_of_response_id: int
+    """The token that ends a response in the data's template; the model's own stop tokens end an answer too."""
+    precision: Precision
+    sampling: Sampling | None = None
+    """How answers are sampled beside the greedy ones; None samples none."""
+
+
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[EncodedSample],
+    *,
+    generation: GenerationSettings,
+    sampler: Sampler | None = None,
+    on_progress: OnProgress | None = None,
+    should_stop: ShouldStop = lambda: False,
+) -> list[str]:
+    """Answers to the prompts, in the order of `samples`: greedy, or drawn by `sampler`.
+
+    What is drawn for a sample follows from the seed of the sampler and the digest of the sample.
+
+    Raises:
+        RunStopped: when `should_stop` turns true.
+    """
+    with generation.precision.autocast():
+        answers = generate(
+            model,
+            [sample.prompt_ids for sample in samples],
+            max_new_tokens=generation.max_new_tokens,
+            batch_size=generation.batch_size,
+            eos_token_ids=stop_token_ids(model, tokenizer, generation),
+            pad_id=generation.end_of_response_id,
+            sampler=sampler,
+            keys=[sample.digest for sample in samples],
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
+
+
+def stop_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generation: GenerationSettings
+) -> frozenset[int]:
+    """Every token that ends an answer."""
+    return model_stop_token_ids(model, tokenizer) | {generation.end_of_response_id}
+
+
+def generation_batches(samples: Sequence[EncodedSample], size: int) -> list[list[int]]:
+    """Batches for generating answers, as indices: samples of like prompt length, longest first.
+
+    The composition of the batches follows from the samples and the size alone, whatever their order: the bits of an
+    answer's logits depend on it.
+    """
+    order = sorted(range(len(samples)), key=lambda i: (-samples[i].prompt_length, samples[i].digest, i))
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,0 +1,151 @@
+"""Scores against independent formulas; bounded batches; stopping and progress."""
+
+from dataclasses import replace
+from itertools import chain, count
+from statistics import mean, stdev
+
+import pytest
+import torch
+
+from pocl.callbacks import OnProgress, ShouldStop
+from pocl.data.batches import EncodedSample
+from pocl.errors import RunStopped
+from pocl.evaluation.answers import GenerationSettings, generate_answers, generation_batches
+from pocl.evaluation.dataset import EncodedDataset
+from pocl.evaluation.rouge import exact_match, rouge_l
+from pocl.evaluation.sampling import Sampler
+from pocl.evaluation.scores import Scores, evaluate
+from pocl.evaluation.token_scores import last_turn_cross_entropy, scoring_batches, token_scores
+from pocl.models.precision import Precision
+from pocl.spec import Sampling
+from pocl.teacher.signal import LiveTeacher
+from tests.pocl.byte_tokenizers import byte_tokenizer
+from tests.pocl.tiny_models import EOS, VOCABULARY, tiny
+
+FP32 = Precision("fp32", torch.device("cpu"))
+TOKENIZER = byte_tokenizer()
+GENERATION = GenerationSettings(max_new_tokens=6, batch_size=3, end_of_response_id=EOS, precision=FP32)
+
+
+def encoded_sample(number: int) -> EncodedSample:
+    generator = torch.Generator().manual_seed(number)
+    length = 4 + number % 9
+    ids = torch.randint(3, VOCABULARY, (length + 5,), generator=generator).tolist()
+    # The second token answers an earlier turn.
+    return EncodedSample(f"{number:064x}", tuple(ids), length, ((1, 2),))
+
+
+SAMPLES = tuple(encoded_sample(number) for number in range(7))
+DATASET = EncodedDataset(SAMPLES, tuple((f"answer {number}", "word") for number in range(7)))
+
+
+def scores(sampling: Sampling | None = None, on_progress: OnProgress | None = None) -> Scores:
+    generation = replace(GENERATION, sampling=sampling)
+    return evaluate(tiny("llama"), TOKENIZER, DATASET, generation=generation, on_progress=on_progress)
+
+
+def unbatched_log_probabilities(model_name: str, sample: EncodedSample, seed: int = 0) -> torch.Tensor:
+    """Log-probabilities after each token of a sample, `[L, V]` float64, without batch or padding."""
+    ids = torch.tensor([sample.input_ids])
+    return torch.log_softmax(tiny(model_name, seed)(input_ids=ids).logits[0].double(), dim=-1)
+
+
+def response_positions(sample: EncodedSample) -> list[int]:
+    return [position for position, is_response in enumerate(sample.label_mask) if is_response]
+
+
+def test_cross_entropy_and_divergence_are_means_over_response_tokens() -> None:
+    ce, kl = [], []
+    for sample in SAMPLES:
+        student = unbatched_log_probabilities("llama", sample)
+        teacher = unbatched_log_probabilities("llama", sample, seed=1)
+        for position in response_positions(sample):
+            ce.append(-student[position - 1, sample.input_ids[position]].item())
+            gap = teacher[position - 1] - student[position - 1]
+            kl.append((teacher[position - 1].exp() * gap).sum().item())
+    result = token_scores(
+        tiny("llama"), SAMPLES, batch_size=3, precision=FP32, teacher=LiveTeacher(tiny("llama", 1), FP32)
+    )
+    assert result == pytest.approx((mean(ce), mean(kl)), rel=1e-5)
+
+
+def test_last_turn_cross_entropy_leaves_out_earlier_turns() -> None:
+    expected = []
+    for sample in SAMPLES:
+        log_probabilities = unbatched_log_probabilities("llama", sample)
+        last_turn = [position for position in response_positions(sample) if position > 1]
+        expected.append(-mean(log_probabilities[at - 1, sample.input_ids[at]].item() for at in last_turn))
+    result = last_turn_cross_entropy(tiny("llama"), SAMPLES, batch_size=4, precision=FP32)
+    assert result == pytest.approx(expected, rel=1e-5)
+
+
+def test_scoring_batches_bound_the_logits_and_hold_every_sample() -> None:
+    # Room for the logits of two samples of six response tokens.
+    batches = list(scoring_batches(SAMPLES, 5, tiny("llama"), max_logits=12 * VOCABULARY))
+    assert [batch.tokens for _, batch in batches] == [12, 12, 12, 6]
+    assert sorted(index for indices, _ in batches for index in indices) == list(range(7))
+    single = scoring_batches(SAMPLES, 5, tiny("llama"), max_logits=1)
+    assert [len(indices) for indices, _ in single] == [1] * 7
+
+
+def test_generation_batches_do_not_depend_on_the_order_of_samples() -> None:
+    def digests(samples: tuple[EncodedSample, ...]) -> list[list[str]]:
+        return [[samples[index].digest for index in batch] for batch in generation_batches(samples, 3)]
+
+    assert digests(SAMPLES) == digests(SAMPLES[::-1])
+    lengths = [[SAMPLES[index].prompt_length for index in batch] for batch in generation_batches(SAMPLES, 3)]
+    assert list(chain(*lengths)) == sorted(chain(*lengths), reverse=True)
+    assert list(map(len, lengths)) == [3, 3, 1]
+
+
+def test_sampled_scores_are_those_of_the_answers_of_each_seed() -> None:
+    sampling = Sampling(temperature=1.5, top_p=0.9, seeds=(10, 20, 30))
+    sampled = scores(sampling).sampled
+    assert sampled is not None
+    assert (sampled.seeds, sampled.temperature, sampled.top_p) == ((10, 20, 30), 1.5, 0.9)
+    rouge, exact = [], []
+    for seed in sampling.seeds:
+        sampler = Sampler(1.5, 0.9, seed)
+        answers = generate_answers(tiny("llama"), TOKENIZER, SAMPLES, generation=GENERATION, sampler=sampler)
+        pairs = list(zip(answers, DATASET.references, strict=True))
+        rouge.append(sum(rouge_l(*pair) for pair in pairs) / 7)
+        exact.append(100 * sum(exact_match(*pair) for pair in pairs) / 7)
+    assert sampled.rouge_l.values == pytest.approx(rouge)
+    assert (sampled.rouge_l.mean, sampled.rouge_l.sd) == pytest.approx((mean(rouge), stdev(rouge)))
+    assert (sampled.exact_match.mean, sampled.exact_match.sd) == pytest.approx((mean(exact), stdev(exact)))
+
+
+def test_sampling_leaves_the_greedy_figures_alone_and_one_seed_has_no_deviation() -> None:
+    greedy, both = scores(), scores(Sampling(seeds=(10,)))
+    assert greedy.sampled is None
+    assert both.sampled is not None
+    assert (both.sampled.rouge_l.sd, both.sampled.exact_match.sd) == (None, None)
+    assert (both.rouge_l, both.exact_match, both.cross_entropy) == (
+        greedy.rouge_l, greedy.exact_match, greedy.cross_entropy,
+    )  # fmt: skip
+
+
+def test_progress_rises_over_all_seeds_to_its_end() -> None:
+    reports: list[tuple[int, int]] = []
+    scores(Sampling(seeds=(10, 20)), on_progress=lambda done, total: reports.append((done, total)))
+    assert reports == [(done, 21) for done in (3, 6, 7, 10, 13, 14, 17, 20, 21)]
+
+
+def stop_after(polls: int) -> ShouldStop:
+    """Turns true once it was polled so often."""
+    counter = count(1)
+    return lambda: next(counter) > polls
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2])
+def test_scoring_tokens_stops_between_batches(batches: int) -> None:
+    model = tiny("llama").train()
+    forwards: list[int] = []
+    # The hook is on the layers: probing the head at the start is not scoring.
+    model.get_decoder().register_forward_hook(lambda *_: forwards.append(1))
+    for score in (token_scores, last_turn_cross_entropy):
+        forwards.clear()
+        with pytest.raises(RunStopped):
+            score(model, SAMPLES, batch_size=3, precision=FP32, should_stop=stop_after(batches))
+        assert len(forwards) == batches
+    assert model.training

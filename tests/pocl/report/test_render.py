@@ -1,0 +1,108 @@
+"""What the report says about a run: which method trained each stage, and whether the run is a control experiment."""
+
+import re
+
+import pytest
+
+from pocl.curriculum.ranking import RankedSample
+from pocl.report.render import ReportData, StageFigures, TrainingCurve, describe_stages, render
+from pocl.spec import (
+    JS,
+    SFT,
+    ConstantTemperature,
+    Control,
+    ForwardKL,
+    Method,
+    NoCurriculum,
+    ReverseKL,
+    ShuffledStages,
+)
+
+RANKING = [
+    RankedSample(i, f"{i:064x}", 10.0, 2.0, "", rank=i + 1, score=0.1, rank_rouge_l=1, rank_cross_entropy=1)
+    for i in range(8)
+]
+
+
+def stages(*methods: Method, inherited: int = 0) -> list[StageFigures]:
+    """One stage for each method, of which the first `inherited` come from another run."""
+    return [
+        StageFigures(
+            index=index,
+            samples=2 * (index + 1),
+            temperature=1.0 + index,
+            kd_weight=0.7,
+            method=method,
+            inherited=index < inherited,
+            steps=4,
+            end_step=4 * (index + 1),
+        )
+        for index, method in enumerate(methods)
+    ]
+
+
+def report(figures: list[StageFigures], control: Control | None = None) -> str:
+    """The text of a report, without its markup and with single spaces."""
+    html = render(
+        ReportData(
+            samples=8,
+            control=control,
+            tokens_seen=1000,
+            stages=figures,
+            evaluations=(),
+            curve=TrainingCurve(steps=(), loss=(), cross_entropy=(), divergence=(), temperature=()),
+            ranking=RANKING,
+            provenance={"seed": "10"},
+        )
+    )
+    return " ".join(re.sub(r"<[^>]*>", " ", html).split())
+
+
+@pytest.mark.parametrize(
+    ("figures", "sentence"),
+    [
+        (stages(ForwardKL(), ForwardKL()), "forward_kl over 2 stages"),
+        (stages(SFT()), "sft over 1 stage"),
+        (stages(JS(beta=0.1), JS(beta=0.1)), "js (beta 0.1) over 2 stages"),
+        (
+            stages(ForwardKL(), JS(), JS(), inherited=1),
+            "js in stages 2 to 3 of 3 stages; stage 1 inherited from the run that this one branched from (forward_kl)",
+        ),
+        (
+            stages(ForwardKL(), ReverseKL(), JS(), inherited=2),
+            "js in stage 3 of 3 stages; stages 1 to 2 inherited from the run that this one branched from "
+            "(forward_kl, then reverse_kl)",
+        ),
+        (
+            stages(ForwardKL(), ForwardKL(), inherited=2),
+            "2 stages, all inherited from the run that this one branched from (forward_kl)",
+        ),
+    ],
+)
+def test_headline_attributes_each_stage_to_its_method_and_run(figures: list[StageFigures], sentence: str) -> None:
+    assert describe_stages(figures) == sentence
+    assert f"{sentence}. 8 training samples" in report(figures)
+
+
+def test_stage_table_names_the_method_of_each_stage() -> None:
+    text = report(stages(ForwardKL(), JS(beta=0.1), inherited=1))
+    assert "1, inherited forward_kl 2 1.00" in text
+    assert "2 js (beta 0.1) 4 2.00" in text
+
+
+@pytest.mark.parametrize(
+    ("control", "sentence", "by_difficulty"),
+    [
+        (NoCurriculum(kind="no_curriculum"), "all samples in one stage, at one temperature", False),
+        (ShuffledStages(kind="shuffled_stages"), "the stages take the samples in a random order", False),
+        (ConstantTemperature(kind="constant_temperature"), "all stages have one temperature", True),
+    ],
+)
+def test_report_of_a_control_experiment_says_so(control: Control, sentence: str, by_difficulty: bool) -> None:
+    text = report(stages(ForwardKL()), control)
+    assert f"Control experiment {control.kind}: {sentence}." in text
+    assert ("this control does not train in that order" in text) is not by_difficulty
+
+
+def test_report_of_a_curriculum_mentions_no_control() -> None:
+    assert "ontrol" not in report(stages(ForwardKL()))
