@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from domain.db import Database
 from domain.ids import new_id
-from domain.jobs.leases import Claim, Outcome, claim_next, settle
+from domain.jobs.leases import Claim, claim_next, settle
 from domain.jobs.models import Job, JobArtifact
-from domain.jobs.states import SUCCEEDED, JobStatus
+from domain.jobs.states import SUCCEEDED, AttemptOutcome, JobStatus
 from domain.jobs.transitions import NewEvent, lock_claimed_job, record_events
 
 _MODEL = {"random": {"layers": 4, "hidden_size": 128, "heads": 4}}
@@ -66,7 +66,7 @@ def happen(database: Database, held: Claim, events: int, every_seconds: float) -
             record_events(session, job, [NewEvent("note", {"sent": time.time()})], token=held.token)
         time.sleep(every_seconds)
     with database.transaction(write=True) as session:
-        settle(session, held, Outcome.succeeded())
+        settle(session, held, AttemptOutcome.succeeded())
 
 
 def add_file(database: Database, artifacts: Path, job_id: str, size_bytes: int) -> None:

@@ -5,17 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from domain.jobs.leases import Outcome, StopRequest
-from domain.jobs.states import RUNTIME_EXCEEDED, EndReason
+from domain.jobs.states import AttemptOutcome, EndReason, StopRequest
 from pocl.errors import is_disk_full
 from pocl.events import RunEnded, RunFinished
 from pocl.layout import ExitCode
 
 _STOPPED: Final = "stopped"
 
-STALLED: Final = EndReason(
-    "stalled", "The engine reported nothing for too long.", "system", True, "See the log; submit the job again."
-)
 NO_RESULT: Final = EndReason(
     "engine_failure", "The engine ended without a result.", "system", True, "See the log of the attempt."
 )
@@ -37,14 +33,14 @@ KILLED: Final = EndReason(
     "Most often the machine had no memory left: use a smaller student or a machine with more memory.",
 )
 STOPPED: Final = EndReason(
-    "engine_stopped", "Something other than the service asked the engine to stop.", "system", True, "Submit it again."
+    "engine_stopped", "Something other than the service asked the engine to stop.", "system", True, "Retry the job."
 )
 DISK_FULL: Final = EndReason(
     "disk_full",
     "There is no space left for the files of the job.",
     "capacity",
     True,
-    "Free disk space, then submit again.",
+    "Free disk space, then retry the job.",
 )
 STORAGE_FAILED: Final = EndReason(
     "storage_failed", "Files of the job could not be stored.", "system", True, "Check the disk of the worker."
@@ -77,39 +73,28 @@ def storage_failure_reason(error: OSError) -> EndReason:
     return DISK_FULL if is_disk_full(error) else STORAGE_FAILED
 
 
-def classify_exit(ending: EngineExit) -> Outcome:
+def classify_exit(ending: EngineExit) -> AttemptOutcome:
     """The outcome for the rows. A typed failure stands, whatever stop request came meanwhile."""
     if ending.status == ExitCode.DONE and isinstance(ending.last, RunFinished):
-        return Outcome.succeeded() if ending.stored else Outcome.failed(ending.trouble or STORAGE_FAILED)
+        return AttemptOutcome.succeeded() if ending.stored else AttemptOutcome.failed(ending.trouble or STORAGE_FAILED)
     if isinstance(ending.last, RunEnded) and ending.last.code != _STOPPED:
         last = ending.last
-        return Outcome.failed(EndReason(last.code, last.message, last.fault, last.retryable, last.hint))
-    match ending.stop_request:
-        case StopRequest.CANCEL:
-            return Outcome.cancelled()
-        case StopRequest.PAUSE | StopRequest.PAUSE_AT_STAGE_END | StopRequest.RELEASE:
-            # Saved, or killed after the grace period: an earlier training state is in the store all the same.
-            return Outcome.released()
-        case StopRequest.STALL:
-            return Outcome.crashed(STALLED)
-        case StopRequest.EXPIRE:
-            return Outcome.failed(RUNTIME_EXCEEDED)
-        case None:
-            return _classify_unrequested_exit(ending)
+        return AttemptOutcome.failed(EndReason(last.code, last.message, last.fault, last.retryable, last.hint))
+    return _classify_unrequested_exit(ending) if ending.stop_request is None else ending.stop_request.outcome
 
 
-def _classify_unrequested_exit(ending: EngineExit) -> Outcome:
+def _classify_unrequested_exit(ending: EngineExit) -> AttemptOutcome:
     if isinstance(ending.last, RunEnded):
-        return Outcome.crashed(STOPPED)
+        return AttemptOutcome.crashed(STOPPED)
     if ending.status == ExitCode.USAGE:
-        return Outcome.failed(SPEC_REFUSED)
+        return AttemptOutcome.failed(SPEC_REFUSED)
     if ending.status == -signal.SIGKILL:
-        return Outcome.crashed(OUT_OF_MEMORY if ending.oom_kills else KILLED)
+        return AttemptOutcome.crashed(OUT_OF_MEMORY if ending.oom_kills else KILLED)
     if ending.status < 0:
-        return Outcome.crashed(
+        return AttemptOutcome.crashed(
             EndReason("engine_crashed", f"The engine died by {_name(-ending.status)}.", "system", True, NO_RESULT.hint)
         )
-    return Outcome.crashed(NO_RESULT)
+    return AttemptOutcome.crashed(NO_RESULT)
 
 
 def _name(number: int) -> str:

@@ -10,7 +10,8 @@ from typing import TypeVar
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import LostLease
 from domain.jobs import leases
-from domain.jobs.leases import Claim, StopRequest
+from domain.jobs.leases import Claim
+from domain.jobs.states import StopRequest
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from domain.artifacts import ArtifactCorrupt, ArtifactExists, ArtifactNotFound, 
 from domain.checkpoints.repository import delete_checkpoint, surplus_training_states
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.jobs import event_recorder, leases
-from domain.jobs.leases import Claim, Outcome
+from domain.jobs.leases import Claim
 from domain.jobs.repository import count_live_jobs_using
-from domain.jobs.states import EndReason, JobStatus
+from domain.jobs.states import AttemptOutcome, EndReason, JobStatus
 from pocl.events import (
     ArtifactWritten,
     CheckpointSaved,
@@ -158,7 +158,7 @@ class RowSink:
             self._write()
         return fresh
 
-    def settle(self, outcome: Outcome) -> JobStatus | None:
+    def settle(self, outcome: AttemptOutcome) -> JobStatus | None:
         """Write what is left and end the attempt, in one transaction. None while the database is away.
 
         Raises:

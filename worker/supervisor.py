@@ -23,9 +23,9 @@ from domain.datasets.repository import get_dataset
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import ApiError, LostLease
 from domain.jobs import leases, repository
-from domain.jobs.leases import Claim, Outcome, StopRequest
+from domain.jobs.leases import Claim
 from domain.jobs.queue import memory_by_device_kind
-from domain.jobs.states import EndReason, JobStatus
+from domain.jobs.states import AttemptOutcome, EndReason, JobStatus, StopRequest
 from domain.model_paths import locate_model
 from domain.settings import Settings
 from domain.workers.models import Device
@@ -113,7 +113,7 @@ class Supervisor:
             return None
         except OSError as error:
             # Without a workplace the attempt never began.
-            self._give_up(claim, Outcome.failed(storage_failure_reason(error)))
+            self._give_up(claim, AttemptOutcome.failed(storage_failure_reason(error)))
             raise
         log.info("attempt %d left %s %s", claim.attempt, claim.job_id, status)
         return status
@@ -129,7 +129,7 @@ class Supervisor:
         for job_id in ended:
             replace(cache, keep_for=job_id).unpin()
 
-    def _give_up(self, claim: Claim, outcome: Outcome) -> None:
+    def _give_up(self, claim: Claim, outcome: AttemptOutcome) -> None:
         with suppress(LostLease, *DATABASE_UNAVAILABLE), self.database.transaction(write=True) as session:
             leases.settle(session, claim, outcome)
 
@@ -170,21 +170,21 @@ class _Attempt:
             raise
         except DATABASE_UNAVAILABLE:
             # Only before the engine starts: all that comes later waits for the database.
-            outcome = Outcome.released()
+            outcome = AttemptOutcome.released()
         except Exception:
             # The job must not wait for its lease to expire; the worker's log gets the rest.
-            self._settle(Outcome.crashed(WORKER_FAILED))
+            self._settle(AttemptOutcome.crashed(WORKER_FAILED))
             raise
         return self._settle(outcome)
 
-    def _furnish(self) -> Outcome | None:
+    def _furnish(self) -> AttemptOutcome | None:
         """Prepare the workplace; an outcome where that shows that the engine need not start."""
         supervisor, claim = self._supervisor, self._claim
         try:
             with supervisor.database.transaction(write=False) as session:
                 spec = localize_spec(session, supervisor.store, supervisor.settings, claim)
         except (ApiError, ArtifactNotFound, ArtifactCorrupt) as error:
-            return Outcome.failed(_unusable_reference(error))
+            return AttemptOutcome.failed(_unusable_reference(error))
         spec = self._apply_worker_defaults(spec)
         jobs = [claim.job_id] if claim.parent_job_id is None else [claim.job_id, claim.parent_job_id]
         try:
@@ -195,7 +195,7 @@ class _Attempt:
             )
         except OSError as error:
             log.error("the workplace cannot be written: %s", error)
-            return Outcome.failed(storage_failure_reason(error))
+            return AttemptOutcome.failed(storage_failure_reason(error))
         return None
 
     def _apply_worker_defaults(self, spec: DistillationSpec) -> DistillationSpec:
@@ -204,7 +204,7 @@ class _Attempt:
         fitted = resources.model_copy(update={"device": device, "threads": resources.threads or options.threads})
         return spec.model_copy(update={"resources": fitted})
 
-    def _train(self) -> Outcome:
+    def _train(self) -> AttemptOutcome:
         kills_before = count_oom_kills()
         with self._log.open() as errors:
             engine = spawn(
@@ -258,32 +258,32 @@ class _Attempt:
 
     def _deliver_stop_request(self, engine: subprocess.Popen[bytes]) -> None:
         request = self._pending_stop_request()
-        if request is StopRequest.PAUSE_AT_STAGE_END:
-            self._deliver_pause_at_stage_end(engine)
+        if request is not None and request.waits_for_stage_end:
+            self._ask_to_stop_at_stage_end(engine, request)
             return
         if request is not None and (self._stop_request is None or self._kill_at is None):
             log.info("the engine of %s is asked to stop: %s", self._claim.job_id, request)
             engine.terminate()
             self._kill_at = self._clock() + self._options.grace_seconds
-        # A cancel outranks an earlier request; a pause at the end of the stage may turn into any other.
-        replaceable = self._stop_request in (None, StopRequest.PAUSE_AT_STAGE_END)
+        # A cancel outranks an earlier request; one that waits for the end of the stage may turn into any other.
+        replaceable = self._stop_request is None or self._stop_request.waits_for_stage_end
         if request is not None and (replaceable or request is StopRequest.CANCEL):
             self._stop_request = request
         if self._kill_at is not None and self._clock() >= self._kill_at:
             kill_group(engine)
 
-    def _deliver_pause_at_stage_end(self, engine: subprocess.Popen[bytes]) -> None:
+    def _ask_to_stop_at_stage_end(self, engine: subprocess.Popen[bytes], request: StopRequest) -> None:
         # Before it reports its start the engine may not listen yet, and the signal would end it.
         if self._stop_request is not None or not self._sink.engine_started:
             return
-        log.info("the engine of %s is asked to pause at the end of its stage", self._claim.job_id)
+        log.info("the engine of %s is asked to stop at the end of its stage: %s", self._claim.job_id, request)
         engine.send_signal(signal.SIGUSR1)
-        self._stop_request = StopRequest.PAUSE_AT_STAGE_END
+        self._stop_request = request
 
     def _pending_stop_request(self) -> StopRequest | None:
         """The stop request of the client or the drain; else of this worker, which shuts down or sees a stall."""
         request = self._lease.heartbeat_if_due()
-        if request not in (None, StopRequest.PAUSE_AT_STAGE_END):
+        if request is not None and not request.waits_for_stage_end:
             return request
         if self._supervisor.should_stop():
             return StopRequest.RELEASE
@@ -305,7 +305,7 @@ class _Attempt:
             tail = tail.replace(os.fsencode(place), name)
         return tail
 
-    def _settle(self, outcome: Outcome) -> JobStatus:
+    def _settle(self, outcome: AttemptOutcome) -> JobStatus:
         """Try until it is written, or until the job may be another worker's."""
         while (status := self._sink.settle(outcome)) is None:
             time.sleep(self._options.tick_seconds)

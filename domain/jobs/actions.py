@@ -1,4 +1,4 @@
-"""What clients do with a job that is there: hold it back, let it go on, rename it, forget it."""
+"""Actions of clients on a job: cancel, pause, resume, update, delete. Each is idempotent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from domain.db import db_now
 from domain.errors import Conflict, IllegalTransition, JobNotFound, Unprocessable
 from domain.jobs.models import Job
 from domain.jobs.repository import count_live_jobs_using
-from domain.jobs.states import CANCELLED, HELD, TRANSITIONS, JobStatus, PauseAt
+from domain.jobs.states import CANCELLED, TRANSITIONS, JobStatus, PauseAt
 from domain.jobs.transitions import NewEvent, lock_job, record_events, transition
 from pocl.errors import FieldError
 
@@ -31,35 +31,34 @@ class JobIsNeeded(Conflict):
 
 @dataclass(frozen=True)
 class ActionResult:
-    """A job, and whether the request changed it; repeating a request does not."""
+    """A job after an action, and whether the action changed it: an action that is repeated does not."""
 
     job: Job
     changed: bool
 
 
 def cancel_job(session: Session, project: str, job_id: str) -> ActionResult:
-    """End a job that waits at once; ask the worker to end one that it holds.
+    """End a waiting job at once; request that the worker end one that it holds.
 
-    Repeating it changes nothing.
+    A repeated request changes nothing.
 
     Raises:
         JobNotFound: the project has no such job.
-        IllegalTransition: the job has ended otherwise.
+        IllegalTransition: the job has ended in another state.
     """
     job = lock_project_job(session, project, job_id)
     if job.status in (JobStatus.CANCELLING, JobStatus.CANCELLED):
         return ActionResult(job, changed=False)
-    held = job.status in HELD or job.status is JobStatus.RECOVERING
-    asked = {"cancel_requested_at": db_now()}
-    if held:
-        return ActionResult(transition(session, job, JobStatus.CANCELLING, changes=asked), changed=True)
-    return ActionResult(transition(session, job, JobStatus.CANCELLED, reason=CANCELLED, changes=asked), changed=True)
+    changes = {"cancel_requested_at": db_now()}
+    if JobStatus.CANCELLING in TRANSITIONS[job.status]:
+        return ActionResult(transition(session, job, JobStatus.CANCELLING, changes=changes), changed=True)
+    return ActionResult(transition(session, job, JobStatus.CANCELLED, reason=CANCELLED, changes=changes), changed=True)
 
 
 def pause_job(session: Session, project: str, job_id: str, at: PauseAt) -> ActionResult:
-    """Ask the worker to save the job and let it go, now or at the end of the stage.
+    """Request that the worker save and release the job, now or at the end of the stage.
 
-    Repeating it changes nothing; a job that would pause at the end of its stage may still be paused now.
+    A repeated request changes nothing; a job that would pause at the end of its stage may still be paused now.
 
     Raises:
         JobNotFound: the project has no such job.
@@ -76,9 +75,9 @@ def pause_job(session: Session, project: str, job_id: str, at: PauseAt) -> Actio
 
 
 def resume_job(session: Session, project: str, job_id: str) -> ActionResult:
-    """Put a paused job back into the queue; it goes on from its newest training state.
+    """Put a paused job back into the queue; it resumes from its newest training state.
 
-    Repeating it changes nothing.
+    A repeated request changes nothing.
 
     Raises:
         JobNotFound: the project has no such job.
@@ -93,23 +92,26 @@ def resume_job(session: Session, project: str, job_id: str) -> ActionResult:
 
 
 def update_job(session: Session, project: str, job_id: str, changes: Mapping[str, Any]) -> Job:
-    """Change name, labels or priority; what `changes` does not name stays.
+    """Change name, labels or priority; a field that `changes` does not name stays.
 
     Raises:
         JobNotFound: the project has no such job.
-        Unprocessable: the priority of an ended job means nothing any more.
+        Unprocessable: the job has ended, so that its priority means nothing any more.
     """
     job = lock_project_job(session, project, job_id)
-    wanted = {name: value for name, value in changes.items() if getattr(job, name) != value}
-    if not wanted:
+    columns = {name: value for name, value in changes.items() if getattr(job, name) != value}
+    if not columns:
         return job
-    if "priority" in wanted and job.ended:
+    if "priority" in columns and job.ended:
         raise Unprocessable(field_errors=[FieldError("/priority", "job_has_ended", "an ended job waits for nothing")])
-    return record_events(session, job, [NewEvent("changed", wanted)], token=None, changes=wanted)
+    return record_events(session, job, [NewEvent("changed", columns)], token=None, changes=columns)
 
 
 def delete_job(session: Session, project: str, job_id: str) -> list[str]:
-    """Forget an ended job and all that it brought about; the store keys whose files may go after the commit.
+    """Delete an ended job with its history, results and checkpoints.
+
+    Returns:
+        the store keys whose files may be removed after the commit.
 
     Raises:
         JobNotFound: the project has no such job.
@@ -119,7 +121,7 @@ def delete_job(session: Session, project: str, job_id: str) -> list[str]:
     job = lock_project_job(session, project, job_id)
     if not job.ended:
         raise JobIsLive
-    # Locked: no new job can name one of them until this is over.
+    # The lock keeps new jobs from referring to one of the checkpoints until the transaction ends.
     own = session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job.id).with_for_update()).all()
     if any(count_live_jobs_using(session, project, checkpoint=checkpoint.id) for checkpoint in own):
         raise JobIsNeeded
@@ -128,7 +130,7 @@ def delete_job(session: Session, project: str, job_id: str) -> list[str]:
 
 
 def lock_project_job(session: Session, project: str, job_id: str) -> Job:
-    """A job of the project, kept from every other writer until the transaction ends.
+    """A job of the project, with a row lock until the transaction ends.
 
     Raises:
         JobNotFound: the project has no such job.

@@ -1,25 +1,29 @@
-"""The rows of a job and of what it brought about.
+"""The rows of a job: itself, its history, its stages, metrics, evaluations and artifacts.
 
-Every row that a job owns names it by a foreign key and goes with it.
+Every row that a job owns refers to it by a foreign key, and is deleted with it.
 """
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db import Base, JsonType, UtcDateTime, db_now
-from domain.jobs.states import TERMINAL, AttemptEnd, EndReason, JobStatus, PauseAt, StageStatus
+from domain.jobs.states import TERMINAL, AttemptEnd, EndReason, JobStatus, PauseAt, StageStatus, StopRequest
 
-ID_LENGTH = 64
-LABEL_KEY = r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?"
+ID_LENGTH: Final = 64
+LABEL_KEY: Final = r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?"
+"""A regular expression for the key of a label."""
+CLEARED_WITH_LEASE: Final = "cleared_with_lease"
+"""Key in a column's `info`: the column is about the present attempt, and is set to null when the lease is released."""
+_WITH_LEASE: Final = {CLEARED_WITH_LEASE: True}
 
 
 def _enumeration(values: type[StrEnum]) -> sa.Enum:
-    # A CHECK keeps a value out that no code knows, and is easier to extend than a native enum.
+    # A CHECK refuses a value that no code knows, and is easier to extend than a native enum.
     return sa.Enum(
         values,
         native_enum=False,
@@ -44,7 +48,7 @@ class Job(Base):
     name: Mapped[str | None] = mapped_column(String(200))
     labels: Mapped[dict[str, str]] = mapped_column(JsonType, default=dict)
     priority: Mapped[int] = mapped_column(default=0)
-    """Higher is claimed first."""
+    """Jobs of a higher priority are claimed first."""
 
     posted_spec: Mapped[dict[str, Any]] = mapped_column(JsonType)
     """The specification as the client posted it."""
@@ -55,27 +59,28 @@ class Job(Base):
 
     status: Mapped[JobStatus] = mapped_column(_enumeration(JobStatus), default=JobStatus.QUEUED)
     version: Mapped[int] = mapped_column(default=1)
-    """Grows with every change that a client can see."""
+    """The optimistic lock of the row; it rises with every change that a client can see."""
     event_seq: Mapped[int] = mapped_column(default=0)
     """The sequence number of the newest event."""
     end_reason: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
 
     token: Mapped[int] = mapped_column(default=0)
-    """The fencing token of the newest attempt, which is its number: counted from 1."""
+    """The fencing token of the newest attempt, which is its number, counted from 1; 0 before the first."""
     attempts_spent: Mapped[int] = mapped_column(default=0)
-    """Attempts that count: a running one does, one that a worker gave back does not."""
+    """Attempts that count towards `max_attempts`: a running one does, one that its worker released does not."""
     max_attempts: Mapped[int] = mapped_column(default=3)
-    lease_owner: Mapped[str | None] = mapped_column(String(200))
-    lease_token: Mapped[int | None]
-    """The token that may write; null while no attempt holds the job."""
-    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    lease_owner: Mapped[str | None] = mapped_column(String(200), info=_WITH_LEASE)
+    """The name of the worker that holds the job."""
+    lease_token: Mapped[int | None] = mapped_column(info=_WITH_LEASE)
+    """The fencing token that writes must carry; null while no attempt holds the job."""
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime, info=_WITH_LEASE)
     events_offset: Mapped[int] = mapped_column(sa.BigInteger, default=0)
-    """Bytes of the attempt's `events.jsonl` that are in the rows."""
+    """Bytes of the attempt's `events.jsonl` that have been applied to the rows."""
 
-    phase: Mapped[str | None] = mapped_column(String(32))
-    phase_done: Mapped[int | None] = mapped_column(sa.BigInteger)
-    phase_total: Mapped[int | None] = mapped_column(sa.BigInteger)
-    phase_unit: Mapped[str | None] = mapped_column(String(16))
+    phase: Mapped[str | None] = mapped_column(String(32), info=_WITH_LEASE)
+    phase_done: Mapped[int | None] = mapped_column(sa.BigInteger, info=_WITH_LEASE)
+    phase_total: Mapped[int | None] = mapped_column(sa.BigInteger, info=_WITH_LEASE)
+    phase_unit: Mapped[str | None] = mapped_column(String(16), info=_WITH_LEASE)
     step: Mapped[int] = mapped_column(default=0)
     """Optimiser steps done."""
     total_steps: Mapped[int] = mapped_column(default=0)
@@ -83,14 +88,14 @@ class Job(Base):
     """The stage that is trained or evaluated, counted from 0."""
     stages: Mapped[int] = mapped_column(default=0)
     percent: Mapped[float] = mapped_column(sa.Double, default=0.0)
-    """Of the optimiser steps, 0 to 100."""
+    """The share of the optimiser steps that is done, 0 to 100."""
     tokens_seen: Mapped[int] = mapped_column(sa.BigInteger, default=0)
-    tokens_per_second: Mapped[float | None] = mapped_column(sa.Double)
-    eta_seconds: Mapped[float | None] = mapped_column(sa.Double)
-    """Estimated at `progress_at`; null while nothing is trained."""
-    eta_low_seconds: Mapped[float | None] = mapped_column(sa.Double)
-    eta_high_seconds: Mapped[float | None] = mapped_column(sa.Double)
-    """The range that it is expected in."""
+    tokens_per_second: Mapped[float | None] = mapped_column(sa.Double, info=_WITH_LEASE)
+    eta_seconds: Mapped[float | None] = mapped_column(sa.Double, info=_WITH_LEASE)
+    """The time to the end of the run, as estimated at `progress_at`; null while nothing is trained."""
+    eta_low_seconds: Mapped[float | None] = mapped_column(sa.Double, info=_WITH_LEASE)
+    eta_high_seconds: Mapped[float | None] = mapped_column(sa.Double, info=_WITH_LEASE)
+    """The range in which `eta_seconds` is expected to lie."""
     progress_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the engine last reported anything."""
 
@@ -101,31 +106,41 @@ class Job(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     cancel_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
-    pause_at: Mapped[PauseAt | None] = mapped_column(String(16))
+    pause_at: Mapped[PauseAt | None] = mapped_column(String(16), info=_WITH_LEASE)
     """When a job that is pausing stops."""
     retry_of: Mapped[str | None] = mapped_column(String(ID_LENGTH))
-    """The ended job that this one does again."""
+    """The ended job that this one retries."""
     branch_of: Mapped[str | None] = mapped_column(String(ID_LENGTH))
-    """The job that this one leaves at the end of a stage, to go on otherwise."""
+    """The job from which this one branches at the end of a stage."""
     starts_from: Mapped[str | None] = mapped_column(String(ID_LENGTH))
-    """The checkpoint of another job that it begins with; null: from the start."""
+    """The checkpoint of its parent that the job starts from; null for the start of the run."""
 
     max_runtime_seconds: Mapped[int | None]
-    """Of all attempts together."""
+    """How long all attempts together may run; null without a limit."""
     runtime_left_seconds: Mapped[float | None] = mapped_column(sa.Double)
-    """As of the end of the last attempt; null without a limit."""
+    """What was left of `max_runtime_seconds` when the last attempt ended; null without a limit."""
     runs_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    """When the attempt at work has used up what is left."""
+    """When the present attempt will have used up `runtime_left_seconds`."""
     max_wait_seconds: Mapped[int | None]
-    """In the queue, before the first attempt."""
+    """How long the job may wait in the queue for its first attempt; null without a limit."""
     waits_until: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When `max_wait_seconds` are over."""
     memory_bytes: Mapped[int | None] = mapped_column(sa.BigInteger)
-    """What the job needs at most, as planned; null where that is not known."""
+    """Device memory that the job needs at most, as planned; null where that is not known."""
 
     @property
     def parent_job_id(self) -> str | None:
-        """The job whose ranking and training state it may begin with."""
+        """The job whose ranking and training state this one may start with."""
         return self.retry_of or self.branch_of
+
+    @property
+    def stop_request(self) -> StopRequest | None:
+        """What the client's last action asks of the engine; null where the attempt may go on."""
+        if self.status is JobStatus.CANCELLING:
+            return StopRequest.CANCEL
+        if self.status is JobStatus.PAUSING:
+            return StopRequest.PAUSE_AT_STAGE_END if self.pause_at == "stage_end" else StopRequest.PAUSE
+        return None
 
     @property
     def ended(self) -> bool:
@@ -142,7 +157,7 @@ def _owned_by_job() -> Mapped[str]:
 
 
 class JobEvent(Base):
-    """One entry of a job's history. Its numbers have no gap, and rise in the order of the commits."""
+    """One event of a job's history. Sequence numbers have no gap, and rise in the order of the commits."""
 
     __tablename__ = "job_events"
 
@@ -150,46 +165,48 @@ class JobEvent(Base):
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     type: Mapped[str] = mapped_column(String(32))
-    """`status` for a move; otherwise the type of the engine's event."""
+    """`status` for a transition; otherwise an action of the client or the type of the engine's event."""
     data: Mapped[dict[str, Any]] = mapped_column(JsonType)
 
 
 class JobAttempt(Base):
-    """One worker's hold on a job."""
+    """One attempt of a worker at a job, from the claim of the lease to its end."""
 
     __tablename__ = "job_attempts"
 
     job_id: Mapped[str] = _owned_by_job()
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    """Counted from 1; it is the attempt's fencing token."""
+    """The attempt's number, counted from 1, which is its fencing token."""
     worker: Mapped[str] = mapped_column(String(200))
     started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     end: Mapped[AttemptEnd | None] = mapped_column(_enumeration(AttemptEnd))
-    """Null while it runs."""
+    """How the attempt ended; null while it runs."""
     end_reason: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     resumed_from_step: Mapped[int | None]
-    """The optimiser step of the checkpoint that it continued; null for a fresh start."""
+    """The optimiser step of the checkpoint from which the attempt resumed; null where it started afresh."""
     log_tail: Mapped[str] = mapped_column(Text, default="")
     """The end of what the engine wrote to stderr."""
 
 
 class JobStage(Base):
-    """One stage of the curriculum: planned at submission, then as the engine reports it."""
+    """One stage of the curriculum: as planned at submission, then as the engine reports it."""
 
     __tablename__ = "job_stages"
 
     job_id: Mapped[str] = _owned_by_job()
     index: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    """Counted from 0."""
+    """The stage's number, counted from 0."""
     samples: Mapped[int]
+    """How many of the easiest samples the stage trains on."""
     temperature: Mapped[float] = mapped_column(sa.Double)
     kd_weight: Mapped[float] = mapped_column(sa.Double)
     epochs: Mapped[int]
-    """As planned, until the stage ends; then as many as were run."""
+    """Planned epochs until the stage ends; then the epochs that were run."""
     steps: Mapped[int]
+    """Optimiser steps of the stage."""
     first_step: Mapped[int]
-    """Optimiser steps before this stage."""
+    """Optimiser steps before the stage."""
     status: Mapped[StageStatus] = mapped_column(_enumeration(StageStatus), default=StageStatus.PENDING)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
@@ -198,7 +215,7 @@ class JobStage(Base):
 
 
 class JobMetric(Base):
-    """A figure of one optimiser step. A step that is run again replaces what it wrote before."""
+    """One metric at one optimiser step. A step that is run again replaces its values."""
 
     __tablename__ = "job_metrics"
 
@@ -209,7 +226,7 @@ class JobMetric(Base):
 
 
 class JobEvaluation(Base):
-    """Scores on the validation rows."""
+    """Scores on the validation samples."""
 
     __tablename__ = "job_evaluations"
 
@@ -225,11 +242,11 @@ class JobEvaluation(Base):
     cross_entropy: Mapped[float] = mapped_column(sa.Double)
     divergence: Mapped[float | None] = mapped_column(sa.Double)
     sampled: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
-    """Scores of drawn answers, as the engine reported them."""
+    """Scores of sampled responses, as the engine reported them."""
 
 
 class JobArtifact(Base):
-    """A file that a job left in the artifact store: the newest of its kind."""
+    """A file of a job in the artifact store: the newest of its kind."""
 
     __tablename__ = "job_artifacts"
 
@@ -238,7 +255,7 @@ class JobArtifact(Base):
     """`spec`, `ranking`, `result` or `report`."""
     attempt: Mapped[int]
     store_key: Mapped[str] = mapped_column(String(255))
-    """Relative to the artifact store."""
+    """The file's key, relative to the artifact store."""
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())

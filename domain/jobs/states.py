@@ -1,39 +1,42 @@
-"""The life of a job: its states, every allowed move, and why a job ended.
+"""The state machine of a job: its states, every legal transition, what an attempt brings about, and end reasons.
 
 queued -> preparing -> running -> succeeded | failed
-preparing, running -> recovering -> queued | failed        the worker or its engine was lost
-preparing, running -> queued                               the worker shuts down and gives the job back
-preparing, running -> pausing -> paused -> queued          asked by the client
-queued, paused -> cancelled                                asked by the client, at once
-queued -> failed                                           it waited for a worker longer than it may
+preparing, running -> recovering -> queued | failed        the lease of the worker expired, or its engine crashed
+preparing, running -> queued                               the worker shuts down and releases the job
+preparing, running -> pausing -> paused -> queued          pause and resume, by the client
+queued, paused -> cancelled                                cancel, by the client: at once
 preparing, running, pausing, recovering -> cancelling -> cancelled
+queued -> failed                                           the job waited for longer than its max_wait_seconds
 """
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal, Self
 
-_TEXT_LENGTH = 2000
+_MAX_TEXT_LENGTH = 2000
 
 Fault = Literal["user", "capacity", "system"]
 PauseAt = Literal["now", "stage_end"]
 
 
+# --- The states of a job and its stages -----------------------------------------------------------------
+
+
 class JobStatus(StrEnum):
     QUEUED = "queued"
-    """Waits for a worker."""
+    """The job waits for a worker."""
     PREPARING = "preparing"
-    """A worker holds it and loads models, ranks samples or caches the teacher."""
+    """A worker holds the job and loads models, ranks samples or caches the teacher."""
     RUNNING = "running"
     """The student is trained."""
     PAUSING = "pausing"
-    """Asked to pause; the worker saves a checkpoint."""
+    """The client asked for a pause; the worker saves a checkpoint."""
     PAUSED = "paused"
-    """Saved, and held back until it is resumed."""
+    """The job is saved, and waits until the client resumes it."""
     RECOVERING = "recovering"
-    """The worker was lost; on its way back to the queue, or to failure."""
+    """The lease expired or the engine crashed; the job goes back into the queue, or fails."""
     CANCELLING = "cancelling"
-    """Asked to end; the worker has not yet let go."""
+    """The client cancelled the job; its worker has not yet settled the attempt."""
     CANCELLED = "cancelled"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -45,22 +48,6 @@ class StageStatus(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
-
-
-class AttemptEnd(StrEnum):
-    """How a worker's hold on a job ended."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    """The engine ended with a typed failure: another attempt would end alike."""
-    CANCELLED = "cancelled"
-    """The engine stopped because the client asked."""
-    RELEASED = "released"
-    """The worker shuts down or the job pauses: the state is saved and the attempt is not spent."""
-    CRASHED = "crashed"
-    """The engine died without a word, by a signal for instance."""
-    LOST = "lost"
-    """The lease expired: the worker or its machine is gone."""
 
 
 TRANSITIONS: Final[dict[JobStatus, frozenset[JobStatus]]] = {
@@ -86,7 +73,7 @@ TRANSITIONS: Final[dict[JobStatus, frozenset[JobStatus]]] = {
             JobStatus.CANCELLING,
         }
     ),
-    # The engine may end by itself before it notices that it was asked to pause.
+    # The engine may end by itself before the request to pause reaches it.
     JobStatus.PAUSING: frozenset({JobStatus.PAUSED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLING}),
     JobStatus.PAUSED: frozenset({JobStatus.QUEUED, JobStatus.CANCELLED}),
     JobStatus.RECOVERING: frozenset({JobStatus.QUEUED, JobStatus.FAILED, JobStatus.CANCELLING}),
@@ -95,13 +82,26 @@ TRANSITIONS: Final[dict[JobStatus, frozenset[JobStatus]]] = {
     JobStatus.SUCCEEDED: frozenset(),
     JobStatus.FAILED: frozenset(),
 }
-"""From each state, the states it may move to."""
+"""From each state, the states that a transition may lead to."""
 
 TERMINAL: Final = frozenset(status for status, targets in TRANSITIONS.items() if not targets)
 """States that a job never leaves."""
 
 HELD: Final = frozenset({JobStatus.PREPARING, JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.CANCELLING})
 """States in which an attempt holds a lease on the job."""
+
+
+def explain_illegal_transition(current: JobStatus, target: JobStatus) -> str | None:
+    """Why there is no transition from `current` to `target`, as one sentence; null where there is one."""
+    allowed = TRANSITIONS[current]
+    if target in allowed:
+        return None
+    if not allowed:
+        return f"The job has ended as {current}; an ended job never changes its state."
+    return f"A job that is {current} cannot become {target}; it can become {', '.join(sorted(allowed))}."
+
+
+# --- End reasons ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -112,17 +112,17 @@ class EndReason:
     message: str
     """One sentence."""
     fault: Fault | None = None
-    """Null for success."""
+    """Whose fault it is; null for success."""
     retryable: bool = False
-    """Whether the same job, submitted again, may end otherwise."""
+    """Whether a retry of the job may end otherwise."""
     hint: str = ""
-    """What to do about it."""
+    """What the client can do about it."""
 
     def as_json(self) -> dict[str, Any]:
-        """For a JSON column; texts are cut to 2000 characters and lose NUL, which PostgreSQL cannot store."""
+        """The value for a JSON column. Texts are cut to 2000 characters and lose NUL, which PostgreSQL cannot store."""
         values = asdict(self)
         return {
-            key: value.replace("\0", "")[:_TEXT_LENGTH] if isinstance(value, str) else value
+            key: value.replace("\0", "")[:_MAX_TEXT_LENGTH] if isinstance(value, str) else value
             for key, value in values.items()
         }
 
@@ -133,7 +133,11 @@ class EndReason:
 
 SUCCEEDED: Final = EndReason("succeeded", "The student is distilled.")
 CANCELLED: Final = EndReason(
-    "cancelled", "The job was cancelled.", "user", True, "Submit it again to run it from the start."
+    "cancelled",
+    "The job was cancelled.",
+    "user",
+    True,
+    "Retry it to continue from its last checkpoint, or from the start where it has none.",
 )
 RELEASED: Final = EndReason(
     "released", "The worker gave the job back; its state is saved.", "system", True, "Nothing: it continues."
@@ -143,9 +147,15 @@ WORKER_LOST: Final = EndReason(
     "The worker stopped answering.",
     "system",
     True,
-    "Check the worker's machine and its memory, then submit the job again.",
+    "Check the worker's machine and its memory, then retry the job from its last checkpoint.",
 )
-
+STALLED: Final = EndReason(
+    "stalled",
+    "The engine reported nothing for too long.",
+    "system",
+    True,
+    "See the log; then retry the job from its last checkpoint.",
+)
 RUNTIME_EXCEEDED: Final = EndReason(
     "max_runtime_exceeded",
     "The job ran for as long as it may; its state is saved.",
@@ -158,22 +168,12 @@ WAIT_EXCEEDED: Final = EndReason(
     "No worker took the job within max_wait_seconds.",
     "capacity",
     True,
-    "Submit it again with a longer wait, or look at the workers at /v1/workers.",
+    "Retry it with a larger max_wait_seconds, or look at the workers at /v1/workers.",
 )
 
 
-def explain_illegal_transition(current: JobStatus, wanted: JobStatus) -> str | None:
-    """Why a job may not move from `current` to `wanted`, as one sentence; null where it may."""
-    allowed = TRANSITIONS[current]
-    if wanted in allowed:
-        return None
-    if not allowed:
-        return f"The job has ended as {current}; an ended job never changes its state."
-    return f"A job that is {current} cannot become {wanted}; it can become {', '.join(sorted(allowed))}."
-
-
 def terminal_status_of(reason: EndReason) -> JobStatus:
-    """The final state that an end reason stands for."""
+    """The terminal state that an end reason stands for."""
     if reason.code == SUCCEEDED.code:
         return JobStatus.SUCCEEDED
     if reason.code == CANCELLED.code:
@@ -181,12 +181,98 @@ def terminal_status_of(reason: EndReason) -> JobStatus:
     return JobStatus.FAILED
 
 
+# --- Attempts -------------------------------------------------------------------------------------------
+
+
+class AttemptEnd(StrEnum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """The engine ended with a typed failure: another attempt would end alike."""
+    CANCELLED = "cancelled"
+    """The engine stopped because the client cancelled the job."""
+    RELEASED = "released"
+    """The worker shuts down or the job pauses: the state is saved and the attempt does not count."""
+    CRASHED = "crashed"
+    """The engine died without a last event, by a signal for instance."""
+    LOST = "lost"
+    """The lease expired: the worker or its machine is gone."""
+
+
+@dataclass(frozen=True)
+class AttemptOutcome:
+    """How an attempt ended and why, as its worker saw it."""
+
+    end: AttemptEnd
+    reason: EndReason
+
+    @classmethod
+    def succeeded(cls) -> Self:
+        return cls(AttemptEnd.SUCCEEDED, SUCCEEDED)
+
+    @classmethod
+    def failed(cls, reason: EndReason) -> Self:
+        """The engine said why it ended; another attempt would end alike."""
+        return cls(AttemptEnd.FAILED, reason)
+
+    @classmethod
+    def cancelled(cls) -> Self:
+        return cls(AttemptEnd.CANCELLED, CANCELLED)
+
+    @classmethod
+    def released(cls) -> Self:
+        """The worker shuts down, or the job pauses: the attempt does not count."""
+        return cls(AttemptEnd.RELEASED, RELEASED)
+
+    @classmethod
+    def crashed(cls, reason: EndReason) -> Self:
+        """The engine died; `reason` becomes the job's if no attempt is left."""
+        return cls(AttemptEnd.CRASHED, reason)
+
+
+class StopRequest(StrEnum):
+    """Why an attempt is to stop its engine."""
+
+    CANCEL = "cancel"
+    """The client cancels the job."""
+    PAUSE = "pause"
+    """The client pauses the job."""
+    PAUSE_AT_STAGE_END = "pause_at_stage_end"
+    """The client pauses the job once its stage has ended."""
+    EXPIRE = "expire"
+    """The job has used up its `max_runtime_seconds`."""
+    RELEASE = "release"
+    """The worker shuts down or is drained."""
+    STALL = "stall"
+    """The engine reports nothing any more, which its worker notices."""
+
+    @property
+    def waits_for_stage_end(self) -> bool:
+        """Whether the engine goes on until its stage has ended; any other request may take this one's place."""
+        return self is StopRequest.PAUSE_AT_STAGE_END
+
+    @property
+    def outcome(self) -> AttemptOutcome:
+        """The outcome of an attempt whose engine stopped for this request, or was killed after the grace period."""
+        match self:
+            case StopRequest.CANCEL:
+                return AttemptOutcome.cancelled()
+            case StopRequest.PAUSE | StopRequest.PAUSE_AT_STAGE_END | StopRequest.RELEASE:
+                # Where the engine was killed, an earlier training state is in the store all the same.
+                return AttemptOutcome.released()
+            case StopRequest.EXPIRE:
+                return AttemptOutcome.failed(RUNTIME_EXCEEDED)
+            case StopRequest.STALL:
+                return AttemptOutcome.crashed(STALLED)
+
+
 def transitions_after_attempt(current: JobStatus, end: AttemptEnd, *, attempts_left: int) -> tuple[JobStatus, ...]:
-    """The moves of a held job whose attempt ended: a path through :data:`TRANSITIONS`.
+    """The transitions of a held job whose attempt ended: a path through :data:`TRANSITIONS`.
 
     Args:
         current: one of :data:`HELD`.
-        attempts_left: attempts that may still be spent after this one.
+        attempts_left: attempts that may still be made after this one.
     """
     if current is JobStatus.CANCELLING:
         return (JobStatus.CANCELLED,)

@@ -1,7 +1,8 @@
-"""The one door through which a job's row changes.
+"""State transitions of a job, and every other write of its row: the one place that changes it.
 
-Each write is guarded by the version that was read and, for an attempt, by its fencing token. It numbers the
-events that it records in the same statement, so their numbers have no gap and rise in commit order.
+Each write is a compare-and-set on the version that was read (an optimistic lock) and, for an attempt, on its fencing
+token. It numbers the events that it records in the same statement, so their numbers have no gap and rise in commit
+order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from domain.db import db_now
 from domain.errors import Conflict, IllegalTransition, LostLease
-from domain.jobs.models import Job, JobEvent, JobStage
+from domain.jobs.models import CLEARED_WITH_LEASE, Job, JobEvent, JobStage
 from domain.jobs.states import (
     HELD,
     TERMINAL,
@@ -26,41 +27,29 @@ from domain.jobs.states import (
     terminal_status_of,
 )
 
-_LET_GO: Final = dict.fromkeys(
-    (
-        "lease_owner",
-        "lease_token",
-        "lease_expires_at",
-        "phase",
-        "phase_done",
-        "phase_total",
-        "phase_unit",
-        "tokens_per_second",
-        "eta_seconds",
-        "eta_low_seconds",
-        "eta_high_seconds",
-        "pause_at",
-    )
-)
-_STAGE_LET_GO: Final = {
+_CLEARED_WITH_LEASE: Final = {
+    column.key: None for column in sa.inspect(Job).columns if column.info.get(CLEARED_WITH_LEASE, False)
+}
+_STAGE_STATUS_AFTER: Final = {
     JobStatus.SUCCEEDED: StageStatus.SUCCEEDED,
     JobStatus.FAILED: StageStatus.FAILED,
     JobStatus.CANCELLED: StageStatus.CANCELLED,
 }
+"""What becomes of a running stage when its job's lease is released; `pending` for any other state of the job."""
 
 
 @dataclass(frozen=True)
 class NewEvent:
-    """An event before it has its number."""
+    """An event that has no sequence number yet."""
 
     type: str
     data: Mapping[str, Any]
     at: datetime | None = None
-    """Null: now, by the database's clock."""
+    """When it happened; null for now, by the database's clock."""
 
 
 def lock_job(session: Session, job_id: str) -> Job | None:
-    """Read a job afresh and keep every other writer from it until the transaction ends."""
+    """Read a job afresh, with a row lock until the transaction ends; null where there is none."""
     return session.scalars(
         sa.select(Job).where(Job.id == job_id).with_for_update(),
         execution_options={"populate_existing": True},
@@ -68,7 +57,7 @@ def lock_job(session: Session, job_id: str) -> Job | None:
 
 
 def lock_claimed_job(session: Session, job_id: str, token: int) -> Job:
-    """Read and lock a job for the attempt that holds it.
+    """Read and lock a job for the attempt whose fencing token it carries.
 
     Raises:
         LostLease: the job is held by another attempt, or by none.
@@ -88,30 +77,30 @@ def transition(
     token: int | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Job:
-    """Move a job to `to` and record the move as an event.
+    """Bring a job into the state `to`, and record the transition as an event.
 
     Args:
-        reason: why the job ended; needed for a terminal state, which must be the one that it stands for.
+        reason: why the job ended: needed for a terminal state, which must be the one that the reason stands for.
         token: the fencing token of the attempt that writes; null for a write on the client's behalf.
-        changes: columns that change with it.
+        changes: further columns to set, by name.
 
     Raises:
-        IllegalTransition: the move is not in the table.
-        LostLease: `token` no longer holds the job.
+        IllegalTransition: there is no such transition.
+        LostLease: the attempt with this token no longer holds the job.
         Conflict: the job changed since it was read.
     """
-    refused = explain_illegal_transition(job.status, to)
-    if refused is not None:
-        raise IllegalTransition(refused, allowed=TRANSITIONS[job.status])
+    explanation = explain_illegal_transition(job.status, to)
+    if explanation is not None:
+        raise IllegalTransition(explanation, allowed=TRANSITIONS[job.status])
     values: dict[str, Any] = {**(changes or {}), "status": to}
     data: dict[str, Any] = {"from": job.status, "to": to, "attempt": values.get("token", job.token)}
     if to not in HELD:
-        values |= _LET_GO
-        _let_stages_go(session, job.id, to)
+        values |= _CLEARED_WITH_LEASE
+        _end_running_stages(session, job.id, to)
     if to in TERMINAL:
-        values |= _ending(to, reason)
+        values |= _terminal_columns(to, reason)
         data["reason"] = values["end_reason"]
-    return _write(session, job, values, [NewEvent("status", data)], token)
+    return _compare_and_set(session, job, values, [NewEvent("status", data)], token)
 
 
 def record_events(
@@ -122,37 +111,39 @@ def record_events(
     token: int | None,
     changes: Mapping[str, Any] | None = None,
 ) -> Job:
-    """Change columns other than the status, and record events.
+    """Record events, and set columns other than the status.
 
     Args:
         token: the fencing token of the attempt that writes; null for a write on the client's behalf.
 
     Raises:
-        LostLease: `token` no longer holds the job.
+        LostLease: the attempt with this token no longer holds the job.
         Conflict: the job changed since it was read.
     """
-    return _write(session, job, changes or {}, events, token)
+    return _compare_and_set(session, job, changes or {}, events, token)
 
 
-def _ending(to: JobStatus, reason: EndReason | None) -> dict[str, Any]:
+def _terminal_columns(to: JobStatus, reason: EndReason | None) -> dict[str, Any]:
     if reason is None or terminal_status_of(reason) is not to:
         raise ValueError(f"a job that is {to} needs a reason that stands for it")
-    ending: dict[str, Any] = {"end_reason": reason.as_json(), "finished_at": db_now()}
+    columns: dict[str, Any] = {"end_reason": reason.as_json(), "finished_at": db_now()}
     if to is JobStatus.SUCCEEDED:
-        ending["percent"] = 100.0
-    return ending
+        columns["percent"] = 100.0
+    return columns
 
 
-def _let_stages_go(session: Session, job_id: str, to: JobStatus) -> None:
+def _end_running_stages(session: Session, job_id: str, to: JobStatus) -> None:
     session.flush()
     session.execute(
         sa.update(JobStage)
         .where(JobStage.job_id == job_id, JobStage.status == StageStatus.RUNNING)
-        .values(status=_STAGE_LET_GO.get(to, StageStatus.PENDING))
+        .values(status=_STAGE_STATUS_AFTER.get(to, StageStatus.PENDING))
     )
 
 
-def _write(session: Session, job: Job, values: Mapping[str, Any], events: Sequence[NewEvent], token: int | None) -> Job:
+def _compare_and_set(
+    session: Session, job: Job, values: Mapping[str, Any], events: Sequence[NewEvent], token: int | None
+) -> Job:
     statement = (
         sa.update(Job)
         .where(Job.id == job.id, Job.version == job.version)
@@ -167,15 +158,15 @@ def _write(session: Session, job: Job, values: Mapping[str, Any], events: Sequen
     if token is not None:
         statement = statement.where(Job.lease_token == token)
     # All rows are fetched here: SQLite cannot commit while a RETURNING is half read.
-    written = session.scalars(
+    updated = session.scalars(
         statement, execution_options={"synchronize_session": False, "populate_existing": True}
     ).all()
-    if not written:
+    if not updated:
         raise Conflict if token is None else LostLease
-    first = written[0].event_seq - len(events) + 1
+    first = updated[0].event_seq - len(events) + 1
     session.add_all(
         JobEvent(job_id=job.id, seq=seq, type=event.type, data=dict(event.data), at=event.at or db_now())
         for seq, event in enumerate(events, start=first)
     )
     session.flush()
-    return written[0]
+    return updated[0]

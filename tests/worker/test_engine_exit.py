@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.jobs.leases import StopRequest
-from domain.jobs.states import AttemptEnd
+from domain.jobs.states import AttemptEnd, StopRequest
 from pocl.events import RunEnded, RunFinished
 from worker.engine_exit import EngineExit, classify_exit, count_oom_kills, storage_failure_reason
 

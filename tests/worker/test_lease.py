@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from domain.db import Database
 from domain.errors import LostLease
 from domain.jobs import leases
-from domain.jobs.leases import Claim, StopRequest
+from domain.jobs.leases import Claim
+from domain.jobs.states import StopRequest
 from tests.support.harness import ServiceHarness
 from worker.lease import Lease
 

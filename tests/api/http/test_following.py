@@ -23,10 +23,10 @@ from api.app import create_app
 from domain.db import Database
 from domain.jobs import actions
 from domain.jobs.event_recorder import apply_events
-from domain.jobs.leases import Claim, Outcome, claim_next, settle
+from domain.jobs.leases import Claim, claim_next, settle
 from domain.jobs.models import Job
 from domain.jobs.snapshot import job_snapshots
-from domain.jobs.states import JobStatus
+from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.settings import Settings
 from domain.workers.models import Device
 from domain.workers.repository import register_worker
@@ -65,7 +65,7 @@ def write(database: Database, held: Claim, events: list[EventEnvelope], offset: 
 
 def end(database: Database, held: Claim) -> None:
     with database.transaction(write=True) as session:
-        assert settle(session, held, Outcome.succeeded()) is JobStatus.SUCCEEDED
+        assert settle(session, held, AttemptOutcome.succeeded()) is JobStatus.SUCCEEDED
 
 
 def get(app: FastAPI, path: str, headers: dict[str, str] | None = None) -> Any:

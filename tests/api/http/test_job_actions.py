@@ -7,8 +7,7 @@ from starlette.testclient import TestClient
 
 from domain.db import Database
 from domain.jobs.event_recorder import add_checkpoint
-from domain.jobs.leases import Outcome
-from domain.jobs.states import EndReason
+from domain.jobs.states import AttemptOutcome, EndReason
 from domain.workers.models import Device
 from domain.workers.repository import register_worker
 from tests.api.http.test_jobs import claim, end
@@ -26,7 +25,7 @@ def failed_with_stage(client: TestClient, database: Database, dataset: str) -> s
             session, held, kind="stage", step=1, stage=0, store_key=f"jobs/{job['id']}/attempt-1/stage-00000001",
             size_bytes=10, manifest_sha256="0" * 64,
         )  # fmt: skip
-    end(database, held, Outcome.failed(BROKEN))
+    end(database, held, AttemptOutcome.failed(BROKEN))
     return str(job["id"])
 
 
@@ -39,7 +38,7 @@ def test_a_pause_is_asked_for_once_and_again(client: TestClient, database: Datab
     assert (asked.status_code, asked.json()["status"], asked.json()["pause_at"]) == (202, "pausing", "stage_end")
     assert client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"}).status_code == 200
     expect_problem(client.post(f"/v1/jobs/{job}/resume"), 409, "illegal_transition")
-    end(database, held, Outcome.released())
+    end(database, held, AttemptOutcome.released())
     assert client.get(f"/v1/jobs/{job}").json()["status"] == "paused"
     resumed = client.post(f"/v1/jobs/{job}/resume")
     assert (resumed.status_code, resumed.json()["status"]) == (202, "queued")
@@ -157,7 +156,7 @@ def test_workers_are_listed_with_their_jobs_and_drained(client: TestClient, data
     assert [device["kind"] for device in busy["devices"]] == ["cuda", "cpu"]
     assert (idle["state"], idle["job"]) == ("idle", None)
     assert client.post("/v1/workers/w1/drain").json()["state"] == "draining"
-    end(database, held, Outcome.released())
+    end(database, held, AttemptOutcome.released())
     assert client.get("/v1/workers").json()["data"][0]["state"] == "drained"
     assert client.post("/v1/workers/w1/drain", json={"how": None}).json()["state"] == "idle"
     expect_problem(client.post("/v1/workers/nobody/drain"), 404, "worker_not_found")

@@ -10,9 +10,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from domain.db import Database
 from domain.jobs.event_recorder import apply_events
-from domain.jobs.leases import Claim, Outcome, claim_next, settle
+from domain.jobs.leases import Claim, claim_next, settle
 from domain.jobs.repository import get_job
-from domain.jobs.states import JobStatus
+from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.settings import Settings
 from pocl.events import Event, EventEnvelope, RunStarted, StageStarted, StepLogged
 from tests.support.requests import JOB_RESOURCES, LOOPBACK, expect_problem, pointers, specification, submit, write_model
@@ -32,7 +32,7 @@ def report(database: Database, held: Claim, *events: Event, offset: int = 1) -> 
         apply_events(session, held, [EventEnvelope(at=AT, event=event) for event in events], offset=offset)
 
 
-def end(database: Database, held: Claim, outcome: Outcome) -> None:
+def end(database: Database, held: Claim, outcome: AttemptOutcome) -> None:
     with database.transaction(write=True) as session:
         settle(session, held, outcome)
 
@@ -312,13 +312,13 @@ def test_a_running_job_is_asked_to_end(client: TestClient, database: Database, d
         (202, "cancelling"),
         (200, "cancelling"),
     ]
-    end(database, held, Outcome.cancelled())
+    end(database, held, AttemptOutcome.cancelled())
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
 
 
 def test_a_job_that_ended_otherwise_cannot_be_cancelled(client: TestClient, database: Database, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
-    end(database, claim(database), Outcome.succeeded())
+    end(database, claim(database), AttemptOutcome.succeeded())
     found = expect_problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "illegal_transition")
     assert found["allowed"] == []
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded"

@@ -11,9 +11,9 @@ from api.jobs.schemas import EvaluationView
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
 from domain.jobs.event_recorder import METRICS, add_artifact, add_checkpoint, apply_events, save_log_tail
-from domain.jobs.leases import Claim, Outcome, claim_next, settle
+from domain.jobs.leases import Claim, claim_next, settle
 from domain.jobs.models import JobArtifact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
-from domain.jobs.states import JobStatus, StageStatus
+from domain.jobs.states import AttemptOutcome, JobStatus, StageStatus
 from pocl import events as engine
 from tests.support.rows import (
     EPOCH,
@@ -151,9 +151,9 @@ def test_an_attempt_that_falls_back_to_a_stage_takes_back_what_followed(database
 
 @pytest.mark.parametrize(
     ("outcome", "status"),
-    [(Outcome.released(), StageStatus.PENDING), (Outcome.succeeded(), StageStatus.SUCCEEDED)],
+    [(AttemptOutcome.released(), StageStatus.PENDING), (AttemptOutcome.succeeded(), StageStatus.SUCCEEDED)],
 )
-def test_no_stage_runs_on_after_its_attempt(database: Database, outcome: Outcome, status: StageStatus) -> None:
+def test_no_stage_runs_on_after_its_attempt(database: Database, outcome: AttemptOutcome, status: StageStatus) -> None:
     claim = claim_job(database)
     apply(database, claim, stage_started(0))
     with database.transaction(write=True) as session:
@@ -200,7 +200,7 @@ def test_a_new_attempt_reads_its_events_from_the_start(database: Database) -> No
     claim = claim_job(database)
     apply(database, claim, step_logged(5), offset=5000)
     with database.transaction(write=True) as session:
-        settle(session, claim, Outcome.released())
+        settle(session, claim, AttemptOutcome.released())
         again = claim_next(session, worker="worker-2", lease_seconds=60)
     assert again is not None
     apply(database, again, engine.RunStarted(resumed_from_step=4, total_steps=20, stages=2), offset=10)
@@ -288,7 +288,7 @@ def test_the_next_attempt_is_offered_the_training_states_newest_first(database: 
     for kind, step in (("training", 10), ("best", 19), ("stage", 20), ("training", 15), ("final", 30)):
         publish(database, claim, kind=kind, step=step, store_key=f"jobs/{kind}-{step}")
     with database.transaction(write=True) as session:
-        settle(session, claim, Outcome.released())
+        settle(session, claim, AttemptOutcome.released())
         again = claim_next(session, worker="worker-2", lease_seconds=60)
     assert again is not None
     assert [(state.kind, state.step) for state in again.checkpoints] == [

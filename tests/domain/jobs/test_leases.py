@@ -15,9 +15,19 @@ from domain.db import Database, db_now
 from domain.errors import IllegalTransition, LostLease
 from domain.jobs.actions import cancel_job
 from domain.jobs.event_recorder import add_artifact, add_checkpoint, apply_events, save_log_tail
-from domain.jobs.leases import Claim, Outcome, StopRequest, claim_next, heartbeat, reap_expired, settle
+from domain.jobs.leases import Claim, claim_next, heartbeat, reap_expired, settle
 from domain.jobs.models import Job, JobAttempt, JobEvent
-from domain.jobs.states import HELD, TERMINAL, TRANSITIONS, WORKER_LOST, AttemptEnd, EndReason, JobStatus
+from domain.jobs.states import (
+    HELD,
+    TERMINAL,
+    TRANSITIONS,
+    WORKER_LOST,
+    AttemptEnd,
+    AttemptOutcome,
+    EndReason,
+    JobStatus,
+    StopRequest,
+)
 from domain.jobs.transitions import lock_claimed_job, transition
 from tests.support.rows import add_job, claim_job, dump_tables, envelopes, reload_job, set_status, step_logged
 
@@ -29,7 +39,7 @@ def claim_one(database: Database, *, lease_seconds: float = 60) -> Claim | None:
         return claim_next(session, worker="worker-1", lease_seconds=lease_seconds)
 
 
-def end(database: Database, claim: Claim, outcome: Outcome) -> JobStatus:
+def end(database: Database, claim: Claim, outcome: AttemptOutcome) -> JobStatus:
     with database.transaction(write=True) as session:
         return settle(session, claim, outcome)
 
@@ -137,7 +147,7 @@ def test_a_heartbeat_brings_the_stop_request_of_the_client(
 
 def test_success_ends_the_job_and_its_attempt(database: Database) -> None:
     claim = claim_job(database)
-    assert end(database, claim, Outcome.succeeded()) is JobStatus.SUCCEEDED
+    assert end(database, claim, AttemptOutcome.succeeded()) is JobStatus.SUCCEEDED
     job = reload_job(database, claim)
     assert (job.percent, job.lease_token, job.finished_at is not None) == (100.0, None, True)
     with database.transaction(write=False) as session:
@@ -148,14 +158,14 @@ def test_success_ends_the_job_and_its_attempt(database: Database) -> None:
 
 def test_a_typed_failure_is_kept_with_its_reason(database: Database) -> None:
     claim = claim_job(database)
-    assert end(database, claim, Outcome.failed(CRASH)) is JobStatus.FAILED
+    assert end(database, claim, AttemptOutcome.failed(CRASH)) is JobStatus.FAILED
     assert reload_job(database, claim).reason == CRASH
 
 
 def test_a_released_job_is_queued_again_and_its_attempt_is_not_spent(database: Database) -> None:
     claim = claim_job(database, max_attempts=1)
     for _ in range(3):
-        assert end(database, claim, Outcome.released()) is JobStatus.QUEUED
+        assert end(database, claim, AttemptOutcome.released()) is JobStatus.QUEUED
         assert reload_job(database, claim).attempts_spent == 0
         again = claim_one(database)
         assert again is not None
@@ -165,16 +175,16 @@ def test_a_released_job_is_queued_again_and_its_attempt_is_not_spent(database: D
 
 def test_a_job_that_crashes_again_and_again_fails_with_the_last_reason(database: Database) -> None:
     claim = claim_job(database, max_attempts=2)
-    assert end(database, claim, Outcome.crashed(CRASH)) is JobStatus.QUEUED
+    assert end(database, claim, AttemptOutcome.crashed(CRASH)) is JobStatus.QUEUED
     second = claim_one(database)
     assert second is not None
-    assert end(database, second, Outcome.crashed(CRASH)) is JobStatus.FAILED
+    assert end(database, second, AttemptOutcome.crashed(CRASH)) is JobStatus.FAILED
     assert reload_job(database, claim).reason == CRASH
     assert claim_one(database) is None
 
 
-@pytest.mark.parametrize("outcome", [Outcome.released(), Outcome.cancelled(), Outcome.succeeded()])
-def test_a_cancelled_job_is_never_anything_else(database: Database, outcome: Outcome) -> None:
+@pytest.mark.parametrize("outcome", [AttemptOutcome.released(), AttemptOutcome.cancelled(), AttemptOutcome.succeeded()])
+def test_a_cancelled_job_is_never_anything_else(database: Database, outcome: AttemptOutcome) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
@@ -185,16 +195,16 @@ def test_a_pausing_job_that_is_released_is_paused(database: Database) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         set_status(session, claim.job_id, JobStatus.PAUSING)
-    assert end(database, claim, Outcome.released()) is JobStatus.PAUSED
+    assert end(database, claim, AttemptOutcome.released()) is JobStatus.PAUSED
     assert claim_one(database) is None
 
 
 def test_settling_twice_is_noticed_and_changes_nothing(database: Database) -> None:
     claim = claim_job(database)
-    end(database, claim, Outcome.succeeded())
+    end(database, claim, AttemptOutcome.succeeded())
     before = dump_tables(database)
     with pytest.raises(LostLease):
-        end(database, claim, Outcome.failed(CRASH))
+        end(database, claim, AttemptOutcome.failed(CRASH))
     assert dump_tables(database) == before
 
 
@@ -254,7 +264,7 @@ def test_reapers_that_run_at_once_spend_one_attempt(database: Database) -> None:
 
 
 WRITES: list[Callable[[Database, Claim], object]] = [
-    lambda database, claim: end(database, claim, Outcome.succeeded()),
+    lambda database, claim: end(database, claim, AttemptOutcome.succeeded()),
     lambda database, claim: in_transaction(database, apply_events, claim, envelopes(step_logged(5)), offset=99),
     lambda database, claim: in_transaction(
         database,
@@ -335,10 +345,10 @@ class Life:
 
 
 OUTCOMES = {
-    "succeed": Outcome.succeeded(),
-    "fail": Outcome.failed(CRASH),
-    "release": Outcome.released(),
-    "crash": Outcome.crashed(CRASH),
+    "succeed": AttemptOutcome.succeeded(),
+    "fail": AttemptOutcome.failed(CRASH),
+    "release": AttemptOutcome.released(),
+    "crash": AttemptOutcome.crashed(CRASH),
 }
 
 

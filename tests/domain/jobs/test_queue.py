@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from domain.db import Database, db_now
-from domain.jobs.leases import Claim, Outcome, claim_next, expire_waiting, settle
+from domain.jobs.leases import Claim, claim_next, expire_waiting, settle
 from domain.jobs.models import Job
 from domain.jobs.queue import QueuePosition, memory_by_device_kind, queue_position
-from domain.jobs.states import JobStatus
+from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.workers.models import Device, Worker
 from domain.workers.repository import accepts_jobs, delete_stale_workers, drain, live_workers, register_worker
 from tests.support.rows import add_job
@@ -140,7 +140,7 @@ def test_a_job_that_has_run_may_wait_for_as_long_as_it_takes(database: Database)
         add_job(session, waits_until=session.scalars(sa.select(db_now(60))).one())
         held = claim(session)
         assert held is not None
-        settle(session, held, Outcome.released())
+        settle(session, held, AttemptOutcome.released())
         session.execute(sa.update(Job).values(waits_until=db_now(-1)))
         assert expire_waiting(session) == []
 

@@ -24,9 +24,9 @@ from domain.errors import (
 )
 from domain.jobs.actions import cancel_job
 from domain.jobs.event_recorder import add_checkpoint
-from domain.jobs.leases import Claim, Outcome, claim_next, settle
+from domain.jobs.leases import Claim, claim_next, settle
 from domain.jobs.models import Job, JobEvent, JobStage
-from domain.jobs.states import JobStatus
+from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.jobs.submission import (
     JobOptions,
     JobPlan,
@@ -318,7 +318,7 @@ def test_a_job_that_a_worker_has_is_asked_to_end(database: Database, status: Job
 
 def test_cancelling_again_changes_nothing(database: Database) -> None:
     claim = claim_job(database)
-    for outcome in (None, Outcome.cancelled()):
+    for outcome in (None, AttemptOutcome.cancelled()):
         with database.transaction(write=True) as session:
             if outcome is not None:
                 settle(session, claim, outcome)
@@ -332,7 +332,7 @@ def test_cancelling_again_changes_nothing(database: Database) -> None:
 def test_a_job_that_has_ended_cannot_be_cancelled(database: Database) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
-        settle(session, claim, Outcome.succeeded())
+        settle(session, claim, AttemptOutcome.succeeded())
     with pytest.raises(IllegalTransition) as refused, database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
     assert refused.value.allowed == ()
