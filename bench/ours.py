@@ -36,22 +36,22 @@ _WORKSPACE = Workspace()
 """Kept from step to step, as in training."""
 
 
-def step_spec(rows: int) -> DistillationSpec:
-    """The paper's settings over batches of `rows`. The models are made by the benchmark and only named here."""
+def step_spec(batch_size: int) -> DistillationSpec:
+    """The paper's settings with batches of `batch_size` samples. The models are made by the benchmark, not read."""
     return resolve(
         {
             "teacher": {"random": {}},
             "student": {"random": {}},
-            "data": {"train": {"path": "rows.jsonl"}},
-            "training": {"batch_size": rows, "learning_rate": NO_LEARNING, "min_learning_rate": 0.0},
+            "data": {"train": {"path": "samples.jsonl"}},
+            "training": {"batch_size": batch_size, "learning_rate": NO_LEARNING, "min_learning_rate": 0.0},
         }
     )
 
 
-def stored_teacher(teacher: PreTrainedModel, rows: Sequence[EncodedSample], precision: Precision) -> TeacherSignal:
-    """Run the teacher once over all rows and store its hidden states, in a new store that lasts as long as the process.
+def stored_teacher(teacher: PreTrainedModel, samples: Sequence[EncodedSample], precision: Precision) -> TeacherSignal:
+    """Run the teacher once over all samples and cache its hidden states until the process ends.
 
-    This is what the rows cost once in all epochs, stages and jobs; what comes back is what training reads.
+    This is what the samples cost once in all epochs, stages and jobs; training reads what is returned.
     """
     held = ExitStack()
     atexit.register(held.close)
@@ -59,7 +59,7 @@ def stored_teacher(teacher: PreTrainedModel, rows: Sequence[EncodedSample], prec
     opened = open_teacher(
         LiveTeacher(teacher, precision),
         "bench",
-        rows,
+        samples,
         shared_cache=SharedCache(Path(directory), _UNBOUNDED),
         sink=lambda _event: None,
     )
@@ -67,7 +67,7 @@ def stored_teacher(teacher: PreTrainedModel, rows: Sequence[EncodedSample], prec
 
 
 class OurStep:
-    """One optimiser step of the product's own trainer over the rows of a batch."""
+    """One optimiser step of the product's own trainer over the samples of a batch."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class OurStep:
         self._trainer = Trainer(
             spec=spec,
             table=(self._stage,),
-            rows=(),
+            samples=(),
             student=Student(student, byte_level_tokenizer(1024), optimizer),
             training_loss=loss,
             packed=loss.is_fused and can_pack(student, spec.data.max_length),
@@ -106,8 +106,8 @@ class OurStep:
             state=TrainState(micro_batch_size=spec.training.micro_batch_size or spec.training.batch_size),
         )
 
-    def __call__(self, rows: Sequence[EncodedSample]) -> MetricRow:
-        self._trainer.step(self._stage, rows)
+    def __call__(self, samples: Sequence[EncodedSample]) -> MetricRow:
+        self._trainer.step(self._stage, samples)
         return self._trainer.state.metrics[-1]
 
 
@@ -132,7 +132,7 @@ def fused_loss(
         HeadInputs(teacher_hidden, Head(teacher_head)),
         labels,
         ObjectiveTerms(method, temperature, kd_weight, shared_vocabulary=None),
-        # As in training: the step's division comes with it, and the head's gradient goes where it ends up.
+        # As in training: the step's normaliser is the scale, and the head's gradient is accumulated in place.
         scale=normaliser(len(labels)),
         accumulate_into_grad=True,
         workspace=_WORKSPACE,

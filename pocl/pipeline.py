@@ -232,7 +232,7 @@ class Pipeline:
         return Trainer(
             spec=self._spec,
             table=table,
-            rows=samples,
+            samples=samples,
             student=Student(model, models.tokenizer, optimizer),
             training_loss=loss,
             packed=loss.is_fused and can_pack(model, self._spec.data.max_length),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pocl.losses.objective import IGNORED, ObjectiveTerms
-from pocl.losses.registry import Divergence, divergence_of
+from pocl.losses.registry import divergence_of
 from pocl.losses.sums import ObjectiveSum, mix
 from pocl.spec import KDMethod, Method
 
@@ -28,14 +28,17 @@ def objective_sum(
     Raises:
         ValueError: for shapes or numbers that do not fit together.
     """
-    terms.check()
-    cross_entropy = cross_entropy_sum(student_logits, labels)
-    width = _shared_width(student_logits, teacher_logits, terms)
+    _check_shapes(student_logits, labels, teacher_logits)
     valid = labels != IGNORED
-    teacher, student = teacher_logits.detach()[valid][:, :width], student_logits[valid][:, :width]
-    divergence = _from_logits(divergence_of(terms.method), teacher, student, terms.temperature).sum()
-    loss = mix(cross_entropy.loss, terms.tau_factor() * divergence, terms.kd_weight)
-    return ObjectiveSum(loss, cross_entropy.cross_entropy, divergence.detach(), cross_entropy.tokens)
+    student, teacher = _at_least_float32(student_logits[valid]), _at_least_float32(teacher_logits.detach()[valid])
+    terms.check()
+    width, tau_factor = terms.shared_width(student.shape[1], teacher.shape[1]), terms.tau_factor()
+    log_p = torch.log_softmax(teacher[:, :width] / terms.temperature, dim=-1)
+    log_q = torch.log_softmax(student[:, :width] / terms.temperature, dim=-1)
+    divergence = divergence_of(terms.method).value(log_p, log_q).sum()
+    cross_entropy = F.cross_entropy(student, labels[valid], reduction="sum")
+    loss = mix(cross_entropy, tau_factor * divergence, terms.kd_weight)
+    return ObjectiveSum(loss, cross_entropy.detach(), divergence.detach(), student.shape[0])
 
 
 def cross_entropy_sum(student_logits: Tensor, labels: Tensor) -> ObjectiveSum:
@@ -44,8 +47,7 @@ def cross_entropy_sum(student_logits: Tensor, labels: Tensor) -> ObjectiveSum:
     Raises:
         ValueError: for shapes that do not fit together.
     """
-    if labels.shape != student_logits.shape[:1] or student_logits.dim() != 2:
-        raise ValueError("student_logits must be [tokens, vocabulary] and labels [tokens]")
+    _check_shapes(student_logits, labels)
     valid = labels != IGNORED
     cross_entropy = F.cross_entropy(_at_least_float32(student_logits[valid]), labels[valid], reduction="sum")
     return ObjectiveSum(cross_entropy, cross_entropy.detach(), None, int(valid.sum()))
@@ -56,15 +58,19 @@ def token_losses(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each token in nats at temperature 1, and its divergence without tau squared, `[tokens]` each.
 
+    Cross-entropy is 0 where the label is `IGNORED`.
+
     Raises:
         ValueError: for shapes or numbers that do not fit together.
     """
+    _check_shapes(student_logits, labels, teacher_logits)
+    cross_entropy = token_cross_entropy(student_logits, labels)
+    student, teacher = _at_least_float32(student_logits), _at_least_float32(teacher_logits)
     terms.check()
-    width = _shared_width(student_logits, teacher_logits, terms)
-    divergence = _from_logits(
-        divergence_of(terms.method), teacher_logits[:, :width], student_logits[:, :width], terms.temperature
-    )
-    return token_cross_entropy(student_logits, labels), divergence
+    width = terms.shared_width(student.shape[1], teacher.shape[1])
+    log_p = torch.log_softmax(teacher[:, :width] / terms.temperature, dim=-1)
+    log_q = torch.log_softmax(student[:, :width] / terms.temperature, dim=-1)
+    return cross_entropy, divergence_of(terms.method).value(log_p, log_q)
 
 
 def token_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
@@ -97,18 +103,16 @@ def divergence(
     ObjectiveTerms(validated, temperature, kd_weight=1.0, shared_vocabulary=None).check()
     if teacher_logits.shape != student_logits.shape or teacher_logits.dim() != 2:
         raise ValueError("teacher_logits and student_logits must both be [tokens, vocabulary]")
-    return _from_logits(divergence_of(validated), teacher_logits, student_logits, temperature)
+    log_p = torch.log_softmax(_at_least_float32(teacher_logits) / temperature, dim=-1)
+    log_q = torch.log_softmax(_at_least_float32(student_logits) / temperature, dim=-1)
+    return divergence_of(validated).value(log_p, log_q)
 
 
-def _from_logits(divergence: Divergence, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    log_p, log_q = (torch.log_softmax(_at_least_float32(logits) / temperature, dim=-1) for logits in (teacher, student))
-    return divergence.value(log_p, log_q)
-
-
-def _shared_width(student_logits: Tensor, teacher_logits: Tensor, terms: ObjectiveTerms) -> int:
-    if teacher_logits.dim() != 2 or teacher_logits.shape[0] != student_logits.shape[0]:
+def _check_shapes(student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> None:
+    if labels.shape != student_logits.shape[:1] or student_logits.dim() != 2:
+        raise ValueError("student_logits must be [tokens, vocabulary] and labels [tokens]")
+    if teacher_logits is not None and (teacher_logits.dim() != 2 or len(teacher_logits) != len(student_logits)):
         raise ValueError("teacher_logits must be [tokens, vocabulary] with the student's tokens")
-    return terms.shared_width(student_logits.shape[1], teacher_logits.shape[1])
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

@@ -1,7 +1,44 @@
 """The curriculum as a loop: stages, epochs, optimiser steps.
 
-Everything random is drawn from (seed, stage, epoch), so the position in :class:`TrainState` is all that a
-resumed run needs to see the same batches in the same order.
+One optimiser step, :meth:`Trainer.step`, takes a batch of samples with T response tokens in all. With p the teacher's
+and q the student's distribution of a token at temperature tau, w the KD weight and D the divergence of the method,
+
+    loss = 1/T  sum over response tokens of  (1 - w) CE + w s D(p, q),   s = tau^2 or 1  (pocl.losses.objective)
+    gradient = d loss / d weights, scaled down to a norm of `max_grad_norm` where it is larger
+    weights <- AdamW(weights, gradient) at the learning rate of the schedule
+
+From here to the gradient a step passes the modules below, and each calls only modules further down the list; of a
+cached and a live teacher, and of the three ways to the loss, it takes one:
+
+    train/loop                  sets the learning rate, refuses a loss that is not finite, and takes the AdamW step
+    train/schedule              the learning rate of the step
+    train/eta                   the time of the step
+    train/accumulation          sums gradients over micro-batches and ranks, and clips them
+    train/ranks                 which samples this process works on; sums over processes
+    data/micro_batches          cuts the batch into pieces that fit in memory
+    teacher/distillation_loss   joins teacher, student and objective for a micro-batch
+    teacher/cache               the teacher's final hidden states from memory-mapped files
+    teacher/signal              the same from the teacher itself
+    data/batches                a micro-batch as tensors, padded or packed, with labels shifted by one
+    models/precision            autocast
+    models/heads                runs the student up to its output head, at the positions that predict a response token
+    models/packed               attention that does not cross from one packed sample into the next
+    models/positions            position ids that follow from the padding
+    losses/fused                the objective from hidden states, chunk by chunk of tokens
+    losses/fused_cross_entropy  the same without a teacher
+    losses/dense                the objective from full logits, for output heads that are no linear map
+    losses/objective            temperature, tau squared, KD weight and the shared vocabulary
+    losses/registry             the divergence of the method
+    losses/buffers              formats, sizes and memory of the pass
+    losses/projection           logits of a chunk: products with the output heads
+    losses/tile                 cross-entropy and divergence of a tile of tokens, and their gradient in place
+    losses/gradient             the closed-form gradient of the divergence
+    losses/divergence           the divergence itself
+    losses/backprojection       products back to hidden states and the head's weight
+    losses/sums                 the mixed sum, joined to autograd, which carries the gradient on through the student
+
+Everything random is drawn from (seed, stage, epoch), so the position in :class:`TrainState` is all that a resumed run
+needs to see the same batches in the same order.
 """
 
 import math
@@ -50,7 +87,7 @@ class Student:
 
 class Score(Protocol):
     def __call__(self, *, sampled: bool) -> Scores:
-        """Score the student; with `sampled` also by drawn answers where the specification asks for them."""
+        """Score the student; with `sampled` also by sampled answers where the specification has sampling."""
         ...
 
 
@@ -60,25 +97,25 @@ class Trainer:
 
     spec: DistillationSpec
     table: tuple[StagePlan, ...]
-    rows: Sequence[EncodedSample]
+    samples: Sequence[EncodedSample]
     """Training samples from easy to hard."""
     student: Student
     training_loss: TrainingLoss
-    """Charges the student for a batch."""
+    """The loss of a micro-batch."""
     workdir: Path
     sink: Sink
     should_stop: Callable[[], bool]
     score: Score | None
-    """Scores the student on the validation rows; None without validation rows."""
+    """Scores the student on the validation samples; None without validation samples."""
     state: TrainState
     """Where to go on; it is changed in place."""
     packed: bool
-    """Whether rows are packed; else they are padded."""
+    """Whether the samples of a micro-batch are packed (concatenated); else they are padded."""
     eta: EtaEstimator = field(default_factory=EtaEstimator)
     ranks: Ranks = field(default_factory=SingleProcess)
-    """Who shares each step."""
+    """The processes that share each step."""
     should_pause: Callable[[], bool] = lambda: False
-    """Asked at the end of each stage but the last."""
+    """Called at the end of each stage but the last; true stops the run there."""
     saved: tuple[int, int] = field(init=False)
     """Steps and scores of the training state on disk."""
     accumulator: GradientAccumulator = field(init=False)
@@ -134,9 +171,9 @@ class Trainer:
             )
         )
         while not self._stage_is_over(stage):
-            for rows in self._batches_left_in_epoch(stage):
+            for samples in self._batches_left_in_epoch(stage):
                 self._save_if_due()
-                self.step(stage, rows)
+                self.step(stage, samples)
             self._score_epoch()
             state.epoch += 1
             state.batch = 0
@@ -155,7 +192,7 @@ class Trainer:
 
     def _batches_left_in_epoch(self, stage: StagePlan) -> list[Sequence[EncodedSample]]:
         state, seed = self.state, self.spec.seed
-        order = self.rows
+        order = self.samples
         if isinstance(self.spec.curriculum.control, ShuffledStages):
             order = shuffled(order, seed)
         of_epoch = batches(
@@ -165,23 +202,23 @@ class Trainer:
         budget = stage.steps - state.stage_step
         return of_epoch[state.batch : state.batch + budget]
 
-    def step(self, stage: StagePlan, rows: Sequence[EncodedSample]) -> None:
-        """One optimiser step over `rows`, on the schedule of `stage`.
+    def step(self, stage: StagePlan, samples: Sequence[EncodedSample]) -> None:
+        """One optimiser step over `samples`, on the schedule of `stage`.
 
         Raises:
             LossDiverged: the loss or its gradient is not finite; the weights are as before.
             OutOfMemory: a single row does not fit.
         """
         state, optimizer = self.state, self.student.optimizer
-        tokens = sum(len(row.input_ids) for row in rows)
+        tokens = sum(len(sample.input_ids) for sample in samples)
         learning_rate = self._learning_rate(stage)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         with self.eta.step(tokens):
-            means = self.accumulator.step(rows, temperature=stage.temperature, kd_weight=stage.kd_weight)
+            means = self.accumulator.step(samples, temperature=stage.temperature, kd_weight=stage.kd_weight)
             if not (math.isfinite(means.loss) and math.isfinite(means.grad_norm)):
                 what = "gradient" if math.isfinite(means.loss) else "loss"
-                culprits = ", ".join(row.digest[:12] for row in rows[:8])
+                culprits = ", ".join(sample.digest[:12] for sample in samples[:8])
                 raise LossDiverged(f"the {what} is not finite at step {state.step + 1}; its samples are {culprits}")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -196,7 +233,7 @@ class Trainer:
         carried = self.spec.curriculum.optimizer_at_stage == "carry"
         return cosine(
             self.state.stage_step + (stage.first_step if carried else 0),
-            total=sum(each.steps for each in self.table) if carried else stage.steps,
+            total=sum(planned.steps for planned in self.table) if carried else stage.steps,
             peak=training.learning_rate,
             floor=training.min_learning_rate,
             warmup=training.warmup_steps,
@@ -209,8 +246,8 @@ class Trainer:
 
     def _log(self, stage: StagePlan, means: StepMeans, learning_rate: float) -> None:
         state = self.state
-        after = self.table[stage.index + 1 :]
-        steps_left = stage.steps - state.stage_step + sum(each.steps for each in after)
+        stages_after = self.table[stage.index + 1 :]
+        steps_left = stage.steps - state.stage_step + sum(planned.steps for planned in stages_after)
         row = MetricRow(
             step=state.step,
             stage=stage.index,
@@ -221,7 +258,7 @@ class Trainer:
             learning_rate=learning_rate,
         )
         state.metrics.append(row)
-        evaluations = 1 + len(after) if self.score is not None else 0
+        evaluations = 1 + len(stages_after) if self.score is not None else 0
         low, high = self.eta.seconds_left_range(steps=steps_left, evaluations=evaluations)
         self.sink(
             StepLogged(
@@ -242,7 +279,7 @@ class Trainer:
         advance = self.spec.curriculum.advance
         if not isinstance(advance, ByConvergence) or self.score is None:
             return
-        # One greedy score decides; drawn answers would cost as much again for each seed.
+        # The greedy score decides; sampled answers would cost as much again for each seed.
         scores = self._scored(sampled=False)
         self.state.epoch_scores.append(getattr(scores, advance.metric))
         self.sink(Evaluated(subject="epoch", stage=self.state.stage, step=self.state.step, **asdict(scores)))
@@ -269,7 +306,7 @@ class Trainer:
         self.sink(StageFinished(stage=stage.index, step=state.step, epochs=epochs))
 
     def _evaluate(self, subject: Literal["initial", "stage"], stage: int | None = None) -> None:
-        done = {(each.subject, each.stage) for each in self.state.evaluations}
+        done = {(evaluated.subject, evaluated.stage) for evaluated in self.state.evaluations}
         if self.score is None or (subject, stage) in done:
             return
         self.sink(PhaseChanged(phase="evaluating", stage=stage))
@@ -343,8 +380,8 @@ def make_optimizer(model: PreTrainedModel, training: Training) -> AdamW:
 
 def best_stage(evaluations: Sequence[Evaluated], metric: Literal["rouge_l", "exact_match"]) -> int | None:
     """The stage whose greedy answers score highest by `metric`, of equals the earlier; None without scores."""
-    of_stages = [each for each in evaluations if each.subject == "stage"]
-    best = max(of_stages, key=lambda each: float(getattr(each, metric)), default=None)
+    stages = [evaluated for evaluated in evaluations if evaluated.subject == "stage"]
+    best = max(stages, key=lambda evaluated: float(getattr(evaluated, metric)), default=None)
     return None if best is None else best.stage
 
 
