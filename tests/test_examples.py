@@ -13,11 +13,11 @@ DOLLY = EXAMPLES / "dolly-short"
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.jsonl")), ids=lambda path: path.stem)
-def test_every_row_is_usable(path: Path) -> None:
+def test_every_sample_is_usable(path: Path) -> None:
     assert len(read_samples(path)) == len(path.read_text().splitlines())
 
 
-def test_no_instruction_stands_in_two_files() -> None:
+def test_instructions_of_two_files_are_disjoint() -> None:
     files = [
         {json.loads(line)["instruction"].strip().lower() for line in path.read_text().splitlines()}
         for path in sorted(DOLLY.glob("*.jsonl"))

@@ -22,11 +22,10 @@ import torch
 from pocl.models.loading import load_teacher, save_model
 from pocl.spec import ModelRef, RandomModel
 from pocl.storage.manifest import new_directory
-from tests.docs.blocks import DOCUMENTS, Block, command_blocks, languages
+from tests.docs.blocks import DOCUMENTS, README, Block, command_blocks, languages
 from tests.support.compose_file import ROOT, ComposeFile
 from tests.support.processes import Processes
 
-README = ROOT / "README.md"
 MODEL = "smollm2-135m-instruct"
 LAYERS = 30
 PRINTED_PORT = 8000

@@ -49,9 +49,7 @@ def nothing_is_left(home: Path) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
-def test_it_says_when_it_is_ready_and_stops_everything_when_asked(
-    start: Start, home: Path, number: signal.Signals
-) -> None:
+def test_signal_stops_everything(start: Start, home: Path, number: signal.Signals) -> None:
     launcher = start()
     assert alive(address(launcher))
     assert len(processes_mentioning(str(home))) >= 5
@@ -61,7 +59,7 @@ def test_it_says_when_it_is_ready_and_stops_everything_when_asked(
     assert launcher.log.count("READY") == 1
 
 
-def test_ready_message_says_where_everything_is(start: Start, home: Path) -> None:
+def test_ready_message_names_every_place(start: Start, home: Path) -> None:
     launcher = start()
     url = address(launcher)
     with urllib.request.urlopen(f"{url}/docs", timeout=10) as answer:
@@ -73,7 +71,7 @@ def test_ready_message_says_where_everything_is(start: Start, home: Path) -> Non
     assert sorted(names) == sorted(path.name for path in (home / "logs").iterdir())
 
 
-def test_nothing_survives_a_launcher_that_is_killed(start: Start, cluster: ServiceHarness, home: Path) -> None:
+def test_no_process_survives_a_killed_launcher(start: Start, cluster: ServiceHarness, home: Path) -> None:
     launcher = start(engine=("--hold", "5"))
     address(launcher)
     job = cluster.submit()
@@ -84,7 +82,7 @@ def test_nothing_survives_a_launcher_that_is_killed(start: Start, cluster: Servi
     cluster.close()
 
 
-def test_a_job_runs_and_the_broker_may_die_meanwhile(start: Start, cluster: ServiceHarness, home: Path) -> None:
+def test_job_succeeds_after_the_broker_died(start: Start, cluster: ServiceHarness, home: Path) -> None:
     launcher = start()
     address(launcher)
     first = cluster.submit()
@@ -97,14 +95,14 @@ def test_a_job_runs_and_the_broker_may_die_meanwhile(start: Start, cluster: Serv
 
 
 @pytest.mark.parametrize("part", ["api serve", "worker scheduler", "worker run"])
-def test_a_part_that_dies_is_started_again(start: Start, home: Path, part: str) -> None:
+def test_killed_process_is_restarted(start: Start, home: Path, part: str) -> None:
     launcher = start()
     address(launcher)
 
     def running() -> set[int]:
         # Not the child that a worker forks, which shares its command line.
-        found = {pid for pid, command in processes_mentioning(str(home)).items() if f"-m {part}" in command}
-        return {pid for pid in found if parent_of(pid) == launcher.pid}
+        alike = {pid for pid, command in processes_mentioning(str(home)).items() if f"-m {part}" in command}
+        return {pid for pid in alike if parent_of(pid) == launcher.pid}
 
     (before,) = eventually(running)
     kill(before)
@@ -118,7 +116,7 @@ def parent_of(pid: int) -> int:
         return 0
 
 
-def test_when_a_part_does_not_stay_up_all_of_it_stops(start: Start, home: Path) -> None:
+def test_process_that_keeps_exiting_stops_the_service(start: Start, home: Path) -> None:
     launcher = start(POCL_REDIS_SERVER="/bin/false")
     assert launcher.wait_for_exit() == 1
     assert "The broker ended 4 times" in launcher.log
@@ -126,14 +124,14 @@ def test_when_a_part_does_not_stay_up_all_of_it_stops(start: Start, home: Path) 
     assert nothing_is_left(home)
 
 
-def test_two_do_not_share_a_home(start: Start) -> None:
+def test_home_in_use_is_refused(start: Start) -> None:
     address(start())
     second = start()
     assert second.wait_for_exit() == 1
     assert "choose another POCL_HOME" in second.log
 
 
-def test_a_port_that_is_taken_is_said_at_once(start: Start) -> None:
+def test_port_in_use_is_refused(start: Start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -142,19 +140,19 @@ def test_a_port_that_is_taken_is_said_at_once(start: Start) -> None:
     assert "Choose another with --port" in launcher.log
 
 
-def test_settings_that_are_wrong_are_named_without_their_values(start: Start) -> None:
+def test_invalid_setting_is_named_without_its_value(start: Start) -> None:
     launcher = start(POCL_API_KEY="short-secret")
     assert launcher.wait_for_exit() == 2
     assert "api_key" in launcher.log
     assert "short-secret" not in launcher.log
 
 
-def test_its_files_are_for_its_owner_alone(start: Start, home: Path) -> None:
+def test_directories_are_private_to_their_owner(start: Start, home: Path) -> None:
     address(start())
     assert [oct(os.stat(home / name).st_mode & 0o077) for name in (".", "run", "tmp")] == ["0o0"] * 3
 
 
-def test_a_long_home_is_no_obstacle_to_the_socket(processes: Processes, tmp_path: Path) -> None:
+def test_long_home_path_does_not_break_the_socket(processes: Processes, tmp_path: Path) -> None:
     home = tmp_path / ("long" * 30) / "home"
     cluster = ServiceHarness(home, f"sqlite:///{home / 'pocl.sqlite3'}", lease_seconds=3)
     home.parent.mkdir()
