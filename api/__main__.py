@@ -29,10 +29,10 @@ def main() -> int:
     try:
         commands[parser.parse_args().command]()
     except ValidationError as error:
-        # Of the settings; the values may be secret.
-        for found in error.errors(include_input=False, include_url=False, include_context=False):
-            field = "_".join(str(part) for part in found["loc"]).upper()
-            sys.stderr.write(f"{f'POCL_{field}: ' if field else ''}{found['msg'].removeprefix('Value error, ')}\n")
+        # Settings are wrong. Their values may be secret, so none is printed.
+        for wrong in error.errors(include_input=False, include_url=False, include_context=False):
+            field = "_".join(str(part) for part in wrong["loc"]).upper()
+            sys.stderr.write(f"{f'POCL_{field}: ' if field else ''}{wrong['msg'].removeprefix('Value error, ')}\n")
         return 2
     return 0
 
@@ -57,7 +57,8 @@ def _serve() -> None:
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     server = _Server(config, app.state.watcher)
-    # What was imported stays: looked through at each collection, it would hold up all answers for a tenth of a second.
+    # Imported modules live for ever: traversed by each garbage collection, they would delay all responses by a tenth of
+    # a second.
     gc.collect()
     gc.freeze()
     with suppress(KeyboardInterrupt):
@@ -67,19 +68,19 @@ def _serve() -> None:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, which waits for the answers under way when it stops: those that follow a job must end by themselves."""
+    """Uvicorn waits for the responses in progress when it stops, so long polls and streams must be ended."""
 
-    def __init__(self, config: uvicorn.Config, watch: JobWatcher) -> None:
+    def __init__(self, config: uvicorn.Config, watcher: JobWatcher) -> None:
         super().__init__(config)
-        self._watch = watch
+        self._watcher = watcher
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._watch.close()
+        self._watcher.close()
         await super().shutdown(sockets)
 
 
 def _print_openapi() -> None:
-    # The document depends on no setting; a home of its own leaves the working directory clean.
+    # The document depends on no setting; a temporary home leaves the working directory clean.
     with tempfile.TemporaryDirectory() as home:
         app = create_app(Settings(home=Path(home)))
         app.state.database.close()

@@ -21,7 +21,7 @@ import api.workers.routes
 from api import openapi, problems
 from api.auth import LoopbackOnly
 from api.datasets.upload import remove_stale_spool_files
-from api.idempotency.requests import install as install_replay_handler
+from api.idempotency.keys import install_replay_handler
 from api.jobs.watcher import JobWatcher
 from api.middleware import RequestContextMiddleware
 from domain.artifacts import ArtifactStore
@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.representations = api.jobs.polling.create_representation_cache(
         app.state.database, worker_seconds=settings.lease_seconds
     )
-    app.state.event_pages = api.jobs.streaming.create_event_page_cache(app.state.database)
+    app.state.event_cache = api.jobs.streaming.create_event_cache(app.state.database)
     app.state.store = ArtifactStore(settings.artifact_root)
     problems.install(app)
     install_replay_handler(app)
@@ -69,7 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.api_key is None:
         app.add_middleware(LoopbackOnly)
     app.add_middleware(RequestContextMiddleware)
-    app.openapi = lambda: openapi.document(app)  # type: ignore[method-assign] # FastAPI's documented way.
+    app.openapi = lambda: openapi.build_document(app)  # type: ignore[method-assign] # FastAPI's documented way.
     return app
 
 
@@ -78,7 +78,7 @@ def _routes() -> list[BaseRoute]:
     """Everything that is served: built once, since it takes as long as a hundred requests and no setting changes it."""
     router = APIRouter(generate_unique_id_function=lambda route: route.name)
     router.include_router(api.health.routes.router)
-    # The first one is found fastest.
+    # The router tries them in this order; the busiest comes first.
     for part in (
         api.jobs.polling,
         api.jobs.streaming,

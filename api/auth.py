@@ -1,4 +1,4 @@
-"""Who asks: a static bearer key, or without one only programs of this machine."""
+"""Authentication: a static bearer key, or without one only programs of this machine."""
 
 import hashlib
 import hmac
@@ -12,14 +12,14 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.dependencies import SettingsDep, settings_of
 from api.problems import problem_response
 from domain.errors import Forbidden, Unauthenticated
-from domain.settings import Settings
 
 _bearer = HTTPBearer(
     auto_error=False,
     scheme_name="bearer",
-    description="The key that the service was started with (`POCL_API_KEY`). Without one only loopback is served.",
+    description="The key that the service was started with (`POCL_API_KEY`). Without a key only loopback is served.",
 )
 
 
@@ -34,28 +34,27 @@ class Principal:
     """Who sent a request."""
 
     project: str
-    """Rows of other projects do not exist for it."""
+    """The project of the sender, who sees no rows of others."""
 
 
 async def authenticate(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
+    settings: SettingsDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
 ) -> Principal:
     """The sender of a request.
 
     Raises:
         Unauthenticated: the service has a key, and the request does not carry it.
     """
-    settings: Settings = request.app.state.settings
     if settings.api_key is not None:
-        offered = credentials.credentials if credentials is not None else ""
-        if not _same(offered, settings.api_key.get_secret_value()):
+        key = credentials.credentials if credentials is not None else ""
+        if not _keys_equal(key, settings.api_key.get_secret_value()):
             raise Unauthenticated
     return Principal(project="default")
 
 
-async def identify(request: Request) -> Principal:
-    """The sender of a request that no route has taken; raises as :func:`authenticate` does."""
-    return await authenticate(request, await _bearer(request))
+async def authenticate_request(request: Request) -> Principal:
+    """The sender of a request that did not go through the router; raises as :func:`authenticate` does."""
+    return await authenticate(settings_of(request), await _bearer(request))
 
 
 Caller = Annotated[Principal, Security(authenticate)]
@@ -64,7 +63,8 @@ Caller = Annotated[Principal, Security(authenticate)]
 class LoopbackOnly:
     """ASGI middleware for a service without a key: refuses web pages, which a browser lets reach loopback.
 
-    A page of another site shows its `Origin`; one whose name was rebound to 127.0.0.1 shows that name as `Host`.
+    A page of another site shows its `Origin`; a page whose name was rebound to 127.0.0.1 (DNS rebinding) shows that
+    name as `Host`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -74,16 +74,16 @@ class LoopbackOnly:
         if scope["type"] == "lifespan" or _is_local(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        # A refused websocket handshake is answered with 403 by the server once it is closed.
+        # The server answers a websocket handshake that is closed with 403.
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
         await problem_response(Request(scope), OriginRefused())(scope, receive, send)
 
 
-def _same(offered: str, expected: str) -> bool:
-    # Digests are of one length, so the time tells nothing of the key, not even its length.
-    return hmac.compare_digest(_digest(offered), _digest(expected))
+def _keys_equal(given: str, expected: str) -> bool:
+    # In constant time; digests are of one length, so the time does not even tell the length of the key.
+    return hmac.compare_digest(_digest(given), _digest(expected))
 
 
 def _digest(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Stored files as downloads that can be continued and verified: Range, If-Range, a digest as the entity tag."""
+"""Stored files as downloads that can be resumed and verified: Range, If-Range, a digest as the strong validator."""
 
 import base64
 import re
@@ -22,10 +22,10 @@ _MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".txt": "text/plain; charset=utf-8",
 }
-_UNKNOWN_TYPE: Final = "application/octet-stream"
+_DEFAULT_MEDIA_TYPE: Final = "application/octet-stream"
 
 
-class FileNotInArtifact(NotFound):
+class ArtifactFileNotFound(NotFound):
     """There is no such file."""
 
     code = "file_not_found"
@@ -42,21 +42,21 @@ class RangeNotSatisfiable(HttpError):
 
 
 class ArtifactDamaged(ApiError):
-    """The stored files are not what they were: the disk of the service needs a look."""
+    """The stored files do not match their manifest: check the disk of the service."""
 
     code = "artifact_damaged"
 
 
 def download_responses(*media_types: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of an operation that serves a file: of any type unless some are named."""
-    bytes_of_a_file = {"type": "string", "format": "binary"}
-    named = media_types or sorted({kind.partition(";")[0] for kind in (*_MEDIA_TYPES.values(), _UNKNOWN_TYPE)})
-    # Parsed as JSON a file is any value.
-    content = {kind: {"schema": {} if kind == "application/json" else bytes_of_a_file} for kind in named}
+    """The `responses` of an operation that serves a file: of any media type unless some are given."""
+    binary = {"type": "string", "format": "binary"}
+    listed = media_types or sorted({each.partition(";")[0] for each in (*_MEDIA_TYPES.values(), _DEFAULT_MEDIA_TYPE)})
+    # A JSON file may hold any value.
+    content = {media_type: {"schema": {} if media_type == "application/json" else binary} for media_type in listed}
     return {
         200: {"description": "The file.", "content": content},
-        206: {"description": "The range that was asked for.", "content": content},
-        304: {"description": "`If-None-Match` names the file: it is the one that the client has."},
+        206: {"description": "The requested range of the file.", "content": content},
+        304: {"description": "The entity tag in `If-None-Match` is that of the file: the client has it already."},
     }
 
 
@@ -64,12 +64,13 @@ def load_manifest(store: ArtifactStore, key: str) -> Manifest:
     """The files of a stored directory.
 
     Raises:
-        FileNotInArtifact, ArtifactDamaged: it is gone, or its manifest is.
+        ArtifactFileNotFound: nothing is stored under this key.
+        ArtifactDamaged: its manifest cannot be read.
     """
     try:
         return store.manifest(key)
     except ArtifactNotFound:
-        raise FileNotInArtifact from None
+        raise ArtifactFileNotFound from None
     except ArtifactCorrupt:
         raise ArtifactDamaged from None
 
@@ -78,82 +79,85 @@ def serve_directory_file(store: ArtifactStore, key: str, path: str, request: Req
     """Serve `path` of a stored directory, as its manifest names it.
 
     Raises:
-        FileNotInArtifact: the manifest names no such file; so it is for every path that would lead elsewhere.
-        ArtifactDamaged, RangeNotSatisfiable
+        ArtifactFileNotFound: the manifest names no such file, as is so for every path that leads out of the directory.
+        ArtifactDamaged: the file is not as the manifest has it.
+        RangeNotSatisfiable: the requested range lies beyond the file.
     """
     listed = next((file for file in load_manifest(store, key).files if file.path == path), None)
     if listed is None:
-        raise FileNotInArtifact
-    return _serve(_located(store, key, path), listed, request)
+        raise ArtifactFileNotFound
+    return _serve(_locate(store, key, path), listed, request)
 
 
 def serve_file(store: ArtifactStore, key: str, sha256: str, size_bytes: int, request: Request) -> Response:
     """Serve a stored file.
 
     Raises:
-        FileNotInArtifact, ArtifactDamaged, RangeNotSatisfiable
+        ArtifactFileNotFound: nothing is stored under this key.
+        ArtifactDamaged: the file has another size.
+        RangeNotSatisfiable: the requested range lies beyond the file.
     """
     name = key.rpartition("/")[2]
     listed = ManifestFile(path=name, size=size_bytes, sha256=sha256)
-    return _serve(_located(store, key), listed, request)
+    return _serve(_locate(store, key), listed, request)
 
 
-def _located(store: ArtifactStore, key: str, path: str | None = None) -> Path:
+def _locate(store: ArtifactStore, key: str, path: str | None = None) -> Path:
     try:
         return store.locate(key, path)
     except ArtifactNotFound:
-        raise FileNotInArtifact from None
+        raise ArtifactFileNotFound from None
     except ArtifactCorrupt:
         raise ArtifactDamaged from None
 
 
-def _serve(place: Path, listed: ManifestFile, request: Request) -> Response:
+def _serve(path: Path, listed: ManifestFile, request: Request) -> Response:
     etag = f'"{listed.sha256}"'
     if etags.if_none_match(request, etag):
         return etags.not_modified(etag)
-    found = place.stat()
-    if found.st_size != listed.size:
-        # Its bytes would arrive under a digest that is not theirs.
+    stat = path.stat()
+    if stat.st_size != listed.size:
+        # The bytes would arrive under a digest that is not theirs.
         raise ArtifactDamaged
     digest = base64.b64encode(bytes.fromhex(listed.sha256)).decode()
     response = _Download(
-        place,
+        path,
         filename=listed.path.rpartition("/")[2],
-        media_type=_MEDIA_TYPES.get(place.suffix, _UNKNOWN_TYPE),
-        stat_result=found,
+        media_type=_MEDIA_TYPES.get(path.suffix, _DEFAULT_MEDIA_TYPE),
+        stat_result=stat,
         headers={
             "etag": etag,
             "repr-digest": f"sha-256=:{digest}:",
             "cache-control": "private, no-cache",
-            # A page that a browser shows gets no script, no network and no share in the service's origin.
+            # A report that a browser shows gets no script, no network and no share in the service's origin.
             "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
         },
-        content_disposition_type="inline" if place.suffix == ".html" else "attachment",
+        content_disposition_type="inline" if path.suffix == ".html" else "attachment",
     )
     response.apply_range(request)
     return response
 
 
 class _Download(FileResponse):
-    """A file of which one range at most is asked for.
+    """A file response that serves one range at most.
 
-    A range that is not understood, or several at once, may be ignored (RFC 9110, section 14.2): the whole file
-    is the answer then, where Starlette's own would be an error in plain text.
+    A range that is malformed, or several at once, may be ignored (RFC 9110, section 14.2): the whole file is served
+    then, where Starlette would answer with an error in plain text.
     """
 
     _range_applies = False
 
     def apply_range(self, request: Request) -> None:
-        """Decide about the request's range.
+        """Decide whether the request's range applies.
 
         Raises:
             RangeNotSatisfiable: the range lies beyond the file.
         """
-        asked = _RANGE.fullmatch(request.headers.get("range", ""))
+        requested = _RANGE.fullmatch(request.headers.get("range", ""))
         if_range = request.headers.get("if-range")
-        if asked is None or asked[0] == "bytes=-" or if_range not in (None, self.headers["etag"]):
+        if requested is None or requested[0] == "bytes=-" or if_range not in (None, self.headers["etag"]):
             return
-        first, last = asked[1], asked[2]
+        first, last = requested[1], requested[2]
         if first and last and int(last) < int(first):
             return
         assert self.stat_result is not None
@@ -164,6 +168,6 @@ class _Download(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._range_applies:
-            kept = [(name, value) for name, value in scope["headers"] if name != b"range"]
-            scope = {**scope, "headers": kept}
+            headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+            scope = {**scope, "headers": headers}
         await super().__call__(scope, receive, send)

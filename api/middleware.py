@@ -1,4 +1,4 @@
-"""What wraps every HTTP exchange: a request id, and a problem where something unforeseen was raised."""
+"""The context of every request: its id, and a problem response where something unforeseen was raised."""
 
 import random
 import re
@@ -10,14 +10,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import internal_error_response
 
-HEADER = "x-request-id"
-_SANE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID_HEADER = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _log = structlog.get_logger(__name__)
 
 
 class RequestContextMiddleware:
-    """ASGI middleware; the outermost one, so that no answer leaves without an id."""
+    """ASGI middleware; the outermost one, so that no response leaves without an id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -26,7 +26,7 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope).get(HEADER))
+        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -35,7 +35,7 @@ class RequestContextMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 headers = MutableHeaders(scope=message)
-                headers[HEADER] = request_id
+                headers[REQUEST_ID_HEADER] = request_id
                 headers["x-content-type-options"] = "nosniff"
             await send(message)
 
@@ -43,17 +43,17 @@ class RequestContextMiddleware:
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception:
-                # The last resort: the answer tells nothing of the error, the log tells all.
+                # The last resort: the response tells nothing of the error, the log tells all.
                 _log.exception("request_failed", method=scope["method"])
                 if started:
-                    # Half an answer is out: only a broken connection tells the client.
+                    # Half a response is out: only a broken connection tells the client.
                     raise
                 response = internal_error_response(Request(scope))
                 await response(scope, receive, send_with_id)
 
 
-def _request_id(offered: str | None) -> str:
-    if offered is not None and _SANE.fullmatch(offered):
-        return offered
-    # Not a secret, and asking the system for randomness is a fifth of what a poll costs.
-    return f"{random.getrandbits(128):032x}"  # As above.
+def _request_id(given: str | None) -> str:
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    # The id is no secret, and asking the system for randomness is a fifth of what a poll costs.
+    return f"{random.getrandbits(128):032x}"

@@ -9,18 +9,18 @@ from api.problems import MEDIA_TYPE
 
 TAGS = [
     {"name": "jobs", "description": "Distillation jobs: submit, watch, pause, retry, branch, cancel."},
-    {"name": "datasets", "description": "Training and validation rows."},
+    {"name": "datasets", "description": "Training and validation samples."},
     {"name": "checkpoints", "description": "Weights to download, or to use in a later job."},
-    {"name": "workers", "description": "Who does the work: devices, current jobs, draining."},
-    {"name": "methods", "description": "What a job may be told to do."},
+    {"name": "workers", "description": "The processes that train: devices, current jobs, draining."},
+    {"name": "methods", "description": "The distillation methods of a job, with their parameters."},
     {"name": "health", "description": "Probes."},
 ]
 
 
-def document(app: FastAPI) -> dict[str, Any]:
-    """The document, made once: FastAPI's, with problems under their own media type."""
+def build_document(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, built once, with problem details under their own media type."""
     if app.openapi_schema is None:
-        made = get_openapi(
+        document = get_openapi(
             title=app.title,
             version=app.version,
             summary=app.summary,
@@ -28,15 +28,15 @@ def document(app: FastAPI) -> dict[str, Any]:
             routes=app.routes,
             tags=app.openapi_tags,
         )
-        for path in made["paths"].values():
+        for path in document["paths"].values():
             for operation in path.values():
-                _give_problems_their_type(operation["responses"])
-        app.openapi_schema = made
+                _set_problem_media_type(operation["responses"])
+        app.openapi_schema = document
     return app.openapi_schema
 
 
-def _give_problems_their_type(responses: dict[str, Any]) -> None:
-    # FastAPI files a model under the media type of the route's own answer, whatever the status.
+def _set_problem_media_type(responses: dict[str, Any]) -> None:
+    # FastAPI files a model under the media type of the route's own response, whatever the status.
     for status, response in responses.items():
         if status >= "400":
             (schema,) = response["content"].values()

@@ -10,21 +10,25 @@ from domain.db import KeysetPage
 
 MAX_LIMIT = 100
 
-Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Items of one page.")]
+Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT, description="The number of items of a page at most.")]
 After = Annotated[
     str | None,
     # No control characters: PostgreSQL takes no text with U+0000.
-    Query(pattern=r"^[0-9a-z_]{1,64}$", description="Go on after the item of this id: `last_id` of the page before."),
+    Query(
+        pattern=r"^[0-9a-z_]{1,64}$",
+        description="The id after whose item the page begins: `last_id` of the previous page.",
+    ),
 ]
 AfterNumber = Annotated[
-    int, Query(ge=0, lt=2**31, description="Go on after the item of this number: `last_id` of the page before.")
+    int,
+    Query(ge=0, lt=2**31, description="The number after whose item the page begins: `last_id` of the previous page."),
 ]
 
 
 class Resource(BaseModel):
-    """What the API shows of a row."""
+    """A view of a row, read from the row's attributes of the same names."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, from_attributes=True)
 
 
 Id = TypeVar("Id", str, int)
@@ -36,19 +40,23 @@ class Page(Resource, Generic[Item, Id]):
     """One page of a list, and whether there is another."""
 
     object: Literal["list"] = "list"
+    """The kind of the resource."""
     data: list[Item]
+    """The items of the page."""
     has_more: bool
+    """Whether there are items after this page."""
     first_id: Id | None
+    """The id of the first item; null for an empty page."""
     last_id: Id | None
-    """Give it as `after` for the next page."""
+    """The id of the last item, which gets the next page as `after`; null for an empty page."""
 
     @classmethod
-    def of(cls, rows: KeysetPage[Row], show: Callable[[Row], Item], identify: Callable[[Row], Id]) -> Self:
-        """The page that shows a slice of rows."""
-        ids = [identify(row) for row in rows.rows]
+    def from_rows(cls, page: KeysetPage[Row], present: Callable[[Row], Item], identify: Callable[[Row], Id]) -> Self:
+        """The page that presents a page of rows."""
+        ids = [identify(row) for row in page.rows]
         return cls(
-            data=[show(row) for row in rows.rows],
-            has_more=rows.has_more,
+            data=[present(row) for row in page.rows],
+            has_more=page.has_more,
             first_id=ids[0] if ids else None,
             last_id=ids[-1] if ids else None,
         )

@@ -1,4 +1,4 @@
-"""Ids in addresses. What cannot be an id names nothing, so it is a 404 like any unknown one."""
+"""Ids in paths. A text that is not shaped like an id names nothing, so it is a 404 like any unknown id."""
 
 import re
 from collections.abc import Callable
@@ -11,24 +11,30 @@ from domain.errors import CheckpointNotFound, DatasetNotFound, JobNotFound, NotF
 from domain.ids import Prefix
 
 
-def _id_validator(prefix: Prefix, missing: type[NotFound]) -> Callable[[str], str]:
-    shape = re.compile(rf"{prefix}_[0-9a-z]{{8,40}}")
+def _require_id(prefix: Prefix, not_found: type[NotFound]) -> Callable[[str], str]:
+    pattern = re.compile(rf"{prefix}_[0-9a-z]{{8,40}}")
 
     def check(value: str) -> str:
         # Before any SQL: PostgreSQL takes no text with U+0000.
-        if not shape.fullmatch(value):
-            raise missing
+        if not pattern.fullmatch(value):
+            raise not_found
         return value
 
     return check
 
 
 JobId: TypeAlias = Annotated[
-    str, AfterValidator(_id_validator("job", JobNotFound)), Path(description="For instance `job_06f2k...`.")
+    str,
+    AfterValidator(_require_id("job", JobNotFound)),
+    Path(description="The id of a job, for instance `job_06f2k...`."),
 ]
 DatasetId: TypeAlias = Annotated[
-    str, AfterValidator(_id_validator("ds", DatasetNotFound)), Path(description="For instance `ds_06f2k...`.")
+    str,
+    AfterValidator(_require_id("ds", DatasetNotFound)),
+    Path(description="The id of a data set, for instance `ds_06f2k...`."),
 ]
 CheckpointId: TypeAlias = Annotated[
-    str, AfterValidator(_id_validator("ckpt", CheckpointNotFound)), Path(description="For instance `ckpt_06f2k...`.")
+    str,
+    AfterValidator(_require_id("ckpt", CheckpointNotFound)),
+    Path(description="The id of a checkpoint, for instance `ckpt_06f2k...`."),
 ]

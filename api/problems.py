@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problems: every answer of 400 and above has this one shape."""
+"""Errors as problem details (RFC 9457): every response of 400 and above has this one shape."""
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -38,45 +38,48 @@ _log = structlog.get_logger(__name__)
 
 
 class FieldErrorView(BaseModel):
-    """One thing wrong with the request."""
+    """One wrong field of the request."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     pointer: str
-    """Where: an RFC 6901 pointer into the body, `/query/NAME` for a parameter, `/lines/N` for a row of a file."""
+    """The place of the error: an RFC 6901 pointer into the body, `/query/NAME` for a parameter, `/lines/N` for a line
+    of a file."""
     code: str
-    """Stable, for programs."""
+    """A stable name of the error, for programs."""
     detail: str
-    """One sentence."""
+    """One sentence for people."""
 
 
 class ProblemDetails(BaseModel):
-    """An error (RFC 9457). Programs decide by `code`; `detail` is for people."""
+    """An error as problem details (RFC 9457). Programs decide by `code`; `detail` is for people."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str = "about:blank"
+    """Always `about:blank`: the kind of the error is its `code`."""
     title: str
     """The HTTP status in words."""
     status: int = Field(ge=400, le=599)
+    """The HTTP status."""
     detail: str
     """What went wrong and what to do about it."""
     instance: str
-    """This occurrence."""
+    """A URI that names this occurrence of the error."""
     code: str
-    """Stable, for programs."""
+    """A stable name of the error, for programs."""
     retryable: bool
     """Whether the same request may succeed later."""
     request_id: str
-    """Names the request in the logs of the service; also in the header `x-request-id`."""
+    """The id under which the logs of the service have the request; the header `x-request-id` has it as well."""
     errors: list[FieldErrorView] = []
-    """What is wrong, piece by piece; the first 20."""
+    """The wrong fields of the request, the first 20 of them."""
     allowed: list[str] | None = None
-    """With `illegal_transition`: the states that the job may move to."""
+    """The states that the job may move to; given with `illegal_transition`."""
 
 
 class HttpError(ApiError):
-    """An error whose answer carries headers."""
+    """An error whose response carries headers."""
 
     def __init__(self, detail: str | None = None, *, headers: Mapping[str, str]) -> None:
         super().__init__(detail)
@@ -84,7 +87,7 @@ class HttpError(ApiError):
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error that the framework or a route raises with a problem."""
+    """Answer every error that the framework or a route raises with problem details."""
     app.add_exception_handler(ApiError, _handle_api_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
@@ -95,20 +98,22 @@ def install(app: FastAPI) -> None:
 
 def problem_responses(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an operation that may raise these; several of one status share an entry."""
-    described: dict[int | str, dict[str, Any]] = {}
+    responses: dict[int | str, dict[str, Any]] = {}
     for error in errors:
-        entry = described.setdefault(error.status, {"model": ProblemDetails, "description": ""})
+        response = responses.setdefault(error.status, {"model": ProblemDetails, "description": ""})
         sentence = f"`{error.code}`: {str(error.__doc__).strip().splitlines()[0]}"
-        entry["description"] = f"{entry['description']}\n\n{sentence}".strip()
-    return described
+        response["description"] = f"{response['description']}\n\n{sentence}".strip()
+    return responses
 
 
 COMMON_PROBLEMS = problem_responses(Unauthenticated, Forbidden, Unprocessable, ApiError, Unavailable)
-"""What any operation that needs a key may answer."""
+"""The `responses` of any operation that needs a key."""
+BODY_PROBLEMS = problem_responses(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
+"""The `responses` of any operation that takes a JSON body."""
 
 
 def problem_response(request: Request, error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer for an error of ours."""
+    """The response to an error of this service."""
     allowed = list(error.allowed) if isinstance(error, IllegalTransition) else None
     extra = dict(headers or {})
     if isinstance(error, HttpError):
@@ -117,7 +122,7 @@ def problem_response(request: Request, error: ApiError, headers: Mapping[str, st
         extra["WWW-Authenticate"] = "Bearer"
     if error.status in (QuotaExceeded.status, Unavailable.status):
         extra["Retry-After"] = "5"
-    return _answer(
+    return _render(
         request,
         error.status,
         code=error.code,
@@ -130,7 +135,7 @@ def problem_response(request: Request, error: ApiError, headers: Mapping[str, st
 
 
 def internal_error_response(request: Request) -> Response:
-    """The answer for an error that nobody foresaw; it tells nothing of it."""
+    """The response to an error that nobody foresaw; it reveals nothing of it."""
     return problem_response(request, ApiError("The service failed; its log has the details under this request id."))
 
 
@@ -141,7 +146,7 @@ def _handle_api_error(request: Request, error: Exception) -> Response:
 
 def _handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return problem_response(request, Unprocessable(field_errors=[_field_error(found) for found in error.errors()]))
+    return problem_response(request, Unprocessable(field_errors=[_field_error(each) for each in error.errors()]))
 
 
 _ERROR_BY_STATUS: dict[int, type[ApiError]] = {
@@ -157,10 +162,10 @@ def _handle_http_exception(request: Request, error: Exception) -> Response:
         return problem_response(request, known(), error.headers)
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_methods(request))
-    # The framework's own words name nothing of the request.
+        headers["Allow"] = ", ".join(_allowed_methods(request))
+    # The phrase of the HTTP status repeats nothing of the request.
     phrase = HTTPStatus(error.status_code).phrase
-    return _answer(
+    return _render(
         request,
         error.status_code,
         code=phrase.lower().replace(" ", "_"),
@@ -170,17 +175,17 @@ def _handle_http_exception(request: Request, error: Exception) -> Response:
     )
 
 
-def _methods(request: Request) -> list[str]:
-    """The methods that the address has; the framework names those of one of its routes alone."""
-    documented_as_it_is = request.app.openapi()["paths"].get(request.url.path)
-    if documented_as_it_is is not None:
-        # Not `/v1/jobs/validate` as if `validate` were a job.
-        return sorted(method.upper() for method in documented_as_it_is)
-    address = {key: request.scope[key] for key in ("type", "path", "root_path", "headers")}
+def _allowed_methods(request: Request) -> list[str]:
+    """The methods that the path has; the framework names those of one of its routes alone."""
+    operations = request.app.openapi()["paths"].get(request.url.path)
+    if operations is not None:
+        # A path without parameters, such as `/v1/jobs/validate`, is not taken for one with.
+        return sorted(method.upper() for method in operations)
+    target = {key: request.scope[key] for key in ("type", "path", "root_path", "headers")}
     return [
         method
         for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-        if any(route.matches({**address, "method": method})[0] is Match.FULL for route in request.app.routes)
+        if any(route.matches({**target, "method": method})[0] is Match.FULL for route in request.app.routes)
     ]
 
 
@@ -191,17 +196,17 @@ def _handle_database_error(request: Request, error: Exception) -> Response:
 
 
 def database_unavailable_response(request: Request, error: Exception) -> Response:
-    """The answer where the database is away."""
+    """The response where the database is unavailable."""
     _log.warning("database_unavailable", exc_info=error)
     return problem_response(request, Unavailable("The database does not answer at present: try again later."))
 
 
 def _handle_disconnect(_request: Request, _error: Exception) -> Response:
-    # Nobody reads it.
+    # The client is gone: nobody reads the response.
     return Response(status_code=400)
 
 
-def _answer(
+def _render(
     request: Request,
     status: int,
     *,
@@ -221,15 +226,15 @@ def _answer(
         code=code,
         retryable=retryable,
         request_id=request_id,
-        errors=[_present_field_error(found) for found in field_errors[:_MAX_FIELD_ERRORS]],
+        errors=[_present_field_error(each) for each in field_errors[:_MAX_FIELD_ERRORS]],
         allowed=allowed,
     )
     content = body.model_dump_json(exclude_none=True)
     return Response(content, status_code=status, headers=dict(headers), media_type=MEDIA_TYPE)
 
 
-def _present_field_error(found: FieldError) -> FieldErrorView:
-    return FieldErrorView(pointer=found.pointer[:_MAX_POINTER_LENGTH], code=found.code, detail=found.detail)
+def _present_field_error(error: FieldError) -> FieldErrorView:
+    return FieldErrorView(pointer=error.pointer[:_MAX_POINTER_LENGTH], code=error.code, detail=error.detail)
 
 
 def _field_error(error: Mapping[str, Any]) -> FieldError:

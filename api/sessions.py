@@ -1,4 +1,4 @@
-"""One database transaction for each request, committed before the answer is sent."""
+"""One database transaction for each request, committed before the response is sent."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -6,49 +6,48 @@ from typing import Annotated, Final
 
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
-from fastapi import Depends, Request
+from fastapi import Depends
 from sqlalchemy.orm import Session
 
-from domain.db import Database
+from api.dependencies import DatabaseDep
 
-_AT_ONCE: Final = 30
-"""Requests of one process that may have a transaction.
+_MAX_TRANSACTIONS: Final = 30
+"""Requests of one process that may have a transaction at a time.
 
 Fewer than there are threads (40) and pooled connections (40). Were there as many, all threads could wait for
-connections, or for SQLite's write lock, while those that hold them wait for a thread to write their answer with.
+connections, or for SQLite's write lock, while the requests that hold them wait for a thread to render a response with.
 """
-_turns: RunVar[CapacityLimiter] = RunVar("turns")
+_slots: RunVar[CapacityLimiter] = RunVar("transaction_slots")
 
 
-async def _turn() -> AsyncIterator[None]:
+async def _take_slot() -> AsyncIterator[None]:
     """Wait without a thread and without a connection until a transaction may begin."""
     try:
-        turns = _turns.get()
+        slots = _slots.get()
     except LookupError:
-        turns = CapacityLimiter(_AT_ONCE)
-        _turns.set(turns)
-    async with turns:
+        slots = CapacityLimiter(_MAX_TRANSACTIONS)
+        _slots.set(slots)
+    async with slots:
         yield
 
 
-transaction_slot = asynccontextmanager(_turn)
-"""For a transaction outside of a route's own. A task that waits for a second turn within it may wait for ever."""
-_Turn = Annotated[None, Depends(_turn, scope="function")]
+transaction_slot = asynccontextmanager(_take_slot)
+"""For a transaction outside of a route's own. A task that waits for a second slot within it may wait for ever."""
+TransactionSlot = Annotated[None, Depends(_take_slot, scope="function")]
+"""For a route that opens its transactions itself."""
 
 
-def _reading(request: Request, _turn: _Turn) -> Iterator[Session]:
-    database: Database = request.app.state.database
+def _read(database: DatabaseDep, _slot: TransactionSlot) -> Iterator[Session]:
     with database.transaction(write=False) as session:
         yield session
 
 
-def _writing(request: Request, _turn: _Turn) -> Iterator[Session]:
-    database: Database = request.app.state.database
+def _write(database: DatabaseDep, _slot: TransactionSlot) -> Iterator[Session]:
     with database.transaction(write=True) as session:
         yield session
 
 
-# The scope "function" ends a dependency after the route and before its answer: a client never hears of a change
+# The scope "function" ends a dependency after the route and before its response: a client never hears of a change
 # that a failing commit takes back, and a slow download holds no connection.
-ReadSession = Annotated[Session, Depends(_reading, scope="function")]
-WriteSession = Annotated[Session, Depends(_writing, scope="function")]
+ReadSession = Annotated[Session, Depends(_read, scope="function")]
+WriteSession = Annotated[Session, Depends(_write, scope="function")]

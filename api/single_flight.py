@@ -1,4 +1,4 @@
-"""Reads of the database that many requests want at once, done once for all of them."""
+"""Single flight: concurrent requests for the same value share one read of the database, and some values are cached."""
 
 import asyncio
 from collections import OrderedDict
@@ -14,56 +14,56 @@ Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 _THREADS: Final = 4
-"""Reads of one kind at a time. They have threads of their own: requests that wait for a lock take none from them."""
+"""Reads of one cache at a time. They have threads of their own: requests that wait for a lock take none from them."""
 
 
 @dataclass
 class _InFlight:
-    """What belongs to one event loop."""
+    """The reads in flight on one event loop."""
 
     tasks: dict[Any, "asyncio.Task[Any]"] = field(default_factory=dict)
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_THREADS))
 
 
 class SingleFlightCache(Generic[Key, Value]):
-    """Reads by key in a thread: requests that want the same at once share one read, and some results are kept.
+    """A least recently used (LRU) cache of reads by key, with single flight: of each key one read runs at a time.
 
     Args:
         read: called in a thread.
-        cacheable: whether a result will be the same for ever, so that it may be kept.
-        size: results that are kept at most; what was wanted longest ago goes first.
+        cacheable: whether a value stays true for ever, so that it may be cached.
+        size: entries of the cache at most.
     """
 
     def __init__(self, read: Callable[[Key], Value], cacheable: Callable[[Key, Value], bool], size: int) -> None:
         self._read = read
-        self._lasting = cacheable
+        self._cacheable = cacheable
         self._size = size
-        self._kept: OrderedDict[Key, Value] = OrderedDict()
-        self._here: RunVar[_InFlight] = RunVar("shared_reads")
+        self._entries: OrderedDict[Key, Value] = OrderedDict()
+        self._in_flight: RunVar[_InFlight] = RunVar("single_flight")
 
     async def get(self, key: Key) -> Value:
-        """What `read` made of `key`, just now or, if it lasts, before."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        here = self._here.get(None)
-        if here is None:
-            here = _InFlight()
-            self._here.set(here)
-        task = here.tasks.get(key)
+        """The value of `key`: cached, or read now."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        in_flight = self._in_flight.get(None)
+        if in_flight is None:
+            in_flight = _InFlight()
+            self._in_flight.set(in_flight)
+        task = in_flight.tasks.get(key)
         if task is None:
-            task = here.tasks[key] = asyncio.create_task(self._read_and_keep(here, key))
-        # A request whose client goes away takes the read from nobody else.
+            task = in_flight.tasks[key] = asyncio.create_task(self._read_and_cache(in_flight, key))
+        # A request that is cancelled must not cancel the read, which others share.
         value: Value = await asyncio.shield(task)
         return value
 
-    async def _read_and_keep(self, here: _InFlight, key: Key) -> Value:
+    async def _read_and_cache(self, in_flight: _InFlight, key: Key) -> Value:
         try:
-            value = await run_sync(self._read, key, limiter=here.limiter)
+            value = await run_sync(self._read, key, limiter=in_flight.limiter)
         finally:
-            del here.tasks[key]
-        if self._lasting(key, value):
-            self._kept[key] = value
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+            del in_flight.tasks[key]
+        if self._cacheable(key, value):
+            self._entries[key] = value
+            while len(self._entries) > self._size:
+                self._entries.popitem(last=False)
         return value

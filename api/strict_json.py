@@ -8,6 +8,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import JsonValue
 
+from api.dependencies import settings_of
 from domain.errors import BodyTooLarge, JsonInvalid, UnsupportedMediaType
 
 MAX_DEPTH = 32
@@ -15,7 +16,7 @@ MAX_DEPTH = 32
 
 
 class StrictJsonRoute(APIRoute):
-    """Reads a JSON body before FastAPI does, so that what is refused is refused with a code of ours.
+    """Reads a JSON body before FastAPI does, so that every refusal has an error code of this service.
 
     FastAPI's own body limit answers in plain text, and its parser admits NaN and any nesting.
     """
@@ -35,29 +36,29 @@ class StrictJsonRoute(APIRoute):
 
 class _StrictRequest(Request):
     _parsed: JsonValue = None
-    _read: bytes | None = None
+    _content: bytes | None = None
 
     async def body(self) -> bytes:
-        if self._read is None:
+        if self._content is None:
             declared = self.headers.get("content-type")
             if declared is not None:
                 _require_json(declared)
             read = bytearray()
-            limit = self.app.state.settings.max_request_bytes
+            limit = settings_of(self).max_request_bytes
             async for chunk in self.stream():
                 read += chunk
                 if len(read) > limit:
                     raise BodyTooLarge(f"A JSON body may have at most {limit} bytes.")
             if declared is None and read:
-                # Some bodies may be left out; what is sent says what it is.
+                # Some bodies are optional; one that is sent declares its type.
                 _require_json("")
-            self._read = bytes(read)
-            self._parsed = parse(self._read) if self._read else None
-        return self._read
+            self._content = bytes(read)
+            self._parsed = parse(self._content) if self._content else None
+        return self._content
 
     @property
-    def read(self) -> bytes:
-        return self._read or b""
+    def content(self) -> bytes:
+        return self._content or b""
 
     async def json(self) -> JsonValue:
         await self.body()
@@ -66,7 +67,7 @@ class _StrictRequest(Request):
 
 def body_of(request: Request) -> bytes:
     """The body as a :class:`StrictJsonRoute` has read it; empty for a route that takes none."""
-    return request.read if isinstance(request, _StrictRequest) else b""
+    return request.content if isinstance(request, _StrictRequest) else b""
 
 
 def parse(text: bytes) -> JsonValue:
@@ -85,8 +86,10 @@ def parse(text: bytes) -> JsonValue:
 
 
 def _require_json(content_type: str) -> None:
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type != "application/json" and not (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    ):
         raise UnsupportedMediaType("Send the body as application/json.")
 
 

@@ -29,7 +29,8 @@ Nothing here knows HTTP beyond its numbers, and only the standard library is imp
 """
 
 from collections.abc import Collection, Sequence
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, Final
 
 from pocl.errors import FieldError
 
@@ -47,6 +48,11 @@ class ApiError(Exception):
         self.field_errors = tuple(field_errors)
         """What is wrong with which field."""
         super().__init__(self.detail)
+
+
+def with_pointer_prefix(field_errors: Sequence[FieldError], prefix: str) -> tuple[FieldError, ...]:
+    """The same errors with pointers into the document that holds the input at `prefix`, an RFC 6901 pointer."""
+    return tuple(replace(error, pointer=f"{prefix}{error.pointer}") for error in field_errors)
 
 
 class JsonInvalid(ApiError):
@@ -168,6 +174,10 @@ class VocabulariesDiffer(Unprocessable):
     """Teacher and student give different ids to the same tokens: use a student with the teacher's tokenizer."""
 
     code = "vocabulary_mismatch"
+
+
+SPEC_ERRORS: Final = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
+"""How a specification is refused."""
 
 
 class QuotaExceeded(ApiError):

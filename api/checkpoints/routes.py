@@ -6,9 +6,10 @@ from fastapi import APIRouter, Path, Request, Response
 
 from api.auth import Caller
 from api.checkpoints.schemas import CheckpointView
+from api.dependencies import StoreDep
 from api.downloads import (
     ArtifactDamaged,
-    FileNotInArtifact,
+    ArtifactFileNotFound,
     RangeNotSatisfiable,
     download_responses,
     load_manifest,
@@ -23,26 +24,28 @@ from pocl.storage.manifest import Manifest
 
 router = APIRouter(prefix="/checkpoints", tags=["checkpoints"], responses=COMMON_PROBLEMS)
 
-FilePath = Annotated[str, Path(description="As the manifest has it, for instance `model.safetensors`.")]
+FilePath = Annotated[
+    str, Path(description="The path of a file as the manifest has it, for instance `model.safetensors`.")
+]
 
 
 @router.get("/{checkpoint_id}", summary="Get a checkpoint", responses=problem_responses(CheckpointNotFound))
 def get_checkpoint(session: ReadSession, caller: Caller, checkpoint_id: CheckpointId) -> CheckpointView:
     """One checkpoint: where in which job it was saved, and its size."""
-    return CheckpointView.of(repository.get_checkpoint(session, caller.project, checkpoint_id))
+    return CheckpointView.model_validate(repository.get_checkpoint(session, caller.project, checkpoint_id))
 
 
 @router.get(
     "/{checkpoint_id}/manifest",
     summary="List the files of a checkpoint",
-    responses=problem_responses(CheckpointNotFound, FileNotInArtifact, ArtifactDamaged),
+    responses=problem_responses(CheckpointNotFound, ArtifactFileNotFound, ArtifactDamaged),
 )
 def get_checkpoint_manifest(
-    session: ReadSession, caller: Caller, checkpoint_id: CheckpointId, request: Request
+    session: ReadSession, caller: Caller, checkpoint_id: CheckpointId, store: StoreDep
 ) -> Manifest:
     """Each file with its size and SHA-256: enough to download them all and to know that they arrived whole."""
     row = repository.get_checkpoint(session, caller.project, checkpoint_id)
-    return load_manifest(request.app.state.store, row.store_key)
+    return load_manifest(store, row.store_key)
 
 
 @router.get(
@@ -51,18 +54,18 @@ def get_checkpoint_manifest(
     response_class=Response,
     responses={
         **download_responses(),
-        **problem_responses(CheckpointNotFound, FileNotInArtifact, RangeNotSatisfiable, ArtifactDamaged),
+        **problem_responses(CheckpointNotFound, ArtifactFileNotFound, RangeNotSatisfiable, ArtifactDamaged),
     },
 )
 def download_checkpoint_file(
-    session: ReadSession, caller: Caller, checkpoint_id: CheckpointId, path: FilePath, request: Request
+    session: ReadSession, caller: Caller, checkpoint_id: CheckpointId, path: FilePath, request: Request, store: StoreDep
 ) -> Response:
     """The bytes. A broken download goes on with `Range` and `If-Range`; `ETag` and `Repr-Digest` are the SHA-256."""
     row = repository.get_checkpoint(session, caller.project, checkpoint_id)
-    return serve_directory_file(request.app.state.store, row.store_key, path, request)
+    return serve_directory_file(store, row.store_key, path, request)
 
 
-# What a download would answer, without its body; it is documented once, above.
+# HEAD answers as GET does, without the body; the operation is documented once, above.
 router.head("/{checkpoint_id}/files/{path:path}", include_in_schema=False, name="head_checkpoint_file")(
     download_checkpoint_file
 )

@@ -1,44 +1,35 @@
 """Checkpoints as the API shows them."""
 
 from datetime import datetime
-from typing import Literal, Self
+from typing import Literal
 
 from api.pagination import Page, Resource
-from domain.checkpoints.models import Checkpoint, CheckpointKind
+from domain.checkpoints.models import CheckpointKind
 
 
 class CheckpointView(Resource):
     """Weights that `from_pretrained` loads. A checkpoint never changes."""
 
     id: str
-    """A later job names it as its teacher or student."""
+    """The id by which a later job names the checkpoint as its teacher or student."""
     object: Literal["checkpoint"] = "checkpoint"
+    """The kind of the resource."""
     job_id: str
+    """The job that saved the checkpoint."""
     attempt: int
+    """The attempt of the job that saved it, counted from 1."""
     kind: CheckpointKind
-    """`training` and `stage` hold the full training state as well."""
+    """What the checkpoint is; `training` and `stage` hold the full training state besides the weights."""
     stage: int | None
-    """Counted from 0."""
+    """The stage in which the checkpoint was saved, counted from 0; null outside of any stage."""
     step: int
-    """Optimiser steps done."""
+    """The number of optimiser steps that were done when the checkpoint was saved."""
     size_bytes: int
+    """The size of all files together, in bytes."""
     manifest_sha256: str
-    """Of its `manifest.json`, hexadecimal; the manifest has the digest of each file."""
+    """The SHA-256 digest of the checkpoint's `manifest.json`, hexadecimal; the manifest has that of each file."""
     created_at: datetime
-
-    @classmethod
-    def of(cls, row: Checkpoint) -> Self:
-        return cls(
-            id=row.id,
-            job_id=row.job_id,
-            attempt=row.attempt,
-            kind=row.kind,
-            stage=row.stage,
-            step=row.step,
-            size_bytes=row.size_bytes,
-            manifest_sha256=row.manifest_sha256,
-            created_at=row.created_at,
-        )
+    """When the checkpoint was committed."""
 
 
 class CheckpointPage(Page[CheckpointView, str]):

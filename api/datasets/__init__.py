@@ -1,1 +1,1 @@
-"""Data sets that were uploaded to the service."""
+"""Data sets: upload, list, get."""

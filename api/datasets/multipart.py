@@ -1,4 +1,4 @@
-"""The one file of a multipart form, piece by piece as it arrives: it is held neither in memory nor twice on disk."""
+"""Streaming parser for a multipart form with one file: the file is held neither in memory nor twice on disk."""
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -14,7 +14,7 @@ class MultipartInvalid(Unprocessable):
 
 
 class MultipartFile:
-    """Takes the bytes of a form and gives those of its file."""
+    """Takes the bytes of a form and returns those of its file."""
 
     def __init__(self, content_type: str) -> None:
         """
@@ -47,15 +47,15 @@ class MultipartFile:
         """The bytes of the file that `chunk` completes.
 
         Raises:
-            MultipartInvalid: what arrived is no form of this kind.
+            MultipartInvalid: the bytes are no form of this kind.
         """
         try:
             self._parser.write(chunk)
         except FormParserError:
             raise MultipartInvalid from None
-        given = bytes(self._file)
+        content = bytes(self._file)
         self._file.clear()
-        return given
+        return content
 
     def finish(self) -> None:
         """
@@ -74,8 +74,8 @@ class MultipartFile:
         if self._header.lower() == b"content-disposition":
             options = parse_options_header(bytes(self._value))[1]
             if options.get(b"name") != b"file":
-                problem = FieldError("/file", "missing", "The form has a part of another name.")
-                raise MultipartInvalid(field_errors=[problem])
+                error = FieldError("/file", "missing", "The form has a part of another name.")
+                raise MultipartInvalid(field_errors=[error])
             self._disposition = True
             self.filename = options.get(b"filename", b"").decode("utf-8", "replace") or None
         self._header.clear()

@@ -1,35 +1,28 @@
 """Data sets as the API shows them."""
 
 from datetime import datetime
-from typing import Literal, Self
+from typing import Literal
 
 from api.pagination import Page, Resource
-from domain.datasets.models import Dataset
 
 
 class DatasetView(Resource):
     """An uploaded data set. It never changes."""
 
     id: str
+    """The id by which a job's specification names the data set."""
     object: Literal["dataset"] = "dataset"
+    """The kind of the resource."""
     name: str
+    """The name that people call the data set."""
     rows: int
-    """Samples in it; blank lines are none."""
+    """The number of samples in the file; blank lines are not counted."""
     size_bytes: int
+    """The size of the file in bytes."""
     sha256: str
-    """Of the file, hexadecimal."""
+    """The SHA-256 digest of the file, hexadecimal."""
     created_at: datetime
-
-    @classmethod
-    def of(cls, row: Dataset) -> Self:
-        return cls(
-            id=row.id,
-            name=row.name,
-            rows=row.rows,
-            size_bytes=row.size_bytes,
-            sha256=row.sha256,
-            created_at=row.created_at,
-        )
+    """When the upload was complete."""
 
 
 class DatasetPage(Page[DatasetView, str]):

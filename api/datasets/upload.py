@@ -1,10 +1,12 @@
-"""An upload on its way in: the body goes to a file before any transaction begins, and nothing of a failure stays."""
+"""Receiving an upload: the body is spooled to a file before any transaction begins, and a failed request leaves
+nothing behind.
+"""
 
 import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -14,8 +16,9 @@ from fastapi import Depends, Request
 
 from api.auth import Caller
 from api.datasets.multipart import MultipartFile
-from api.idempotency.requests import HeldKey, fingerprint
-from api.sessions import WriteSession
+from api.dependencies import DatabaseDep, SettingsDep, StoreDep
+from api.idempotency.writes import HeldKey, IdempotentWrite, fingerprint_request
+from api.sessions import TransactionSlot
 from domain.artifacts import ArtifactStore
 from domain.errors import ApiError, BodyTooLarge, UnsupportedMediaType
 from domain.settings import Settings
@@ -25,9 +28,9 @@ from pocl.storage.manifest import ManifestFile, sha256_of
 JSONL_TYPES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 MULTIPART = "multipart/form-data"
 _WRITE_BYTES = 1 << 20
-# Boundaries and part headers come on top of the file.
 _MULTIPART_OVERHEAD = 1 << 16
-_ABANDONED_SECONDS = 24 * 3600
+"""Bytes of boundaries and part headers that a form may have besides its file."""
+_STALE_SECONDS = 24 * 3600
 
 
 class UploadTooLarge(BodyTooLarge):
@@ -45,14 +48,15 @@ class StorageFull(ApiError):
 
 
 class Upload:
-    """A body in a file of its own, and what was published from it."""
+    """A spooled body, and the files of the artifact store that were published from it."""
 
     def __init__(self, path: Path, store: ArtifactStore) -> None:
         self.path = path
+        """The spool file."""
         self.filename: str | None = None
-        """As a multipart form names it."""
+        """The name of the file in a multipart form."""
         self.fingerprint = ""
-        """Of what was asked for under an `Idempotency-Key`."""
+        """Of the request, where it came with an `Idempotency-Key`."""
         self._store = store
         self._published: list[str] = []
 
@@ -67,27 +71,28 @@ class Upload:
             return self._store.publish_file(self.path, key)
 
     def remove_published(self) -> None:
-        """Remove what was published."""
+        """Roll the artifact store back: remove what this upload published."""
         for key in self._published:
             self._store.remove(key)
 
 
-async def _receive_upload(request: Request, _caller: Caller, ticket: HeldKey) -> AsyncIterator[Upload]:
-    settings: Settings = request.app.state.settings
-    form = _form(request.headers.get("content-type", ""))
-    upload = Upload(_new_file(spool_directory(settings)), request.app.state.store)
+async def _receive_upload(
+    request: Request, _caller: Caller, settings: SettingsDep, store: StoreDep, claim: HeldKey
+) -> AsyncIterator[Upload]:
+    form = _parse_content_type(request.headers.get("content-type", ""))
+    upload = Upload(_create_spool_file(spool_directory(settings)), store)
     try:
-        with raising_storage_full(), upload.path.open("wb") as target:
-            await _receive(request, form, target, settings.max_upload_bytes)
+        with raising_storage_full(), upload.path.open("wb") as spool:
+            await _spool_body(request, form, spool, settings.max_upload_bytes)
         upload.filename = form.filename if form is not None else None
-        if ticket is not None:
+        if claim is not None:
             # Of the file and not of the body: a client that tries again sets another boundary.
-            content = await run_sync(sha256_of, upload.path)
-            upload.fingerprint = fingerprint(request, content.encode(), (upload.filename or "").encode())
-            ticket.compare(upload.fingerprint)
+            digest = await run_sync(sha256_of, upload.path)
+            upload.fingerprint = fingerprint_request(request, digest.encode(), (upload.filename or "").encode())
+            claim.compare(upload.fingerprint)
         yield upload
     except BaseException:
-        # A failing commit is seen here as well: the session, opened later, is closed before this.
+        # The errors of the route arrive here, those of a failing commit among them.
         with CancelScope(shield=True):
             await run_sync(upload.remove_published)
         raise
@@ -98,12 +103,13 @@ async def _receive_upload(request: Request, _caller: Caller, ticket: HeldKey) ->
 ReceivedUpload = Annotated[Upload, Depends(_receive_upload, scope="function")]
 
 
-def _once(request: Request, session: WriteSession, upload: ReceivedUpload, ticket: HeldKey) -> Iterator[None]:
-    with ticket.kept(session, request, upload.fingerprint) if ticket is not None else nullcontext():
-        yield
+async def _prepare_write(
+    upload: ReceivedUpload, claim: HeldKey, database: DatabaseDep, _slot: TransactionSlot
+) -> IdempotentWrite:
+    return IdempotentWrite(database, claim, upload.fingerprint)
 
 
-IdempotentUpload = Annotated[None, Depends(_once, scope="function")]
+UploadWriteDep = Annotated[IdempotentWrite, Depends(_prepare_write, scope="function")]
 """Makes a data set once for each `Idempotency-Key`."""
 
 
@@ -122,54 +128,56 @@ def raising_storage_full() -> Iterator[None]:
 
 
 def spool_directory(settings: Settings) -> Path:
+    """Where bodies are written while they arrive."""
     return settings.home / "uploads"
 
 
 def remove_stale_spool_files(settings: Settings) -> None:
-    """Remove what a killed process left in the spool a day ago or more."""
-    for left in spool_directory(settings).glob("*"):
+    """Remove the spool files that killed processes left behind a day ago or more."""
+    for file in spool_directory(settings).glob("*"):
         with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
-                left.unlink()
+            if time.time() - file.stat().st_mtime > _STALE_SECONDS:
+                file.unlink()
 
 
-def _new_file(directory: Path) -> Path:
+def _create_spool_file(directory: Path) -> Path:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=directory)
     os.close(descriptor)
     return Path(name)
 
 
-def _form(content_type: str) -> MultipartFile | None:
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind == MULTIPART:
+def _parse_content_type(content_type: str) -> MultipartFile | None:
+    """The parser of a multipart form; null for JSONL as the body itself."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == MULTIPART:
         return MultipartFile(content_type)
-    if kind not in JSONL_TYPES:
-        raise UnsupportedMediaType(f"Send the rows as {', '.join(JSONL_TYPES)}, or as a file in {MULTIPART}.")
+    if media_type not in JSONL_TYPES:
+        raise UnsupportedMediaType(f"Send the samples as {', '.join(JSONL_TYPES)}, or as a file in {MULTIPART}.")
     return None
 
 
-async def _receive(request: Request, form: MultipartFile | None, target: BinaryIO, limit: int) -> None:
-    _refuse_declared(request.headers.get("content-length", ""), limit + (_MULTIPART_OVERHEAD if form else 0))
-    received = kept = 0
-    waiting = bytearray()
+async def _spool_body(request: Request, form: MultipartFile | None, spool: BinaryIO, limit: int) -> None:
+    _check_declared_length(request.headers.get("content-length", ""), limit + (_MULTIPART_OVERHEAD if form else 0))
+    body_bytes = file_bytes = 0
+    buffer = bytearray()
     async for chunk in request.stream():
-        piece = chunk if form is None else form.feed(chunk)
-        received += len(chunk)
-        kept += len(piece)
-        if kept > limit or received > kept + _MULTIPART_OVERHEAD:
+        content = chunk if form is None else form.feed(chunk)
+        body_bytes += len(chunk)
+        file_bytes += len(content)
+        if file_bytes > limit or body_bytes > file_bytes + _MULTIPART_OVERHEAD:
             raise UploadTooLarge
-        waiting += piece
-        if len(waiting) >= _WRITE_BYTES:
-            await run_sync(target.write, bytes(waiting))
-            waiting.clear()
+        buffer += content
+        if len(buffer) >= _WRITE_BYTES:
+            await run_sync(spool.write, bytes(buffer))
+            buffer.clear()
     if form is not None:
         form.finish()
-    await run_sync(target.write, bytes(waiting))
-    await run_sync(target.flush)
+    await run_sync(spool.write, bytes(buffer))
+    await run_sync(spool.flush)
 
 
-def _refuse_declared(content_length: str, limit: int) -> None:
-    # Told before the client has sent it all.
+def _check_declared_length(content_length: str, limit: int) -> None:
+    # Refused before the client has sent it all.
     if content_length.isdecimal() and int(content_length) > limit:
         raise UploadTooLarge

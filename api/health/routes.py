@@ -14,17 +14,20 @@ router = APIRouter(tags=["health"])
 
 
 class Health(Resource):
+    """The answer of a probe."""
+
     status: Literal["ok"] = "ok"
+    """Always `ok`: a failing probe answers with a problem."""
 
 
 @router.get("/healthz", summary="Is the process alive")
 async def check_alive() -> Health:
-    """Answers as long as the process does; asks nothing else."""
+    """Answers as long as the process does; it needs nothing else."""
     return Health()
 
 
 @router.get("/readyz", summary="Can requests be served", responses=problem_responses(Unavailable))
 def check_ready(session: ReadSession) -> Health:
-    """Answers `ok` while the database does."""
+    """Answers `ok` while the database answers."""
     session.execute(sa.select(1))
     return Health()

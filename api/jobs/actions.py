@@ -1,40 +1,41 @@
-"""The life of a job over HTTP: pause, resume, cancel, retry, branch, rename, delete."""
+"""Actions on a job over HTTP: pause, resume, cancel, retry, branch, update, delete."""
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
 from api.auth import Caller
-from api.idempotency.requests import KEY_ERRORS, IdempotentRequest, IdempotentRoute, replayable_response
-from api.jobs.presenter import SPEC_ERRORS, pointing_into, present_job
+from api.dependencies import DatabaseDep, SettingsDep
+from api.idempotency.keys import KEY_ERRORS
+from api.idempotency.writes import IdempotentWrite, IdempotentWriteDep, replayable_response
+from api.jobs.presenter import present_job
 from api.jobs.requests import BranchRequest, JobUpdate, PauseRequest, RetryRequest
 from api.jobs.schemas import JobView
 from api.path_params import JobId
-from api.problems import COMMON_PROBLEMS, problem_responses
+from api.problems import BODY_PROBLEMS, COMMON_PROBLEMS, problem_responses
 from api.sessions import WriteSession
+from api.strict_json import StrictJsonRoute
 from domain.errors import (
-    BodyTooLarge,
+    SPEC_ERRORS,
     CheckpointNotFound,
     Conflict,
     IllegalTransition,
     JobNotFound,
-    JsonInvalid,
     QuotaExceeded,
     Unprocessable,
-    UnsupportedMediaType,
 )
 from domain.jobs import actions, lineage
 from domain.jobs.actions import ActionResult, JobIsLive, JobIsNeeded
 from domain.jobs.lineage import RetryStart, StageNotSaved
+from domain.settings import Settings
 
-router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, route_class=IdempotentRoute)
+router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, route_class=StrictJsonRoute)
 
-_BODY_PROBLEMS = problem_responses(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
 _TRANSITION_RESPONSES = {
-    200: {"model": JobView, "description": "It was asked for before: nothing changed."},
+    200: {"model": JobView, "description": "The job was asked to do this before: nothing changed."},
     **replayable_response(202),
     **problem_responses(JobNotFound, IllegalTransition, Conflict, Unprocessable, *KEY_ERRORS),
 }
-_LINEAGE_ERRORS = (
+_DESCENDANT_ERRORS = (
     JobNotFound,
     StageNotSaved,
     CheckpointNotFound,
@@ -43,114 +44,130 @@ _LINEAGE_ERRORS = (
     *SPEC_ERRORS,
     *KEY_ERRORS,
 )
-_LINEAGE_RESPONSES = {**_BODY_PROBLEMS, **replayable_response(201, location=True)}
-
-
-@router.post("/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=_TRANSITION_RESPONSES)
-def cancel_job(
-    session: WriteSession, _once: IdempotentRequest, caller: Caller, job_id: JobId, request: Request, response: Response
-) -> JobView:
-    """A job that waits ends at once; one that runs is `cancelling` until its worker has saved a checkpoint."""
-    return _present_change(session, actions.cancel_job(session, caller.project, job_id), request, response)
+_DESCENDANT_RESPONSES = {**BODY_PROBLEMS, **replayable_response(201, location=True)}
 
 
 @router.post(
-    "/{job_id}/pause", status_code=202, summary="Pause a job", responses={**_TRANSITION_RESPONSES, **_BODY_PROBLEMS}
+    "/{job_id}/cancel",
+    status_code=202,
+    summary="Cancel a job",
+    response_model=JobView,
+    responses=_TRANSITION_RESPONSES,
+)
+def cancel_job(write: IdempotentWriteDep, caller: Caller, job_id: JobId, settings: SettingsDep) -> Response:
+    """A job that waits ends at once; one that runs is `cancelling` until its worker has saved a checkpoint."""
+    with write.transaction() as session:
+        return _respond(write, session, actions.cancel_job(session, caller.project, job_id), settings)
+
+
+@router.post(
+    "/{job_id}/pause",
+    status_code=202,
+    summary="Pause a job",
+    response_model=JobView,
+    responses={**_TRANSITION_RESPONSES, **BODY_PROBLEMS},
 )
 def pause_job(
-    session: WriteSession,
-    _once: IdempotentRequest,
+    write: IdempotentWriteDep,
     caller: Caller,
     job_id: JobId,
-    request: Request,
-    response: Response,
+    settings: SettingsDep,
     body: PauseRequest | None = None,
-) -> JobView:
+) -> Response:
     """The worker saves the job and lets it go, now or at the end of the stage. Paused, it takes no worker."""
     at = (body or PauseRequest()).at
-    return _present_change(session, actions.pause_job(session, caller.project, job_id, at), request, response)
+    with write.transaction() as session:
+        return _respond(write, session, actions.pause_job(session, caller.project, job_id, at), settings)
 
 
-@router.post("/{job_id}/resume", status_code=202, summary="Resume a job", responses=_TRANSITION_RESPONSES)
-def resume_job(
-    session: WriteSession, _once: IdempotentRequest, caller: Caller, job_id: JobId, request: Request, response: Response
-) -> JobView:
+@router.post(
+    "/{job_id}/resume",
+    status_code=202,
+    summary="Resume a job",
+    response_model=JobView,
+    responses=_TRANSITION_RESPONSES,
+)
+def resume_job(write: IdempotentWriteDep, caller: Caller, job_id: JobId, settings: SettingsDep) -> Response:
     """A paused job goes back into the queue, and on from where it was, to the same bits."""
-    return _present_change(session, actions.resume_job(session, caller.project, job_id), request, response)
+    with write.transaction() as session:
+        return _respond(write, session, actions.resume_job(session, caller.project, job_id), settings)
 
 
 @router.post(
     "/{job_id}/retry",
     status_code=201,
     summary="Retry a job",
-    responses={**_LINEAGE_RESPONSES, **problem_responses(JobIsLive, *_LINEAGE_ERRORS)},
+    response_model=JobView,
+    responses={**_DESCENDANT_RESPONSES, **problem_responses(JobIsLive, *_DESCENDANT_ERRORS)},
 )
 def retry_job(
-    session: WriteSession,
-    _once: IdempotentRequest,
+    write: IdempotentWriteDep,
     caller: Caller,
     job_id: JobId,
+    database: DatabaseDep,
+    settings: SettingsDep,
     request: Request,
-    response: Response,
     body: RetryRequest | None = None,
-) -> JobView:
-    """A new job with an ended one's specification: from its newest checkpoint, the end of a stage, or the start."""
-    wanted = body or RetryRequest()
-    job = lineage.retry_job(
-        request.app.state.database,
-        request.app.state.settings,
-        project=caller.project,
-        job_id=job_id,
-        start=RetryStart(wanted.start, wanted.stage),
-        options=wanted.options,
-        session=session,
-    )
-    response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
-    return present_job(session, job, request.app.state.settings)
+) -> Response:
+    """A new job with an ended one's specification: from its newest checkpoint, the end of a stage, or the start. It
+    keeps the name, the labels and the priority of the ended one unless the body names others.
+    """
+    body = body or RetryRequest()
+    with database.transaction(write=False) as session:
+        plan = lineage.plan_retry(
+            session, settings, project=caller.project, job_id=job_id, start=RetryStart(body.start, body.stage)
+        )
+    with write.transaction() as session:
+        job = lineage.create_descendant(session, settings, plan, body.given_options)
+        location = str(request.app.url_path_for("get_job", job_id=job.id))
+        return write.respond(present_job(session, job, settings), status=201, location=location)
 
 
 @router.post(
     "/{job_id}/branch",
     status_code=201,
     summary="Branch off a job",
-    responses={**_LINEAGE_RESPONSES, **problem_responses(*_LINEAGE_ERRORS)},
+    response_model=JobView,
+    responses={**_DESCENDANT_RESPONSES, **problem_responses(*_DESCENDANT_ERRORS)},
 )
 def branch_job(
-    session: WriteSession,
-    _once: IdempotentRequest,
+    write: IdempotentWriteDep,
     caller: Caller,
     job_id: JobId,
+    database: DatabaseDep,
+    settings: SettingsDep,
     request: Request,
-    response: Response,
     body: BranchRequest,
-) -> JobView:
+) -> Response:
     """A new job that goes on from the end of a stage with other temperatures, another method or teacher. Ranking and
-    stages before are not done again.
+    stages before are not done again. The job keeps the name, the labels and the priority of the one that it leaves
+    unless the body names others.
     """
-    with pointing_into("changes"):
-        job = lineage.branch_job(
-            request.app.state.database,
-            request.app.state.settings,
+    with database.transaction(write=False) as session:
+        plan = lineage.plan_branch(
+            session,
+            settings,
             project=caller.project,
             job_id=job_id,
             stage=body.stage,
             changes=body.changes,
-            options=body.options,
-            session=session,
+            pointer_prefix="/changes",
         )
-    response.headers["location"] = str(request.app.url_path_for("get_job", job_id=job.id))
-    return present_job(session, job, request.app.state.settings)
+    with write.transaction() as session:
+        job = lineage.create_descendant(session, settings, plan, body.given_options)
+        location = str(request.app.url_path_for("get_job", job_id=job.id))
+        return write.respond(present_job(session, job, settings), status=201, location=location)
 
 
 @router.patch(
     "/{job_id}",
     summary="Change a job",
-    responses={**_BODY_PROBLEMS, **problem_responses(JobNotFound, Conflict, Unprocessable)},
+    responses={**BODY_PROBLEMS, **problem_responses(JobNotFound, Conflict, Unprocessable)},
 )
-def update_job(session: WriteSession, caller: Caller, job_id: JobId, request: Request, body: JobUpdate) -> JobView:
+def update_job(session: WriteSession, caller: Caller, job_id: JobId, settings: SettingsDep, body: JobUpdate) -> JobView:
     """Name, labels and priority; what is not named stays. Priority counts while the job waits."""
     job = actions.update_job(session, caller.project, job_id, body.changes)
-    return present_job(session, job, request.app.state.settings)
+    return present_job(session, job, settings)
 
 
 @router.delete(
@@ -164,6 +181,6 @@ def delete_job(session: WriteSession, caller: Caller, job_id: JobId) -> None:
     actions.delete_job(session, caller.project, job_id)
 
 
-def _present_change(session: Session, result: ActionResult, request: Request, response: Response) -> JobView:
-    response.status_code = 202 if result.changed else 200
-    return present_job(session, result.job, request.app.state.settings)
+def _respond(write: IdempotentWrite, session: Session, result: ActionResult, settings: Settings) -> Response:
+    view = present_job(session, result.job, settings)
+    return write.respond(view, status=202 if result.changed else 200)

@@ -1,84 +1,65 @@
-"""What a job would do, as the API shows it before one is submitted."""
+"""The plan of a job, as the API shows it before a job is submitted."""
 
-from typing import Literal, Self
+from typing import Literal
 
-from api.jobs.spec_schema import Specification
+from api.jobs.spec_schema import ResolvedSpec
 from api.pagination import Resource
-from domain.jobs.submission import JobPlan
 
 
 class StagePlanView(Resource):
     """A stage as it is planned."""
 
     index: int
-    """Counted from 0."""
+    """The position of the stage in the curriculum, counted from 0."""
     samples: int
-    """It trains on this many of the easiest samples."""
+    """The number of samples that the stage trains on: the easiest ones of the ranking."""
     temperature: float
+    """The temperature of the distillation."""
     kd_weight: float
+    """The weight of the distillation term in the loss, 0 to 1; cross-entropy has the rest."""
     epochs: int
+    """The number of epochs over the samples; of a stage that has ended, as many as were run."""
     steps: int
-    """Optimiser steps."""
+    """The number of optimiser steps."""
     first_step: int
-    """Optimiser steps before this stage."""
+    """The number of optimiser steps before the stage begins."""
 
 
 class EstimateView(Resource):
-    """From sizes alone, for rows of full length."""
+    """What a job costs, computed from sizes alone and for samples of full length."""
 
     memory_bytes: int
-    """Weights, gradients, optimiser state and the logits that exist at a time; activations come on top."""
+    """The memory for weights, gradients, optimiser state and the logits that exist at a time; activations come on
+    top."""
     disk_bytes: int
-    """Checkpoints at their largest."""
+    """The disk space that the checkpoints take at most."""
     training_flops: int
-    """Floating-point operations of all training steps, the teacher's included."""
+    """The floating-point operations of all training steps, those of the teacher included."""
 
 
 class PlanWarningView(Resource):
-    """What the caller should know of a specification that is valid."""
+    """A warning about a specification that is valid."""
 
     code: str
+    """A stable name of the warning, for programs."""
     message: str
+    """One sentence for people."""
 
 
 class PlanView(Resource):
-    """What a job would do. A job that is posted so would be accepted at this moment."""
+    """What a job would do. A job that is posted like this would be accepted at this moment."""
 
     object: Literal["plan"] = "plan"
-    spec: Specification
-    """With every default named."""
+    """The kind of the resource."""
+    spec: ResolvedSpec
+    """The specification with every default named."""
     samples: int
-    """Training rows."""
+    """The number of training samples."""
     total_steps: int
-    """Optimiser steps of all stages."""
+    """The number of optimiser steps of all stages."""
     stages: list[StagePlanView]
+    """The stages of the curriculum, in order."""
     estimate: EstimateView | None
-    """Null where a model's files are not at hand."""
+    """What the job would cost; null where a model's files are not at hand."""
     warnings: list[PlanWarningView]
-
-    @classmethod
-    def of(cls, plan: JobPlan) -> Self:
-        cost = plan.estimate
-        return cls(
-            spec=plan.spec.model_dump(mode="json"),
-            samples=plan.samples,
-            total_steps=plan.total_steps,
-            stages=[
-                StagePlanView(
-                    index=stage.index,
-                    samples=stage.samples,
-                    temperature=stage.temperature,
-                    kd_weight=stage.kd_weight,
-                    epochs=stage.epochs,
-                    steps=stage.steps,
-                    first_step=stage.first_step,
-                )
-                for stage in plan.stages
-            ],
-            estimate=None
-            if cost is None
-            else EstimateView(
-                memory_bytes=cost.memory_bytes, disk_bytes=cost.disk_bytes, training_flops=cost.training_flops
-            ),
-            warnings=[PlanWarningView(code=each.code, message=each.message) for each in plan.warnings],
-        )
+    """What the client should know before it submits the job."""

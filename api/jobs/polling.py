@@ -1,4 +1,4 @@
-"""One job, asked for again and again: a poll costs little, and a long one costs nothing while it waits."""
+"""Polling one job: a poll is a conditional request and costs little, and a long poll costs nothing while it waits."""
 
 import hashlib
 import re
@@ -12,10 +12,10 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import etags
-from api.auth import Caller, Principal, identify
+from api.auth import Caller, Principal, authenticate_request
 from api.jobs.presenter import present_job_at
 from api.jobs.schemas import JobView
-from api.jobs.watcher import JobWatcher, TooManyFollowers, closing_on_disconnect
+from api.jobs.watcher import JobWatcher, TooManyFollowers, WatcherDep, closing_on_disconnect
 from api.path_params import JobId
 from api.problems import COMMON_PROBLEMS, database_unavailable_response, problem_response, problem_responses
 from api.single_flight import SingleFlightCache
@@ -26,21 +26,23 @@ from domain.jobs.queue import QueuePosition
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
 
 MAX_WAIT: Final = 60
-_KEPT_ANSWERS: Final = 512
-_POLLED: Final = re.compile(r"/v1/jobs/(job_[0-9a-z]{8,40})")
+_CACHED_REPRESENTATIONS: Final = 512
+_POLL_PATH: Final = re.compile(r"/v1/jobs/(job_[0-9a-z]{8,40})")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS)
 
 
 @dataclass(frozen=True)
 class Representation:
+    """A job as JSON (RFC 9110, section 3.2), with its strong validator."""
+
     etag: str
     content: bytes
 
 
 @dataclass(frozen=True)
 class RepresentationKey:
-    """The answer that a job's state makes."""
+    """Names the representation of one state of a job."""
 
     project: str
     job_id: str
@@ -51,21 +53,21 @@ RepresentationCache = SingleFlightCache[RepresentationKey, Representation]
 
 
 def create_representation_cache(database: Database, *, worker_seconds: float) -> RepresentationCache:
-    """RepresentationCache of the jobs that are polled, each made once for all who poll.
+    """Representations of the jobs that are polled, each rendered once for all clients.
 
     Args:
-        worker_seconds: a worker that was not heard of for longer does not count.
+        worker_seconds: a worker that has been silent for longer does not count in the queue.
     """
 
-    def make(wanted: RepresentationKey) -> Representation:
+    def render(key: RepresentationKey) -> Representation:
         with database.transaction(write=False) as session:
-            job = repository.get_job(session, wanted.project, wanted.job_id)
-            seen = job_snapshots(session, [job.id], worker_seconds=worker_seconds)[job.id]
-            view = present_job_at(session, job, seen.place)
-        return Representation(_etag(seen), view.model_dump_json().encode())
+            job = repository.get_job(session, key.project, key.job_id)
+            snapshot = job_snapshots(session, [job.id], worker_seconds=worker_seconds)[job.id]
+            view = present_job_at(session, job, snapshot.place)
+        return Representation(_etag(snapshot), view.model_dump_json().encode())
 
-    # The job may have changed in between: then this is the answer of another state.
-    return SingleFlightCache(make, lambda wanted, made: made.etag == wanted.etag, _KEPT_ANSWERS)
+    # Where the job has changed meanwhile, the representation is that of another state: sent, but not cached.
+    return SingleFlightCache(render, lambda key, rendered: rendered.etag == key.etag, _CACHED_REPRESENTATIONS)
 
 
 @router.get(
@@ -73,7 +75,7 @@ def create_representation_cache(database: Database, *, worker_seconds: float) ->
     summary="Get a job",
     response_model=JobView,
     responses={
-        304: {"description": "`If-None-Match` names this state of the job."},
+        304: {"description": "The entity tag in `If-None-Match` is that of the job's present state."},
         **problem_responses(JobNotFound, Unavailable, TooManyFollowers),
     },
 )
@@ -81,90 +83,92 @@ async def get_job(
     caller: Caller,
     job_id: JobId,
     request: Request,
+    watcher: WatcherDep,
     wait: Annotated[
-        float, Query(ge=0, le=MAX_WAIT, allow_inf_nan=False, description="Seconds to wait for a change at most.")
+        float,
+        Query(ge=0, le=MAX_WAIT, allow_inf_nan=False, description="How long to wait for a change at most, in seconds."),
     ] = 0,
 ) -> Response:
-    """How far the job is, when it may end, and its place in the queue. Send `ETag` back as `If-None-Match`: polling
+    """How far the job is, when it may end, and its position in the queue. Send `ETag` back as `If-None-Match`: polling
     then costs a 304 until something changes.
 
-    With `wait` the answer comes as soon as the job is not in the state that `If-None-Match` names any more, or at the
+    With `wait` the response comes as soon as the job is not in the state that `If-None-Match` names any more, or at the
     end of that time. Without `If-None-Match` it waits for a change of a job that has not ended.
     """
-    watch: JobWatcher = request.app.state.watcher
-    seen = await _get_snapshot(watch, caller.project, job_id)
-    if wait and _is_unchanged(request, seen):
-        with watch.subscribe(job_id) as follower, closing_on_disconnect(request.receive, follower):
-            await follower.wait_for(lambda latest: latest != seen, within=wait)
-        seen = await _get_snapshot(watch, caller.project, job_id)
-    return await _answer(request, caller, job_id, seen)
+    snapshot = await _get_snapshot(watcher, caller.project, job_id)
+    if wait and _is_unchanged(request, snapshot):
+        with watcher.subscribe(job_id) as subscription, closing_on_disconnect(request.receive, subscription):
+            await subscription.wait_for(lambda latest: latest != snapshot, timeout=wait)
+        snapshot = await _get_snapshot(watcher, caller.project, job_id)
+    return await _respond(request, caller, job_id, snapshot)
 
 
 class PollFastPath:
-    """ASGI middleware; the innermost one. RepresentationCache the plain poll, which most requests are, past the router.
+    """ASGI middleware; the innermost one. Answers the plain poll, which most requests are, past the router.
 
-    FieldErrorView a route and the values of its parameters takes more than half of the time of a poll.
+    Finding a route and the values of its parameters takes more than half of the time of a poll.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        polled = _POLLED.fullmatch(scope.get("path", "")) if scope.get("method") == "GET" else None
-        if polled is None or scope["query_string"]:
+        match = _POLL_PATH.fullmatch(scope.get("path", "")) if scope.get("method") == "GET" else None
+        if match is None or scope["query_string"]:
             await self._app(scope, receive, send)
             return
-        answer = await _poll(Request(scope), polled[1])
-        await answer(scope, receive, send)
+        response = await _poll(Request(scope), match[1])
+        await response(scope, receive, send)
 
 
 async def _poll(request: Request, job_id: str) -> Response:
     try:
-        caller = await identify(request)
-        return await _answer(
-            request, caller, job_id, await _get_snapshot(request.app.state.watcher, caller.project, job_id)
-        )
+        caller = await authenticate_request(request)
+        snapshot = await _get_snapshot(request.app.state.watcher, caller.project, job_id)
+        return await _respond(request, caller, job_id, snapshot)
     except ApiError as error:
         return problem_response(request, error)
     except DATABASE_UNAVAILABLE as error:
         return database_unavailable_response(request, error)
 
 
-async def _answer(request: Request, caller: Principal, job_id: str, seen: JobSnapshot) -> Response:
-    etag = _etag(seen)
+async def _respond(request: Request, caller: Principal, job_id: str, snapshot: JobSnapshot) -> Response:
+    etag = _etag(snapshot)
     if etags.if_none_match(request, etag):
         return etags.not_modified(etag)
-    made = await request.app.state.representations.get(RepresentationKey(caller.project, job_id, etag))
-    return Response(made.content, media_type="application/json", headers={"etag": made.etag})
+    representations: RepresentationCache = request.app.state.representations
+    rendered = await representations.get(RepresentationKey(caller.project, job_id, etag))
+    return Response(rendered.content, media_type="application/json", headers={"etag": rendered.etag})
 
 
-async def _get_snapshot(watch: JobWatcher, project: str, job_id: str) -> JobSnapshot:
-    seen = await watch.snapshot(job_id)
-    if seen is None or seen.project != project:
+async def _get_snapshot(watcher: JobWatcher, project: str, job_id: str) -> JobSnapshot:
+    snapshot = await watcher.snapshot(job_id)
+    if snapshot is None or snapshot.project != project:
         raise JobNotFound
-    return seen
+    return snapshot
 
 
-def _is_unchanged(request: Request, seen: JobSnapshot) -> bool:
+def _is_unchanged(request: Request, snapshot: JobSnapshot) -> bool:
+    """Whether the client has the present state already, so that a long poll waits."""
     if "if-none-match" in request.headers:
-        return etags.if_none_match(request, _etag(seen))
-    return not seen.ended
+        return etags.if_none_match(request, _etag(snapshot))
+    return not snapshot.ended
 
 
-def _etag(seen: JobSnapshot) -> str:
-    # All that an answer shows changes with the row's version, but for the place in the queue.
-    return f'"{_schema_digest()}-{seen.version}{_place_tag(seen.place)}"'
+def _etag(snapshot: JobSnapshot) -> str:
+    # All that a view shows changes with the row's version, but for the position in the queue.
+    return f'"{_schema_digest()}-{snapshot.version}{_position_tag(snapshot.place)}"'
 
 
-def _place_tag(place: QueuePosition | None) -> str:
-    if place is None:
+def _position_tag(position: QueuePosition | None) -> str:
+    if position is None:
         return ""
-    start = "" if place.starts_at is None else f"{place.starts_at.timestamp():.0f}"
-    return f"-{place.position}-{place.reason}-{start}"
+    start = "" if position.starts_at is None else f"{position.starts_at.timestamp():.0f}"
+    return f"-{position.position}-{position.reason}-{start}"
 
 
 @cache
 def _schema_digest() -> str:
     # Another version of the service may show the same row otherwise.
-    described = orjson.dumps([version("pocl-service"), JobView.model_json_schema(mode="serialization")])
-    return hashlib.sha256(described).hexdigest()[:12]
+    schema = orjson.dumps([version("pocl-service"), JobView.model_json_schema(mode="serialization")])
+    return hashlib.sha256(schema).hexdigest()[:12]

@@ -1,41 +1,80 @@
-"""A job as the API shows it, with what stands in other rows."""
+"""Views of a job, made of its row and of what other rows say of it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Final
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
-from api.jobs.schemas import JobView
-from domain.errors import ModelMissing, ModelRefused, PathOutsideModelRoots, SpecRefused, VocabulariesDiffer
+from api.jobs.schemas import Eta, JobSummary, JobView, LimitsView, PhaseView, Progress, QueueView
 from domain.jobs import repository
 from domain.jobs.models import Job
 from domain.jobs.queue import QueuePosition, queue_position
 from domain.settings import Settings
 
-SPEC_ERRORS: Final = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
-"""How a specification is refused."""
+_NESTED: Final = {"phase", "progress", "eta", "limits"}
+"""Fields of a view that are made of several columns; every other one is a column of the same name."""
+_COLUMNS: Final = tuple(JobSummary.model_fields.keys() - _NESTED - {"object"})
 
 
-@contextmanager
-def pointing_into(part: str) -> Iterator[None]:
-    """Turn pointers into the specification into pointers into the body, where `part` holds it."""
-    try:
-        yield
-    except SPEC_ERRORS as error:
-        error.field_errors = tuple(replace(found, pointer=f"/{part}{found.pointer}") for found in error.field_errors)
-        raise
+def summarize_job(job: Job) -> JobSummary:
+    """The view of a job in a list."""
+    return JobSummary.model_validate(_summary_fields(job))
 
 
 def present_job(session: Session, job: Job, settings: Settings) -> JobView:
+    """The whole view of a job, with its position in the queue at this moment."""
     return present_job_at(session, job, queue_position(session, job, worker_seconds=settings.lease_seconds))
 
 
-def present_job_at(session: Session, job: Job, place: QueuePosition | None) -> JobView:
-    """
+def present_job_at(session: Session, job: Job, position: QueuePosition | None) -> JobView:
+    """The whole view of a job.
+
     Args:
-        place: of the job in the queue; null unless it is queued.
+        position: of the job in the queue; null unless it is queued.
     """
     newest = repository.metric_series(session, job.id, points=1, from_step=job.step, to_step=job.step)
-    return JobView.whole(job, place=place, newest=newest)
+    return JobView.model_validate(
+        {
+            **_summary_fields(job),
+            "queue": None if position is None else QueueView.model_validate(position),
+            "latest": {series.name: series.values[-1] for series in newest} or None,
+            "spec": job.spec,
+        }
+    )
+
+
+def _summary_fields(job: Job) -> Mapping[str, Any]:
+    return {
+        **{name: getattr(job, name) for name in _COLUMNS},
+        "phase": _phase(job),
+        "progress": Progress(
+            percent=job.percent,
+            step=job.step,
+            total_steps=job.total_steps,
+            stage=job.stage,
+            stages=job.stages,
+            tokens_seen=job.tokens_seen,
+            tokens_per_second=job.tokens_per_second,
+            updated_at=job.progress_at,
+        ),
+        "eta": _eta(job),
+        "limits": LimitsView.model_validate(job),
+    }
+
+
+def _phase(job: Job) -> PhaseView | None:
+    if job.phase is None:
+        return None
+    return PhaseView(name=job.phase, done=job.phase_done, total=job.phase_total, unit=job.phase_unit)
+
+
+def _eta(job: Job) -> Eta | None:
+    if job.eta_seconds is None or job.progress_at is None:
+        return None
+    return Eta(
+        seconds=job.eta_seconds,
+        low_seconds=job.eta_low_seconds,
+        high_seconds=job.eta_high_seconds,
+        finish_at=job.progress_at + timedelta(seconds=job.eta_seconds),
+    )

@@ -1,10 +1,10 @@
-"""What clients post about jobs: new ones, and what is to become of those that are there."""
+"""Request bodies of jobs: submissions, actions on a job, changes of a job."""
 
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, model_validator
 
-from api.jobs.spec_schema import Specification
+from api.jobs.spec_schema import PostedSpec
 from domain.jobs.models import LABEL_KEY
 from domain.jobs.states import PauseAt
 from domain.jobs.submission import MAX_LABELS, MAX_PRIORITY, MAX_TEXT_LENGTH, JobOptions, Limits
@@ -20,83 +20,113 @@ Priority = Annotated[StrictInt, Field(ge=0, le=MAX_PRIORITY)]
 
 
 class RequestBody(BaseModel):
-    """Every field is known: a typo is refused."""
+    """A JSON body whose fields are all known: a misspelled one is refused."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
 
 class LimitsRequest(RequestBody):
-    """What a job may take; null: as much as it needs."""
+    """The limits of a job; a null limit is none."""
 
     max_runtime_seconds: StrictInt | None = Field(default=None, ge=1, le=_YEAR)
-    """Of all attempts together. Then it is saved, and fails as `max_runtime_exceeded`; a retry can go on from there."""
+    """The running time of all attempts together, in seconds. At its end the job is saved and fails as
+    `max_runtime_exceeded`; a retry can resume from there."""
     max_wait_seconds: StrictInt | None = Field(default=None, ge=1, le=_YEAR)
-    """In the queue, before the first attempt; then it fails as `max_wait_exceeded`."""
+    """The time in the queue before the first attempt, in seconds. At its end the job fails as `max_wait_exceeded`."""
     max_attempts: StrictInt | None = Field(default=None, ge=1, le=100)
-    """That may be lost or crash; null: as the service is set, which is also the most."""
+    """The number of attempts that may be lost or crash before the job fails. Null takes the setting of the service,
+    which is also the highest number that is accepted."""
 
 
-class Described(RequestBody):
-    """What may be said of any new job."""
+class JobOptionsRequest(RequestBody):
+    """Options of a new job besides its specification."""
 
     name: Name | None = None
-    """What people call it: printable characters."""
+    """The name that people call the job, in printable characters."""
     labels: Labels = {}
-    """For finding it again: lists are filtered by them."""
+    """Keys and values by which lists of jobs are filtered."""
     priority: Priority = 0
-    """Higher is run first."""
+    """The priority of the job in the queue; the job of the highest priority is claimed first."""
     limits: LimitsRequest = LimitsRequest()
+    """The limits of the job."""
 
     @property
     def options(self) -> JobOptions:
         return JobOptions(self.name, self.labels, self.priority, Limits(**self.limits.model_dump()))
 
+    @property
+    def given_options(self) -> dict[str, Any]:
+        """The options that the body names."""
+        options = self.options
+        return {
+            name: getattr(options, name) for name in JobOptionsRequest.model_fields if name in self.model_fields_set
+        }
 
-class JobCreate(Described):
+
+class JobCreate(JobOptionsRequest):
     """A job to be queued."""
 
-    spec: Specification
+    spec: PostedSpec
+    """The specification of the job. Fields that are left out have the default of the preset."""
 
 
 class PauseRequest(RequestBody):
+    """When a job is to be paused."""
+
     at: PauseAt = "now"
-    """`now` saves and stops; `stage_end` lets the stage end, and scores it, first."""
+    """`now` saves the job and stops it; `stage_end` lets the present stage end, and evaluates it, first."""
 
 
-class RetryRequest(Described):
-    """How an ended job is done again, as a new one."""
+class DescendantRequest(JobOptionsRequest):
+    """Options of a job that comes from another: it keeps those of its parent that the body does not name."""
+
+    name: Name | None = None
+    """The name that people call the job, in printable characters. The parent's name is kept unless the field is
+    given."""
+    labels: Labels = Field(default_factory=dict)
+    """Keys and values by which lists of jobs are filtered. The parent's labels are kept unless the field is given."""
+    priority: Priority = Field(default_factory=lambda: 0)
+    """The priority of the job in the queue; the job of the highest priority is claimed first. The parent's priority is
+    kept unless the field is given."""
+
+
+class RetryRequest(DescendantRequest):
+    """How an ended job is retried, as a new job."""
 
     start: Literal["checkpoint", "stage", "start"] = "checkpoint"
-    """`checkpoint`: from its newest training state, where there is one; `stage`: from the end of `stage`; `start`:
-    from the very start."""
+    """Where the new job begins: `checkpoint` is the newest training state, where there is one; `stage` is the end of
+    `stage`; `start` is the very start."""
     stage: StrictInt | None = Field(default=None, ge=0, lt=2**31)
-    """Counted from 0; for `start` of `stage`."""
+    """The stage at whose end the new job begins, counted from 0; given with `start: stage`, and only then."""
 
     @model_validator(mode="after")
-    def _stage_is_named(self) -> Self:
+    def _require_stage(self) -> Self:
         if (self.start == "stage") != (self.stage is not None):
             raise ValueError("give `stage` with `start: stage`, and only then")
         return self
 
 
-class BranchRequest(Described):
+class BranchRequest(DescendantRequest):
     """A new job that goes on from the end of a stage of another."""
 
     stage: StrictInt = Field(ge=0, lt=2**31)
-    """The stage, counted from 0, at whose end it begins."""
+    """The stage at whose end the new job begins, counted from 0."""
     changes: dict[str, JsonValue] = Field(default={}, max_length=32)
-    """Fields of the specification to change, laid over it object by object; student, data, seed, ranking and number of
-    stages stay."""
+    """The fields of the specification to change, merged into it object by object. Student, data, seed, ranking and
+    number of stages cannot change."""
 
 
 class JobUpdate(RequestBody):
-    """What is not named stays as it is."""
+    """Changes of a job; a field that is not named stays unchanged."""
 
     name: Name | None = None
+    """The name that people call the job, in printable characters; null removes it."""
     labels: Labels = {}
+    """Keys and values by which lists of jobs are filtered; they replace all labels that the job has."""
     priority: Priority = 0
+    """The priority of the job in the queue; the job of the highest priority is claimed first."""
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The fields that were named."""
+        """The fields that the body names."""
         return {name: getattr(self, name) for name in self.model_fields_set}

@@ -1,213 +1,160 @@
 """Jobs as the API shows them."""
 
-from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import Any, Literal, Self
+from datetime import datetime
+from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import AliasChoices, Field, JsonValue
 
 from api.jobs.plan_schemas import StagePlanView
-from api.jobs.spec_schema import Specification
+from api.jobs.spec_schema import ResolvedSpec
 from api.pagination import Page, Resource
-from domain.jobs.models import Job, JobAttempt, JobEvaluation, JobEvent, JobStage
-from domain.jobs.queue import QueuePosition
-from domain.jobs.repository import MetricSeries
-from domain.jobs.states import AttemptEnd, EndReason, Fault, JobStatus, PauseAt, StageStatus
+from domain.jobs.states import AttemptEnd, Fault, JobStatus, PauseAt, StageStatus
 from pocl.events import SampledScores
 
 
 class Progress(Resource):
+    """How far a job has come."""
+
     percent: float
-    """Of the optimiser steps, 0 to 100."""
+    """The share of the optimiser steps that are done, 0 to 100."""
     step: int
+    """The number of optimiser steps that are done."""
     total_steps: int
+    """The number of optimiser steps of all stages."""
     stage: int | None
-    """The stage that is trained or evaluated, counted from 0."""
+    """The stage that is trained or evaluated, counted from 0; null before the first."""
     stages: int
+    """The number of stages."""
     tokens_seen: int
+    """The number of prompt and response tokens that were trained on."""
     tokens_per_second: float | None
+    """The training speed in prompt and response tokens per second; null while nothing is trained."""
     updated_at: datetime | None
-    """When the engine last reported anything."""
+    """When the engine last reported anything; null before its first report."""
 
 
 class PhaseView(Resource):
-    """What the engine does at present, more finely than the status says."""
+    """What the engine does at present, in more detail than the status."""
 
     name: str
+    """The name of the phase, for instance `ranking` or `training`."""
     done: int | None
+    """The number of units that are done; null where the phase is not counted."""
     total: int | None
+    """The number of units of the whole phase; null where the phase is not counted."""
     unit: str | None
+    """The unit that the phase is counted in; null where it is not counted."""
 
 
 class Eta(Resource):
-    """An estimate, as of `progress.updated_at`."""
+    """An estimate of the time that is left, as of `progress.updated_at`."""
 
     seconds: float
+    """The expected time to the end of the job in seconds."""
     low_seconds: float | None
-    """The range that it is expected in; null before there is a measure of it."""
+    """The lower end of the expected range in seconds; null before there is a measure of it."""
     high_seconds: float | None
+    """The upper end of the expected range in seconds; null before there is a measure of it."""
     finish_at: datetime
+    """When the job is expected to end."""
 
 
 class QueueView(Resource):
-    """Where a queued job stands."""
+    """The position of a queued job in the queue."""
 
     position: int
-    """1: the next to be claimed."""
+    """The position in the queue; the job at 1 is claimed next."""
     ahead: int
+    """The number of jobs that are claimed before this one."""
     reason: Literal["jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits"]
-    """`no_worker_fits`: none that lives has the device or the memory that the job needs."""
+    """Why the job waits; `no_worker_fits` means that no live worker has the device or the memory that it needs."""
     starts_at: datetime | None
-    """Estimated from the jobs at work and those that ended of late; null where too little is known."""
+    """When the job is expected to start, estimated from running and recently ended jobs; null where too little is
+    known."""
 
 
 class Reason(Resource):
     """Why a job or an attempt ended."""
 
     code: str
+    """A stable name of the reason, for programs."""
     message: str
+    """One sentence for people."""
     fault: Fault | None
-    """Whose it is; null for success."""
+    """Who or what caused the end; null for success."""
     retryable: bool
+    """Whether the same job, submitted again, may end otherwise."""
     hint: str
     """What to do about it."""
 
-    @classmethod
-    def of(cls, stored: dict[str, Any] | None) -> Self | None:
-        if stored is None:
-            return None
-        reason = EndReason.from_json(stored)
-        return cls(
-            code=reason.code,
-            message=reason.message,
-            fault=reason.fault,
-            retryable=reason.retryable,
-            hint=reason.hint,
-        )
-
 
 class LimitsView(Resource):
-    """What the job may take; null: as much as it needs."""
+    """The limits of a job; a null limit is none."""
 
     max_runtime_seconds: int | None
+    """The running time of all attempts together, in seconds."""
     max_wait_seconds: int | None
+    """The time in the queue before the first attempt, in seconds."""
     max_attempts: int
+    """The number of attempts that may be lost or crash before the job fails."""
 
 
 class JobSummary(Resource):
     """A job as lists show it."""
 
     id: str
+    """The id of the job."""
     object: Literal["job"] = "job"
+    """The kind of the resource."""
     name: str | None
+    """The name that people call the job."""
     labels: dict[str, str]
+    """Keys and values by which lists of jobs are filtered."""
     priority: int
+    """The priority of the job in the queue; the job of the highest priority is claimed first."""
     status: JobStatus
-    """More states may be added: treat an unknown one as one that has not ended."""
+    """The state of the job. More states may be added: treat an unknown one as one that has not ended."""
     phase: PhaseView | None
+    """What the engine does at present; null while no worker holds the job."""
     progress: Progress
+    """How far the job has come."""
     eta: Eta | None
+    """The time that is left; null while nothing is trained."""
     end_reason: Reason | None
-    """Null until the job has ended."""
+    """Why the job ended; null until then."""
     attempts_spent: int
+    """The number of attempts that count against `max_attempts`: a running one does, a released one does not."""
     max_attempts: int
+    """The number of attempts that may be lost or crash before the job fails."""
     created_at: datetime
+    """When the job was submitted."""
     updated_at: datetime
+    """When anything about the job last changed."""
     started_at: datetime | None
+    """When the first attempt began; null before it."""
     finished_at: datetime | None
+    """When the job ended; null until then."""
     cancel_requested_at: datetime | None
+    """When a client asked for the job to be cancelled; null if none did."""
     pause_at: PauseAt | None
     """When a job that is `pausing` stops."""
     retry_of: str | None
-    """The ended job that this one does again."""
+    """The ended job that this one retries."""
     branch_of: str | None
-    """The job that this one left at the end of a stage."""
+    """The job that this one branched off at the end of a stage."""
     limits: LimitsView
-
-    @classmethod
-    def of(cls, job: Job) -> Self:
-        return cls(**_summary(job))
+    """The limits of the job."""
 
 
 class JobView(JobSummary):
     """A job."""
 
     queue: QueueView | None
-    """Null unless the job is queued."""
+    """The position in the queue; null unless the job is queued."""
     latest: dict[str, float] | None
     """The metrics of the newest optimiser step, by name; null before the first."""
-    spec: Specification
-    """As it runs, with every default named."""
-
-    @classmethod
-    def whole(cls, job: Job, *, place: QueuePosition | None, newest: Sequence[MetricSeries]) -> Self:
-        """
-        Args:
-            newest: each metric at the newest step alone.
-        """
-        latest = {series.name: series.values[-1] for series in newest}
-        return cls(**_summary(job), queue=_queue(place), latest=latest or None, spec=job.spec)
-
-
-def _summary(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "name": job.name,
-        "labels": job.labels,
-        "priority": job.priority,
-        "status": job.status,
-        "phase": _phase(job),
-        "progress": Progress(
-            percent=job.percent,
-            step=job.step,
-            total_steps=job.total_steps,
-            stage=job.stage,
-            stages=job.stages,
-            tokens_seen=job.tokens_seen,
-            tokens_per_second=job.tokens_per_second,
-            updated_at=job.progress_at,
-        ),
-        "eta": _eta(job),
-        "end_reason": Reason.of(job.end_reason),
-        "attempts_spent": job.attempts_spent,
-        "max_attempts": job.max_attempts,
-        "created_at": job.created_at,
-        "updated_at": job.updated_at,
-        "started_at": job.started_at,
-        "finished_at": job.finished_at,
-        "cancel_requested_at": job.cancel_requested_at,
-        "pause_at": job.pause_at,
-        "retry_of": job.retry_of,
-        "branch_of": job.branch_of,
-        "limits": LimitsView(
-            max_runtime_seconds=job.max_runtime_seconds,
-            max_wait_seconds=job.max_wait_seconds,
-            max_attempts=job.max_attempts,
-        ),
-    }
-
-
-def _phase(job: Job) -> PhaseView | None:
-    if job.phase is None:
-        return None
-    return PhaseView(name=job.phase, done=job.phase_done, total=job.phase_total, unit=job.phase_unit)
-
-
-def _eta(job: Job) -> Eta | None:
-    if job.eta_seconds is None or job.progress_at is None:
-        return None
-    return Eta(
-        seconds=job.eta_seconds,
-        low_seconds=job.eta_low_seconds,
-        high_seconds=job.eta_high_seconds,
-        finish_at=job.progress_at + timedelta(seconds=job.eta_seconds),
-    )
-
-
-def _queue(place: QueuePosition | None) -> QueueView | None:
-    if place is None:
-        return None
-    return QueueView(position=place.position, ahead=place.ahead, reason=place.reason, starts_at=place.starts_at)
+    spec: ResolvedSpec
+    """The specification of the job, with every default named."""
 
 
 class JobPage(Page[JobSummary, str]):
@@ -218,48 +165,35 @@ class StageView(StagePlanView):
     """A stage of a job: planned at submission, then as the engine reports it."""
 
     status: StageStatus
+    """The state of the stage."""
     started_at: datetime | None
+    """When the stage began; null before it."""
     finished_at: datetime | None
+    """When the stage ended; null until then."""
     evaluation: dict[str, JsonValue] | None
-    """The scores at the stage's end."""
-
-    @classmethod
-    def of(cls, row: JobStage) -> Self:
-        return cls(
-            index=row.index,
-            samples=row.samples,
-            temperature=row.temperature,
-            kd_weight=row.kd_weight,
-            epochs=row.epochs,
-            steps=row.steps,
-            first_step=row.first_step,
-            status=row.status,
-            started_at=row.started_at,
-            finished_at=row.finished_at,
-            evaluation=row.evaluation,
-        )
+    """The scores at the end of the stage; null before it, or where nothing is evaluated."""
 
 
 class StageList(Resource):
     """All stages of a job, in order."""
 
     object: Literal["list"] = "list"
+    """The kind of the resource."""
     data: list[StageView]
+    """The stages."""
 
 
 class EventView(Resource):
-    """One entry of a job's history."""
+    """One event of a job's history."""
 
-    id: int
-    """Counted from 1, without gaps, in the order of the commits."""
+    id: int = Field(validation_alias=AliasChoices("id", "seq"))
+    """The number of the event: counted from 1, without gaps, in the order of the commits."""
     at: datetime
+    """When the event happened."""
     type: str
-    """`status` for a change of state, else what the engine reported. More types may be added."""
+    """The type of the event: `status` for a transition, else what the engine reported. More types may be added."""
     data: dict[str, JsonValue]
-
-    @classmethod
-    def of(cls, row: JobEvent) -> Self:
-        return cls(id=row.seq, at=row.at, type=row.type, data=row.data)
+    """The content of the event, which depends on its type."""
 
 
 class EventPage(Page[EventView, int]):
@@ -269,28 +203,20 @@ class EventPage(Page[EventView, int]):
 class AttemptView(Resource):
     """One worker's hold on a job."""
 
-    id: int
-    """Counted from 1."""
+    id: int = Field(validation_alias=AliasChoices("id", "number"))
+    """The number of the attempt, counted from 1."""
     worker: str
+    """The name of the worker."""
     started_at: datetime
+    """When the worker claimed the job."""
     ended_at: datetime | None
+    """When the attempt ended; null while it runs."""
     end: AttemptEnd | None
-    """Null while it runs."""
+    """How the attempt ended; null while it runs."""
     end_reason: Reason | None
+    """Why the attempt ended; null while it runs."""
     resumed_from_step: int | None
-    """The optimiser step of the checkpoint that it continued; null for a fresh start."""
-
-    @classmethod
-    def of(cls, row: JobAttempt) -> Self:
-        return cls(
-            id=row.number,
-            worker=row.worker,
-            started_at=row.started_at,
-            ended_at=row.ended_at,
-            end=row.end,
-            end_reason=Reason.of(row.end_reason),
-            resumed_from_step=row.resumed_from_step,
-        )
+    """The optimiser step of the checkpoint that the attempt resumed from; null for a fresh start."""
 
 
 class AttemptPage(Page[AttemptView, int]):
@@ -301,53 +227,42 @@ class SeriesView(Resource):
     """One metric over the optimiser steps, thinned out."""
 
     name: str
+    """The name of the metric, for instance `loss`."""
     steps: list[int]
+    """The optimiser steps, in rising order."""
     values: list[float]
-    """One for each of `steps`."""
-
-    @classmethod
-    def of(cls, series: MetricSeries) -> Self:
-        return cls(name=series.name, steps=list(series.steps), values=list(series.values))
+    """The value of the metric at each of `steps`."""
 
 
 class EvaluationView(Resource):
-    """Scores on the validation rows."""
+    """Scores on the validation samples."""
 
     subject: str
-    """`teacher`, `initial`, `epoch`, `stage` or `final`."""
+    """The model that was scored: `teacher`, `initial`, or the student after an `epoch`, a `stage` or all (`final`)."""
     step: int
+    """The number of optimiser steps that were done."""
     stage: int | None
+    """The stage after or in which the student was scored, counted from 0; null outside of any stage."""
     at: datetime
+    """When the scores were reported."""
     rows: int
+    """The number of validation samples."""
     rouge_l: float
-    """F1, 0 to 100."""
+    """The ROUGE-L F1 score of greedy responses, 0 to 100."""
     exact_match: float
-    """Per cent."""
+    """The share of greedy responses that equal a reference, in per cent."""
     cross_entropy: float
-    """Nats per response token."""
+    """The cross-entropy of the reference responses in nats per response token."""
     divergence: float | None
-    """Forward KL to the teacher, nats per response token."""
+    """The forward KL divergence to the teacher in nats per response token; null where there is no teacher."""
     sampled: SampledScores | None
-    """Scores of answers drawn with several seeds; null where only greedy answers were scored."""
-
-    @classmethod
-    def of(cls, row: JobEvaluation) -> Self:
-        return cls(
-            subject=row.subject,
-            step=row.step,
-            stage=row.stage,
-            at=row.at,
-            rows=row.rows,
-            rouge_l=row.rouge_l,
-            exact_match=row.exact_match,
-            cross_entropy=row.cross_entropy,
-            divergence=row.divergence,
-            sampled=None if row.sampled is None else SampledScores.model_validate(row.sampled),
-        )
+    """The scores of responses that were drawn with several seeds; null where only greedy responses were scored."""
 
 
 class MetricsView(Resource):
-    """What was measured while training."""
+    """The metrics of a job over its optimiser steps, and all evaluations."""
 
     series: list[SeriesView]
+    """The metrics, each over the optimiser steps."""
     evaluations: list[EvaluationView]
+    """All evaluations, oldest first."""

@@ -1,19 +1,19 @@
-"""A specification as JSON: what is posted is laid over a preset, what is stored is shown as it is."""
+"""A specification as JSON: a posted one is laid over a preset, a stored one is shown unchanged."""
 
 from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue
+from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from pocl.spec import DistillationSpec
 
 
-class _AsSpecification:
-    """JSON that the OpenAPI document shows as a specification.
+class _SpecSchema:
+    """Gives JSON the schema of a specification in the OpenAPI document.
 
-    A posted one is laid over its preset before it is validated, so fields may be missing and `method` may be a
-    name; a stored one is shown as it is, also where a later version of the service has other fields.
+    A posted specification is laid over its preset before it is validated, so fields may be missing and `method` may be
+    a name; a stored one is shown unchanged, also where a later version of the service has other fields.
     """
 
     @classmethod
@@ -25,4 +25,11 @@ class _AsSpecification:
         return handler(DistillationSpec.__pydantic_core_schema__)
 
 
-Specification = Annotated[dict[str, JsonValue], _AsSpecification]
+def _to_json(spec: Any) -> Any:
+    return spec.model_dump(mode="json") if isinstance(spec, DistillationSpec) else spec
+
+
+PostedSpec = Annotated[dict[str, JsonValue], _SpecSchema]
+"""A specification as a client posts it."""
+ResolvedSpec = Annotated[dict[str, JsonValue], BeforeValidator(_to_json), _SpecSchema]
+"""A specification with every default named, from a row or from a plan."""

@@ -1,19 +1,20 @@
-"""What state jobs are in, asked of the database once for all who want to know.
+"""The state of jobs, read from the database once for all requests that need it.
 
-Requests that arrive while a query runs share the next one. Those that wait for a change hold neither a
-connection nor a thread: one task of the process asks for all their jobs in one query per tick.
+Requests for a snapshot that arrive while a query runs share the next query. Subscriptions hold neither a connection
+nor a thread while they wait: one task of the process polls all their jobs with one query at a time.
 """
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, Final
 
 import structlog
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
+from fastapi import Depends, Request
 from starlette.types import Receive
 
 from domain.db import DATABASE_UNAVAILABLE, Database
@@ -21,232 +22,251 @@ from domain.errors import Unavailable
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
 
 _MAX_IDS_PER_QUERY: Final = 10_000
-"""Jobs of one statement: databases bound its parameters."""
+"""Databases bound the parameters of a statement."""
 
 _log = structlog.get_logger(__name__)
 
 
 class TooManyFollowers(Unavailable):
-    """As many clients wait for news of jobs as this process can serve: poll without `wait`, or try again later."""
+    """As many clients follow jobs as this process can serve: poll without `wait`, or try again later."""
 
     code = "too_many_followers"
 
 
 class Subscription:
-    """One who waits for a job to change."""
+    """The subscription of one client to the changes of one job."""
 
     def __init__(self, job: "_WatchedJob") -> None:
         self._job = job
         self._waiter: asyncio.Future[None] | None = None
-        self._time_is_up = False
+        self._timed_out = False
         self.closed = False
-        """Nobody is to be told any more: the client has gone, or the service stops."""
+        """Whether no change is delivered any more: the client has disconnected, or the service stops."""
 
     @property
     def latest(self) -> JobSnapshot | None:
-        """The job as it was seen last; null where it is gone, or was not looked at yet."""
+        """The newest snapshot of the job; null where the job is deleted, or before the first snapshot."""
         return self._job.latest
 
-    async def wait_for(self, wanted: Callable[[JobSnapshot | None], bool], *, within: float) -> bool:
-        """Wait until the job is seen in a state that is `wanted`. False after `within` seconds, or once it is over."""
-        self._time_is_up = False
+    async def wait_for(self, condition: Callable[[JobSnapshot | None], bool], *, timeout: float) -> bool:
+        """Wait until the newest snapshot meets a condition.
+
+        Returns:
+            whether it does: false after `timeout` seconds, or once the subscription is closed.
+        """
+        self._timed_out = False
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(within, self._expire)
+        timer = loop.call_later(timeout, self._time_out)
         try:
-            while not (self._has(wanted) or self.closed or self._time_is_up):
+            while not (self._meets(condition) or self.closed or self._timed_out):
                 self._waiter = loop.create_future()
                 await self._waiter
         finally:
             timer.cancel()
             self._waiter = None
-        return self._has(wanted)
+        return self._meets(condition)
 
-    def wake(self) -> None:
+    def notify(self) -> None:
+        """Wake the task that waits, since the newest snapshot has changed."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def end(self) -> None:
-        """Wait no longer, now and later."""
+    def close(self) -> None:
+        """End the wait in progress, and every later one at once."""
         self.closed = True
-        self.wake()
+        self.notify()
 
-    def _has(self, wanted: Callable[[JobSnapshot | None], bool]) -> bool:
-        return self._job.looked_at and wanted(self._job.latest)
+    def _meets(self, condition: Callable[[JobSnapshot | None], bool]) -> bool:
+        return self._job.loaded and condition(self._job.latest)
 
-    def _expire(self) -> None:
-        self._time_is_up = True
-        self.wake()
+    def _time_out(self) -> None:
+        self._timed_out = True
+        self.notify()
 
 
 @dataclass
 class _WatchedJob:
-    followers: set[Subscription] = field(default_factory=set)
-    looked_at: bool = False
+    """A job with subscriptions."""
+
+    subscriptions: set[Subscription] = field(default_factory=set)
+    loaded: bool = False
+    """Whether a query has looked for the job since it is watched."""
     latest: JobSnapshot | None = None
 
 
 @dataclass
 class _QueryBatch:
-    jobs: set[str] = field(default_factory=set)
+    """The jobs of one query, and the task that runs it."""
+
+    job_ids: set[str] = field(default_factory=set)
     task: "asyncio.Task[Mapping[str, JobSnapshot]] | None" = None
 
 
 @dataclass
 class _LoopState:
-    """What belongs to one event loop."""
+    """The state of the watcher on one event loop."""
 
     watched: dict[str, _WatchedJob] = field(default_factory=dict)
-    gathering: _QueryBatch | None = None
-    """Whose query has not begun."""
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    pending: _QueryBatch | None = None
+    """The batch whose query has not begun, which further requests join."""
+    query_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     """A thread of its own: requests that wait for a lock do not take it."""
-    ticker: "asyncio.Task[None] | None" = None
-    followers: int = 0
+    poller: "asyncio.Task[None] | None" = None
+    subscriptions: int = 0
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class JobWatcher:
-    """The one who asks for the state of jobs, in one process.
+    """Reads snapshots of jobs and delivers their changes to subscriptions, in one process.
 
     Args:
-        poll_seconds: time between two looks at the jobs that are followed.
-        max_followers: beyond this many :meth:`subscribe` refuses.
-        worker_seconds: a worker that was not heard of for longer does not count in the queue.
+        poll_seconds: time between two queries for the watched jobs.
+        max_followers: the number of subscriptions beyond which :meth:`subscribe` refuses.
+        worker_seconds: a worker that has been silent for longer does not count in the queue.
     """
 
     def __init__(self, database: Database, *, poll_seconds: float, max_followers: int, worker_seconds: float) -> None:
         self._database = database
-        self._tick_seconds = poll_seconds
-        self._most_followers = max_followers
+        self._poll_seconds = poll_seconds
+        self._max_followers = max_followers
         self._worker_seconds = worker_seconds
-        self._run: RunVar[_LoopState] = RunVar("watch")
+        self._loop_state: RunVar[_LoopState] = RunVar("job_watcher")
 
     async def snapshot(self, job_id: str) -> JobSnapshot | None:
-        """The job as it is now: the query begins after this call. Null where there is none.
+        """The state of a job now: the query begins after this call. Null where there is no such job.
 
         Raises:
             sqlalchemy.exc.OperationalError: the database cannot be reached.
         """
-        return (await self._ask(self._here(), (job_id,))).get(job_id)
+        return (await self._join_query(self._state(), (job_id,))).get(job_id)
 
     @contextmanager
     def subscribe(self, job_id: str) -> Iterator[Subscription]:
-        """Look at a job at every tick for as long as the block lasts.
+        """Watch a job for as long as the block lasts.
 
         Raises:
-            TooManyFollowers
+            TooManyFollowers: the process has as many subscriptions as it may.
         """
-        here = self._here()
-        if here.followers >= self._most_followers:
+        state = self._state()
+        if state.subscriptions >= self._max_followers:
             raise TooManyFollowers
-        watched = here.watched.setdefault(job_id, _WatchedJob())
-        follower = Subscription(watched)
-        follower.closed = here.closing.is_set()
-        watched.followers.add(follower)
-        here.followers += 1
-        if here.ticker is None or here.ticker.done():
-            here.ticker = asyncio.create_task(self._tick(here))
+        job = state.watched.setdefault(job_id, _WatchedJob())
+        subscription = Subscription(job)
+        subscription.closed = state.closing.is_set()
+        job.subscriptions.add(subscription)
+        state.subscriptions += 1
+        if state.poller is None or state.poller.done():
+            state.poller = asyncio.create_task(self._poll(state))
         try:
-            yield follower
+            yield subscription
         finally:
-            here.followers -= 1
-            watched.followers.discard(follower)
-            if not watched.followers:
-                del here.watched[job_id]
+            state.subscriptions -= 1
+            job.subscriptions.discard(subscription)
+            if not job.subscriptions:
+                del state.watched[job_id]
 
     @property
-    def followers(self) -> int:
-        return self._here().followers
+    def subscriptions(self) -> int:
+        """The number of subscriptions on the running event loop."""
+        return self._state().subscriptions
 
     def close(self) -> None:
-        """The service stops: nobody waits any longer. To be called from the event loop."""
-        here = self._here()
-        here.closing.set()
-        _end_all(here)
+        """Close all subscriptions, since the service stops. To be called from the event loop."""
+        state = self._state()
+        state.closing.set()
+        _close_all(state)
 
     async def aclose(self) -> None:
-        """Close, and wait until nothing is asked of the database any more."""
+        """Close, and wait until no query is in progress."""
         self.close()
-        here = self._here()
-        if here.ticker is not None:
-            await asyncio.wait([here.ticker])
+        state = self._state()
+        if state.poller is not None:
+            await asyncio.wait([state.poller])
 
-    def _here(self) -> _LoopState:
-        here = self._run.get(None)
-        if here is None:
-            here = _LoopState()
-            self._run.set(here)
-        return here
+    def _state(self) -> _LoopState:
+        state = self._loop_state.get(None)
+        if state is None:
+            state = _LoopState()
+            self._loop_state.set(state)
+        return state
 
-    async def _ask(self, here: _LoopState, jobs: Collection[str]) -> Mapping[str, JobSnapshot]:
-        batch = here.gathering
+    async def _join_query(self, state: _LoopState, job_ids: Collection[str]) -> Mapping[str, JobSnapshot]:
+        batch = state.pending
         if batch is None:
-            batch = here.gathering = _QueryBatch()
-            batch.task = asyncio.create_task(self._answer(here, batch))
-        batch.jobs.update(jobs)
+            batch = state.pending = _QueryBatch()
+            batch.task = asyncio.create_task(self._run_query(state, batch))
+        batch.job_ids.update(job_ids)
         assert batch.task is not None
-        # A request whose client goes away takes the answer from nobody else.
+        # A request that is cancelled must not cancel the query, which others share.
         return await asyncio.shield(batch.task)
 
-    async def _answer(self, here: _LoopState, batch: _QueryBatch) -> Mapping[str, JobSnapshot]:
-        # One after the other, so what is found is never older than what was found before.
-        async with here.turn:
-            here.gathering = None
-            found = await run_sync(self._query, sorted(batch.jobs), limiter=here.limiter)
-            for job_id in batch.jobs & here.watched.keys():
-                watched = here.watched[job_id]
-                before, watched.latest = watched.latest, found.get(job_id)
-                if not watched.looked_at or watched.latest != before:
-                    watched.looked_at = True
-                    for follower in watched.followers:
-                        follower.wake()
-        return found
+    async def _run_query(self, state: _LoopState, batch: _QueryBatch) -> Mapping[str, JobSnapshot]:
+        # One query after the other, so a snapshot is never older than one that was delivered before.
+        async with state.query_lock:
+            state.pending = None
+            snapshots = await run_sync(self._read_snapshots, sorted(batch.job_ids), limiter=state.limiter)
+            for job_id in batch.job_ids & state.watched.keys():
+                job = state.watched[job_id]
+                before, job.latest = job.latest, snapshots.get(job_id)
+                if not job.loaded or job.latest != before:
+                    job.loaded = True
+                    for subscription in job.subscriptions:
+                        subscription.notify()
+        return snapshots
 
-    def _query(self, jobs: list[str]) -> dict[str, JobSnapshot]:
-        found: dict[str, JobSnapshot] = {}
+    def _read_snapshots(self, job_ids: list[str]) -> dict[str, JobSnapshot]:
+        snapshots: dict[str, JobSnapshot] = {}
         with self._database.transaction(write=False) as session:
-            for first in range(0, len(jobs), _MAX_IDS_PER_QUERY):
-                some = jobs[first : first + _MAX_IDS_PER_QUERY]
-                found |= job_snapshots(session, some, worker_seconds=self._worker_seconds)
-        return found
+            for first in range(0, len(job_ids), _MAX_IDS_PER_QUERY):
+                chunk = job_ids[first : first + _MAX_IDS_PER_QUERY]
+                snapshots |= job_snapshots(session, chunk, worker_seconds=self._worker_seconds)
+        return snapshots
 
-    async def _tick(self, here: _LoopState) -> None:
-        away = False
+    async def _poll(self, state: _LoopState) -> None:
+        unavailable = False
         try:
-            while here.watched and not here.closing.is_set():
+            while state.watched and not state.closing.is_set():
                 try:
-                    await self._ask(here, here.watched.keys())
-                    away = False
+                    await self._join_query(state, state.watched.keys())
+                    unavailable = False
                 except DATABASE_UNAVAILABLE as error:
-                    # Those who wait are told late, and miss nothing.
-                    if not away:
+                    # Changes are delivered late, and none is lost. Logged once an outage.
+                    if not unavailable:
                         _log.warning("database_unavailable", error=type(error).__name__)
-                    away = True
+                    unavailable = True
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(here.closing.wait(), self._tick_seconds)
+                    await asyncio.wait_for(state.closing.wait(), self._poll_seconds)
         finally:
-            # Were it to fail, nobody would be told of anything any more: better that they ask again.
-            _end_all(here)
+            # Without a poller no change would be delivered any more: clients reconnect instead.
+            _close_all(state)
 
 
-def _end_all(here: _LoopState) -> None:
-    for watched in here.watched.values():
-        for follower in watched.followers:
-            follower.end()
+def _close_all(state: _LoopState) -> None:
+    for job in state.watched.values():
+        for subscription in job.subscriptions:
+            subscription.close()
 
 
 @contextmanager
-def closing_on_disconnect(receive: Receive, follower: Subscription) -> Iterator[None]:
-    """End the following once the client goes away."""
+def closing_on_disconnect(receive: Receive, subscription: Subscription) -> Iterator[None]:
+    """Close the subscription once the client disconnects."""
 
     async def listen() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        follower.end()
+        subscription.close()
 
-    listening = asyncio.create_task(listen())
+    listener = asyncio.create_task(listen())
     try:
         yield
     finally:
-        listening.cancel()
+        listener.cancel()
+
+
+async def _get_watcher(request: Request) -> JobWatcher:
+    watcher: JobWatcher = request.app.state.watcher
+    return watcher
+
+
+WatcherDep = Annotated[JobWatcher, Depends(_get_watcher)]

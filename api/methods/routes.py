@@ -1,4 +1,4 @@
-"""What `method` of a specification may be."""
+"""The distillation methods over HTTP."""
 
 import inspect
 from typing import Literal
@@ -18,16 +18,20 @@ class MethodView(Resource):
     """A knowledge-distillation method."""
 
     name: KDMethod
+    """The name of the method, which `spec.method` may be for the default parameters."""
     description: str
+    """What the method minimises."""
     parameters: dict[str, JsonValue]
-    """JSON Schema of the object that `spec.method` may be; every parameter has a default."""
+    """The JSON Schema of the object that `spec.method` may be; every parameter has a default."""
 
 
 class MethodList(Resource):
     """All methods."""
 
     object: Literal["list"] = "list"
+    """The kind of the resource."""
     data: list[MethodView]
+    """The methods."""
 
 
 _ALL = MethodList(
@@ -40,5 +44,5 @@ _ALL = MethodList(
 
 @router.get("", summary="List the methods")
 async def list_methods(_caller: Caller) -> MethodList:
-    """Each method with the JSON Schema of its parameters: what a form can be built from."""
+    """Each method with the JSON Schema of its parameters, from which a form can be built."""
     return _ALL

@@ -1,19 +1,22 @@
-"""Workers over HTTP: who is there, what each does, and letting one end in peace."""
+"""Workers over HTTP: their liveness, their jobs, and draining."""
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
 from api.auth import Caller
-from api.idempotency.requests import KEY_ERRORS, IdempotentRequest, IdempotentRoute, replayable_response
+from api.dependencies import SettingsDep
+from api.idempotency.keys import KEY_ERRORS
+from api.idempotency.writes import IdempotentWriteDep, replayable_response
 from api.pagination import Limit, Page, Resource
 from api.problems import COMMON_PROBLEMS, problem_responses
-from api.sessions import ReadSession, WriteSession
+from api.sessions import ReadSession
+from api.strict_json import StrictJsonRoute
 from domain.db import db_now
 from domain.errors import BodyTooLarge, JsonInvalid, Unprocessable, UnsupportedMediaType
 from domain.jobs.models import Job
@@ -23,45 +26,46 @@ from domain.workers import repository
 from domain.workers.models import DrainMode, Worker
 from domain.workers.repository import WorkerNotFound
 
-router = APIRouter(prefix="/workers", tags=["workers"], responses=COMMON_PROBLEMS, route_class=IdempotentRoute)
+router = APIRouter(prefix="/workers", tags=["workers"], responses=COMMON_PROBLEMS, route_class=StrictJsonRoute)
 
 _NAME = r"^[A-Za-z0-9._@-]{1,200}$"
-WorkerName = Annotated[str, Path(pattern=_NAME, description="For instance `gpu-box-1234`.")]
-AfterName = Annotated[str | None, Query(pattern=_NAME, description="Only what comes after this name in the list.")]
+WorkerName = Annotated[str, Path(pattern=_NAME, description="The name of a worker, for instance `gpu-box-1234`.")]
+AfterName = Annotated[
+    str | None,
+    Query(pattern=_NAME, description="The name after whose worker the page begins: `last_id` of the previous page."),
+]
+WorkerState = Literal["idle", "busy", "draining", "drained", "lost"]
 
 
 class DeviceView(Resource):
-    """One thing that a worker computes on."""
+    """A device that a worker computes on."""
 
     kind: Literal["cpu", "cuda"]
+    """The kind of the device."""
     name: str
+    """The name of the device, as its driver or operating system has it."""
     memory_bytes: int | None
+    """The memory of the device in bytes; null where it is not known."""
 
 
 class WorkerView(Resource):
     """A worker."""
 
     id: str
-    """Its name; a worker that starts again has another."""
+    """The name of the worker; a worker that starts again has another."""
     object: Literal["worker"] = "worker"
-    state: Literal["idle", "busy", "draining", "drained", "lost"]
-    """`draining` has a job yet, `drained` has none; `lost` was not heard of for longer than a lease lasts."""
+    """The kind of the resource."""
+    state: WorkerState
+    """A `draining` worker still holds a job, a `drained` one holds none; `lost` means that the worker has been silent
+    for longer than a lease lasts."""
     devices: list[DeviceView]
+    """The devices that the worker computes on."""
     job: str | None
-    """The job that it holds, if that is one of the project."""
+    """The job that the worker holds; null if it holds none, or one of another project."""
     started_at: datetime
+    """When the worker registered."""
     seen_at: datetime
-
-    @classmethod
-    def of(cls, worker: Worker, job: Job | None, *, project: str, lost: bool) -> Self:
-        return cls(
-            id=worker.name,
-            state=_state(worker, job, lost=lost),
-            devices=[DeviceView(**device) for device in worker.devices],
-            job=job.id if job is not None and job.project == project else None,
-            started_at=worker.started_at,
-            seen_at=worker.seen_at,
-        )
+    """When the worker last showed its liveness."""
 
 
 class WorkerPage(Page[WorkerView, str]):
@@ -69,25 +73,29 @@ class WorkerPage(Page[WorkerView, str]):
 
 
 class DrainRequest(BaseModel):
+    """How a worker is to be drained."""
+
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
 
     how: DrainMode | None = "finish"
-    """`finish` ends the job that it has; `release` saves that and gives it back; null lets it take jobs again."""
+    """`finish` lets the worker end its job; `release` makes it save the job and give it back; null ends the draining,
+    so that the worker takes jobs again."""
 
 
 @router.get("", summary="List the workers")
 def list_workers(
-    session: ReadSession, caller: Caller, request: Request, limit: Limit = 20, after: AfterName = None
+    session: ReadSession, caller: Caller, settings: SettingsDep, limit: Limit = 20, after: AfterName = None
 ) -> WorkerPage:
     """Each worker with its devices and the job that it holds."""
-    found = repository.list_workers(session, limit=limit, after=after)
-    views = _shown(session, found.rows, caller.project, request.app.state.settings)
-    return WorkerPage.of(found, lambda row: views[row.name], lambda row: row.name)
+    page = repository.list_workers(session, limit=limit, after=after)
+    views = _present_workers(session, page.rows, caller.project, settings)
+    return WorkerPage.from_rows(page, lambda row: views[row.name], lambda row: row.name)
 
 
 @router.post(
     "/{name}/drain",
     summary="Drain a worker",
+    response_model=WorkerView,
     responses={
         **replayable_response(200),
         **problem_responses(
@@ -96,30 +104,44 @@ def list_workers(
     },
 )
 def drain_worker(
-    session: WriteSession,
-    _once: IdempotentRequest,
+    write: IdempotentWriteDep,
     caller: Caller,
     name: WorkerName,
-    request: Request,
+    settings: SettingsDep,
     body: DrainRequest | None = None,
-) -> WorkerView:
-    """The worker claims no more jobs, so that its machine can be taken away; repeating it changes nothing."""
-    worker = repository.drain(session, name, (body or DrainRequest()).how)
-    return _shown(session, [worker], caller.project, request.app.state.settings)[name]
+) -> Response:
+    """The worker claims no more jobs, so that its machine can be taken away; repeating the request changes nothing."""
+    with write.transaction() as session:
+        worker = repository.drain(session, name, (body or DrainRequest()).how)
+        view = _present_workers(session, [worker], caller.project, settings)[name]
+        return write.respond(view, status=200)
 
 
-def _shown(session: Session, found: Sequence[Worker], project: str, settings: Settings) -> dict[str, WorkerView]:
-    """Views by name: one look at the jobs and at the clock for all of them."""
-    held = sa.select(Job).where(Job.lease_owner.in_([worker.name for worker in found]), Job.status.in_(HELD))
+def _present_workers(
+    session: Session, workers: Sequence[Worker], project: str, settings: Settings
+) -> dict[str, WorkerView]:
+    """Views by name; the jobs and the clock are read once for all of them."""
+    held = sa.select(Job).where(Job.lease_owner.in_([worker.name for worker in workers]), Job.status.in_(HELD))
     jobs = {job.lease_owner: job for job in session.scalars(held)}
     lost_before = session.scalars(sa.select(db_now(-settings.lease_seconds))).one()
     return {
-        worker.name: WorkerView.of(worker, jobs.get(worker.name), project=project, lost=worker.seen_at < lost_before)
-        for worker in found
+        worker.name: _present_worker(worker, jobs.get(worker.name), project, lost=worker.seen_at < lost_before)
+        for worker in workers
     }
 
 
-def _state(worker: Worker, job: Job | None, *, lost: bool) -> Literal["idle", "busy", "draining", "drained", "lost"]:
+def _present_worker(worker: Worker, job: Job | None, project: str, *, lost: bool) -> WorkerView:
+    return WorkerView(
+        id=worker.name,
+        state=_state(worker, job, lost=lost),
+        devices=[DeviceView.model_validate(device) for device in worker.devices],
+        job=job.id if job is not None and job.project == project else None,
+        started_at=worker.started_at,
+        seen_at=worker.seen_at,
+    )
+
+
+def _state(worker: Worker, job: Job | None, *, lost: bool) -> WorkerState:
     if lost:
         return "lost"
     if worker.drain is not None:

@@ -1,6 +1,7 @@
 """What an upload must be, and how it becomes a data set."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -41,10 +42,18 @@ def count_samples(path: Path) -> int:
     return samples
 
 
-def add_dataset(
-    session: Session, path: Path, publish: Callable[[str], ManifestFile], *, project: str, name: str
-) -> Dataset:
-    """Check a JSONL file, publish it, and name it by a row: the transaction begins after the long part.
+@dataclass(frozen=True)
+class StoredDataset:
+    """An uploaded file that was checked and is in the artifact store; no row names it yet."""
+
+    dataset_id: str
+    samples: int
+    store_key: str
+    file: ManifestFile
+
+
+def store_dataset(path: Path, publish: Callable[[str], ManifestFile]) -> StoredDataset:
+    """Check a JSONL file and publish it: the long part of an upload, which needs no transaction.
 
     Args:
         publish: stores the file under a key of the artifact store.
@@ -52,17 +61,21 @@ def add_dataset(
     Raises:
         DatasetRefused: as :func:`count_samples` says; nothing is published then.
     """
-    rows = count_samples(path)
+    samples = count_samples(path)
     dataset_id = new_id("ds")
     key = f"datasets/{dataset_id}.jsonl"
-    stored = publish(key)
+    return StoredDataset(dataset_id, samples, key, publish(key))
+
+
+def add_dataset(session: Session, stored: StoredDataset, *, project: str, name: str) -> Dataset:
+    """Name a stored file by a row."""
     return repository.add_dataset(
         session,
         project=project,
         name=name,
-        rows=rows,
-        size_bytes=stored.size,
-        sha256=stored.sha256,
-        store_key=key,
-        dataset_id=dataset_id,
+        rows=stored.samples,
+        size_bytes=stored.file.size,
+        sha256=stored.file.sha256,
+        store_key=stored.store_key,
+        dataset_id=stored.dataset_id,
     )

@@ -36,7 +36,7 @@ class StoredKey:
     """What stands under a key of somebody else."""
 
     fingerprint: str | None
-    answer: StoredResponse | None
+    response: StoredResponse | None
     """Null: the request is under way."""
 
 
@@ -98,14 +98,14 @@ def extend(connection: sa.Connection, holder: KeyHolder, *, seconds: float) -> b
     return bool(connection.execute(_own(sa.update(_KEYS), holder).values(expires_at=db_now(seconds))).rowcount)
 
 
-def settle(connection: sa.Connection, holder: KeyHolder, *, fingerprint: str, answer: StoredResponse) -> bool:
+def settle(connection: sa.Connection, holder: KeyHolder, *, fingerprint: str, response: StoredResponse) -> bool:
     """Keep the answer; whether the key still belonged to the holder."""
     kept = _own(sa.update(_KEYS), holder).values(
         fingerprint=fingerprint,
-        status=answer.status,
-        media_type=answer.media_type,
-        location=answer.location,
-        body=answer.body,
+        status=response.status,
+        media_type=response.media_type,
+        location=response.location,
+        body=response.body,
         expires_at=db_now(RESPONSE_TTL_SECONDS),
     )
     return bool(connection.execute(kept).rowcount)

@@ -14,13 +14,12 @@ from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import get_checkpoint_for_share
-from domain.db import Database
 from domain.errors import NotFound, SpecRefused
 from domain.jobs.actions import JobIsLive
 from domain.jobs.models import Job, JobEvaluation, JobMetric, JobStage
 from domain.jobs.repository import get_job
 from domain.jobs.states import StageStatus
-from domain.jobs.submission import JobOptions, JobPlan, create_job, plan_job, transaction_for
+from domain.jobs.submission import JobOptions, JobPlan, create_job, plan_job
 from domain.settings import Settings
 from pocl.errors import FieldError
 from pocl.spec import DistillationSpec
@@ -47,46 +46,48 @@ class RetryStart:
     """Counted from 0."""
 
 
-def retry_job(
-    database: Database,
-    settings: Settings,
-    *,
-    project: str,
-    job_id: str,
-    start: RetryStart,
-    options: JobOptions,
-    session: Session | None = None,
-) -> Job:
-    """A new job with the specification of one that has ended.
+@dataclass(frozen=True)
+class DescendantPlan:
+    """A planned retry or branch: the job's plan, and what it takes over from its parent."""
+
+    job_plan: JobPlan
+    parent: Job
+    relation: Literal["retry_of", "branch_of"]
+    start: Checkpoint | None
+    """The training state that the new job begins with; null: from the very start."""
+
+
+def plan_retry(session: Session, settings: Settings, *, project: str, job_id: str, start: RetryStart) -> DescendantPlan:
+    """Plan a new job with the specification of one that has ended. Writes nothing.
 
     Raises:
         JobNotFound: the project has no such job.
         JobIsLive: it has not ended.
         StageNotSaved: it did not get so far.
-        ApiError: what it was made of is gone, or the queue is full: as for a new job.
+        ApiError: what it was made of is gone: as for a new job.
     """
-    with database.transaction(write=False) as reading:
-        parent = get_job(reading, project, job_id)
-        if not parent.ended:
-            raise JobIsLive("The job has not ended: only an ended one can be retried.")
-        first = _start_of(reading, parent, start)
-        plan = replace(plan_job(reading, settings, parent.spec, project=project), posted_spec=parent.posted_spec)
-    with transaction_for(database, session) as writing:
-        return _create(writing, settings, plan, parent, first, options, {"retry_of": parent.id})
+    parent = get_job(session, project, job_id)
+    if not parent.ended:
+        raise JobIsLive("The job has not ended: only an ended one can be retried.")
+    checkpoint = _start_of(session, parent, start)
+    job_plan = replace(plan_job(session, settings, parent.spec, project=project), posted_spec=parent.posted_spec)
+    return DescendantPlan(job_plan, parent, "retry_of", checkpoint)
 
 
-def branch_job(
-    database: Database,
+def plan_branch(
+    session: Session,
     settings: Settings,
     *,
     project: str,
     job_id: str,
     stage: int,
     changes: Mapping[str, Any],
-    options: JobOptions,
-    session: Session | None = None,
-) -> Job:
-    """A new job that goes on from the end of a stage of another, live or ended, with `changes` to its specification.
+    pointer_prefix: str = "",
+) -> DescendantPlan:
+    """Plan a new job that goes on from the end of a stage of another, live or ended, with `changes` to its spec.
+
+    Args:
+        pointer_prefix: where the changes stand in the client's document, for the pointers of errors.
 
     Raises:
         JobNotFound: the project has no such job.
@@ -94,14 +95,43 @@ def branch_job(
         SpecRefused: the changes are wrong, or touch what the saved state stands for.
         ApiError: as for a new job.
     """
-    with database.transaction(write=False) as reading:
-        parent = get_job(reading, project, job_id)
-        first = _start_of(reading, parent, RetryStart("stage", stage))
-        changed_spec = merged(parent.spec, changes)
-        plan = plan_job(reading, settings, changed_spec, project=project)
-        _refuse_other_ground(DistillationSpec.model_validate(parent.spec), plan.spec)
-    with transaction_for(database, session) as writing:
-        return _create(writing, settings, plan, parent, first, options, {"branch_of": parent.id})
+    parent = get_job(session, project, job_id)
+    checkpoint = _start_of(session, parent, RetryStart("stage", stage))
+    changed_spec = merged(parent.spec, changes)
+    job_plan = plan_job(session, settings, changed_spec, project=project, pointer_prefix=pointer_prefix)
+    _refuse_other_ground(DistillationSpec.model_validate(parent.spec), job_plan.spec, pointer_prefix)
+    return DescendantPlan(job_plan, parent, "branch_of", checkpoint)
+
+
+def create_descendant(session: Session, settings: Settings, plan: DescendantPlan, options: Mapping[str, Any]) -> Job:
+    """Put a planned retry or branch into the queue.
+
+    Args:
+        options: the fields of :class:`JobOptions` that the client gave. Name, labels and priority that it left out
+            are those of the parent.
+
+    Raises:
+        CheckpointNotFound: the training state was deleted since the plan was made.
+        ApiError: as for a new job.
+    """
+    parent, start = plan.parent, plan.start
+    columns: dict[str, Any] = {plan.relation: parent.id}
+    if start is not None:
+        get_checkpoint_for_share(session, parent.project, start.id)
+        percent = min(100.0, 100.0 * start.step / plan.job_plan.total_steps)
+        columns |= {"starts_from": start.id, "step": start.step, "stage": start.stage, "percent": percent}
+    inherited = {"name": parent.name, "labels": parent.labels, "priority": parent.priority}
+    job = create_job(
+        session,
+        settings,
+        plan.job_plan,
+        project=parent.project,
+        options=JobOptions(**inherited | dict(options)),
+        lineage=columns,
+    )
+    if start is not None:
+        _inherit(session, parent, job, start)
+    return job
 
 
 def merged(under: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,7 +163,7 @@ def _start_of(session: Session, parent: Job, start: RetryStart) -> Checkpoint | 
     return found
 
 
-def _refuse_other_ground(old: DistillationSpec, new: DistillationSpec) -> None:
+def _refuse_other_ground(old: DistillationSpec, new: DistillationSpec, pointer_prefix: str) -> None:
     changed = [name for name in _FIXED if getattr(old, name) != getattr(new, name)]
     if old.curriculum.stages != new.curriculum.stages:
         changed.append("curriculum/stages")
@@ -141,28 +171,8 @@ def _refuse_other_ground(old: DistillationSpec, new: DistillationSpec) -> None:
         changed.append("curriculum/ranking")
     if changed:
         detail = "a branch keeps this: the saved state stands for it; submit a new job instead"
-        raise SpecRefused(field_errors=[FieldError(f"/{name}", "branch_cannot_change", detail) for name in changed])
-
-
-def _create(
-    session: Session,
-    settings: Settings,
-    plan: JobPlan,
-    parent: Job,
-    first: Checkpoint | None,
-    options: JobOptions,
-    relation: Mapping[str, str],
-) -> Job:
-    descent: dict[str, Any] = dict(relation)
-    if first is not None:
-        # Gone by now, it is told as such.
-        get_checkpoint_for_share(session, parent.project, first.id)
-        percent = min(100.0, 100.0 * first.step / plan.total_steps)
-        descent |= {"starts_from": first.id, "step": first.step, "stage": first.stage, "percent": percent}
-    job = create_job(session, settings, plan, project=parent.project, options=options, descent=descent)
-    if first is not None:
-        _inherit(session, parent, job, first)
-    return job
+        errors = [FieldError(f"{pointer_prefix}/{name}", "branch_cannot_change", detail) for name in changed]
+        raise SpecRefused(field_errors=errors)
 
 
 def _inherit(session: Session, parent: Job, job: Job, first: Checkpoint) -> None:

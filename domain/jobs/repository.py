@@ -104,6 +104,19 @@ def get_artifact(session: Session, job_id: str, kind: str) -> JobArtifact | None
     return session.get(JobArtifact, (job_id, kind))
 
 
+def find_ranking(session: Session, job: Job) -> JobArtifact | None:
+    """The ranking that a job trains by: its own, or the one of its nearest ancestor in the lineage of retries and
+    branches; null where there is none yet.
+    """
+    ancestor: Job | None = job
+    while ancestor is not None:
+        ranking = get_artifact(session, ancestor.id, "ranking")
+        if ranking is not None or ancestor.parent_job_id is None:
+            return ranking
+        ancestor = session.get(Job, ancestor.parent_job_id)
+    return None
+
+
 def metric_series(
     session: Session,
     job_id: str,

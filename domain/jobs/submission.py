@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ from domain.errors import (
     QuotaExceeded,
     SpecRefused,
     Unprocessable,
+    with_pointer_prefix,
 )
 from domain.ids import new_id
 from domain.jobs.model_checks import InspectedModels, inspect_models
@@ -55,6 +55,8 @@ class JobPlan:
     estimate: Estimate | None
     """Null where a model's files are not at hand."""
     warnings: tuple[PlanWarning, ...]
+    pointer_prefix: str = ""
+    """Where the specification stands in the client's document, for the pointers of errors."""
 
     @property
     def total_steps(self) -> int:
@@ -91,45 +93,49 @@ def submit_job(
     *,
     project: str,
     options: JobOptions | None = None,
-    session: Session | None = None,
 ) -> Job:
     """Plan a job, then create it: two transactions, so that no write lock is held while models are inspected.
-
-    Args:
-        session: for the second one, where more shall be written in it; it must not have begun.
 
     Raises:
         ApiError: as :func:`plan_job` and :func:`create_job` say.
     """
     with database.transaction(write=False) as reading:
         plan = plan_job(reading, settings, posted_spec, project=project)
-    with transaction_for(database, session) as writing:
+    with database.transaction(write=True) as writing:
         return create_job(writing, settings, plan, project=project, options=options or JobOptions())
 
 
-def transaction_for(database: Database, session: Session | None) -> AbstractContextManager[Session]:
-    """A transaction to write in: that of the session where there is one, or one of its own."""
-    return database.transaction(write=True) if session is None else nullcontext(session)
-
-
-def plan_job(session: Session, settings: Settings, posted_spec: Mapping[str, Any], *, project: str) -> JobPlan:
+def plan_job(
+    session: Session, settings: Settings, posted_spec: Mapping[str, Any], *, project: str, pointer_prefix: str = ""
+) -> JobPlan:
     """Check a specification wholly and lay out its stages. Writes nothing: the dry run of :func:`create_job`.
 
     It reads the models' files, so give it a transaction that does not write.
+
+    Args:
+        pointer_prefix: where the specification stands in the client's document, for the pointers of errors.
 
     Raises:
         SpecRefused: fields that are wrong, data sets or checkpoints that the project does not have, a path where
             an uploaded data set is needed, layers that the teacher does not have, more stages than samples.
         PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer: the models cannot be used.
     """
-    spec = _resolve(posted_spec)
-    samples, store_keys = _look_up(session, project, spec)
+    spec = _resolve(posted_spec, pointer_prefix)
+    samples, store_keys = _look_up(session, project, spec, pointer_prefix)
     try:
         stages = stage_table(spec, samples)
     except SpecInvalid as error:
-        raise SpecRefused(field_errors=error.field_errors) from error
-    models = inspect_models(settings, spec, store_keys)
-    return JobPlan(posted_spec, spec, samples, stages, _estimate(spec, stages, models), tuple(_warnings(spec, models)))
+        raise SpecRefused(field_errors=with_pointer_prefix(error.field_errors, pointer_prefix)) from error
+    models = inspect_models(settings, spec, store_keys, pointer_prefix=pointer_prefix)
+    return JobPlan(
+        posted_spec=posted_spec,
+        spec=spec,
+        samples=samples,
+        stages=stages,
+        estimate=_estimate(spec, stages, models),
+        warnings=tuple(_warnings(spec, models)),
+        pointer_prefix=pointer_prefix,
+    )
 
 
 def create_job(
@@ -139,12 +145,12 @@ def create_job(
     *,
     project: str,
     options: JobOptions,
-    descent: Mapping[str, Any] | None = None,
+    lineage: Mapping[str, Any] | None = None,
 ) -> Job:
     """Put a planned job into the queue.
 
     Args:
-        descent: columns that say which job it comes from, and how far that was.
+        lineage: columns that name the parent of a retry or branch, and how far it had come.
 
     Raises:
         Unprocessable: the name, a label, the priority or a limit cannot be kept.
@@ -155,7 +161,7 @@ def create_job(
     _one_at_a_time(session, project)
     if count_queued_jobs(session, project=project) >= settings.max_jobs_queued:
         raise QuotaExceeded
-    _look_up(session, project, plan.spec, keep=True)
+    _look_up(session, project, plan.spec, plan.pointer_prefix, keep=True)
     limits = options.limits
     job = Job(
         id=new_id("job"),
@@ -175,7 +181,7 @@ def create_job(
         waits_until=None if limits.max_wait_seconds is None else db_now(limits.max_wait_seconds),
         total_steps=plan.total_steps,
         stages=len(plan.stages),
-        **(descent or {}),
+        **(lineage or {}),
     )
     session.add(job)
     session.flush()
@@ -188,15 +194,15 @@ def create_job(
     return job
 
 
-def _resolve(posted_spec: Mapping[str, Any]) -> DistillationSpec:
+def _resolve(posted_spec: Mapping[str, Any], pointer_prefix: str) -> DistillationSpec:
     try:
         return resolve(posted_spec)
     except SpecInvalid as error:
-        raise SpecRefused(field_errors=error.field_errors) from error
+        raise SpecRefused(field_errors=with_pointer_prefix(error.field_errors, pointer_prefix)) from error
 
 
 def _look_up(
-    session: Session, project: str, spec: DistillationSpec, *, keep: bool = False
+    session: Session, project: str, spec: DistillationSpec, pointer_prefix: str, *, keep: bool = False
 ) -> tuple[int, dict[str, str]]:
     """The number of training samples, and the store key of each checkpoint that is named.
 
@@ -209,7 +215,7 @@ def _look_up(
     for part, data in (("train", spec.data.train), ("validation", spec.data.validation)):
         if data is None:
             continue
-        pointer = f"/data/{part}"
+        pointer = f"{pointer_prefix}/data/{part}"
         if data.dataset is None:
             detail = "upload the rows as a data set and give its id as `dataset`; the service reads no other files"
             field_errors.append(FieldError(f"{pointer}/path", "dataset_required", detail))
@@ -225,7 +231,7 @@ def _look_up(
         try:
             keys[model.checkpoint] = get_checkpoint(session, project, model.checkpoint).store_key
         except CheckpointNotFound as error:
-            field_errors.append(FieldError(f"/{part}/checkpoint", error.code, error.detail))
+            field_errors.append(FieldError(f"{pointer_prefix}/{part}/checkpoint", error.code, error.detail))
     if field_errors:
         raise SpecRefused(field_errors=field_errors)
     return rows["train"], keys

@@ -28,26 +28,17 @@ def resume(harness: ServiceHarness, job: str) -> actions.ActionResult:
 
 
 def retry(harness: ServiceHarness, job: str, start: RetryStart | None = None, **options: Any) -> Job:
-    return lineage.retry_job(
-        harness.database,
-        harness.settings,
-        project=PROJECT,
-        job_id=job,
-        start=start or RetryStart(),
-        options=JobOptions(**options),
-    )
+    with harness.database.transaction(write=False) as session:
+        plan = lineage.plan_retry(session, harness.settings, project=PROJECT, job_id=job, start=start or RetryStart())
+    with harness.database.transaction(write=True) as session:
+        return lineage.create_descendant(session, harness.settings, plan, options)
 
 
 def branch(harness: ServiceHarness, job: str, stage: int, changes: dict[str, Any]) -> Job:
-    return lineage.branch_job(
-        harness.database,
-        harness.settings,
-        project=PROJECT,
-        job_id=job,
-        stage=stage,
-        changes=changes,
-        options=JobOptions(name="other"),
-    )
+    with harness.database.transaction(write=False) as session:
+        plan = lineage.plan_branch(session, harness.settings, project=PROJECT, job_id=job, stage=stage, changes=changes)
+    with harness.database.transaction(write=True) as session:
+        return lineage.create_descendant(session, harness.settings, plan, {"name": "other"})
 
 
 @pytest.fixture

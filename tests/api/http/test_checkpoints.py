@@ -14,7 +14,8 @@ from domain.artifacts import ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
 from domain.jobs.event_recorder import add_artifact, add_checkpoint, save_log_tail
-from domain.jobs.leases import Claim, claim_next
+from domain.jobs.leases import Claim, claim_next, settle
+from domain.jobs.states import AttemptOutcome
 from domain.settings import Settings
 from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
 from tests.support.requests import expect_problem, submit
@@ -217,6 +218,25 @@ def test_what_a_job_made_is_served_as_what_it_is(
         'inline; filename="report.html"',
     )
     assert "default-src 'none'" in page["content-security-policy"]
+
+
+def test_a_retry_that_did_not_rank_has_the_ranking_of_its_nearest_ancestor(
+    client: TestClient, app: FastAPI, database: Database, held: Claim, tmp_path: Path
+) -> None:
+    ranking = tmp_path / "ranking.jsonl"
+    ranking.write_bytes(b'{"rank": 1}\n')
+    key = f"jobs/{held.job_id}/ranking.jsonl"
+    stored = app.state.store.publish_file(ranking, key)
+    with database.transaction(write=True) as session:
+        add_artifact(session, held, kind="ranking", store_key=key, size_bytes=stored.size, sha256=stored.sha256)
+        settle(session, held, AttemptOutcome.succeeded())
+    child = client.post(f"/v1/jobs/{held.job_id}/retry").json()["id"]
+    client.post(f"/v1/jobs/{child}/cancel")
+    grandchild = client.post(f"/v1/jobs/{child}/retry").json()["id"]
+    for job_id in (held.job_id, child, grandchild):
+        assert client.get(f"/v1/jobs/{job_id}/ranking").content == ranking.read_bytes()
+    expect_problem(client.get(f"/v1/jobs/{child}/report"), 404, "artifact_not_produced")
+    expect_problem(client.get(f"/v1/jobs/{grandchild}/report"), 404, "artifact_not_ready")
 
 
 def test_the_log_is_that_of_the_attempt_that_is_asked_for(client: TestClient, database: Database, held: Claim) -> None:

@@ -185,7 +185,7 @@ def test_a_change_made_elsewhere_wakes_who_waits(
         first = await get(app, address)
         headers = {"if-none-match": first.headers["etag"]} if conditional else {}
         waiting = get(app, f"{address}?wait={PATIENT}", headers)
-        while not app.state.watcher.followers:
+        while not app.state.watcher.subscriptions:
             await asyncio.sleep(0)
         await asyncio.to_thread(write, other.state.database, held, envelopes(step_logged(1)), 1)
         answer: httpx2.Response = await waiting
@@ -266,7 +266,7 @@ def test_who_comes_last_is_told_to_come_again(app: FastAPI, database: Database) 
 
     async def crowd() -> list[httpx2.Response]:
         waiting = [get(app, f"/v1/jobs/{job_id}?wait={PATIENT}") for _ in range(3)]
-        while app.state.watcher.followers < 3:
+        while app.state.watcher.subscriptions < 3:
             await asyncio.sleep(0)
         refused = [await get(app, f"/v1/jobs/{job_id}?wait=1"), await get(app, f"/v1/jobs/{job_id}/events/stream")]
         app.state.watcher.close()
@@ -377,7 +377,7 @@ def test_who_does_not_read_costs_nothing_and_misses_nothing(app: FastAPI, databa
         listener.reads.clear()
         with counted(database) as sent:
             task = asyncio.create_task(listener.listen())
-            while not app.state.watcher.followers:
+            while not app.state.watcher.subscriptions:
                 await asyncio.sleep(0)
             await app.state.watcher.snapshot(held.job_id)
             pages = sum("job_events" in statement for statement in sent)
@@ -400,10 +400,10 @@ def test_those_who_go_away_and_the_service_that_stops_leave_nobody(app: FastAPI,
             await leaving.has(b"id: 1\n")
             await staying.has(b"id: 1\n")
             leaving.go_away()
-            while app.state.watcher.followers > 1:
+            while app.state.watcher.subscriptions > 1:
                 await asyncio.sleep(0)
             app.state.watcher.close()
             await task
-        return app.state.watcher.followers, staying.closed
+        return app.state.watcher.subscriptions, staying.closed
 
     assert run(follow(), app.state.watcher) == (0, True)

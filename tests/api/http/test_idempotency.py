@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from api.datasets.upload import spool_directory
-from api.idempotency import requests
+from api.idempotency import keys
 from domain.db import Database
 from domain.idempotency.models import MAX_BODY_BYTES, IdempotencyKey
 from domain.settings import Settings
@@ -217,7 +217,7 @@ def test_the_largest_answer_that_a_job_can_have_is_kept(client: TestClient, sett
 def test_an_answer_that_cannot_be_kept_is_refused_before_anything_is_done(
     client: TestClient, dataset: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "MAX_BODY_BYTES", 100)
+    monkeypatch.setattr(keys, "MAX_BODY_BYTES", 100)
     expect_problem(post_job(client, dataset), 422, "idempotency_answer_too_large")
     assert ids(client, "jobs") == []
 
@@ -347,7 +347,7 @@ def test_an_upload_that_breaks_off_frees_its_key(app: FastAPI, client: TestClien
 def test_an_upload_holds_its_key_for_as_long_as_it_takes(
     app: FastAPI, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "_UPLOAD_SECONDS", 0.3)
+    monkeypatch.setattr(keys, "HOLD_SECONDS", 0.3)
 
     async def run() -> int:
         arriving = Arriving(app)

@@ -18,7 +18,7 @@ BROKEN = EndReason("loss_diverged", "The loss is not finite.", "user", False, "L
 
 def failed_with_stage(client: TestClient, database: Database, dataset: str) -> str:
     """A job that ended its first stage and then failed."""
-    job = submit(client, dataset, name="first", labels={"team": "nlp"})
+    job = submit(client, dataset, name="first", labels={"team": "nlp"}, priority=7)
     held = claim(database)
     with database.transaction(write=True) as session:
         add_checkpoint(
@@ -56,6 +56,19 @@ def test_an_ended_job_is_retried_as_a_new_one(client: TestClient, database: Data
     assert made["progress"]["step"] == 1
     assert made["spec"] == client.get(f"/v1/jobs/{job}").json()["spec"]
     assert client.post(f"/v1/jobs/{job}/retry").status_code == 201
+
+
+def test_retries_and_branches_keep_name_labels_and_priority_unless_others_are_given(
+    client: TestClient, database: Database, dataset: str
+) -> None:
+    job = failed_with_stage(client, database, dataset)
+    kept = {"name": "first", "labels": {"team": "nlp"}, "priority": 7}
+    for path, body in (("retry", {}), ("branch", {"stage": 0})):
+        made = client.post(f"/v1/jobs/{job}/{path}", json=body).json()
+        assert {field: made[field] for field in kept} == kept, path
+        given: dict[str, Any] = {"name": None, "labels": {}, "priority": 0}
+        made = client.post(f"/v1/jobs/{job}/{path}", json=body | given).json()
+        assert {field: made[field] for field in given} == given, path
 
 
 @pytest.mark.parametrize(

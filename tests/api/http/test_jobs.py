@@ -366,6 +366,13 @@ def test_an_artifact_before_its_time(client: TestClient, dataset: str) -> None:
         expect_problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artifact_not_ready")
 
 
+def test_an_artifact_of_a_job_that_ended_without_it(client: TestClient, dataset: str) -> None:
+    job_id = submit(client, dataset)["id"]
+    client.post(f"/v1/jobs/{job_id}/cancel")
+    for resource in ("ranking", "report", "result"):
+        expect_problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artifact_not_produced")
+
+
 def test_a_job_that_nobody_held_has_no_attempt_and_an_empty_log(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     assert client.get(f"/v1/jobs/{job_id}/attempts").json()["data"] == []

@@ -74,7 +74,7 @@ def run(what: Coroutine[Any, Any, Result], *watches: JobWatcher) -> Result:
 
 
 async def differs(follower: Subscription, known: JobSnapshot | None) -> bool:
-    return await follower.wait_for(lambda latest: latest != known, within=LONG)
+    return await follower.wait_for(lambda latest: latest != known, timeout=LONG)
 
 
 def test_what_is_seen_is_what_the_rows_say(database: Database) -> None:
@@ -113,8 +113,8 @@ class Held(JobWatcher):
         super().__init__(database, poll_seconds=SELDOM, max_followers=10, worker_seconds=60)
         self.has_read, self.may_go_on = threading.Event(), threading.Event()
 
-    def _query(self, jobs: list[str]) -> dict[str, JobSnapshot]:
-        found = super()._query(jobs)
+    def _read_snapshots(self, jobs: list[str]) -> dict[str, JobSnapshot]:
+        found = super()._read_snapshots(jobs)
         self.has_read.set()
         assert self.may_go_on.wait(30)
         return found
@@ -179,7 +179,7 @@ def test_hundreds_wait_and_hold_no_connection_and_no_thread(database: Database) 
 
 def watch_is_empty(watch: JobWatcher) -> bool:
     async def count() -> int:
-        return watch.followers
+        return watch.subscriptions
 
     return run(count(), watch) == 0
 
@@ -193,7 +193,7 @@ def test_all_jobs_are_asked_for_in_one_query_a_tick(database: Database) -> None:
             await watch.snapshot(jobs[0])
         with ExitStack() as stack, counted(database) as sent:
             followers = [stack.enter_context(watch.subscribe(job_id)) for job_id in jobs]
-            looked_at = [follower.wait_for(lambda _: True, within=LONG) for follower in followers]
+            looked_at = [follower.wait_for(lambda _: True, timeout=LONG) for follower in followers]
             await asyncio.gather(*looked_at)
         assert len(sent) == len(alone)
         return [follower.latest for follower in followers]
@@ -248,7 +248,7 @@ def test_waiting_ends_with_its_time_and_with_the_service(database: Database) -> 
     async def follow() -> tuple[bool, bool, bool]:
         known = await watch.snapshot(job_id)
         with watch.subscribe(job_id) as follower:
-            timed_out = await follower.wait_for(lambda latest: latest != known, within=0.01)
+            timed_out = await follower.wait_for(lambda latest: latest != known, timeout=0.01)
             waiting = asyncio.create_task(differs(follower, known))
             await asyncio.sleep(0)
             watch.close()

@@ -12,7 +12,7 @@ from domain.idempotency.models import MAX_BODY_BYTES, IdempotencyKey
 from domain.idempotency.repository import IN_PROGRESS, KeyHolder, StoredKey, StoredResponse
 
 FIRST, SECOND = KeyHolder("default", "key", "first"), KeyHolder("default", "key", "second")
-ANSWER = StoredResponse(201, "application/json", "/v1/jobs/job_1", b'{"id": "job_1"}')
+RESPONSE = StoredResponse(201, "application/json", "/v1/jobs/job_1", b'{"id": "job_1"}')
 
 
 def claim(database: Database, holder: KeyHolder, seconds: float = 60) -> StoredKey | None:
@@ -22,16 +22,16 @@ def claim(database: Database, holder: KeyHolder, seconds: float = 60) -> StoredK
 
 def settle(database: Database, holder: KeyHolder) -> bool:
     with database.transaction(write=True) as session:
-        return repository.settle(session.connection(), holder, fingerprint="asked", answer=ANSWER)
+        return repository.settle(session.connection(), holder, fingerprint="asked", response=RESPONSE)
 
 
 def test_a_key_is_taken_by_one_and_its_answer_found_by_all(database: Database) -> None:
     assert claim(database, FIRST) is None
     assert claim(database, SECOND) == StoredKey("asked", None)
     assert settle(database, FIRST)
-    assert claim(database, SECOND) == StoredKey("asked", ANSWER)
+    assert claim(database, SECOND) == StoredKey("asked", RESPONSE)
     with database.transaction(write=False) as session:
-        assert repository.find(session.connection(), SECOND) == StoredKey("asked", ANSWER)
+        assert repository.find(session.connection(), SECOND) == StoredKey("asked", RESPONSE)
 
 
 def test_a_key_is_of_one_project(database: Database) -> None:
@@ -57,7 +57,7 @@ def test_an_answer_is_neither_released_nor_changed(database: Database) -> None:
     with database.transaction(write=True) as session:
         repository.release(session.connection(), FIRST)
     assert not settle(database, FIRST)
-    assert claim(database, SECOND) == StoredKey("asked", ANSWER)
+    assert claim(database, SECOND) == StoredKey("asked", RESPONSE)
 
 
 def test_what_expired_is_cleared_and_nothing_else(database: Database) -> None:
@@ -81,7 +81,7 @@ def test_a_row_is_bounded(database: Database) -> None:
     claim(database, FIRST)
     large = StoredResponse(201, "application/json", None, b" " * (MAX_BODY_BYTES + 1))
     with pytest.raises(IntegrityError), database.transaction(write=True) as session:
-        repository.settle(session.connection(), FIRST, fingerprint="asked", answer=large)
+        repository.settle(session.connection(), FIRST, fingerprint="asked", response=large)
 
 
 def test_a_duplicate_gets_the_answer_of_the_transaction_that_it_waited_for(database: Database) -> None:
@@ -90,9 +90,9 @@ def test_a_duplicate_gets_the_answer_of_the_transaction_that_it_waited_for(datab
     with database.transaction(write=True) as session:
         assert repository.claim(session.connection(), FIRST, fingerprint="asked", seconds=60) is None
         second.start()
-        repository.settle(session.connection(), FIRST, fingerprint="asked", answer=ANSWER)
+        repository.settle(session.connection(), FIRST, fingerprint="asked", response=RESPONSE)
     second.join()
-    assert found == [StoredKey("asked", ANSWER)]
+    assert found == [StoredKey("asked", RESPONSE)]
 
 
 def test_a_duplicate_takes_the_key_of_a_transaction_that_failed(database: Database) -> None:

@@ -185,7 +185,7 @@ def test_scores_of_drawn_answers_are_kept_beside_the_greedy_ones(database: Datab
     apply(database, claim, evaluated(subject="final", sampled=sampled), evaluated())
     with database.transaction(write=False) as session:
         rows = session.scalars(sa.select(JobEvaluation).order_by(JobEvaluation.subject)).all()
-    assert [EvaluationView.of(row).sampled for row in rows] == [sampled, None]
+    assert [EvaluationView.model_validate(row).sampled for row in rows] == [sampled, None]
 
 
 def test_events_that_are_in_the_rows_already_are_passed_over(database: Database) -> None:
