@@ -34,13 +34,13 @@ _FAILED, _USAGE = 1, 2
 def main() -> int:
     arguments = _parser().parse_args()
     try:
-        settings, options = Settings(**_given(arguments)), WorkerSettings()
+        settings, options = Settings(**_settings_of_command_line(arguments)), WorkerSettings()
         arguments.command(settings, options)
     except ValidationError as error:
-        # Of the settings; the values may be secret.
-        for found in error.errors(include_input=False, include_url=False, include_context=False):
-            field = "_".join(str(part) for part in found["loc"])
-            print(f"{field}: {found['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        # The settings are wrong. Their values may be secret, so they are left out.
+        for detail in error.errors(include_input=False, include_url=False, include_context=False):
+            field = "_".join(str(part) for part in detail["loc"])
+            print(f"{field}: {detail['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         return _USAGE
     except CannotServe as error:
         print(error, file=sys.stderr)
@@ -51,19 +51,19 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    everything = commands.add_parser("serve", help="broker, API, scheduler and worker on this machine")
-    everything.add_argument("--host", help="address to listen on (POCL_HOST)")
-    everything.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (POCL_PORT)")
-    everything.add_argument("--home", type=Path, help="directory for all state (POCL_HOME)")
-    everything.set_defaults(command=_serve)
+    serve_parser = commands.add_parser("serve", help="broker, API, scheduler and worker on this machine")
+    serve_parser.add_argument("--host", help="address to listen on (POCL_HOST)")
+    serve_parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (POCL_PORT)")
+    serve_parser.add_argument("--home", type=Path, help="directory for all state (POCL_HOME)")
+    serve_parser.set_defaults(command=_serve)
     commands.add_parser("run", help="a worker; needs POCL_REDIS_URL").set_defaults(command=_run)
     commands.add_parser("scheduler", help="the scheduler; needs POCL_REDIS_URL").set_defaults(command=_schedule)
     return parser
 
 
-def _given(arguments: argparse.Namespace) -> dict[str, Any]:
-    named = {name: getattr(arguments, name, None) for name in ("host", "port", "home")}
-    return {name: value for name, value in named.items() if value is not None}
+def _settings_of_command_line(arguments: argparse.Namespace) -> dict[str, Any]:
+    options = {name: getattr(arguments, name, None) for name in ("host", "port", "home")}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _serve(settings: Settings, options: WorkerSettings) -> None:
@@ -76,14 +76,14 @@ def _serve(settings: Settings, options: WorkerSettings) -> None:
 
 def _run(settings: Settings, options: WorkerSettings) -> None:
     logs.configure()
-    # With a receiver Celery leaves logging alone.
-    signals.setup_logging.connect(_logging_is_set_up, weak=False)
-    app = celery_app(_broker(settings), options.queue)
+    # Where this signal has a receiver, Celery leaves logging alone.
+    signals.setup_logging.connect(_keep_logging, weak=False)
+    app = celery_app(_broker_url(settings), options.queue)
     name = f"{socket.gethostname()}-{os.getpid()}"
-    flag = shutdown_flag()
-    owned = detect_devices(options)
-    register_task(app, lambda: _work(settings, options, name, owned, flag.is_set))
-    registration = Registration(settings.database_url, name, owned, settings.heartbeat_seconds)
+    shutdown = shutdown_flag()
+    devices = detect_devices(options)
+    register_task(app, lambda: _work_one(settings, options, name, devices, shutdown.is_set))
+    registration = Registration(settings.database_url, name, devices, settings.heartbeat_seconds)
     signals.worker_ready.connect(lambda **_: registration.start(), weak=False)
     signals.worker_shutdown.connect(lambda **_: registration.stop(), weak=False)
     if options.pulse_file is not None:
@@ -97,33 +97,33 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     )
 
 
-def _work(
+def _work_one(
     settings: Settings,
     options: WorkerSettings,
     name: str,
-    owned: Sequence[Device],
+    devices: Sequence[Device],
     should_stop: Callable[[], bool],
 ) -> None:
-    # Connections are not shared with the process that forked this one.
+    # A database of its own: connections must not be shared with the process that forked this one.
     database = Database(settings.database_url)
     try:
         store = ArtifactStore(settings.artifact_root)
-        Supervisor(database, store, settings, options, name, owned, should_stop).work_one()
+        Supervisor(database, store, settings, options, name, devices, should_stop).work_one()
     finally:
         database.close()
 
 
 def _schedule(settings: Settings, options: WorkerSettings) -> None:
     logs.configure()
-    doorbell = Doorbell(celery_app(_broker(settings), options.queue))
+    doorbell = Doorbell(celery_app(_broker_url(settings), options.queue))
     database = Database(settings.database_url)
     shutdown = ShutdownSignal()
     shutdown.install()
-    pulse = None if options.pulse_file is None else Liveness(options.pulse_file)
+    liveness = None if options.pulse_file is None else Liveness(options.pulse_file)
 
     def wait(seconds: float) -> bool:
-        if pulse is not None:
-            pulse.beat()
+        if liveness is not None:
+            liveness.beat()
         return shutdown.wait(seconds)
 
     try:
@@ -132,13 +132,13 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
         database.close()
 
 
-def _broker(settings: Settings) -> str:
+def _broker_url(settings: Settings) -> str:
     if settings.redis_url is None:
         raise CannotServe("Set POCL_REDIS_URL to the broker, or run `python -m worker serve`, which starts one.")
     return settings.redis_url
 
 
-def _logging_is_set_up(**_: object) -> None:
+def _keep_logging(**_: object) -> None:
     return
 
 

@@ -1,15 +1,14 @@
-"""The directory of an attempt: made whole before the engine starts, held while it runs, tidied afterwards.
+"""The directory of an attempt: complete before the engine starts, locked while it runs, pruned afterwards.
 
 WORK_ROOT/JOB.2/            the second attempt
-    spec.json     the specification with ids resolved to paths
+    spec.json      the specification with ids localized to paths
     engine.log     what the engine wrote to stderr
-    run/           the engine's own directory
-    tmp/           its temporary files
-    .held          locked by the supervisor
+    run/           the working directory of the run, see pocl/layout.py
+    tmp/           temporary files of the engine
+    .lock          locked by the supervisor
 """
 
 import fcntl
-import logging
 import os
 import shutil
 import time
@@ -19,22 +18,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.jobs.leases import StoredCheckpoint
 from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE, checkpoint_dir
 from pocl.spec import DistillationSpec
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
-_LOCK = ".held"
-_NEW = ".new-"
-_HALF_MADE_SECONDS = 3600
+_LOCK_FILE = ".lock"
+_SCRATCH_PREFIX = ".new-"
+_MAX_SCRATCH_AGE_SECONDS = 3600
 # The engine takes a ranking only with its inputs, which vouch for it; each line of a partial one is sealed.
 _RANKING_FILES = (RANKING_FILE, RANKING_INPUTS_FILE, PARTIAL_RANKING_FILE)
 
 
 @dataclass(frozen=True)
 class AttemptDir:
+    """The paths within the directory of an attempt."""
+
     path: Path
 
     @property
@@ -42,7 +45,7 @@ class AttemptDir:
         return self.path / "spec.json"
 
     @property
-    def log(self) -> Path:
+    def log_file(self) -> Path:
         return self.path / "engine.log"
 
     @property
@@ -54,89 +57,97 @@ class AttemptDir:
         return self.path / "tmp"
 
     def locate(self, path: str) -> Path:
-        """A path that the engine reported, relative to its directory.
+        """The absolute path of a file that the engine reported relative to its working directory.
 
         Raises:
-            ValueError: it leads out of the directory.
+            ValueError: the path leads out of the working directory.
         """
-        place = self.workdir / path
-        if not place.resolve().is_relative_to(self.workdir.resolve()):
+        absolute = self.workdir / path
+        if not absolute.resolve().is_relative_to(self.workdir.resolve()):
             raise ValueError("a path of the engine leads out of its directory")
-        return place
+        return absolute
 
 
 @contextmanager
 def locked(root: Path, job_id: str, attempt: int) -> Iterator[AttemptDir]:
-    """An empty workplace, which nobody tidies while the block runs. Bulky files go when it ends."""
+    """Create an empty directory for an attempt, and lock it for the block, so that :func:`prune` leaves it alone.
+
+    When the block ends, checkpoints and temporary files are removed.
+    """
     directory = root / f"{job_id}.{attempt}"
-    # No other process works here: an attempt has one worker. What is there, an earlier database left.
+    # No other process works here: an attempt has one worker. A directory of this name is of an earlier database.
     shutil.rmtree(directory, ignore_errors=True)
-    made = root / f"{_NEW}{uuid.uuid4().hex}"
-    made.mkdir(parents=True, mode=0o700)
-    lock = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    scratch = root / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
+    scratch.mkdir(parents=True, mode=0o700)
+    lock = os.open(scratch / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for part in ("run", "tmp"):
-            (made / part).mkdir()
-        # It gets its name once it is held, so nobody finds it unheld.
-        made.rename(directory)
+            (scratch / part).mkdir()
+        # The directory gets its name once it is locked, so that no other process finds it unlocked.
+        scratch.rename(directory)
         yield AttemptDir(directory)
     finally:
-        _drop_bulk(directory)
+        _remove_bulky_files(directory)
         os.close(lock)
 
 
 def stage_inputs(
-    place: AttemptDir,
+    directory: AttemptDir,
     store: ArtifactStore,
     spec: DistillationSpec,
     *,
     ranking_jobs: list[str],
     training_states: Sequence[StoredCheckpoint],
 ) -> None:
-    """Put in what the engine needs to begin, or to go on where an earlier attempt was.
+    """Write the inputs of the engine: its specification, and the ranking and training state that it continues from.
 
     Args:
-        ranking_jobs: jobs whose ranking it may take, best first; the engine takes only one of its own inputs.
-        training_states: training training_states in the store, best first; a damaged one is passed over for the next.
+        ranking_jobs: Ids of the jobs whose ranking may be copied, best first. The engine uses a ranking only if its
+            inputs are those of the specification.
+        training_states: Training states in the store, best first. A damaged one is skipped for the next.
     """
-    place.spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
+    directory.spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
     for name in _RANKING_FILES:
         for job_id in ranking_jobs:
             try:
-                shutil.copyfile(store.locate(ranking_key(job_id, name)), place.workdir / name)
+                shutil.copyfile(store.locate(ranking_key(job_id, name)), directory.workdir / name)
             except ArtifactNotFound:
-                log.debug("no %s of %s yet", name, job_id)
+                _log.debug("ranking_not_stored_yet", file=name, ranking_job=job_id)
                 continue
             break
     for state in training_states:
         try:
-            store.checkout(state.store_key, place.workdir / checkpoint_dir(state.step))
+            store.checkout(state.store_key, directory.workdir / checkpoint_dir(state.step))
         except (ArtifactCorrupt, ArtifactNotFound) as error:
-            log.warning("the training state %s was passed over: %s", state.store_key, error)
+            _log.warning("training_state_skipped", store_key=state.store_key, error=str(error))
             continue
         return
 
 
 def ranking_key(job_id: str, name: str) -> str:
-    """Where the ranking of a job is stored; the same for each attempt, since equal inputs give an equal ranking."""
+    """The key of a ranking file in the store. It is the same for each attempt: equal inputs give an equal ranking."""
     return f"jobs/{job_id}/ranking/{name}"
 
 
 def prune(root: Path, *, keep: int, now: Callable[[], float] = time.time) -> None:
-    """Drop what dead workers left, and all but the newest `keep` workplaces that nobody holds."""
-    free = [directory for directory in root.glob("job_*") if _is_free(directory)]
-    for directory in free:
-        _drop_bulk(directory)
-    free.sort(key=_age, reverse=True)
-    half_made = [directory for directory in root.glob(f"{_NEW}*") if now() - _age(directory) > _HALF_MADE_SECONDS]
-    for directory in (*free[keep:], *half_made):
+    """Remove what killed workers left, and all but the newest `keep` directories that are not locked."""
+    unlocked = [directory for directory in root.glob("job_*") if _is_unlocked(directory)]
+    for directory in unlocked:
+        _remove_bulky_files(directory)
+    unlocked.sort(key=_modified_at, reverse=True)
+    abandoned = [
+        directory
+        for directory in root.glob(f"{_SCRATCH_PREFIX}*")
+        if now() - _modified_at(directory) > _MAX_SCRATCH_AGE_SECONDS
+    ]
+    for directory in (*unlocked[keep:], *abandoned):
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _is_free(directory: Path) -> bool:
+def _is_unlocked(directory: Path) -> bool:
     try:
-        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        lock = os.open(directory / _LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         # Another process is removing it.
         return True
@@ -149,15 +160,15 @@ def _is_free(directory: Path) -> bool:
     return True
 
 
-def _drop_bulk(directory: Path) -> None:
-    """Remove checkpoints and temporary files; what tells how the attempt went stays."""
+def _remove_bulky_files(directory: Path) -> None:
+    """Remove checkpoints and temporary files; the log, the events and the figures of the attempt stay."""
     shutil.rmtree(directory / "tmp", ignore_errors=True)
     for entry in (directory / "run").glob("*"):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _age(directory: Path) -> float:
+def _modified_at(directory: Path) -> float:
     try:
         return directory.stat().st_mtime
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Log files of child processes: written by the child itself, bounded from outside."""
+"""The log file of a child process: written by the child itself, its size bounded by the parent."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,8 @@ from typing import IO
 class BoundedLog:
     """A file that a process appends to and that never holds much more than `limit` bytes.
 
-    The child writes to the file without a pipe, so it never waits for whoever keeps the log. What it writes
-    during :meth:`trim` can be lost.
+    The child writes to the file without a pipe, so it never waits for its parent. What it writes during :meth:`trim`
+    can be lost.
     """
 
     def __init__(self, path: Path, limit: int) -> None:
@@ -17,12 +17,12 @@ class BoundedLog:
         self._limit = limit
 
     def open(self) -> IO[bytes]:
-        """The file for the child. In append mode each write goes to the end, also after a trim."""
+        """Open the file for the child. In append mode each write goes to the end, also after a trim."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return self.path.open("ab")
 
     def trim(self) -> None:
-        """Once the file is full, drop its older half."""
+        """Drop the older half of the file once it holds more than `limit` bytes."""
         try:
             if self.path.stat().st_size <= self._limit:
                 return

@@ -1,4 +1,4 @@
-"""What this worker computes on, found out without loading torch."""
+"""The devices that this worker computes on, detected without loading torch."""
 
 import os
 import subprocess
@@ -10,22 +10,22 @@ from worker.settings import WorkerSettings
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 _QUERY = ("nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits")
-_SECONDS = 30
+_TIMEOUT_SECONDS = 30
 
 
 def query_driver() -> str:
-    """The driver's list of GPUs: index, name and MiB a line; empty where it does not answer."""
+    """The driver's list of GPUs, one a line: index, name, memory in MiB; empty where the driver does not answer."""
     try:
-        asked = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        completed = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return asked.stdout if asked.returncode == 0 else ""
+    return completed.stdout if completed.returncode == 0 else ""
 
 
 def detect_devices(
     options: WorkerSettings, *, driver: Path = _DRIVER, query: Callable[[], str] = query_driver
 ) -> tuple[Device, ...]:
-    """What jobs may ask of this worker. One with GPUs takes jobs for the CPU too, unless it is set to `cuda`."""
+    """The devices that jobs may use here. A worker with GPUs takes jobs for the CPU too, unless it is set to `cuda`."""
     found: list[Device] = []
     if options.device == "cuda" or (options.device == "auto" and driver.exists()):
         found += _gpus(query(), options.gpus) or [Device("cuda", "NVIDIA GPU", None)]

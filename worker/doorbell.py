@@ -13,7 +13,7 @@ class BrokerUnreachable(Exception):
 
 
 class Doorbell:
-    """Rings for workers, and counts how many rings have not been heard yet."""
+    """Rings for workers, and counts the rings that no worker has taken yet."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -27,7 +27,7 @@ class Doorbell:
         """
         try:
             with self._app.connection_for_write() as connection:
-                # Declared, not only looked at: the queue is unknown until the first worker comes.
+                # Declared, not only inspected: the queue does not exist until the first worker connects.
                 declared = connection.default_channel.queue_declare(queue=self._queue)
                 return int(declared.message_count)
         except _UNREACHABLE as error:
@@ -45,7 +45,7 @@ class Doorbell:
             raise BrokerUnreachable("The broker does not answer.") from error
 
     def ring_for(self, queued: int, *, limit: int) -> int:
-        """Top the waiting messages up to one per queued job, `limit` at most; say how many were added."""
+        """Top the waiting messages up to one per queued job, `limit` at most; the number of messages added."""
         missing = min(queued, limit) - self.waiting() if queued else 0
         for _ in range(missing):
             self.ring()

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from domain.jobs.states import AttemptOutcome, EndReason, StopRequest
-from pocl.errors import is_disk_full
+from pocl.errors import RunStopped, is_disk_full
 from pocl.events import RunEnded, RunFinished
 from pocl.layout import ExitCode
 
-_STOPPED: Final = "stopped"
+_STOPPED: Final = RunStopped.code
 
 NO_RESULT: Final = EndReason(
     "engine_failure", "The engine ended without a result.", "system", True, "See the log of the attempt."
@@ -52,52 +52,55 @@ WORKER_FAILED: Final = EndReason(
 
 @dataclass(frozen=True)
 class EngineExit:
-    """What is known of an engine that is gone."""
+    """What is known of an engine that has exited."""
 
     status: int
     """As `Popen.returncode`: negative for a signal."""
-    last: RunFinished | RunEnded | None = None
-    """Its last word."""
+    end_event: RunFinished | RunEnded | None = None
+    """The event with which it ended; null where it was killed before it could report one."""
     stop_request: StopRequest | None = None
     """Why the worker asked it to stop; null where it did not."""
-    stored: bool = False
+    student_stored: bool = False
     """Whether the finished student is in the artifact store."""
-    trouble: EndReason | None = None
-    """What kept a file out of the store."""
+    storage_error: EndReason | None = None
+    """Why a file of the run could not be stored; null where all were."""
     oom_kills: int = 0
-    """Processes of this machine's group that the system ended for want of memory meanwhile."""
+    """Processes of this control group that the kernel killed for want of memory while the engine ran."""
 
 
 def storage_failure_reason(error: OSError) -> EndReason:
-    """The reason that an error of the file system stands for."""
+    """The end reason for an error of the file system."""
     return DISK_FULL if is_disk_full(error) else STORAGE_FAILED
 
 
-def classify_exit(ending: EngineExit) -> AttemptOutcome:
-    """The outcome for the rows. A typed failure stands, whatever stop request came meanwhile."""
-    if ending.status == ExitCode.DONE and isinstance(ending.last, RunFinished):
-        return AttemptOutcome.succeeded() if ending.stored else AttemptOutcome.failed(ending.trouble or STORAGE_FAILED)
-    if isinstance(ending.last, RunEnded) and ending.last.code != _STOPPED:
-        last = ending.last
-        return AttemptOutcome.failed(EndReason(last.code, last.message, last.fault, last.retryable, last.hint))
-    return _classify_unrequested_exit(ending) if ending.stop_request is None else ending.stop_request.outcome
+def classify_exit(engine_exit: EngineExit) -> AttemptOutcome:
+    """The outcome of the attempt. A failure that the engine reported stands, whatever stop request came meanwhile."""
+    if engine_exit.status == ExitCode.DONE and isinstance(engine_exit.end_event, RunFinished):
+        if engine_exit.student_stored:
+            return AttemptOutcome.succeeded()
+        return AttemptOutcome.failed(engine_exit.storage_error or STORAGE_FAILED)
+    end = engine_exit.end_event
+    if isinstance(end, RunEnded) and end.code != _STOPPED:
+        return AttemptOutcome.failed(EndReason(end.code, end.message, end.fault, end.retryable, end.hint))
+    if engine_exit.stop_request is not None:
+        return engine_exit.stop_request.outcome
+    return _classify_unrequested_exit(engine_exit)
 
 
-def _classify_unrequested_exit(ending: EngineExit) -> AttemptOutcome:
-    if isinstance(ending.last, RunEnded):
+def _classify_unrequested_exit(engine_exit: EngineExit) -> AttemptOutcome:
+    if isinstance(engine_exit.end_event, RunEnded):
         return AttemptOutcome.crashed(STOPPED)
-    if ending.status == ExitCode.USAGE:
+    if engine_exit.status == ExitCode.USAGE:
         return AttemptOutcome.failed(SPEC_REFUSED)
-    if ending.status == -signal.SIGKILL:
-        return AttemptOutcome.crashed(OUT_OF_MEMORY if ending.oom_kills else KILLED)
-    if ending.status < 0:
-        return AttemptOutcome.crashed(
-            EndReason("engine_crashed", f"The engine died by {_name(-ending.status)}.", "system", True, NO_RESULT.hint)
-        )
+    if engine_exit.status == -signal.SIGKILL:
+        return AttemptOutcome.crashed(OUT_OF_MEMORY if engine_exit.oom_kills else KILLED)
+    if engine_exit.status < 0:
+        message = f"The engine died by {_signal_name(-engine_exit.status)}."
+        return AttemptOutcome.crashed(EndReason("engine_crashed", message, "system", True, NO_RESULT.hint))
     return AttemptOutcome.crashed(NO_RESULT)
 
 
-def _name(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -105,7 +108,7 @@ def _name(number: int) -> str:
 
 
 def count_oom_kills(events: Path = Path("/sys/fs/cgroup/memory.events")) -> int:
-    """How many processes of this control group the kernel ended for want of memory so far; 0 where unknown."""
+    """Processes of this control group that the kernel has killed for want of memory so far; 0 where unknown."""
     try:
         counts = dict(line.split() for line in events.read_text().splitlines())
         return int(counts.get("oom_kill", 0))

@@ -1,4 +1,4 @@
-"""Child processes in a group of their own that do not outlive the process that started them."""
+"""Child processes, each with a process group of its own, that do not outlive their parent."""
 
 import contextlib
 import ctypes
@@ -31,8 +31,8 @@ def spawn(
     main thread. Elsewhere only an orderly end of the caller stops it.
 
     Args:
-        environment: its whole environment; the caller's where None.
-        user: numeric id of the user and the group to become; needs root.
+        environment: The whole environment of the process; that of the caller where None.
+        user: Numeric id of the user and group to run as; needs root.
     """
     return subprocess.Popen(
         list(command),
@@ -42,7 +42,7 @@ def spawn(
         env=None if environment is None else dict(environment),
         cwd=directory,
         start_new_session=True,
-        preexec_fn=_bound_to_parent(os.getpid(), death_signal),
+        preexec_fn=_die_with_parent(os.getpid(), death_signal),
         user=user,
         group=user,
         extra_groups=None if user is None else (),
@@ -50,25 +50,25 @@ def spawn(
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the process and of all that it started."""
+    """Kill what is left of the process group: the process and all that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def terminate(process: subprocess.Popen[bytes], grace: float) -> int:
-    """Ask the process to end, kill what is left of its group after `grace` seconds; its exit status.
+    """Send SIGTERM, and kill what is left of the group after at most `grace` seconds; the exit status.
 
-    Only the process itself is asked: it knows in which order its own children stop.
+    Only the process itself gets SIGTERM: it knows in which order its own children stop.
     """
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(grace)
-    # It may be gone while what it started is not.
+    # The process may have exited while its own children have not.
     kill_group(process)
     return process.wait()
 
 
-def _bound_to_parent(parent: int, number: signal.Signals) -> Callable[[], None] | None:
+def _die_with_parent(parent: int, number: signal.Signals) -> Callable[[], None] | None:
     if _libc is None:
         return None
     prctl = _libc.prctl

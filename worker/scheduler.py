@@ -1,14 +1,14 @@
-"""One small loop beside the workers: take jobs from the lost, ring for the waiting, clear away what was left.
+"""One small loop beside the workers: reap expired leases, ring for queued jobs, collect garbage.
 
-Any number of schedulers may run. All that they do is guarded by the rows, or harmless twice.
+Any number of schedulers may run. Each duty is guarded by the rows, or idempotent.
 """
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.orm import InstrumentedAttribute
 
 from domain.artifacts import ArtifactStore
@@ -23,7 +23,7 @@ from domain.workers.repository import delete_stale_workers
 from worker.doorbell import BrokerUnreachable, Doorbell
 from worker.settings import WorkerSettings
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 _STALE_SECONDS = 3600
 
@@ -37,7 +37,11 @@ class Scheduler:
     options: WorkerSettings
 
     def run(self, wait: Callable[[float], bool], clock: Callable[[], float] = time.monotonic) -> None:
-        """Do each duty when it is due until `wait`, which sleeps for so many seconds, says to end."""
+        """Run each duty when it is due.
+
+        Args:
+            wait: Sleeps for a number of seconds; true ends the loop.
+        """
         duties: tuple[tuple[Callable[[], object], float], ...] = (
             (self.reap, self.settings.reaper_seconds),
             (self.ring, self.options.doorbell_seconds),
@@ -45,33 +49,33 @@ class Scheduler:
         )
         due = [clock()] * len(duties)
         while True:
-            for place, (duty, every) in enumerate(duties):
-                if clock() >= due[place]:
-                    _attempt(duty)
-                    due[place] = clock() + every
+            for index, (duty, interval) in enumerate(duties):
+                if clock() >= due[index]:
+                    _run_duty(duty)
+                    due[index] = clock() + interval
             if wait(max(0.0, min(due) - clock())):
                 return
 
     def ring(self) -> int:
-        """Ring once for each queued job that no ring is out for; says how often."""
+        """Ring once for each queued job for which no message waits; the number of rings."""
         with self.database.transaction(write=False) as session:
             queued = count_queued_jobs(session)
         return self.doorbell.ring_for(queued, limit=self.options.doorbell_limit)
 
     def reap(self) -> list[str]:
-        """Take jobs from workers that no longer answer, and end those that waited too long; the ids of the former."""
+        """Requeue or end jobs whose lease has expired, and end those that waited too long; the ids of the former."""
         with self.database.transaction(write=True) as session:
             reaped = reap_expired(session)
             overdue = expire_waiting(session)
         for job_id in reaped:
-            log.warning("%s was taken from a worker that no longer answers", job_id)
+            _log.warning("lease_expired", job_id=job_id)
         for job_id in overdue:
-            log.warning("%s waited for a worker longer than it may", job_id)
+            _log.warning("max_wait_exceeded", job_id=job_id)
         return reaped
 
     def collect_garbage(self) -> int:
-        """Remove what killed processes left in the store, files of jobs and data sets that are gone, and answers that
-        are no longer shown again; says how many.
+        """Remove scratch files of killed processes, files of deleted jobs and data sets, expired idempotency keys and
+        lost workers; the number of files and keys removed.
         """
         removed = self.store.remove_stale(_STALE_SECONDS)
         with self.database.transaction(write=True) as session:
@@ -79,40 +83,42 @@ class Scheduler:
             removed += delete_expired(session.connection())
         with self.database.transaction(write=False) as session:
             if session.scalars(sa.select(Job.id).limit(1)).one_or_none() is None:
-                # A new database before a full store is a mistake more often than not: it must not empty the store.
+                # An empty database with a full store is most often a wrong setting: it must not empty the store.
                 return removed
         # A job's row is there before its first file, a data set's only after it.
         jobs = {key.rpartition("/")[2]: key for key in self.store.keys("jobs")}
         datasets = {key: key for key in self.store.keys("datasets", older_than=_STALE_SECONDS)}
-        return removed + self._clear_unknown(jobs, Job.id) + self._clear_unknown(datasets, Dataset.store_key)
+        return (
+            removed + self._remove_unreferenced(jobs, Job.id) + self._remove_unreferenced(datasets, Dataset.store_key)
+        )
 
-    def _clear_unknown(self, stored: Mapping[str, str], column: InstrumentedAttribute[str]) -> int:
-        """Remove what no row names; says how many.
+    def _remove_unreferenced(self, stored: Mapping[str, str], column: InstrumentedAttribute[str]) -> int:
+        """Remove the stored files that no row names; the number of them.
 
         Args:
-            stored: keys of the store by what the column names them with. Listed before the rows are asked for: what
-                appears later is not taken for gone.
+            stored: Keys of the store by the value of `column` that names them. They are listed before the rows are
+                read, so that a file that appears meanwhile is not taken for unreferenced.
         """
         removed = 0
-        for some in _pieces(list(stored), 500):
+        for chunk in _chunks(list(stored), 500):
             with self.database.transaction(write=False) as session:
-                known = set(session.scalars(sa.select(column).where(column.in_(some))))
-            for name in set(some) - known:
+                known = set(session.scalars(sa.select(column).where(column.in_(chunk))))
+            for name in set(chunk) - known:
                 self.store.remove(stored[name])
                 removed += 1
         return removed
 
 
-def _attempt(duty: Callable[[], object]) -> None:
+def _run_duty(duty: Callable[[], object]) -> None:
     try:
         duty()
     except BrokerUnreachable as error:
-        log.warning("%s", error)
+        _log.warning("broker_unreachable", error=str(error))
     except DATABASE_UNAVAILABLE as error:
-        log.warning("the database is away: %s", type(error).__name__)
+        _log.warning("database_unavailable", error=type(error).__name__)
     except OSError as error:
-        log.error("the artifact store fails: %s", error)
+        _log.error("artifact_store_failed", error=str(error))
 
 
-def _pieces(names: list[str], size: int) -> list[list[str]]:
+def _chunks(names: list[str], size: int) -> list[list[str]]:
     return [names[start : start + size] for start in range(0, len(names), size)]

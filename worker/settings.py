@@ -1,4 +1,4 @@
-"""Settings of the worker and the scheduler beyond those that they share with the API: `POCL_WORKER_*`."""
+"""Settings of the worker and the scheduler besides those that they share with the API: `POCL_WORKER_*`."""
 
 import sys
 from pathlib import Path
@@ -20,32 +20,32 @@ class WorkerSettings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What this worker computes on. `auto`: `cuda` where an NVIDIA device is present, else `cpu`."""
     gpus: tuple[int, ...] | None = None
-    """The CUDA devices that this worker owns, a JSON list; null: all. Workers of one machine take different ones."""
+    """The CUDA devices that this worker uses, a JSON list; null: all. Workers of one machine take different ones."""
     engine: tuple[str, ...] = Field(default=(sys.executable, "-m", "pocl", "run"), min_length=1)
-    """The command that trains, a JSON list; `SPEC --workdir DIR` is put behind it."""
+    """The command that starts an engine, a JSON list; `SPEC --workdir DIR` is appended."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of the engine; null leaves the choice to it."""
 
     grace_seconds: float = Field(default=120, gt=0)
-    """Time that an engine has to save its state after it was asked to stop; then it is killed."""
+    """How long an engine may take to save its state after it was asked to stop; then it is killed."""
     stall_seconds: float = Field(default=3600, gt=0)
-    """An engine that reports nothing for so long is stopped."""
+    """An engine that reports no event for this long is stopped."""
     tick_seconds: float = Field(default=0.25, gt=0, le=10)
-    """Time between two looks at the engine."""
+    """The interval at which the supervisor looks at the engine."""
     flush_seconds: float = Field(default=1, gt=0)
-    """Events are written to the rows at most this often, but for changes of state."""
+    """The interval at which events are written to the rows; changes of state are written at once."""
 
     pulse_file: Path | None = None
-    """Where the worker and the scheduler leave a sign of life, for `python -m worker.liveness`; null: nowhere."""
+    """The liveness file of the worker or scheduler, which `python -m worker.liveness` checks; null: none."""
 
     doorbell_seconds: float = Field(default=1, gt=0)
-    """Time between two looks of the scheduler at the queue."""
+    """The interval at which the scheduler looks at the queue."""
     doorbell_limit: int = Field(default=64, ge=1)
-    """Wake-up messages that wait at once."""
+    """How many wake-up messages may wait at once."""
     janitor_seconds: float = Field(default=600, gt=0)
-    """Time between two searches for what killed processes left behind."""
+    """The interval of garbage collection: what killed processes left, and files that no row names."""
 
     max_engine_log_bytes: int = Field(default=8 * 1024**2, ge=4096)
-    """The engine's log on disk; its older half goes first."""
+    """The size of the engine's log on disk; its older half is dropped first."""
     kept_attempts: int = Field(default=10, ge=0)
-    """Working directories of ended attempts that are kept for a look at them."""
+    """How many directories of ended attempts are kept for inspection."""

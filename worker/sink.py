@@ -1,12 +1,12 @@
-"""The engine's events become rows, and the files that they name go to the artifact store first."""
+"""Writes the engine's events into the rows, after storing the files that they name in the artifact store."""
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, assert_never
 
+import structlog
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
@@ -35,15 +35,15 @@ from worker.attempt_dir import AttemptDir, ranking_key
 from worker.engine_exit import storage_failure_reason
 from worker.lease import Lease
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
 _CHUNK_BYTES: Final = 2**20
-_LINE_BYTES: Final = 2**18
-_LOG_SECONDS: Final = 5
-_PARTIAL_SECONDS: Final = 60
-"""How often a ranking under way is stored: what a lost worker costs."""
+_MAX_LINE_BYTES: Final = 2**18
+_LOG_INTERVAL_SECONDS: Final = 5
+_PARTIAL_RANKING_INTERVAL_SECONDS: Final = 60
+"""How often a partial ranking is stored: the work that a lost worker costs."""
 _MAX_PENDING_EVENTS: Final = 20_000
-_UNUSABLE: Final = (ArtifactCorrupt, ArtifactExists, ArtifactNotFound, FileNotFoundError, ValueError)
+_UNUSABLE_FILE: Final = (ArtifactCorrupt, ArtifactExists, ArtifactNotFound, FileNotFoundError, ValueError)
 
 
 class EventTail:
@@ -55,9 +55,9 @@ class EventTail:
         """Bytes read, up to the end of the last whole line."""
 
     def read(self) -> list[tuple[EventEnvelope, int]]:
-        """The next events with the offset behind each; empty when nothing new is there.
+        """The next events, each with the offset at which its line ends; empty when there are none.
 
-        A line that this version does not know is passed over.
+        A line that this version cannot read is skipped.
         """
         try:
             with self._path.open("rb") as file:
@@ -66,11 +66,11 @@ class EventTail:
         except FileNotFoundError:
             return []
         if len(chunk) == _CHUNK_BYTES and b"\n" not in chunk:
-            # No event is that long. Reading on would hold ever more of it in memory.
+            # No event is that long. To read on would hold ever more of the line in memory.
             self.offset += len(chunk)
             return []
         events: list[tuple[EventEnvelope, int]] = []
-        # What follows the last line end is half a line, or nothing.
+        # After the last line end there is half a line, or nothing.
         for line in chunk.split(b"\n")[:-1]:
             self.offset += len(line) + 1
             event = _parse(line)
@@ -80,13 +80,13 @@ class EventTail:
 
 
 def _parse(line: bytes) -> EventEnvelope | None:
-    if len(line) > _LINE_BYTES:
-        log.warning("an event of %d bytes was passed over", len(line))
+    if len(line) > _MAX_LINE_BYTES:
+        _log.warning("event_skipped", reason="too long", bytes=len(line))
         return None
     try:
         return from_line(line)
     except ValidationError:
-        log.warning("an event that this version does not know was passed over: %.200r", line)
+        _log.warning("event_skipped", reason="not known to this version", line=repr(line[:200]))
         return None
 
 
@@ -102,11 +102,11 @@ class _Batch:
     """Where its events end in `events.jsonl`, in bytes."""
     events: list[EventEnvelope] = field(default_factory=list)
     files: list[Callable[[Session], object]] = field(default_factory=list)
-    """Each names one stored file by a row."""
+    """Each adds the row of one stored file."""
 
 
 class RowSink:
-    """Carries what an attempt's engine reports into the rows, in its order and under its lease."""
+    """Writes the events of an attempt's engine into the rows, in their order and under the attempt's lease."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class RowSink:
         store: ArtifactStore,
         lease: Lease,
         claim: Claim,
-        place: AttemptDir,
+        directory: AttemptDir,
         *,
         log_tail: Callable[[], bytes],
         flush_seconds: float,
@@ -124,73 +124,76 @@ class RowSink:
         self._store = store
         self._lease = lease
         self._claim = claim
-        self._place = place
+        self._directory = directory
         self._log_tail = log_tail
         self._flush_seconds = flush_seconds
         self._clock = clock
-        self._tail = EventTail(place.workdir / EVENTS_FILE, claim.events_offset)
+        self._tail = EventTail(directory.workdir / EVENTS_FILE, claim.events_offset)
         self._unconfirmed: list[_Batch] = []
         """Batches whose commit was tried, oldest first."""
         self._batch = _Batch(self._tail.offset)
         """What the next transaction writes besides."""
         self._urgent = False
         """Whether the next transaction should not wait for the flush interval."""
-        self._flushed_at = self._log_saved_at = self._partial_saved_at = self.last_event_at = clock()
+        self._flushed_at = self._log_saved_at = self._partial_ranking_stored_at = self.last_event_at = clock()
         self.end_event: RunFinished | RunEnded | None = None
-        """The engine's last word."""
+        """The last event of the engine, once it has reported one."""
         self.engine_started = False
-        """Whether the engine has said that it began: from then on it listens to signals."""
+        """Whether the engine has reported its start: from then on it handles signals."""
         self.student_stored = False
         """Whether the finished student is in the store."""
         self.storage_error: EndReason | None = None
-        """What kept a file out of the store."""
+        """Why a file of the run could not be stored; null where all were."""
 
     def pump(self) -> bool:
-        """Take in what is new, and write it if it is time. False when nothing new was there.
+        """Read new events, and write them when that is due. False when there were none.
 
         Raises:
             LostLease: the attempt no longer holds the job.
         """
-        fresh = self._take_in()
+        has_new = self._read_events()
         # A change of state is shown at once; steps come too often for that.
         due = self._clock() - self._flushed_at >= self._flush_seconds
         if (self._unconfirmed or self._batch.events) and (due or self._urgent):
             self._write()
-        return fresh
+        return has_new
 
     def settle(self, outcome: AttemptOutcome) -> JobStatus | None:
-        """Write what is left and end the attempt, in one transaction. None while the database is away.
+        """Write what is pending and settle the attempt, in one transaction. None while the database is unavailable.
 
         Raises:
             LostLease: the attempt no longer holds the job, or was settled already.
         """
         settled: list[JobStatus] = []
 
-        def end(session: Session) -> None:
+        def settle_claim(session: Session) -> None:
             settled[:] = [leases.settle(session, self._claim, outcome)]
 
-        return settled[0] if self._write(end) else None
+        return settled[0] if self._write(settle_claim) else None
 
-    def _take_in(self) -> bool:
+    def _read_events(self) -> bool:
         if sum(len(batch.events) for batch in (*self._unconfirmed, self._batch)) >= _MAX_PENDING_EVENTS:
-            # The database is away; the file keeps the rest.
+            # The database is unavailable; the rest of the events stays in the file.
             return False
         before = self._tail.offset
         for envelope, offset in self._tail.read():
             self._batch.events.append(envelope)
             self._batch.offset = offset
-            self._take(envelope)
+            self._handle(envelope)
         if self._tail.offset == before:
             return False
         self.last_event_at = self._clock()
         return True
 
-    def _take(self, envelope: EventEnvelope) -> None:
+    def _handle(self, envelope: EventEnvelope) -> None:
         match envelope.event:
             case StepLogged():
                 return
             case Progressed() as progressed:
-                if progressed.phase == "ranking" and self._clock() - self._partial_saved_at >= _PARTIAL_SECONDS:
+                if (
+                    progressed.phase == "ranking"
+                    and self._clock() - self._partial_ranking_stored_at >= _PARTIAL_RANKING_INTERVAL_SECONDS
+                ):
                     self._store_partial_ranking()
                 return
             case RunStarted():
@@ -199,8 +202,8 @@ class RowSink:
                 self._store_checkpoint(saved)
             case ArtifactWritten() as written:
                 self._store_artifact(written)
-            case RunFinished() | RunEnded() as last:
-                self.end_event = last
+            case RunFinished() | RunEnded() as end_event:
+                self.end_event = end_event
                 self._store_partial_ranking()
             case HistoryEvent():
                 pass
@@ -213,18 +216,18 @@ class RowSink:
         # `best` is named by its stage's directory, whose training state the engine may drop at any moment.
         resumable = saved.kind in ("training", "stage")
         try:
-            source = self._place.locate(saved.path)
+            source = self._directory.locate(saved.path)
             stored = self._lease.renew_while(lambda: self._store.publish(source, key, nested=resumable))
-        except _UNUSABLE as error:
-            # The engine removes old training states by itself; a later one follows.
-            log.warning("%s of step %d was not stored: %s", saved.kind, saved.step, error)
+        except _UNUSABLE_FILE as error:
+            # The engine prunes old training states by itself; a later one follows.
+            _log.warning("checkpoint_not_stored", kind=saved.kind, step=saved.step, error=str(error))
             return
         except OSError as error:
-            self._note(error)
+            self._record_storage_error(error)
             return
         manifest = next(file.sha256 for file in stored.files if file.path == MANIFEST)
 
-        def name(session: Session) -> None:
+        def add_row(session: Session) -> None:
             event_recorder.add_checkpoint(
                 session,
                 self._claim,
@@ -236,72 +239,72 @@ class RowSink:
                 manifest_sha256=manifest,
             )
 
-        self._batch.files.append(name)
+        self._batch.files.append(add_row)
         self.student_stored = self.student_stored or saved.kind == "final"
 
     def _store_artifact(self, written: ArtifactWritten) -> None:
         try:
-            source = self._place.locate(written.path)
+            source = self._directory.locate(written.path)
             key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{source.name}"
             if written.kind == "ranking":
                 key = ranking_key(self._claim.job_id, RANKING_FILE)
-                seal = source.with_name(RANKING_INPUTS_FILE)
+                inputs = source.with_name(RANKING_INPUTS_FILE)
                 self._lease.renew_while(
-                    lambda: self._store.publish_file(seal, ranking_key(self._claim.job_id, seal.name))
+                    lambda: self._store.publish_file(inputs, ranking_key(self._claim.job_id, inputs.name))
                 )
             stored = self._lease.renew_while(lambda: self._store.publish_file(source, key))
-        except _UNUSABLE as error:
-            log.warning("the %s was not stored: %s", written.kind, error)
+        except _UNUSABLE_FILE as error:
+            _log.warning("artifact_not_stored", kind=written.kind, error=str(error))
             return
         except OSError as error:
-            self._note(error)
+            self._record_storage_error(error)
             return
 
-        def name(session: Session) -> None:
+        def add_row(session: Session) -> None:
             event_recorder.add_artifact(
                 session, self._claim, kind=written.kind, store_key=key, size_bytes=stored.size, sha256=stored.sha256
             )
 
-        self._batch.files.append(name)
+        self._batch.files.append(add_row)
 
     def _store_partial_ranking(self) -> None:
-        """Another attempt, perhaps on another machine, goes on where this one was."""
-        source = self._place.workdir / PARTIAL_RANKING_FILE
+        """Store the partial ranking, so that another attempt, perhaps on another machine, continues it."""
+        source = self._directory.workdir / PARTIAL_RANKING_FILE
         if not source.exists():
             return
         key = ranking_key(self._claim.job_id, PARTIAL_RANKING_FILE)
         try:
             self._lease.renew_while(lambda: self._store.publish_file(source, key))
         except FileNotFoundError:
-            # The ranking is finished.
+            # The ranking was finished meanwhile.
             return
         except OSError as error:
-            # The job can do without.
-            log.warning("the ranking under way was not stored: %s", error)
-        self._partial_saved_at = self._clock()
+            # The job goes on without it: a later attempt ranks more samples again.
+            _log.warning("partial_ranking_not_stored", error=str(error))
+        self._partial_ranking_stored_at = self._clock()
 
-    def _note(self, error: OSError) -> None:
+    def _record_storage_error(self, error: OSError) -> None:
         self.storage_error = storage_failure_reason(error)
-        log.error("the artifact store cannot be written: %s", error)
+        _log.error("artifact_store_failed", error=str(error))
 
-    def _write(self, end: Callable[[Session], None] | None = None) -> bool:
+    def _write(self, finish: Callable[[Session], None] | None = None) -> bool:
         batches = [*self._unconfirmed, self._batch]
         try:
             with self._database.transaction(write=True) as session:
                 for batch in batches:
                     event_recorder.apply_events(session, self._claim, batch.events, offset=batch.offset)
-                    for name in batch.files:
-                        name(session)
-                surplus = self._forget_surplus(session) if any(batch.files for batch in batches) else []
-                if end is not None or self._clock() - self._log_saved_at >= _LOG_SECONDS:
+                    for add_row in batch.files:
+                        add_row(session)
+                surplus = self._delete_surplus_states(session) if any(batch.files for batch in batches) else []
+                if finish is not None or self._clock() - self._log_saved_at >= _LOG_INTERVAL_SECONDS:
                     self._save_log(session)
-                if end is not None:
-                    end(session)
+                if finish is not None:
+                    finish(session)
         except DATABASE_UNAVAILABLE as error:
-            log.warning("progress could not be written, it is kept: %s", type(error).__name__)
+            _log.warning("events_not_written", error=type(error).__name__)
             if self._batch.events or self._batch.files:
                 self._unconfirmed, self._batch = batches, _Batch(self._batch.offset)
-            # The next try waits for its turn.
+            # The next try waits for the flush interval.
             self._flushed_at, self._urgent = self._clock(), False
             return False
         for key in surplus:
@@ -315,8 +318,8 @@ class RowSink:
         event_recorder.save_log_tail(session, self._claim, tail.decode("utf-8", "replace"), max_bytes=max(len(tail), 1))
         self._log_saved_at = self._clock()
 
-    def _forget_surplus(self, session: Session) -> list[str]:
-        """Forget training states that newer ones replace; the keys whose files may go after the commit."""
+    def _delete_surplus_states(self, session: Session) -> list[str]:
+        """Delete the rows of training states that newer ones replace; the keys whose files may go after the commit."""
         surplus = [
             state
             for state in surplus_training_states(session, self._claim.job_id, keep=self._claim.spec.checkpoints.keep)

@@ -1,10 +1,9 @@
-"""One attempt at one job: claim it, run the engine in a process of its own, carry its events into the rows, settle.
+"""One attempt at one job: claim it, run the engine as a child process, write its events into the rows, settle.
 
 The engine is asked to stop by SIGTERM, upon which it saves its state; it is killed only after a grace period.
 A worker that lost its lease kills its engine at once and writes nothing more.
 """
 
-import logging
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import structlog
 from sqlalchemy.orm import Session
 
 from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
@@ -48,11 +48,11 @@ from worker.processes import kill_group, spawn
 from worker.settings import WorkerSettings
 from worker.sink import RowSink
 
-log = logging.getLogger(__name__)
+_log = structlog.get_logger(__name__)
 
-_MOST_UNPINNED: Final = 500
-# What the engine may see of the worker's environment. No database, no broker, no key, no token of a hub.
-_PASSED_ON: Final = frozenset(
+_MAX_UNPINNED_JOBS: Final = 500
+# Variables of the worker's environment that the engine gets: no database, no broker, no key, no token of a hub.
+_ENVIRONMENT_ALLOWLIST: Final = frozenset(
     {
         *("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
         *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF"),
@@ -70,58 +70,62 @@ class Supervisor:
     store: ArtifactStore
     settings: Settings
     options: WorkerSettings
-    worker: str
-    """A name for people, unique among the workers."""
+    worker_name: str
+    """The name of this worker, unique among the workers."""
     devices: Sequence[Device]
-    """What it computes on, found out once: to ask a driver takes long."""
+    """The devices that it computes on, detected once: a driver takes long to answer."""
     should_stop: Callable[[], bool]
-    """Whether this worker shuts down: the job is then saved and given back."""
+    """Whether this worker is shutting down: the job is then saved and released."""
     clock: Callable[[], float] = time.monotonic
 
     def work_one(self) -> JobStatus | None:
-        """Claim the next job that fits and see one attempt through; the state in which that left the job.
+        """Claim the next job that this worker can run, and run one attempt at it; the status that the job then has.
 
         Returns:
-            None where there was nothing to do, the database was away, or the job was taken away.
+            None where no job was queued, the database was unavailable, or the lease was lost.
         """
         if self.should_stop():
             return None
         attempt_dir.prune(self.settings.work_root, keep=self.options.kept_attempts)
         try:
-            self._unpin_ended()
+            self._unpin_ended_jobs()
             with self.database.transaction(write=True) as session:
-                if not accepts_jobs(session, self.worker):
-                    log.info("this worker is drained")
+                if not accepts_jobs(session, self.worker_name):
+                    _log.info("worker_drained")
                     return None
                 claim = leases.claim_next(
                     session,
-                    worker=self.worker,
+                    worker=self.worker_name,
                     lease_seconds=self.settings.lease_seconds,
                     memory=memory_by_device_kind([asdict(device) for device in self.devices]),
                 )
         except DATABASE_UNAVAILABLE as error:
-            log.warning("no job could be claimed: %s", type(error).__name__)
+            _log.warning("claim_failed", error=type(error).__name__)
             return None
         if claim is None:
             return None
-        log.info("attempt %d at %s begins", claim.attempt, claim.job_id)
+        with structlog.contextvars.bound_contextvars(job_id=claim.job_id, attempt=claim.attempt):
+            return self._run_attempt(claim)
+
+    def _run_attempt(self, claim: Claim) -> JobStatus | None:
+        _log.info("attempt_started")
         try:
-            with attempt_dir.locked(self.settings.work_root, claim.job_id, claim.attempt) as place:
-                status = _Attempt(self, claim, place).run()
+            with attempt_dir.locked(self.settings.work_root, claim.job_id, claim.attempt) as directory:
+                status = _Attempt(self, claim, directory).run()
         except LostLease:
-            log.warning("attempt %d at %s lost its lease", claim.attempt, claim.job_id)
+            _log.warning("lease_lost")
             return None
         except OSError as error:
-            # Without a workplace the attempt never began.
-            self._give_up(claim, AttemptOutcome.failed(storage_failure_reason(error)))
+            # The directory could not be created, so the attempt never began.
+            self._settle_unstarted(claim, AttemptOutcome.failed(storage_failure_reason(error)))
             raise
-        log.info("attempt %d left %s %s", claim.attempt, claim.job_id, status)
+        _log.info("attempt_ended", status=str(status))
         return status
 
-    def _unpin_ended(self) -> None:
-        """What ended jobs kept in the cache of this machine may go; of those that wait or pause it stays."""
+    def _unpin_ended_jobs(self) -> None:
+        """Unpin the cache entries of ended jobs on this machine; those of queued and paused jobs stay pinned."""
         cache = SharedCache(self.settings.cache_root, self.settings.max_cache_bytes)
-        pinned = sorted(cache.pinned_by())[:_MOST_UNPINNED]
+        pinned = sorted(cache.pinned_by())[:_MAX_UNPINNED_JOBS]
         if not pinned:
             return
         with self.database.transaction(write=False) as session:
@@ -129,56 +133,58 @@ class Supervisor:
         for job_id in ended:
             replace(cache, keep_for=job_id).unpin()
 
-    def _give_up(self, claim: Claim, outcome: AttemptOutcome) -> None:
+    def _settle_unstarted(self, claim: Claim, outcome: AttemptOutcome) -> None:
         with suppress(LostLease, *DATABASE_UNAVAILABLE), self.database.transaction(write=True) as session:
             leases.settle(session, claim, outcome)
 
 
 class _Attempt:
-    def __init__(self, supervisor: Supervisor, claim: Claim, place: AttemptDir) -> None:
+    """One claimed attempt: its lease, its directory, its engine and the sink of its events."""
+
+    def __init__(self, supervisor: Supervisor, claim: Claim, directory: AttemptDir) -> None:
         self._supervisor = supervisor
         self._options = supervisor.options
         self._clock = supervisor.clock
         self._claim = claim
-        self._place = place
+        self._directory = directory
         self._lease = Lease(
             supervisor.database,
             claim,
             seconds=supervisor.settings.lease_seconds,
-            every=supervisor.settings.heartbeat_seconds,
+            interval=supervisor.settings.heartbeat_seconds,
             clock=supervisor.clock,
         )
-        self._log = BoundedLog(place.log, supervisor.options.max_engine_log_bytes)
+        self._log = BoundedLog(directory.log_file, supervisor.options.max_engine_log_bytes)
         self._sink = RowSink(
             supervisor.database,
             supervisor.store,
             self._lease,
             claim,
-            place,
+            directory,
             log_tail=self._log_tail,
             flush_seconds=supervisor.options.flush_seconds,
             clock=supervisor.clock,
         )
         self._stop_request: StopRequest | None = None
-        """What the engine was asked for."""
+        """The stop request that the engine was sent."""
         self._kill_at: float | None = None
 
     def run(self) -> JobStatus:
         try:
-            outcome = self._furnish() or self._train()
+            outcome = self._prepare() or self._run_engine()
         except LostLease:
             raise
         except DATABASE_UNAVAILABLE:
-            # Only before the engine starts: all that comes later waits for the database.
+            # Raised only before the engine starts: everything later waits for the database.
             outcome = AttemptOutcome.released()
         except Exception:
-            # The job must not wait for its lease to expire; the worker's log gets the rest.
+            # Settled now, so that the job need not wait for its lease to expire. The worker's log has the traceback.
             self._settle(AttemptOutcome.crashed(WORKER_FAILED))
             raise
         return self._settle(outcome)
 
-    def _furnish(self) -> AttemptOutcome | None:
-        """Prepare the workplace; an outcome where that shows that the engine need not start."""
+    def _prepare(self) -> AttemptOutcome | None:
+        """Write the inputs of the engine; an outcome where the engine cannot start."""
         supervisor, claim = self._supervisor, self._claim
         try:
             with supervisor.database.transaction(write=False) as session:
@@ -190,36 +196,36 @@ class _Attempt:
         try:
             self._lease.renew_while(
                 lambda: attempt_dir.stage_inputs(
-                    self._place, supervisor.store, spec, ranking_jobs=jobs, training_states=claim.checkpoints
+                    self._directory, supervisor.store, spec, ranking_jobs=jobs, training_states=claim.checkpoints
                 )
             )
         except OSError as error:
-            log.error("the workplace cannot be written: %s", error)
+            _log.error("inputs_not_staged", error=str(error))
             return AttemptOutcome.failed(storage_failure_reason(error))
         return None
 
     def _apply_worker_defaults(self, spec: DistillationSpec) -> DistillationSpec:
         resources, options = spec.resources, self._options
         device = options.device if resources.device == "auto" else resources.device
-        fitted = resources.model_copy(update={"device": device, "threads": resources.threads or options.threads})
-        return spec.model_copy(update={"resources": fitted})
+        completed = resources.model_copy(update={"device": device, "threads": resources.threads or options.threads})
+        return spec.model_copy(update={"resources": completed})
 
-    def _train(self) -> AttemptOutcome:
+    def _run_engine(self) -> AttemptOutcome:
         kills_before = count_oom_kills()
         with self._log.open() as errors:
             engine = spawn(
                 self._command(),
-                # The events are in a file as well, which outlives this process.
+                # The engine writes its events to a file as well, which outlives this process.
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
-                environment=engine_environment(os.environ, self._place.temp_dir, self._options.gpus),
-                directory=self._place.path,
+                environment=engine_environment(os.environ, self._directory.temp_dir, self._options.gpus),
+                directory=self._directory.path,
                 death_signal=signal.SIGKILL,
             )
         try:
             self._watch(engine)
         finally:
-            # Also what the engine itself started, and also when this attempt lost its lease.
+            # Kills the engine's own children too, and the engine where this attempt lost its lease.
             kill_group(engine)
             status = engine.wait()
         while self._sink.pump():
@@ -227,10 +233,10 @@ class _Attempt:
         return classify_exit(
             EngineExit(
                 status=status,
-                last=self._sink.end_event,
+                end_event=self._sink.end_event,
                 stop_request=self._stop_request,
-                stored=self._sink.student_stored,
-                trouble=self._sink.storage_error,
+                student_stored=self._sink.student_stored,
+                storage_error=self._sink.storage_error,
                 oom_kills=count_oom_kills() - kills_before,
             )
         )
@@ -239,8 +245,8 @@ class _Attempt:
         settings = self._supervisor.settings
         return [
             *self._options.engine,
-            str(self._place.spec_file),
-            *("--workdir", str(self._place.workdir)),
+            str(self._directory.spec_file),
+            *("--workdir", str(self._directory.workdir)),
             *("--cache", str(settings.cache_root)),
             *("--cache-bytes", str(settings.max_cache_bytes)),
             *("--keep-for", self._claim.job_id),
@@ -262,7 +268,7 @@ class _Attempt:
             self._ask_to_stop_at_stage_end(engine, request)
             return
         if request is not None and (self._stop_request is None or self._kill_at is None):
-            log.info("the engine of %s is asked to stop: %s", self._claim.job_id, request)
+            _log.info("engine_stop_requested", reason=str(request))
             engine.terminate()
             self._kill_at = self._clock() + self._options.grace_seconds
         # A cancel outranks an earlier request; one that waits for the end of the stage may turn into any other.
@@ -276,7 +282,7 @@ class _Attempt:
         # Before it reports its start the engine may not listen yet, and the signal would end it.
         if self._stop_request is not None or not self._sink.engine_started:
             return
-        log.info("the engine of %s is asked to stop at the end of its stage: %s", self._claim.job_id, request)
+        _log.info("engine_stop_requested", reason=str(request), at="stage_end")
         engine.send_signal(signal.SIGUSR1)
         self._stop_request = request
 
@@ -292,21 +298,21 @@ class _Attempt:
         return request
 
     def _log_tail(self) -> bytes:
-        """The end of the engine's log, for clients: places of this machine go by their names."""
+        """The end of the engine's log for clients, with the paths of this machine replaced by placeholders."""
         settings = self._supervisor.settings
         tail = self._log.tail(settings.max_log_bytes)
-        # The longer path first: the workplace lies below the home.
-        for place, name in (
-            (self._place.path, b"<attempt>"),
+        # The longer path first: the directory of the attempt lies below the home.
+        for path, placeholder in (
+            (self._directory.path, b"<attempt>"),
             (settings.artifact_root, b"<store>"),
             (settings.cache_root, b"<cache>"),
             (settings.home, b"<home>"),
         ):
-            tail = tail.replace(os.fsencode(place), name)
+            tail = tail.replace(os.fsencode(path), placeholder)
         return tail
 
     def _settle(self, outcome: AttemptOutcome) -> JobStatus:
-        """Try until it is written, or until the job may be another worker's."""
+        """Settle the attempt, again and again while the database is unavailable and the lease lasts."""
         while (status := self._sink.settle(outcome)) is None:
             time.sleep(self._options.tick_seconds)
             self._lease.heartbeat_if_due()
@@ -329,23 +335,23 @@ def localize_spec(session: Session, store: ArtifactStore, settings: Settings, cl
 
     def model(role: str, reference: ModelRef) -> ModelRef:
         if reference.checkpoint is not None:
-            place = store.directory(get_checkpoint(session, claim.project, reference.checkpoint).store_key)
+            path = store.directory(get_checkpoint(session, claim.project, reference.checkpoint).store_key)
         elif reference.path is not None:
-            place = locate_model(settings.model_roots, reference.path, pointer=f"/{role}/path")
+            path = locate_model(settings.model_roots, reference.path, pointer=f"/{role}/path")
         else:
             return reference
-        return reference.model_copy(update={"path": str(place), "checkpoint": None})
+        return reference.model_copy(update={"path": str(path), "checkpoint": None})
 
-    spec, rows = claim.spec, claim.spec.data
-    found = {
-        "train": data(rows.train),
-        "validation": None if rows.validation is None else data(rows.validation),
+    spec, references = claim.spec, claim.spec.data
+    paths = {
+        "train": data(references.train),
+        "validation": None if references.validation is None else data(references.validation),
     }
     return spec.model_copy(
         update={
             "teacher": None if spec.teacher is None else model("teacher", spec.teacher),
             "student": model("student", spec.student),
-            "data": rows.model_copy(update=found),
+            "data": references.model_copy(update=paths),
         }
     )
 
@@ -354,7 +360,7 @@ def engine_environment(
     environ: Mapping[str, str], temporary: Path, gpus: Sequence[int] | None = None
 ) -> dict[str, str]:
     """The environment of an engine: an allowed part of the worker's, without credentials, and with its GPUs alone."""
-    allowed = {name: value for name, value in environ.items() if name in _PASSED_ON}
+    allowed = {name: value for name, value in environ.items() if name in _ENVIRONMENT_ALLOWLIST}
     if gpus is not None:
         allowed["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     return {**allowed, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}

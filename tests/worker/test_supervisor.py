@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import structlog
 
 from domain.jobs.models import Job
 from domain.jobs.states import AttemptEnd, JobStatus
@@ -71,6 +72,17 @@ def test_surplus_training_states_leave_the_rows_and_the_store(harness: ServiceHa
     assert [c.step for c in kept if c.kind == "stage"] == [5, 10]
     stored = harness.store.keys(f"jobs/{job}/attempt-1")
     assert {c.store_key for c in kept} == {key for key in stored if "result" not in key}
+
+
+def test_log_lines_of_an_attempt_name_the_job_and_the_attempt(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        harness.supervisor().work_one()
+        harness.supervisor().work_one()
+    assert [(line["event"], line["job_id"], line["attempt"]) for line in lines if line["log_level"] == "info"] == [
+        ("attempt_started", job, 1),
+        ("attempt_ended", job, 1),
+    ]
 
 
 def test_without_jobs_there_is_nothing_to_do(harness: ServiceHarness) -> None:
