@@ -4,6 +4,7 @@ import shutil
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,24 @@ def empty_database_url(backend: str, request: pytest.FixtureRequest, tmp_path: P
 @pytest.fixture
 def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """URL of a database of this test alone, with the newest schema and no rows."""
+    with _copied_template(backend, request, tmp_path) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def shared_database_url(
+    backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """URL of a database of this module's tests, which had the newest schema and no rows before the first of them."""
+    with _copied_template(backend, request, tmp_path_factory.mktemp("database")) as url:
+        yield url
+
+
+@contextmanager
+def _copied_template(backend: str, request: pytest.FixtureRequest, directory: Path) -> Iterator[str]:
     if backend == "sqlite":
-        shutil.copyfile(request.getfixturevalue("sqlite_template"), tmp_path / "test.db")
-        yield f"sqlite:///{tmp_path / 'test.db'}"
+        shutil.copyfile(request.getfixturevalue("sqlite_template"), directory / "test.db")
+        yield f"sqlite:///{directory / 'test.db'}"
         return
     server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("postgres_template")
     with servers.fresh_database(server, f"test_{uuid.uuid4().hex}", template=template) as url:

@@ -28,11 +28,17 @@ def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
 
 
-@pytest.fixture
-def server(database_url: str, home: Path, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the service of this module has its home and its log."""
+    return tmp_path_factory.mktemp("service")
+
+
+@pytest.fixture(scope="module")
+def server(shared_database_url: str, place: Path) -> Iterator[str]:
     """The address of a running service."""
-    home.mkdir(mode=0o700)
-    with serving(home, tmp_path / "log", database_url=database_url) as served:
+    (place / "home").mkdir(mode=0o700, exist_ok=True)
+    with serving(place / "home", place / "log", database_url=shared_database_url) as served:
         yield served.address
 
 
@@ -45,17 +51,18 @@ def test_a_data_set_is_uploaded_and_a_job_submitted(server: str) -> None:
         assert client.get(made.headers["location"]).json()["status"] == "queued"
 
 
-def test_an_upload_whose_client_goes_away_leaves_nothing(server: str, home: Path) -> None:
+def test_an_upload_whose_client_goes_away_leaves_nothing(server: str, place: Path) -> None:
+    before = httpx2.get(f"{server}/v1/datasets").json()["data"]
     host, port = server.removeprefix("http://").split(":")
     head = (
         f"POST /v1/datasets HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/jsonl\r\ncontent-length: 9999\r\n\r\n"
     )
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + jsonl(3))
-        spool = home / "uploads"
+        spool = place / "home" / "uploads"
         eventually(lambda: spool.is_dir() and any(spool.iterdir()), what="the upload has begun")
     eventually(lambda: not any(spool.iterdir()), what="the upload is taken back")
-    assert httpx2.get(f"{server}/v1/datasets").json()["data"] == []
+    assert httpx2.get(f"{server}/v1/datasets").json()["data"] == before
 
 
 def test_a_path_with_dots_as_it_stands_leads_nowhere(server: str) -> None:

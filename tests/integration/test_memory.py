@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
@@ -20,19 +21,36 @@ BAD = b'{"instruction": "Count to three."}\n'
 ADDRESS_SPACE = 768 * MEBIBYTE
 
 
-@pytest.fixture
-def served(database_url: str, tmp_path: Path) -> Iterator[ServiceProcess]:
-    home = tmp_path / "home"
-    home.mkdir(mode=0o700)
-    with serving(home, tmp_path / "log", database_url=database_url) as served:
+@dataclass(frozen=True)
+class MeasuredService:
+    """A running service whose memory is watched."""
+
+    process: ServiceProcess
+    peak_at_start: int
+
+    def send(self, body: Iterator[bytes], headers: dict[str, str] = JSONL) -> tuple[httpx2.Response, int]:
+        """Upload `body`; the answer, and by how many bytes the peak has grown since the start of the service."""
+        answer = httpx2.post(f"{self.process.address}/v1/datasets", content=body, headers=headers, timeout=280)
+        return answer, self.growth()
+
+    def growth(self) -> int:
+        return peak(self.process) - self.peak_at_start
+
+
+@pytest.fixture(scope="module")
+def service(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeasuredService]:
+    """One for all tests of a database: together they must not outgrow what each of them may take."""
+    place = tmp_path_factory.mktemp("service")
+    (place / "home").mkdir(mode=0o700)
+    with serving(place / "home", place / "log", database_url=shared_database_url) as process:
         # What the first request of a kind loads is not counted.
-        assert httpx2.post(f"{served.address}/v1/datasets", content=GOOD, headers=JSONL).status_code == 201
-        yield served
+        assert httpx2.post(f"{process.address}/v1/datasets", content=GOOD, headers=JSONL).status_code == 201
+        yield MeasuredService(process, peak(process))
 
 
-def peak(served: ServiceProcess) -> int:
-    """The most that the service ever held, in bytes."""
-    status = Path(f"/proc/{served.process.pid}/status").read_text()
+def peak(process: ServiceProcess) -> int:
+    """The most memory that the service ever held, in bytes."""
+    status = Path(f"/proc/{process.process.pid}/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
@@ -43,26 +61,19 @@ def repeated(line: bytes, times: int) -> Iterator[bytes]:
         yield piece
 
 
-def send(served: ServiceProcess, body: Iterator[bytes], headers: dict[str, str] = JSONL) -> tuple[httpx2.Response, int]:
-    """The answer, and by how much the peak grew."""
-    before = peak(served)
-    answer = httpx2.post(f"{served.address}/v1/datasets", content=body, headers=headers, timeout=280)
-    return answer, peak(served) - before
-
-
 LINES = [10**5, pytest.param(10**6, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("lines", LINES)
-def test_many_lines_are_read_one_at_a_time(served: ServiceProcess, lines: int) -> None:
-    answer, grown = send(served, repeated(GOOD, lines))
+def test_many_lines_are_read_one_at_a_time(service: MeasuredService, lines: int) -> None:
+    answer, grown = service.send(repeated(GOOD, lines))
     assert (answer.status_code, answer.json()["rows"]) == (201, lines)
     assert grown < 16 * MEBIBYTE
 
 
 @pytest.mark.parametrize("lines", LINES)
-def test_many_bad_lines_are_counted_and_not_collected(served: ServiceProcess, lines: int) -> None:
-    answer, grown = send(served, repeated(BAD, lines))
+def test_many_bad_lines_are_counted_and_not_collected(service: MeasuredService, lines: int) -> None:
+    answer, grown = service.send(repeated(BAD, lines))
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith(f"{lines} of {lines} rows")
     assert len(answer.json()["errors"]) == 20
@@ -70,24 +81,24 @@ def test_many_bad_lines_are_counted_and_not_collected(served: ServiceProcess, li
 
 
 @pytest.mark.parametrize("character", [b"x", b"[", b'"', b"\0", b" "], ids=repr)
-def test_one_huge_line_is_never_held(served: ServiceProcess, character: bytes) -> None:
-    answer, grown = send(served, repeated(character * 1024, 128 * 1024))
+def test_one_huge_line_is_never_held(service: MeasuredService, character: bytes) -> None:
+    answer, grown = service.send(repeated(character * 1024, 128 * 1024))
     assert answer.status_code == 422
     assert [error["code"] for error in answer.json()["errors"]] == ["line_too_long"]
     assert grown < 16 * MEBIBYTE
 
 
-def test_a_form_whose_headers_never_end_is_cut_off(served: ServiceProcess) -> None:
+def test_a_form_whose_headers_never_end_is_cut_off(service: MeasuredService) -> None:
     def form() -> Iterator[bytes]:
         yield b"--cut\r\ncontent-disposition: form-data; name="
         yield from repeated(b"x" * 1024, 64 * 1024)
 
     try:
-        answer, grown = send(served, form(), {"content-type": "multipart/form-data; boundary=cut"})
+        answer, grown = service.send(form(), {"content-type": "multipart/form-data; boundary=cut"})
         assert answer.status_code in (413, 422)
     except httpx2.TransportError:
         # Cut off while it was still sending.
-        grown = 0
+        grown = service.growth()
     assert grown < 16 * MEBIBYTE
 
 
