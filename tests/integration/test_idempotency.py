@@ -1,7 +1,9 @@
 """Repeated requests to services that share a database, and to one that is killed at its commit."""
 
 import asyncio
+import uuid
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,38 @@ from domain.idempotency.models import IdempotencyKey
 from tests.support.api_process import serving
 from tests.support.requests import JSONL, jsonl, specification
 
-KEY = {"idempotency-key": "one"}
 CROWD = 50
 DYING = ("-m", "tests.integration.dying_service")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    home = tmp_path / "home"
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home that all services of this module share."""
+    home = tmp_path_factory.mktemp("services") / "home"
     home.mkdir(mode=0o700)
     return home
 
 
-def made(address: str, kind: str) -> list[str]:
+@pytest.fixture(scope="module")
+def survivor(home: Path, backend: str, shared_database_url: str) -> Iterator[str]:
+    """Address of a service that goes on when others die."""
+    with serving(home, home.parent / f"log-{backend}", database_url=shared_database_url) as served:
+        yield served.address
+
+
+@pytest.fixture
+def key() -> dict[str, str]:
+    """A header that no other test sends."""
+    return {"idempotency-key": uuid.uuid4().hex}
+
+
+def ids_at(address: str, kind: str) -> list[str]:
     return [row["id"] for row in httpx2.get(f"{address}/v1/{kind}", params={"limit": 100}).json()["data"]]
+
+
+def new_ids(address: str, kind: str, before: list[str]) -> list[str]:
+    """Ids of what was made since `before` was listed."""
+    return [row for row in ids_at(address, kind) if row not in before]
 
 
 def add_rows(address: str, headers: dict[str, str] | None = None) -> httpx2.Response:
@@ -41,68 +61,68 @@ async def from_all(addresses: list[str], path: str, **fields: Any) -> list[httpx
         return await asyncio.gather(*sent)
 
 
-def test_of_a_crowd_at_two_services_one_is_served(home: Path, database_url: str, tmp_path: Path) -> None:
-    with (
-        serving(home, tmp_path / "log", database_url=database_url) as first,
-        serving(home, tmp_path / "log-too", database_url=database_url) as second,
-    ):
-        addresses = [first.address, second.address]
-        dataset = add_rows(first.address).json()["id"]
+def test_of_a_crowd_at_two_services_one_is_served(
+    home: Path, survivor: str, key: dict[str, str], shared_database_url: str, tmp_path: Path
+) -> None:
+    with serving(home, tmp_path / "log", database_url=shared_database_url) as second:
+        addresses = [survivor, second.address]
+        jobs, datasets = ids_at(survivor, "jobs"), ids_at(survivor, "datasets")
+        dataset = add_rows(survivor).json()["id"]
         body = {"spec": specification(dataset)}
-        answers = asyncio.run(from_all(addresses, "/v1/jobs", json=body, headers=KEY))
+        answers = asyncio.run(from_all(addresses, "/v1/jobs", json=body, headers=key))
         assert Counter(answer.status_code for answer in answers) == {201: CROWD}
         assert len({answer.content for answer in answers}) == 1
         assert [answer.headers.get("idempotent-replayed") for answer in answers].count(None) == 1
-        assert made(second.address, "jobs") == [answers[0].json()["id"]]
-        rows = {"content": jsonl(9), "headers": JSONL | {"idempotency-key": "rows"}}
+        assert new_ids(second.address, "jobs", jobs) == [answers[0].json()["id"]]
+        rows = {"content": jsonl(9), "headers": JSONL | {"idempotency-key": f"rows-{key['idempotency-key']}"}}
         answers = asyncio.run(from_all(addresses, "/v1/datasets", **rows))
         assert {answer.status_code for answer in answers} <= {201, 409}
         (other,) = {answer.json()["id"] for answer in answers if answer.status_code == 201}
-        assert sorted(made(first.address, "datasets")) == sorted([dataset, other])
+        assert sorted(new_ids(survivor, "datasets", datasets)) == sorted([dataset, other])
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_service_that_is_killed_at_the_commit_of_a_job_is_asked_again(
-    home: Path, database_url: str, tmp_path: Path, moment: str
+    home: Path, survivor: str, key: dict[str, str], shared_database_url: str, tmp_path: Path, moment: str
 ) -> None:
+    jobs = ids_at(survivor, "jobs")
     with serving(
-        home, tmp_path / "dying", program=(*DYING, moment), expects_kill=True, database_url=database_url
+        home, tmp_path / "dying", program=(*DYING, moment), expects_kill=True, database_url=shared_database_url
     ) as dying:
         dataset = add_rows(dying.address).json()["id"]
         body = {"spec": specification(dataset)}
         with pytest.raises(httpx2.TransportError):
-            httpx2.post(f"{dying.address}/v1/jobs", json=body, headers=KEY)
-    with serving(home, tmp_path / "log", database_url=database_url) as served:
-        kept = made(served.address, "jobs")
-        assert len(kept) == (moment == "after")
-        answer = httpx2.post(f"{served.address}/v1/jobs", json=body, headers=KEY)
-        assert answer.status_code == 201
-        assert answer.headers.get("idempotent-replayed") == ("true" if moment == "after" else None)
-        assert made(served.address, "jobs") == (kept or [answer.json()["id"]])
+            httpx2.post(f"{dying.address}/v1/jobs", json=body, headers=key)
+    kept = new_ids(survivor, "jobs", jobs)
+    assert len(kept) == (moment == "after")
+    answer = httpx2.post(f"{survivor}/v1/jobs", json=body, headers=key)
+    assert answer.status_code == 201
+    assert answer.headers.get("idempotent-replayed") == ("true" if moment == "after" else None)
+    assert new_ids(survivor, "jobs", jobs) == (kept or [answer.json()["id"]])
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_service_that_is_killed_at_the_commit_of_an_upload_is_asked_again(
-    home: Path, database_url: str, tmp_path: Path, moment: str
+    home: Path, survivor: str, key: dict[str, str], shared_database_url: str, tmp_path: Path, moment: str
 ) -> None:
+    datasets = ids_at(survivor, "datasets")
     with (
         serving(
-            home, tmp_path / "dying", program=(*DYING, moment), expects_kill=True, database_url=database_url
+            home, tmp_path / "dying", program=(*DYING, moment), expects_kill=True, database_url=shared_database_url
         ) as dying,
         pytest.raises(httpx2.TransportError),
     ):
-        add_rows(dying.address, KEY)
-    with serving(home, tmp_path / "log", database_url=database_url) as served:
-        kept = made(served.address, "datasets")
-        assert len(kept) == (moment == "after")
-        if moment == "before":
-            # The service does not know yet whether the first one still receives.
-            assert add_rows(served.address, KEY).json()["code"] == "idempotency_in_progress"
-            let_hold_run_out(database_url)
-        answer = add_rows(served.address, KEY)
-        assert answer.status_code == 201
-        assert answer.headers.get("idempotent-replayed") == ("true" if moment == "after" else None)
-        assert made(served.address, "datasets") == [answer.json()["id"]]
+        add_rows(dying.address, key)
+    kept = new_ids(survivor, "datasets", datasets)
+    assert len(kept) == (moment == "after")
+    if moment == "before":
+        # The service does not know yet whether the first one still receives.
+        assert add_rows(survivor, key).json()["code"] == "idempotency_in_progress"
+        let_hold_run_out(shared_database_url)
+    answer = add_rows(survivor, key)
+    assert answer.status_code == 201
+    assert answer.headers.get("idempotent-replayed") == ("true" if moment == "after" else None)
+    assert new_ids(survivor, "datasets", datasets) == [answer.json()["id"]]
 
 
 def let_hold_run_out(database_url: str) -> None:

@@ -74,6 +74,7 @@ def serving(
 
 def _answers(address: str) -> bool:
     try:
-        return httpx2.get(f"{address}/healthz").status_code == 200
+        # Reading the certificates of the world takes a hundred times as long as the question.
+        return httpx2.get(f"{address}/healthz", verify=False).status_code == 200
     except httpx2.TransportError:
         return False
