@@ -12,7 +12,7 @@ COMMA  := ,
 # Where torch's default wheel brings gigabytes of CUDA libraries, point this at a CPU index.
 TORCH_INDEX ?=
 # Where `make serve` listens; POCL_PORT, and else 8000, unless given.
-PORT ?=
+PORT :=
 # Tests share two cores with the servers that they start.
 JOBS ?= 2
 # Which benchmarks to run: `make bench BENCH=loss`. `python -m bench COMMAND --help` lists what each takes.

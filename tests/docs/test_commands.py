@@ -47,13 +47,22 @@ exit $status
 # --- Commands that are not run -------------------------------------------------------------------------
 
 
+def recipe(command: str) -> str:
+    """What `make` would run for one of its targets in an environment that is installed.
+
+    Raises:
+        CalledProcessError: there is no such target.
+    """
+    dry_run = ["make", "--dry-run", "--no-print-directory", "RUNTIME=", "STAMP=", *shlex.split(command)[1:]]
+    # Not as a part of the `make test` that this may be run by.
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(dry_run, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+
+
 def make_target_runs_what_is_there(command: str) -> None:
     """The target exists, and the Python program that its recipe starts does too."""
-    # With no prerequisites, so that nothing would be installed.
-    dry_run = ["make", "--dry-run", "--no-print-directory", "RUNTIME=", "STAMP=", *shlex.split(command)[1:]]
-    recipe = subprocess.run(dry_run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    programs = re.findall(r"^.*\.venv/bin/python (?:-m (\S+)|(\S+\.py))", recipe, re.MULTILINE)
-    assert programs, recipe
+    programs = re.findall(r"^.*\.venv/bin/python (?:-m (\S+)|(\S+\.py))", recipe(command), re.MULTILINE)
+    assert programs, recipe(command)
     for module, file in programs:
         assert (ROOT / file).is_file() if file else (ROOT / module).is_dir() or module == "pytest"
 
@@ -139,6 +148,13 @@ def test_command_that_is_not_run_is_checked(block: Block) -> None:
 def test_every_rule_is_for_a_command_that_is_printed() -> None:
     printed = [command for block in ALL_BLOCKS for command in block.commands]
     assert [rule.pattern for rule in NOT_RUN if not any(rule_for(command) is rule for command in printed)] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("make serve", "serve"), ("make serve PORT=8001", "serve --port 8001")]
+)
+def test_make_serve_takes_a_port(command: str, arguments: str) -> None:
+    assert recipe(command).strip() == f".venv/bin/python -m worker {arguments}"
 
 
 # --- Commands that are run -----------------------------------------------------------------------------
