@@ -1,11 +1,11 @@
-"""Pure per-token divergences between teacher p and student q.
+"""Divergences of a token between teacher p and student q, as pure functions of log-probabilities.
 
-Each takes log-probabilities `[tokens, vocabulary]` of teacher and student, float32 or float64, and gives
-`[tokens]` in nats (total variation: a share of 1). All are true divergences: never negative, and zero if
-and only if p = q. Nothing here knows temperature, masks or weights.
+Each takes log-probabilities `[tokens, vocabulary]` of teacher and student, float32 or float64, and gives `[tokens]` in
+nats (total variation: a number from 0 to 1). All are true divergences: never negative, and zero if and only if p = q.
+Temperature, label mask and weights are not applied here.
 
-A log-probability of -inf, a token that a model rules out, counts as `FLOOR`: a divergence that is infinite
-in theory stays finite in value and gradient, and terms such as 0 log 0 are 0.
+A log-probability of -inf, of a token that a model rules out, counts as `FLOOR`: a divergence that is infinite in theory
+stays finite in value and gradient, and terms such as 0 log 0 are 0.
 """
 
 import math
@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 FLOOR = -1e4
-"""Nats. Far below what any float can exponentiate, so such a token still has probability exactly 0."""
+"""In nats: so far below zero that the exponential of it is exactly 0 in every float format."""
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p‖q) = sum p (log p - log q) (Hinton et al. 2015, up to the teacher's entropy)."""
-    return _kl(_finite(log_p), _finite(log_q))
+    return _kl(_floored(log_p), _floored(log_q))
 
 
 def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(q‖p) = sum q (log q - log p) (MiniLLM, Gu et al. 2024, eq. 1)."""
-    return _kl(_finite(log_q), _finite(log_p))
+    return _kl(_floored(log_q), _floored(log_p))
 
 
 def js(log_p: Tensor, log_q: Tensor, *, beta: float) -> Tensor:
     """beta KL(p‖m) + (1-beta) KL(q‖m), m = beta p + (1-beta) q, 0 < beta < 1 (GKD, Agarwal et al. 2024, eq. 1)."""
-    log_p, log_q = _finite(log_p), _finite(log_q)
+    log_p, log_q = _floored(log_p), _floored(log_q)
     log_m = _log_mixture(log_p, log_q, beta)
     return beta * _kl(log_p, log_m) + (1 - beta) * _kl(log_q, log_m)
 
@@ -41,7 +41,7 @@ def tvd(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def skew_forward_kl(log_p: Tensor, log_q: Tensor, *, alpha: float) -> Tensor:
     """KL(p ‖ alpha p + (1-alpha) q), 0 <= alpha < 1; alpha = 0 is forward KL (DistiLLM, Ko et al. 2024, eq. 3)."""
-    log_p, log_q = _finite(log_p), _finite(log_q)
+    log_p, log_q = _floored(log_p), _floored(log_q)
     return _kl(log_p, _log_mixture(log_p, log_q, alpha))
 
 
@@ -50,7 +50,7 @@ def skew_reverse_kl(log_p: Tensor, log_q: Tensor, *, alpha: float) -> Tensor:
 
     The gradient flows through the student in the mixture as well.
     """
-    log_p, log_q = _finite(log_p), _finite(log_q)
+    log_p, log_q = _floored(log_p), _floored(log_q)
     return _kl(log_q, _log_mixture(log_q, log_p, alpha))
 
 
@@ -60,7 +60,7 @@ def adaptive_kl(log_p: Tensor, log_q: Tensor, *, head_mass: float) -> Tensor:
     The head is the tokens that the teacher finds likeliest, taken until their mass reaches `head_mass`; tokens
     of equal probability are taken together, so their order has no say. No gradient flows through w.
     """
-    log_p, log_q = _finite(log_p), _finite(log_q)
+    log_p, log_q = _floored(log_p), _floored(log_q)
     share = head_share(log_p.detach().exp(), log_q.detach().exp(), head_mass)
     return share * _kl(log_p, log_q) + (1 - share) * _kl(log_q, log_p)
 
@@ -71,52 +71,52 @@ def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float, beta: float) -> Te
     The limits (Cichocki et al. 2011) have branches of their own; (1, 0) is forward KL and
     (0, 1) reverse KL. Where both are 0, log-probabilities below `FLOOR` count as `FLOOR`: they enter squared.
     """
-    log_p, log_q = _finite(log_p), _finite(log_q)
+    log_p, log_q = _floored(log_p), _floored(log_q)
     total = alpha + beta
     if alpha == beta == 0:
         return 0.5 * (log_p.clamp_min(FLOOR) - log_q.clamp_min(FLOOR)).square().sum(dim=-1)
     p, q = (total * log_p).exp(), (total * log_q).exp()
     if beta == 0:
-        return _lifted(((p * (log_p - log_q)).sum(dim=-1) + (q - p).sum(dim=-1) / alpha) / alpha)
+        return _clamp_value(((p * (log_p - log_q)).sum(dim=-1) + (q - p).sum(dim=-1) / alpha) / alpha)
     if alpha == 0:
-        return _lifted(((q * (log_q - log_p)).sum(dim=-1) + (p - q).sum(dim=-1) / beta) / beta)
+        return _clamp_value(((q * (log_q - log_p)).sum(dim=-1) + (p - q).sum(dim=-1) / beta) / beta)
     cross = (alpha * log_p + beta * log_q).exp()
-    return _lifted((alpha / total * p + beta / total * q - cross).sum(dim=-1) / (alpha * beta))
+    return _clamp_value((alpha / total * p + beta / total * q - cross).sum(dim=-1) / (alpha * beta))
 
 
 def head_share(p: Tensor, q: Tensor, head_mass: float) -> Tensor:
-    """The share of sum |p - q|, `[tokens]`, that lies on the head of p as :func:`adaptive_kl` defines it."""
+    """The part of sum |p - q| on the head of p as :func:`adaptive_kl` defines it, `[tokens]`, from 0 to 1."""
     gap = (p - q).abs()
-    head = gap.masked_fill(p < _least_of_head(p, head_mass), 0).sum(dim=-1)
+    head = gap.masked_fill(p < _smallest_of_head(p, head_mass), 0).sum(dim=-1)
     total = gap.sum(dim=-1)
     return torch.where(total > 0, (head / total).clamp_max(1), 0.5)
 
 
-def _least_of_head(p: Tensor, head_mass: float) -> Tensor:
+def _smallest_of_head(p: Tensor, head_mass: float) -> Tensor:
     """The smallest probability in the head, `[tokens, 1]`."""
     vocabulary = p.shape[-1]
-    taken = min(64, vocabulary)
+    count = min(64, vocabulary)
     while True:
-        largest = p.topk(taken, dim=-1).values
+        largest = p.topk(count, dim=-1).values
         mass = largest.cumsum(dim=-1)
         # Most heads are small, and a sort of the whole vocabulary costs more than all the rest.
-        if taken == vocabulary or bool((mass[:, -1] >= head_mass).all()):
+        if count == vocabulary or bool((mass[:, -1] >= head_mass).all()):
             break
-        taken = min(16 * taken, vocabulary)
-    before_mass_is_reached = (mass < head_mass).sum(dim=-1, keepdim=True).clamp_max(taken - 1)
-    return largest.gather(-1, before_mass_is_reached)
+        count = min(16 * count, vocabulary)
+    last_of_head = (mass < head_mass).sum(dim=-1, keepdim=True).clamp_max(count - 1)
+    return largest.gather(-1, last_of_head)
 
 
-def _finite(log_probabilities: Tensor) -> Tensor:
+def _floored(log_probabilities: Tensor) -> Tensor:
     return log_probabilities.masked_fill(log_probabilities == -math.inf, FLOOR)
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    return _lifted((log_a.exp() * (log_a - log_b)).sum(dim=-1))
+    return _clamp_value((log_a.exp() * (log_a - log_b)).sum(dim=-1))
 
 
-def _lifted(value: Tensor) -> Tensor:
-    # Rounding may leave a little less than zero. The value is lifted to 0; the gradient stays as it is.
+def _clamp_value(value: Tensor) -> Tensor:
+    # Rounding may leave a value just below zero. The value is clamped to 0, and the gradient stays as it is.
     return value + (-value.detach()).clamp_min(0)
 
 

@@ -1,9 +1,9 @@
-"""The divergences of :mod:`pocl.losses.divergence` once more, each with its closed-form gradient.
+"""The divergences of :mod:`pocl.losses.divergence` with their closed-form gradients.
 
-Each function takes log-probabilities of teacher and student `[tokens, vocabulary]` without -inf, and their
-exponentials, and gives the divergence `[tokens]` and g = dD/d(log q) `[tokens, vocabulary]` as if every
-log q were free; the caller carries g through the softmax. To spare memory traffic they work in place:
-of what they are given only q is left as it was, and g lies in one of the others.
+Each function takes log-probabilities of teacher and student, `[tokens, vocabulary]` without -inf, and their
+exponentials, and gives the divergence, `[tokens]`, and g = dD/d(log q), `[tokens, vocabulary]`, as if every log q were
+an independent variable; :mod:`pocl.losses.tile` carries g through the softmax. To spare memory traffic the functions
+work in place: of their arguments only q keeps its values, and g is in the memory of one of the others.
 """
 
 import torch
@@ -28,7 +28,7 @@ def reverse_kl(log_p: Tensor, log_q: Tensor, _p: Tensor, q: Tensor) -> ValueAndG
 
 
 def js(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, *, beta: float) -> ValueAndGradient:
-    """g = (1-beta) q log(q/m): what comes through the mixture cancels against q's own term."""
+    """g = (1-beta) q log(q/m): the term q of the reverse KL cancels against the gradient through m."""
     log_m = _log_mixture(p, q, beta)
     teacher = log_p.sub_(log_m).mul_(p).sum(dim=-1)
     g = log_q.sub_(log_m).mul_(q)
@@ -59,14 +59,14 @@ def skew_reverse_kl(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, *, alpha
         return reverse_kl(log_p, log_q, p, q)
     log_m = _log_mixture(q, p, alpha)
     log_ratio = log_q.sub_(log_m)
-    slope = torch.exp(log_ratio, out=p).mul_(-alpha).add_(1).mul_(q)
+    factor = torch.exp(log_ratio, out=p).mul_(-alpha).add_(1).mul_(q)
     terms = log_ratio.mul_(q)
     value = terms.sum(dim=-1)
-    return value.clamp_min_(0), terms.add_(slope)
+    return value.clamp_min_(0), terms.add_(factor)
 
 
 def adaptive_kl(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor, *, head_mass: float) -> ValueAndGradient:
-    """g = -w p + (1-w) q (log q - log p + 1), w the detached weight."""
+    """g = -w p + (1-w) q (log q - log p + 1), w the detached weight of the forward KL."""
     share = head_share(p, q, head_mass)
     log_ratio = log_q.sub_(log_p)
     forward = -torch.mul(log_ratio, p, out=log_p).sum(dim=-1)
@@ -94,13 +94,13 @@ def alpha_beta(log_p: Tensor, log_q: Tensor, p: Tensor, _q: Tensor, *, alpha: fl
     return value.clamp_min_(0), q_total.sub_(cross).div_(alpha)
 
 
-def _alpha_zero(log_p: Tensor, log_q: Tensor, scratch: Tensor, beta: float) -> ValueAndGradient:
+def _alpha_zero(log_p: Tensor, log_q: Tensor, buffer: Tensor, beta: float) -> ValueAndGradient:
     if beta == 0:
-        below = log_q < FLOOR
+        is_below_floor = log_q < FLOOR
         difference = log_q.clamp_min_(FLOOR).sub_(log_p.clamp_min_(FLOOR))
-        value = torch.mul(difference, difference, out=scratch).sum(dim=-1).mul_(0.5)
-        return value, difference.masked_fill_(below, 0)
-    log_ratio = torch.sub(log_q, log_p, out=scratch)
+        value = torch.mul(difference, difference, out=buffer).sum(dim=-1).mul_(0.5)
+        return value, difference.masked_fill_(is_below_floor, 0)
+    log_ratio = torch.sub(log_q, log_p, out=buffer)
     p_beta, q_beta = log_p.mul_(beta).exp_(), log_q.mul_(beta).exp_()
     g = log_ratio.mul_(q_beta)
     rest = p_beta.sub_(q_beta).sum(dim=-1).div_(beta)
@@ -108,6 +108,6 @@ def _alpha_zero(log_p: Tensor, log_q: Tensor, scratch: Tensor, beta: float) -> V
 
 
 def _log_mixture(a: Tensor, b: Tensor, weight_of_a: float) -> Tensor:
-    """log(w a + (1-w) b). Where both underflow the result is finite, and a and b leave nothing of its terms."""
+    """log(w a + (1-w) b). Where both underflow the result is finite, and its terms vanish when multiplied by a or b."""
     mixture = torch.lerp(b, a, weight_of_a)
     return mixture.clamp_min_(torch.finfo(a.dtype).tiny).log_()

@@ -1,4 +1,4 @@
-"""One name for equal weights: models with the same digest answer alike."""
+"""The digest of a model: equal for equal weights and config, so that equal digests mean equal outputs."""
 
 import hashlib
 import json
@@ -8,41 +8,42 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from transformers import PreTrainedModel
 
-# Where a model was read from and by which version changes nothing about it; the type is hashed with each tensor.
-_PASSING = {"transformers_version", "_name_or_path", "dtype"}
+# Config entries that change no output: where the model was read from and by which version. The dtype is hashed with
+# each tensor.
+_IGNORED_ENTRIES = {"transformers_version", "_name_or_path", "dtype"}
 
 
 def model_digest(model: PreTrainedModel) -> str:
     """SHA-256, in hexadecimal, over the config and every weight and stored buffer: name, type, shape and bits.
 
-    Tensors are hashed in threads (hashlib lets go of the interpreter), so this takes about as long as
+    Tensors are hashed in threads (hashlib releases the interpreter lock), so this takes about as long as
     reading the weights from memory once.
     """
-    tensors = _distinct(model)
+    tensors = _distinct_tensors(model)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         digests = pool.map(_tensor_digest, tensors.values())
-        whole = hashlib.sha256(_config_bytes(model))
-        for name, digest in zip(tensors, digests, strict=True):
-            whole.update(f"{name}\n".encode() + digest)
-    return whole.hexdigest()
+        digest = hashlib.sha256(_config_bytes(model))
+        for name, tensor_digest in zip(tensors, digests, strict=True):
+            digest.update(f"{name}\n".encode() + tensor_digest)
+    return digest.hexdigest()
 
 
-def _distinct(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Tensors by name, tied ones once, in the order of their names."""
-    found: dict[int, tuple[str, torch.Tensor]] = {}
+def _distinct_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Tensors by name, in the order of their names; of tied tensors the first name alone."""
+    by_identity: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        found.setdefault(id(tensor), (name, tensor))
-    return dict(found.values())
+        by_identity.setdefault(id(tensor), (name, tensor))
+    return dict(by_identity.values())
 
 
 def _config_bytes(model: PreTrainedModel) -> bytes:
-    config = {name: value for name, value in model.config.to_dict().items() if name not in _PASSING}
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _IGNORED_ENTRIES}
     return json.dumps(config, sort_keys=True, default=str).encode()
 
 
 def _tensor_digest(tensor: torch.Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     digest = hashlib.sha256(f"{flat.dtype} {tuple(tensor.shape)}\n".encode())
-    # numpy has no bfloat16, but bytes are all that is wanted.
+    # numpy has no bfloat16, and the digest needs bytes alone.
     digest.update(flat.view(torch.uint8).numpy().data)
     return digest.digest()

@@ -1,4 +1,4 @@
-"""Models out of GGUF files, de-quantised, with what the conversion of transformers leaves out put right."""
+"""Models from GGUF files, de-quantised, with the gaps of the conversion by transformers filled."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from pocl.errors import ModelUnsupported
 from pocl.inspect.gguf import CONTROL, USER_DEFINED, GGUFHeader, read_header
 
-# Values of tokenizer.ggml.pre. A wrong split costs nothing visible and some of the quality, so a value that
-# is in none of these is refused.
+# Values of tokenizer.ggml.pre, which name the rule that splits text before byte-level BPE. A wrong rule raises no error
+# and costs quality, so a value that is in none of these sets is refused.
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 _PLAIN = {"gpt-2", "mpt", "olmo", "jais"}
 _SPLIT_BY_TRANSFORMERS = {
@@ -29,23 +29,23 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         ModelUnsupported: transformers cannot convert the architecture, the quantisation or the tokenizer.
     """
     header = read_header(path)
-    _refuse_unknown_split(header)
+    _refuse_unknown_pre_tokenizer(header)
     options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
-        # Left to itself it may keep the weights packed, and those cannot be trained.
-        unpacked = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, quantization_config=unpacked, **options)
+        # By default transformers may keep the weights quantised, and those cannot be trained.
+        dequantized = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(path.parent, quantization_config=dequantized, **options)
     except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise ModelUnsupported(f"The GGUF file {path.name} could not be converted: its kind is not known.") from error
-    _forget_quantisation(model)
-    _forget_strangers(tokenizer, header)
-    _split_as_trained(tokenizer, header)
-    _refuse_lost_tokens(tokenizer, header)
+    _remove_quantisation_config(model)
+    _remove_added_tokens(tokenizer, header)
+    _set_pre_tokenizer(tokenizer, header)
+    _refuse_lost_special_tokens(tokenizer, header)
     return model, tokenizer
 
 
-def _refuse_unknown_split(header: GGUFHeader) -> None:
+def _refuse_unknown_pre_tokenizer(header: GGUFHeader) -> None:
     split = _split(header)
     if split is not None and split not in _SINGLE_DIGITS | _PLAIN | _SPLIT_BY_TRANSFORMERS:
         raise ModelUnsupported(
@@ -54,8 +54,8 @@ def _refuse_unknown_split(header: GGUFHeader) -> None:
         )
 
 
-def _forget_strangers(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:
-    """Take out what the conversion adds of its own, such as GPT-2's end of text, under ids past the embeddings."""
+def _remove_added_tokens(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:
+    """Remove tokens that the conversion adds, such as GPT-2's end of text, under ids past the embeddings."""
     known = len(header.tokens())
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     added = [token for token in content["added_tokens"] if token["id"] < known]
@@ -63,22 +63,22 @@ def _forget_strangers(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) ->
         return
     content["added_tokens"] = added
     content["model"]["unk_token"] = None
-    # The library has no way to take a token out, and none to put another backend in.
+    # The library has no way to remove a token, and none to set another backend.
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
 
 
-def _refuse_lost_tokens(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:
+def _refuse_lost_special_tokens(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:
     vocabulary = tokenizer.get_vocab()
     for token in header.tokens():
-        # The conversion respells names outside the byte alphabet, and text then never gives their ids.
+        # The conversion respells names outside the byte alphabet, and no text is then tokenised to their ids.
         if token.kind in (CONTROL, USER_DEFINED) and vocabulary.get(token.name) != token.id:
             raise ModelUnsupported(
                 f"The GGUF file's special token {token.name[:40]!r} cannot be converted; give the model as safetensors."
             )
 
 
-def _split_as_trained(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:
-    """Split text before byte-level BPE as the merges were learned; the conversion knows some rules only."""
+def _set_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) -> None:
+    """Split text before byte-level BPE as the merges were learned; the conversion has some of the rules only."""
     split = _split(header)
     backend = tokenizer.backend_tokenizer
     if split in _SINGLE_DIGITS:
@@ -91,7 +91,7 @@ def _split_as_trained(tokenizer: PreTrainedTokenizerBase, header: GGUFHeader) ->
 
 
 def _split(header: GGUFHeader) -> str | None:
-    """The rules by name; None for tokenizers other than byte-level BPE, which have none."""
+    """The name of the pre-tokenisation rule; None for tokenizers other than byte-level BPE, which have none."""
     if header.text("tokenizer.ggml.model") != "gpt2":
         return None
     named = header.text("tokenizer.ggml.pre")
@@ -99,8 +99,8 @@ def _split(header: GGUFHeader) -> str | None:
     return "gpt-2" if named is None and header.architecture() == "gpt2" else named or "unnamed"
 
 
-def _forget_quantisation(model: PreTrainedModel) -> None:
-    """The weights are full again; with these left, saving would ask the quantiser and fail."""
+def _remove_quantisation_config(model: PreTrainedModel) -> None:
+    """The weights are full again; with these entries left, saving would call the quantiser and fail."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):

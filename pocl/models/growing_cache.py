@@ -1,63 +1,63 @@
-"""Keys and values of a decoding loop in room that grows geometrically.
+"""A key-value cache for decoding, in buffers that grow geometrically.
 
-The dynamic cache of transformers concatenates at each token, which copies all that it holds: the square of the
-answer's length. Here a token is written into spare room, and the numbers that the model sees are the same.
+The dynamic cache of transformers concatenates at each token, which copies all that it holds: quadratic in the length of
+the answer. Here a token is written into spare capacity, and the numbers that the model sees are the same.
 """
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-_SPARE = 64
-"""Columns of room beyond the need, at least."""
+_SPARE_TOKENS = 64
+"""Capacity beyond the need when a buffer grows, at least."""
 
 
 class GrowingLayer(DynamicLayer):
-    """`keys` and `values`, `[B, heads, tokens, width]`, are views of larger buffers."""
+    """The keys and values of a layer, `[B, heads, tokens, width]`: views of larger buffers."""
 
-    def __init__(self, longest: int) -> None:
-        """`longest`: tokens a row will ever have; no more room is made than that needs."""
+    def __init__(self, max_tokens: int) -> None:
+        """`max_tokens`: tokens that a sequence will ever have, and the largest capacity of a buffer."""
         super().__init__()  # type: ignore[no-untyped-call]  # transformers leaves it unannotated.
-        self._longest = longest
-        self._rooms: dict[str, torch.Tensor] = {}
+        self._max_tokens = max_tokens
+        self._buffers: dict[str, torch.Tensor] = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: object, **_kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append `[B, heads, new tokens, width]`; the views over all tokens."""
+        """Append `[B, heads, new tokens, width]`, and return the views over all tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = self._appended("keys", self.keys, key_states)
-        self.values = self._appended("values", self.values, value_states)
+        self.keys = self._append("keys", self.keys, key_states)
+        self.values = self._append("values", self.values, value_states)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows alone, with their spare room: one copy now and none at the next token."""
+        """Keep these sequences alone, with their spare capacity: one copy now and none at the next token."""
         tokens = self.get_seq_length()
-        self._rooms = {name: room[indices] for name, room in self._rooms.items()}
-        for name, room in self._rooms.items():
-            setattr(self, name, room[..., :tokens, :])
+        self._buffers = {name: buffer[indices] for name, buffer in self._buffers.items()}
+        for name, buffer in self._buffers.items():
+            setattr(self, name, buffer[..., :tokens, :])
 
-    def _appended(self, name: str, held: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
-        tokens = 0 if held is None or not held.numel() else held.shape[-2]
+    def _append(self, name: str, current: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+        tokens = 0 if current is None or not current.numel() else current.shape[-2]
         needed = tokens + new.shape[-2]
-        room = self._rooms.get(name)
-        if room is None or room.shape[-2] < needed:
-            columns = max(needed, min(needed + max(needed // 2, _SPARE), self._longest))
-            room = new.new_empty((*new.shape[:-2], columns, new.shape[-1]))
-            if held is not None and tokens:
-                room[..., :tokens, :] = held
-            self._rooms[name] = room
-        room[..., tokens:needed, :] = new
-        return room[..., :needed, :]
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.shape[-2] < needed:
+            capacity = max(needed, min(needed + max(needed // 2, _SPARE_TOKENS), self._max_tokens))
+            buffer = new.new_empty((*new.shape[:-2], capacity, new.shape[-1]))
+            if current is not None and tokens:
+                buffer[..., :tokens, :] = current
+            self._buffers[name] = buffer
+        buffer[..., tokens:needed, :] = new
+        return buffer[..., :needed, :]
 
 
-def growing_cache(config: PreTrainedConfig, longest: int) -> DynamicCache:
-    """The dynamic cache of a model whose full-attention layers grow in place; its other layers stay as they are.
+def growing_cache(config: PreTrainedConfig, max_tokens: int) -> DynamicCache:
+    """The dynamic cache of a model, whose full-attention layers grow in place; its other layers stay as they are.
 
-    It may be appended to and have rows selected; cropping, reordering and repeating are not for it.
+    It supports appending and selecting sequences, but not cropping, reordering and repeating.
     """
     cache = DynamicCache(config=config)
-    # Subclasses keep windows or states of their own and are left alone.
-    cache.layers = [GrowingLayer(longest) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    # Subclasses of the dynamic layer have sliding windows or recurrent states, and are left alone.
+    cache.layers = [GrowingLayer(max_tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

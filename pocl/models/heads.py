@@ -1,8 +1,8 @@
-"""The output head on the rows that matter.
+"""The output head at the positions that enter the loss.
 
-Of a batch, only the positions that predict a response token enter the loss. The head is the largest
-product of a small model, so it is applied to those rows alone. This is done from outside, with the
-model's own forward: whatever it does after the head (bias, soft-capping, logit scale) still happens.
+Of a batch, only the positions that predict a response token enter the loss. The head is the largest product of a small
+model, so a forward pre-hook restricts it to those positions. The rest of the model's own forward runs as it is:
+whatever an architecture does after the head (bias, soft-capping, logit scale) still happens.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from pocl.models.packed import packed_attention
 from pocl.models.positions import position_arguments
 
 HiddenStateMap = Callable[[torch.Tensor], torch.Tensor]
-"""Maps the hidden states that reach the head to those that it is applied to."""
+"""From the hidden states that reach the output head to those that it is applied to."""
 
 
 def response_logits(
@@ -27,13 +27,13 @@ def response_logits(
     """Logits at the positions that `predicts` marks.
 
     Args:
-        model: In train or eval mode, which is left as it is.
+        model: In train or eval mode, which stays as it is.
         input_ids: Token ids, `[B, L]`.
         attention_mask: 1 where `input_ids` holds a token, 0 at padding on either side, `[B, L]`.
         predicts: True where the next token belongs to a response, `[B, L]` bool; T of them.
 
     Returns:
-        `[T, V]`, rows in row-major order of `predicts`: the same as the dense `logits[predicts]`.
+        `[T, V]` in row-major order of `predicts`: the same as `logits[predicts]` of the whole batch.
 
     Raises:
         ModelUnsupported: the model has no output head.
@@ -52,24 +52,24 @@ def response_hidden_states(
     predicts: torch.Tensor,
     lengths: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """What the output head is applied to at the positions that `predicts` marks, `[T, width]`.
+    """The input of the output head at the positions that `predicts` marks, `[T, width]`.
 
-    Arguments and errors as :func:`response_logits`; `lengths` are those of packed rows, for a model that
-    :func:`~pocl.models.packed.can_pack`. :func:`apply_head` turns the result into its logits.
+    Arguments and errors as :func:`response_logits`; `lengths` are those of packed samples, for a model that
+    :func:`~pocl.models.packed.can_pack` accepts. :func:`apply_head` turns the result into logits.
     """
-    seen: list[torch.Tensor] = []
+    captured: list[torch.Tensor] = []
 
-    def keep(hidden: torch.Tensor) -> torch.Tensor:
-        seen.append(hidden[predicts])
+    def capture(hidden: torch.Tensor) -> torch.Tensor:
+        captured.append(hidden[predicts])
         return hidden[:, :0]
 
     if lengths is None:
-        _forward(model, input_ids, attention_mask, keep)
-        return seen[0]
+        _forward(model, input_ids, attention_mask, capture)
+        return captured[0]
     positions = torch.cat([torch.arange(length, device=input_ids.device) for length in lengths])
-    with restrict_head(model, keep), packed_attention(model, lengths):
+    with restrict_head(model, capture), packed_attention(model, lengths):
         model(input_ids=input_ids, position_ids=positions[None], use_cache=False)
-    return seen[0]
+    return captured[0]
 
 
 def apply_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
@@ -79,23 +79,24 @@ def apply_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
         ModelUnsupported: the model has no output head, or its layers cannot be told from it.
     """
     output_head(model)
-    rows = hidden.unsqueeze(0)
-    headed = _with_body(model, _Remembered(rows))
-    logits: torch.Tensor = headed(input_ids=rows.new_zeros(rows.shape[:2], dtype=torch.long), use_cache=False).logits
+    batch = hidden.unsqueeze(0)
+    head_only = _with_body(model, _ConstantBody(batch))
+    input_ids = batch.new_zeros(batch.shape[:2], dtype=torch.long)
+    logits: torch.Tensor = head_only(input_ids=input_ids, use_cache=False).logits
     return logits.squeeze(0)
 
 
 def without_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same head and embeddings, which it shares, and of no layers: good for :func:`apply_head` alone.
+    """A model without layers that shares head and embeddings with `model`; only :func:`apply_head` can use it.
 
     Raises:
         ModelUnsupported: the model has no output head, or its layers cannot be told from it.
     """
     output_head(model)
     # The method carries no annotations in transformers.
-    hollow = _shallow(model.get_decoder())
-    kept = {name: child for name, child in hollow._modules.items() if isinstance(child, nn.Embedding)}
-    hollow.__dict__["_modules"] = kept
+    hollow = _shallow_copy(model.get_decoder())
+    embeddings = {name: child for name, child in hollow._modules.items() if isinstance(child, nn.Embedding)}
+    hollow.__dict__["_modules"] = embeddings
     return _with_body(model, hollow)
 
 
@@ -112,19 +113,19 @@ def output_head(model: PreTrainedModel) -> nn.Module:
     return head
 
 
-def restrict_head(model: PreTrainedModel, to: HiddenStateMap) -> torch.utils.hooks.RemovableHandle:
-    """Apply the head to `to(hidden states)` until the handle, a context manager, is left."""
+def restrict_head(model: PreTrainedModel, select: HiddenStateMap) -> torch.utils.hooks.RemovableHandle:
+    """Apply the head to `select(hidden states)` until the handle, a context manager, is closed."""
 
     def before(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (to(args[0]), *args[1:])
+        return (select(args[0]), *args[1:])
 
     return output_head(model).register_forward_pre_hook(before)
 
 
 def _forward(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, to: HiddenStateMap
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, select: HiddenStateMap
 ) -> torch.Tensor:
-    with restrict_head(model, to):
+    with restrict_head(model, select):
         output = model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -134,8 +135,8 @@ def _forward(
     return cast(torch.Tensor, output.logits)
 
 
-class _Remembered(nn.Module):
-    """Stands in for the layers of a model, and answers with hidden states that are already known."""
+class _ConstantBody(nn.Module):
+    """Replaces the layers of a model, and returns hidden states that are given."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class _Remembered(nn.Module):
 
 
 class _HiddenOnly:
-    """Families read different fields after their layers (caches, router logits): here all others are None."""
+    """The output of a body: fields that families read beside the hidden states (caches, router logits) are None."""
 
     def __init__(self, hidden: torch.Tensor) -> None:
         self.last_hidden_state = hidden
@@ -167,17 +168,17 @@ def _with_body(model: PreTrainedModel, body: nn.Module) -> PreTrainedModel:
     if not path:
         raise ModelUnsupported(f"The layers of {type(model).__name__} cannot be told from its output head.")
     *parents, last = path.split(".")
-    whole = owner = _shallow(model)
+    copied = owner = _shallow_copy(model)
     for name in parents:
-        child = _shallow(owner.get_submodule(name))
+        child = _shallow_copy(owner.get_submodule(name))
         owner._modules[name] = child
         owner = child
     owner._modules[last] = body
-    return cast(PreTrainedModel, whole)
+    return cast(PreTrainedModel, copied)
 
 
-def _shallow(module: nn.Module) -> nn.Module:
-    twin = copy(module)
+def _shallow_copy(module: nn.Module) -> nn.Module:
+    duplicate = copy(module)
     # The copy shares its table of children with the original until it has one of its own.
-    twin.__dict__["_modules"] = dict(module._modules)
-    return twin
+    duplicate.__dict__["_modules"] = dict(module._modules)
+    return duplicate

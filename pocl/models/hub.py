@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: one commit, looked at before its weights are fetched."""
+"""Models on the Hugging Face Hub, pinned to a commit and inspected before their weights are fetched."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _WEIGHTS = ("model.safetensors", "model-*.safetensors")
 
 
 class HubClient(Protocol):
-    """What is asked of the Hub."""
+    """The one call to the Hub that fetching a model needs."""
 
     def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
         """A directory, named as the commit that `revision` means, with the files that match `patterns`."""
@@ -27,10 +27,10 @@ class HubClient(Protocol):
 
 @dataclass(frozen=True)
 class HuggingFaceHub:
-    """The Hub itself; its local cache where it cannot be reached."""
+    """The Hub itself, and its local cache where the Hub cannot be reached."""
 
     cache: Path | None = None
-    """The library's own place unless given."""
+    """Where files are cached; None for the library's own directory."""
     offline: bool = False
 
     def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
@@ -45,7 +45,7 @@ class HuggingFaceHub:
 
 
 def fetch(ref: HubModel, hub: HubClient) -> tuple[str, Path]:
-    """The commit that the revision means now, and a directory with the model at that commit.
+    """The commit that the revision names now, and a directory with the model at that commit.
 
     Raises:
         ModelNotFound: there is no such repository or revision, or it is gated.
@@ -57,7 +57,7 @@ def fetch(ref: HubModel, hub: HubClient) -> tuple[str, Path]:
         directory = hub.snapshot(ref.repo, ref.revision, _DESCRIPTION)
         read_supported_configs(directory)
         commit = directory.name
-        # By commit: the branch may have moved since.
+        # The weights are fetched by commit, since the branch may have moved.
         return commit, hub.snapshot(ref.repo, commit, (*_DESCRIPTION, *_WEIGHTS))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise ModelNotFound(

@@ -1,4 +1,4 @@
-"""A model made over: with fewer layers, or with another dropout."""
+"""A model rebuilt with some of its layers, or with another dropout."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -11,31 +11,31 @@ from transformers.initialization import no_init_weights
 from pocl.errors import ModelUnsupported
 from pocl.inspect import check_layers_exist
 
-# Settings besides those with "layer" in their name that some families give for each layer.
+# Config entries besides those with "layer" in their name that some families give for each layer.
 _PER_LAYER = {"intermediate_size", "num_key_value_heads", "num_attention_heads", "head_dim"}
 
 
 def select_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A model in fp32 with these layers of `model`, counted from 0, and its embeddings, final norm and head.
 
-    It shares no memory with `model`, and its layers are numbered from 0, as its cache counts them.
+    It shares no memory with `model`, and its layers are numbered from 0, as its key-value cache counts them.
 
     Raises:
         SpecInvalid: there is no such layer.
-        ModelUnsupported: the layers cannot be told from the model's other parts.
+        ModelUnsupported: the layers cannot be told from the other parts of the model.
     """
     check_layers_exist(layers, model.config.num_hidden_layers)
     prefix = _layers_prefix(model)
-    number = {before: after for after, before in enumerate(layers)}
+    new_index = {old: new for new, old in enumerate(layers)}
     weights = {}
     for name, tensor in model.state_dict().items():
         if not name.startswith(prefix):
             weights[name] = tensor
             continue
         index, _, rest = name.removeprefix(prefix).partition(".")
-        if int(index) in number:
-            weights[f"{prefix}{number[int(index)]}.{rest}"] = tensor
-    return _made(model, _cut_config(model.config, layers), weights)
+        if int(index) in new_index:
+            weights[f"{prefix}{new_index[int(index)]}.{rest}"] = tensor
+    return _rebuild(model, _config_with_layers(model.config, layers), weights)
 
 
 def with_dropout(model: PreTrainedModel, probability: float) -> PreTrainedModel:
@@ -45,44 +45,44 @@ def with_dropout(model: PreTrainedModel, probability: float) -> PreTrainedModel:
         # Each family has its own names: attention_dropout, resid_pdrop, ...
         if ("dropout" in name or "pdrop" in name) and isinstance(value, float | int):
             setattr(config, name, probability)
-    return _made(model, config, model.state_dict())
+    return _rebuild(model, config, model.state_dict())
 
 
 def _layers_prefix(model: PreTrainedModel) -> str:
     """`model.layers.` or the like: the outermost module list with one entry for each layer."""
     count = model.config.num_hidden_layers
-    found: list[str] = []
+    prefixes: list[str] = []
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in prefixes)
         if isinstance(module, nn.ModuleList) and len(module) == count and not inside:
-            found.append(name)
-    if len(found) != 1:
+            prefixes.append(name)
+    if len(prefixes) != 1:
         raise ModelUnsupported(f"The layers of a {model.config.model_type} model cannot be told from its other parts.")
-    return f"{found[0]}."
+    return f"{prefixes[0]}."
 
 
-def _cut_config(whole: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    config = deepcopy(whole)
+def _config_with_layers(original: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    config = deepcopy(original)
     before = config.num_hidden_layers
     # Set through the config, which knows the name that its family uses, such as n_layer.
     config.num_hidden_layers = len(layers)
-    for name, value in whole.to_dict().items():
+    for name, value in original.to_dict().items():
         is_per_layer = "layer" in name or name in _PER_LAYER
         if is_per_layer and isinstance(value, list) and len(value) == before:
             setattr(config, name, [value[index] for index in layers])
     return config
 
 
-def _made(like: PreTrainedModel, config: PreTrainedConfig, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """Built from its config rather than by surgery, so that every layer knows its number and its kind."""
+def _rebuild(like: PreTrainedModel, config: PreTrainedConfig, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """Build a model from its config rather than by editing modules, so that every layer knows its number and kind."""
     with no_init_weights():
         # The method carries no annotations in transformers.
-        made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    # Initialising is also what ties weights, and it was left out.
-    made.tie_weights()
+        rebuilt: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # Initialisation would tie weights, and it was left out.
+    rebuilt.tie_weights()
     try:
-        made.load_state_dict(dict(weights), strict=True)
+        rebuilt.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:
         raise ModelUnsupported(f"A {config.model_type} model cannot be rebuilt from these weights.") from error
-    made.generation_config = deepcopy(like.generation_config)
-    return made
+    rebuilt.generation_config = deepcopy(like.generation_config)
+    return rebuilt

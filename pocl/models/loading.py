@@ -1,4 +1,4 @@
-"""Models from wherever a specification says: a directory, a GGUF file, the Hub, random, or layers of the teacher.
+"""Loading models: from a directory, a GGUF file, the Hub, at random, or from layers of the teacher.
 
 Weights are read from safetensors or GGUF only, and no code of a model repository is ever run.
 """
@@ -32,25 +32,26 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     digest: str
-    """SHA-256 over config and weights as they are stored; a student cut out of its teacher, as it starts."""
+    """SHA-256 over config and weights as they are stored; of a student cut out of its teacher, before training."""
     origin: Origin
-    """For the record: `kind`, `name`; of the Hub also `revision` and `commit`; of a cut also `layers`."""
+    """Provenance: `kind` and `name`; of the Hub also `revision` and `commit`; of a student cut out of its teacher also
+    `layers`."""
     read_again: Callable[[], PreTrainedModel] | None = field(default=None, repr=False, compare=False)
-    """Reads the model again as it is stored, where `model` holds its weights rounded."""
+    """Reads the model again with its weights as stored; None where `model` holds them unrounded."""
 
 
 def load_teacher(
     ref: ModelRef, *, device: torch.device, dtype: torch.dtype, hub: HubClient | None = None
 ) -> LoadedModel:
-    """A frozen model in eval mode on `device`, its weights in `dtype`.
+    """A frozen model in eval mode on `device`, with its weights in `dtype`.
 
     Raises:
         ModelNotFound, ModelUnsupported: with what to do about it.
-        DiskFull, EngineFailure: the Hub's files could not be had.
+        DiskFull, EngineFailure: the files of the Hub could not be fetched.
     """
     loaded = _load(ref, hub)
     rounds = torch.promote_types(loaded.model.dtype, dtype) != dtype
-    _place(loaded.model, device, dtype)
+    _move_and_cast(loaded.model, device, dtype)
     loaded.model.requires_grad_(False)
     loaded.model.train(False)
     return loaded if rounds else replace(loaded, read_again=None)
@@ -64,7 +65,7 @@ def load_student(
     dropout: float | None = None,
     hub: HubClient | None = None,
 ) -> LoadedModel:
-    """A model to be trained: fp32 weights of its own on `device`, in train mode.
+    """A model to be trained: in train mode, with fp32 weights of its own on `device`.
 
     Args:
         teacher: Needed for a student that is cut out of it; it is not changed.
@@ -73,38 +74,41 @@ def load_student(
     Raises:
         ModelNotFound, ModelUnsupported: with what to do about it.
         SpecInvalid: the teacher lacks a layer that is asked for.
-        DiskFull, EngineFailure: the Hub's files could not be had.
+        DiskFull, EngineFailure: the files of the Hub could not be fetched.
     """
     if ref.from_teacher is None:
         loaded = _load(ref, hub)
     elif teacher is None:
         raise ModelNotFound("A student cut out of the teacher needs a teacher; name one.")
     else:
-        loaded = _cut(teacher, ref.from_teacher.layers)
+        loaded = _from_teacher(teacher, ref.from_teacher.layers)
     model = loaded.model if dropout is None else with_dropout(loaded.model, dropout)
-    _place(model, device, torch.float32)
+    _move_and_cast(model, device, torch.float32)
     model.requires_grad_(True)
     model.train()
     return replace(loaded, model=model, read_again=None)
 
 
 def shared_vocabulary(teacher: LoadedModel, student: LoadedModel) -> int:
-    """Ids below this number mean the same to both, and both heads score them.
+    """The number of ids that mean the same to both models and that both heads score: those from 0 up to it.
 
     Raises:
         VocabularyMismatch: naming tokens that differ.
     """
     return shared_vocabulary_size(
-        teacher.tokenizer.get_vocab(), _head_rows(teacher), student.tokenizer.get_vocab(), _head_rows(student)
+        teacher.tokenizer.get_vocab(),
+        _head_vocabulary(teacher),
+        student.tokenizer.get_vocab(),
+        _head_vocabulary(student),
     )
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write what `from_pretrained` loads: config, safetensors, generation config, tokenizer and chat template.
 
-    The same model gives the same bytes, and nothing in them says where the model was read from.
+    Equal models give equal bytes, and nothing in them says where the model was read from.
     """
-    # One file: a manifest lists it, and a student that is trained here fits.
+    # One shard: a manifest lists it, and a student that can be trained here fits into one file.
     model.save_pretrained(directory, max_shard_size="1TB")
     tokenizer.save_pretrained(directory)
     # safetensors writes files that only their owner may read; the others follow the process's umask.
@@ -156,17 +160,17 @@ def _random(ref: RandomModel) -> LoadedModel:
     return LoadedModel(model, tokenizer, model_digest(model), origin, lambda: random_model(ref))
 
 
-def _cut(teacher: LoadedModel, layers: tuple[int, ...]) -> LoadedModel:
+def _from_teacher(teacher: LoadedModel, layers: tuple[int, ...]) -> LoadedModel:
     # A teacher rounded to bf16 would start its student with rounded weights.
-    whole = teacher.model if teacher.read_again is None else teacher.read_again()
-    model = select_layers(whole, layers)
+    unrounded = teacher.model if teacher.read_again is None else teacher.read_again()
+    model = select_layers(unrounded, layers)
     origin = {"kind": "from_teacher", "name": teacher.origin["name"], "layers": ",".join(map(str, layers))}
     return LoadedModel(model, teacher.tokenizer, model_digest(model), origin)
 
 
 def _model_in(directory: Path) -> PreTrainedModel:
     try:
-        read = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype="auto",
             use_safetensors=True,
@@ -176,12 +180,12 @@ def _model_in(directory: Path) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
         raise ModelUnsupported(f"{directory.name} could not be loaded as a causal language model.") from error
-    # Asked for loading information, it returns a pair, which its annotation does not say.
-    model, found = cast(tuple[PreTrainedModel, dict[str, set[str]]], read)
-    if missing := sorted(found["missing_keys"]):
+    # With `output_loading_info` it returns a pair, which its annotation does not say.
+    model, loading_info = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
+    if missing := sorted(loading_info["missing_keys"]):
         # transformers has filled them with random numbers.
         raise ModelUnsupported(f"{directory.name} lacks {len(missing)} weights, among them {missing[0]}.")
-    # Nobody who is given the model needs to know where this machine keeps it.
+    # Saved models must not disclose the paths of this machine.
     model.config.name_or_path = directory.name
     return model
 
@@ -196,13 +200,13 @@ def _tokenizer_in(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _place(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
-    """Move everything, and change the type of weights alone: rotary frequencies in bf16 blur far positions."""
+def _move_and_cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Move everything, and cast the weights alone: rotary frequencies in bf16 would blur far positions."""
     torch.nn.Module.to(model, device=device)
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
     model.config.dtype = dtype
 
 
-def _head_rows(loaded: LoadedModel) -> int:
+def _head_vocabulary(loaded: LoadedModel) -> int:
     return int(output_head(loaded.model).get_parameter("weight").shape[0])

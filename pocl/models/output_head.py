@@ -1,6 +1,6 @@
-"""The output head as numbers rather than as a module, where it is no more than a linear map, scaled and capped.
+"""The output head as its parameters rather than as a module, where it is a scaled and capped linear map.
 
-A loss that knows these numbers needs no logits of a whole batch: see :mod:`pocl.losses.fused`.
+A loss that has these parameters needs no logits of a whole batch: see :mod:`pocl.losses.fused`.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Head:
     """Gemma 2's `final_logit_softcapping`."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`[T, d]` -> `[T, V]`, differentiable."""
+        """The logits of hidden states, `[T, d]` -> `[T, V]`, differentiable."""
         logits = F.linear(hidden, self.weight, self.bias)
         if self.scale != 1:
             logits = logits * self.scale
@@ -47,57 +47,57 @@ class HeadInputs:
 
 
 def extract_head(model: PreTrainedModel) -> Head | None:
-    """The output head of `model` with its live parameters; None where it is of another form.
+    """The output head of `model`, with the model's own parameters; None where it has another form.
 
-    What the config says is put to the test: a few random hidden states go through the model's own head.
+    The config is verified: a few random hidden states go through the model's own head and through the result.
 
     Raises:
         ModelUnsupported: the model has no output head.
     """
     module = output_head(model)
-    # An adapter or a quantised layer has a weight too, but it is not all that acts.
+    # An adapter or a quantised layer has a weight too, but computes more than the product with it.
     if type(module) is not nn.Linear or not module.weight.is_floating_point():
         return None
-    head = _by_config(model, module)
-    if head is None or not _behaves_as(model, head):
+    head = _head_in_config(model, module)
+    if head is None or not _matches_model(model, head):
         return None
     return head
 
 
-def _by_config(model: PreTrainedModel, module: nn.Linear) -> Head | None:
+def _head_in_config(model: PreTrainedModel, module: nn.Linear) -> Head | None:
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
     softcap = getattr(config, "final_logit_softcapping", None)
-    # Some families keep the name of a rule here.
+    # Some families have the name of a rule here.
     if not all(isinstance(number, int | float) for number in (scale, divisor, softcap or 1.0)):
         return None
     return Head(module.weight, module.bias, scale / divisor, softcap)
 
 
 @torch.no_grad()
-def _behaves_as(model: PreTrainedModel, head: Head) -> bool:
-    hidden = _probe(head)
+def _matches_model(model: PreTrainedModel, head: Head) -> bool:
+    hidden = _probe_hidden_states(head)
     try:
         expected = apply_head(model, hidden).double()
     except ModelUnsupported:
         return False
-    found = head.logits(hidden).double()
-    if found.shape != expected.shape:
+    logits = head.logits(hidden).double()
+    if logits.shape != expected.shape:
         return False
     tolerance = 1e-4 if head.weight.dtype in (torch.float32, torch.float64) else 3e-2
     size = expected.abs().amax(dim=-1, keepdim=True)
-    return bool(((found - expected).abs() <= tolerance * size).all())
+    return bool(((logits - expected).abs() <= tolerance * size).all())
 
 
-def _probe(head: Head) -> Tensor:
-    """Hidden states `[8, d]` that no other draw depends on.
+def _probe_hidden_states(head: Head) -> Tensor:
+    """Random hidden states `[8, d]`, from a generator of their own.
 
-    Their logits before the scale grow from 1 to 1000 at most, since a cap bends only logits as large as itself.
+    Their largest logits before scale and cap go from 1 to 1000, since a cap bends only logits as large as itself.
     """
     weight = head.weight
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(8, weight.shape[1], generator=generator).to(weight.device, torch.float32)
     largest = F.linear(hidden, weight.float()).abs().amax(dim=-1, keepdim=True).clamp_min(1e-12)
-    wanted = torch.logspace(0, 3, 8, device=weight.device).unsqueeze(-1)
-    return (hidden * wanted / largest).to(weight.dtype)
+    target = torch.logspace(0, 3, 8, device=weight.device).unsqueeze(-1)
+    return (hidden * target / largest).to(weight.dtype)

@@ -1,4 +1,4 @@
-"""Positions that follow from the attention mask, so that padding on either side changes nothing."""
+"""Position ids that follow from the attention mask, so that padding on either side changes nothing."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 def position_arguments(model: PreTrainedModel, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
     """`position_ids` `[B, L]` as a keyword for `model`, or nothing where the model takes none (ALiBi).
 
-    The first real token of a row has position 0; padding repeats a neighbour's, which no real token sees.
+    The first token of a sample has position 0; padding repeats the position of a neighbour, which no token attends to.
     """
     if "position_ids" not in _parameters(type(model).forward):
         return {}
@@ -20,5 +20,5 @@ def position_arguments(model: PreTrainedModel, attention_mask: torch.Tensor) -> 
 
 @cache
 def _parameters(forward: Callable[..., object]) -> frozenset[str]:
-    # Asked for at every step of a generation.
+    # Called at every step of a generation, so the signature is read once.
     return frozenset(signature(forward).parameters)

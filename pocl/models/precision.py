@@ -1,4 +1,4 @@
-"""Which number format products are computed in; weights and optimiser stay fp32."""
+"""The number format of products; weights and optimiser stay fp32."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Precision:
 
     @property
     def weights(self) -> torch.dtype:
-        """How frozen weights are held: nothing is lost by rounding them once rather than at each product."""
+        """The dtype of frozen weights: rounding them once loses nothing over rounding them at each product."""
         return torch.bfloat16 if self.name == "bf16" else torch.float32
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -26,17 +26,17 @@ class Precision:
         return torch.autocast(self.device.type, torch.bfloat16)
 
 
-def choose_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """`auto` takes bf16 only where the hardware multiplies it; elsewhere it is emulated, a hundred times slower."""
-    if wanted == "auto":
+def choose_precision(requested: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """The precision of a run; `auto` is bf16 only where the hardware multiplies it, since emulation is much slower."""
+    if requested == "auto":
         return Precision("bf16" if _multiplies_bf16(device) else "fp32", device)
-    return Precision(wanted, device)
+    return Precision(requested, device)
 
 
-def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    if wanted == "auto":
+def choose_device(requested: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    if requested == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+    return torch.device(requested)
 
 
 def machine_fingerprint(device: torch.device) -> str:

@@ -58,7 +58,7 @@ def _config(ref: RandomModel) -> PreTrainedConfig:
     }
     match ref.family:
         case "gpt2":
-            # No dropout: a random model is for trying things out, and should do so alike each time.
+            # No dropout: a random model is for experiments, which should give the same result each time.
             return GPT2Config(
                 n_positions=ref.max_positions, n_embd=ref.hidden_size, n_layer=ref.layers, n_head=ref.heads,
                 n_inner=inner, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **shared,

@@ -1,13 +1,14 @@
 """The teacher's final hidden states, computed once and used in every stage, epoch, method, temperature and job.
 
-What is kept is the input of the output head at the positions that predict a response token; the head is applied in
-the loss. That is exact for every temperature and method, at width x 2 or 4 bytes a token, where logits would take
-vocabulary x 2.
+An entry of the cache holds the input of the output head at the positions that predict a response token; the head is
+applied in the loss. That is exact for every temperature and method, at width x 2 or 4 bytes a token, where logits would
+take vocabulary x 2.
 
-The bits of a hidden state depend on what is multiplied together: the padded length of a row, and the number of rows
-in its batch. So both follow from the set of rows alone: rows are ordered by padded length and content, padded to a
-multiple of 64, and cut into batches and shards by fixed numbers of tokens. A shard is whole or absent, and one that
-was interrupted is done again whole, so the content is the same however often the filling was disturbed.
+The bits of a hidden state depend on the shapes of the products: on the padded length of a sample, and on the number of
+samples in its batch. So both follow from the set of samples alone: samples are ordered by padded length and content,
+padded to a multiple of 64, and divided into batches and shards by fixed numbers of tokens. A shard is whole or absent,
+and an interrupted one is computed again whole, so an entry has the same content however often filling it was
+interrupted.
 """
 
 import fcntl
@@ -37,19 +38,21 @@ KIND = "teacher"
 LAYOUT = 1
 """Part of every key; to be raised when the content of a shard changes for equal inputs."""
 PAD_MULTIPLE = 64
+"""Padded lengths are multiples of this many tokens."""
 BATCH_TOKENS = 4096
-"""Of a batch of the teacher, padding included."""
+"""Tokens of a batch of the teacher, padding included."""
 SHARD_TOKENS = 16384
-"""Response tokens after which a shard ends: what an interruption costs."""
+"""Response tokens after which a shard ends: what an interruption costs at most."""
 SPOT_CHECK_SAMPLES = 4
+"""Samples of an entry that are compared with the live teacher when it is opened."""
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-"""Largest difference to the live teacher, relative to the largest state. A row is checked alone, and rounding differs
-with the batch; a wrong teacher differs by 1."""
+"""Largest difference to the live teacher, relative to the largest state: the sample is run by itself, and rounding
+depends on the batch. The states of another teacher differ by about 1."""
 _STATES = "hidden.safetensors"
 
 
 def teacher_key(digest: str, live: LiveTeacher) -> str:
-    """SHA-256 over all that the bits of a hidden state depend on besides the rows."""
+    """SHA-256 over all that the bits of a hidden state depend on besides the samples; `digest` is the teacher's."""
     parts = {
         "layout": LAYOUT,
         "weights": digest,
@@ -64,78 +67,83 @@ def teacher_key(digest: str, live: LiveTeacher) -> str:
 def open_teacher(
     live: LiveTeacher,
     digest: str,
-    rows: Sequence[EncodedSample],
+    samples: Sequence[EncodedSample],
     *,
     shared_cache: SharedCache,
     sink: Sink,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TeacherSignal]:
-    """The teacher for these rows: from the store, after what is missing there was computed, or else live.
+    """The teacher for these samples: cached, after computing what the cache lacks, or else live.
 
-    A few rows that were found are compared with the live teacher; a difference rebuilds the entry. Without room on
-    the disk or within the store's bounds the live teacher is returned, with a warning.
+    A few cached samples are compared with the live teacher; a difference rebuilds the entry. Where the disk or the
+    bounds of the cache have no room, the live teacher is returned, with a warning.
 
     Args:
-        digest: Of the teacher's weights and config.
-        rows: Every row that will be asked for; their order and repeats do not matter.
+        live: The teacher with its layers.
+        digest: Digest of the teacher's weights and config.
+        samples: Every sample that the teacher will be needed for; order and repeats do not matter.
+        shared_cache: Where entries are stored, for this run and others.
+        sink: Receives progress and warnings.
+        should_stop: Called before each batch of the teacher.
 
     Raises:
         RunStopped: when `should_stop` turns true; finished shards stay.
     """
-    filling = _Filling(live, teacher_key(digest, live), rows, shared_cache, sink, should_stop)
-    # Held for as long as the teacher is used, so that no other run evicts it.
-    with shared_cache.held(KIND, filling.key) as entry:
-        teacher = filling.teacher_from(entry)
-        # Both hold the layers, which a cached teacher needs no more.
-        del live, filling
+    builder = _EntryBuilder(live, teacher_key(digest, live), samples, shared_cache, sink, should_stop)
+    # The entry is held for as long as the teacher is used, so that no other run evicts it.
+    with shared_cache.held(KIND, builder.key) as entry:
+        teacher = builder.build(entry)
+        # Both refer to the layers, which a cached teacher does not need: their memory is freed.
+        del live, builder
         yield teacher
 
 
 class CachedTeacher:
-    """Hidden states out of memory-mapped shards."""
+    """A teacher whose hidden states come from memory-mapped shards."""
 
-    def __init__(self, headed: PreTrainedModel, live: LiveTeacher, shards: dict[str, Tensor]) -> None:
-        self.model = headed
+    def __init__(self, head_only: PreTrainedModel, live: LiveTeacher, states: dict[str, Tensor]) -> None:
+        """`head_only` is the model without layers; `states` are the hidden states by content digest of the sample."""
+        self.model = head_only
         self.precision = live.precision
-        self._states = shards
+        self._states = states
 
     def hidden(self, batch: Batch) -> Tensor:
-        """`[T, width]` in the order of `hidden[batch.predicts]`.
+        """Input of the output head at the positions that predict a response token, `[T, width]`.
 
         Raises:
-            KeyError: for a row that the cache was not opened with.
+            KeyError: for a sample that the cache was not opened with.
         """
-        states = torch.cat([self._states[row.content_digest] for row in batch.samples])
+        states = torch.cat([self._states[sample.content_digest] for sample in batch.samples])
         return states.to(batch.labels.device, non_blocking=True)
-
-    @property
-    def rows(self) -> int:
-        return len(self._states)
 
 
 @dataclass(frozen=True)
 class _Shard:
+    """What one file of an entry holds."""
+
     name: str
     batches: tuple[tuple[EncodedSample, ...], ...]
-    length: tuple[int, ...]
-    """Padded length of each batch."""
+    """The samples that the teacher runs on together."""
+    padded_lengths: tuple[int, ...]
+    """Of each batch, in tokens."""
 
     @property
-    def rows(self) -> Iterator[EncodedSample]:
-        return (row for batch in self.batches for row in batch)
+    def samples(self) -> Iterator[EncodedSample]:
+        """The samples in the order of the file."""
+        return (sample for batch in self.batches for sample in batch)
 
 
-def plan_shards(rows: Sequence[EncodedSample], positions: int | None) -> tuple[_Shard, ...]:
-    """How rows are laid out: a function of their contents alone.
+def plan_shards(samples: Sequence[EncodedSample], max_positions: int | None) -> tuple[_Shard, ...]:
+    """The layout of an entry: which samples are in which batch and shard, as a function of their contents alone.
 
-    `positions` is the most that the teacher can take; None for no limit.
+    `max_positions` is the longest input of the teacher in tokens; None for no limit.
     """
 
-    def padded(row: EncodedSample) -> int:
-        multiple = -(-len(row.input_ids) // PAD_MULTIPLE) * PAD_MULTIPLE
-        return multiple if positions is None else max(len(row.input_ids), min(multiple, positions))
+    def padded_length(sample: EncodedSample) -> int:
+        multiple = -(-len(sample.input_ids) // PAD_MULTIPLE) * PAD_MULTIPLE
+        return multiple if max_positions is None else max(len(sample.input_ids), min(multiple, max_positions))
 
-    distinct = {row.content_digest: row for row in rows}
+    distinct = {sample.content_digest: sample for sample in samples}
     shards: list[_Shard] = []
     batches: list[tuple[EncodedSample, ...]] = []
     batch: list[EncodedSample] = []
@@ -149,63 +157,65 @@ def plan_shards(rows: Sequence[EncodedSample], positions: int | None) -> tuple[_
     def end_shard() -> None:
         end_batch()
         if batches:
-            lengths = tuple(padded(each[0]) for each in batches)
+            lengths = tuple(padded_length(first) for first, *_ in batches)
             shards.append(_Shard(f"shard-{len(shards):05d}", tuple(batches), lengths))
             batches.clear()
 
-    for row in sorted(distinct.values(), key=lambda row: (padded(row), row.content_digest)):
-        if batch and (padded(batch[0]) != padded(row) or (len(batch) + 1) * padded(row) > BATCH_TOKENS):
+    for sample in sorted(distinct.values(), key=lambda sample: (padded_length(sample), sample.content_digest)):
+        length = padded_length(sample)
+        if batch and (padded_length(batch[0]) != length or (len(batch) + 1) * length > BATCH_TOKENS):
             end_batch()
             if tokens >= SHARD_TOKENS:
                 end_shard()
                 tokens = 0
-        batch.append(row)
-        tokens += row.predicted_tokens
+        batch.append(sample)
+        tokens += sample.predicted_tokens
     end_shard()
     return tuple(shards)
 
 
-class _Filling:
-    """One opening of one entry, told in the order in which it happens."""
+class _EntryBuilder:
+    """Opens one entry of the cache: verifies what it holds and computes what it lacks."""
 
     def __init__(
         self,
         live: LiveTeacher,
         teacher: str,
-        rows: Sequence[EncodedSample],
+        samples: Sequence[EncodedSample],
         shared_cache: SharedCache,
         sink: Sink,
         should_stop: Callable[[], bool],
     ) -> None:
         self._live = live
-        self._shards = plan_shards(rows, getattr(live.model.config, "max_position_embeddings", None))
-        contents = "".join(sorted({row.content_digest for row in rows}))
+        self._shards = plan_shards(samples, getattr(live.model.config, "max_position_embeddings", None))
+        contents = "".join(sorted({sample.content_digest for sample in samples}))
         self.key = hashlib.sha256(f"{teacher} {contents}".encode()).hexdigest()
         self._shared_cache = shared_cache
         self._sink = sink
         self._should_stop = should_stop
-        self._total = sum(1 for shard in self._shards for _ in shard.rows)
+        self._total = _sample_count(self._shards)
 
-    def teacher_from(self, entry: Path) -> TeacherSignal:
+    def build(self, entry: Path) -> TeacherSignal:
+        """The cached teacher, once `entry` is whole; the live one where there is no room."""
         self._shared_cache.sweep()
-        found: list[_Shard] = []
+        whole: list[_Shard] = []
         missing: list[_Shard] = []
         for shard in self._shards:
-            (found if self._is_whole(entry / shard.name) else missing).append(shard)
+            (whole if self._is_whole(entry / shard.name) else missing).append(shard)
         if not self._shared_cache.make_room(self._bytes(missing), besides=f"{KIND}/{self.key}"):
-            return self._instead("it does not fit within the bounds of the cache")
-        if found and not self._passes_spot_check(entry, found):
+            return self._fall_back("it does not fit within the bounds of the cache")
+        if whole and not self._passes_spot_check(entry, whole):
             self._sink(Warned(code="teacher_cache_rebuilt", message="the cached teacher was not this teacher"))
-            for shard in found:
+            for shard in whole:
                 discard(entry / shard.name)
             missing = list(self._shards)
         try:
             self._fill(entry, missing)
         except DiskFull:
-            return self._instead("the disk is full")
-        return CachedTeacher(without_layers(self._live.model), self._live, self._mapped(entry))
+            return self._fall_back("the disk is full")
+        return CachedTeacher(without_layers(self._live.model), self._live, self._mapped_states(entry))
 
-    def _instead(self, reason: str) -> TeacherSignal:
+    def _fall_back(self, reason: str) -> TeacherSignal:
         message = f"the teacher runs at each visit of a sample: {reason}"
         self._sink(Warned(code="teacher_cache_skipped", message=message))
         return self._live
@@ -224,67 +234,72 @@ class _Filling:
     def _bytes(self, shards: Sequence[_Shard]) -> int:
         width = output_head(self._live.model).get_parameter("weight").shape[1]
         size = 4 if self._live.precision.name == "fp32" else 2
-        return sum(row.predicted_tokens * width * size for shard in shards for row in shard.rows)
+        return sum(sample.predicted_tokens * width * size for shard in shards for sample in shard.samples)
 
     def _fill(self, entry: Path, missing: Sequence[_Shard]) -> None:
-        done = self._total - sum(1 for shard in missing for _ in shard.rows)
+        done = self._total - _sample_count(missing)
         for shard in missing:
-            # Two jobs may fill one entry at once: each does whole shards, and none is done twice.
+            # Two jobs may fill one entry at the same time: each computes whole shards, and none is computed twice.
             with _exclusive(entry / "fill.lock"):
                 if not (entry / shard.name).is_dir():
                     self._fill_shard(entry / shard.name, shard, done)
-            done += sum(len(batch) for batch in shard.batches)
+            done += _sample_count([shard])
 
     def _fill_shard(self, target: Path, shard: _Shard, done: int) -> None:
         states = []
-        for rows, length in zip(shard.batches, shard.length, strict=True):
+        for samples, length in zip(shard.batches, shard.padded_lengths, strict=True):
             if self._should_stop():
                 raise RunStopped
-            states.append(self._hidden(rows, length))
-            done += len(rows)
-            self._progress(done)
+            states.append(self._live_states(samples, length))
+            done += len(samples)
+            self._report_progress(done)
         with new_directory(target) as scratch:
             save_file({"hidden": torch.cat(states)}, scratch / _STATES)
 
-    def _hidden(self, rows: Sequence[EncodedSample], length: int) -> Tensor:
+    def _live_states(self, samples: Sequence[EncodedSample], length: int) -> Tensor:
+        """The hidden states of samples padded to `length`, `[tokens, width]`; out of memory halves the batch."""
         device = self._live.model.device
         try:
-            return self._live.hidden(collate(rows, device=device, length=length)).cpu()
+            return self._live.hidden(collate(samples, device=device, length=length)).cpu()
         except torch.OutOfMemoryError:
-            if len(rows) == 1:
+            if len(samples) == 1:
                 raise
         torch.cuda.empty_cache()
-        middle = len(rows) // 2
-        return torch.cat([self._hidden(rows[:middle], length), self._hidden(rows[middle:], length)])
+        middle = len(samples) // 2
+        return torch.cat([self._live_states(samples[:middle], length), self._live_states(samples[middle:], length)])
 
-    def _progress(self, done: int) -> None:
+    def _report_progress(self, done: int) -> None:
         self._sink(Progressed(phase="caching_teacher", done=done, total=self._total, unit="rows"))
 
-    def _passes_spot_check(self, entry: Path, found: Sequence[_Shard]) -> bool:
-        step = max(1, len(found) // SPOT_CHECK_SAMPLES)
-        for shard in found[::step][:SPOT_CHECK_SAMPLES]:
-            row, length = shard.batches[0][0], shard.length[0]
-            kept = _read(entry, shard)[row.content_digest]
-            lively = self._hidden([row], length)
-            if kept.shape != lively.shape or kept.dtype != lively.dtype:
+    def _passes_spot_check(self, entry: Path, whole: Sequence[_Shard]) -> bool:
+        step = max(1, len(whole) // SPOT_CHECK_SAMPLES)
+        for shard in whole[::step][:SPOT_CHECK_SAMPLES]:
+            sample, length = shard.batches[0][0], shard.padded_lengths[0]
+            cached = _read(entry, shard)[sample.content_digest]
+            live = self._live_states([sample], length)
+            if cached.shape != live.shape or cached.dtype != live.dtype:
                 return False
-            if not kept.numel():
+            if not cached.numel():
                 continue
-            difference = (kept.float() - lively.float()).abs().max()
-            if not difference <= _TOLERANCE[kept.dtype] * lively.float().abs().max():
+            difference = (cached.float() - live.float()).abs().max()
+            if not difference <= _TOLERANCE[cached.dtype] * live.float().abs().max():
                 return False
         return True
 
-    def _mapped(self, entry: Path) -> dict[str, Tensor]:
+    def _mapped_states(self, entry: Path) -> dict[str, Tensor]:
         return {content: states for shard in self._shards for content, states in _read(entry, shard).items()}
 
 
+def _sample_count(shards: Sequence[_Shard]) -> int:
+    return sum(len(batch) for shard in shards for batch in shard.batches)
+
+
 def _read(entry: Path, shard: _Shard) -> dict[str, Tensor]:
-    """The states of each row, as views into the mapped file."""
-    whole = load_file(entry / shard.name / _STATES)["hidden"]
-    rows = list(shard.rows)
-    pieces = torch.split(whole, [row.predicted_tokens for row in rows])
-    return {row.content_digest: piece for row, piece in zip(rows, pieces, strict=True)}
+    """The hidden states of each sample by its content digest, as views into the memory-mapped file."""
+    states = load_file(entry / shard.name / _STATES)["hidden"]
+    samples = list(shard.samples)
+    by_sample = torch.split(states, [sample.predicted_tokens for sample in samples])
+    return {sample.content_digest: views for sample, views in zip(samples, by_sample, strict=True)}
 
 
 @contextmanager

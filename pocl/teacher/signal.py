@@ -1,4 +1,4 @@
-"""What the teacher says about a batch: one interface, whether it is run or remembered."""
+"""The teacher's output for a batch: one interface for a live and for a cached teacher."""
 
 from typing import Protocol
 
@@ -15,16 +15,16 @@ class TeacherSignal(Protocol):
     """The teacher's final hidden states, and the head that turns them into logits."""
 
     model: PreTrainedModel
-    """Holds the head; it may be without its layers."""
+    """Has the output head; its layers may be absent."""
     precision: Precision
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Input of the output head at the positions that predict a response token, `[T, width]`, no gradient."""
+        """Input of the output head at the positions that predict a response token, `[T, width]`, without gradient."""
         ...
 
 
 class LiveTeacher:
-    """Runs the teacher on every batch."""
+    """A teacher whose layers run on every batch."""
 
     def __init__(self, model: PreTrainedModel, precision: Precision) -> None:
         self.model = model
@@ -34,7 +34,7 @@ class LiveTeacher:
     def hidden(self, batch: Batch) -> Tensor:
         """Input of the output head at the positions that predict a response token, `[T, width]`."""
         if batch.lengths is not None:
-            # Packed for a student that can take it; whether the teacher can was never asked.
+            # The batch is packed for a student that was tried for it; the teacher was not.
             batch = collate(batch.samples, device=batch.labels.device)
         with self.precision.autocast():
             return response_hidden_states(self.model, batch.input_ids, batch.attention_mask, batch.predicts)
@@ -42,6 +42,6 @@ class LiveTeacher:
 
 @torch.no_grad()
 def teacher_logits(teacher: TeacherSignal, batch: Batch) -> Tensor:
-    """`[T, vocabulary]` in fp32: the head on the hidden states, exact for every temperature and method."""
+    """The teacher's logits, `[T, vocabulary]` in fp32: its head applied to its hidden states."""
     with teacher.precision.autocast():
         return apply_head(teacher.model, teacher.hidden(batch)).float()

@@ -1,8 +1,8 @@
-"""The full training state on disk: saved whole or not at all, and restored to exactly what it was.
+"""Checkpoints: the full training state on disk, saved atomically and restored bit for bit.
 
     checkpoints/step-00000120/     from_pretrained loads this directory
         config.json, model.safetensors, tokenizer.json, ..., manifest.json
-        training/                  what continuing needs besides the weights
+        training/                  what resuming needs besides the weights
             optimizer.safetensors  the moments of each parameter
             rng.safetensors        the states of the generators
             state.json             position and history
@@ -36,7 +36,7 @@ _POSITION = {_STATE, _OPTIMIZER, _RNG}
 
 
 class MetricRow(BaseModel):
-    """One optimiser step, as the report draws it."""
+    """The metrics of one optimiser step, as the report plots them."""
 
     # A number that is not finite must come back as it was, and not as null.
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
@@ -66,7 +66,7 @@ class FinishedStage(BaseModel):
 
 
 class TrainState(BaseModel):
-    """Where a run is. The order of samples and the learning rate follow from it and the specification."""
+    """The position of a run. The order of samples and the learning rate follow from it and the specification."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -83,7 +83,7 @@ class TrainState(BaseModel):
     machine: str = ""
     """What the bits of the result depend on besides the inputs: versions, instruction set, device, threads."""
     cached_teacher: bool = True
-    """Whether the teacher's hidden states came out of the cache: live ones round otherwise, with the batch."""
+    """Whether the teacher's hidden states come from the cache; those of a live teacher round with the batch."""
     tokens_seen: int = 0
     finished_stages: list[FinishedStage] = []
     """In their order."""
@@ -100,6 +100,8 @@ class TrainState(BaseModel):
 
 @dataclass(frozen=True)
 class ResumePoint:
+    """A checkpoint to resume from, with its training state."""
+
     directory: Path
     state: TrainState
 
@@ -133,12 +135,12 @@ def save(
 
 
 def find_resume_point(root: Path) -> tuple[ResumePoint | None, list[str]]:
-    """The newest whole training state below `root`, and one sentence for each damaged one that was passed over.
+    """The newest whole training state below `root`, and a sentence for each damaged one that was skipped.
 
     Raises:
-        WorkdirMismatch: it is whole, but another version of the engine wrote it. To pass it over would throw it away.
+        WorkdirMismatch: it is whole, but another version of the engine wrote it. To skip it would discard its steps.
     """
-    passed: list[str] = []
+    skipped: list[str] = []
     for directory in reversed(checkpoints_in(root)):
         if not (directory / TRAINING_DIR).is_dir():
             continue
@@ -146,10 +148,10 @@ def find_resume_point(root: Path) -> tuple[ResumePoint | None, list[str]]:
             _verify(directory, _WEIGHTS)
             _verify(directory / TRAINING_DIR, _POSITION)
         except CheckpointCorrupt as error:
-            passed.append(f"{directory.name} was passed over: {error}")
+            skipped.append(f"{directory.name} was passed over: {error}")
             continue
-        return ResumePoint(directory, _state_in(directory)), passed
-    return None, passed
+        return ResumePoint(directory, _state_in(directory)), skipped
+    return None, skipped
 
 
 def restore_optimizer(directory: Path, model: PreTrainedModel, optimizer: AdamW) -> None:
@@ -158,7 +160,7 @@ def restore_optimizer(directory: Path, model: PreTrainedModel, optimizer: AdamW)
     for name, parameter in _trained(model):
         if f"{name}:exp_avg" in tensors:
             optimizer.state[parameter] = {
-                key: _placed(tensors[f"{name}:{key}"], parameter) for key in ("step", "exp_avg", "exp_avg_sq")
+                key: _to_device_of(tensors[f"{name}:{key}"], parameter) for key in ("step", "exp_avg", "exp_avg_sq")
             }
     generators = load_file(directory / TRAINING_DIR / _RNG)
     torch.set_rng_state(generators["cpu"])
@@ -167,10 +169,10 @@ def restore_optimizer(directory: Path, model: PreTrainedModel, optimizer: AdamW)
 
 
 def prune(root: Path, *, step: int, keep: int, stage_ends: set[int]) -> None:
-    """Keep the newest `keep` training states up to `step`; of older ones keep the weights of stage ends only.
+    """Keep the newest `keep` training states up to `step`, and of older checkpoints the weights of stage ends alone.
 
-    A training state beyond `step` was passed over as damaged. Counted among the newest it would push out a
-    whole one, so it goes; the run makes it again.
+    A training state beyond `step` was skipped as damaged. Counted among the newest it would displace a whole one, so
+    it is deleted; the run writes it again.
     """
     kept = 0
     for directory in reversed(checkpoints_in(root)):
@@ -189,7 +191,7 @@ def prune(root: Path, *, step: int, keep: int, stage_ends: set[int]) -> None:
 def link_weights(source: Path, target: Path) -> None:
     """Make `target` the weights of the checkpoint `source`, by hard links where the file system has them."""
     with manifest.new_directory(target) as scratch:
-        # The manifest goes along: the same files need not be digested again.
+        # The manifest is linked too: the same files need not be digested again.
         for path in (manifest.MANIFEST, *(file.path for file in manifest.read_manifest(source).files)):
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
             _link_or_copy(source / path, scratch / path)
@@ -213,13 +215,13 @@ def _state_in(directory: Path) -> TrainState:
 def _verify(directory: Path, needed: set[str]) -> None:
     listed = {file.path for file in manifest.verify(directory).files}
     if missing := sorted(needed - listed):
-        # An empty list is a manifest too.
+        # A manifest that lists no file is valid by itself.
         raise CheckpointCorrupt(f"the manifest of {directory.name} does not list {missing[0]}")
 
 
 def _refuse_non_finite(step: int, tensors: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in tensors.items():
-        # The extremes are not finite either then, and one pass finds them without a copy.
+        # With a number that is not finite an extreme is not finite either, and aminmax is one pass without a copy.
         if tensor.numel() and not torch.stack(tensor.detach().aminmax()).isfinite().all():
             raise LossDiverged(f"{name} is not finite after step {step}")
 
@@ -248,6 +250,6 @@ def _rng_tensors() -> dict[str, torch.Tensor]:
     return generators
 
 
-def _placed(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+def _to_device_of(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
     # Fused AdamW keeps its step counter on the parameter's device.
     return tensor.to(parameter.device)

@@ -1,24 +1,26 @@
-"""How fast a run goes and when it will end."""
+"""How fast a run goes and when it will end (its ETA)."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-_MEMORY = 0.9
-"""Weight of the past in the moving averages: about the last ten steps count."""
+_DECAY = 0.9
+"""Weight of the past in the exponential moving averages: about the last ten steps count."""
 
 
 @dataclass
 class EtaEstimator:
-    """Moving averages of step and evaluation times. `clock` gives seconds and can be replaced by a fake."""
+    """Exponential moving averages of the times that steps and evaluations take."""
 
     clock: Callable[[], float] = field(default=time.perf_counter)
+    """Gives seconds; replaced by a fake in tests."""
     seconds_per_step: float = 0.0
     mean_deviation: float = 0.0
-    """Mean distance of a step's time from `seconds_per_step`."""
+    """Mean absolute deviation of a step's time from `seconds_per_step`, in seconds."""
     seconds_per_evaluation: float = 0.0
     tokens_per_second: float = 0.0
+    """Prompt and response tokens that training passes a second."""
 
     @contextmanager
     def step(self, tokens: int) -> Iterator[None]:
@@ -27,26 +29,30 @@ class EtaEstimator:
         yield
         seconds = max(self.clock() - start, 1e-9)
         if self.seconds_per_step > 0:
-            self.mean_deviation = _MEMORY * self.mean_deviation + (1 - _MEMORY) * abs(seconds - self.seconds_per_step)
-        self.seconds_per_step = _blend(self.seconds_per_step, seconds)
-        self.tokens_per_second = _blend(self.tokens_per_second, tokens / seconds)
+            deviation = abs(seconds - self.seconds_per_step)
+            self.mean_deviation = _DECAY * self.mean_deviation + (1 - _DECAY) * deviation
+        self.seconds_per_step = _moving_average(self.seconds_per_step, seconds)
+        self.tokens_per_second = _moving_average(self.tokens_per_second, tokens / seconds)
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
+        """Time one evaluation."""
         start = self.clock()
         yield
-        self.seconds_per_evaluation = _blend(self.seconds_per_evaluation, self.clock() - start)
+        self.seconds_per_evaluation = _moving_average(self.seconds_per_evaluation, self.clock() - start)
 
     def seconds_left(self, *, steps: int, evaluations: int) -> float:
+        """The seconds that so many steps and evaluations are expected to take."""
         return steps * self.seconds_per_step + evaluations * self.seconds_per_evaluation
 
     def seconds_left_range(self, *, steps: int, evaluations: int) -> tuple[float, float]:
-        """Least and most seconds to expect. Steps drift together, as rows grow longer or others want the machine, so
-        their distances add up.
+        """The lowest and the highest number of seconds to expect.
+
+        Step times drift together, as samples grow longer or other processes take the machine, so deviations add up.
         """
-        middle, off = self.seconds_left(steps=steps, evaluations=evaluations), steps * self.mean_deviation
-        return max(0.0, middle - off), middle + off
+        expected, deviation = self.seconds_left(steps=steps, evaluations=evaluations), steps * self.mean_deviation
+        return max(0.0, expected - deviation), expected + deviation
 
 
-def _blend(past: float, new: float) -> float:
-    return new if past == 0 else _MEMORY * past + (1 - _MEMORY) * new
+def _moving_average(past: float, new: float) -> float:
+    return new if past == 0 else _DECAY * past + (1 - _DECAY) * new

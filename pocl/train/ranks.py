@@ -1,7 +1,7 @@
-"""The processes that share one optimiser step.
+"""Data parallelism: the ranks (processes) that share one optimiser step.
 
 The gradient of a step is the sum over the valid response tokens of all its micro-batches on all ranks,
-divided by their number. Ranks therefore add up numbers and gradients, and never average.
+divided by their number. So ranks sum numbers and gradients (all-reduce), and never average.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,21 +17,30 @@ from torch import Tensor
 from pocl.data.batches import EncodedSample
 
 _BUCKET_ELEMENTS = 1 << 23
+"""Numbers of a bucket of gradients: enough to make the start of a collective call small beside the transfer."""
 
 
 class Ranks(Protocol):
-    """All ranks call the same methods in the same order, each with numbers and gradients of its own."""
+    """The ranks of a run, as each of them sees them.
+
+    All ranks call the same methods in the same order, each with numbers and gradients of its own.
+    """
 
     @property
     def rank(self) -> int:
-        """Of this process, from 0."""
+        """The number of this process, from 0."""
         ...
 
     @property
-    def world_size(self) -> int: ...
+    def world_size(self) -> int:
+        """How many processes there are."""
+        ...
 
-    def local_samples(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
-        """Of the rows of an optimiser step, equal on all ranks, those of this rank; there may be none."""
+    def local_samples(self, samples: Sequence[EncodedSample]) -> list[EncodedSample]:
+        """The samples of this rank, of the `samples` of an optimiser step; there may be none.
+
+        `samples` are equal on all ranks, and each of them goes to one rank.
+        """
         ...
 
     def all_reduce_(self, tensor: Tensor) -> None:
@@ -49,13 +58,13 @@ class Ranks(Protocol):
 
 @dataclass(frozen=True)
 class SingleProcess:
-    """One process: there is nothing to share and nobody to ask."""
+    """A run of one process, whose sums are those of all."""
 
     rank: int = 0
     world_size: int = 1
 
-    def local_samples(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
-        return list(rows)
+    def local_samples(self, samples: Sequence[EncodedSample]) -> list[EncodedSample]:
+        return list(samples)
 
     def all_reduce_(self, tensor: Tensor) -> None:
         """Already the sum."""
@@ -74,10 +83,10 @@ class ProcessGroup:
     rank: int
     world_size: int
     device: torch.device
-    """Where the tensors of this rank are."""
+    """The device of this rank's tensors."""
 
-    def local_samples(self, rows: Sequence[EncodedSample]) -> list[EncodedSample]:
-        return assign_samples(rows, self.world_size)[self.rank]
+    def local_samples(self, samples: Sequence[EncodedSample]) -> list[EncodedSample]:
+        return assign_samples(samples, self.world_size)[self.rank]
 
     def all_reduce_(self, tensor: Tensor) -> None:
         dist.all_reduce(tensor)
@@ -89,36 +98,36 @@ class ProcessGroup:
 
     def all_reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        # An expert that no token of this rank chose has no gradient here, and must take part where others have one;
-        # what has none anywhere keeps none, as the optimiser would otherwise decay it.
-        owned = torch.tensor(
+        # An expert that no token of this rank chose has no gradient here, and takes part in the sum where another rank
+        # has one. A parameter without gradient on any rank keeps none, since the optimiser would otherwise decay it.
+        has_gradient = torch.tensor(
             [parameter.grad is not None for parameter in trained], dtype=torch.int32, device=self.device
         )
-        self.all_reduce_(owned)
+        self.all_reduce_(has_gradient)
         gradients = []
-        for parameter, ranks in zip(trained, owned.tolist(), strict=True):
-            if ranks and parameter.grad is None:
+        for parameter, ranks_with_gradient in zip(trained, has_gradient.tolist(), strict=True):
+            if ranks_with_gradient and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if parameter.grad is not None:
                 gradients.append(parameter.grad)
         for bucket in _buckets(gradients):
             flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
             self.all_reduce_(flat)
-            for gradient, part in zip(bucket, torch.split(flat, [each.numel() for each in bucket]), strict=True):
-                gradient.copy_(part.view_as(gradient))
+            for gradient, total in zip(bucket, torch.split(flat, [member.numel() for member in bucket]), strict=True):
+                gradient.copy_(total.view_as(gradient))
 
 
 @contextmanager
 def process_group(
     device: torch.device, *, rank: int, world_size: int, init_method: str, timeout: timedelta
 ) -> Iterator[ProcessGroup]:
-    """Join the other ranks, over NCCL on a GPU and Gloo elsewhere, and leave them at the end.
+    """Join the process group, over NCCL on a GPU and Gloo elsewhere, and leave it at the end.
 
     Args:
-        device: Of this rank.
-        rank: From 0 to `world_size` - 1, another for each process.
-        world_size: Processes in all.
-        init_method: Where they meet, such as `file:///path/of/a/new/file` or `tcp://host:port`.
+        device: The device of this rank's tensors.
+        rank: The number of this process, from 0 to `world_size` - 1.
+        world_size: How many processes there are.
+        init_method: Rendezvous of the processes, such as `file:///path/of/a/new/file` or `tcp://host:port`.
         timeout: How long a rank waits for the others before it fails.
     """
     dist.init_process_group(
@@ -135,20 +144,23 @@ def process_group(
         dist.destroy_process_group()
 
 
-def assign_samples(rows: Sequence[EncodedSample], ranks: int) -> list[list[EncodedSample]]:
-    """The rows of each rank: from long to short, dealt to and fro, so that no two ranks differ by more tokens
-    than the longest row has. The order of `rows` has no influence.
+def assign_samples(samples: Sequence[EncodedSample], world_size: int) -> list[list[EncodedSample]]:
+    """The samples of each rank, by serpentine assignment: from long to short, in snake order over the ranks.
+
+    No two ranks then differ by more tokens than the longest sample has. The order of `samples` has no influence.
     """
-    hands: list[list[EncodedSample]] = [[] for _ in range(ranks)]
-    order = sorted(rows, key=lambda row: (len(row.input_ids), row.digest, row.input_ids), reverse=True)
-    for at, row in enumerate(order):
-        turn, place = divmod(at, ranks)
-        hands[place if turn % 2 == 0 else ranks - 1 - place].append(row)
-    return hands
+    assigned: list[list[EncodedSample]] = [[] for _ in range(world_size)]
+    by_length = sorted(
+        samples, key=lambda sample: (len(sample.input_ids), sample.digest, sample.input_ids), reverse=True
+    )
+    for index, sample in enumerate(by_length):
+        round_, place = divmod(index, world_size)
+        assigned[place if round_ % 2 == 0 else world_size - 1 - place].append(sample)
+    return assigned
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type, together of a size at which a collective call is worth its start."""
+    """Consecutive gradients of one dtype, up to `_BUCKET_ELEMENTS` numbers together unless one alone is larger."""
     bucket: list[Tensor] = []
     elements = 0
     for gradient in gradients:

@@ -110,7 +110,7 @@ def test_at_the_same_padding_it_is_live_to_the_bit(tmp_path: Path) -> None:
     teacher, of = Teacher(), rows()
     with teacher.opened(tmp_path, of) as cached:
         for shard in plan_shards(of, 64):
-            for batch_rows, length in zip(shard.batches, shard.length, strict=True):
+            for batch_rows, length in zip(shard.batches, shard.padded_lengths, strict=True):
                 batch = collate(batch_rows, length=length)
                 assert torch.equal(cached.hidden(batch), teacher.live.hidden(batch))
 
@@ -299,7 +299,7 @@ def test_batches_hold_rows_of_one_padded_length_within_their_budget() -> None:
     laid_out = [
         (batch, length)
         for shard in plan_shards(of, None)
-        for batch, length in zip(shard.batches, shard.length, strict=True)
+        for batch, length in zip(shard.batches, shard.padded_lengths, strict=True)
     ]
     for batch, length in laid_out:
         assert length % PAD_MULTIPLE == 0
