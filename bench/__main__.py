@@ -18,7 +18,7 @@ COMMANDS = {
     "rouge": "ROUGE-L of 500 answers",
     "generate": "greedy answers to many prompts",
     "api": "polls, lists, submissions, streams and downloads of one API process",
-    "chaos": "the whole service under a storm of faults",
+    "chaos": "the whole service while faults are injected",
     "resume": "runs killed at random moments, and what that cost",
 }
 FAULTS = frozenset({"chaos", "resume"})

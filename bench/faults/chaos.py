@@ -1,8 +1,8 @@
-"""The whole service under a storm of faults, and what its rows say of it afterwards.
+"""The chaos test: faults are injected into the whole service, and invariants are checked afterwards.
 
 Real workers, a scheduler and a broker serve small training jobs that are submitted all the while. Every few seconds
-something is killed, frozen, cut off or asked to end. Then it is proven from the rows and the files that every job ended
-once and right.
+something is killed, frozen, cut off or asked to end. Then the rows and the files show whether every job ended once, and
+in the weights of a run without faults.
 """
 
 import argparse
@@ -39,45 +39,45 @@ FAULTS: Final[Mapping[str, Callable[[Cluster, random.Random], bool]]] = {
     "cut connections": lambda cluster, _: cluster.cut_connections(),
     "lock database": lambda cluster, _: cluster.lock_database(),
     "cut database": lambda cluster, _: cluster.cut_database(),
-    "cancel a job": lambda cluster, rng: cluster.cancel_some(rng),
-    "pause a job": lambda cluster, rng: cluster.pause_some(rng),
+    "cancel a job": lambda cluster, rng: cluster.cancel_random_job(rng),
+    "pause a job": lambda cluster, rng: cluster.pause_random_job(rng),
 }
-_WAITING: Final = 3
-"""Jobs that are kept in the queue."""
-_CALM_SECONDS: Final = 600
-"""Within which all jobs must have ended once nothing is broken any more."""
+_QUEUED_JOBS: Final = 3
+"""The length at which the queue is kept."""
+_RECOVERY_SECONDS: Final = 600
+"""The time within which all jobs must end once no more faults are injected."""
 _WEIGHTS: Final = {"cancel a job": 1, "pause a job": 2, "freeze engine": 1}
 
 
 @dataclass
 class ChaosResult:
-    """What happened, and what it came to."""
+    """The faults that were injected, and whether the service withstood them."""
 
     database: str
     seed: int
     minutes: float
     faults: Counter[str] = field(default_factory=Counter)
-    evidence: InvariantReport | None = None
+    report: InvariantReport | None = None
     orphans: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
     def failure(self) -> str | None:
-        """Why the service did not stand it."""
-        wrong = [*(self.evidence.wrong if self.evidence is not None else ["nothing was gathered"]), *self.orphans]
-        return "; ".join(wrong) or None
+        """The invariants that were violated, joined; null if none was."""
+        violations = self.report.violations if self.report is not None else ["the invariants were not checked"]
+        return "; ".join([*violations, *self.orphans]) or None
 
     def record(self) -> dict[str, Any]:
-        found = self.evidence
+        report = self.report
         return {
             "command": "chaos",
             "database": self.database,
             "seed": self.seed,
             "minutes": self.minutes,
             "faults": dict(self.faults),
-            "jobs": dict(found.ends) if found is not None else {},
-            "attempts": dict(found.attempts) if found is not None else {},
-            "max_attempts": found.max_attempts if found is not None else None,
+            "jobs": dict(report.statuses) if report is not None else {},
+            "attempts": dict(report.attempts) if report is not None else {},
+            "max_attempts": report.max_attempts if report is not None else None,
             "wrong": self.failure,
             "seconds": round(self.seconds, 1),
         }
@@ -86,15 +86,15 @@ class ChaosResult:
         rows: list[dict[str, Figure]] = [{"fault": name, "times": count} for name, count in self.faults.most_common()]
         rows.append({"fault": "all", "times": self.faults.total()})
         parts = [f"chaos: {self.database}, seed {self.seed}, {self.minutes:g} minutes", table(rows)]
-        if self.evidence is not None:
-            parts.append(self.evidence.text())
+        if self.report is not None:
+            parts.append(self.report.text())
         parts.append(f"every job ended once and right: {'yes' if self.failure is None else 'NO: ' + self.failure}")
         return "\n\n".join(parts)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="of the faults and jobs (default 0)")
-    parser.add_argument("--minutes", type=float, default=2, help="of the storm; the baseline after it comes on top")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults and jobs (default 0)")
+    parser.add_argument("--minutes", type=float, default=2, help="minutes of faults; the recovery comes on top")
     parser.add_argument("--database-url", help="an empty PostgreSQL database (default: a SQLite file)")
 
 
@@ -104,35 +104,35 @@ def run(args: argparse.Namespace) -> ChaosResult:
 
 
 def run_chaos(directory: Path, *, seed: int, minutes: float, database_url: str | None = None) -> ChaosResult:
-    """Let the service stand a storm in `directory`, and check what its rows say."""
+    """Inject faults into a service in `directory` for `minutes`, let it recover, and check the invariants."""
     rng = random.Random(seed)
-    wanted = {name: baseline_weights(directory / "baseline" / name, name) for name in VARIANTS}
-    cluster = Cluster.gathered(directory / "home", database_url)
-    storm = ChaosResult("PostgreSQL" if database_url else "SQLite", seed, minutes)
-    begun = time.monotonic()
+    expected = {name: baseline_weights(directory / "baseline" / name, name) for name in VARIANTS}
+    cluster = Cluster.create(directory / "home", database_url)
+    result = ChaosResult("PostgreSQL" if database_url else "SQLite", seed, minutes)
+    started_at = time.monotonic()
     try:
         cluster.start()
-        while time.monotonic() - begun < 60 * minutes:
-            while cluster.waiting() < _WAITING:
+        while time.monotonic() - started_at < 60 * minutes:
+            while cluster.count_queued() < _QUEUED_JOBS:
                 cluster.submit(rng.choice(sorted(VARIANTS)))
             name = rng.choices(list(FAULTS), [_WEIGHTS.get(name, 4) for name in FAULTS])[0]
             if FAULTS[name](cluster, rng):
-                storm.faults[name] += 1
-            cluster.tend(until=time.monotonic() + rng.uniform(0.5, 3.5))
+                result.faults[name] += 1
+            cluster.supervise(until=time.monotonic() + rng.uniform(0.5, 3.5))
         cluster.resume_all()
-        calm_until = time.monotonic() + _CALM_SECONDS
-        while cluster.live() and time.monotonic() < calm_until:
-            cluster.tend(until=time.monotonic() + 0.5)
+        deadline = time.monotonic() + _RECOVERY_SECONDS
+        while cluster.count_live() and time.monotonic() < deadline:
+            cluster.supervise(until=time.monotonic() + 0.5)
             cluster.resume_all()
-        storm.evidence = check_invariants(cluster.database, cluster.store, cluster.submitted, wanted)
+        result.report = check_invariants(cluster.database, cluster.store, cluster.submitted, expected)
     finally:
-        storm.orphans = cluster.dismiss()
-    storm.seconds = time.monotonic() - begun
-    return storm
+        result.orphans = cluster.shut_down()
+    result.seconds = time.monotonic() - started_at
+    return result
 
 
 def baseline_weights(directory: Path, variant: str) -> str:
-    """SHA-256 of the weights that a variant ends in when it is left alone."""
+    """SHA-256 of the weights in which a variant ends without faults."""
     spec = read_spec(write_variant(directory, variant))
     workdir = directory / "run"
     distil(spec, workdir, lambda _event: None, shared_cache=SharedCache(directory / "cache", 1 << 30))

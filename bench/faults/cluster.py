@@ -1,4 +1,4 @@
-"""The processes of a service, all of which may be broken: a broker, a scheduler, two workers."""
+"""The processes of a service into which faults are injected: a broker, a scheduler, two workers."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import psutil
 import redis
 import sqlalchemy as sa
 
-from bench.faults.small_runs import rows_and_spec
+from bench.faults.small_runs import spec_and_samples
 from domain.artifacts import ArtifactStore
 from domain.datasets.repository import add_dataset
 from domain.db import Database, upgrade
@@ -34,33 +34,35 @@ from worker.processes import spawn, terminate
 PROJECT: Final = "default"
 LEASE_SECONDS: Final = 4.0
 _WORKERS: Final = ("worker-1", "worker-2")
-_BEAT: Final = LEASE_SECONDS / 6
-_GRACE: Final = 20.0
+_HEARTBEAT_SECONDS: Final = LEASE_SECONDS / 6
+_GRACE_SECONDS: Final = 20.0
 _STALL_SECONDS: Final = 30.0
-"""Longer than an engine takes to start beside all the others."""
+"""Longer than an engine takes to start on a busy machine."""
 
 
 @dataclass
 class Cluster:
+    """A service as processes of its own, its database and store, and the faults that can be injected."""
+
     settings: Settings
     database: Database
     store: ArtifactStore
-    members: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    thaws: list[threading.Timer] = field(default_factory=list)
-    """Which let frozen processes go on. In threads: one of them may hold the lock that this process waits for."""
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    resume_timers: list[threading.Timer] = field(default_factory=list)
+    """Resume frozen processes. They are threads, since a frozen process may hold the lock that this one waits for."""
     submitted: dict[str, str] = field(default_factory=dict)
-    """Variant by job id."""
+    """The variant of each submitted job, by its id."""
 
     @classmethod
-    def gathered(cls, home: Path, database_url: str | None) -> "Cluster":
+    def create(cls, home: Path, database_url: str | None) -> "Cluster":
         home.mkdir(parents=True)
         settings = Settings(
             home=home,
             database_url=database_url or f"sqlite:///{home / 'pocl.sqlite3'}",
             redis_url=f"unix://{home / 'broker.sock'}",
             lease_seconds=LEASE_SECONDS,
-            heartbeat_seconds=_BEAT,
-            reaper_seconds=_BEAT,
+            heartbeat_seconds=_HEARTBEAT_SECONDS,
+            reaper_seconds=_HEARTBEAT_SECONDS,
             max_attempts=50,
         )
         upgrade(settings)
@@ -70,10 +72,10 @@ class Cluster:
         for name in ("broker", "scheduler", *_WORKERS):
             self._start(name)
 
-    def tend(self, until: float) -> None:
-        """Start again what has ended, until that moment."""
+    def supervise(self, until: float) -> None:
+        """Restart processes that have exited, until a moment of the monotonic clock."""
         while True:
-            for name, process in self.members.items():
+            for name, process in self.processes.items():
                 if process.poll() is not None:
                     self._start(name)
             left = until - time.monotonic()
@@ -81,68 +83,70 @@ class Cluster:
                 return
             time.sleep(min(0.1, left))
 
-    def dismiss(self) -> list[str]:
-        """End all; what is left of them."""
-        for thaw in self.thaws:
-            thaw.join()
+    def shut_down(self) -> list[str]:
+        """End all processes; one sentence for each that is left nevertheless."""
+        for timer in self.resume_timers:
+            timer.join()
         for name in (*_WORKERS, "scheduler", "broker"):
-            if name in self.members:
-                terminate(self.members[name], _GRACE)
+            if name in self.processes:
+                terminate(self.processes[name], _GRACE_SECONDS)
         self.database.close()
-        return [f"process {each.pid} is left: {' '.join(each.cmdline())[:80]}" for each in self._of_home()]
+        return [
+            f"process {each.pid} is left over: {' '.join(each.cmdline())[:80]}" for each in self._processes_of_home()
+        ]
 
     # --- Jobs ---------------------------------------------------------------------------------------------
 
     def submit(self, variant: str) -> str:
-        raw, *parts = rows_and_spec(variant)
-        for name, rows in zip(("train", "validation"), parts, strict=True):
-            raw["data"][name] = {"dataset": self._upload(rows)}
+        raw, *parts = spec_and_samples(variant)
+        for name, samples in zip(("train", "validation"), parts, strict=True):
+            raw["data"][name] = {"dataset": self._upload(samples)}
         job = submit_job(self.database, self.settings, raw, project=PROJECT)
         self.submitted[job.id] = variant
         return job.id
 
-    def waiting(self) -> int:
-        return len(self._in(JobStatus.QUEUED))
+    def count_queued(self) -> int:
+        return len(self._jobs_in(JobStatus.QUEUED))
 
-    def live(self) -> int:
+    def count_live(self) -> int:
         """Jobs that have not ended."""
-        return len(self._in(*(status for status in JobStatus if status not in TERMINAL)))
+        return len(self._jobs_in(*(status for status in JobStatus if status not in TERMINAL)))
 
-    def cancel_some(self, rng: random.Random) -> bool:
+    def cancel_random_job(self, rng: random.Random) -> bool:
         return self._act(rng, [JobStatus.QUEUED, *HELD], lambda session, job: actions.cancel_job(session, PROJECT, job))
 
-    def pause_some(self, rng: random.Random) -> bool:
-        """Pause a job now or at its stage's end, and let another that is paused go on."""
+    def pause_random_job(self, rng: random.Random) -> bool:
+        """Pause a running job now or at the end of its stage, after resuming those that are paused."""
         self.resume_all()
         at: Any = rng.choice(["now", "stage_end"])
         running = [JobStatus.PREPARING, JobStatus.RUNNING]
         return self._act(rng, running, lambda session, job: actions.pause_job(session, PROJECT, job, at))
 
     def resume_all(self) -> None:
-        for job in self._in(JobStatus.PAUSED):
+        for job in self._jobs_in(JobStatus.PAUSED):
             with suppress(ApiError), self.database.transaction(write=True) as session:
                 actions.resume_job(session, PROJECT, job)
 
     def _act(self, rng: random.Random, statuses: Any, act: Any) -> bool:
-        jobs = self._in(*statuses)
+        jobs = self._jobs_in(*statuses)
         if not jobs:
             return False
         try:
             with self.database.transaction(write=True) as session:
                 act(session, rng.choice(jobs))
         except ApiError:
-            # It moved on meanwhile.
+            # Its status changed meanwhile.
             return False
         return True
 
-    def _in(self, *statuses: JobStatus) -> list[str]:
+    def _jobs_in(self, *statuses: JobStatus) -> list[str]:
         with self.database.transaction(write=False) as session:
             return list(session.scalars(sa.select(Job.id).where(Job.status.in_(statuses)).order_by(Job.id)))
 
-    def _upload(self, rows: str) -> str:
+    def _upload(self, samples: str) -> str:
         dataset = new_id("ds")
         source = self.settings.home / f"{dataset}.jsonl"
-        source.write_text(rows, encoding="utf-8")
+        source.write_text(samples, encoding="utf-8")
         stored = self.store.publish_file(source, f"datasets/{dataset}.jsonl")
         source.unlink()
         with self.database.transaction(write=True) as session:
@@ -150,7 +154,7 @@ class Cluster:
                 session,
                 project=PROJECT,
                 name=dataset,
-                rows=rows.count("\n"),
+                rows=samples.count("\n"),
                 size_bytes=stored.size,
                 sha256=stored.sha256,
                 store_key=f"datasets/{dataset}.jsonl",
@@ -164,38 +168,37 @@ class Cluster:
         return self._kill_one(rng, self._engines())
 
     def kill_child(self, rng: random.Random) -> bool:
-        mains = [self.members[name] for name in _WORKERS]
+        mains = [self.processes[name] for name in _WORKERS]
         return self._kill_one(rng, [child.pid for main in mains for child in _children(main.pid)])
 
     def kill_worker(self, rng: random.Random) -> bool:
-        return self._kill_one(rng, [self.members[rng.choice(_WORKERS)].pid])
+        return self._kill_one(rng, [self.processes[rng.choice(_WORKERS)].pid])
 
     def freeze_worker(self, rng: random.Random) -> bool:
-        """For longer than its lease lasts."""
-        main = self.members[rng.choice(_WORKERS)].pid
-        processes = [main, *(child.pid for child in _children(main))]
-        return self._freeze(processes)
+        """Freeze a worker for longer than its lease lasts."""
+        main = self.processes[rng.choice(_WORKERS)].pid
+        return self._freeze([main, *(child.pid for child in _children(main))])
 
     def freeze_engine(self, rng: random.Random) -> bool:
-        """For good: only the worker's limit on its silence ends it."""
+        """Freeze an engine for good: only the worker's stall limit ends it."""
         running = sorted(self._engines())
         _send([rng.choice(running)] if running else [], signal.SIGSTOP)
         return bool(running)
 
     def end_worker(self, rng: random.Random) -> bool:
-        _send([self.members[rng.choice(_WORKERS)].pid], signal.SIGTERM)
+        _send([self.processes[rng.choice(_WORKERS)].pid], signal.SIGTERM)
         return True
 
     def kill_scheduler(self) -> bool:
-        _send([self.members["scheduler"].pid], signal.SIGKILL)
+        _send([self.processes["scheduler"].pid], signal.SIGKILL)
         return True
 
     def kill_broker(self) -> bool:
-        _send([self.members["broker"].pid], signal.SIGKILL)
+        _send([self.processes["broker"].pid], signal.SIGKILL)
         return True
 
     def freeze_broker(self) -> bool:
-        return self._freeze([self.members["broker"].pid])
+        return self._freeze([self.processes["broker"].pid])
 
     def empty_broker(self) -> bool:
         return self._at_broker("FLUSHALL")
@@ -228,33 +231,33 @@ class Cluster:
             return False
         return True
 
-    def _freeze(self, processes: list[int]) -> bool:
-        """For longer than a lease lasts."""
-        _send(processes, signal.SIGSTOP)
-        thaw = threading.Timer(1.5 * LEASE_SECONDS, _send, (processes, signal.SIGCONT))
-        thaw.start()
-        self.thaws = [each for each in self.thaws if each.is_alive()] + [thaw]
+    def _freeze(self, pids: list[int]) -> bool:
+        """Freeze processes for longer than a lease lasts."""
+        _send(pids, signal.SIGSTOP)
+        timer = threading.Timer(1.5 * LEASE_SECONDS, _send, (pids, signal.SIGCONT))
+        timer.start()
+        self.resume_timers = [each for each in self.resume_timers if each.is_alive()] + [timer]
         return True
 
-    def _kill_one(self, rng: random.Random, processes: list[int]) -> bool:
-        if not processes:
+    def _kill_one(self, rng: random.Random, pids: list[int]) -> bool:
+        if not pids:
             return False
-        _send([rng.choice(sorted(processes))], signal.SIGKILL)
+        _send([rng.choice(sorted(pids))], signal.SIGKILL)
         return True
 
     def _engines(self) -> list[int]:
         work = str(self.settings.work_root)
-        return [each.pid for each in self._of_home() if work in " ".join(each.cmdline())]
+        return [each.pid for each in self._processes_of_home() if work in " ".join(each.cmdline())]
 
-    def _of_home(self) -> list[psutil.Process]:
-        """Processes that work for this service, but for this one."""
+    def _processes_of_home(self) -> list[psutil.Process]:
+        """The processes of this service, but for this one."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                mine = process.environ().get("POCL_HOME") == str(self.settings.home) or str(
+                is_of_home = process.environ().get("POCL_HOME") == str(self.settings.home) or str(
                     self.settings.home
                 ) in " ".join(process.cmdline())
-                if mine and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                if is_of_home and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
@@ -262,7 +265,7 @@ class Cluster:
 
     def _start(self, name: str) -> None:
         with (self.settings.home / f"{name}.log").open("ab") as log:
-            self.members[name] = spawn(self._command(name), stdout=log, environment=self._environment())
+            self.processes[name] = spawn(self._command(name), stdout=log, environment=self._environment())
 
     def _command(self, name: str) -> list[str]:
         if name == "broker":
@@ -284,18 +287,18 @@ class Cluster:
             "POCL_MAX_ATTEMPTS": str(settings.max_attempts),
             "POCL_WORKER_TICK_SECONDS": "0.05",
             "POCL_WORKER_STALL_SECONDS": str(_STALL_SECONDS),
-            "POCL_WORKER_GRACE_SECONDS": json.dumps(_GRACE / 2),
+            "POCL_WORKER_GRACE_SECONDS": json.dumps(_GRACE_SECONDS / 2),
             "OMP_NUM_THREADS": "1",
         }
 
 
-def _children(process: int) -> list[psutil.Process]:
+def _children(pid: int) -> list[psutil.Process]:
     with suppress(psutil.Error):
-        return list(psutil.Process(process).children())
+        return list(psutil.Process(pid).children())
     return []
 
 
-def _send(processes: list[int], number: signal.Signals) -> None:
-    for process in processes:
+def _send(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(process, number)
+            os.kill(pid, number)

@@ -1,4 +1,4 @@
-"""What a run came to, in a form in which two runs can be compared to the bit."""
+"""The outcome of a run, in a form in which two runs can be compared to the bit."""
 
 import json
 import os
@@ -15,21 +15,26 @@ _TIMES = ("tokens_per_second", "eta_seconds", "eta_low_seconds", "eta_high_secon
 
 @dataclass(frozen=True)
 class RunOutcome:
+    """What a run left in its directory, without times."""
+
     final: str
-    """SHA-256 of the weights, as are the next two of their files."""
+    """SHA-256 of the final weights."""
     best: str
+    """SHA-256 of the weights of the best stage."""
     ranking: str
+    """SHA-256 of the ranking."""
     result: str
-    """The content of result.json: stages, tokens seen, all scores."""
+    """The content of `result.json`: stages, tokens seen, all scores."""
     steps: dict[int, dict[str, Any]]
-    """Each optimiser step as last logged, but for its times."""
-    reusable: dict[str, str]
-    """What the run left for others, the teacher's hidden states among it: SHA-256 by path."""
-    best_named: dict[str, Any]
-    """The last event that names the best stage's weights."""
+    """The last event of each optimiser step, without its times."""
+    cached: dict[str, str]
+    """SHA-256 of each file of the shared cache, the teacher's hidden states among them, by path."""
+    best_event: dict[str, Any]
+    """The last event that names the weights of the best stage."""
 
     @classmethod
     def read(cls, workdir: Path) -> "RunOutcome":
+        """Read the outcome of a finished run."""
         events = read_events(workdir)
         steps = {event["step"]: event for event in events if event["type"] == "step"}
         best = [event for event in events if event["type"] == "checkpoint" and event["kind"] == "best"]
@@ -39,12 +44,12 @@ class RunOutcome:
             ranking=manifest.sha256_of(workdir / RANKING_FILE),
             result=(workdir / RESULT_FILE).read_text(encoding="utf-8"),
             steps={step: {k: v for k, v in event.items() if k not in _TIMES} for step, event in steps.items()},
-            reusable={
+            cached={
                 path.relative_to(workdir).as_posix(): manifest.sha256_of(path)
                 for path in (workdir / CACHE_DIR).rglob("*")
                 if path.is_file()
             },
-            best_named=best[-1],
+            best_event=best[-1],
         )
 
     def differences(self, other: "RunOutcome") -> list[str]:
@@ -53,7 +58,7 @@ class RunOutcome:
 
 
 def read_events(workdir: Path, offset: int = 0) -> list[dict[str, Any]]:
-    """The whole lines of events.jsonl from a byte offset on."""
+    """The events in the complete lines of `events.jsonl` from a byte offset on."""
     path = workdir / EVENTS_FILE
     content = path.read_bytes()[offset:] if path.exists() else b""
     return [json.loads(line)["event"] for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
@@ -61,19 +66,19 @@ def read_events(workdir: Path, offset: int = 0) -> list[dict[str, Any]]:
 
 def scratch_paths(workdir: Path) -> set[str]:
     """Half-written files and directories below `workdir`."""
-    # With a pattern a directory that goes away meanwhile is an error.
+    # Unlike a glob, a walk survives that a directory is removed meanwhile.
     return {name for _, directories, files in os.walk(workdir) for name in (*directories, *files) if _is_scratch(name)}
 
 
 def manifest_errors(workdir: Path) -> list[str]:
-    """Directories below `workdir` whose manifest does not hold."""
-    found = []
+    """One message for each directory below `workdir` whose files do not match its manifest."""
+    errors = []
     for path in sorted(workdir.rglob(manifest.MANIFEST)):
         try:
             manifest.verify(path.parent)
         except CheckpointCorrupt as error:
-            found.append(str(error))
-    return found
+            errors.append(str(error))
+    return errors
 
 
 def _is_scratch(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Exact resume, shown: runs struck at random moments end in the same bits as undisturbed ones."""
+"""Exact resume, measured: runs that crash at random moments end in the same bits as runs without a crash."""
 
 import argparse
 import random
@@ -21,21 +21,21 @@ _MAX_CRASHES_PER_RUN = 12
 
 @dataclass
 class ResumeResult:
-    """What the crashes of all storms came to."""
+    """The crashes of all runs, and what they cost."""
 
     crashes: list[Crash] = field(default_factory=list)
     runs: int = 0
     differing: list[str] = field(default_factory=list)
-    """One line for each way in which a run ended otherwise: other bits, litter, damage, too many lost steps."""
+    """One line for each difference from the baseline: other bits, scratch files, damage, too many lost steps."""
     seconds: float = 0.0
 
     @property
     def failure(self) -> str | None:
-        """Whether a run ended otherwise than an undisturbed one."""
-        return "a run that was struck did not end like one that was not" if self.differing else None
+        """A sentence where a run ended otherwise than its baseline; else null."""
+        return "a run with crashes did not end like the run without" if self.differing else None
 
     def record(self) -> dict[str, Any]:
-        """The findings as plain values."""
+        """The result as plain values."""
         lost = [crash.lost_steps for crash in self.crashes]
         return {
             "command": "resume",
@@ -43,16 +43,16 @@ class ResumeResult:
             "runs": self.runs,
             "by_phase": dict(Counter(crash.phase for crash in self.crashes)),
             "in_save": sum(crash.in_save for crash in self.crashes),
-            "by_signal": dict(Counter(crash.by.name for crash in self.crashes)),
+            "by_signal": dict(Counter(crash.kill_signal.name for crash in self.crashes)),
             "lost_steps": {"max": max(lost, default=0), "mean": sum(lost) / max(1, len(lost))},
             "checkpoint_every": CHECKPOINT_EVERY,
             "differing": self.differing,
             "seconds": round(self.seconds, 1),
-            "each": [{**asdict(crash), "by": crash.by.name} for crash in self.crashes],
+            "each": [{**asdict(crash), "kill_signal": crash.kill_signal.name} for crash in self.crashes],
         }
 
     def text(self) -> str:
-        """The findings for people."""
+        """The result for people."""
         phases = [phase for phase, _ in Counter(crash.phase for crash in self.crashes).most_common()]
         rows = [_row(phase, [crash for crash in self.crashes if crash.phase == phase]) for phase in phases]
         total = self.record()
@@ -60,7 +60,7 @@ class ResumeResult:
             table([*rows, _row("all", self.crashes)]),
             f"signals {total['by_signal']}; {self.runs} runs",
             f"steps lost in the mean {total['lost_steps']['mean']:.2f}, with a checkpoint every {CHECKPOINT_EVERY}",
-            f"same bits as an undisturbed run: {'NO' if self.differing else 'yes'}",
+            f"same bits as a run without crashes: {'NO' if self.differing else 'yes'}",
             *self.differing,
         ]
         return "\n".join(lines)
@@ -82,35 +82,35 @@ def run(args: argparse.Namespace) -> ResumeResult:
 def measure(
     engine: Engine, directory: Path, *, kills: int, seed: int, variants: Iterable[str] = tuple(VARIANTS)
 ) -> ResumeResult:
-    """Crash runs of the variants in turn until there were `kills` crashes, and compare each with a baseline one.
+    """Crash runs of the variants in turn until there were `kills` crashes, and compare each run with its baseline.
 
     Raises:
         RuntimeError: a run ended in any other way than well or by a crash.
     """
     rng = random.Random(seed)
-    findings = ResumeResult()
+    result = ResumeResult()
     baseline: dict[str, Path] = {}
-    begun = time.monotonic()
+    started_at = time.monotonic()
     for name in cycle(variants):
-        if len(findings.crashes) >= kills:
+        if len(result.crashes) >= kills:
             break
         spec = write_variant(directory / name, name)
         if name not in baseline:
             baseline[name] = directory / name / "baseline"
             run_with_crashes(engine, spec, baseline[name], [])
-        workdir = directory / name / f"run-{findings.runs}"
-        count = min(kills - len(findings.crashes), _MAX_CRASHES_PER_RUN)
+        workdir = directory / name / f"run-{result.runs}"
+        count = min(kills - len(result.crashes), _MAX_CRASHES_PER_RUN)
         crashes = run_with_crashes(engine, spec, workdir, draw_crash_points(rng, count, read_events(baseline[name])))
-        faults = differences_from_baseline(workdir, baseline[name]) + excess_lost_steps(crashes)
-        findings.crashes += crashes
-        findings.differing += [f"{name}, {workdir.name}: {what}" for what in faults]
-        findings.runs += 1
-    findings.seconds = time.monotonic() - begun
-    return findings
+        differences = differences_from_baseline(workdir, baseline[name]) + excess_lost_steps(crashes)
+        result.crashes += crashes
+        result.differing += [f"{name}, {workdir.name}: {what}" for what in differences]
+        result.runs += 1
+    result.seconds = time.monotonic() - started_at
+    return result
 
 
 def differences_from_baseline(workdir: Path, baseline: Path) -> list[str]:
-    """How a run that was struck differs from one that was not; empty when it does not."""
+    """How a run with crashes differs from one without; empty when it does not."""
     differing = RunOutcome.read(workdir).differences(RunOutcome.read(baseline))
     return [
         *(f"another {name}" for name in differing),
@@ -120,7 +120,7 @@ def differences_from_baseline(workdir: Path, baseline: Path) -> list[str]:
 
 
 def excess_lost_steps(crashes: Iterable[Crash]) -> list[str]:
-    """Strikes that cost more than one checkpoint interval."""
+    """One line for each crash that cost more than one checkpoint interval."""
     lost = [crash.lost_steps for crash in crashes]
     return [f"lost {steps} steps" for steps in lost if steps > CHECKPOINT_EVERY]
 

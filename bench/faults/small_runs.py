@@ -1,4 +1,4 @@
-"""Small runs that have what a large one has: dropout, stages, a teacher, validation, checkpoints every few steps."""
+"""Specifications of small runs with all that a large one has: dropout, stages, a teacher, validation, checkpoints."""
 
 import json
 import random
@@ -34,43 +34,43 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "curriculum": {"stages": 2, "epochs_per_stage": 3, "advance": {"by": "convergence", "min_delta": 100}},
     },
 }
-"""Fields that each variant lays over the common ones."""
+"""The fields in which each variant departs from the common ones."""
 
 
 def write_variant(directory: Path, name: str, **changes: Any) -> Path:
-    """Write the rows and the specification of a variant into `directory`; the path of the specification.
+    """Write the samples and the specification of a variant into `directory`; the path of the specification.
 
-    `changes` are laid over the variant, section by section.
+    `changes` are merged into the variant, section by section.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    spec, *parts = rows_and_spec(name, **changes)
-    for part, rows in zip(("train", "validation"), parts, strict=True):
+    spec, *parts = spec_and_samples(name, **changes)
+    for part, samples in zip(("train", "validation"), parts, strict=True):
         path = directory / f"{part}.jsonl"
-        path.write_text(rows, encoding="utf-8")
+        path.write_text(samples, encoding="utf-8")
         spec["data"][part] = {"path": str(path)}
     path = directory / f"{name}.yaml"
-    # JSON is YAML too.
+    # JSON is a subset of YAML.
     path.write_text(json.dumps(spec, indent=1), encoding="utf-8")
     return path
 
 
-def rows_and_spec(name: str, **changes: Any) -> tuple[dict[str, Any], str, str]:
-    """The specification of a variant, which names no rows yet, and its training and validation rows as JSONL."""
+def spec_and_samples(name: str, **changes: Any) -> tuple[dict[str, Any], str, str]:
+    """The specification of a variant, which names no data yet, and its training and validation samples as JSONL."""
     rng = random.Random(0)
-    train, validation = ("".join(json.dumps(_row(rng)) + "\n" for _ in range(count)) for count in (18, 6))
-    return _laid_over(_laid_over(_BASE, VARIANTS[name]), changes), train, validation
+    train, validation = ("".join(json.dumps(_sample(rng)) + "\n" for _ in range(count)) for count in (18, 6))
+    return _merged(_merged(_BASE, VARIANTS[name]), changes), train, validation
 
 
-def _row(rng: random.Random) -> dict[str, str]:
+def _sample(rng: random.Random) -> dict[str, str]:
     words = ["red", "blue", "one", "two", "cat", "dog", "sun", "sea"]
-    asked = rng.choices(words, k=rng.randint(1, 4))
-    return {"instruction": f"Say {' '.join(asked)}.", "output": " ".join(asked)}
+    chosen = rng.choices(words, k=rng.randint(1, 4))
+    return {"instruction": f"Say {' '.join(chosen)}.", "output": " ".join(chosen)}
 
 
-def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = deepcopy(dict(under))
-    for key, value in over.items():
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = deepcopy(dict(base))
+    for key, value in changes.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         # A model reference has exactly one form: it is replaced, not merged.
-        merged[key] = _laid_over(merged[key], value) if both and key not in ("teacher", "student") else value
+        merged[key] = _merged(merged[key], value) if both and key not in ("teacher", "student") else value
     return merged

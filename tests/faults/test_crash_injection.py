@@ -14,7 +14,7 @@ IN_EVERY_PHASE = [
     CrashPoint(0, phase="caching_teacher"),
     CrashPoint(4, phase="training", in_save=True),
     CrashPoint(0, phase="evaluating"),
-    CrashPoint(2, phase="training", by=signal.SIGTERM),
+    CrashPoint(2, phase="training", kill_signal=signal.SIGTERM),
     CrashPoint(0, phase="exporting"),
 ]
 
