@@ -116,7 +116,7 @@ def done(service: Service) -> str:
     return job
 
 
-def test_the_example_runs_over_http_and_reports_all_its_stages(service: Service, done: str) -> None:
+def test_example_runs_over_http_and_reports_all_its_stages(service: Service, done: str) -> None:
     job = service.job(done)
     assert (job["progress"]["percent"], job["progress"]["step"]) == (100.0, job["progress"]["total_steps"])
     stages = service.get(f"/v1/jobs/{done}/stages")["data"]
@@ -126,14 +126,14 @@ def test_the_example_runs_over_http_and_reports_all_its_stages(service: Service,
     assert len(service.get(f"/v1/jobs/{done}/attempts")["data"]) == 1
 
 
-def test_its_ranking_covers_each_sample_once(service: Service, done: str) -> None:
+def test_ranking_covers_each_sample_once(service: Service, done: str) -> None:
     lines = service.http.get(f"/v1/jobs/{done}/ranking").text.splitlines()
     rows = [json.loads(line)["row"] for line in lines]
     samples = service.get(f"/v1/jobs/{done}/stages")["data"][-1]["samples"]
     assert sorted(rows) == list(range(samples))
 
 
-def test_its_student_comes_as_safetensors_that_open(service: Service, done: str, tmp_path: Path) -> None:
+def test_student_downloads_as_readable_safetensors(service: Service, done: str, tmp_path: Path) -> None:
     content = service.http.get(f"/v1/checkpoints/{service.final(done)['id']}/files/model.safetensors").content
     (tmp_path / "model.safetensors").write_bytes(content)
     with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
@@ -141,9 +141,7 @@ def test_its_student_comes_as_safetensors_that_open(service: Service, done: str,
     assert layers == {"0", "1"}
 
 
-def test_after_the_whole_worker_is_killed_in_stage_2_the_job_ends_once_with_the_same_weights(
-    service: Service, done: str
-) -> None:
+def test_job_of_a_worker_killed_in_stage_2_ends_once_with_the_same_weights(service: Service, done: str) -> None:
     job = service.submit_tiny()
     worker = service.worker()
     eventually(lambda: service.job(job)["progress"]["stage"] == 1, within=120, what="stage 2")
@@ -156,7 +154,7 @@ def test_after_the_whole_worker_is_killed_in_stage_2_the_job_ends_once_with_the_
     assert service.weights(job) == service.weights(done)
 
 
-def test_its_student_teaches_the_next_job(service: Service, done: str) -> None:
+def test_student_teaches_the_next_job(service: Service, done: str) -> None:
     job = service.submit_tiny(
         teacher={"checkpoint": service.final(done)["id"]},
         student={"from_teacher": {"layers": [1]}},
@@ -166,7 +164,7 @@ def test_its_student_teaches_the_next_job(service: Service, done: str) -> None:
     assert service.end_of(job)["progress"]["stages"] == 1
 
 
-def test_a_running_job_is_cancelled_over_http_and_leaves_no_engine(service: Service) -> None:
+def test_running_job_is_cancelled_over_http_and_leaves_no_engine(service: Service) -> None:
     job = service.submit_tiny()
     eventually(lambda: service.job(job)["status"] == "running", within=120, what="running")
     assert service.http.post(f"/v1/jobs/{job}/cancel").status_code == 202

@@ -25,7 +25,7 @@ def engine() -> Engine:
 
 
 @pytest.mark.usefixtures("baseline")
-def test_struck_once_in_every_phase(engine: Engine, restart: Path, tmp_path: Path) -> None:
+def test_run_that_crashes_in_every_phase_ends_in_the_same_bits(engine: Engine, restart: Path, tmp_path: Path) -> None:
     crashes = run_with_crashes(engine, restart, tmp_path / "run", IN_EVERY_PHASE)
     # On a machine that stalls this process, the run may have ended before the last crash.
     assert len(crashes) > len(IN_EVERY_PHASE) // 2
@@ -35,13 +35,13 @@ def test_struck_once_in_every_phase(engine: Engine, restart: Path, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["restart", "carry", "convergence"])
-def test_struck_at_random_moments(engine: Engine, tmp_path: Path, variant: str) -> None:
+def test_run_that_crashes_at_random_moments_ends_in_the_same_bits(engine: Engine, tmp_path: Path, variant: str) -> None:
     findings = measure(engine, tmp_path, kills=20, seed=5, variants=[variant])
     assert findings.differing == []
     assert len(findings.crashes) == 20
 
 
 @pytest.mark.slow
-def test_the_command_itself_is_struck(tmp_path: Path) -> None:
+def test_command_that_crashes_ends_in_the_same_bits(tmp_path: Path) -> None:
     findings = measure(CommandEngine(), tmp_path, kills=4, seed=6, variants=["restart"])
     assert findings.differing == []

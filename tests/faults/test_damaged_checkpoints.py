@@ -67,7 +67,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize(("damage", "file"), DAMAGES)
-def test_a_damaged_newest_one_is_passed_over(
+def test_damaged_newest_checkpoint_is_skipped(
     stopped: Path, damage: Callable[[Path], None], file: str, tmp_path: Path
 ) -> None:
     root = shutil.copytree(stopped, tmp_path / "run") / CHECKPOINTS_DIR
@@ -79,7 +79,7 @@ def test_a_damaged_newest_one_is_passed_over(
 
 
 @pytest.mark.parametrize(("damage", "file"), [(flip, WEIGHTS_FILE), (remove, "training/state.json")])
-def test_the_run_goes_on_from_the_one_before_to_the_same_end(
+def test_run_continues_from_the_checkpoint_before_to_the_same_bits(
     restart: Path, baseline: RunOutcome, stopped: Path, damage: Callable[[Path], None], file: str, tmp_path: Path
 ) -> None:
     workdir = shutil.copytree(stopped, tmp_path / "run")
@@ -91,7 +91,7 @@ def test_the_run_goes_on_from_the_one_before_to_the_same_end(
     assert (manifest_errors(workdir), scratch_paths(workdir)) == ([], set())
 
 
-def test_without_a_whole_one_the_run_starts_again_and_says_so(
+def test_run_without_an_intact_checkpoint_starts_again_with_a_warning(
     restart: Path, baseline: RunOutcome, stopped: Path, tmp_path: Path
 ) -> None:
     workdir = shutil.copytree(stopped, tmp_path / "run")
@@ -102,7 +102,7 @@ def test_without_a_whole_one_the_run_starts_again_and_says_so(
     assert RunOutcome.read(workdir).differences(baseline) == []
 
 
-def test_a_whole_one_of_another_version_is_not_thrown_away(restart: Path, stopped: Path, tmp_path: Path) -> None:
+def test_intact_checkpoint_of_another_version_is_not_discarded(restart: Path, stopped: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(stopped, tmp_path / "run")
     training = workdir / checkpoint_dir(STOPPED_AT) / TRAINING_DIR
     (training / "state.json").write_text('{"of_another_version": 1}')
@@ -113,7 +113,7 @@ def test_a_whole_one_of_another_version_is_not_thrown_away(restart: Path, stoppe
     manifest.verify(training)
 
 
-def test_a_damaged_one_beyond_the_run_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
+def test_damaged_checkpoint_beyond_the_run_does_not_displace_an_intact_one(tmp_path: Path) -> None:
     for step, is_resumable in ((2, True), (4, True), (6, True), (9, True), (12, False)):
         (tmp_path / checkpoint_name(step) / (TRAINING_DIR if is_resumable else "")).mkdir(parents=True)
     checkpoint.prune(tmp_path, step=6, keep=2, stage_ends={2})

@@ -58,7 +58,7 @@ def sample_digests(workdir: Path) -> list[str]:
     return [json.loads(line)["digest"][:12] for line in (workdir / RANKING_FILE).read_text().splitlines()]
 
 
-def test_a_huge_learning_rate_ends_at_the_step_that_shows_it(restart: Path, tmp_path: Path) -> None:
+def test_huge_learning_rate_ends_the_run_at_the_step_that_shows_it(restart: Path, tmp_path: Path) -> None:
     message = diverge(with_learning_rate(restart, 1e30), tmp_path)
     assert "at step 2; its samples are" in message
     named = message.rpartition("are ")[2].split(", ")
@@ -68,7 +68,7 @@ def test_a_huge_learning_rate_ends_at_the_step_that_shows_it(restart: Path, tmp_
     assert steps_saved(tmp_path) == []
 
 
-def test_weights_that_a_step_has_overflowed_are_not_saved(tmp_path: Path) -> None:
+def test_overflowed_weights_are_not_saved(tmp_path: Path) -> None:
     spec = write_variant(tmp_path, "restart", checkpoints={"every_steps": 1})
     assert "is not finite after step 1" in diverge(with_learning_rate(spec, 1e39), tmp_path / "run")
     assert steps_saved(tmp_path / "run") == []
@@ -84,7 +84,7 @@ def make_huge(weights: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(("change", "what"), [(make_nan, "loss"), (make_huge, "gradient")])
-def test_poisoned_weights_are_not_trained_on(
+def test_non_finite_weights_are_not_trained_on(
     restart: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], what: str
 ) -> None:
     run_until(4, restart, tmp_path)
@@ -95,7 +95,7 @@ def test_poisoned_weights_are_not_trained_on(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / CHECKPOINTS_DIR).rglob("*")} == before
 
 
-def test_an_untrained_student_without_a_finite_loss_is_found_while_ranking(restart: Path, tmp_path: Path) -> None:
+def test_untrained_student_without_a_finite_loss_is_refused_while_ranking(restart: Path, tmp_path: Path) -> None:
     run_whole(restart, tmp_path / "made")
     student = tmp_path / "made" / FINAL_DIR
     poison(student, make_nan)

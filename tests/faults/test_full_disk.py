@@ -43,7 +43,7 @@ def namespace() -> list[str]:
         ("exporting", "write_result(self._workdir", 10),
     ],
 )
-def test_a_full_disk_ends_the_run_and_spares_what_is_whole(
+def test_full_disk_ends_the_run_and_spares_intact_files(
     found: dict[str, Any], case: str, line: str, whole_step: int | None
 ) -> None:
     came = found[case]
@@ -53,9 +53,9 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_whole(
     assert (came["damaged"], came["litter"]) == ([], [])
 
 
-def test_with_space_again_the_run_ends_in_the_same_bits(found: dict[str, Any]) -> None:
+def test_run_continued_after_a_full_disk_ends_in_the_same_bits(found: dict[str, Any]) -> None:
     assert found["differences"] == []
 
 
-def test_the_log_keeps_whole_lines_and_has_room_for_the_end(found: dict[str, Any]) -> None:
+def test_event_log_keeps_complete_lines_and_room_for_the_end(found: dict[str, Any]) -> None:
     assert found["log"] == {"refused": True, "whole": True, "ended": True, "heard": True}

@@ -32,14 +32,16 @@ def variant(directory: Path, **changes: Any) -> Path:
     return write_variant(directory, "restart", **changes)
 
 
-def test_the_same_specification_ends_in_the_same_weights(restart: Path, baseline: RunOutcome, tmp_path: Path) -> None:
+def test_same_specification_continued_elsewhere_ends_in_the_same_weights(
+    restart: Path, baseline: RunOutcome, tmp_path: Path
+) -> None:
     run_until(STAGE_END + 1, restart, tmp_path / "first")
     events = elsewhere(restart, tmp_path / "first", tmp_path / "second")
     assert [event.resumed_from_step for event in events if isinstance(event, RunStarted)] == [STAGE_END]
     assert RunOutcome.read(tmp_path / "second").final == baseline.final
 
 
-def test_another_method_and_temperature_apply_from_the_next_stage_on(restart: Path, tmp_path: Path) -> None:
+def test_another_method_and_temperature_apply_from_the_next_stage(restart: Path, tmp_path: Path) -> None:
     run_until(STAGE_END + 1, restart, tmp_path / "first")
     other = variant(tmp_path, method="reverse_kl", curriculum={"temperature": {"start": 1.0, "end": 5.0}})
     events = elsewhere(other, tmp_path / "first", tmp_path / "second")

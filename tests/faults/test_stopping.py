@@ -15,7 +15,7 @@ from tests.faults.runs import run_until, run_whole
 
 
 @pytest.mark.parametrize("variant", ["restart", "convergence"])
-def test_a_stop_inside_an_evaluation_loses_no_step(variant: str, tmp_path: Path) -> None:
+def test_stop_during_an_evaluation_loses_no_step(variant: str, tmp_path: Path) -> None:
     path = write_variant(tmp_path, variant)
     spec, workdir, events = read_spec(path), tmp_path / "run", list[Event]()
     run_whole(path, tmp_path / "baseline")
@@ -33,9 +33,7 @@ def test_a_stop_inside_an_evaluation_loses_no_step(variant: str, tmp_path: Path)
     assert RunOutcome.read(workdir).differences(RunOutcome.read(tmp_path / "baseline")) == []
 
 
-def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(
-    restart: Path, baseline: RunOutcome, tmp_path: Path
-) -> None:
+def test_pause_comes_at_stage_end_after_its_evaluation(restart: Path, baseline: RunOutcome, tmp_path: Path) -> None:
     spec, workdir, events = read_spec(restart), tmp_path / "run", list[Event]()
 
     def ended(of: list[Event]) -> list[int]:
@@ -53,7 +51,7 @@ def test_a_pause_comes_at_the_end_of_a_stage_with_its_scores(
     assert RunOutcome.read(workdir).differences(baseline) == []
 
 
-def test_a_teacher_that_is_live_where_it_was_cached_is_told(restart: Path, tmp_path: Path) -> None:
+def test_live_teacher_in_place_of_a_cached_one_is_warned_about(restart: Path, tmp_path: Path) -> None:
     run_until(5, restart, tmp_path / "run")
     events: list[Event] = []
     run(read_spec(restart), tmp_path / "run", events.append, shared_cache=SharedCache(tmp_path / "none", 0))

@@ -14,7 +14,7 @@ from pocl.storage.workdir import EventLog, lock_workdir
 from tests.faults.runs import run_whole
 
 
-def test_a_second_run_is_refused_and_writes_nothing(restart: Path, tmp_path: Path) -> None:
+def test_second_run_in_the_directory_is_refused_and_writes_nothing(restart: Path, tmp_path: Path) -> None:
     events: list[Event] = []
     with lock_workdir(tmp_path):
         with pytest.raises(WorkdirInUse):
@@ -24,7 +24,7 @@ def test_a_second_run_is_refused_and_writes_nothing(restart: Path, tmp_path: Pat
     assert [event.code for event in events if isinstance(event, RunEnded)] == ["workdir_in_use"]
 
 
-def test_the_lock_goes_with_the_run(restart: Path, tmp_path: Path) -> None:
+def test_lock_is_released_with_the_run(restart: Path, tmp_path: Path) -> None:
     assert isinstance(run_whole(restart, tmp_path)[-1], RunFinished)
     with lock_workdir(tmp_path):
         pass
@@ -39,7 +39,7 @@ def test_the_lock_goes_with_the_run(restart: Path, tmp_path: Path) -> None:
         "checkpoints/step-00000002/.tmp-gone-training-1/state.json",
     ],
 )
-def test_what_a_killed_process_left_is_swept(tmp_path: Path, place: str) -> None:
+def test_scratch_of_a_killed_process_is_swept(tmp_path: Path, place: str) -> None:
     left, kept = tmp_path / place, tmp_path / checkpoint_dir(2) / WEIGHTS_FILE
     for path in (left, kept):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path, place: str) -> None
         assert kept.exists()
 
 
-def test_a_torn_line_is_cut_off_and_the_next_is_whole(tmp_path: Path) -> None:
+def test_torn_line_is_cut_off_and_the_next_is_complete(tmp_path: Path) -> None:
     path = tmp_path / EVENTS_FILE
     ended, heard = RunFinished(step=3), list[Event]()
     with EventLog(path, heard.append) as log:

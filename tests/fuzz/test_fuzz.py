@@ -58,7 +58,7 @@ def fuzz(running: FuzzTarget, reports: Path, *, seed: int, examples: int, phases
     return said
 
 
-def test_every_operation_answers_as_it_is_documented(running: FuzzTarget, tmp_path: Path) -> None:
+def test_every_operation_answers_as_documented(running: FuzzTarget, tmp_path: Path) -> None:
     said = fuzz(running, tmp_path, seed=SEED, examples=6, phases="fuzzing,stateful")
     assert said["operations"]["tested"] == said["operations"]["total"] > 20
     assert said["test_cases"]["generated"] > 200
@@ -66,7 +66,7 @@ def test_every_operation_answers_as_it_is_documented(running: FuzzTarget, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_five_thousand_requests_are_answered_as_is_documented(
+def test_five_thousand_requests_are_answered_as_documented(
     running: FuzzTarget, database_url: str, tmp_path: Path
 ) -> None:
     # Fixed on one database and random on the other: what a seed finds in the service seldom lies in a database.

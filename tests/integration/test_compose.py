@@ -121,7 +121,7 @@ def a_standstill_is_noticed(containers: Containers, name: str) -> None:
     containers.wait_until_healthy(name)
 
 
-def test_a_job_is_run_and_a_stopped_worker_gives_its_job_back(containers: Containers, http: httpx2.Client) -> None:
+def test_job_succeeds_and_a_stopped_worker_releases_its_job(containers: Containers, http: httpx2.Client) -> None:
     containers.up("api", "scheduler", "worker")
     for name in ("postgres", "redis", "api", "scheduler", "worker"):
         containers.wait_until_healthy(name)
@@ -144,7 +144,7 @@ def test_a_job_is_run_and_a_stopped_worker_gives_its_job_back(containers: Contai
         assert '"level": "error"' not in containers.members[name].log, containers.members[name].log
 
 
-def test_the_broker_persists_and_refuses_rather_than_forgets(containers: Containers) -> None:
+def test_broker_persists_messages_and_does_not_evict(containers: Containers) -> None:
     containers.up("redis")
     containers.wait_until_healthy("redis")
     port, password = containers.host.redis_port, containers.compose.services["redis"].environment["REDISCLI_AUTH"]
@@ -167,13 +167,13 @@ def test_the_broker_persists_and_refuses_rather_than_forgets(containers: Contain
         assert client.lrange("bell", 0, -1) == ["ring"]
 
 
-def test_the_database_is_not_reached_without_the_password(containers: Containers) -> None:
+def test_database_refuses_a_wrong_password(containers: Containers) -> None:
     address = f"postgresql://pocl:wrong@127.0.0.1:{containers.host.postgres_port}/pocl"
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         psycopg.connect(address)
 
 
-def test_the_images_of_the_api_hold_no_torch(containers: Containers) -> None:
+def test_images_of_the_api_have_no_torch(containers: Containers) -> None:
     services, host = containers.compose.services, containers.host
     lacking = {
         name: lacks_engine_libraries(host.environment(services[name])) for name in ("migrate", "api", "scheduler")
@@ -182,7 +182,7 @@ def test_the_images_of_the_api_hold_no_torch(containers: Containers) -> None:
     assert not lacks_engine_libraries(host.environment(services["worker"]))
 
 
-def test_what_was_backed_up_comes_back(containers: Containers, http: httpx2.Client, tmp_path: Path) -> None:
+def test_backup_is_restored(containers: Containers, http: httpx2.Client, tmp_path: Path) -> None:
     """With the very commands of docs/production.md."""
     containers.up("api")
     containers.wait_until_healthy("api")

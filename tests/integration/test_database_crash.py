@@ -49,7 +49,7 @@ def has_no_engine(harness: ServiceHarness, job: str) -> bool:
 
 
 @pytest.mark.slow
-def test_a_server_that_crashes_at_any_time_costs_no_job(
+def test_crashes_of_the_database_server_cost_no_job(
     server: str, harness: ServiceHarness, processes: Processes, queue: str, gate: Path
 ) -> None:
     cluster = ClusterHarness(harness, processes, queue, gate)

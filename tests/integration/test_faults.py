@@ -100,7 +100,7 @@ SLOW = pytest.mark.slow
     ],
     ids=lambda fault: fault.__name__,
 )
-def test_a_job_outlives_what_breaks_beside_it(cluster: ClusterHarness, gate: Path, fault: Fault) -> None:
+def test_job_survives_a_fault_of_the_broker_or_the_database(cluster: ClusterHarness, gate: Path, fault: Fault) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     cluster.worker()
@@ -118,7 +118,7 @@ def test_a_job_outlives_what_breaks_beside_it(cluster: ClusterHarness, gate: Pat
     cluster.wait_for_status(other, JobStatus.SUCCEEDED)
 
 
-def test_a_killed_child_of_the_worker_costs_an_attempt_and_no_job(cluster: ClusterHarness, gate: Path) -> None:
+def test_killed_pool_child_costs_an_attempt_and_no_job(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     worker = cluster.worker()
@@ -135,7 +135,7 @@ def test_a_killed_child_of_the_worker_costs_an_attempt_and_no_job(cluster: Clust
 
 @SLOW
 @pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGQUIT,)], ids=["twice", "quit"])
-def test_however_a_worker_is_asked_to_end_its_job_goes_on(
+def test_job_continues_however_its_worker_is_stopped(
     cluster: ClusterHarness, gate: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
     job = cluster.harness.submit()
@@ -153,7 +153,7 @@ def test_however_a_worker_is_asked_to_end_its_job_goes_on(
 
 
 @SLOW
-def test_two_schedulers_are_as_good_as_one(cluster: ClusterHarness, gate: Path) -> None:
+def test_two_schedulers_run_each_job_once(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     jobs = [cluster.harness.submit() for _ in range(3)]
     for _ in range(2):
@@ -166,7 +166,7 @@ def test_two_schedulers_are_as_good_as_one(cluster: ClusterHarness, gate: Path) 
 
 
 @SLOW
-def test_a_killed_scheduler_is_missed_by_nobody_once_another_runs(cluster: ClusterHarness, gate: Path) -> None:
+def test_another_scheduler_takes_over_from_a_killed_one(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     kill(cluster.scheduler().pid)
     job = cluster.harness.submit()

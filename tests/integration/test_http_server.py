@@ -42,7 +42,7 @@ def server(shared_database_url: str, place: Path) -> Iterator[str]:
         yield served.address
 
 
-def test_a_data_set_is_uploaded_and_a_job_submitted(server: str) -> None:
+def test_dataset_is_uploaded_and_job_submitted(server: str) -> None:
     with httpx2.Client(base_url=server) as client:
         assert client.get("/readyz").status_code == 200
         dataset = client.post("/v1/datasets", content=jsonl(8), headers=JSONL).json()["id"]
@@ -51,7 +51,7 @@ def test_a_data_set_is_uploaded_and_a_job_submitted(server: str) -> None:
         assert client.get(made.headers["location"]).json()["status"] == "queued"
 
 
-def test_an_upload_whose_client_goes_away_leaves_nothing(server: str, place: Path) -> None:
+def test_aborted_upload_leaves_nothing(server: str, place: Path) -> None:
     before = httpx2.get(f"{server}/v1/datasets").json()["data"]
     host, port = server.removeprefix("http://").split(":")
     head = (
@@ -65,7 +65,7 @@ def test_an_upload_whose_client_goes_away_leaves_nothing(server: str, place: Pat
     assert httpx2.get(f"{server}/v1/datasets").json()["data"] == before
 
 
-def test_a_path_with_dots_as_it_stands_leads_nowhere(server: str) -> None:
+def test_path_traversal_in_a_raw_request_is_not_found(server: str) -> None:
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         # Clients resolve the dots before they send; nothing says that all do.
@@ -76,7 +76,7 @@ def test_a_path_with_dots_as_it_stands_leads_nowhere(server: str) -> None:
     assert b"application/problem+json" in answer
 
 
-def test_migrate_makes_the_schema_and_may_be_repeated(home: Path) -> None:
+def test_migrate_creates_the_schema_and_is_idempotent(home: Path) -> None:
     assert [run("migrate", environment(home)).returncode for _ in range(2)] == [0, 0]
     database = Database(Settings(home=home).database_url)
     with database.transaction(write=False) as session:
@@ -84,14 +84,14 @@ def test_migrate_makes_the_schema_and_may_be_repeated(home: Path) -> None:
     database.close()
 
 
-def test_beyond_loopback_nothing_starts_without_a_key(home: Path) -> None:
+def test_service_beyond_loopback_needs_a_key(home: Path) -> None:
     ended = run("serve", environment(home, host="0.0.0.0"))
     assert ended.returncode == 2
     assert "POCL_API_KEY" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_a_wrong_setting_is_named_and_its_value_is_not_shown(home: Path) -> None:
+def test_wrong_setting_is_named_without_its_value(home: Path) -> None:
     ended = run("serve", environment(home, api_key="SECRET", port="SECRET"))
     assert ended.returncode == 2
     assert "POCL_API_KEY" in ended.stderr

@@ -61,7 +61,7 @@ async def from_all(addresses: list[str], path: str, **fields: Any) -> list[httpx
         return await asyncio.gather(*sent)
 
 
-def test_of_a_crowd_at_two_services_one_is_served(
+def test_one_of_many_equal_requests_at_two_services_does_the_work(
     home: Path, survivor: str, key: dict[str, str], shared_database_url: str, tmp_path: Path
 ) -> None:
     with serving(home, tmp_path / "log", database_url=shared_database_url) as second:
@@ -82,7 +82,7 @@ def test_of_a_crowd_at_two_services_one_is_served(
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_service_that_is_killed_at_the_commit_of_a_job_is_asked_again(
+def test_job_submission_is_repeatable_after_a_kill_at_its_commit(
     home: Path, survivor: str, key: dict[str, str], shared_database_url: str, tmp_path: Path, moment: str
 ) -> None:
     jobs = ids_at(survivor, "jobs")
@@ -102,7 +102,7 @@ def test_a_service_that_is_killed_at_the_commit_of_a_job_is_asked_again(
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_service_that_is_killed_at_the_commit_of_an_upload_is_asked_again(
+def test_upload_is_repeatable_after_a_kill_at_its_commit(
     home: Path, survivor: str, key: dict[str, str], shared_database_url: str, tmp_path: Path, moment: str
 ) -> None:
     datasets = ids_at(survivor, "datasets")

@@ -13,7 +13,7 @@ from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
 
 
-def test_a_job_is_run_to_its_end(cluster: ClusterHarness, gate: Path) -> None:
+def test_job_runs_to_success(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     job = cluster.harness.submit()
     cluster.scheduler()
@@ -22,9 +22,7 @@ def test_a_job_is_run_to_its_end(cluster: ClusterHarness, gate: Path) -> None:
     assert cluster.harness.job(job).step == STEPS
 
 
-def test_after_the_whole_worker_is_killed_another_continues_and_the_job_succeeds_once(
-    cluster: ClusterHarness, gate: Path
-) -> None:
+def test_job_of_a_killed_worker_is_continued_by_another_and_succeeds_once(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     first = cluster.worker()
@@ -40,7 +38,7 @@ def test_after_the_whole_worker_is_killed_another_continues_and_the_job_succeeds
     assert cluster.harness.status_history(job).count("succeeded") == 1
 
 
-def test_a_worker_that_is_asked_to_end_saves_and_gives_the_job_back(cluster: ClusterHarness, gate: Path) -> None:
+def test_worker_that_gets_sigterm_saves_and_releases_its_job(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     first = cluster.worker()
@@ -56,7 +54,7 @@ def test_a_worker_that_is_asked_to_end_saves_and_gives_the_job_back(cluster: Clu
     assert (released.end, last.resumed_from_step) == (AttemptEnd.RELEASED, 5)
 
 
-def test_a_running_job_is_cancelled_and_the_worker_takes_the_next(cluster: ClusterHarness, gate: Path) -> None:
+def test_running_job_is_cancelled_and_the_worker_takes_the_next(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     cluster.worker()
@@ -69,7 +67,7 @@ def test_a_running_job_is_cancelled_and_the_worker_takes_the_next(cluster: Clust
     cluster.wait_for_status(other, JobStatus.SUCCEEDED)
 
 
-def test_a_broker_that_forgets_everything_only_delays(cluster: ClusterHarness, gate: Path) -> None:
+def test_emptied_broker_only_delays_jobs(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     jobs = [cluster.harness.submit() for _ in range(2)]
     cluster.scheduler()
@@ -95,7 +93,7 @@ def test_many_rings_for_one_job_make_one_attempt(cluster: ClusterHarness, gate: 
     assert [attempt.end for attempt in cluster.harness.attempts(job)] == [AttemptEnd.SUCCEEDED]
 
 
-def test_a_worker_that_was_frozen_past_its_lease_changes_nothing(cluster: ClusterHarness, gate: Path) -> None:
+def test_worker_frozen_past_its_lease_changes_nothing(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     first = cluster.worker()
@@ -122,7 +120,7 @@ def known(harness: ServiceHarness) -> list[str]:
         return [worker.name for worker in list_workers(session, limit=10).rows]
 
 
-def test_a_worker_is_known_as_long_as_it_lives(cluster: ClusterHarness) -> None:
+def test_worker_is_registered_while_it_runs(cluster: ClusterHarness) -> None:
     worker = cluster.worker()
     (name,) = eventually(lambda: known(cluster.harness), within=60, what="the worker's row")
     assert name.endswith(f"-{worker.pid}")
@@ -131,7 +129,7 @@ def test_a_worker_is_known_as_long_as_it_lives(cluster: ClusterHarness) -> None:
     assert known(cluster.harness) == []
 
 
-def test_a_worker_that_is_to_release_its_job_gives_it_to_another(cluster: ClusterHarness, gate: Path) -> None:
+def test_drained_worker_releases_its_job_to_another(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.scheduler()
     cluster.worker()

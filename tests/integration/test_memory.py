@@ -72,7 +72,7 @@ def test_many_lines_are_read_one_at_a_time(service: MeasuredService, lines: int)
 
 
 @pytest.mark.parametrize("lines", LINES)
-def test_many_bad_lines_are_counted_and_not_collected(service: MeasuredService, lines: int) -> None:
+def test_many_invalid_lines_are_counted_and_not_collected(service: MeasuredService, lines: int) -> None:
     answer, grown = service.send(repeated(BAD, lines))
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith(f"{lines} of {lines} rows")
@@ -81,14 +81,14 @@ def test_many_bad_lines_are_counted_and_not_collected(service: MeasuredService, 
 
 
 @pytest.mark.parametrize("character", [b"x", b"[", b'"', b"\0", b" "], ids=repr)
-def test_one_huge_line_is_never_held(service: MeasuredService, character: bytes) -> None:
+def test_huge_line_is_never_held_in_memory(service: MeasuredService, character: bytes) -> None:
     answer, grown = service.send(repeated(character * 1024, 128 * 1024))
     assert answer.status_code == 422
     assert [error["code"] for error in answer.json()["errors"]] == ["line_too_long"]
     assert grown < 16 * MEBIBYTE
 
 
-def test_a_form_whose_headers_never_end_is_cut_off(service: MeasuredService) -> None:
+def test_multipart_form_with_endless_headers_is_cut_off(service: MeasuredService) -> None:
     def form() -> Iterator[bytes]:
         yield b"--cut\r\ncontent-disposition: form-data; name="
         yield from repeated(b"x" * 1024, 64 * 1024)
@@ -134,7 +134,7 @@ def in_weights(model: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("content", [many_lists, many_objects, many_numbers])
 @pytest.mark.parametrize("put", [in_tokenizer, in_config, in_index, in_weights])
-def test_a_file_of_a_model_takes_no_more_than_a_bound(
+def test_inspection_of_a_model_file_has_bounded_memory(
     tmp_path: Path, put: Callable[[Path, bytes], None], content: Callable[[], bytes]
 ) -> None:
     model = write_model(tmp_path / "m", tokens={"a": 0, "b": 1})
@@ -142,7 +142,7 @@ def test_a_file_of_a_model_takes_no_more_than_a_bound(
     assert inspected(model) == "ModelUnsupported"
 
 
-def test_files_of_many_gigabytes_are_not_read(tmp_path: Path) -> None:
+def test_model_files_of_a_tebibyte_are_not_read(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
         model = write_model(tmp_path / name, tokens={"a": 0, "b": 1})
         with (model / name).open("r+b" if name.startswith("model") else "wb") as file:
@@ -150,7 +150,7 @@ def test_files_of_many_gigabytes_are_not_read(tmp_path: Path) -> None:
         assert inspected(model) == "ModelUnsupported", name
 
 
-def test_the_largest_vocabulary_that_is_known_fits(tmp_path: Path) -> None:
+def test_largest_known_vocabulary_fits(tmp_path: Path) -> None:
     tokens = {f"token-{n}": n for n in range(262_144)}
     model = write_model(tmp_path / "m", tokens=tokens)
     tokenizer = json.loads((model / "tokenizer.json").read_text())

@@ -9,7 +9,7 @@ from worker import attempt_dir
 from worker.attempt_dir import AttemptDir
 
 
-def test_nobody_tidies_a_workplace_that_is_held(tmp_path: Path) -> None:
+def test_locked_directory_is_not_pruned(tmp_path: Path) -> None:
     with attempt_dir.locked(tmp_path, "job_a", 1) as place:
         (place.workdir / "checkpoints").mkdir()
         attempt_dir.prune(tmp_path, keep=0)
@@ -19,7 +19,7 @@ def test_nobody_tidies_a_workplace_that_is_held(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_worker_left_loses_its_bulk(tmp_path: Path) -> None:
+def test_bulky_files_of_a_killed_worker_are_removed(tmp_path: Path) -> None:
     with attempt_dir.locked(tmp_path, "job_a", 1) as place:
         pass
     (place.workdir / "checkpoints").mkdir()
@@ -28,7 +28,7 @@ def test_what_a_killed_worker_left_loses_its_bulk(tmp_path: Path) -> None:
     assert [entry.name for entry in place.workdir.iterdir()] == ["events.jsonl"]
 
 
-def test_the_newest_are_kept(tmp_path: Path) -> None:
+def test_newest_directories_are_kept(tmp_path: Path) -> None:
     for attempt in (1, 2, 3):
         with attempt_dir.locked(tmp_path, "job_a", attempt) as place:
             pass
@@ -37,7 +37,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["job_a.2", "job_a.3"]
 
 
-def test_a_half_made_workplace_goes_once_it_is_old(tmp_path: Path) -> None:
+def test_abandoned_scratch_directory_is_removed_once_it_is_old(tmp_path: Path) -> None:
     (tmp_path / ".new-1").mkdir()
     attempt_dir.prune(tmp_path, keep=0)
     assert (tmp_path / ".new-1").exists()
@@ -46,7 +46,7 @@ def test_a_half_made_workplace_goes_once_it_is_old(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "link/passwd", "a/../../outside"])
-def test_a_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
+def test_path_out_of_the_directory_is_refused(tmp_path: Path, path: str) -> None:
     place = AttemptDir(tmp_path)
     place.workdir.mkdir()
     (place.workdir / "link").symlink_to("/etc")
@@ -54,6 +54,6 @@ def test_a_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
         place.locate(path)
 
 
-def test_a_workplace_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_directory_is_private_to_its_owner(tmp_path: Path) -> None:
     with attempt_dir.locked(tmp_path, "job_a", 1) as place:
         assert place.path.stat().st_mode & 0o077 == 0

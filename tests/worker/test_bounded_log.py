@@ -5,7 +5,7 @@ from pathlib import Path
 from worker.bounded_log import BoundedLog
 
 
-def test_a_full_log_keeps_its_newer_half_and_the_writer_goes_on(tmp_path: Path) -> None:
+def test_full_log_keeps_its_newer_half_and_the_writer_goes_on(tmp_path: Path) -> None:
     log = BoundedLog(tmp_path / "logs" / "x.log", limit=1000)
     with log.open() as writer:
         for number in range(500):
@@ -17,7 +17,7 @@ def test_a_full_log_keeps_its_newer_half_and_the_writer_goes_on(tmp_path: Path) 
     assert log.path.read_bytes().startswith(b"[older lines dropped]\n")
 
 
-def test_a_tail_starts_with_a_whole_line(tmp_path: Path) -> None:
+def test_tail_starts_with_a_complete_line(tmp_path: Path) -> None:
     log = BoundedLog(tmp_path / "x.log", limit=1000)
     with log.open() as writer:
         writer.write(b"first\nsecond\nthird\n")
@@ -25,7 +25,7 @@ def test_a_tail_starts_with_a_whole_line(tmp_path: Path) -> None:
     assert log.tail(1000) == b"first\nsecond\nthird\n"
 
 
-def test_a_log_that_was_never_written_is_empty(tmp_path: Path) -> None:
+def test_missing_log_reads_as_empty(tmp_path: Path) -> None:
     log = BoundedLog(tmp_path / "x.log", limit=1000)
     log.trim()
     assert log.tail(10) == b""

@@ -19,28 +19,28 @@ def driver(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_machine_with_gpus_takes_jobs_for_the_cpu_too(harness: ServiceHarness, driver: Path) -> None:
+def test_machine_with_gpus_takes_jobs_for_the_cpu_too(harness: ServiceHarness, driver: Path) -> None:
     found = detect_devices(harness.options(), driver=driver, query=lambda: ANSWER)
     assert [(each.kind, each.name, each.memory_bytes) for each in found[:-1]] == GPUS
     assert found[-1].kind == "cpu"
     assert (found[-1].memory_bytes or 0) > 1 << 28
 
 
-def test_a_machine_without_has_its_cpu(harness: ServiceHarness, tmp_path: Path) -> None:
+def test_machine_without_gpus_has_its_cpu(harness: ServiceHarness, tmp_path: Path) -> None:
     found = detect_devices(
         harness.options(), driver=tmp_path / "none", query=lambda: pytest.fail("there is nobody to ask")
     )
     assert [each.kind for each in found] == ["cpu"]
 
 
-def test_a_worker_has_the_gpus_that_it_owns(harness: ServiceHarness, driver: Path) -> None:
+def test_worker_uses_only_its_own_gpus(harness: ServiceHarness, driver: Path) -> None:
     owner = harness.options(gpus=(1,), device="cuda")
     assert [each.name for each in detect_devices(owner, driver=driver, query=lambda: ANSWER)] == ["NVIDIA L4"]
     assert engine_environment({"CUDA_VISIBLE_DEVICES": "0"}, Path("/tmp"), owner.gpus)["CUDA_VISIBLE_DEVICES"] == "1"
 
 
 @pytest.mark.parametrize("answer", ["", "no devices were found", "0, Strange, [N/A]"])
-def test_a_driver_that_answers_oddly_leaves_the_memory_unknown(
+def test_unreadable_answer_of_the_driver_leaves_the_memory_unknown(
     harness: ServiceHarness, driver: Path, answer: str
 ) -> None:
     (found,) = detect_devices(harness.options(device="cuda"), driver=driver, query=lambda: answer)

@@ -9,7 +9,7 @@ from worker.app import celery_app
 from worker.doorbell import BrokerUnreachable, Doorbell
 
 
-def test_it_is_topped_up_to_one_ring_a_job_and_no_further(redis_url: str) -> None:
+def test_one_ring_waits_for_each_queued_job_up_to_the_limit(redis_url: str) -> None:
     bell = Doorbell(celery_app(redis_url, "test"))
     assert [bell.ring_for(queued, limit=4) for queued in (0, 2, 2, 3, 9, 9)] == [0, 2, 0, 1, 1, 0]
     assert bell.waiting() == 4
@@ -23,20 +23,20 @@ def test_lost_rings_are_rung_again(redis_url: str) -> None:
     assert bell.ring_for(2, limit=64) == 2
 
 
-def test_queues_of_two_services_do_not_mix(redis_url: str) -> None:
+def test_two_services_on_one_broker_do_not_share_rings(redis_url: str) -> None:
     first, second = (Doorbell(celery_app(redis_url, name)) for name in ("one", "two"))
     first.ring()
     assert (first.waiting(), second.waiting()) == (1, 0)
 
 
-def test_a_ring_carries_nothing(redis_url: str) -> None:
+def test_ring_has_no_arguments(redis_url: str) -> None:
     Doorbell(celery_app(redis_url, "test")).ring()
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         message = str(client.lindex("test", 0))
     assert '"W1tdLCB7fSwg' in message  # base 64 of [[], {}, ...
 
 
-def test_a_broker_that_is_gone_is_an_error_of_its_own(tmp_path: Path) -> None:
+def test_unreachable_broker_raises_its_own_error(tmp_path: Path) -> None:
     bell = Doorbell(celery_app(f"unix://{tmp_path}/none.sock", "test"))
     with pytest.raises(BrokerUnreachable):
         bell.ring_for(1, limit=64)
@@ -50,5 +50,5 @@ def test_a_broker_that_is_gone_is_an_error_of_its_own(tmp_path: Path) -> None:
         ("unix:///run/x.sock?db=3", "redis+socket:///run/x.sock?virtual_host=3"),
     ],
 )
-def test_one_spelling_of_the_address_serves_celery_too(given: str, expected: str) -> None:
+def test_broker_url_is_translated_for_celery(given: str, expected: str) -> None:
     assert celery_app(given, "test").conf.broker_url == expected

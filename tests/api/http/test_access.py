@@ -69,7 +69,7 @@ def test_the_probes_are_open(keyed: TestClient) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "pocl.example", "::"])
-def test_beyond_loopback_nothing_starts_without_a_key(tmp_path: Path, host: str) -> None:
+def test_service_beyond_loopback_needs_a_key(tmp_path: Path, host: str) -> None:
     with pytest.raises(ValidationError, match="POCL_API_KEY"):
         Settings(home=tmp_path, host=host)
 
