@@ -1,9 +1,9 @@
-"""Where finished files live: checkpoints and other artifacts, each whole or absent.
+"""The artifact store: checkpoints and other finished files, each whole or absent.
 
-An artifact is a directory or a single file under a key such as `jobs/job_x/checkpoints/step-000100`.
-A directory carries `manifest.json`, which names its files with size and SHA-256; a folder in it may have
-a manifest of its own. Only what a manifest names is stored and served. Publishing copies into a staging
-directory, syncs, and renames: a process killed anywhere leaves the store as it was.
+An artifact is a directory or a single file under a key such as `jobs/job_x/checkpoints/step-000100`. A directory
+carries `manifest.json`, which names its files with size and SHA-256; a folder in it may have a manifest of its own.
+Only files that a manifest names are stored and served. Publishing is atomic: files are linked or copied into a staging
+directory, synced, and renamed; a process that is killed at any point leaves the store as it was.
 """
 
 import errno
@@ -58,27 +58,27 @@ class ArtifactStore:
         Publishing the same content again changes nothing. The files of `source` must not change afterwards.
 
         Args:
-            nested: with its folders that have a manifest of their own.
+            nested: store the folders too that have a manifest of their own.
 
         Returns:
-            what is stored, the manifests themselves included.
+            all stored files, the manifests themselves included.
 
         Raises:
             ArtifactCorrupt: `source` is not what its manifest says.
             ArtifactExists: the key holds other content.
             OSError: the disk is full or fails; the store is as it was.
         """
-        target = self._at(key)
-        listed = _read_manifests(source, nested=nested)
-        with self._staged() as staged:
-            _place(source, staged, listed, link=True)
-            self._commit(staged, target, listed)
-        return listed
+        target = self._path_of(key)
+        manifest = _read_manifests(source, nested=nested)
+        with self._staging_directory() as staged:
+            _transfer(source, staged, manifest, link=True)
+            self._commit(staged, target, manifest)
+        return manifest
 
     def publish_file(self, source: Path, key: str) -> ManifestFile:
         """Store a copy of one file, replacing an earlier one under the same key."""
-        target = self._at(key)
-        with self._staged() as staged:
+        target = self._path_of(key)
+        with self._staging_directory() as staged:
             copy = staged / target.name
             _copy(source, copy)
             stored = describe(copy, target.name)
@@ -89,49 +89,49 @@ class ArtifactStore:
         return stored
 
     def manifest(self, key: str) -> Manifest:
-        """All files of a stored directory, manifests included.
+        """The combined manifest of a stored directory: all its files, manifests included.
 
         Raises:
             ArtifactNotFound: nothing is stored under this key.
             ArtifactCorrupt: its manifest cannot be read.
         """
-        directory = self._at(key)
+        directory = self._path_of(key)
         if not directory.is_dir():
             raise ArtifactNotFound("There is no such artifact.")
         return _read_manifests(directory)
 
     def locate(self, key: str, path: str | None = None) -> Path:
-        """The place of a stored file, for reading: of `path` in a directory, or of the file `key` itself.
+        """The path of a stored file, for reading: of `path` in a directory, or of the file `key` itself.
 
         Raises:
             ArtifactNotFound: there is no such artifact, or its manifest names no such file.
         """
         if path is None:
-            found = self._at(key)
+            file = self._path_of(key)
         else:
-            if path not in {file.path for file in self.manifest(key).files}:
+            if path not in {entry.path for entry in self.manifest(key).files}:
                 raise ArtifactNotFound("The artifact holds no such file.")
-            found = self._at(key) / path
-        # A link could lead anywhere; publishing makes none, so one here was put by other hands.
-        if not found.is_file() or found.resolve() != self._root.resolve() / found.relative_to(self._root):
+            file = self._path_of(key) / path
+        # A link could lead anywhere. Publishing makes none, so a link in the store was put there by somebody else.
+        if not file.is_file() or file.resolve() != self._root.resolve() / file.relative_to(self._root):
             raise ArtifactNotFound("There is no such file.")
-        return found
+        return file
 
     def directory(self, key: str) -> Path:
-        """The place of a stored directory, for reading.
+        """The path of a stored directory, for reading.
 
         Raises:
             ArtifactNotFound: nothing is stored under this key.
             ArtifactCorrupt: its manifest cannot be read.
         """
         self.manifest(key)
-        return self._at(key).absolute()
+        return self._path_of(key).absolute()
 
     def checkout(self, key: str, destination: Path, *, link: bool = True) -> Manifest:
         """Make `destination` a verified copy of a stored directory; it appears whole or not at all.
 
         Args:
-            link: share the files with the store. The receiver must then never change them in place.
+            link: share the files with the store. The caller must then never change them in place.
 
         Raises:
             ArtifactNotFound, ArtifactCorrupt: nothing whole is stored under this key.
@@ -139,48 +139,52 @@ class ArtifactStore:
         """
         if destination.exists():
             raise FileExistsError(errno.EEXIST, "exists", str(destination))
-        listed = self.manifest(key)
+        manifest = self.manifest(key)
         destination.parent.mkdir(parents=True, exist_ok=True)
         staged = destination.with_name(f".{destination.name}-{uuid.uuid4().hex}")
         try:
             staged.mkdir()
-            _place(self._at(key), staged, listed, link=link)
+            _transfer(self._path_of(key), staged, manifest, link=link)
             os.rename(staged, destination)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
-        return listed
+        return manifest
 
     def remove(self, key: str) -> None:
-        """Remove an artifact at once and whole; one that is gone already is no error."""
-        with self._staged() as staged:
+        """Remove an artifact atomically; one that is gone already is no error."""
+        with self._staging_directory() as staged:
             try:
-                os.rename(self._at(key), staged / "removed")
+                os.rename(self._path_of(key), staged / "removed")
             except FileNotFoundError:
                 return
 
-    def keys(self, prefix: str, *, older_than: float = 0.0) -> list[str]:
-        """Keys of the artifacts directly under `prefix` that are older than so many seconds, sorted."""
-        directory = self._at(prefix)
-        found = directory.iterdir() if directory.is_dir() else ()
-        return sorted(f"{prefix}/{entry.name}" for entry in found if _is_older(entry, older_than))
+    def list_keys(self, prefix: str, *, older_than: float = 0.0) -> list[str]:
+        """The keys of the artifacts directly under `prefix` that are older than so many seconds, sorted."""
+        directory = self._path_of(prefix)
+        entries = directory.iterdir() if directory.is_dir() else ()
+        return sorted(f"{prefix}/{entry.name}" for entry in entries if _is_older(entry, older_than))
 
     def remove_stale(self, older_than: float) -> int:
-        """Remove what killed processes left in staging more than `older_than` seconds ago; say how many."""
+        """Remove staging directories that killed processes left more than `older_than` seconds ago.
+
+        Returns:
+            how many were removed.
+        """
         removed = 0
-        for left in (self._root / _STAGING).iterdir():
-            if _is_older(left, older_than):
-                shutil.rmtree(left, ignore_errors=True)
+        for directory in (self._root / _STAGING).iterdir():
+            if _is_older(directory, older_than):
+                shutil.rmtree(directory, ignore_errors=True)
                 removed += 1
         return removed
 
-    def _at(self, key: str) -> Path:
+    def _path_of(self, key: str) -> Path:
         if not _KEY.fullmatch(key):
             raise ArtifactNotFound("The key of an artifact is made of plain names.")
         return self._root / key
 
     @contextmanager
-    def _staged(self) -> Iterator[Path]:
-        # Inside the root, so that the rename stays on one file system.
+    def _staging_directory(self) -> Iterator[Path]:
+        # It lies inside the root, so that the rename stays on one file system.
         staged = self._root / _STAGING / uuid.uuid4().hex
         staged.mkdir()
         try:
@@ -188,38 +192,42 @@ class ArtifactStore:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
 
-    def _commit(self, staged: Path, target: Path, listed: Manifest) -> None:
+    def _commit(self, staged: Path, target: Path, manifest: Manifest) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(staged, target)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            if not target.is_dir() or _read_manifests(target) != listed:
+            if not target.is_dir() or _read_manifests(target) != manifest:
                 raise ArtifactExists("Another artifact is stored under this key.") from None
         flush_directory(target.parent)
 
 
-def _is_older(place: Path, seconds: float) -> bool:
+def _is_older(path: Path, seconds: float) -> bool:
     try:
-        return time.time() - place.stat().st_mtime >= seconds
+        return time.time() - path.stat().st_mtime >= seconds
     except FileNotFoundError:
-        # Removed just now.
+        # Another process has just removed it.
         return False
 
 
 def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
-    """The files that the manifest of a directory and, where `nested`, those of its folders name; and the manifests."""
+    """The manifest of a directory with, where `nested`, those of its folders, and the manifests themselves.
+
+    Raises:
+        ArtifactCorrupt: a manifest cannot be read, or names a path that is not in its plain form.
+    """
     folders = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
-    own = [folder for folder in folders if nested and (directory / folder / MANIFEST).exists()]
+    with_manifest = [folder for folder in folders if nested and (directory / folder / MANIFEST).exists()]
     files: dict[str, ManifestFile] = {}
-    for folder in ("", *own):
+    for folder in ("", *with_manifest):
         try:
-            named = read_manifest(directory / folder).files
-            itself = describe(directory / folder / MANIFEST, MANIFEST)
+            listed = read_manifest(directory / folder).files
+            manifest = describe(directory / folder / MANIFEST, MANIFEST)
         except (OSError, CheckpointCorrupt):
             raise ArtifactCorrupt(f"The manifest of {folder or 'the directory'} cannot be read.") from None
-        for file in (*named, itself):
+        for file in (*listed, manifest):
             path = PurePosixPath(folder, file.path)
             if str(PurePosixPath(file.path)) != file.path:
                 raise ArtifactCorrupt("The manifest names a path that is not in its plain form.")
@@ -227,17 +235,21 @@ def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
     return Manifest(files=tuple(files[path] for path in sorted(files)))
 
 
-def _place(source: Path, target: Path, listed: Manifest, *, link: bool) -> None:
-    """Link or copy the files, verify what arrived, and make it last."""
+def _transfer(source: Path, target: Path, manifest: Manifest, *, link: bool) -> None:
+    """Link or copy the files of the manifest, verify size and digest of each, and sync them to the disk.
+
+    Raises:
+        ArtifactCorrupt: a file is missing or is not what the manifest says.
+    """
     directories = {target}
-    for file in listed.files:
-        placed = target / file.path
-        placed.parent.mkdir(parents=True, exist_ok=True)
-        directories.update(parent for parent in placed.parents if parent.is_relative_to(target))
+    for file in manifest.files:
+        copy = target / file.path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        directories.update(parent for parent in copy.parents if parent.is_relative_to(target))
         try:
-            _link_or_copy(source / file.path, placed) if link else _copy(source / file.path, placed)
-            whole = is_whole(placed, file)
-            flush_file(placed)
+            _link_or_copy(source / file.path, copy) if link else _copy(source / file.path, copy)
+            whole = is_whole(copy, file)
+            flush_file(copy)
         except FileNotFoundError:
             whole = False
         if not whole:
@@ -254,7 +266,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:
-        # Another file system, or one without links.
+        # The store is on another file system, or on one without links.
         _copy(source, target)
 
 
@@ -265,9 +277,9 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def _open_regular(path: Path) -> Iterator[int]:
-    """Open for reading; anything but a regular file (a link, a pipe) counts as missing."""
+    """A descriptor for reading; anything but a regular file (a link, a pipe) counts as missing."""
     try:
-        # Without blocking: a pipe has no writer.
+        # O_NONBLOCK: to open a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):

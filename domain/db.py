@@ -1,7 +1,7 @@
 """The database: one engine for SQLite and PostgreSQL, one transaction per request or task, one clock.
 
-Nothing below this module commits. Whoever opens a :meth:`Database.transaction` gets one commit at its end,
-or a rollback if it raises.
+No function of the domain commits. A block under :meth:`Database.transaction` is committed at its end, and rolled back
+if it raises.
 """
 
 import threading
@@ -31,26 +31,25 @@ from domain.settings import Settings
 Row = TypeVar("Row")
 
 _BEGIN: Final = "pocl_begin"
-"""Execution option: how SQLite begins a transaction."""
-_HAS_TURN: Final = "pocl_has_turn"
-"""In what is known of an SQLite connection: whether it is the writer of this process."""
+"""Execution option: the mode in which SQLite begins a transaction."""
+_HOLDS_WRITER_LOCK: Final = "pocl_holds_writer_lock"
+"""Key in the `info` of an SQLite connection: whether it holds the writer lock of this process."""
 _BUSY_MILLISECONDS: Final = 30_000
 _CONNECT_SECONDS: Final = 10
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-# Any number that nobody else locks; it makes two processes that start at once migrate one after the other.
+# The key of an advisory lock, any number: two processes that start at once migrate one after the other.
 _MIGRATION_LOCK: Final = 0x706F636C
 
-
 DATABASE_UNAVAILABLE: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
-"""What a database that restarts, stays locked or cannot be reached raises."""
+"""The exceptions of a database that restarts, stays locked or cannot be reached."""
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
     """A moment with its time zone, always UTC in Python.
 
-    SQLite has no such type, and its texts of different precision do not compare; there it is the number of
-    microseconds since 1970.
+    On SQLite it is an integer, the microseconds since 1970: SQLite has no type for moments, and texts of different
+    precision do not compare as the moments do.
     """
 
     impl = sa.DateTime(timezone=True)
@@ -76,9 +75,9 @@ class UtcDateTime(sa.types.TypeDecorator[datetime]):
 
 
 class db_now(FunctionElement[datetime]):
-    """The database's clock, `offset_seconds` from now: the one clock that leases are compared by.
+    """The time by the database's clock, plus `offset_seconds`: leases are compared by this clock alone.
 
-    It runs on within a transaction, unlike SQL's `now()`.
+    It advances within a transaction, unlike SQL's `now()`.
     """
 
     type = UtcDateTime()
@@ -91,16 +90,16 @@ class db_now(FunctionElement[datetime]):
 
 @compiles(db_now, "postgresql")
 def _postgresql_now(element: db_now, compiler: SQLCompiler, **options: Any) -> str:
-    later = compiler.process(element.clauses, **options)
-    return f"(clock_timestamp() + make_interval(secs => {later}))"
+    offset = compiler.process(element.clauses, **options)
+    return f"(clock_timestamp() + make_interval(secs => {offset}))"
 
 
 @compiles(db_now, "sqlite")
 def _sqlite_now(element: db_now, compiler: SQLCompiler, **options: Any) -> str:
     # SQLite's clock ticks in milliseconds, which julianday carries exactly; unixepoch('subsec') needs 3.42.
     now = "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000"
-    later = compiler.process(element.clauses, **options)
-    return f"({now} + CAST({later} * 1000000 AS INTEGER))"
+    offset = compiler.process(element.clauses, **options)
+    return f"({now} + CAST({offset} * 1000000 AS INTEGER))"
 
 
 JsonType: Final = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
@@ -108,7 +107,7 @@ JsonType: Final = sa.JSON(none_as_null=True).with_variant(JSONB(none_as_null=Tru
 
 
 class Base(DeclarativeBase):
-    """Superclass of every row."""
+    """The declarative base of every row."""
 
     metadata = sa.MetaData(
         naming_convention={
@@ -123,20 +122,20 @@ class Base(DeclarativeBase):
 
 @dataclass(frozen=True)
 class KeysetPage(Generic[Row]):
-    """A piece of a list, and whether there is more after it."""
+    """A page of a list by keyset pagination: its rows, and whether more follow."""
 
     rows: Sequence[Row]
     has_more: bool
 
 
 def fetch_page(session: Session, statement: sa.Select[Row], *, limit: int) -> KeysetPage[Row]:
-    """The first `limit` rows of an ordered statement."""
+    """The first `limit` rows of an ordered statement that begins after the last key of the page before."""
     rows = session.scalars(statement.limit(limit + 1)).all()
     return KeysetPage(rows[:limit], has_more=len(rows) > limit)
 
 
 def upsert_into(connection: sa.Connection, record: type[Base]) -> sqlite.Insert | postgresql.Insert:
-    """An INSERT that takes `on_conflict_do_update`, which both databases spell alike and neither in common SQL."""
+    """An upsert to be: an INSERT with `on_conflict_do_update`, which both dialects have and common SQL does not."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     return insert(record)
 
@@ -146,11 +145,15 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = create_engine_for(url)
-        sqlite = self.engine.dialect.name == "sqlite"
-        self._writing = self.engine.execution_options(**({_BEGIN: "IMMEDIATE"} if sqlite else {}))
-        # A reader sees one moment on both databases, and neither lets it write by mistake.
-        self._reading = self.engine.execution_options(
-            **({_BEGIN: "DEFERRED"} if sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True})
+        is_sqlite = self.engine.dialect.name == "sqlite"
+        self._write_engine = self.engine.execution_options(**({_BEGIN: "IMMEDIATE"} if is_sqlite else {}))
+        # Reads are of one snapshot on both databases, and neither lets a reader write by mistake.
+        self._read_engine = self.engine.execution_options(
+            **(
+                {_BEGIN: "DEFERRED"}
+                if is_sqlite
+                else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            )
         )
 
     @contextmanager
@@ -162,7 +165,7 @@ class Database:
         Raises:
             sqlalchemy.exc.OperationalError: the database cannot be reached, or stayed locked.
         """
-        engine = self._writing if write else self._reading
+        engine = self._write_engine if write else self._read_engine
         with Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -172,12 +175,12 @@ class Database:
 
 
 def create_engine_for(url: str) -> sa.Engine:
-    """An engine with the rules that keep SQLite safe among several processes."""
+    """An engine for the URL; for SQLite with what keeps a file safe that several processes share."""
     if sa.make_url(url).get_backend_name() != "sqlite":
         return sa.create_engine(
             url, pool_size=10, max_overflow=30, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_SECONDS}
         )
-    # With isolation_level None the driver begins nothing by itself, so the events below decide.
+    # With isolation_level None the driver begins no transaction by itself, so the listeners below decide.
     engine = sa.create_engine(
         url,
         pool_size=10,
@@ -185,10 +188,10 @@ def create_engine_for(url: str) -> sa.Engine:
         connect_args={"isolation_level": None, "timeout": _BUSY_MILLISECONDS / 1000},
     )
     event.listen(engine, "connect", _prepare_sqlite)
-    writers = _Writers()
-    event.listen(engine, "begin", writers.begin)
-    event.listen(engine, "commit", writers.end)
-    event.listen(engine, "rollback", writers.end)
+    lock = _SqliteWriterLock()
+    event.listen(engine, "begin", lock.begin)
+    event.listen(engine, "commit", lock.end)
+    event.listen(engine, "rollback", lock.end)
     return engine
 
 
@@ -227,10 +230,10 @@ def _rename_former_artifact_root(settings: Settings) -> None:
 
 
 def _migrations() -> Path:
-    # Found as a package, so from a checkout and from an installation alike.
+    # The directory is found as a package, so from a checkout and from an installation alike.
     spec = find_spec("migrations")
-    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec is not None else []
-    return next(place for place in places if (place / "env.py").is_file())
+    directories = [Path(path) for path in (spec.submodule_search_locations or ())] if spec is not None else []
+    return next(directory for directory in directories if (directory / "env.py").is_file())
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
@@ -245,22 +248,22 @@ def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -
     cursor.close()
 
 
-class _Writers:
-    """Lets one writer of this process after the other at SQLite.
+class _SqliteWriterLock:
+    """Serializes the write transactions of this process, before they compete for SQLite's lock.
 
-    It would let them wait by sleeping longer and longer, and the one that has waited longest would come last.
+    SQLite lets writers poll for its lock with growing pauses, so that the one that has waited longest comes last.
     """
 
     def __init__(self) -> None:
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def begin(self, connection: sa.Connection) -> None:
         # A writer that begins deferred and upgrades its lock later fails at once where another one writes.
         begin = connection.get_execution_options().get(_BEGIN, "IMMEDIATE")
         connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if begin == 'DEFERRED' else 'OFF'}")
         if begin != "DEFERRED":
-            # In vain: then SQLite says that it is locked.
-            connection.info[_HAS_TURN] = self._turn.acquire(timeout=_BUSY_MILLISECONDS / 1000)
+            # Without the lock the statement below waits in vain, and SQLite reports that it is locked.
+            connection.info[_HOLDS_WRITER_LOCK] = self._lock.acquire(timeout=_BUSY_MILLISECONDS / 1000)
         try:
             connection.exec_driver_sql(f"BEGIN {begin}")
         except BaseException:
@@ -268,5 +271,5 @@ class _Writers:
             raise
 
     def end(self, connection: sa.Connection) -> None:
-        if connection.info.pop(_HAS_TURN, False):
-            self._turn.release()
+        if connection.info.pop(_HOLDS_WRITER_LOCK, False):
+            self._lock.release()

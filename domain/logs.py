@@ -17,7 +17,7 @@ _SHARED: Final[list[Processor]] = [
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Set up logging for a process of the service."""
+    """Configure the logging of a process of the service."""
     logging.config.dictConfig(
         {
             "version": 1,

@@ -28,52 +28,54 @@ class Settings(BaseSettings):
     )
 
     home: Path = Path(".pocl")
-    """Where everything is kept that has no place of its own; made with mode 0700."""
-    # These two may hold a password, so they are kept out of every repr.
+    """The directory of everything that has no setting of its own; made with mode 0700."""
+    # Both URLs may hold a password, so they are kept out of every repr.
     database_url: str = Field(default="", repr=False)
-    """`sqlite:///...` or `postgresql://...`; a SQLite file below `home` unless given."""
+    """The database, `sqlite:///...` or `postgresql://...`; a SQLite file below `home` unless it is given."""
     redis_url: str | None = Field(default=None, repr=False)
-    """The broker; null: the embedded server."""
+    """The broker; null for the embedded server."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: SecretStr | None = None
-    """What clients send as a bearer token, 16 characters or more. Needed to listen beyond loopback."""
+    """The bearer token of clients, 16 characters or more. It is needed to listen beyond loopback."""
 
     model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
-    """Directories that models may be read from, separated like `PATH`; `home/models` unless given."""
+    """The directories below which models may be read, separated like `PATH`; `home/models` unless they are given."""
     artifact_root: Path = Path()
-    """The artifact store: checkpoints, data sets, results; `home/artifacts` unless given."""
+    """The artifact store, for checkpoints, data sets and results; `home/artifacts` unless it is given."""
     work_root: Path = Path()
-    """Working directories of running attempts; `home/work` unless given."""
+    """The working directories of attempts; `home/work` unless it is given."""
     cache_root: Path = Path()
-    """What later jobs can use again, teachers' hidden states and rankings; `home/cache` unless given."""
+    """The cache that jobs share, with teachers' hidden states and rankings; `home/cache` unless it is given."""
     max_cache_bytes: int = Field(default=64 * 1024**3, ge=0)
-    """Size of the cache; what was used longest ago goes first. 0: the teacher runs at each visit of a sample."""
+    """The size of the cache, whose least recently used entries are evicted first. With 0 the teacher runs at each visit
+    of a sample."""
 
     max_request_bytes: int = Field(default=1024**2, ge=1024)
-    """Size of a JSON body."""
+    """The largest JSON body of a request."""
     max_upload_bytes: int = Field(default=1024**3, ge=1024)
-    """Size of an uploaded data set."""
+    """The largest data set that may be uploaded."""
     max_jobs_queued: int = Field(default=100, ge=1)
-    """Jobs of one project that may wait at once."""
+    """How many jobs of one project may be queued at once."""
     max_log_bytes: int = Field(default=64 * 1024, ge=1024)
-    """The end of an attempt's log that is kept in its row."""
+    """How much of the end of an attempt's log is kept in its row."""
 
     watch_seconds: float = Field(default=0.25, gt=0, le=10)
-    """Time between two looks at the jobs whose changes clients wait for; one query for all of them."""
+    """Seconds between two queries for the snapshots of the jobs that clients wait for; one query serves all of them."""
     max_followers: int = Field(default=2000, ge=1)
-    """Long polls and event streams of one API process at once."""
+    """How many long polls and event streams one API process serves at once."""
     keep_alive_seconds: float = Field(default=15, gt=0)
-    """A quiet event stream sends a comment this often."""
+    """Seconds after which an event stream without events sends a comment."""
 
     lease_seconds: float = Field(default=60, gt=0)
-    """How long a worker may be silent before its job is taken from it."""
+    """Seconds after its last heartbeat at which the lease of a worker on its job expires."""
     heartbeat_seconds: float = Field(default=10, gt=0)
+    """Seconds between two heartbeats of a worker."""
     reaper_seconds: float = Field(default=15, gt=0)
-    """Time between two searches for expired leases."""
+    """Seconds between two searches for expired leases."""
     max_attempts: int = Field(default=3, ge=1, le=100)
-    """Attempts of a job that may be lost or crash before it fails."""
+    """How many attempts of a job may be lost or crash before the job fails."""
 
     @field_validator("model_roots", mode="before")
     @classmethod

@@ -86,8 +86,8 @@ class Scheduler:
                 # An empty database with a full store is most often a wrong setting: it must not empty the store.
                 return removed
         # A job's row is there before its first file, a data set's only after it.
-        jobs = {key.rpartition("/")[2]: key for key in self.store.keys("jobs")}
-        datasets = {key: key for key in self.store.keys("datasets", older_than=_STALE_SECONDS)}
+        jobs = {key.rpartition("/")[2]: key for key in self.store.list_keys("jobs")}
+        datasets = {key: key for key in self.store.list_keys("datasets", older_than=_STALE_SECONDS)}
         return (
             removed + self._remove_unreferenced(jobs, Job.id) + self._remove_unreferenced(datasets, Dataset.store_key)
         )

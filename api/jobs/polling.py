@@ -63,7 +63,7 @@ def create_representation_cache(database: Database, *, worker_seconds: float) ->
         with database.transaction(write=False) as session:
             job = repository.get_job(session, key.project, key.job_id)
             snapshot = job_snapshots(session, [job.id], worker_seconds=worker_seconds)[job.id]
-            view = present_job_at(session, job, snapshot.place)
+            view = present_job_at(session, job, snapshot.queue_position)
         return Representation(_etag(snapshot), view.model_dump_json().encode())
 
     # Where the job has changed meanwhile, the representation is that of another state: sent, but not cached.
@@ -157,7 +157,7 @@ def _is_unchanged(request: Request, snapshot: JobSnapshot) -> bool:
 
 def _etag(snapshot: JobSnapshot) -> str:
     # All that a view shows changes with the row's version, but for the position in the queue.
-    return f'"{_schema_digest()}-{snapshot.version}{_position_tag(snapshot.place)}"'
+    return f'"{_schema_digest()}-{snapshot.version}{_position_tag(snapshot.queue_position)}"'
 
 
 def _position_tag(position: QueuePosition | None) -> str:

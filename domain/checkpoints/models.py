@@ -23,7 +23,7 @@ class Checkpoint(Base):
     project: Mapped[str] = mapped_column(String(64), default="default")
     job_id: Mapped[str] = mapped_column(String(64), ForeignKey("jobs.id", ondelete="CASCADE"))
     attempt: Mapped[int]
-    """The attempt that made it, which is its fencing token."""
+    """The number of the attempt that saved it, which is the attempt's fencing token."""
     kind: Mapped[CheckpointKind] = mapped_column(
         sa.Enum(
             "training",
@@ -39,10 +39,10 @@ class Checkpoint(Base):
     """`training` and `stage` hold the full training state besides the weights."""
     stage: Mapped[int | None]
     step: Mapped[int]
-    """Optimiser steps done."""
+    """The optimiser steps that were done when it was saved."""
     store_key: Mapped[str] = mapped_column(String(255), unique=True)
-    """The directory, relative to the artifact store."""
+    """The directory's key, relative to the artifact store."""
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     manifest_sha256: Mapped[str] = mapped_column(String(64))
-    """Of `manifest.json`, in hexadecimal."""
+    """SHA-256 of `manifest.json`, in hexadecimal."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())

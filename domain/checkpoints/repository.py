@@ -1,4 +1,4 @@
-"""Checkpoints as they are asked for. No function commits."""
+"""Queries for checkpoints. No function commits."""
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -18,7 +18,7 @@ def get_checkpoint(session: Session, project: str, checkpoint_id: str) -> Checkp
 
 
 def get_checkpoint_for_share(session: Session, project: str, checkpoint_id: str) -> Checkpoint:
-    """Like :func:`get_checkpoint`, and nobody can delete it until the transaction ends.
+    """Like :func:`get_checkpoint`, with a shared row lock: nobody can delete it until the transaction ends.
 
     Raises:
         CheckpointNotFound: the project has no such checkpoint.
@@ -49,7 +49,8 @@ def list_checkpoints(
 def surplus_training_states(session: Session, job_id: str, *, keep: int) -> list[Checkpoint]:
     """All but the newest `keep` of a job's checkpoints of kind `training`.
 
-    They are locked: until the transaction ends no new job can name one, so the caller may ask whether a job does.
+    Their rows are locked: no new job can refer to one until the transaction ends, so that the caller may check whether
+    a job does.
     """
     statement = sa.select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.kind == "training")
     surplus = statement.order_by(Checkpoint.step.desc(), Checkpoint.id.desc()).offset(keep).with_for_update()
@@ -57,7 +58,7 @@ def surplus_training_states(session: Session, job_id: str, *, keep: int) -> list
 
 
 def delete_checkpoint(session: Session, checkpoint: Checkpoint) -> None:
-    """Forget the row; the caller removes the directory after the commit."""
+    """Delete the row; the caller removes the directory after the commit."""
     session.delete(checkpoint)
     session.flush()
 

@@ -1,4 +1,4 @@
-"""The row of an uploaded data set; its lines lie in the artifact store."""
+"""The row of an uploaded data set, whose samples are in the artifact store."""
 
 from datetime import datetime
 
@@ -17,10 +17,10 @@ class Dataset(Base):
     project: Mapped[str] = mapped_column(String(64), default="default")
     name: Mapped[str] = mapped_column(String(200))
     rows: Mapped[int]
-    """Samples in it."""
+    """The number of samples."""
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
-    """Of the stored file, in hexadecimal."""
+    """SHA-256 of the stored file, in hexadecimal."""
     store_key: Mapped[str] = mapped_column(String(255), unique=True)
-    """The JSONL file, relative to the artifact store."""
+    """The key of the JSONL file, relative to the artifact store."""
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())

@@ -1,4 +1,4 @@
-"""Data sets as they are asked for. No function commits."""
+"""Queries for data sets. No function commits."""
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -20,10 +20,10 @@ def add_dataset(
     store_key: str,
     dataset_id: str | None = None,
 ) -> Dataset:
-    """Name a data set whose file is whole in the artifact store.
+    """Add the row of a data set whose file is in the artifact store.
 
     Args:
-        dataset_id: where the caller made one beforehand, for the file's place; a new one otherwise.
+        dataset_id: the id that the file's key already contains; null for a new one.
     """
     dataset = Dataset(
         id=dataset_id or new_id("ds"),
@@ -45,8 +45,8 @@ def get_dataset(session: Session, project: str, dataset_id: str) -> Dataset:
     Raises:
         DatasetNotFound: the project has no such data set.
     """
-    found = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.project == project)
-    dataset = session.scalars(found).one_or_none()
+    statement = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.project == project)
+    dataset = session.scalars(statement).one_or_none()
     if dataset is None:
         raise DatasetNotFound
     return dataset

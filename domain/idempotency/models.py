@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.db import Base, UtcDateTime, db_now
 
 MAX_BODY_BYTES: Final = 256 * 1024
-"""The largest answer that is kept: eight times the largest that a job can have."""
+"""The largest response that is stored: eight times the largest that a job can have."""
 
 
 class IdempotencyKey(Base):
@@ -22,14 +22,14 @@ class IdempotencyKey(Base):
     project: Mapped[str] = mapped_column(String(64), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     token: Mapped[str] = mapped_column(String(64))
-    """The request that the key belongs to: one that lost it can neither answer nor free it."""
+    """The fencing token of the request that holds the key: one that lost it can neither settle nor release it."""
     fingerprint: Mapped[str | None] = mapped_column(String(64))
-    """SHA-256 of what was asked for, hexadecimal; null while an upload arrives."""
+    """SHA-256 of the request, in hexadecimal; null while an upload arrives."""
     status: Mapped[int | None]
-    """Of the answer; null while the request is under way."""
+    """The HTTP status of the stored response; null while the request is in progress."""
     media_type: Mapped[str | None] = mapped_column(String(64))
     location: Mapped[str | None] = mapped_column(String(255))
     body: Mapped[bytes | None] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    """From here on the key is free: of an answer a day after it, of an upload soon after its process has died."""
+    """When the key becomes free: a day after its response, or soon after the process of an upload has died."""

@@ -1,7 +1,7 @@
-"""What an attempt reports becomes rows: progress, stages, metrics, evaluations, history, files.
+"""Records what an attempt reports as rows: progress, stages, metrics, evaluations, history, checkpoints and artifacts.
 
-Every function belongs to the attempt that holds the job, writes in the caller's transaction, and may be
-repeated after a commit whose answer was lost.
+Every function is for the attempt that holds the job, writes in the caller's transaction, and is idempotent: it may be
+repeated after a commit whose result is not known.
 """
 
 import json
@@ -34,16 +34,16 @@ METRICS: Final = (
     "tokens_seen",
     "tokens_per_second",
 )
-"""The figures of a step that are kept as series."""
+"""The metrics of an optimiser step that are stored as series."""
 
-_MESSAGE_LENGTH = 2000
+_MAX_TEXT_LENGTH: Final = 2000
 
 
 def apply_events(session: Session, claim: Claim, events: Sequence[engine.EventEnvelope], *, offset: int) -> None:
-    """Turn engine events, in their order, into rows.
+    """Apply engine events, in their order, to the rows.
 
-    The first training event moves the job from preparing to running. `checkpoint` and `artifact` events only
-    count as a sign of life: see :func:`add_checkpoint` and :func:`add_artifact`.
+    The first training event brings the job from preparing to running. `checkpoint` and `artifact` events only set the
+    time of the last progress: see :func:`add_checkpoint` and :func:`add_artifact`.
 
     Args:
         offset: where these events end in the attempt's `events.jsonl`, in bytes. A call that does not lie beyond
@@ -55,9 +55,9 @@ def apply_events(session: Session, claim: Claim, events: Sequence[engine.EventEn
     job = lock_claimed_job(session, claim.job_id, claim.token)
     if offset <= job.events_offset:
         return
-    batch = _Batch(session, job, claim.token)
-    for stamped in events:
-        batch.take(stamped.event, stamped.at)
+    batch = _EventBatch(session, job, claim.token)
+    for envelope in events:
+        batch.add(envelope.event, envelope.at)
     batch.write({"events_offset": offset})
 
 
@@ -72,15 +72,15 @@ def add_checkpoint(
     size_bytes: int,
     manifest_sha256: str,
 ) -> Checkpoint:
-    """Name a checkpoint whose files are whole in the artifact store. Repeated for a key, the row there is.
+    """Add the row of a checkpoint whose files are in the artifact store; where the key has a row, return that.
 
     Raises:
         LostLease: the attempt no longer holds the job.
     """
     job = lock_claimed_job(session, claim.job_id, claim.token)
-    known = session.scalars(sa.select(Checkpoint).where(Checkpoint.store_key == store_key)).one_or_none()
-    if known is not None:
-        return known
+    existing = session.scalars(sa.select(Checkpoint).where(Checkpoint.store_key == store_key)).one_or_none()
+    if existing is not None:
+        return existing
     checkpoint = Checkpoint(
         id=new_id("ckpt"),
         project=job.project,
@@ -103,15 +103,15 @@ def add_checkpoint(
 def add_artifact(
     session: Session, claim: Claim, *, kind: str, store_key: str, size_bytes: int, sha256: str
 ) -> JobArtifact:
-    """Name a file that is whole in the artifact store; it takes the place of an earlier one of its kind.
+    """Add the row of a file that is in the artifact store, in place of an earlier one of its kind.
 
     Raises:
         LostLease: the attempt no longer holds the job.
     """
     job = lock_claimed_job(session, claim.job_id, claim.token)
-    known = session.get(JobArtifact, (job.id, kind))
-    if known is not None and (known.store_key, known.sha256) == (store_key, sha256):
-        return known
+    existing = session.get(JobArtifact, (job.id, kind))
+    if existing is not None and (existing.store_key, existing.sha256) == (store_key, sha256):
+        return existing
     artifact = session.merge(
         JobArtifact(
             job_id=job.id,
@@ -128,7 +128,7 @@ def add_artifact(
 
 
 def save_log_tail(session: Session, claim: Claim, text: str, *, max_bytes: int) -> None:
-    """Keep the last `max_bytes` of the engine's log in the attempt's row.
+    """Save the last `max_bytes` of the engine's log in the attempt's row.
 
     Raises:
         LostLease: the attempt no longer holds the job.
@@ -138,12 +138,12 @@ def save_log_tail(session: Session, claim: Claim, text: str, *, max_bytes: int) 
     session.execute(
         sa.update(JobAttempt)
         .where(JobAttempt.job_id == claim.job_id, JobAttempt.number == claim.token)
-        .values(log_tail=_storable(tail))
+        .values(log_tail=_without_nul(tail))
     )
 
 
-class _Batch:
-    """Changes gathered over a run of events, written together."""
+class _EventBatch:
+    """Accumulates the changes of consecutive events, and writes them together."""
 
     def __init__(self, session: Session, job: Job, token: int) -> None:
         self._session = session
@@ -156,10 +156,10 @@ class _Batch:
             stage.index: stage for stage in session.scalars(sa.select(JobStage).where(JobStage.job_id == job.id))
         }
 
-    def take(self, event: engine.Event, at: datetime) -> None:
+    def add(self, event: engine.Event, at: datetime) -> None:
         self._columns["progress_at"] = at
         if isinstance(event, engine.StageStarted | engine.StepLogged) and self._job.status is JobStatus.PREPARING:
-            # What came before is written first, so that the history is in order.
+            # Earlier events are written first, so that the history is in order.
             self.write({})
             self._job = transition(self._session, self._job, JobStatus.RUNNING, token=self._token)
         match event:
@@ -190,10 +190,10 @@ class _Batch:
             case _:
                 assert_never(event)
         if isinstance(event, engine.HistoryEvent):
-            self._history.append(NewEvent(event.type, _data(event), at))
+            self._history.append(NewEvent(event.type, _event_data(event), at))
 
     def write(self, columns: dict[str, Any]) -> None:
-        """Write what was gathered so far, and `columns`."""
+        """Write the changes so far, and `columns` of the job."""
         self._session.flush()
         self._write_metrics()
         self._job = record_events(
@@ -203,7 +203,11 @@ class _Batch:
 
     def _run_started(self, event: engine.RunStarted) -> None:
         step = event.resumed_from_step or 0
-        self._columns |= {"total_steps": event.total_steps, "stages": event.stages, **_done(step, event.total_steps)}
+        self._columns |= {
+            "total_steps": event.total_steps,
+            "stages": event.stages,
+            **_step_columns(step, event.total_steps),
+        }
         self._session.execute(
             sa.update(JobAttempt)
             .where(JobAttempt.job_id == self._job.id, JobAttempt.number == self._token)
@@ -216,17 +220,16 @@ class _Batch:
             self._columns["stage"] = event.stage
 
     def _stage_started(self, event: engine.StageStarted, at: datetime) -> None:
-        # An attempt may fall back to an earlier stage; what follows it will be done again.
+        # An attempt may resume from an earlier stage; the stages after it will be run again.
         for later in (stage for index, stage in self._stages.items() if index > event.stage):
             later.status, later.started_at, later.finished_at, later.evaluation = StageStatus.PENDING, None, None, None
         stage = self._stages.get(event.stage)
         if stage is None:
-            # The engine counts the rows that it can use, so its table is the true one.
+            # The engine counts the samples that it can use, so its table of stages is the true one.
             stage = JobStage(job_id=self._job.id, index=event.stage, epochs=0)
             self._stages[event.stage] = stage
             self._session.add(stage)
-        stage.samples, stage.steps, stage.first_step = event.samples, event.steps, event.first_step
-        stage.temperature, stage.kd_weight = event.temperature, event.kd_weight
+        stage.apply_plan(event)
         stage.status, stage.finished_at = StageStatus.RUNNING, None
         stage.started_at = stage.started_at or at
         self._columns["stage"] = event.stage
@@ -240,7 +243,7 @@ class _Batch:
         if stage is not None and stage.status is StageStatus.PENDING:
             stage.status, stage.started_at = StageStatus.RUNNING, stage.started_at or at
         self._columns |= {
-            **_done(event.step, event.total_steps),
+            **_step_columns(event.step, event.total_steps),
             "phase": "training",
             "phase_done": None,
             "phase_total": None,
@@ -248,10 +251,10 @@ class _Batch:
             "total_steps": event.total_steps,
             "stage": event.stage,
             "tokens_seen": event.tokens_seen,
-            "tokens_per_second": _finite(event.tokens_per_second),
-            "eta_seconds": _finite(event.eta_seconds),
-            "eta_low_seconds": None if event.eta_low_seconds is None else _finite(event.eta_low_seconds),
-            "eta_high_seconds": None if event.eta_high_seconds is None else _finite(event.eta_high_seconds),
+            "tokens_per_second": _finite_or_none(event.tokens_per_second),
+            "eta_seconds": _finite_or_none(event.eta_seconds),
+            "eta_low_seconds": None if event.eta_low_seconds is None else _finite_or_none(event.eta_low_seconds),
+            "eta_high_seconds": None if event.eta_high_seconds is None else _finite_or_none(event.eta_high_seconds),
         }
 
     def _stage_finished(self, event: engine.StageFinished, at: datetime) -> None:
@@ -264,7 +267,7 @@ class _Batch:
         self._session.merge(JobEvaluation(job_id=self._job.id, at=at, **scores))
         stage = None if event.stage is None else self._stages.get(event.stage)
         if event.subject == "stage" and stage is not None:
-            stage.evaluation = _data(event)
+            stage.evaluation = _event_data(event)
 
     def _write_metrics(self) -> None:
         if not self._metrics:
@@ -281,21 +284,23 @@ class _Batch:
         self._metrics = {}
 
 
-def _done(step: int, total_steps: int) -> dict[str, Any]:
+def _step_columns(step: int, total_steps: int) -> dict[str, Any]:
     # Convergence ends stages early, so the last step may come before the planned total.
     return {"step": step, "percent": min(100.0, 100.0 * step / total_steps) if total_steps else 0.0}
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _data(event: engine.Event) -> dict[str, Any]:
-    # By way of JSON, where a number that is not finite becomes null.
+def _event_data(event: engine.Event) -> dict[str, Any]:
+    # JSON has no number that is not finite: such a number becomes null.
     data: dict[str, Any] = json.loads(event.model_dump_json(exclude={"type"}))
-    return {key: _storable(value)[:_MESSAGE_LENGTH] if isinstance(value, str) else value for key, value in data.items()}
+    return {
+        key: _without_nul(value)[:_MAX_TEXT_LENGTH] if isinstance(value, str) else value for key, value in data.items()
+    }
 
 
-def _storable(text: str) -> str:
+def _without_nul(text: str) -> str:
     # PostgreSQL stores no NUL.
     return text.replace("\0", "")

@@ -5,7 +5,7 @@ Every row that a job owns refers to it by a foreign key, and is deleted with it.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy import ForeignKey, Index, String, Text
@@ -189,6 +189,25 @@ class JobAttempt(Base):
     """The end of what the engine wrote to stderr."""
 
 
+class PlannedStage(Protocol):
+    """A stage as planned at submission, as the engine reports its start, or as a parent job has run it."""
+
+    @property
+    def samples(self) -> int: ...
+
+    @property
+    def temperature(self) -> float: ...
+
+    @property
+    def kd_weight(self) -> float: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def first_step(self) -> int: ...
+
+
 class JobStage(Base):
     """One stage of the curriculum: as planned at submission, then as the engine reports it."""
 
@@ -212,6 +231,11 @@ class JobStage(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     evaluation: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
     """The scores at the stage's end."""
+
+    def apply_plan(self, plan: PlannedStage) -> None:
+        """Take over the numbers of a planned stage. Epochs are apart: the engine reports them when the stage ends."""
+        self.samples, self.steps, self.first_step = plan.samples, plan.steps, plan.first_step
+        self.temperature, self.kd_weight = plan.temperature, plan.kd_weight
 
 
 class JobMetric(Base):

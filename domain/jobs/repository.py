@@ -1,4 +1,4 @@
-"""Jobs as they are asked for: one, a list, the queue, and what a job brought about. No function commits."""
+"""Queries for jobs, their history and their results. No function commits."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +15,7 @@ from domain.jobs.states import TERMINAL, JobStatus
 
 @dataclass(frozen=True)
 class MetricSeries:
-    """One metric over the optimiser steps, in rising order of steps."""
+    """One metric over the optimiser steps, in ascending order of steps."""
 
     name: str
     steps: tuple[int, ...]
@@ -46,27 +46,27 @@ def list_jobs(
     """The project's jobs, newest first, without their specifications.
 
     Args:
-        after: the id of the last job of the page before; it need not exist any more.
-        statuses: keep jobs in one of these; none given: all.
-        labels: keep jobs that carry all of these.
+        after: the id of the last job of the page before (keyset pagination); that job may be deleted by now.
+        statuses: only jobs in one of these states; all where it is empty.
+        labels: only jobs that carry all of these labels.
     """
-    # A page of specifications costs more to read than all the rest of it.
-    slim = (defer(Job.posted_spec, raiseload=True), defer(Job.spec, raiseload=True))
-    statement = sa.select(Job).where(Job.project == project).order_by(Job.id.desc()).options(*slim)
+    # To read the specifications of a page costs more than all the rest of it.
+    without_specs = (defer(Job.posted_spec, raiseload=True), defer(Job.spec, raiseload=True))
+    statement = sa.select(Job).where(Job.project == project).order_by(Job.id.desc()).options(*without_specs)
     if after is not None:
         statement = statement.where(Job.id < after)
     if statuses:
         statement = statement.where(Job.status.in_(statuses))
     for key, value in (labels or {}).items():
         if not re.fullmatch(LABEL_KEY, key):
-            # No job carries it, and some characters would end the key inside SQLite's JSON path.
+            # No job carries such a label, and some characters would end the key inside SQLite's JSON path.
             return KeysetPage([], has_more=False)
         statement = statement.where(Job.labels[key].as_string() == value)
     return fetch_page(session, statement, limit=limit)
 
 
 def list_events(session: Session, job_id: str, *, after: int = 0, limit: int) -> KeysetPage[JobEvent]:
-    """A job's events with a sequence number beyond `after`, in order."""
+    """A job's events whose sequence number is greater than `after`, in order."""
     statement = sa.select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.seq > after)
     return fetch_page(session, statement.order_by(JobEvent.seq), limit=limit)
 
@@ -76,7 +76,7 @@ def list_stages(session: Session, job_id: str) -> Sequence[JobStage]:
 
 
 def list_attempts(session: Session, job_id: str, *, limit: int, after: int = 0) -> KeysetPage[JobAttempt]:
-    """A job's attempts with a number beyond `after`, in order."""
+    """A job's attempts whose number is greater than `after`, in order."""
     statement = sa.select(JobAttempt).where(JobAttempt.job_id == job_id, JobAttempt.number > after)
     return fetch_page(session, statement.order_by(JobAttempt.number), limit=limit)
 
@@ -94,10 +94,6 @@ def list_evaluations(session: Session, job_id: str, *, limit: int = 1000) -> Seq
     """A job's evaluations in the order in which they were made."""
     statement = sa.select(JobEvaluation).where(JobEvaluation.job_id == job_id)
     return session.scalars(statement.order_by(JobEvaluation.at, JobEvaluation.step).limit(limit)).all()
-
-
-def list_artifacts(session: Session, job_id: str) -> Sequence[JobArtifact]:
-    return session.scalars(sa.select(JobArtifact).where(JobArtifact.job_id == job_id).order_by(JobArtifact.kind)).all()
 
 
 def get_artifact(session: Session, job_id: str, kind: str) -> JobArtifact | None:
@@ -126,35 +122,35 @@ def metric_series(
     from_step: int = 0,
     to_step: int | None = None,
 ) -> list[MetricSeries]:
-    """Metrics thinned out evenly to about `points` each: the first and the last step always, `points` + 1 at most.
+    """Metrics downsampled evenly to about `points` each: always with the first and last step, `points` + 1 at most.
 
     Args:
-        names: keep these series; none given: all.
-        from_step, to_step: both inclusive.
+        names: only these metrics; all where it is empty.
+        from_step, to_step: the range of steps, both inclusive.
     """
-    place = sa.func.row_number().over(partition_by=JobMetric.name, order_by=JobMetric.step)
+    number = sa.func.row_number().over(partition_by=JobMetric.name, order_by=JobMetric.step)
     count = sa.func.count().over(partition_by=JobMetric.name)
-    chosen = sa.select(
-        JobMetric.name, JobMetric.step, JobMetric.value, place.label("place"), count.label("count")
+    statement = sa.select(
+        JobMetric.name, JobMetric.step, JobMetric.value, number.label("number"), count.label("count")
     ).where(JobMetric.job_id == job_id, JobMetric.step >= from_step)
     if to_step is not None:
-        chosen = chosen.where(JobMetric.step <= to_step)
+        statement = statement.where(JobMetric.step <= to_step)
     if names:
-        chosen = chosen.where(JobMetric.name.in_(names))
-    rows = chosen.subquery()
-    # Integer division rounded up: every stride-th row.
-    stride = (rows.c.count + points - 1) // points
-    kept = sa.or_((rows.c.place - 1) % stride == 0, rows.c.place == rows.c.count)
-    found: dict[str, list[tuple[int, float]]] = {}
+        statement = statement.where(JobMetric.name.in_(names))
+    rows = statement.subquery().c
+    # Integer division rounded up.
+    stride = (rows.count + points - 1) // points
+    is_selected = sa.or_((rows.number - 1) % stride == 0, rows.number == rows.count)
+    points_by_name: dict[str, list[tuple[int, float]]] = {}
     for name, step, value in session.execute(
-        sa.select(rows.c.name, rows.c.step, rows.c.value).where(kept).order_by(rows.c.name, rows.c.step)
+        sa.select(rows.name, rows.step, rows.value).where(is_selected).order_by(rows.name, rows.step)
     ):
-        found.setdefault(name, []).append((step, value))
-    return [MetricSeries(name, *map(tuple, zip(*pairs, strict=True))) for name, pairs in found.items()]
+        points_by_name.setdefault(name, []).append((step, value))
+    return [MetricSeries(name, *map(tuple, zip(*pairs, strict=True))) for name, pairs in points_by_name.items()]
 
 
 def count_queued_jobs(session: Session, *, project: str | None = None) -> int:
-    """Jobs that wait, of one project or of all."""
+    """The number of queued jobs, of one project or of all."""
     statement = sa.select(sa.func.count()).where(Job.status == JobStatus.QUEUED)
     if project is not None:
         statement = statement.where(Job.project == project)
@@ -162,14 +158,16 @@ def count_queued_jobs(session: Session, *, project: str | None = None) -> int:
 
 
 def count_live_jobs_using(session: Session, project: str, *, checkpoint: str) -> int:
-    """Jobs that have not ended, and whose teacher, student or beginning is the checkpoint."""
-    named = [Job.spec[role]["checkpoint"].as_string() == checkpoint for role in ("teacher", "student")]
-    named.append(Job.starts_from == checkpoint)
-    statement = sa.select(sa.func.count()).where(Job.project == project, Job.status.not_in(TERMINAL), sa.or_(*named))
+    """The number of jobs that have not ended, and whose teacher, student or start is the checkpoint."""
+    references = [Job.spec[role]["checkpoint"].as_string() == checkpoint for role in ("teacher", "student")]
+    references.append(Job.starts_from == checkpoint)
+    statement = sa.select(sa.func.count()).where(
+        Job.project == project, Job.status.not_in(TERMINAL), sa.or_(*references)
+    )
     return session.scalar(statement) or 0
 
 
 def filter_ended(session: Session, job_ids: Collection[str]) -> set[str]:
-    """Those of these jobs that have ended or are not there."""
+    """Those of these jobs that have ended or do not exist."""
     live = session.scalars(sa.select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(TERMINAL)))
     return set(job_ids) - set(live)

@@ -1,4 +1,4 @@
-"""What state jobs are in, as little as tells one state from another."""
+"""Snapshots of jobs: the few columns that tell whether anything that clients see of a job has changed."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,30 +13,30 @@ from domain.jobs.states import TERMINAL, JobStatus
 
 @dataclass(frozen=True, slots=True)
 class JobSnapshot:
-    """What tells one state of a job from another: all that is shown of it changes with this alone."""
+    """A job at one moment: what the API shows of it changes only together with one of these values."""
 
     project: str
     version: int
     event_seq: int
-    """The number of its newest event."""
+    """The sequence number of the job's newest event."""
     ended: bool
-    place: QueuePosition | None
-    """In the queue, which other jobs and workers change; null unless it is queued."""
+    queue_position: QueuePosition | None
+    """Its position in the queue, which changes with other jobs and workers too; null unless it is queued."""
 
 
 def job_snapshots(session: Session, job_ids: Collection[str], *, worker_seconds: float) -> dict[str, JobSnapshot]:
-    """The state of each of these jobs that is there, by id.
+    """Snapshots of those of these jobs that exist, by id.
 
     Args:
-        worker_seconds: a worker that was not heard of for longer does not count.
+        worker_seconds: a worker whose last heartbeat is older does not count in the queue.
     """
     statement = sa.select(
         Job.id, Job.project, Job.version, Job.event_seq, Job.status, Job.device, Job.memory_bytes
     ).where(Job.id.in_(job_ids))
     rows = session.execute(statement).all()
-    needs = {row.id: ResourceRequest(row.device, row.memory_bytes) for row in rows if row.status is JobStatus.QUEUED}
-    places = queue_positions(session, needs, worker_seconds=worker_seconds)
+    requests = {row.id: ResourceRequest(row.device, row.memory_bytes) for row in rows if row.status is JobStatus.QUEUED}
+    positions = queue_positions(session, requests, worker_seconds=worker_seconds)
     return {
-        row.id: JobSnapshot(row.project, row.version, row.event_seq, row.status in TERMINAL, places.get(row.id))
+        row.id: JobSnapshot(row.project, row.version, row.event_seq, row.status in TERMINAL, positions.get(row.id))
         for row in rows
     }

@@ -16,19 +16,21 @@ class Worker(Base):
     __tablename__ = "workers"
 
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
-    """Unique while it lives; a worker that starts again has another."""
+    """The name of the worker's process: a worker that starts again has another."""
     devices: Mapped[list[dict[str, Any]]] = mapped_column(JsonType)
     drain: Mapped[DrainMode | None] = mapped_column(String(16))
-    """Null: it takes jobs. `finish`: it ends the one that it has; `release`: it saves that and gives it back."""
+    """Null: the worker accepts jobs. `finish`: it ends the job that it holds, and claims no other; `release`: it saves
+    that job and releases it."""
     started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+    """The time of its last heartbeat."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """One thing that a worker computes on."""
+    """A device on which a worker computes."""
 
     kind: Literal["cpu", "cuda"]
     name: str
     memory_bytes: int | None
-    """Null where it could not be found out."""
+    """The memory of the device; null where it is not known."""

@@ -1,7 +1,8 @@
-"""The workers: what each computes on, when it was last heard of, and whether it takes jobs. No function commits."""
+"""Registration of workers: devices, liveness by heartbeats, and drain. No function commits."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -10,7 +11,8 @@ from domain.db import KeysetPage, db_now, fetch_page, upsert_into
 from domain.errors import NotFound
 from domain.workers.models import Device, DrainMode, Worker
 
-STALE_SECONDS = 24 * 3600
+STALE_SECONDS: Final = 24 * 3600
+"""Age of the last heartbeat beyond which a registration is deleted."""
 
 
 class WorkerNotFound(NotFound):
@@ -20,29 +22,33 @@ class WorkerNotFound(NotFound):
 
 
 def register_worker(session: Session, name: str, devices: Sequence[Device]) -> None:
-    """Say that the worker lives; a drain that was asked for stays."""
-    found = [asdict(device) for device in devices]
+    """Register a worker or renew its registration, which is its heartbeat; the mode of its drain stays."""
+    values = [asdict(device) for device in devices]
     statement = upsert_into(session.connection(), Worker).values(
-        name=name, devices=found, started_at=db_now(), seen_at=db_now()
+        name=name, devices=values, started_at=db_now(), seen_at=db_now()
     )
     session.execute(
-        statement.on_conflict_do_update(index_elements=["name"], set_={"devices": found, "seen_at": db_now()})
+        statement.on_conflict_do_update(index_elements=["name"], set_={"devices": values, "seen_at": db_now()})
     )
 
 
 def deregister_worker(session: Session, name: str) -> None:
-    """The worker has ended."""
+    """Delete the registration of a worker that ends."""
     session.execute(sa.delete(Worker).where(Worker.name == name))
 
 
 def delete_stale_workers(session: Session) -> int:
-    """Drop rows of workers that were not heard of for a day; says how many."""
-    lost = session.execute(sa.delete(Worker).where(Worker.seen_at < db_now(-STALE_SECONDS)).returning(Worker.name))
-    return len(lost.all())
+    """Delete registrations without a heartbeat for a day.
+
+    Returns:
+        how many were deleted.
+    """
+    stale = session.execute(sa.delete(Worker).where(Worker.seen_at < db_now(-STALE_SECONDS)).returning(Worker.name))
+    return len(stale.all())
 
 
-def drain(session: Session, name: str, how: DrainMode | None) -> Worker:
-    """Let the worker take no more jobs, or jobs again.
+def drain(session: Session, name: str, mode: DrainMode | None) -> Worker:
+    """Let the worker claim no more jobs; with null as the mode, let it claim jobs again.
 
     Raises:
         WorkerNotFound: no worker has this name.
@@ -50,23 +56,23 @@ def drain(session: Session, name: str, how: DrainMode | None) -> Worker:
     worker = session.scalars(sa.select(Worker).where(Worker.name == name).with_for_update()).one_or_none()
     if worker is None:
         raise WorkerNotFound
-    worker.drain = how
+    worker.drain = mode
     session.flush()
     return worker
 
 
 def accepts_jobs(session: Session, name: str) -> bool:
-    """Whether the worker may claim; one that is not known yet may."""
+    """Whether the worker may claim jobs; one that is not registered yet may."""
     return session.scalars(sa.select(Worker.drain).where(Worker.name == name)).one_or_none() is None
 
 
 def list_workers(session: Session, *, limit: int, after: str | None = None) -> KeysetPage[Worker]:
-    """By name, after `after`."""
+    """The workers by name, after the one with the name `after`."""
     statement = sa.select(Worker).order_by(Worker.name)
     return fetch_page(session, statement if after is None else statement.where(Worker.name > after), limit=limit)
 
 
 def live_workers(session: Session, within_seconds: float) -> Sequence[Worker]:
-    """Workers that were heard of of late and take jobs."""
+    """Workers with a heartbeat in the last `within_seconds` that accept jobs."""
     statement = sa.select(Worker).where(Worker.seen_at >= db_now(-within_seconds), Worker.drain.is_(None))
     return session.scalars(statement).all()

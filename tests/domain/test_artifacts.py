@@ -178,10 +178,10 @@ def test_a_destination_that_exists_is_kept(store: ArtifactStore, tmp_path: Path)
 
 def test_removing_is_whole_and_repeatable(store: ArtifactStore, tmp_path: Path) -> None:
     store.publish(checkpoint(tmp_path / "made"), KEY)
-    assert store.keys("jobs/job_1/checkpoints") == [KEY]
+    assert store.list_keys("jobs/job_1/checkpoints") == [KEY]
     store.remove(KEY)
     store.remove(KEY)
-    assert store.keys("jobs/job_1/checkpoints") == []
+    assert store.list_keys("jobs/job_1/checkpoints") == []
     with pytest.raises(ArtifactNotFound):
         store.manifest(KEY)
 

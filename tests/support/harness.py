@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from domain.artifacts import ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import list_checkpoints
@@ -119,7 +121,8 @@ class ServiceHarness:
 
     def artifacts(self, job_id: str) -> dict[str, JobArtifact]:
         with self.database.transaction(write=False) as session:
-            return {row.kind: row for row in repository.list_artifacts(session, job_id)}
+            rows = session.scalars(sa.select(JobArtifact).where(JobArtifact.job_id == job_id))
+            return {row.kind: row for row in rows}
 
     def options(self, *engine: str, **changes: Any) -> WorkerSettings:
         return WorkerSettings(**{**self._quick(engine), **changes})

@@ -65,12 +65,12 @@ def test_files_of_deleted_jobs_are_removed_and_others_stay(
     half.mkdir()
     os.utime(half, (0, 0))
     assert scheduler(harness, redis_url).collect_garbage() == 2
-    assert harness.store.keys("jobs") == [f"jobs/{job}"]
+    assert harness.store.list_keys("jobs") == [f"jobs/{job}"]
 
 
 def test_dataset_file_without_a_row_is_removed(harness: ServiceHarness, redis_url: str, tmp_path: Path) -> None:
     harness.submit()
-    known = harness.store.keys("datasets")
+    known = harness.store.list_keys("datasets")
     (tmp_path / "file").write_text("x")
     for name, age in (("ds_old", 7200), ("ds_new", 60)):
         harness.store.publish_file(tmp_path / "file", f"datasets/{name}.jsonl")
@@ -79,14 +79,14 @@ def test_dataset_file_without_a_row_is_removed(harness: ServiceHarness, redis_ur
     os.utime(harness.settings.artifact_root / known[0], (0, 0))
     # The new one may be an upload whose transaction is not over.
     assert scheduler(harness, redis_url).collect_garbage() == 1
-    assert harness.store.keys("datasets") == sorted([*known, "datasets/ds_new.jsonl"])
+    assert harness.store.list_keys("datasets") == sorted([*known, "datasets/ds_new.jsonl"])
 
 
 def test_empty_database_does_not_empty_the_store(harness: ServiceHarness, redis_url: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     harness.store.publish_file(tmp_path / "file", "jobs/job_of_another_database/attempt-1/result.json")
     assert scheduler(harness, redis_url).collect_garbage() == 0
-    assert harness.store.keys("jobs") == ["jobs/job_of_another_database"]
+    assert harness.store.list_keys("jobs") == ["jobs/job_of_another_database"]
 
 
 def test_expired_idempotency_keys_are_removed(harness: ServiceHarness, redis_url: str) -> None:

@@ -70,7 +70,7 @@ def test_surplus_training_states_are_deleted_from_rows_and_store(harness: Servic
     kept = harness.checkpoints(job)
     assert [c.step for c in kept if c.kind == "training"] == [8, 10]
     assert [c.step for c in kept if c.kind == "stage"] == [5, 10]
-    stored = harness.store.keys(f"jobs/{job}/attempt-1")
+    stored = harness.store.list_keys(f"jobs/{job}/attempt-1")
     assert {c.store_key for c in kept} == {key for key in stored if "result" not in key}
 
 

@@ -103,7 +103,8 @@ def test_those_who_ask_at_once_share_a_query(database: Database) -> None:
     with counted(database) as sent:
         found = run(ask(), watch)
     assert len(sent) == len(alone)
-    assert {one.place.ahead for one in found if one is not None and one.place is not None} == {0, 1, 2}
+    positions = [one.queue_position for one in found if one is not None]
+    assert {position.ahead for position in positions if position is not None} == {0, 1, 2}
 
 
 class Held(JobWatcher):
