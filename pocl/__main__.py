@@ -2,7 +2,7 @@
 
 Events go to standard output, one JSON object a line; what people read goes to standard error. Exit codes:
 0 done, 75 stopped and saved (run the same command to continue), 1 failed, 2 the specification is wrong.
-SIGTERM and SIGINT stop it now, SIGUSR1 at the end of the stage.
+SIGTERM and SIGINT stop the run now, SIGUSR1 at the end of the stage.
 """
 
 import argparse
@@ -45,30 +45,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         spec = read_spec(options.spec, options.set)
     except SpecInvalid as error:
-        for problem in error.field_errors:
-            print(f"{options.spec}: {problem.pointer or '/'}: {problem.detail}", file=sys.stderr)
+        for field_error in error.field_errors:
+            print(f"{options.spec}: {field_error.pointer or '/'}: {field_error.detail}", file=sys.stderr)
         return ExitCode.USAGE
     stop, pause = _Flag(), _Flag()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop.set)
     signal.signal(signal.SIGUSR1, pause.set)
-    # Before torch is loaded. A thread that waits for another spins by default; where any other process wants
-    # a core, that made products of two threads four times slower than those of one.
+    # This must be set before torch is loaded. A waiting thread spins by default; where any other process wants a
+    # core, that made products of two threads four times slower than those of one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Imported late: a wrong specification is answered at once, without loading torch.
+    # Torch is loaded late, so that a wrong specification is refused at once.
     from pocl.run import DEFAULT_CACHE_BYTES, run
 
     size = DEFAULT_CACHE_BYTES if options.cache_bytes is None else options.cache_bytes
-    reuse = SharedCache(options.cache or options.workdir / CACHE_DIR, size, options.keep_for)
+    cache = SharedCache(options.cache or options.workdir / CACHE_DIR, size, options.keep_for)
 
     def sink(event: Event) -> None:
-        # Whoever read the events may be gone; the run goes on, and its directory has them all.
+        # The reader of the events may be gone; the run goes on, and its directory has them all.
         with contextlib.suppress(BrokenPipeError):
             print(to_line(event, datetime.now(UTC)), file=events, flush=True)
-        _tell(event)
+        _print_for_people(event)
 
     try:
-        run(spec, options.workdir, sink, stop.is_set, reuse, pause.is_set)
+        run(spec, options.workdir, sink, stop.is_set, cache, pause.is_set)
     except RunStopped:
         return ExitCode.STOPPED
     except PoclError as error:
@@ -89,16 +89,18 @@ def read_spec(path: Path, settings: Sequence[str] = ()) -> DistillationSpec:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SpecInvalid(
-            [_problem("unreadable", f"cannot be read as YAML or JSON ({type(error).__name__})")]
+            [_field_error("unreadable", f"cannot be read as YAML or JSON ({type(error).__name__})")]
         ) from error
     if not isinstance(raw, dict):
-        raise SpecInvalid([_problem("not_an_object", "must hold one object")])
+        raise SpecInvalid([_field_error("not_an_object", "must hold one object")])
     for setting in settings:
-        _set(raw, setting)
+        _override(raw, setting)
     return resolve(raw)
 
 
 class _Flag:
+    """A flag that a signal handler sets; unlike a `threading.Event` it takes no lock."""
+
     def __init__(self) -> None:
         self._set = False
 
@@ -115,9 +117,18 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="start a run, or continue what the directory holds")
     run.add_argument("spec", type=Path, help="YAML or JSON file with the specification")
     run.add_argument("--workdir", type=Path, required=True, help="directory of the run")
-    run.add_argument("--cache", type=Path, help="what runs share: teachers' hidden states, rankings (WORKDIR/cache)")
-    run.add_argument("--cache-bytes", type=int, help="size of the cache; what was used longest ago goes first")
-    run.add_argument("--keep-for", type=_job_name, metavar="JOB", help="spare what this run uses until JOB has ended")
+    run.add_argument(
+        "--cache",
+        type=Path,
+        help="cache that runs share (default: WORKDIR/cache)",
+    )
+    run.add_argument("--cache-bytes", type=int, help="size of the cache; the least recently used entries are evicted")
+    run.add_argument(
+        "--keep-for",
+        type=_job_name,
+        metavar="JOB",
+        help="pin the cache entries in use until JOB has ended",
+    )
     run.add_argument(
         "--set", action="append", default=[], metavar="A.B=VALUE", help="override a field; the value is read as YAML"
     )
@@ -131,35 +142,35 @@ def _job_name(name: str) -> str:
 
 
 def _own_stdout() -> TextIO:
-    """Keep standard output for events: what libraries print goes to standard error instead."""
+    """Reserve standard output for events: what libraries print goes to standard error instead."""
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return events
 
 
-def _set(raw: dict[str, Any], setting: str) -> None:
+def _override(raw: dict[str, Any], setting: str) -> None:
+    """Set the field that a setting `A.B=VALUE` names."""
     dotted, separator, value = setting.partition("=")
     *parents, last = dotted.split(".")
     if not separator or not all((*parents, last)):
-        raise SpecInvalid([_problem("bad_setting", f"--set takes A.B=VALUE, not {setting!r}")])
-    place = raw
+        raise SpecInvalid([_field_error("bad_setting", f"--set takes A.B=VALUE, not {setting!r}")])
+    target = raw
     for parent in parents:
-        below = place.setdefault(parent, {})
-        if not isinstance(below, dict):
-            raise SpecInvalid([_problem("bad_setting", f"--set {dotted}: {parent} is not an object")])
-        place = below
+        child = target.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise SpecInvalid([_field_error("bad_setting", f"--set {dotted}: {parent} is not an object")])
+        target = child
     try:
-        place[last] = yaml.safe_load(value)
+        target[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise SpecInvalid([_problem("bad_setting", f"--set {dotted}: the value is not YAML")]) from error
+        raise SpecInvalid([_field_error("bad_setting", f"--set {dotted}: the value is not YAML")]) from error
 
 
-def _problem(code: str, detail: str) -> FieldError:
+def _field_error(code: str, detail: str) -> FieldError:
     return FieldError(pointer="", code=code, detail=detail)
 
 
-def _tell(event: Event) -> None:
-    """One line for people."""
+def _print_for_people(event: Event) -> None:
     line = _line_for_people(event)
     if line is not None:
         print(line, file=sys.stderr, flush=True)
@@ -180,7 +191,7 @@ def _line_for_people(event: Event) -> str | None:
                 f"{event.tokens_per_second:.0f} tok/s, {event.eta_seconds:.0f} s left"
             )
         case Evaluated():
-            return f"{event.subject}: ROUGE-L {event.rouge_l:.2f}, CE {event.cross_entropy:.3f} on {event.rows} rows"
+            return f"{event.subject}: ROUGE-L {event.rouge_l:.2f}, CE {event.cross_entropy:.3f} on {event.rows} samples"
         case CheckpointSaved():
             return f"saved {event.path} ({event.size_bytes / 1e6:.0f} MB)"
         case Warned() | RunEnded():

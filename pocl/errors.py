@@ -1,7 +1,7 @@
-"""Engine errors. Each has a stable code, says whose fault it is and whether a retry can help.
+"""Errors of the engine. Each has a stable code, says whose fault it is and whether a retry can help.
 
 PoclError
-|-- SpecInvalid            the specification is wrong; carries one problem per field
+|-- SpecInvalid            the specification is wrong; carries one FieldError for each wrong field
 |-- DatasetInvalid         a data file is empty or has bad rows
 |-- ModelNotFound          a model reference points at nothing
 |-- ModelUnsupported       the files are there but cannot be used safely
@@ -37,7 +37,7 @@ class PoclError(Exception):
 
     @property
     def message(self) -> str:
-        """One sentence for the caller."""
+        """One sentence for whoever runs the engine."""
         return str(self.args[0])
 
 
@@ -164,13 +164,13 @@ class EngineFailure(PoclError):
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error means that there is no space to write, on the disk or within a quota."""
-    return _number_of(error) in (errno.ENOSPC, errno.EDQUOT)
+    return _errno_of(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _number_of(error: BaseException) -> int | None:
-    """The `errno` of an error of the file system."""
+def _errno_of(error: BaseException) -> int | None:
+    """The `errno` of an error of the file system; None for any other error."""
     if isinstance(error, OSError):
         return error.errno
-    # safetensors and tokenizers are written in Rust and raise no OSError; its number ends Rust's message.
+    # safetensors and tokenizers are written in Rust and raise no OSError, but their message ends with its number.
     number = re.search(r"\(os error (\d+)\)$", str(error))
     return None if number is None else int(number[1])

@@ -1,6 +1,6 @@
-"""Progress as typed values, one JSON object a line: `{"at": time, "event": {"type": ..., ...}}`.
+"""Events of a run as typed values, one JSON object a line: `{"at": time, "event": {"type": ..., ...}}`.
 
-A reader must pass over a `type` that it does not know.
+A reader must ignore a `type` that it does not know.
 
 Every event belongs to one of three groups, by which most readers treat it: see :class:`HistoryEvent`,
 :class:`ProgressEvent` and :class:`FileEvent`. To add one, derive it from its group and name it in `Event`. Where a
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 Phase = Literal["validating", "loading", "ranking", "caching_teacher", "training", "evaluating", "exporting"]
 
 
 class _Value(BaseModel):
-    # Fields may be added: a reader of an older version passes over them.
+    # Fields may be added: a reader of an older version ignores them.
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
@@ -41,13 +41,18 @@ class RunStarted(HistoryEvent):
     resumed_from_step: int | None
     """The optimiser step of the checkpoint that is continued; null for a fresh run."""
     total_steps: int
+    """The planned optimiser steps of the run, of all stages together."""
     stages: int
+    """The number of stages."""
 
 
 class PhaseChanged(HistoryEvent):
+    """The run enters a phase."""
+
     type: Literal["phase"] = "phase"
     phase: Phase
     stage: int | None = None
+    """The stage that is trained or evaluated, counted from 0; null for other phases."""
 
 
 class Progressed(ProgressEvent):
@@ -61,6 +66,8 @@ class Progressed(ProgressEvent):
 
 
 class StageStarted(HistoryEvent):
+    """The training of a stage begins, or continues after an interruption."""
+
     type: Literal["stage_started"] = "stage_started"
     stage: int
     """Counted from 0."""
@@ -77,79 +84,88 @@ class StepLogged(ProgressEvent):
 
     type: Literal["step"] = "step"
     step: int
-    """Counted from 1 over all stages."""
+    """The number of the step, counted from 1 over all stages."""
     total_steps: int
     stage: int
     loss: float
     cross_entropy: float
-    """Nats per token at temperature 1, unscaled."""
+    """Unscaled cross-entropy at temperature 1, in nats per token."""
     divergence: float | None
-    """Nats per token, unscaled; null where there is no teacher."""
+    """Unscaled divergence from the teacher, in nats per token; null where the method has no teacher."""
     learning_rate: float
     grad_norm: float
     temperature: float
     kd_weight: float
     tokens: int
-    """Response tokens of this step."""
+    """The response tokens of this step."""
     tokens_seen: int
-    """Prompt and response tokens of the run so far."""
+    """The prompt and response tokens of the run so far."""
     tokens_per_second: float
-    """Prompt and response tokens."""
+    """Throughput in prompt and response tokens a second."""
     eta_seconds: float
-    """Estimated time to the end of the run, evaluations included."""
+    """The estimated time to the end of the run, evaluations included."""
     eta_low_seconds: float | None = None
+    """The lower end of the range of the estimate, from how unequal the steps were."""
     eta_high_seconds: float | None = None
-    """The range that it is expected in, from how unequal the steps were."""
+    """The upper end of that range."""
 
 
 class StageFinished(HistoryEvent):
+    """A stage is trained, and its state is saved."""
+
     type: Literal["stage_finished"] = "stage_finished"
     stage: int
     step: int
     epochs: int
-    """Epochs that were run; fewer than planned after convergence."""
+    """The epochs that were run; fewer than planned after convergence."""
 
 
 class SeedStats(_Value):
-    """One figure for each seed."""
+    """A score for each seed, with mean and standard deviation."""
 
     values: tuple[float, ...]
-    """In the order of the seeds."""
+    """The scores, in the order of the seeds."""
     mean: float
+    """The mean over the seeds."""
     sd: float | None
-    """Sample standard deviation (n - 1 in the denominator); null for one seed."""
+    """The sample standard deviation, with n - 1 in the denominator; null for one seed."""
 
 
 class SampledScores(_Value):
-    """Scores of answers that were drawn at random, once with each seed."""
+    """Scores of answers that were sampled at random, once with each seed."""
 
     temperature: float
+    """The temperature of sampling."""
     top_p: float
+    """The probability mass of nucleus sampling."""
     seeds: tuple[int, ...]
+    """The seeds with each of which every prompt was answered once."""
     rouge_l: SeedStats
-    """F1, 0 to 100."""
+    """ROUGE-L F1, 0 to 100."""
     exact_match: SeedStats
-    """Per cent."""
+    """Exact match, in per cent."""
 
 
 class Evaluated(HistoryEvent):
-    """Scores on the validation rows; `rouge_l` and `exact_match` are those of greedy answers."""
+    """Scores on the validation samples; `rouge_l` and `exact_match` are those of greedy answers."""
 
     type: Literal["evaluated"] = "evaluated"
     subject: Literal["teacher", "initial", "epoch", "stage", "final"]
     stage: int | None = None
     step: int = 0
+    """The optimiser steps that the student had been trained for."""
     rows: int
+    """The number of validation samples."""
     rouge_l: float
-    """F1, 0 to 100."""
+    """ROUGE-L F1, 0 to 100."""
     exact_match: float
-    """Per cent."""
+    """Exact match, in per cent."""
     cross_entropy: float
-    """Nats per response token."""
+    """Cross-entropy, in nats per response token."""
     divergence: float | None = None
     """Forward KL to the teacher at temperature 1, nats per response token; null for the teacher."""
     sampled: SampledScores | None = None
-    """Null where no sampling is asked for, and after an epoch, where the greedy score alone decides."""
+    """Scores of sampled answers; null where none are specified, and after an epoch, which greedy answers decide."""
 
 
 class CheckpointSaved(FileEvent):
@@ -167,6 +183,8 @@ class CheckpointSaved(FileEvent):
 
 
 class ArtifactWritten(FileEvent):
+    """A file of the working directory is written."""
+
     type: Literal["artifact"] = "artifact"
     kind: Literal["spec", "ranking", "result", "report"]
     path: str
@@ -174,6 +192,8 @@ class ArtifactWritten(FileEvent):
 
 
 class Warned(HistoryEvent):
+    """Something that people should know, and that does not end the run."""
+
     type: Literal["warning"] = "warning"
     code: str
     message: str
@@ -216,7 +236,7 @@ Event = Annotated[
 
 
 class EventEnvelope(BaseModel):
-    """An event as it is written: with its time."""
+    """An event with the time at which it was written."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -225,20 +245,18 @@ class EventEnvelope(BaseModel):
 
 
 Sink = Callable[[Event], None]
-"""What the engine is given to report to."""
-
-_STAMPED: TypeAdapter[EventEnvelope] = TypeAdapter(EventEnvelope)
+"""What the engine reports its events to."""
 
 
 def to_line(event: Event, at: datetime) -> str:
-    """One line of JSON without its line end."""
+    """The event as one line of JSON, without the line end."""
     return EventEnvelope(at=at, event=event).model_dump_json()
 
 
 def from_line(line: str | bytes) -> EventEnvelope:
-    """Parse a line.
+    """Parse a line of JSON.
 
     Raises:
         pydantic.ValidationError: for a type that this version does not know, or a broken line.
     """
-    return _STAMPED.validate_json(line)
+    return EventEnvelope.model_validate_json(line)

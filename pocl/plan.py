@@ -1,4 +1,4 @@
-"""Stage arithmetic: which samples, temperature, KD weight and how many steps each stage has, and what a run costs."""
+"""The stages of a curriculum: their samples, temperature, KD weight and steps; and the estimated cost of a run."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,20 +16,20 @@ from pocl.spec import (
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of the curriculum."""
+    """One stage of the curriculum, as planned."""
 
     index: int
-    """Counted from 0."""
+    """The number of the stage, counted from 0."""
     samples: int
-    """It trains on this many of the easiest samples."""
+    """How many samples it trains on, the easiest of all."""
     temperature: float
     kd_weight: float
     epochs: int
-    """Planned epochs; convergence may end the stage earlier."""
+    """The planned epochs; convergence may end the stage earlier."""
     steps: int
-    """Optimiser steps."""
+    """The planned optimiser steps."""
     first_step: int
-    """Optimiser steps done before it."""
+    """The optimiser steps of all stages before it."""
     steps_per_epoch: int
 
 
@@ -44,8 +44,8 @@ def stage_table(spec: DistillationSpec, samples: int) -> tuple[StagePlan, ...]:
     if not isinstance(control, NoCurriculum):
         return stages
     budget = sum(stage.steps for stage in stages)
-    per_epoch = ceil(samples / spec.training.batch_size)
-    assert control.temperature is not None  # resolve() names both.
+    steps_per_epoch = ceil(samples / spec.training.batch_size)
+    assert control.temperature is not None  # resolve() fills in both.
     assert control.kd_weight is not None
     return (
         StagePlan(
@@ -53,25 +53,25 @@ def stage_table(spec: DistillationSpec, samples: int) -> tuple[StagePlan, ...]:
             samples=samples,
             temperature=control.temperature,
             kd_weight=control.kd_weight,
-            epochs=ceil(budget / per_epoch),
+            epochs=ceil(budget / steps_per_epoch),
             steps=budget,
             first_step=0,
-            steps_per_epoch=per_epoch,
+            steps_per_epoch=steps_per_epoch,
         ),
     )
 
 
 def subset_sizes(samples: int, stages: int) -> tuple[int, ...]:
-    """Cumulative subset sizes: floor(N/n)(i+1), and N for the last."""
+    """The cumulative sizes of the stages' subsets: floor(N/n)(i+1), and N for the last."""
     share = samples // stages
     return (*(share * (i + 1) for i in range(stages - 1)), samples)
 
 
-def value_at(span: Range, stage: int, stages: int) -> float:
-    """start + (end - start) i / (n - 1); start when there is one stage."""
+def value_at(range_: Range, stage: int, stages: int) -> float:
+    """The value of a stage: start + (end - start) i / (n - 1), or start when there is one stage."""
     if stages == 1:
-        return span.start
-    return span.start + (span.end - span.start) * stage / (stages - 1)
+        return range_.start
+    return range_.start + (range_.end - range_.start) * stage / (stages - 1)
 
 
 def _curriculum_stages(curriculum: Curriculum, samples: int, batch_size: int) -> tuple[StagePlan, ...]:
@@ -87,8 +87,8 @@ def _curriculum_stages(curriculum: Curriculum, samples: int, batch_size: int) ->
             ]
         )
     sizes = subset_sizes(samples, n)
-    per_epoch = [ceil(size / batch_size) for size in sizes]
-    steps = [epoch * curriculum.epochs_per_stage for epoch in per_epoch]
+    steps_per_epoch = [ceil(size / batch_size) for size in sizes]
+    steps = [epoch_steps * curriculum.epochs_per_stage for epoch_steps in steps_per_epoch]
     return tuple(
         StagePlan(
             index=i,
@@ -97,44 +97,44 @@ def _curriculum_stages(curriculum: Curriculum, samples: int, batch_size: int) ->
             kd_weight=value_at(curriculum.kd_weight, i, n),
             epochs=curriculum.epochs_per_stage,
             steps=steps[i],
-            first_step=before,
-            steps_per_epoch=per_epoch[i],
+            first_step=first_step,
+            steps_per_epoch=steps_per_epoch[i],
         )
-        for i, before in zip(range(n), accumulate(steps, initial=0), strict=False)
+        for i, first_step in zip(range(n), accumulate(steps, initial=0), strict=False)
     )
 
 
 def _temperature(curriculum: Curriculum, stage: int) -> float:
     control = curriculum.control
     if isinstance(control, ConstantTemperature):
-        assert control.temperature is not None  # resolve() names it.
+        assert control.temperature is not None  # resolve() fills it in.
         return control.temperature
     return value_at(curriculum.temperature, stage, curriculum.stages)
 
 
-# --- What it costs --------------------------------------------------------------------------------------
+# --- Cost -----------------------------------------------------------------------------------------------
 
 ADAMW_BYTES_PER_PARAMETER = 16
-"""fp32 weight, gradient and two moments."""
+"""The bytes of an fp32 weight, its gradient and its two moments."""
 _CHUNK_TOKENS = 512
-"""Tokens whose logits exist at a time."""
+"""The tokens whose logits are in memory at a time."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run needs, from sizes alone, for rows of full length."""
+    """What a run needs, estimated from sizes alone, for samples of full length."""
 
     memory_bytes: int
-    """Weights, gradients, optimiser state and the logits that exist at a time; activations come on top."""
+    """The bytes of weights, gradients, optimiser state and the logits of one chunk; activations come on top."""
     disk_bytes: int
-    """Checkpoints of the working directory at their largest."""
+    """The bytes of all checkpoints in the working directory, at their most."""
     training_flops: int
-    """Floating-point operations of all training steps, teacher included."""
+    """The floating-point operations of all training steps, the teacher's included."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What the estimate needs to know of a model."""
+    """The sizes of a model that the estimate depends on."""
 
     parameters: int
     vocabulary: int
@@ -152,12 +152,12 @@ def estimate(
     teacher_weights = 4 * teacher.parameters if with_teacher else 0
     visits = sum(stage.samples * stage.epochs for stage in table)
     samples = max(stage.samples for stage in table)
-    of_teacher = 2 * teacher.parameters * samples if with_teacher else 0
+    teacher_flops = 2 * teacher.parameters * samples if with_teacher else 0
     weights = 4 * student.parameters
     training_state = 3 * weights
     return Estimate(
         memory_bytes=ADAMW_BYTES_PER_PARAMETER * student.parameters + teacher_weights + logits,
-        # One more training state exists while the newest is being written.
+        # While the newest training state is written there is one more.
         disk_bytes=training_state * (spec.checkpoints.keep + 1) + weights * (len(table) + 2),
-        training_flops=length * (6 * student.parameters * visits + of_teacher),
+        training_flops=length * (6 * student.parameters * visits + teacher_flops),
     )

@@ -125,13 +125,13 @@ class Supervisor:
     def _unpin_ended_jobs(self) -> None:
         """Unpin the cache entries of ended jobs on this machine; those of queued and paused jobs stay pinned."""
         cache = SharedCache(self.settings.cache_root, self.settings.max_cache_bytes)
-        pinned = sorted(cache.pinned_by())[:_MAX_UNPINNED_JOBS]
+        pinned = sorted(cache.pinning_jobs())[:_MAX_UNPINNED_JOBS]
         if not pinned:
             return
         with self.database.transaction(write=False) as session:
             ended = repository.filter_ended(session, pinned)
         for job_id in ended:
-            replace(cache, keep_for=job_id).unpin()
+            replace(cache, pinning_job=job_id).unpin()
 
     def _settle_unstarted(self, claim: Claim, outcome: AttemptOutcome) -> None:
         with suppress(LostLease, *DATABASE_UNAVAILABLE), self.database.transaction(write=True) as session:

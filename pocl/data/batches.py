@@ -1,4 +1,4 @@
-"""Samples to token ids with their response tokens marked, and those to padded batches.
+"""From samples to token ids with their response tokens marked, and from those to padded or packed batches.
 
 Labels are shifted in one place, :func:`collate`: `predicts` marks the positions whose next token is a
 response token, and `labels` are those next tokens. Callers must not shift them again.
@@ -209,16 +209,16 @@ def pack(samples: Sequence[EncodedSample], *, device: torch.device | str | None 
 
 
 def _prompt_and_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    # Generation starts from the prompt's own ids, so they must begin the joint ids; a tokenizer that merges
-    # across the border has its two sides tokenised apart.
-    prompt_ids, joint = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + answer)
-    if joint[: len(prompt_ids)] == prompt_ids:
-        return prompt_ids, joint[len(prompt_ids) :]
+    # Generation starts from the prompt's own ids, so they must be a prefix of the joint ids. Where the tokenizer merges
+    # tokens across the border, prompt and answer are tokenised apart.
+    prompt_ids, joint_ids = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + answer)
+    if joint_ids[: len(prompt_ids)] == prompt_ids:
+        return prompt_ids, joint_ids[len(prompt_ids) :]
     return prompt_ids, token_ids(tokenizer, answer)
 
 
 def _begin_ids(tokenizer: PreTrainedTokenizerBase, prompting: Prompting) -> list[int]:
-    """The begin-of-sequence token where the tokenizer adds one; a chat template writes its own."""
+    """The begin-of-sequence token where the tokenizer adds one; with a chat template the text has its own."""
     if prompting is Prompting.CHAT or tokenizer.bos_token_id is None:
         return []
     ids: list[int] = tokenizer("a")["input_ids"]

@@ -1,4 +1,4 @@
-"""How a sample becomes text: the model's chat template, or the Alpaca prompt of the POCL experiments."""
+"""How a sample becomes text: by the model's chat template, or by the Alpaca prompt of the POCL experiments."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,14 +22,16 @@ _PREAMBLE_WITH_INPUT = (
 
 
 class Prompting(StrEnum):
+    """The template that turns a sample into text."""
+
     CHAT = "chat"
-    """The tokenizer's own chat template; the input of an instruction row follows it after a blank line."""
+    """The tokenizer's own chat template; the input of an instruction follows the instruction after a blank line."""
     ALPACA = "alpaca"
     """Instruction, Input and Response under headings; a system message takes the place of the preamble."""
 
     @classmethod
     def choose(cls, setting: Literal["auto", "chat", "alpaca"], tokenizer: PreTrainedTokenizerBase) -> "Prompting":
-        """What `data.template` of the specification means for this tokenizer.
+        """The template that `data.template` of the specification selects for this tokenizer.
 
         Raises:
             SpecInvalid: for `chat` where the tokenizer has no chat template.
@@ -48,14 +50,14 @@ class Turn:
     """One assistant turn of a conversation, as text."""
 
     prompt: str
-    """All since the end of the turn before, up to where the assistant begins."""
+    """The text from the end of the turn before to where the assistant begins."""
     answer: str
     has_end_token: bool
     """Whether an end-of-response token follows the answer."""
 
 
 def end_of_response_id(tokenizer: PreTrainedTokenizerBase, prompting: Prompting) -> int:
-    """The token that ends a response: the chat template's end of turn where it has one, else end of sequence.
+    """The token that ends a response: the end-of-turn token of the chat template, else the end-of-sequence token.
 
     Raises:
         ModelUnsupported: if there is neither, or the chat template cannot render a question and an answer.
@@ -79,10 +81,10 @@ def end_of_response_id(tokenizer: PreTrainedTokenizerBase, prompting: Prompting)
 def assistant_turns(
     sample: Sample, tokenizer: PreTrainedTokenizerBase, prompting: Prompting, end_id: int
 ) -> list[Turn]:
-    """The assistant turns of a sample, the first reference as the last; their texts in a row are the conversation.
+    """The assistant turns of a sample, the first reference as the last; concatenated they are the conversation.
 
-    A chat template may rewrite what came before, for instance leave out earlier reasoning. Turns before such
-    a rewriting are then part of the next turn's prompt, as the model would see them, and not turns.
+    A chat template may rewrite earlier messages, for instance leave out their reasoning. Turns before such a rewrite
+    are no turns but part of the next turn's prompt, as the model would see them.
 
     Raises:
         DatasetInvalid: if the chat template refuses the conversation.
@@ -92,11 +94,11 @@ def assistant_turns(
     try:
         return _chat_turns(_with_context(sample), sample.references[0], tokenizer, end_id)
     except TemplateError as error:
-        raise DatasetInvalid(f"The model's chat template refuses a row of the data: {error}.") from error
+        raise DatasetInvalid(f"The model's chat template refuses a sample of the data: {error}.") from error
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` alone, nothing added before or after."""
+    """The token ids of `text` alone, without special tokens before or after."""
     ids: list[int] = tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     return ids
 
@@ -106,15 +108,15 @@ def _alpaca_turns(sample: Sample) -> list[Turn]:
     rest = sample.messages
     if rest[0].role == "system":
         preamble, rest = rest[0].content, rest[1:]
-    asked = [message.content for message in rest if message.role == "user"]
-    answered = [message.content for message in rest if message.role == "assistant"]
-    headings = [f"\n\n### Instruction:\n{instruction}" for instruction in asked]
+    instructions = [message.content for message in rest if message.role == "user"]
+    answers = [message.content for message in rest if message.role == "assistant"]
+    headings = [f"\n\n### Instruction:\n{instruction}" for instruction in instructions]
     if sample.context:
         headings[-1] += f"\n\n### Input:\n{sample.context}"
     headings[0] = preamble + headings[0]
     return [
         Turn(f"{heading}\n\n### Response:\n", answer, has_end_token=True)
-        for heading, answer in zip(headings, [*answered, sample.references[0]], strict=True)
+        for heading, answer in zip(headings, [*answers, sample.references[0]], strict=True)
     ]
 
 
@@ -129,13 +131,14 @@ def _chat_turns(
     messages: tuple[Message, ...], reference: str, tokenizer: PreTrainedTokenizerBase, end_id: int
 ) -> list[Turn]:
     end = str(tokenizer.convert_ids_to_tokens(end_id))
-    starts = [at for at, message in enumerate(messages) if message.role == "assistant"] + [len(messages)]
+    assistants = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    starts = [*assistants, len(messages)]
     turns: list[Turn] = []
-    used = 0  # Characters of the text that are in turns already.
+    used = 0  # The characters of the text that are in turns already.
     text = _render(tokenizer, messages[: starts[0]])
-    for at, next_at in pairwise(starts):
-        longer = _render(tokenizer, messages[:next_at])
-        answer = _as_rendered(messages[at].content, longer, text)
+    for start, next_start in pairwise(starts):
+        longer = _render(tokenizer, messages[:next_start])
+        answer = _as_rendered(messages[start].content, longer, text)
         if answer is None:
             turns, used = [], 0
         else:
@@ -153,11 +156,11 @@ def _as_rendered(answer: str, longer: str, text: str) -> str | None:
     return next((form for form in (answer, answer.strip()) if longer.startswith(form, len(text))), None)
 
 
-def _end_of_turn(text: str, at: int, end: str) -> int | None:
-    """Where the turn is over if `end` stands at `at`, spaces aside."""
-    while text.startswith(" ", at):
-        at += 1
-    return at + len(end) if text.startswith(end, at) else None
+def _end_of_turn(text: str, position: int, end: str) -> int | None:
+    """The position behind the token `end` if it follows `position`, spaces aside; else None."""
+    while text.startswith(" ", position):
+        position += 1
+    return position + len(end) if text.startswith(end, position) else None
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], *, complete: bool = False) -> str:

@@ -1,13 +1,14 @@
-"""Rows of JSONL to validated samples.
+"""From the rows of a JSONL file to validated samples.
 
-A row has one of two forms; further columns are ignored, whatever they hold, as long as the line is valid:
+A row is one line of the file and has one of two forms; further columns are ignored, whatever they hold, as long as
+the line is valid:
 
     {"instruction": "...", "input": "...", "output": "..." or ["...", "..."]}
     {"messages": [{"role": "system" | "user" | "assistant", "content": "..."}, ...]}
 
-`input` may be absent, null or empty. `messages` may open with one system message; then user and assistant
-take turns, and the assistant ends. Text is kept as it is, byte for byte. JSON is strict: no NaN or Infinity,
-no key twice in one object, no lone surrogate, nesting and length bounded.
+`input` may be absent, null or empty. `messages` may begin with one system message; then user and assistant
+alternate, and the assistant has the last turn. Text is kept as it is, byte for byte. JSON is strict: no NaN or
+Infinity, no key twice in one object, no lone surrogate, nesting and length bounded.
 """
 
 import hashlib
@@ -24,11 +25,11 @@ from pocl.errors import DatasetInvalid
 
 MAX_LINE_BYTES = 1 << 20
 MAX_DEPTH = 32
-"""Nesting of objects and arrays in one row."""
+"""The deepest nesting of objects and arrays in one row."""
 MAX_MESSAGES = 256
 MAX_REFERENCES = 256
 MAX_NAMED = 20
-"""Bad lines that an error names."""
+"""The most invalid lines that an error names."""
 
 Role = Literal["system", "user", "assistant"]
 RowCode = Literal[
@@ -47,30 +48,32 @@ RowCode = Literal[
     "roles_out_of_order",
 ]
 _BOM = b"\xef\xbb\xbf"
-# The closing quote is optional: a string that does not end is skipped once, not tried at each of its quotes.
+# With the closing quote optional, an unterminated string is matched once and not tried again at each of its quotes.
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
 
 
 class Message(NamedTuple):
+    """One message of a conversation."""
+
     role: Role
     content: str
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation and the answers to it.
+    """One training example: a conversation and the reference answers to it.
 
     Samples of equal content are equal and have the same digest: they are interchangeable, so an order that
-    ends on the digest is total, and the position in the file has no say in it.
+    breaks ties by the digest is total and does not depend on positions in the file.
     """
 
     messages: tuple[Message, ...]
-    """All before the answer: perhaps a system message, then user and assistant by turns, a user last."""
+    """All messages before the answer: an optional system message, then user and assistant in turn, a user last."""
     context: str
-    """The `input` of an instruction row; empty otherwise."""
+    """The `input` of an instruction; empty otherwise."""
     references: tuple[str, ...]
-    """The answers, one at least; the first is trained on, all count in evaluation."""
+    """The reference answers, at least one; the first is trained on, all count in evaluation."""
     digest: str = field(init=False)
     """SHA-256, hexadecimal, of the fields above in canonical JSON."""
 
@@ -80,12 +83,12 @@ class Sample:
 
     @property
     def turns(self) -> int:
-        """Assistant turns, the answer included."""
+        """The number of assistant turns, the answer included."""
         return 1 + sum(message.role == "assistant" for message in self.messages)
 
 
 class RowInvalid(ValueError):
-    """A line cannot become a sample: a stable `code`, and a sentence that does not repeat the row's text."""
+    """A row is no sample; `code` is stable, and `detail` is a sentence that does not repeat the row's text."""
 
     def __init__(self, code: RowCode, detail: str) -> None:
         super().__init__(detail)
@@ -94,10 +97,10 @@ class RowInvalid(ValueError):
 
 
 def parse_row(line: bytes) -> Sample:
-    """Parse one line, with or without its line end.
+    """Parse one row, with or without its line end.
 
     Raises:
-        RowInvalid: with a code and a sentence.
+        RowInvalid: the row is no sample.
     """
     row = _strict_object(line)
     if "messages" not in row:
@@ -108,10 +111,10 @@ def parse_row(line: bytes) -> Sample:
 
 
 def parse_rows(stream: BinaryIO) -> Iterator[tuple[int, Sample | RowInvalid]]:
-    """Parse a JSONL stream: each line that is not blank, with its number counted from 1.
+    """Parse a JSONL stream: the outcome of each line that is not blank, with the line's number counted from 1.
 
-    Holds one line at a time, and of a line beyond the limit only its beginning. A byte-order mark at the
-    start and CRLF line ends are accepted.
+    One line is in memory at a time, and of a line beyond the limit only its beginning. A byte-order mark at the start
+    and CRLF line ends are accepted.
     """
     number = 0
     limit = len(_BOM) + MAX_LINE_BYTES + len(b"\r\n")
@@ -128,10 +131,10 @@ def parse_rows(stream: BinaryIO) -> Iterator[tuple[int, Sample | RowInvalid]]:
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """All samples of a JSONL file, in file order; blank lines are passed over.
+    """Read all samples of a JSONL file, in file order; blank lines are ignored.
 
     Raises:
-        DatasetInvalid: if the file cannot be read, holds no row, or any row is invalid; it counts the bad
+        DatasetInvalid: if the file cannot be read, has no row, or any row is invalid; it counts the invalid
             lines and names the first of them.
     """
     samples: list[Sample] = []
@@ -194,7 +197,7 @@ def _strict_object(line: bytes) -> dict[str, Any]:  # Any: a row may hold whatev
 
 
 def _nested_too_deeply(text: str) -> bool:
-    # Looked at before parsing, because parsers recurse. Few brackets in all need no closer look.
+    # Nesting is checked before parsing, because parsers recurse. Few brackets in all cannot nest too deeply.
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
     depth = 0
@@ -208,8 +211,8 @@ def _nested_too_deeply(text: str) -> bool:
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> None:
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys):
-        twice = next(key for at, key in enumerate(keys) if key in keys[:at])
-        raise RowInvalid("duplicate_key", f"The key {twice[:40]!r} occurs twice in one object.")
+        duplicate = next(key for index, key in enumerate(keys) if key in keys[:index])
+        raise RowInvalid("duplicate_key", f"The key {duplicate[:40]!r} occurs twice in one object.")
 
 
 def _from_instruction(row: dict[str, Any]) -> Sample:
@@ -230,7 +233,7 @@ def _references(row: dict[str, Any]) -> tuple[str, ...]:
         raise RowInvalid("too_many", f"output has more than {MAX_REFERENCES} references.")
     if not output:
         raise RowInvalid("empty", "output is empty.")
-    return tuple(_checked(reference, f"output[{at}]") for at, reference in enumerate(output))
+    return tuple(_non_empty_text(reference, f"output[{index}]") for index, reference in enumerate(output))
 
 
 def _from_messages(raw: object) -> Sample:
@@ -238,18 +241,18 @@ def _from_messages(raw: object) -> Sample:
         raise RowInvalid("wrong_type", "messages is not a list.")
     if len(raw) > MAX_MESSAGES:
         raise RowInvalid("too_many", f"The row has more than {MAX_MESSAGES} messages.")
-    messages = [_message(each, at) for at, each in enumerate(raw)]
+    messages = [_message(message, index) for index, message in enumerate(raw)]
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     expected = ("user", "assistant")
-    if not turns or len(turns) % 2 or any(turn.role != expected[at % 2] for at, turn in enumerate(turns)):
+    if not turns or len(turns) % 2 or any(turn.role != expected[i % 2] for i, turn in enumerate(turns)):
         raise RowInvalid(
             "roles_out_of_order", "After an optional system message, user and assistant take turns and the latter ends."
         )
     return Sample(tuple(messages[:-1]), "", (messages[-1].content,))
 
 
-def _message(raw: object, at: int) -> Message:
-    where = f"messages[{at}]"
+def _message(raw: object, index: int) -> Message:
+    where = f"messages[{index}]"
     if not isinstance(raw, dict):
         raise RowInvalid("wrong_type", f"{where} is not an object.")
     role = raw.get("role")
@@ -262,10 +265,10 @@ def _text(row: dict[str, Any], key: str, where: str | None = None) -> str:
     where = where or key
     if key not in row:
         raise RowInvalid("missing", f"{where} is missing.")
-    return _checked(row[key], where)
+    return _non_empty_text(row[key], where)
 
 
-def _checked(value: object, where: str) -> str:
+def _non_empty_text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise RowInvalid("wrong_type", f"{where} is not a string.")
     if not value.strip():

@@ -1,4 +1,4 @@
-"""Drawing tokens: temperature and nucleus, with randomness that belongs to a row and not to its batch."""
+"""Sampling of tokens with temperature and nucleus, whose randomness belongs to a sample and not to its batch."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ import torch
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the tokens of answers are drawn."""
+    """Draws the tokens of answers from the model's distributions."""
 
     temperature: float
-    """Logits are divided by it; above 0."""
+    """Logits are divided by it; it is above 0."""
     top_p: float
-    """Draw from the fewest most likely tokens whose probabilities sum to at least this (nucleus sampling, Holtzman
-    et al. 2020); 1 draws from all."""
+    """Tokens are drawn from the fewest most likely ones whose probabilities sum to at least this (nucleus sampling,
+    Holtzman et al. 2020); 1 draws from all."""
     seed: int
 
     def __post_init__(self) -> None:
@@ -23,36 +23,36 @@ class Sampler:
             raise ValueError("temperature must be above 0, and top_p above 0 and at most 1")
 
     def uniforms(self, keys: Sequence[str], tokens: int) -> torch.Tensor:
-        """A number in [0, 1) for each token of each row, `[rows, tokens]` float64 on the CPU.
+        """Random numbers in [0, 1), one for each token of each key, `[keys, tokens]` float64 on the CPU.
 
-        A row's numbers follow from the seed and its key alone.
+        The numbers of a key follow from it and the seed alone.
         """
         return torch.stack([torch.rand(tokens, dtype=torch.float64, generator=self._generator(key)) for key in keys])
 
     def choose(self, logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-        """The token that each row draws, by inversion of its distribution: `[B, V]` and `[B]` -> `[B]` int64.
+        """Draw a token for each row by inverse transform sampling: `[B, V]` and `[B]` -> `[B]` int64.
 
-        In float64, so that the borders between tokens lie where the logits put them.
+        Computed in float64, so that the borders between tokens lie where the logits put them.
         """
         probabilities = torch.softmax(logits.double() / self.temperature, dim=-1)
         if self.top_p == 1:
-            return _inverted(probabilities, uniforms)
+            return _invert(probabilities, uniforms)
         sorted_, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
         before = torch.nn.functional.pad(sorted_.cumsum(dim=-1)[:, :-1], (1, 0))
         nucleus = sorted_.masked_fill(before >= self.top_p, 0.0)
-        return tokens.gather(1, _inverted(nucleus, uniforms).unsqueeze(1)).squeeze(1)
+        return tokens.gather(1, _invert(nucleus, uniforms).unsqueeze(1)).squeeze(1)
 
     def _generator(self, key: str) -> torch.Generator:
         digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
-        # The largest seed that a generator takes has 63 bits.
+        # Seeds of a generator have at most 63 bits.
         return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def _inverted(masses: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The first place whose cumulative mass exceeds the uniform's share of the whole; never one of no mass."""
+def _invert(masses: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The first index whose cumulative mass exceeds the uniform's share of the total; its own mass is never zero."""
     cumulative = masses.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    # Rounding may lift a share to the whole, beyond which there is no place.
+    # Rounding may lift a share to the total, beyond which there is no index.
     share = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    found = torch.searchsorted(cumulative, share, right=True).squeeze(1)
-    return found.clamp(max=masses.shape[-1] - 1)
+    indices = torch.searchsorted(cumulative, share, right=True).squeeze(1)
+    return indices.clamp(max=masses.shape[-1] - 1)

@@ -1,11 +1,11 @@
-"""Directories that are whole or absent: a manifest of sizes and SHA-256 digests, and a rename as the commit.
+"""Atomic directories and files: a manifest of sizes and SHA-256 digests, and a rename as the commit.
 
     with new_directory(target) as scratch:   # a temporary sibling
         ...write files below scratch...
     # here `target` exists, is complete, has manifest.json, and is on the disk
 
-A process killed anywhere leaves either no `target` or a whole one. Torch-free: the service verifies what it
-stores with the same code.
+A process killed anywhere leaves either no `target` or a whole one. This module is free of torch: the service verifies
+what it stores with the same code.
 """
 
 import errno
@@ -28,6 +28,8 @@ _MAX_MANIFEST_BYTES = 4 << 20
 
 
 class ManifestFile(BaseModel):
+    """One file of a manifest."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(
@@ -36,26 +38,32 @@ class ManifestFile(BaseModel):
         # To JSON Schema \w is ASCII alone.
         json_schema_extra={"pattern": r"^[^/.][^/]*(/[^/.][^/]*)*$"},
     )
-    """Relative to the manifest, with forward slashes; no part is hidden or leads upward."""
+    """The path relative to the manifest, with forward slashes; no part is hidden or leads upward."""
     size: int = Field(ge=0)
-    """Bytes."""
+    """The size in bytes."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """The SHA-256 digest of the content, hexadecimal."""
 
 
 class Manifest(BaseModel):
+    """Every file of a directory with its size and digest."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
+    """The version of the manifest's format."""
     files: tuple[ManifestFile, ...]
+    """The files of the directory, by path."""
 
     @property
     def size_bytes(self) -> int:
+        """The size of all files together."""
         return sum(file.size for file in self.files)
 
 
 @contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """Give a scratch directory; on leaving, write its manifest, flush it and rename it to `target`.
+    """Make a directory atomically: give a scratch directory, write its manifest, flush it, rename it to `target`.
 
     A manifest that the block wrote or copied itself is kept.
 
@@ -80,7 +88,7 @@ def new_directory(target: Path) -> Iterator[Path]:
 
 
 def write_manifest(directory: Path) -> Manifest:
-    """Write `manifest.json` over all files below `directory`, those of nested manifests excepted."""
+    """Write `manifest.json` for all files below `directory` but those of nested manifests."""
     files = tuple(describe(path, path.relative_to(directory).as_posix()) for path in _own_files(directory))
     manifest = Manifest(files=files)
     (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -113,13 +121,13 @@ def verify(directory: Path) -> Manifest:
         path = directory / file.path
         if path.is_symlink() or not path.is_file():
             raise CheckpointCorrupt(f"{directory.name} lacks {file.path}")
-        if not _reads_whole(path, file):
+        if not _is_readable_and_whole(path, file):
             raise CheckpointCorrupt(f"{file.path} of {directory.name} is damaged")
     return manifest
 
 
 def discard(directory: Path) -> None:
-    """Remove a directory so that a crash leaves no half of it under its name."""
+    """Remove a directory atomically: a crash leaves no half of it under its name."""
     doomed = directory.with_name(f"{SCRATCH_PREFIX}gone-{directory.name}-{os.getpid()}")
     shutil.rmtree(doomed, ignore_errors=True)
     directory.rename(doomed)
@@ -127,7 +135,7 @@ def discard(directory: Path) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove what killed processes left half-written or half-removed anywhere below `root`."""
+    """Remove what killed processes left half-written or half-removed below `root`."""
     for left in list(root.rglob(f"{SCRATCH_PREFIX}*")):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
@@ -136,7 +144,7 @@ def sweep(root: Path) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a small file so that it has either its old content or its new one.
+    """Write a small file atomically: it has either its old content or its new one.
 
     Raises:
         DiskFull: when there is no space; the old content stays.
@@ -152,14 +160,14 @@ def replace_file(path: Path, text: str) -> None:
         scratch.unlink(missing_ok=True)
 
 
-def describe(place: Path, path: str) -> ManifestFile:
-    """The entry of a manifest for the file at `place`, under the name `path`."""
-    return ManifestFile(path=path, size=place.stat().st_size, sha256=sha256_of(place))
+def describe(location: Path, path: str) -> ManifestFile:
+    """The entry of a manifest for the file at `location`, under the name `path`."""
+    return ManifestFile(path=path, size=location.stat().st_size, sha256=sha256_of(location))
 
 
-def is_whole(place: Path, file: ManifestFile) -> bool:
-    """Whether the file at `place` has the size and the digest of its entry."""
-    return place.stat().st_size == file.size and sha256_of(place) == file.sha256
+def is_whole(location: Path, file: ManifestFile) -> bool:
+    """Whether the file at `location` has the size and the digest of its entry."""
+    return location.stat().st_size == file.size and sha256_of(location) == file.sha256
 
 
 def sha256_of(path: Path) -> str:
@@ -169,14 +177,14 @@ def sha256_of(path: Path) -> str:
 
 
 def write_all(out: io.FileIO, content: bytes) -> None:
-    """Write all of `content` to an unbuffered file: a nearly full disk takes a part, and refuses the rest."""
-    left = memoryview(content)
-    while left:
-        left = left[out.write(left) :]
+    """Write all of `content` to an unbuffered file, whose single writes may be short on a nearly full disk."""
+    remaining = memoryview(content)
+    while remaining:
+        remaining = remaining[out.write(remaining) :]
 
 
 def flush_file(path: Path) -> None:
-    """fsync a file that is written already."""
+    """Make the content of a written file durable (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -185,7 +193,7 @@ def flush_file(path: Path) -> None:
 
 
 def flush_directory(directory: Path) -> None:
-    """fsync a directory, so that a rename in it survives a power cut."""
+    """Make a rename in a directory durable (fsync)."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -193,11 +201,11 @@ def flush_directory(directory: Path) -> None:
         os.close(handle)
 
 
-def _reads_whole(path: Path, file: ManifestFile) -> bool:
+def _is_readable_and_whole(path: Path, file: ManifestFile) -> bool:
     try:
         return is_whole(path, file)
     except OSError as error:
-        # A bad sector; any other error may pass, and says nothing about the file.
+        # EIO is a bad sector. Any other error may be transient, and says nothing about the file.
         if error.errno == errno.EIO:
             return False
         raise
@@ -205,7 +213,7 @@ def _reads_whole(path: Path, file: ManifestFile) -> bool:
 
 @contextmanager
 def translating_disk_full() -> Iterator[None]:
-    """Raise DiskFull where the block fails for want of space, whichever library wrote."""
+    """Translate whatever a library raises on a full disk to DiskFull."""
     try:
         yield
     except Exception as error:

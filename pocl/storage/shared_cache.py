@@ -1,10 +1,10 @@
-"""What one run computed and another can use: a directory of entries, bounded in size, shared by processes.
+"""The cache that runs share: a directory of entries, bounded in size, for any number of processes.
 
     ROOT/KIND/KEY/...       an entry; KEY is a digest of all that its content depends on
-    ROOT/pins/NAME.json     entries that the job NAME will need again
+    ROOT/pins/JOB.json      entries that JOB will need again
 
-Entries that were used longest ago go first when room is needed. Spared are those that a process holds, and those that
-a paused job has pinned. Torch-free, so that a service can unpin.
+The least recently used entries (LRU) are evicted when room is needed, but for those that a process holds and those
+that a job has pinned, for instance while it is paused. This module is free of torch, so that a service can unpin.
 """
 
 import fcntl
@@ -22,26 +22,26 @@ from pocl.storage.manifest import SCRATCH_PREFIX, discard, new_directory, replac
 
 PINS = "pins"
 PINNED_SECONDS = 30 * 24 * 3600
-"""A pin that is older counts no more: its job was given up."""
+"""The time to live of a pin: the job of an older one was given up."""
 ABANDONED_SECONDS = 3600
-"""No piece of work is written for so long."""
+"""The age beyond which a scratch directory was left by a killed process: none is written for so long."""
 
 
 @dataclass(frozen=True)
 class SharedCache:
-    """The entries below `root`, together at most `max_bytes`."""
+    """A bounded cache: the entries below `root` together have at most `max_bytes`."""
 
     root: Path
     max_bytes: int
-    keep_for: str | None = None
-    """The job whose pin names what is used here; None pins nothing."""
+    pinning_job: str | None = None
+    """The job that pins the entries that are used here; None pins nothing."""
 
     @contextmanager
-    def held(self, kind: str, key: str) -> Iterator[Path]:
-        """The directory of an entry, made if need be, that nobody evicts in the meantime."""
+    def hold(self, kind: str, key: str) -> Iterator[Path]:
+        """Give the directory of an entry, which is made if need be and is not evicted while the block runs."""
         path = self.root / kind / key
-        while (handle := self._locked(path)) is None:
-            # It was evicted before the lock was had.
+        while (handle := self._lock(path)) is None:
+            # The entry was evicted before it was locked.
             continue
         try:
             os.utime(path)
@@ -50,8 +50,8 @@ class SharedCache:
         finally:
             os.close(handle)
 
-    def _locked(self, path: Path) -> int | None:
-        """A handle that shares the lock of the directory; None where that has been evicted since it was made."""
+    def _lock(self, path: Path) -> int | None:
+        """Take a shared lock on the directory; None where the directory was evicted since it was made."""
         path.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -65,7 +65,7 @@ class SharedCache:
         return None
 
     def find(self, kind: str, key: str) -> Path | None:
-        """The directory of an entry that :meth:`add` made, checked against its manifest; None if there is none."""
+        """The directory of a whole entry that :meth:`add` made; None if there is none. A damaged entry is removed."""
         path = self.root / kind / key
         if not path.is_dir():
             return None
@@ -73,7 +73,7 @@ class SharedCache:
             verify(path)
             os.utime(path)
         except (CheckpointCorrupt, FileNotFoundError):
-            # Damaged, or evicted meanwhile.
+            # The entry is damaged, or was evicted meanwhile.
             with suppress(FileNotFoundError):
                 discard(path)
             return None
@@ -81,7 +81,7 @@ class SharedCache:
 
     @contextmanager
     def add(self, kind: str, key: str) -> Iterator[Path]:
-        """Give a scratch directory that becomes the entry, whole, on leaving.
+        """Give a scratch directory, which becomes the entry when the block ends.
 
         Raises:
             DiskFull: when there is no space; nothing is added then.
@@ -91,12 +91,15 @@ class SharedCache:
         self.make_room(0, besides=f"{kind}/{key}")
 
     def make_room(self, needed: int, *, besides: str) -> bool:
-        """Evict until `needed` bytes more than `besides` holds now fit; whether they do.
+        """Evict entries until the entry `besides` can grow by `needed` bytes.
 
         Args:
             besides: `KIND/KEY` of the entry that grows; it is not evicted.
+
+        Returns:
+            Whether the bytes fit now.
         """
-        pinned = {*self._pinned(), besides}
+        pinned = {*self._pinned_entries(), besides}
         entries = {entry: _bytes_below(entry) for entry in self._entries()}
         total = sum(entries.values()) + needed
         for entry in sorted(entries, key=_last_used):
@@ -107,31 +110,31 @@ class SharedCache:
         return total <= self.max_bytes
 
     def sweep(self) -> None:
-        """Remove what killed processes left half-written; what is younger may be another's work."""
-        for left in self.root.rglob(f"{SCRATCH_PREFIX}*"):
-            if time.time() - _last_used(left) > ABANDONED_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
+        """Remove the scratch directories of killed processes; a young one may be in use."""
+        for scratch in self.root.rglob(f"{SCRATCH_PREFIX}*"):
+            if time.time() - _last_used(scratch) > ABANDONED_SECONDS:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def unpin(self) -> None:
-        """The job will not need its entries again."""
-        if self.keep_for is not None:
-            _pin_file(self.root, self.keep_for).unlink(missing_ok=True)
+        """Drop the pin of the job, which will not need its entries again."""
+        if self.pinning_job is not None:
+            _pin_file(self.root, self.pinning_job).unlink(missing_ok=True)
 
-    def pinned_by(self) -> set[str]:
-        """Names of the jobs that have pinned something, given up or not."""
+    def pinning_jobs(self) -> set[str]:
+        """The jobs that have a pin, expired or not."""
         return {pin.stem for pin in (self.root / PINS).glob("*.json")}
 
     def _entries(self) -> list[Path]:
         return [entry for entry in self.root.glob("*/*") if entry.is_dir() and not entry.name.startswith(".")]
 
     def _pin(self, entry: str) -> None:
-        if self.keep_for is None:
+        if self.pinning_job is None:
             return
-        path = _pin_file(self.root, self.keep_for)
+        path = _pin_file(self.root, self.pinning_job)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(sorted({*_read_pin(path), entry})))
 
-    def _pinned(self) -> set[str]:
+    def _pinned_entries(self) -> set[str]:
         now = time.time()
         pins = [pin for pin in (self.root / PINS).glob("*.json") if now - _last_used(pin) < PINNED_SECONDS]
         return {entry for pin in pins for entry in _read_pin(pin)}
@@ -150,7 +153,7 @@ def _read_pin(path: Path) -> set[str]:
 
 
 def _evict(entry: Path) -> bool:
-    """Remove an entry unless a process holds it."""
+    """Remove an entry unless a process holds it; whether it is gone."""
     try:
         handle = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
@@ -161,7 +164,7 @@ def _evict(entry: Path) -> bool:
     except BlockingIOError:
         return False
     except FileNotFoundError:
-        # Another process was faster.
+        # Another process has evicted it meanwhile.
         return True
     finally:
         os.close(handle)
@@ -169,6 +172,7 @@ def _evict(entry: Path) -> bool:
 
 
 def _last_used(path: Path) -> float:
+    """The modification time, which every use sets; 0 for what is gone."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -181,6 +185,6 @@ def _bytes_below(directory: Path) -> int:
         try:
             total += path.stat().st_size
         except FileNotFoundError:
-            # Evicted by another process meanwhile.
+            # Another process has evicted it meanwhile.
             continue
     return total

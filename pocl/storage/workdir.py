@@ -44,9 +44,14 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 
 
 def pin_spec(workdir: Path, spec: DistillationSpec, chosen: DistillationSpec) -> DistillationSpec:
-    """The specification to run: what the directory was started with, or else `chosen`, which is then written.
+    """Pin the specification in the directory of its run: a continued run keeps the choices of its first start.
 
-    `chosen` is `spec` with what the engine chose for this machine. A continued run keeps the first choice.
+    Args:
+        spec: The specification as posted.
+        chosen: `spec` with what the engine would choose on this machine.
+
+    Returns:
+        The specification that the directory was started with; at its first start `chosen`.
 
     Raises:
         WorkdirMismatch: when the directory was started with a different specification.
@@ -56,31 +61,31 @@ def pin_spec(workdir: Path, spec: DistillationSpec, chosen: DistillationSpec) ->
         replace_file(path, chosen.model_dump_json(indent=1) + "\n")
         return chosen
     try:
-        kept = DistillationSpec.model_validate_json(path.read_bytes())
+        pinned = DistillationSpec.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise WorkdirMismatch("spec.json of the directory cannot be read by this version") from error
-    if _as_posted(kept, spec) != spec:
+    if _without_choices(pinned, spec) != spec:
         raise WorkdirMismatch
-    return kept
+    return pinned
 
 
 class EventLog:
-    """A sink that appends to `events.jsonl`, whole lines only, and passes each event on.
+    """A sink that appends each event to `events.jsonl` as a whole line, and passes it on.
 
-    A little space is held back while the log is open, so that a run which a full disk ends can still say so.
+    A little space is reserved while the log is open, so that a run which a full disk ends can still say so.
 
     Raises:
         DiskFull: when a line does not fit; the log then ends with the line before.
     """
 
-    def __init__(self, path: Path, onward: Sink) -> None:
-        self._onward = onward
+    def __init__(self, path: Path, sink: Sink) -> None:
+        self._sink = sink
         self._reserve = path.with_name(_RESERVE_FILE)
         with translating_disk_full():
             _cut_torn_line(path)
-            # Unbuffered: what could not be written must not be tried again with the next line.
+            # The file is unbuffered: what could not be written must not be written again with the next line.
             self._out = path.open("ab", buffering=0)
-            self._hold_back()
+            self._reserve_space()
 
     def __call__(self, event: Event) -> None:
         line = (to_line(event, datetime.now(UTC)) + "\n").encode()
@@ -90,10 +95,10 @@ class EventLog:
             if not isinstance(event, RunEnded):
                 raise
             self._append_from_reserve(line)
-        self._onward(event)
+        self._sink(event)
 
-    def _hold_back(self) -> None:
-        # Where even this finds no room the run cannot last, and its first checkpoint will say so.
+    def _reserve_space(self) -> None:
+        # Where even the reserve does not fit the run cannot last, and its first checkpoint will fail.
         try:
             self._reserve.write_bytes(bytes(_RESERVE_BYTES))
         except OSError as error:
@@ -101,17 +106,17 @@ class EventLog:
                 raise
 
     def _append(self, line: bytes) -> None:
-        whole = os.fstat(self._out.fileno()).st_size
+        size_before = os.fstat(self._out.fileno()).st_size
         try:
             with translating_disk_full():
                 write_all(self._out, line)
         except DiskFull:
-            self._out.truncate(whole)
+            self._out.truncate(size_before)
             raise
 
     def _append_from_reserve(self, line: bytes) -> None:
         self._reserve.unlink(missing_ok=True)
-        # Whoever filled the disk may have taken that too; the caller is told in any case.
+        # Another process may have filled the freed space as well; the caller gets the event in any case.
         with suppress(DiskFull):
             self._append(line)
 
@@ -125,21 +130,21 @@ class EventLog:
         self._reserve.unlink(missing_ok=True)
 
 
-def _as_posted(kept: DistillationSpec, spec: DistillationSpec) -> DistillationSpec:
-    """`kept` with the engine's choices put back to null where `spec` left them to the engine."""
-    training, resources = kept.training, kept.resources
+def _without_choices(pinned: DistillationSpec, spec: DistillationSpec) -> DistillationSpec:
+    """`pinned` with the engine's choices set to null again where `spec` left them to the engine."""
+    training, resources = pinned.training, pinned.resources
     if spec.training.micro_batch_size is None:
         training = training.model_copy(update={"micro_batch_size": None})
     if spec.resources.threads is None:
         resources = resources.model_copy(update={"threads": None})
-    return kept.model_copy(update={"training": training, "resources": resources})
+    return pinned.model_copy(update={"training": training, "resources": resources})
 
 
 def _cut_torn_line(path: Path) -> None:
-    """A killed process may have left half a line: the next event must not be glued to it."""
+    """Cut off the torn line that a killed process may have left, so that the next event does not continue it."""
     if not path.exists():
         return
     content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    size = content.rfind(b"\n") + 1
+    if size < len(content):
+        os.truncate(path, size)

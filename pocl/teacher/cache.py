@@ -91,7 +91,7 @@ def open_teacher(
     """
     builder = _EntryBuilder(live, teacher_key(digest, live), samples, shared_cache, sink, should_stop)
     # The entry is held for as long as the teacher is used, so that no other run evicts it.
-    with shared_cache.held(KIND, builder.key) as entry:
+    with shared_cache.hold(KIND, builder.key) as entry:
         teacher = builder.build(entry)
         # Both refer to the layers, which a cached teacher does not need: their memory is freed.
         del live, builder

@@ -84,7 +84,7 @@ class Engine:
         start = step_of(saved[-1]) if saved else 0
         self.say(RunStarted(resumed_from_step=start or None, total_steps=STEPS, stages=STAGES))
         if self.options.cache is not None:
-            with SharedCache(self.options.cache, self.options.cache_bytes, self.options.keep_for).held("teacher", "t"):
+            with SharedCache(self.options.cache, self.options.cache_bytes, self.options.keep_for).hold("teacher", "t"):
                 pass
         self.say(PhaseChanged(phase="ranking"))
         ranking, partial = self.workdir / RANKING_FILE, self.workdir / PARTIAL_RANKING_FILE

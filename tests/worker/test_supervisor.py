@@ -132,12 +132,12 @@ def test_cache_entries_are_pinned_until_their_job_ends(harness: ServiceHarness) 
     stopped = {"now": False}
     with concurrently(lambda: wait_for_step(harness, job, 5), lambda: stopped.update(now=True)):
         harness.supervisor(*STOPS, should_stop=lambda: stopped["now"]).work_one()
-    assert cache.pinned_by() == {job}
+    assert cache.pinning_jobs() == {job}
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
     harness.supervisor().work_one()
-    assert cache.pinned_by() == {other}
+    assert cache.pinning_jobs() == {other}
     harness.supervisor().work_one()
-    assert cache.pinned_by() == set()
+    assert cache.pinning_jobs() == set()
 
 
 def test_damaged_training_state_is_skipped_for_an_older_one(harness: ServiceHarness) -> None:

@@ -61,17 +61,17 @@ def test_what_was_used_longest_ago_goes_first(store: SharedCache) -> None:
 def test_what_is_held_is_spared(store: SharedCache) -> None:
     for place, key in enumerate("abc"):
         add(store, key, age=100 - place)
-    with store.held("things", "a"):
+    with store.hold("things", "a"):
         made_older(store.root / "things" / "a", 1000)
         add(store, "d")
     assert keys(store) == {"a", "c", "d"}
 
 
 def test_what_a_job_pinned_is_spared_until_it_is_unpinned(store: SharedCache) -> None:
-    pinning = SharedCache(store.root, ROOM, keep_for="job_1")
+    pinning = SharedCache(store.root, ROOM, pinning_job="job_1")
     for place, key in enumerate("abc"):
         add(store, key, age=100 - place)
-    with pinning.held("things", "a"):
+    with pinning.hold("things", "a"):
         pass
     made_older(store.root / "things" / "a", 1000)
     add(store, "d", age=50)
@@ -83,7 +83,7 @@ def test_what_a_job_pinned_is_spared_until_it_is_unpinned(store: SharedCache) ->
 
 
 def test_a_pin_that_was_forgotten_counts_no_more(store: SharedCache) -> None:
-    with SharedCache(store.root, ROOM, keep_for="job_1").held("things", "a"):
+    with SharedCache(store.root, ROOM, pinning_job="job_1").hold("things", "a"):
         pass
     made_older(store.root / "pins" / "job_1.json", PINNED_SECONDS + 1)
     made_older(store.root / "things" / "a", 1000)
@@ -115,7 +115,7 @@ def test_an_entry_that_is_evicted_while_one_waits_for_it_is_made_anew(store: Sha
     fcntl.flock(evictor, fcntl.LOCK_EX)
 
     def hold() -> bool:
-        with store.held("things", "a") as path:
+        with store.hold("things", "a") as path:
             return path.is_dir()
 
     with ThreadPoolExecutor(1) as pool:
