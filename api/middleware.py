@@ -1,4 +1,6 @@
-"""The context of every request: its id, and a problem response where something unforeseen was raised."""
+"""The context of every request: its id, what its log lines have in common, and a problem response where something
+unforeseen was raised.
+"""
 
 import random
 import re
@@ -12,6 +14,7 @@ from api.problems import internal_error_response
 
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_JOB_PATH = re.compile(r"/v1/jobs/(job_[0-9a-z]{8,40})(?:/|$)")
 
 _log = structlog.get_logger(__name__)
 
@@ -39,7 +42,11 @@ class RequestContextMiddleware:
                 headers["x-content-type-options"] = "nosniff"
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        context = {"request_id": request_id}
+        job = _JOB_PATH.match(scope["path"])
+        if job is not None:
+            context["job_id"] = job[1]
+        with structlog.contextvars.bound_contextvars(**context):
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception:

@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from client import ENDED, Client, ServiceError
+from client import TERMINAL_STATES, Client, ServiceError
 from prepare_model import HOME, NAME, ROOT, model_directory, prepare
 
 from worker.processes import spawn, terminate
@@ -112,24 +112,24 @@ def follow(client: Client, job_id: str) -> dict[str, Any]:
         elif line != printed:
             print(line, flush=True)
         printed = line
-        if job["status"] in ENDED:
+        if job["status"] in TERMINAL_STATES:
             print()
             return job
         time.sleep(1)
 
 
 def cancel_unfinished(client: Client) -> None:
-    for job in client.pages("/v1/jobs", label=f"example={LABEL}"):
-        if job["status"] not in ENDED:
+    for job in client.list_items("/v1/jobs", label=f"example={LABEL}"):
+        if job["status"] not in TERMINAL_STATES:
             client.cancel(job["id"])
 
 
 def fetch_student(client: Client, job_id: str) -> None:
     """Download the final checkpoint and the report."""
     shutil.rmtree(OUT, ignore_errors=True)
-    (final,) = [each for each in client.pages(f"/v1/jobs/{job_id}/checkpoints") if each["kind"] == "final"]
-    client.checkpoint(final["id"], OUT / "model")
-    client.file(f"/v1/jobs/{job_id}/report", OUT / "report.html")
+    (final,) = [each for each in client.list_items(f"/v1/jobs/{job_id}/checkpoints") if each["kind"] == "final"]
+    client.download_checkpoint(final["id"], OUT / "model")
+    client.download_file(f"/v1/jobs/{job_id}/report", OUT / "report.html")
     print(f"downloaded {final['size_bytes'] / 1e6:.0f} MB, every file as its SHA-256 in the manifest says")
 
 
@@ -155,7 +155,7 @@ def cut_untrained_student(directory: Path) -> Path:
 
 def progress_line(job: dict[str, Any]) -> str:
     phase, progress = job["phase"], job["progress"]
-    if job["status"] in ENDED or phase is None:
+    if job["status"] in TERMINAL_STATES or phase is None:
         return str(job["status"])
     if phase["name"] != "training":
         done = f" {phase['done']}/{phase['total']} {phase['unit']}" if phase["total"] else ""
@@ -179,7 +179,7 @@ def print_phases(client: Client, job_id: str) -> None:
     """Where the time went."""
     seconds: dict[str, float] = {}
     phase, since = "queued", None
-    for event in client.pages(f"/v1/jobs/{job_id}/events"):
+    for event in client.list_items(f"/v1/jobs/{job_id}/events"):
         at = datetime.fromisoformat(event["at"])
         if since is not None:
             seconds[phase] = seconds.get(phase, 0) + (at - since).total_seconds()
@@ -216,7 +216,7 @@ def name_best(client: Client, job_id: str, best_stage: int | None) -> None:
     if best_stage is None:
         return
     # Checkpoints are listed newest first, and each `best` replaces the one before.
-    best = next(each for each in client.pages(f"/v1/jobs/{job_id}/checkpoints") if each["kind"] == "best")
+    best = next(each for each in client.list_items(f"/v1/jobs/{job_id}/checkpoints") if each["kind"] == "best")
     print(f"\nbest checkpoint: {best['id']}, after stage {best_stage + 1}; the last stage is always `final`")
 
 

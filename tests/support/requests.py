@@ -1,4 +1,4 @@
-"""What the tests send to the service, and what they look for in its answers."""
+"""Requests that tests send to the service, and checks of its responses."""
 
 import asyncio
 import json
@@ -26,21 +26,24 @@ JOB_RESOURCES = (
     "/report",
     "/result",
 )
-"""What there is below the address of a job."""
+"""Paths of a job's resources, below that of the job."""
 
 
 def jsonl(rows: int) -> bytes:
+    """So many valid samples as the body of an upload."""
     lines = (json.dumps({"instruction": f"Count to {n}", "output": f"{n} it is"}) for n in range(rows))
     return "".join(f"{line}\n" for line in lines).encode()
 
 
 def upload(client: TestClient, *, rows: int = 8, name: str = "rows") -> str:
-    answer = client.post("/v1/datasets", params={"name": name}, content=jsonl(rows), headers=JSONL)
-    assert answer.status_code == 201, answer.text
-    return str(answer.json()["id"])
+    """Upload a data set of so many samples; its id."""
+    response = client.post("/v1/datasets", params={"name": name}, content=jsonl(rows), headers=JSONL)
+    assert response.status_code == 201, response.text
+    return str(response.json()["id"])
 
 
 def specification(dataset: str, **fields: Any) -> dict[str, Any]:
+    """A specification of a quick job with tiny models, with `fields` in place of its own."""
     return {
         "preset": "quick",
         "teacher": TINY_MODEL,
@@ -51,14 +54,15 @@ def specification(dataset: str, **fields: Any) -> dict[str, Any]:
 
 
 def submit(client: TestClient, dataset: str, **fields: Any) -> dict[str, Any]:
-    answer = client.post("/v1/jobs", json={"spec": specification(dataset), **fields})
-    assert answer.status_code == 201, answer.text
-    job: dict[str, Any] = answer.json()
+    """Submit a job on a data set, with `fields` beside its specification; the job as JSON."""
+    response = client.post("/v1/jobs", json={"spec": specification(dataset), **fields})
+    assert response.status_code == 201, response.text
+    job: dict[str, Any] = response.json()
     return job
 
 
 def http_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, Any]:
-    """A request as a server hands it to the application."""
+    """The ASGI scope of a request."""
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -74,27 +78,30 @@ def http_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, 
 
 
 async def send_concurrently(app: FastAPI, requests: Sequence[tuple[str, str, dict[str, Any]]]) -> list[Response]:
-    """Send all at the same time; their answers in the same order."""
+    """Send all requests at the same time; the responses in the order of the requests."""
     transport = ASGITransport(app=app, raise_app_exceptions=False)
     async with AsyncClient(transport=transport, base_url=LOOPBACK, timeout=120) as client:
-        sent = (client.request(method, path, **fields) for method, path, fields in requests)
-        return await asyncio.gather(*sent)
+        pending = (client.request(method, path, **fields) for method, path, fields in requests)
+        return await asyncio.gather(*pending)
 
 
-def expect_problem(answer: Response, status: int, code: str) -> dict[str, Any]:
-    """The problem that an answer must be."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    found: dict[str, Any] = answer.json()
-    assert {"type", "title", "status", "detail", "instance", "code", "retryable", "request_id", "errors"} <= set(found)
-    assert found["status"] == status
-    assert found["request_id"] == answer.headers["x-request-id"]
-    assert found["code"] == code, found
-    return found
+def expect_problem(response: Response, status: int, code: str) -> dict[str, Any]:
+    """Check that a response is a problem of this status and code; its problem details."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = response.json()
+    assert {"type", "title", "status", "detail", "instance", "code", "retryable", "request_id", "errors"} <= set(
+        problem
+    )
+    assert problem["status"] == status
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert problem["code"] == code, problem
+    return problem
 
 
-def pointers(found: Mapping[str, Any]) -> list[str]:
-    return [error["pointer"] for error in found["errors"]]
+def pointers(problem: Mapping[str, Any]) -> list[str]:
+    """The pointers to the wrong fields."""
+    return [error["pointer"] for error in problem["errors"]]
 
 
 def write_model(directory: Path, *, tokens: Mapping[str, int], layers: int = 1, hidden: int = 4) -> Path:

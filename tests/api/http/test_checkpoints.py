@@ -1,4 +1,4 @@
-"""Downloads that can be continued and verified, and that lead nowhere else."""
+"""Downloads of checkpoints and artifacts: resumable, verifiable, and confined to the artifact store."""
 
 import base64
 import hashlib
@@ -25,30 +25,30 @@ FILES = {"model.safetensors": WEIGHTS, "config.json": b"{}", "folder/käse-1.txt
 
 
 @pytest.fixture
-def held(client: TestClient, database: Database, dataset: str) -> Claim:
-    """A job that a worker holds."""
+def claim(client: TestClient, database: Database, dataset: str) -> Claim:
+    """A claim of a worker on a job."""
     submit(client, dataset)
     with database.transaction(write=True) as session:
-        claimed = claim_next(session, worker="w1", lease_seconds=600)
-    assert claimed is not None
-    return claimed
+        claim = claim_next(session, worker="w1", lease_seconds=600)
+    assert claim is not None
+    return claim
 
 
 @pytest.fixture
-def stored(app: FastAPI, database: Database, held: Claim, tmp_path: Path) -> Checkpoint:
+def stored(app: FastAPI, database: Database, claim: Claim, tmp_path: Path) -> Checkpoint:
     """A checkpoint of that job, with its files in the store."""
-    made = tmp_path / "made"
+    directory = tmp_path / "checkpoint"
     for name, content in FILES.items():
-        (made / name).parent.mkdir(parents=True, exist_ok=True)
-        (made / name).write_bytes(content)
-    write_manifest(made)
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    write_manifest(directory)
     store: ArtifactStore = app.state.store
-    key = f"jobs/{held.job_id}/checkpoints/final"
-    size = store.publish(made, key).size_bytes
+    key = f"jobs/{claim.job_id}/checkpoints/final"
+    size = store.publish(directory, key).size_bytes
     with database.transaction(write=True) as session:
         return add_checkpoint(
-            session, held, kind="final", step=9, stage=1, store_key=key, size_bytes=size,
-            manifest_sha256=sha256_of(made / MANIFEST),
+            session, claim, kind="final", step=9, stage=1, store_key=key, size_bytes=size,
+            manifest_sha256=sha256_of(directory / MANIFEST),
         )  # fmt: skip
 
 
@@ -73,26 +73,26 @@ def test_the_manifest_names_every_file_with_size_and_digest(client: TestClient, 
 
 def test_every_file_arrives_as_the_manifest_says(client: TestClient, files: str) -> None:
     for name, content in FILES.items():
-        answer = client.get(f"{files}/{name}")
+        response = client.get(f"{files}/{name}")
         digest = hashlib.sha256(content)
-        assert (answer.status_code, answer.content) == (200, content)
-        assert answer.headers["etag"] == f'"{digest.hexdigest()}"'
-        assert answer.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
-        assert answer.headers["content-length"] == str(len(content))
-        assert answer.headers["content-disposition"].startswith("attachment")
-        assert answer.headers["accept-ranges"] == "bytes"
+        assert (response.status_code, response.content) == (200, content)
+        assert response.headers["etag"] == f'"{digest.hexdigest()}"'
+        assert response.headers["repr-digest"] == f"sha-256=:{base64.b64encode(digest.digest()).decode()}:"
+        assert response.headers["content-length"] == str(len(content))
+        assert response.headers["content-disposition"].startswith("attachment")
+        assert response.headers["accept-ranges"] == "bytes"
 
 
-def test_head_answers_the_same_without_the_bytes(client: TestClient, files: str) -> None:
+def test_head_has_the_headers_of_get_and_no_body(client: TestClient, files: str) -> None:
     got, headed = client.get(f"{files}/model.safetensors"), client.head(f"{files}/model.safetensors")
     assert headed.content == b""
     for name in ("etag", "repr-digest", "content-length", "content-type", "accept-ranges"):
         assert headed.headers[name] == got.headers[name]
 
 
-def test_a_range_is_cut_out(client: TestClient, files: str) -> None:
+def test_a_range_is_served_as_partial_content(client: TestClient, files: str) -> None:
     size = len(WEIGHTS)
-    for asked, first, last in [
+    for requested, first, last in [
         ("bytes=0-0", 0, 0),
         ("bytes=100-70000", 100, 70000),
         (f"bytes={size - 1}-", size - 1, size - 1),
@@ -100,15 +100,15 @@ def test_a_range_is_cut_out(client: TestClient, files: str) -> None:
         (f"bytes=5-{size * 2}", 5, size - 1),
         (f"bytes=-{size * 2}", 0, size - 1),
     ]:
-        answer = client.get(f"{files}/model.safetensors", headers={"range": asked})
-        assert answer.status_code == 206, asked
-        assert answer.content == WEIGHTS[first : last + 1]
-        assert answer.headers["content-range"] == f"bytes {first}-{last}/{size}"
-        assert answer.headers["content-length"] == str(last - first + 1)
+        response = client.get(f"{files}/model.safetensors", headers={"range": requested})
+        assert response.status_code == 206, requested
+        assert response.content == WEIGHTS[first : last + 1]
+        assert response.headers["content-range"] == f"bytes {first}-{last}/{size}"
+        assert response.headers["content-length"] == str(last - first + 1)
 
 
-def test_a_range_that_is_not_understood_is_passed_over(client: TestClient, files: str) -> None:
-    for asked in (
+def test_a_malformed_range_is_ignored(client: TestClient, files: str) -> None:
+    for requested in (
         "bytes=",
         "bytes=-",
         "bytes=9-3",
@@ -118,23 +118,23 @@ def test_a_range_that_is_not_understood_is_passed_over(client: TestClient, files
         "bytes=0-1,5-9",
         "bytes=" + "9" * 99,
     ):
-        answer = client.get(f"{files}/model.safetensors", headers={"range": asked})
-        assert (answer.status_code, answer.content) == (200, WEIGHTS), asked
+        response = client.get(f"{files}/model.safetensors", headers={"range": requested})
+        assert (response.status_code, response.content) == (200, WEIGHTS), requested
 
 
 def test_a_range_beyond_the_end_is_refused_with_the_size(client: TestClient, files: str) -> None:
-    for name, asked in (
+    for name, requested in (
         ("model.safetensors", f"bytes={len(WEIGHTS)}-"),
         ("model.safetensors", "bytes=-0"),
         ("empty", "bytes=0-"),
         ("empty", "bytes=-5"),
     ):
-        answer = client.get(f"{files}/{name}", headers={"range": asked})
-        expect_problem(answer, 416, "range_not_satisfiable")
-        assert answer.headers["content-range"] == f"bytes */{len(FILES[name])}"
+        response = client.get(f"{files}/{name}", headers={"range": requested})
+        expect_problem(response, 416, "range_not_satisfiable")
+        assert response.headers["content-range"] == f"bytes */{len(FILES[name])}"
 
 
-def test_a_download_that_broke_off_goes_on_only_with_the_same_file(client: TestClient, files: str) -> None:
+def test_a_download_resumes_only_with_the_same_file(client: TestClient, files: str) -> None:
     address = f"{files}/model.safetensors"
     etag = client.head(address).headers["etag"]
     start = WEIGHTS[:777]
@@ -145,7 +145,7 @@ def test_a_download_that_broke_off_goes_on_only_with_the_same_file(client: TestC
         assert (whole.status_code, whole.content) == (200, WEIGHTS)
 
 
-def test_a_file_that_the_client_has_is_not_sent_again(client: TestClient, files: str) -> None:
+def test_a_file_that_the_client_has_is_not_modified(client: TestClient, files: str) -> None:
     etag = client.head(f"{files}/config.json").headers["etag"]
     for address, status in ((f"{files}/config.json", 304), (f"{files}/model.safetensors", 200)):
         assert client.get(address, headers={"if-none-match": etag}).status_code == status
@@ -159,11 +159,13 @@ ESCAPES = (
 )  # fmt: skip
 
 
-def test_no_path_leads_elsewhere(client: TestClient, settings: Settings, stored: Checkpoint, files: str) -> None:
+def test_no_path_leads_out_of_the_checkpoint(
+    client: TestClient, settings: Settings, stored: Checkpoint, files: str
+) -> None:
     (settings.artifact_root / stored.store_key / "link").symlink_to("/etc/passwd")
     for path in ESCAPES:
-        answer = client.get(f"{files}/{path}")
-        assert expect_problem(answer, 404, answer.json()["code"])["code"] in {"file_not_found", "not_found"}, path
+        response = client.get(f"{files}/{path}")
+        assert expect_problem(response, 404, response.json()["code"])["code"] in {"file_not_found", "not_found"}, path
 
 
 def test_a_listed_file_that_became_a_link_is_not_followed(
@@ -184,7 +186,7 @@ def test_a_file_of_another_size_is_not_served_under_its_digest(
     expect_problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 500, "artifact_damaged")
 
 
-def test_files_that_are_gone_are_not_found(client: TestClient, app: FastAPI, stored: Checkpoint, files: str) -> None:
+def test_missing_files_are_not_found(client: TestClient, app: FastAPI, stored: Checkpoint, files: str) -> None:
     app.state.store.remove(stored.store_key)
     expect_problem(client.get(f"{files}/config.json"), 404, "file_not_found")
     expect_problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 404, "file_not_found")
@@ -196,23 +198,23 @@ def test_an_unknown_checkpoint_is_not_found(client: TestClient) -> None:
             expect_problem(client.get(f"/v1/checkpoints/{unknown}{resource}"), 404, "checkpoint_not_found")
 
 
-def test_what_a_job_made_is_served_as_what_it_is(
-    client: TestClient, app: FastAPI, database: Database, held: Claim, tmp_path: Path
+def test_artifacts_of_a_job_are_served_under_their_media_types(
+    client: TestClient, app: FastAPI, database: Database, claim: Claim, tmp_path: Path
 ) -> None:
     contents = {"ranking": (b'{"rank": 1}\n', "jsonl"), "result": (b"{}", "json"), "report": (b"<h1>", "html")}
     store: ArtifactStore = app.state.store
     for kind, (content, suffix) in contents.items():
-        made = tmp_path / f"{kind}.{suffix}"
-        made.write_bytes(content)
-        key = f"jobs/{held.job_id}/{made.name}"
-        described = store.publish_file(made, key)
+        file = tmp_path / f"{kind}.{suffix}"
+        file.write_bytes(content)
+        key = f"jobs/{claim.job_id}/{file.name}"
+        stored = store.publish_file(file, key)
         with database.transaction(write=True) as session:
-            add_artifact(session, held, kind=kind, store_key=key, size_bytes=described.size, sha256=described.sha256)
+            add_artifact(session, claim, kind=kind, store_key=key, size_bytes=stored.size, sha256=stored.sha256)
     for kind, (content, _) in contents.items():
-        answer = client.get(f"/v1/jobs/{held.job_id}/{kind}")
-        assert (answer.status_code, answer.content) == (200, content)
-        assert answer.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
-    page = client.get(f"/v1/jobs/{held.job_id}/report").headers
+        response = client.get(f"/v1/jobs/{claim.job_id}/{kind}")
+        assert (response.status_code, response.content) == (200, content)
+        assert response.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+    page = client.get(f"/v1/jobs/{claim.job_id}/report").headers
     assert (page["content-type"], page["content-disposition"]) == (
         "text/html; charset=utf-8",
         'inline; filename="report.html"',
@@ -221,31 +223,31 @@ def test_what_a_job_made_is_served_as_what_it_is(
 
 
 def test_a_retry_that_did_not_rank_has_the_ranking_of_its_nearest_ancestor(
-    client: TestClient, app: FastAPI, database: Database, held: Claim, tmp_path: Path
+    client: TestClient, app: FastAPI, database: Database, claim: Claim, tmp_path: Path
 ) -> None:
     ranking = tmp_path / "ranking.jsonl"
     ranking.write_bytes(b'{"rank": 1}\n')
-    key = f"jobs/{held.job_id}/ranking.jsonl"
+    key = f"jobs/{claim.job_id}/ranking.jsonl"
     stored = app.state.store.publish_file(ranking, key)
     with database.transaction(write=True) as session:
-        add_artifact(session, held, kind="ranking", store_key=key, size_bytes=stored.size, sha256=stored.sha256)
-        settle(session, held, AttemptOutcome.succeeded())
-    child = client.post(f"/v1/jobs/{held.job_id}/retry").json()["id"]
+        add_artifact(session, claim, kind="ranking", store_key=key, size_bytes=stored.size, sha256=stored.sha256)
+        settle(session, claim, AttemptOutcome.succeeded())
+    child = client.post(f"/v1/jobs/{claim.job_id}/retry").json()["id"]
     client.post(f"/v1/jobs/{child}/cancel")
     grandchild = client.post(f"/v1/jobs/{child}/retry").json()["id"]
-    for job_id in (held.job_id, child, grandchild):
+    for job_id in (claim.job_id, child, grandchild):
         assert client.get(f"/v1/jobs/{job_id}/ranking").content == ranking.read_bytes()
     expect_problem(client.get(f"/v1/jobs/{child}/report"), 404, "artifact_not_produced")
     expect_problem(client.get(f"/v1/jobs/{grandchild}/report"), 404, "artifact_not_ready")
 
 
-def test_the_log_is_that_of_the_attempt_that_is_asked_for(client: TestClient, database: Database, held: Claim) -> None:
+def test_the_log_is_that_of_the_requested_attempt(client: TestClient, database: Database, claim: Claim) -> None:
     with database.transaction(write=True) as session:
-        save_log_tail(session, held, "loading <käse>\n", max_bytes=1000)
-    logs = f"/v1/jobs/{held.job_id}/logs"
+        save_log_tail(session, claim, "loading <käse>\n", max_bytes=1000)
+    logs = f"/v1/jobs/{claim.job_id}/logs"
     parameters: tuple[dict[str, Any], ...] = ({}, {"attempt": 1})
     for each in parameters:
         assert client.get(logs, params=each).text == "loading <käse>\n"
     expect_problem(client.get(logs, params={"attempt": 2}), 404, "attempt_not_found")
-    (attempt,) = client.get(f"/v1/jobs/{held.job_id}/attempts").json()["data"]
+    (attempt,) = client.get(f"/v1/jobs/{claim.job_id}/attempts").json()["data"]
     assert (attempt["id"], attempt["worker"], attempt["end"], attempt["ended_at"]) == (1, "w1", None, None)

@@ -1,4 +1,4 @@
-"""Uploads: streamed, checked line by line, kept whole or not at all."""
+"""Uploads: streamed, checked line by line, and stored whole or not at all."""
 
 import errno
 import hashlib
@@ -22,7 +22,7 @@ from tests.support.requests import JSONL, expect_problem, http_scope, jsonl, poi
 
 
 def stored_files(settings: Settings) -> list[Path]:
-    """Everything that uploads left on the disk."""
+    """All files of the spool and of the artifact store."""
     return [
         path
         for root in (spool_directory(settings), settings.artifact_root)
@@ -31,36 +31,36 @@ def stored_files(settings: Settings) -> list[Path]:
     ]
 
 
-def test_an_upload_is_kept_byte_for_byte_and_described(client: TestClient, settings: Settings) -> None:
+def test_an_upload_is_stored_byte_for_byte_and_described(client: TestClient, settings: Settings) -> None:
     body = jsonl(5) + b"\n  \n"
-    answer = client.post("/v1/datasets", params={"name": "five"}, content=body, headers=JSONL)
-    assert answer.status_code == 201
-    made = answer.json()
-    assert (made["name"], made["rows"], made["size_bytes"]) == ("five", 5, len(body))
-    assert made["sha256"] == hashlib.sha256(body).hexdigest()
-    assert made["created_at"].endswith("Z")
+    response = client.post("/v1/datasets", params={"name": "five"}, content=body, headers=JSONL)
+    assert response.status_code == 201
+    dataset = response.json()
+    assert (dataset["name"], dataset["rows"], dataset["size_bytes"]) == ("five", 5, len(body))
+    assert dataset["sha256"] == hashlib.sha256(body).hexdigest()
+    assert dataset["created_at"].endswith("Z")
     assert [path.read_bytes() for path in stored_files(settings)] == [body]
-    assert client.get(answer.headers["location"]).json() == made
+    assert client.get(response.headers["location"]).json() == dataset
 
 
-def test_rows_come_under_several_media_types(client: TestClient) -> None:
+def test_several_media_types_of_jsonl_are_accepted(client: TestClient) -> None:
     for media_type in ("application/jsonl", "application/x-ndjson; charset=utf-8", "Application/X-JSONLines"):
-        answer = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": media_type})
-        assert answer.status_code == 201
+        response = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": media_type})
+        assert response.status_code == 201
 
 
-def test_a_body_without_a_length_is_taken_in_pieces(client: TestClient) -> None:
+def test_a_chunked_body_is_accepted(client: TestClient) -> None:
     pieces = (jsonl(3)[at : at + 7] for at in range(0, len(jsonl(3)), 7))
-    answer = client.post("/v1/datasets", content=pieces, headers=JSONL)
-    assert answer.json()["rows"] == 3
+    response = client.post("/v1/datasets", content=pieces, headers=JSONL)
+    assert response.json()["rows"] == 3
 
 
 def test_a_form_carries_a_file_and_its_name(client: TestClient) -> None:
-    answer = client.post("/v1/datasets", files={"file": ("../a/dolly.jsonl", jsonl(4), "text/plain")})
-    assert answer.status_code == 201, answer.text
-    made = answer.json()
-    assert (made["name"], made["rows"]) == ("dolly.jsonl", 4)
-    assert made["sha256"] == hashlib.sha256(jsonl(4)).hexdigest()
+    response = client.post("/v1/datasets", files={"file": ("../a/dolly.jsonl", jsonl(4), "text/plain")})
+    assert response.status_code == 201, response.text
+    dataset = response.json()
+    assert (dataset["name"], dataset["rows"]) == ("dolly.jsonl", 4)
+    assert dataset["sha256"] == hashlib.sha256(jsonl(4)).hexdigest()
 
 
 def test_a_form_with_another_part_is_refused(client: TestClient, settings: Settings) -> None:
@@ -72,38 +72,38 @@ def test_a_form_with_another_part_is_refused(client: TestClient, settings: Setti
 
 def test_a_form_without_a_usable_boundary_is_refused(client: TestClient) -> None:
     for content_type in ("multipart/form-data", "multipart/form-data; boundary=" + "x" * 999):
-        answer = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": content_type})
-        expect_problem(answer, 422, "multipart_invalid")
+        response = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": content_type})
+        expect_problem(response, 422, "multipart_invalid")
 
 
-def test_a_form_that_breaks_off_is_refused(client: TestClient, settings: Settings) -> None:
+def test_a_truncated_form_is_refused(client: TestClient, settings: Settings) -> None:
     whole = b'--cut\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n' + jsonl(2)
-    answer = client.post("/v1/datasets", content=whole, headers={"content-type": "multipart/form-data; boundary=cut"})
-    expect_problem(answer, 422, "multipart_invalid")
+    response = client.post("/v1/datasets", content=whole, headers={"content-type": "multipart/form-data; boundary=cut"})
+    expect_problem(response, 422, "multipart_invalid")
     assert stored_files(settings) == []
 
 
-def test_bad_lines_are_named_by_number_and_nothing_is_kept(client: TestClient, settings: Settings) -> None:
+def test_bad_lines_are_named_by_number_and_nothing_is_stored(client: TestClient, settings: Settings) -> None:
     lines = jsonl(4).splitlines()
     lines[1] = b'{"instruction": "SECRET"}'
     lines[3] = b"SECRET"
-    answer = client.post("/v1/datasets", content=b"\n".join(lines), headers=JSONL)
-    found = expect_problem(answer, 422, "dataset_invalid")
-    assert pointers(found) == ["/lines/2", "/lines/4"]
-    assert [error["code"] for error in found["errors"]] == ["missing", "not_json"]
-    assert "2 of 4" in found["detail"]
-    assert "SECRET" not in answer.text
+    response = client.post("/v1/datasets", content=b"\n".join(lines), headers=JSONL)
+    problem = expect_problem(response, 422, "dataset_invalid")
+    assert pointers(problem) == ["/lines/2", "/lines/4"]
+    assert [error["code"] for error in problem["errors"]] == ["missing", "not_json"]
+    assert "2 of 4" in problem["detail"]
+    assert "SECRET" not in response.text
     assert stored_files(settings) == []
     assert client.get("/v1/datasets").json()["data"] == []
 
 
-def test_of_many_bad_lines_the_first_twenty_are_named_and_all_are_counted(client: TestClient) -> None:
-    found = expect_problem(client.post("/v1/datasets", content=b"{}\n" * 50, headers=JSONL), 422, "dataset_invalid")
-    assert pointers(found) == [f"/lines/{number}" for number in range(1, 21)]
-    assert "50 of 50" in found["detail"]
+def test_many_bad_lines_are_counted_and_the_first_twenty_named(client: TestClient) -> None:
+    problem = expect_problem(client.post("/v1/datasets", content=b"{}\n" * 50, headers=JSONL), 422, "dataset_invalid")
+    assert pointers(problem) == [f"/lines/{number}" for number in range(1, 21)]
+    assert "50 of 50" in problem["detail"]
 
 
-def test_a_file_without_rows_is_refused(client: TestClient, settings: Settings) -> None:
+def test_a_file_without_samples_is_refused(client: TestClient, settings: Settings) -> None:
     for body in (b"", b"\n", b"\xef\xbb\xbf \r\n\r\n"):
         expect_problem(client.post("/v1/datasets", content=body, headers=JSONL), 422, "dataset_invalid")
     assert stored_files(settings) == []
@@ -125,45 +125,45 @@ def test_a_file_in_a_form_has_the_same_limit(client: TestClient, settings: Setti
 
 def test_other_media_types_are_refused(client: TestClient) -> None:
     for media_type in ("text/csv", "application/x-www-form-urlencoded", "application/json", ""):
-        answer = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": media_type})
-        expect_problem(answer, 415, "unsupported_media_type")
+        response = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": media_type})
+        expect_problem(response, 415, "unsupported_media_type")
 
 
-def test_a_name_that_cannot_be_shown_is_refused(client: TestClient) -> None:
+def test_an_unprintable_name_is_refused(client: TestClient) -> None:
     for name in ("", "a\nb", "nul\0", "x" * 201):
-        answer = client.post("/v1/datasets", params={"name": name}, content=jsonl(1), headers=JSONL)
-        assert pointers(expect_problem(answer, 422, "invalid")) == ["/query/name"]
+        response = client.post("/v1/datasets", params={"name": name}, content=jsonl(1), headers=JSONL)
+        assert pointers(expect_problem(response, 422, "invalid")) == ["/query/name"]
 
 
-def test_an_upload_that_is_cut_off_leaves_nothing(app: FastAPI, client: TestClient, settings: Settings) -> None:
-    arriving: list[dict[str, Any]] = [
+def test_a_disconnected_upload_leaves_nothing(app: FastAPI, client: TestClient, settings: Settings) -> None:
+    messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": jsonl(3), "more_body": True},
         {"type": "http.disconnect"},
     ]
     scope = http_scope("POST", "/v1/datasets", JSONL | {"content-length": "999"})
 
     async def receive() -> dict[str, Any]:
-        return arriving.pop(0)
+        return messages.pop(0)
 
     async def send(_message: Any) -> None:
-        """The client is gone."""
+        """Drop the response: the client has disconnected."""
 
     anyio.run(app, scope, receive, send)
-    assert arriving == []
+    assert messages == []
     assert stored_files(settings) == []
     assert client.get("/v1/datasets").json()["data"] == []
 
 
-def test_a_commit_that_fails_takes_the_file_back(client: TestClient, settings: Settings) -> None:
+def test_a_failed_commit_removes_the_published_file(client: TestClient, settings: Settings) -> None:
     def fail(_session: Session) -> None:
         raise OperationalError("COMMIT", {}, Exception("the database went away"))
 
     event.listen(Session, "before_commit", fail)
     try:
-        answer = client.post("/v1/datasets", content=jsonl(3), headers=JSONL)
+        response = client.post("/v1/datasets", content=jsonl(3), headers=JSONL)
     finally:
         event.remove(Session, "before_commit", fail)
-    assert expect_problem(answer, 503, "unavailable")["retryable"] is True
+    assert expect_problem(response, 503, "unavailable")["retryable"] is True
     assert stored_files(settings) == []
     assert client.get("/v1/datasets").json()["data"] == []
 
@@ -175,35 +175,35 @@ class FullStore(ArtifactStore):
         raise OSError(errno.ENOSPC, "No space left on device", f"{source} {key}")
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(app: FastAPI, client: TestClient, settings: Settings) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing(app: FastAPI, client: TestClient, settings: Settings) -> None:
     app.state.store = FullStore(settings.artifact_root)
-    answer = client.post("/v1/datasets", content=jsonl(1), headers=JSONL)
-    assert expect_problem(answer, 507, "storage_full")["retryable"] is True
-    assert str(settings.home) not in answer.text
+    response = client.post("/v1/datasets", content=jsonl(1), headers=JSONL)
+    assert expect_problem(response, 507, "storage_full")["retryable"] is True
+    assert str(settings.home) not in response.text
     assert stored_files(settings) == []
 
 
-def test_pages_hold_every_data_set_once_although_others_arrive(client: TestClient) -> None:
+def test_pages_hold_every_data_set_once_while_others_arrive(client: TestClient) -> None:
     expected = [upload(client, rows=1, name=f"set {n}") for n in range(5)]
-    seen: list[str] = []
+    listed: list[str] = []
     after = None
     while True:
         page = client.get("/v1/datasets", params={"limit": 2} | ({"after": after} if after else {})).json()
         assert page["object"] == "list"
         ids = [item["id"] for item in page["data"]]
         assert (page["first_id"], page["last_id"]) == (ids[0], ids[-1])
-        seen += ids
-        upload(client, rows=1, name="a late one")
+        listed += ids
+        upload(client, rows=1, name="late")
         if not page["has_more"]:
             break
         after = page["last_id"]
-    assert seen == expected[::-1]
+    assert listed == expected[::-1]
 
 
 def test_a_limit_out_of_bounds_is_refused(client: TestClient) -> None:
     for limit in ("0", "101", "-1", "many"):
-        found = expect_problem(client.get("/v1/datasets", params={"limit": limit}), 422, "invalid")
-        assert pointers(found) == ["/query/limit"]
+        problem = expect_problem(client.get("/v1/datasets", params={"limit": limit}), 422, "invalid")
+        assert pointers(problem) == ["/query/limit"]
 
 
 def test_an_unknown_data_set_is_not_found(client: TestClient) -> None:
@@ -211,7 +211,7 @@ def test_an_unknown_data_set_is_not_found(client: TestClient) -> None:
         expect_problem(client.get(f"/v1/datasets/{unknown}"), 404, "dataset_not_found")
 
 
-def test_the_spool_loses_only_what_was_abandoned_a_day_ago(tmp_path: Path) -> None:
+def test_only_stale_spool_files_are_removed(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     spool = spool_directory(settings)
     spool.mkdir()

@@ -1,4 +1,4 @@
-"""Ids of other types, and addresses that try to lead elsewhere: nothing is there."""
+"""Ids of other types, and paths that try to traverse directories, lead to nothing."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -27,7 +27,7 @@ TRAVERSALS = [
 
 
 def other_ids(own: str) -> Iterator[str]:
-    """Ids of the other kinds, and spellings of one's own that are none."""
+    """Ids of the other resource types, and malformed spellings of an id of this type."""
     yield from (new_id(prefix) for prefix in ("job", "ds", "ckpt") if prefix != own)
     body = new_id("job").removeprefix("job_")
     yield from (f"{own}_{body.upper()}", f"{own.upper()}_{body}", f"{own}_{body} ", f" {own}_{body}", f"{own}-{body}")
@@ -57,7 +57,7 @@ def test_an_id_of_another_type_names_no_checkpoint(client: TestClient, dataset: 
             expect_problem(client.get(f"/v1/checkpoints/{other}{below}"), 404, "checkpoint_not_found")
 
 
-def test_a_reference_of_another_type_is_pointed_at(client: TestClient, dataset: str) -> None:
+def test_a_reference_of_another_json_type_is_refused_at_its_field(client: TestClient, dataset: str) -> None:
     values: list[Any] = [0, 1.5, True, None, [], {}, "", "x", "ds", "ds_", "../ds_00000000", "/etc/passwd"]
     for value in values:
         for field, reference, pointer in (
@@ -65,24 +65,24 @@ def test_a_reference_of_another_type_is_pointed_at(client: TestClient, dataset: 
             ("teacher", {"checkpoint": value}, "/spec/teacher/checkpoint"),
         ):
             spec = specification(dataset) | {field: reference}
-            found = expect_problem(client.post("/v1/jobs", json={"spec": spec}), 422, "spec_invalid")
-            assert all(pointer.startswith(each) for each in pointers(found)), found
+            problem = expect_problem(client.post("/v1/jobs", json={"spec": spec}), 422, "spec_invalid")
+            assert all(pointer.startswith(each) for each in pointers(problem)), problem
 
 
-def test_a_reference_to_a_thing_of_another_type_is_pointed_at(client: TestClient, dataset: str) -> None:
+def test_a_reference_to_another_resource_type_is_refused_at_its_field(client: TestClient, dataset: str) -> None:
     job = submit(client, dataset)["id"]
     for other in (job, new_id("ckpt"), new_id("ds")):
-        found = expect_problem(client.post("/v1/jobs", json={"spec": specification(other)}), 422, "spec_invalid")
-        assert pointers(found) == ["/spec/data/train/dataset"]
+        problem = expect_problem(client.post("/v1/jobs", json={"spec": specification(other)}), 422, "spec_invalid")
+        assert pointers(problem) == ["/spec/data/train/dataset"]
 
 
-def test_a_page_after_an_id_of_another_type_is_a_page(client: TestClient, dataset: str) -> None:
+def test_any_id_is_a_valid_cursor(client: TestClient, dataset: str) -> None:
     submit(client, dataset)
     for after in (dataset, new_id("ckpt"), new_id("job"), "0", "z" * 64):
         for kind in ("jobs", "datasets"):
-            answer = client.get(f"/v1/{kind}", params={"after": after})
-            assert answer.status_code == 200
-            assert answer.json()["object"] == "list"
+            response = client.get(f"/v1/{kind}", params={"after": after})
+            assert response.status_code == 200
+            assert response.json()["object"] == "list"
 
 
 def test_no_spelling_of_an_address_leads_to_a_file(client: TestClient, dataset: str) -> None:
@@ -97,8 +97,8 @@ def test_no_spelling_of_an_address_leads_to_a_file(client: TestClient, dataset: 
             f"/v1/checkpoints/{path}/manifest",
             f"/v1/checkpoints/{checkpoint}/files/{path}",
         ):
-            answer = client.get(address)
-            found = expect_problem(answer, 404, answer.json()["code"])
-            assert found["code"].endswith("not_found"), address
-            assert "root:" not in answer.text
-            assert "set-cookie" not in answer.headers
+            response = client.get(address)
+            problem = expect_problem(response, 404, response.json()["code"])
+            assert problem["code"].endswith("not_found"), address
+            assert "root:" not in response.text
+            assert "set-cookie" not in response.headers

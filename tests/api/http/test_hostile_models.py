@@ -1,4 +1,4 @@
-"""Model directories that lie: refused with a reason, whoever made them; nothing in them is run or shown."""
+"""Hostile model directories are refused with a reason; nothing in them is executed or shown."""
 
 import json
 import os
@@ -19,13 +19,13 @@ FILES = ("config.json", "tokenizer.json", "model.safetensors")
 
 
 class Evil:
-    """Runs when it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
-    def __init__(self, mark: Path) -> None:
-        self._mark = mark
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
-        return os.mkdir, (str(self._mark),)
+        return os.mkdir, (str(self._marker),)
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def model(settings: Settings) -> Path:
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """A file of the server that is nobody's business."""
+    """A file of the server outside of the model roots."""
     place = tmp_path / "secret"
     place.mkdir()
     (place / "config.json").write_text(json.dumps({"vocab": {SECRET: 0}, "model_type": SECRET}))
@@ -52,15 +52,15 @@ def post(client: TestClient, dataset: str, written: str = "m", address: str = "/
 
 def refuse(client: TestClient, dataset: str, settings: Settings, code: str = "model_unsupported") -> None:
     for address in ("/v1/jobs", "/v1/jobs/validate"):
-        answer = post(client, dataset, address=address)
-        (error,) = expect_problem(answer, 422, code)["errors"]
+        response = post(client, dataset, address=address)
+        (error,) = expect_problem(response, 422, code)["errors"]
         assert error["pointer"] == "/spec/teacher/path"
-        assert str(settings.home) not in answer.text
-        assert SECRET not in answer.text
+        assert str(settings.home) not in response.text
+        assert SECRET not in response.text
     assert client.get("/v1/jobs").json()["data"] == []
 
 
-def test_the_model_that_the_others_are_made_of_is_accepted(client: TestClient, dataset: str, model: Path) -> None:
+def test_the_honest_model_is_accepted(client: TestClient, dataset: str, model: Path) -> None:
     assert model.is_dir()
     assert post(client, dataset).status_code == 201
 
@@ -97,29 +97,27 @@ def test_a_config_that_lies_is_refused(client: TestClient, dataset: str, setting
 def test_a_pickle_is_refused_and_not_opened(
     client: TestClient, dataset: str, settings: Settings, model: Path, name: str
 ) -> None:
-    mark = settings.home / "ran"
+    marker = settings.home / "ran"
     (model / "model.safetensors").unlink()
-    (model / name).write_bytes(pickle.dumps(Evil(mark)))
+    (model / name).write_bytes(pickle.dumps(Evil(marker)))
     refuse(client, dataset, settings)
-    assert not mark.exists()
+    assert not marker.exists()
     pickle.loads((model / name).read_bytes())
-    assert mark.exists(), "the pickle does nothing, so that it did nothing shows nothing"
+    assert marker.exists(), "the pickle runs no code, so this test would show nothing"
 
 
-def test_a_file_of_a_model_that_leads_out_of_the_roots_is_not_read(
+def test_a_link_out_of_the_roots_is_not_followed(
     client: TestClient, dataset: str, settings: Settings, model: Path, secret: Path
 ) -> None:
     for name in FILES:
-        kept = (model / name).rename(model.parent / "kept")
+        original = (model / name).rename(model.parent / "original")
         (model / name).symlink_to(secret)
         refuse(client, dataset, settings, "path_outside_model_roots")
         (model / name).unlink()
-        kept.rename(model / name)
+        original.rename(model / name)
 
 
-def test_files_that_are_links_within_the_roots_are_read_as_in_a_cache_of_the_hub(
-    client: TestClient, dataset: str, model: Path
-) -> None:
+def test_links_within_the_roots_are_followed_as_in_a_hub_cache(client: TestClient, dataset: str, model: Path) -> None:
     blobs = model.parent / "blobs"
     blobs.mkdir()
     for file in list(model.iterdir()):
@@ -137,7 +135,7 @@ def test_files_that_are_links_within_the_roots_are_read_as_in_a_cache_of_the_hub
         ("device", "path_outside_model_roots"),
     ],
 )
-def test_what_is_no_file_is_refused_and_not_waited_for(
+def test_an_irregular_file_is_refused_without_blocking(
     client: TestClient, dataset: str, settings: Settings, model: Path, kind: str, code: str
 ) -> None:
     make: dict[str, Callable[[Path], None]] = {
@@ -147,11 +145,11 @@ def test_what_is_no_file_is_refused_and_not_waited_for(
         "device": lambda place: place.symlink_to("/dev/zero"),
     }
     for name in FILES:
-        kept = (model / name).rename(model.parent / "kept")
+        original = (model / name).rename(model.parent / "original")
         make[kind](model / name)
         refuse(client, dataset, settings, code)
         (model / name).rmdir() if kind == "directory" else (model / name).unlink()
-        kept.rename(model / name)
+        original.rename(model / name)
 
 
 @pytest.mark.parametrize(
@@ -197,10 +195,10 @@ def test_no_spelling_of_a_path_leads_out_of_the_roots(
 ) -> None:
     (model.parent / "out").symlink_to(secret.parent)
     for written, code in SPELLINGS:
-        answer = post(client, dataset, written.format(tmp=secret.parents[1]))
-        expect_problem(answer, 422, code)
-        assert SECRET not in answer.text
-        assert str(settings.home) not in answer.text
+        response = post(client, dataset, written.format(tmp=secret.parents[1]))
+        expect_problem(response, 422, code)
+        assert SECRET not in response.text
+        assert str(settings.home) not in response.text
 
 
 def test_a_nul_in_a_path_is_refused(client: TestClient, dataset: str) -> None:

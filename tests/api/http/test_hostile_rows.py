@@ -1,4 +1,4 @@
-"""Rows of every kind of nastiness: each bad one is named, no good one is lost, and nothing of a refusal is kept."""
+"""Hostile samples in an upload: each bad one is named by line, and a refused upload stores nothing."""
 
 import hashlib
 from pathlib import Path
@@ -15,7 +15,7 @@ from tests.support.requests import JSONL, expect_problem, pointers, upload
 GOOD = b'{"instruction": "a", "output": "b"}'
 DEEP = 100_000
 
-NASTY = {
+INVALID = {
     "a huge line": (b'{"instruction": "' + b"x" * 3 * MAX_LINE_BYTES + b'", "output": "b"}', "line_too_long"),
     "a huge line of blanks": (b" " * 3 * MAX_LINE_BYTES, "line_too_long"),
     "a huge line of nothing": (bytes(3 * MAX_LINE_BYTES), "line_too_long"),
@@ -46,10 +46,10 @@ NASTY = {
     "a prototype": (b'{"__proto__": {"instruction": "a"}, "output": "b"}', "missing"),
     "a role of its own": (b'{"messages": [{"role": "root", "content": "a"}]}', "role_unknown"),
     "a number for a text": (b'{"instruction": 1, "output": "b"}', "wrong_type"),
-    "a thousand answers": (b'{"instruction": "a", "output": [' + b'"b",' * 999 + b'"b"]}', "too_many"),
+    "a thousand references": (b'{"instruction": "a", "output": [' + b'"b",' * 999 + b'"b"]}', "too_many"),
 }
 
-ODD = {
+ODD_BUT_VALID = {
     "a mark at the start": (b"\xef\xbb\xbf" + GOOD, 1),
     "line ends of Windows": (GOOD + b"\r\n\r\n" + GOOD + b"\r\n", 2),
     "no end of the last line": (GOOD + b"\n" + GOOD, 2),
@@ -64,7 +64,7 @@ ODD = {
 
 
 @pytest.fixture
-def roomy(app: FastAPI, settings: Settings) -> None:
+def large_uploads(app: FastAPI, settings: Settings) -> None:
     app.state.settings = settings.model_copy(update={"max_upload_bytes": 8 * MAX_LINE_BYTES})
 
 
@@ -72,35 +72,35 @@ def stored(settings: Settings) -> list[Path]:
     return [path for path in (settings.artifact_root / "datasets").rglob("*") if path.is_file()]
 
 
-@pytest.mark.usefixtures("roomy")
-def test_a_nasty_row_is_named_and_its_neighbours_are_read(client: TestClient, settings: Settings) -> None:
-    earlier = upload(client, rows=3)
-    for kind, (line, code) in NASTY.items():
-        answer = client.post("/v1/datasets", content=b"\n".join([GOOD, line, GOOD, line, GOOD]), headers=JSONL)
-        found = expect_problem(answer, 422, "dataset_invalid")
-        assert pointers(found) == ["/lines/2", "/lines/4"], kind
-        assert {error["code"] for error in found["errors"]} == {code}, kind
-        assert found["detail"].startswith("2 of 5 rows"), kind
-    assert [path.stem for path in stored(settings)] == [earlier]
+@pytest.mark.usefixtures("large_uploads")
+def test_an_invalid_sample_is_named_and_its_neighbours_are_counted(client: TestClient, settings: Settings) -> None:
+    stored_before = upload(client, rows=3)
+    for kind, (line, code) in INVALID.items():
+        response = client.post("/v1/datasets", content=b"\n".join([GOOD, line, GOOD, line, GOOD]), headers=JSONL)
+        problem = expect_problem(response, 422, "dataset_invalid")
+        assert pointers(problem) == ["/lines/2", "/lines/4"], kind
+        assert {error["code"] for error in problem["errors"]} == {code}, kind
+        assert problem["detail"].startswith("2 of 5 rows"), kind
+    assert [path.stem for path in stored(settings)] == [stored_before]
     assert not any(spool_directory(settings).iterdir())
-    assert [row["id"] for row in client.get("/v1/datasets").json()["data"]] == [earlier]
+    assert [row["id"] for row in client.get("/v1/datasets").json()["data"]] == [stored_before]
 
 
-@pytest.mark.usefixtures("roomy")
-def test_what_is_merely_odd_is_kept_byte_for_byte(client: TestClient, settings: Settings) -> None:
-    for kind, (body, rows) in ODD.items():
-        answer = client.post("/v1/datasets", content=body, headers=JSONL)
-        assert answer.status_code == 201, (kind, answer.text)
-        made = answer.json()
-        assert (made["rows"], made["sha256"]) == (rows, hashlib.sha256(body).hexdigest()), kind
-        (path,) = (path for path in stored(settings) if path.stem == made["id"])
+@pytest.mark.usefixtures("large_uploads")
+def test_an_odd_but_valid_sample_is_stored_byte_for_byte(client: TestClient, settings: Settings) -> None:
+    for kind, (body, rows) in ODD_BUT_VALID.items():
+        response = client.post("/v1/datasets", content=body, headers=JSONL)
+        assert response.status_code == 201, (kind, response.text)
+        dataset = response.json()
+        assert (dataset["rows"], dataset["sha256"]) == (rows, hashlib.sha256(body).hexdigest()), kind
+        (path,) = (path for path in stored(settings) if path.stem == dataset["id"])
         assert path.read_bytes() == body, kind
         assert len(read_samples(path)) == rows, kind
-    assert len(stored(settings)) == len(ODD)
+    assert len(stored(settings)) == len(ODD_BUT_VALID)
 
 
-def test_a_compressed_body_is_not_taken_for_rows(client: TestClient) -> None:
+def test_a_compressed_body_is_refused(client: TestClient) -> None:
     for compression in ("gzip", "br", "zstd"):
         headers = JSONL | {"content-encoding": compression}
-        answer = client.post("/v1/datasets", content=b"\x1f\x8b\x08\x00" + bytes(range(256)), headers=headers)
-        expect_problem(answer, 422, "dataset_invalid")
+        response = client.post("/v1/datasets", content=b"\x1f\x8b\x08\x00" + bytes(range(256)), headers=headers)
+        expect_problem(response, 422, "dataset_invalid")

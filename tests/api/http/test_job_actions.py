@@ -17,28 +17,28 @@ BROKEN = EndReason("loss_diverged", "The loss is not finite.", "user", False, "L
 
 
 def failed_with_stage(client: TestClient, database: Database, dataset: str) -> str:
-    """A job that ended its first stage and then failed."""
+    """A job that finished its first stage and then failed."""
     job = submit(client, dataset, name="first", labels={"team": "nlp"}, priority=7)
-    held = claim(database)
+    claimed = claim(database)
     with database.transaction(write=True) as session:
         add_checkpoint(
-            session, held, kind="stage", step=1, stage=0, store_key=f"jobs/{job['id']}/attempt-1/stage-00000001",
+            session, claimed, kind="stage", step=1, stage=0, store_key=f"jobs/{job['id']}/attempt-1/stage-00000001",
             size_bytes=10, manifest_sha256="0" * 64,
         )  # fmt: skip
-    end(database, held, AttemptOutcome.failed(BROKEN))
+    end(database, claimed, AttemptOutcome.failed(BROKEN))
     return str(job["id"])
 
 
-def test_a_pause_is_asked_for_once_and_again(client: TestClient, database: Database, dataset: str) -> None:
+def test_pause_and_resume_are_idempotent(client: TestClient, database: Database, dataset: str) -> None:
     job = submit(client, dataset)["id"]
     refused = expect_problem(client.post(f"/v1/jobs/{job}/pause"), 409, "illegal_transition")
     assert "cancelled" in refused["allowed"]
-    held = claim(database)
-    asked = client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"})
-    assert (asked.status_code, asked.json()["status"], asked.json()["pause_at"]) == (202, "pausing", "stage_end")
+    claimed = claim(database)
+    pausing = client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"})
+    assert (pausing.status_code, pausing.json()["status"], pausing.json()["pause_at"]) == (202, "pausing", "stage_end")
     assert client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"}).status_code == 200
     expect_problem(client.post(f"/v1/jobs/{job}/resume"), 409, "illegal_transition")
-    end(database, held, AttemptOutcome.released())
+    end(database, claimed, AttemptOutcome.released())
     assert client.get(f"/v1/jobs/{job}").json()["status"] == "paused"
     resumed = client.post(f"/v1/jobs/{job}/resume")
     assert (resumed.status_code, resumed.json()["status"]) == (202, "queued")
@@ -47,14 +47,14 @@ def test_a_pause_is_asked_for_once_and_again(client: TestClient, database: Datab
 
 def test_an_ended_job_is_retried_as_a_new_one(client: TestClient, database: Database, dataset: str) -> None:
     job = failed_with_stage(client, database, dataset)
-    answer = client.post(f"/v1/jobs/{job}/retry", json={"name": "again", "limits": {"max_runtime_seconds": 60}})
-    assert answer.status_code == 201, answer.text
-    made = answer.json()
-    assert answer.headers["location"] == f"/v1/jobs/{made['id']}"
-    assert (made["retry_of"], made["status"], made["name"]) == (job, "queued", "again")
-    assert made["limits"]["max_runtime_seconds"] == 60
-    assert made["progress"]["step"] == 1
-    assert made["spec"] == client.get(f"/v1/jobs/{job}").json()["spec"]
+    response = client.post(f"/v1/jobs/{job}/retry", json={"name": "again", "limits": {"max_runtime_seconds": 60}})
+    assert response.status_code == 201, response.text
+    retry = response.json()
+    assert response.headers["location"] == f"/v1/jobs/{retry['id']}"
+    assert (retry["retry_of"], retry["status"], retry["name"]) == (job, "queued", "again")
+    assert retry["limits"]["max_runtime_seconds"] == 60
+    assert retry["progress"]["step"] == 1
+    assert retry["spec"] == client.get(f"/v1/jobs/{job}").json()["spec"]
     assert client.post(f"/v1/jobs/{job}/retry").status_code == 201
 
 
@@ -62,37 +62,39 @@ def test_retries_and_branches_keep_name_labels_and_priority_unless_others_are_gi
     client: TestClient, database: Database, dataset: str
 ) -> None:
     job = failed_with_stage(client, database, dataset)
-    kept = {"name": "first", "labels": {"team": "nlp"}, "priority": 7}
+    inherited = {"name": "first", "labels": {"team": "nlp"}, "priority": 7}
     for path, body in (("retry", {}), ("branch", {"stage": 0})):
-        made = client.post(f"/v1/jobs/{job}/{path}", json=body).json()
-        assert {field: made[field] for field in kept} == kept, path
+        descendant = client.post(f"/v1/jobs/{job}/{path}", json=body).json()
+        assert {field: descendant[field] for field in inherited} == inherited, path
         given: dict[str, Any] = {"name": None, "labels": {}, "priority": 0}
-        made = client.post(f"/v1/jobs/{job}/{path}", json=body | given).json()
-        assert {field: made[field] for field in given} == given, path
+        descendant = client.post(f"/v1/jobs/{job}/{path}", json=body | given).json()
+        assert {field: descendant[field] for field in given} == given, path
 
 
 @pytest.mark.parametrize(
     "body", [{"start": "stage"}, {"stage": 0}, {"start": "middle"}, {"start": "stage", "stage": -1}, {"from": "start"}]
 )
-def test_a_retry_says_plainly_where_it_begins(client: TestClient, database: Database, dataset: str, body: Any) -> None:
+def test_an_inconsistent_start_of_a_retry_is_refused(
+    client: TestClient, database: Database, dataset: str, body: Any
+) -> None:
     job = failed_with_stage(client, database, dataset)
     expect_problem(client.post(f"/v1/jobs/{job}/retry", json=body), 422, "invalid")
 
 
-def test_a_live_job_is_not_retried_and_not_deleted(client: TestClient, dataset: str) -> None:
+def test_a_live_job_is_neither_retried_nor_deleted(client: TestClient, dataset: str) -> None:
     job = submit(client, dataset)["id"]
     expect_problem(client.post(f"/v1/jobs/{job}/retry"), 409, "job_is_live")
     expect_problem(client.delete(f"/v1/jobs/{job}"), 409, "job_is_live")
 
 
-def test_a_branch_changes_what_it_may(client: TestClient, database: Database, dataset: str) -> None:
+def test_a_branch_applies_its_changes(client: TestClient, database: Database, dataset: str) -> None:
     job = failed_with_stage(client, database, dataset)
     changes = {"method": {"name": "skew_reverse_kl", "alpha": 0.2}, "curriculum": {"temperature": {"end": 3.0}}}
-    answer = client.post(f"/v1/jobs/{job}/branch", json={"stage": 0, "changes": changes})
-    assert answer.status_code == 201, answer.text
-    made = answer.json()
-    assert (made["branch_of"], made["spec"]["method"]["alpha"]) == (job, 0.2)
-    stages = client.get(f"/v1/jobs/{made['id']}/stages").json()["data"]
+    response = client.post(f"/v1/jobs/{job}/branch", json={"stage": 0, "changes": changes})
+    assert response.status_code == 201, response.text
+    branch = response.json()
+    assert (branch["branch_of"], branch["spec"]["method"]["alpha"]) == (job, 0.2)
+    stages = client.get(f"/v1/jobs/{branch['id']}/stages").json()["data"]
     assert [stage["status"] for stage in stages][:2] == ["succeeded", "pending"]
     assert stages[-1]["temperature"] == 3.0
     expect_problem(client.post(f"/v1/jobs/{job}/branch", json={"stage": 1}), 404, "stage_not_saved")
@@ -108,34 +110,32 @@ def test_a_branch_changes_what_it_may(client: TestClient, database: Database, da
         ({"curriculum": None}, "/changes/curriculum"),
     ],
 )
-def test_a_branch_keeps_what_its_state_stands_for(
+def test_a_branch_cannot_change_what_its_training_state_depends_on(
     client: TestClient, database: Database, dataset: str, changes: Any, pointer: str
 ) -> None:
     job = failed_with_stage(client, database, dataset)
-    found = expect_problem(
+    problem = expect_problem(
         client.post(f"/v1/jobs/{job}/branch", json={"stage": 0, "changes": changes}), 422, "spec_invalid"
     )
-    assert pointers(found) == [pointer]
+    assert pointers(problem) == [pointer]
 
 
-def test_name_labels_and_priority_change_and_the_rest_stays(client: TestClient, dataset: str) -> None:
+def test_an_update_changes_the_named_fields_alone(client: TestClient, dataset: str) -> None:
     job = submit(client, dataset, name="old", labels={"a": "1"}, priority=1)
-    answer = client.patch(f"/v1/jobs/{job['id']}", json={"priority": 9})
-    assert answer.status_code == 200
-    changed = answer.json()
+    response = client.patch(f"/v1/jobs/{job['id']}", json={"priority": 9})
+    assert response.status_code == 200
+    changed = response.json()
     assert (changed["priority"], changed["name"], changed["labels"]) == (9, "old", {"a": "1"})
     assert client.patch(f"/v1/jobs/{job['id']}", json={"name": None}).json()["name"] is None
     expect_problem(client.patch(f"/v1/jobs/{job['id']}", json={"priority": 101}), 422, "invalid")
     expect_problem(client.patch(f"/v1/jobs/{job['id']}", json={"status": "paused"}), 422, "invalid")
     client.post(f"/v1/jobs/{job['id']}/cancel")
-    found = expect_problem(client.patch(f"/v1/jobs/{job['id']}", json={"priority": 3}), 422, "invalid")
-    assert pointers(found) == ["/priority"]
+    problem = expect_problem(client.patch(f"/v1/jobs/{job['id']}", json={"priority": 3}), 422, "invalid")
+    assert pointers(problem) == ["/priority"]
     assert client.patch(f"/v1/jobs/{job['id']}", json={"labels": {}}).json()["labels"] == {}
 
 
-def test_an_ended_job_is_forgotten_with_all_it_brought_about(
-    client: TestClient, database: Database, dataset: str
-) -> None:
+def test_an_ended_job_is_deleted_with_all_that_it_owns(client: TestClient, database: Database, dataset: str) -> None:
     job = failed_with_stage(client, database, dataset)
     child = client.post(f"/v1/jobs/{job}/branch", json={"stage": 0}).json()["id"]
     expect_problem(client.delete(f"/v1/jobs/{job}"), 409, "job_is_needed")
@@ -149,13 +149,13 @@ def test_an_ended_job_is_forgotten_with_all_it_brought_about(
 @pytest.mark.parametrize(
     "limits", [{"max_wait_seconds": 0}, {"max_attempts": 0}, {"max_runtime_seconds": 1.5}, {"x": 1}]
 )
-def test_limits_are_checked(client: TestClient, dataset: str, limits: Any) -> None:
+def test_invalid_limits_are_refused(client: TestClient, dataset: str, limits: Any) -> None:
     expect_problem(client.post("/v1/jobs", json={"spec": specification(dataset), "limits": limits}), 422, "invalid")
 
 
 def test_no_job_may_have_more_attempts_than_the_service_allows(client: TestClient, dataset: str) -> None:
-    answer = client.post("/v1/jobs", json={"spec": specification(dataset), "limits": {"max_attempts": 100}})
-    assert pointers(expect_problem(answer, 422, "invalid")) == ["/limits/max_attempts"]
+    response = client.post("/v1/jobs", json={"spec": specification(dataset), "limits": {"max_attempts": 100}})
+    assert pointers(expect_problem(response, 422, "invalid")) == ["/limits/max_attempts"]
 
 
 def test_workers_are_listed_with_their_jobs_and_drained(client: TestClient, database: Database, dataset: str) -> None:
@@ -163,13 +163,13 @@ def test_workers_are_listed_with_their_jobs_and_drained(client: TestClient, data
         register_worker(session, "w1", [Device("cuda", "NVIDIA L4", 24 << 30), Device("cpu", "CPU", None)])
         register_worker(session, "w2", [Device("cpu", "CPU", 8 << 30)])
     job = submit(client, dataset)["id"]
-    held = claim(database)
+    claimed = claim(database)
     busy, idle = client.get("/v1/workers").json()["data"]
     assert (busy["id"], busy["state"], busy["job"]) == ("w1", "busy", job)
     assert [device["kind"] for device in busy["devices"]] == ["cuda", "cpu"]
     assert (idle["state"], idle["job"]) == ("idle", None)
     assert client.post("/v1/workers/w1/drain").json()["state"] == "draining"
-    end(database, held, AttemptOutcome.released())
+    end(database, claimed, AttemptOutcome.released())
     assert client.get("/v1/workers").json()["data"][0]["state"] == "drained"
     assert client.post("/v1/workers/w1/drain", json={"how": None}).json()["state"] == "idle"
     expect_problem(client.post("/v1/workers/nobody/drain"), 404, "worker_not_found")

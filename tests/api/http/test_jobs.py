@@ -1,4 +1,4 @@
-"""Submitting, checking, finding, watching and cancelling jobs."""
+"""Submitting, validating, listing, polling and cancelling jobs."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -27,14 +27,14 @@ def claim(database: Database) -> Claim:
     return claimed
 
 
-def report(database: Database, held: Claim, *events: Event, offset: int = 1) -> None:
+def report(database: Database, claimed: Claim, *events: Event, offset: int = 1) -> None:
     with database.transaction(write=True) as session:
-        apply_events(session, held, [EventEnvelope(at=AT, event=event) for event in events], offset=offset)
+        apply_events(session, claimed, [EventEnvelope(at=AT, event=event) for event in events], offset=offset)
 
 
-def end(database: Database, held: Claim, outcome: AttemptOutcome) -> None:
+def end(database: Database, claimed: Claim, outcome: AttemptOutcome) -> None:
     with database.transaction(write=True) as session:
-        settle(session, held, outcome)
+        settle(session, claimed, outcome)
 
 
 def step(number: int, **fields: Any) -> StepLogged:
@@ -57,26 +57,26 @@ STARTED = (
 
 def test_a_job_is_queued_with_every_default_named(client: TestClient, dataset: str) -> None:
     body = {"spec": specification(dataset, method="js"), "name": "first", "labels": {"team": "nlp"}, "priority": 7}
-    answer = client.post("/v1/jobs", json=body)
-    job = answer.json()
-    assert answer.status_code == 201
+    response = client.post("/v1/jobs", json=body)
+    job = response.json()
+    assert response.status_code == 201
     assert (job["status"], job["name"], job["labels"], job["priority"]) == ("queued", "first", {"team": "nlp"}, 7)
     assert job["spec"]["method"] == {"name": "js", "scale_by_tau_squared": True, "beta": 0.5}
     assert job["spec"]["training"]["learning_rate"] == 3e-4
     assert job["queue"] == {"position": 1, "ahead": 0, "reason": "no_worker", "starts_at": None}
     assert job["created_at"].endswith("Z")
-    assert client.get(answer.headers["location"]).json() == job
+    assert client.get(response.headers["location"]).json() == job
 
 
-def test_a_returned_specification_can_be_posted_again_and_means_the_same(client: TestClient, dataset: str) -> None:
+def test_a_resolved_specification_resolves_to_itself(client: TestClient, dataset: str) -> None:
     first = submit(client, dataset)["spec"]
     assert client.post("/v1/jobs", json={"spec": first}).json()["spec"] == first
 
 
-def test_the_dry_run_says_what_a_job_would_do_and_stores_nothing(client: TestClient, dataset: str) -> None:
-    answer = client.post("/v1/jobs/validate", json={"spec": specification(dataset, curriculum={"stages": 2})})
-    assert answer.status_code == 200
-    plan = answer.json()
+def test_the_dry_run_returns_the_plan_and_stores_nothing(client: TestClient, dataset: str) -> None:
+    response = client.post("/v1/jobs/validate", json={"spec": specification(dataset, curriculum={"stages": 2})})
+    assert response.status_code == 200
+    plan = response.json()
     assert [stage["samples"] for stage in plan["stages"]] == [4, 8]
     assert [stage["temperature"] for stage in plan["stages"]] == [1.0, 2.0]
     assert plan["samples"] == 8
@@ -105,86 +105,84 @@ WRONG_SPECIFICATIONS: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize("address", ["/v1/jobs", "/v1/jobs/validate"])
 def test_a_wrong_specification_is_refused_at_the_field(client: TestClient, dataset: str, address: str) -> None:
     for fields, pointer, code in WRONG_SPECIFICATIONS:
-        answer = client.post(address, json={"spec": specification(dataset) | fields})
-        found = expect_problem(answer, 422, "spec_invalid")
-        assert (pointer, code) in [(error["pointer"], error["code"]) for error in found["errors"]], found
-        assert "SECRET" not in answer.text
+        response = client.post(address, json={"spec": specification(dataset) | fields})
+        problem = expect_problem(response, 422, "spec_invalid")
+        assert (pointer, code) in [(error["pointer"], error["code"]) for error in problem["errors"]], problem
+        assert "SECRET" not in response.text
     assert client.get("/v1/jobs").json()["data"] == []
 
 
-def test_a_model_that_is_not_there(client: TestClient, dataset: str) -> None:
-    answer = client.post("/v1/jobs", json={"spec": specification(dataset) | {"teacher": {"path": "gpt9"}}})
-    assert pointers(expect_problem(answer, 422, "model_not_found")) == ["/spec/teacher/path"]
+def test_a_missing_model_is_refused(client: TestClient, dataset: str) -> None:
+    response = client.post("/v1/jobs", json={"spec": specification(dataset) | {"teacher": {"path": "gpt9"}}})
+    assert pointers(expect_problem(response, 422, "model_not_found")) == ["/spec/teacher/path"]
 
 
-def test_a_path_outside_the_model_roots(client: TestClient, settings: Settings, dataset: str) -> None:
+def test_a_path_outside_the_model_roots_is_refused(client: TestClient, settings: Settings, dataset: str) -> None:
     (root,) = settings.model_roots
     root.mkdir(parents=True)
     (root / "link").symlink_to("/etc")
     for path in ("/etc", "../../..", "/proc/self/cwd", "link", str(root.parent), f"{root}/../.."):
-        answer = client.post("/v1/jobs", json={"spec": specification(dataset) | {"student": {"path": path}}})
-        assert pointers(expect_problem(answer, 422, "path_outside_model_roots")) == ["/spec/student/path"]
-        assert str(settings.home) not in answer.text
+        response = client.post("/v1/jobs", json={"spec": specification(dataset) | {"student": {"path": path}}})
+        assert pointers(expect_problem(response, 422, "path_outside_model_roots")) == ["/spec/student/path"]
+        assert str(settings.home) not in response.text
 
 
-def test_models_with_other_vocabularies_do_not_go_together(
-    client: TestClient, settings: Settings, dataset: str
-) -> None:
+def test_models_with_different_vocabularies_are_refused(client: TestClient, settings: Settings, dataset: str) -> None:
     (root,) = settings.model_roots
     write_model(root / "teacher", tokens={"a": 0, "b": 1})
     write_model(root / "student", tokens={"a": 1, "b": 0})
     models = {"teacher": {"path": "teacher"}, "student": {"path": "student"}}
-    answer = client.post("/v1/jobs", json={"spec": specification(dataset) | models})
-    assert pointers(expect_problem(answer, 422, "vocabulary_mismatch")) == ["/spec/student"]
+    response = client.post("/v1/jobs", json={"spec": specification(dataset) | models})
+    assert pointers(expect_problem(response, 422, "vocabulary_mismatch")) == ["/spec/student"]
     same = {"teacher": {"path": "teacher"}, "student": {"path": "teacher"}}
     assert client.post("/v1/jobs", json={"spec": specification(dataset) | same}).status_code == 201
 
 
-def test_a_full_queue_is_told_to_wait(app: FastAPI, client: TestClient, dataset: str) -> None:
+def test_a_submission_to_a_full_queue_is_refused_as_retryable(app: FastAPI, client: TestClient, dataset: str) -> None:
     app.state.settings = app.state.settings.model_copy(update={"max_jobs_queued": 1})
     submit(client, dataset)
-    answer = client.post("/v1/jobs", json={"spec": specification(dataset)})
-    assert expect_problem(answer, 429, "quota_exceeded")["retryable"] is True
-    assert answer.headers["retry-after"]
+    response = client.post("/v1/jobs", json={"spec": specification(dataset)})
+    assert expect_problem(response, 429, "quota_exceeded")["retryable"] is True
+    assert response.headers["retry-after"]
 
 
-def test_a_name_that_cannot_be_printed(client: TestClient, dataset: str) -> None:
+def test_an_unprintable_name_is_refused(client: TestClient, dataset: str) -> None:
     for name in ("tab\tbed", "line\nbreak", "\u202eevil"):
-        answer = client.post("/v1/jobs", json={"spec": specification(dataset), "name": name})
-        assert pointers(expect_problem(answer, 422, "invalid")) == ["/name"]
+        response = client.post("/v1/jobs", json={"spec": specification(dataset), "name": name})
+        assert pointers(expect_problem(response, 422, "invalid")) == ["/name"]
 
 
 # --- Finding --------------------------------------------------------------------------------------------
 
 
-def test_pages_hold_every_job_once_although_others_arrive(client: TestClient, dataset: str) -> None:
+def test_pages_hold_every_job_once_while_others_arrive(client: TestClient, dataset: str) -> None:
     expected = [submit(client, dataset)["id"] for _ in range(5)]
-    seen: list[str] = []
+    listed: list[str] = []
     page: dict[str, Any] = {"has_more": True, "last_id": None}
     while page["has_more"]:
         after = {"after": page["last_id"]} if page["last_id"] else {}
         page = client.get("/v1/jobs", params={"limit": 2, **after}).json()
-        seen += [job["id"] for job in page["data"]]
+        listed += [job["id"] for job in page["data"]]
         submit(client, dataset)
-    assert seen == expected[::-1]
+    assert listed == expected[::-1]
 
 
 def test_jobs_are_found_by_state_and_by_label(client: TestClient, dataset: str) -> None:
     red, blue = (submit(client, dataset, labels={"colour": colour, "a.b/c": "="})["id"] for colour in ("red", "blue"))
     client.post(f"/v1/jobs/{red}/cancel")
 
-    def found(**parameters: Any) -> list[str]:
+    def list_ids(**parameters: Any) -> list[str]:
         return [job["id"] for job in client.get("/v1/jobs", params=parameters).json()["data"]]
 
-    assert found(label="colour=red") == [red]
-    assert found(label=["colour=blue", "a.b/c=="]) == [blue]
-    assert found(label=["colour=blue", "a.b/c=x"]) == []
-    assert found(status="queued") == [blue]
-    assert found(status=["queued", "cancelled"]) == [blue, red]
-    assert found(status="running") == []
+    assert list_ids(label="colour=red") == [red]
+    assert list_ids(label=["colour=blue", "a.b/c=="]) == [blue]
+    assert list_ids(label=["colour=blue", "a.b/c=x"]) == []
+    assert list_ids(status="queued") == [blue]
+    assert list_ids(status=["queued", "cancelled"]) == [blue, red]
+    assert list_ids(status="running") == []
 
 
-def test_a_filter_that_means_nothing_is_refused(client: TestClient) -> None:
+def test_an_invalid_filter_is_refused(client: TestClient) -> None:
     wrong = ({"status": "waiting"}, {"label": "no-equals"}, {"label": "a=\0"}, {"after": "\0"}, {"limit": "x"})
     for parameters in wrong:
         expect_problem(client.get("/v1/jobs", params=parameters), 422, "invalid")
@@ -203,11 +201,11 @@ def test_an_unknown_job_is_not_found(client: TestClient) -> None:
 # --- Watching -------------------------------------------------------------------------------------------
 
 
-def test_a_job_shows_how_far_it_is(client: TestClient, database: Database, dataset: str) -> None:
+def test_a_job_shows_its_progress(client: TestClient, database: Database, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
-    held = claim(database)
+    claimed = claim(database)
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "preparing"
-    report(database, held, *STARTED, step(1), step(2))
+    report(database, claimed, *STARTED, step(1), step(2))
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert job["status"] == "running"
     assert job["queue"] is None
@@ -222,7 +220,9 @@ def test_a_job_shows_how_far_it_is(client: TestClient, database: Database, datas
     assert (job["latest"]["loss"], job["latest"]["temperature"]) == (1.0, 1.5)
 
 
-def test_a_poll_costs_nothing_until_something_changes(client: TestClient, database: Database, dataset: str) -> None:
+def test_a_conditional_poll_is_not_modified_until_the_job_changes(
+    client: TestClient, database: Database, dataset: str
+) -> None:
     job_id = submit(client, dataset)["id"]
     first = client.get(f"/v1/jobs/{job_id}")
     etag = first.headers["etag"]
@@ -235,9 +235,7 @@ def test_a_poll_costs_nothing_until_something_changes(client: TestClient, databa
     assert changed.headers["etag"] != etag
 
 
-def test_the_place_in_the_queue_moves_up_and_the_tag_with_it(
-    client: TestClient, database: Database, dataset: str
-) -> None:
+def test_the_etag_changes_with_the_position_in_the_queue(client: TestClient, database: Database, dataset: str) -> None:
     submit(client, dataset)
     waiting = submit(client, dataset)["id"]
     before = client.get(f"/v1/jobs/{waiting}")
@@ -247,7 +245,7 @@ def test_the_place_in_the_queue_moves_up_and_the_tag_with_it(
     assert after.json()["queue"] == {"position": 1, "ahead": 0, "reason": "no_worker", "starts_at": None}
 
 
-def test_stages_are_planned_and_then_followed(client: TestClient, database: Database, dataset: str) -> None:
+def test_stages_are_shown_as_planned_and_then_as_reported(client: TestClient, database: Database, dataset: str) -> None:
     spec = specification(dataset, curriculum={"stages": 2})
     job_id = client.post("/v1/jobs", json={"spec": spec}).json()["id"]
     report(database, claim(database), *STARTED)
@@ -258,9 +256,7 @@ def test_stages_are_planned_and_then_followed(client: TestClient, database: Data
     ]
 
 
-def test_events_have_no_gap_and_are_read_on_from_any_number(
-    client: TestClient, database: Database, dataset: str
-) -> None:
+def test_events_have_no_gap_and_are_paged_from_any_number(client: TestClient, database: Database, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     report(database, claim(database), *STARTED)
     whole = client.get(f"/v1/jobs/{job_id}/events").json()
@@ -271,12 +267,14 @@ def test_events_have_no_gap_and_are_read_on_from_any_number(
     assert (page["data"], page["has_more"], page["last_id"]) == ([whole["data"][2]], True, 3)
 
 
-def test_metrics_are_thinned_out_and_cut_to_what_is_asked(client: TestClient, database: Database, dataset: str) -> None:
+def test_metrics_are_thinned_out_and_limited_to_the_requested_steps(
+    client: TestClient, database: Database, dataset: str
+) -> None:
     job_id = submit(client, dataset)["id"]
-    held = claim(database)
-    report(database, held, *STARTED, *(step(number) for number in range(1, 101)))
-    asked: dict[str, Any] = {"names": ["loss", "temperature"], "resolution": 10, "from_step": 11, "to_step": 100}
-    series = client.get(f"/v1/jobs/{job_id}/metrics", params=asked).json()["series"]
+    claimed = claim(database)
+    report(database, claimed, *STARTED, *(step(number) for number in range(1, 101)))
+    parameters: dict[str, Any] = {"names": ["loss", "temperature"], "resolution": 10, "from_step": 11, "to_step": 100}
+    series = client.get(f"/v1/jobs/{job_id}/metrics", params=parameters).json()["series"]
     assert [each["name"] for each in series] == ["loss", "temperature"]
     for each in series:
         assert (each["steps"][0], each["steps"][-1]) == (11, 100)
@@ -285,17 +283,17 @@ def test_metrics_are_thinned_out_and_cut_to_what_is_asked(client: TestClient, da
     assert {each["name"] for each in client.get(f"/v1/jobs/{job_id}/metrics").json()["series"]} >= {"loss", "grad_norm"}
 
 
-def test_metrics_that_cannot_be(client: TestClient, dataset: str) -> None:
+def test_invalid_metric_parameters_are_rejected(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     wrong: list[dict[str, Any]] = [{"resolution": 1}, {"from_step": -1}, {"names": "a\0"}, {"to_step": 2**40}]
-    for asked in wrong:
-        expect_problem(client.get(f"/v1/jobs/{job_id}/metrics", params=asked), 422, "invalid")
+    for parameters in wrong:
+        expect_problem(client.get(f"/v1/jobs/{job_id}/metrics", params=parameters), 422, "invalid")
 
 
 # --- Cancelling -----------------------------------------------------------------------------------------
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_again_without_effect(client: TestClient, dataset: str) -> None:
+def test_a_waiting_job_is_cancelled_at_once_and_once(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     first = client.post(f"/v1/jobs/{job_id}/cancel")
     assert (first.status_code, first.json()["status"]) == (202, "cancelled")
@@ -304,40 +302,42 @@ def test_a_waiting_job_is_cancelled_at_once_and_again_without_effect(client: Tes
     assert client.get(f"/v1/jobs/{job_id}").json()["end_reason"]["code"] == "cancelled"
 
 
-def test_a_running_job_is_asked_to_end(client: TestClient, database: Database, dataset: str) -> None:
+def test_a_running_job_is_cancelling_until_its_worker_stops(
+    client: TestClient, database: Database, dataset: str
+) -> None:
     job_id = submit(client, dataset)["id"]
-    held = claim(database)
-    answers = [client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
-    assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [
+    claimed = claim(database)
+    responses = [client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
+    assert [(response.status_code, response.json()["status"]) for response in responses] == [
         (202, "cancelling"),
         (200, "cancelling"),
     ]
-    end(database, held, AttemptOutcome.cancelled())
+    end(database, claimed, AttemptOutcome.cancelled())
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
 
 
 def test_a_job_that_ended_otherwise_cannot_be_cancelled(client: TestClient, database: Database, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     end(database, claim(database), AttemptOutcome.succeeded())
-    found = expect_problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "illegal_transition")
-    assert found["allowed"] == []
+    problem = expect_problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "illegal_transition")
+    assert problem["allowed"] == []
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded"
 
 
 class Witness:
-    """ASGI middleware that looks into the database at the moment an answer begins."""
+    """ASGI middleware that reads a job from the database at the moment a response begins."""
 
     def __init__(self, app: FastAPI, database_url: str, job_id: str) -> None:
         self._app = app
         self._database = Database(database_url)
         self._job_id = job_id
-        self.seen: list[JobStatus] = []
+        self.statuses: list[JobStatus] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_and_look(message: Message) -> None:
             if message["type"] == "http.response.start":
                 with self._database.transaction(write=False) as session:
-                    self.seen.append(get_job(session, "default", self._job_id).status)
+                    self.statuses.append(get_job(session, "default", self._job_id).status)
             await send(message)
 
         await self._app(scope, receive, send_and_look)
@@ -346,34 +346,34 @@ class Witness:
         self._database.close()
 
 
-def test_a_change_is_committed_before_it_is_answered(
+def test_a_change_is_committed_before_the_response(
     app: FastAPI, client: TestClient, settings: Settings, dataset: str
 ) -> None:
     job_id = submit(client, dataset)["id"]
     witness = Witness(app, settings.database_url, job_id)
-    answer = TestClient(witness, base_url=LOOPBACK).post(f"/v1/jobs/{job_id}/cancel")
+    response = TestClient(witness, base_url=LOOPBACK).post(f"/v1/jobs/{job_id}/cancel")
     witness.close()
-    assert answer.status_code == 202
-    assert witness.seen == [JobStatus.CANCELLED]
+    assert response.status_code == 202
+    assert witness.statuses == [JobStatus.CANCELLED]
 
 
-# --- What is not there yet ------------------------------------------------------------------------------
+# --- Artifacts, logs and methods -----------------------------------------------------------------------
 
 
-def test_an_artifact_before_its_time(client: TestClient, dataset: str) -> None:
+def test_an_artifact_of_a_job_that_goes_on_is_not_ready(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     for resource in ("ranking", "report", "result"):
         expect_problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artifact_not_ready")
 
 
-def test_an_artifact_of_a_job_that_ended_without_it(client: TestClient, dataset: str) -> None:
+def test_an_artifact_of_a_job_that_ended_without_it_was_not_produced(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     client.post(f"/v1/jobs/{job_id}/cancel")
     for resource in ("ranking", "report", "result"):
         expect_problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artifact_not_produced")
 
 
-def test_a_job_that_nobody_held_has_no_attempt_and_an_empty_log(client: TestClient, dataset: str) -> None:
+def test_a_job_that_no_worker_claimed_has_no_attempt_and_an_empty_log(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     assert client.get(f"/v1/jobs/{job_id}/attempts").json()["data"] == []
     log = client.get(f"/v1/jobs/{job_id}/logs")

@@ -1,4 +1,4 @@
-"""Who is served: holders of the key, or without one only programs of this machine."""
+"""Authentication: by the key, or without one of programs on this machine alone."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ def keyed(tmp_path: Path) -> Iterator[TestClient]:
         yield client
 
 
-def test_the_key_opens(keyed: TestClient) -> None:
+def test_the_key_is_accepted(keyed: TestClient) -> None:
     assert keyed.get("/v1/methods", headers={"authorization": f"Bearer {KEY}"}).status_code == 200
 
 
@@ -36,21 +36,21 @@ def test_the_key_opens(keyed: TestClient) -> None:
         ),
     ],
 )
-def test_anything_else_is_refused_and_told_how_to_ask(keyed: TestClient, header: dict[str, str]) -> None:
-    answer = keyed.get("/v1/methods", headers=header)
-    expect_problem(answer, 401, "unauthenticated")
-    assert answer.headers["www-authenticate"] == "Bearer"
-    assert KEY not in answer.text
+def test_any_other_credential_is_refused_with_a_challenge(keyed: TestClient, header: dict[str, str]) -> None:
+    response = keyed.get("/v1/methods", headers=header)
+    expect_problem(response, 401, "unauthenticated")
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert KEY not in response.text
 
 
-def test_a_key_with_bytes_beyond_ascii_is_merely_wrong(keyed: TestClient) -> None:
-    answer = keyed.get("/v1/methods", headers={b"authorization": b"Bearer \xff\xfe"})
-    expect_problem(answer, 401, "unauthenticated")
+def test_a_key_beyond_ascii_is_refused_as_wrong(keyed: TestClient) -> None:
+    response = keyed.get("/v1/methods", headers={b"authorization": b"Bearer \xff\xfe"})
+    expect_problem(response, 401, "unauthenticated")
 
 
 def test_an_upload_without_the_key_is_refused_before_it_is_stored(keyed: TestClient, tmp_path: Path) -> None:
-    answer = keyed.post("/v1/datasets", content=b"{}", headers={"content-type": "application/jsonl"})
-    expect_problem(answer, 401, "unauthenticated")
+    response = keyed.post("/v1/datasets", content=b"{}", headers={"content-type": "application/jsonl"})
+    expect_problem(response, 401, "unauthenticated")
     assert not (tmp_path / "keyed" / "uploads").exists()
 
 
@@ -59,17 +59,17 @@ def test_every_operation_but_the_probes_needs_the_key(keyed: TestClient) -> None
         for method in operations:
             address = path.replace("{job_id}", "job_00000000").replace("{dataset_id}", "ds_00000000")
             address = address.replace("{checkpoint_id}", "ckpt_00000000").replace("{path}", "config.json")
-            answer = keyed.request(method, address, json={"spec": {}})
-            assert (answer.status_code == 401) == path.startswith("/v1/"), (method, path, answer.status_code)
+            response = keyed.request(method, address, json={"spec": {}})
+            assert (response.status_code == 401) == path.startswith("/v1/"), (method, path, response.status_code)
 
 
-def test_the_probes_are_open(keyed: TestClient) -> None:
+def test_the_probes_need_no_key(keyed: TestClient) -> None:
     assert keyed.get("/healthz").json() == {"status": "ok"}
     assert keyed.get("/readyz").json() == {"status": "ok"}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "pocl.example", "::"])
-def test_service_beyond_loopback_needs_a_key(tmp_path: Path, host: str) -> None:
+def test_listening_beyond_loopback_requires_a_key(tmp_path: Path, host: str) -> None:
     with pytest.raises(ValidationError, match="POCL_API_KEY"):
         Settings(home=tmp_path, host=host)
 
@@ -92,19 +92,19 @@ def test_loopback_names_are_served_without_a_key(bare: TestClient, host: str) ->
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/methods", "/healthz", "/nothing"])
-def test_a_rebound_name_is_refused(bare: TestClient, host: str, path: str) -> None:
+def test_a_rebound_host_name_is_refused(bare: TestClient, host: str, path: str) -> None:
     expect_problem(bare.get(path, headers={"host": host}), 403, "origin_refused")
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "file://"])
-def test_a_page_of_another_site_is_refused(bare: TestClient, origin: str) -> None:
+def test_a_foreign_origin_is_refused(bare: TestClient, origin: str) -> None:
     expect_problem(bare.post("/v1/jobs", json={"spec": {}}, headers={"origin": origin}), 403, "origin_refused")
 
 
-def test_a_page_of_this_machine_is_served(bare: TestClient) -> None:
+def test_a_loopback_origin_is_served(bare: TestClient) -> None:
     assert bare.get("/v1/methods", headers={"origin": "http://localhost:3000"}).status_code == 200
 
 
-def test_with_a_key_any_host_may_ask(keyed: TestClient) -> None:
+def test_any_host_and_origin_are_served_with_the_key(keyed: TestClient) -> None:
     headers = {"authorization": f"Bearer {KEY}", "origin": "https://dashboard.example"}
     assert keyed.get("/v1/methods", headers=headers).status_code == 200
