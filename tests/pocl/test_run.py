@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from bench.faults.crash_injection import Attempt, ForkedEngine
 from pocl.__main__ import read_spec
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.errors import DatasetInvalid, RunStopped, SpecInvalid, WorkdirMismatch
@@ -30,6 +32,7 @@ from pocl.events import (
     from_line,
 )
 from pocl.layout import ExitCode
+from pocl.report import render
 from pocl.report.result import Result
 from pocl.run import run
 from pocl.spec import KDMethod
@@ -46,6 +49,12 @@ FEW = ("curriculum.epochs_per_stage=1", "checkpoints.every_steps=3")
 def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     # Paths in example specifications are relative to the root of the project.
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    # To draw them takes as long as to train. The run that all others are compared with is older, and has them.
+    monkeypatch.setattr(render, "_svg", lambda _figure: "<svg></svg>")
 
 
 def run_tiny(workdir: Path, *settings: str) -> tuple[Result, list[Event]]:
@@ -132,20 +141,11 @@ def test_the_report_is_one_file_without_scripts_or_addresses_to_fetch(undisturbe
     assert "src=" not in html
 
 
-def test_a_fresh_process_loads_the_final_student(undisturbed: Path) -> None:
-    code = (
-        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer; "
-        "t = AutoTokenizer.from_pretrained(sys.argv[1]); m = AutoModelForCausalLM.from_pretrained(sys.argv[1]); "
-        "print(m.generate(**t('Hello', return_tensors='pt'), max_new_tokens=4).shape[1])"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code, undisturbed / "final"],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    assert int(out.stdout) > 4
+def test_the_final_student_loads_and_generates(undisturbed: Path) -> None:
+    tokenizer: Any = AutoTokenizer.from_pretrained(undisturbed / "final")
+    model: Any = AutoModelForCausalLM.from_pretrained(undisturbed / "final")
+    prompt = tokenizer("Hello", return_tensors="pt")
+    assert model.generate(**prompt, max_new_tokens=4).shape[1] > 4
 
 
 def test_a_finished_run_is_finished_again_without_a_step(undisturbed: Path) -> None:
@@ -177,18 +177,20 @@ def test_a_stopped_run_ends_in_the_same_weights(undisturbed: Path, tmp_path: Pat
     ],
 )
 def test_a_killed_run_ends_in_the_same_weights_and_rows(undisturbed: Path, tmp_path: Path, moment: str) -> None:
-    with engine(tmp_path) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if is_moment(json.loads(line)["event"], moment):
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.returncode == -signal.SIGKILL
-    with engine(tmp_path) as process:
-        pass
-    assert process.returncode == 0
-    assert weights_of(tmp_path) == weights_of(undisturbed)
-    assert step_rows(tmp_path) == step_rows(undisturbed)
+    workdir = tmp_path / "run"
+    attempt, lines = forked_engine(workdir)
+    for line in lines:
+        if is_moment(json.loads(line)["event"], moment):
+            attempt.send(signal.SIGKILL)
+            break
+    lines.close()
+    assert attempt.wait() == -signal.SIGKILL
+    attempt, lines = forked_engine(workdir)
+    lines.read()
+    lines.close()
+    assert attempt.wait() == ExitCode.DONE
+    assert weights_of(workdir) == weights_of(undisturbed)
+    assert step_rows(workdir) == step_rows(undisturbed)
 
 
 def test_a_ranking_that_was_broken_off_goes_on_where_it_was(undisturbed: Path, tmp_path: Path) -> None:
@@ -241,14 +243,14 @@ def test_sampled_scores_stand_beside_the_greedy_ones_in_result_and_report(tmp_pa
 
 
 def test_sigterm_saves_and_exits_with_75(tmp_path: Path) -> None:
-    with engine(tmp_path) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if is_moment(json.loads(line)["event"], "step 5"):
-                process.send_signal(signal.SIGTERM)
-                break
-        rest = [from_line(line).event for line in process.stdout]
-    assert process.returncode == ExitCode.STOPPED
+    attempt, lines = forked_engine(tmp_path / "run")
+    for line in lines:
+        if is_moment(json.loads(line)["event"], "step 5"):
+            attempt.send(signal.SIGTERM)
+            break
+    rest = [from_line(line).event for line in lines]
+    lines.close()
+    assert attempt.wait() == ExitCode.STOPPED
     assert any(isinstance(event, CheckpointSaved) for event in rest)
     assert isinstance(rest[-1], RunEnded)
     assert rest[-1].code == "stopped"
@@ -270,7 +272,8 @@ def test_another_specification_is_refused_in_the_same_directory(undisturbed: Pat
 
 @pytest.mark.parametrize("kind", ["no_curriculum", "shuffled_stages", "constant_temperature"])
 def test_a_control_takes_as_many_steps(undisturbed: Path, tmp_path: Path, kind: str) -> None:
-    result, _ = run_tiny(tmp_path, f"curriculum.control={{kind: {kind}}}")
+    few = ("evaluation.max_rows=1", "evaluation.max_new_tokens=1")
+    result, _ = run_tiny(tmp_path, f"curriculum.control={{kind: {kind}}}", *few)
     assert result.steps == max(step_rows(undisturbed))
     assert result.control is not None
     assert f"Control experiment {kind}:" in (tmp_path / "report.html").read_text()
@@ -300,7 +303,7 @@ def test_a_run_that_is_continued_inherits_nothing(undisturbed: Path, tmp_path: P
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_the_micro_batch_does_not_change_the_gradient(undisturbed: Path, tmp_path: Path, micro_batch: int) -> None:
-    run_tiny(tmp_path, f"training.micro_batch_size={micro_batch}")
+    stop_tiny_at(1, tmp_path, f"training.micro_batch_size={micro_batch}")
     ours, theirs = step_rows(tmp_path)[1], step_rows(undisturbed)[1]
     assert ours == pytest.approx(theirs, rel=1e-4)
 
@@ -381,12 +384,20 @@ def test_a_wrong_specification_is_told_on_the_command_line(tmp_path: Path) -> No
 
 
 def test_a_failure_on_the_command_line_exits_with_1_and_says_why(tmp_path: Path) -> None:
-    with engine(tmp_path, "data.train.path=nowhere.jsonl") as process:
-        assert process.stdout is not None
-        last = [from_line(line).event for line in process.stdout][-1]
-    assert process.returncode == ExitCode.FAILED
+    attempt, lines = forked_engine(tmp_path / "run", "data.train.path=nowhere.jsonl")
+    last = [from_line(line).event for line in lines][-1]
+    lines.close()
+    assert attempt.wait() == ExitCode.FAILED
     assert isinstance(last, RunEnded)
     assert last.code == "dataset_invalid"
+
+
+def forked_engine(workdir: Path, *settings: str) -> tuple[Attempt, IO[bytes]]:
+    """The command's `main` in a process of its own, which imports nothing anew; and the lines of its events."""
+    spec = workdir.with_suffix(".json")
+    spec.write_text(read_spec(TINY, (*FEW, *settings)).model_dump_json())
+    attempt = ForkedEngine().start(spec, workdir)
+    return attempt, os.fdopen(os.dup(attempt.events), "rb")
 
 
 @contextmanager
