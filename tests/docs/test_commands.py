@@ -25,21 +25,23 @@ from pocl.storage.manifest import new_directory
 from tests.docs.blocks import DOCUMENTS, README, Block, command_blocks, languages
 from tests.support.compose_file import ROOT, ComposeFile
 from tests.support.processes import Processes
+from worker.processes import spawn, terminate
 
 MODEL = "smollm2-135m-instruct"
 LAYERS = 30
 PRINTED_PORT = 8000
 
-READER_LEFT = "23"
-"""curl's status where what it writes to was closed."""
+CURL_WRITE_ERROR = "23"
+"""curl's exit status where the pipe that it writes to was closed."""
+
 CURL = """\
 #!/usr/bin/env bash
 # curl, led to where the service listens; a problem as the answer is a failure.
 "{curl}" --connect-to 127.0.0.1:{printed}:127.0.0.1:{port} --fail-with-body "$@"
 status=$?
 echo "$status curl $*" >> "{log}"
-# A reader that has seen enough, as `head`, is no failure.
-[ $status = {reader_left} ] && exit 0
+# A pipe that `head` closed is no failure.
+[ $status = {write_error} ] && exit 0
 exit $status
 """
 
@@ -161,8 +163,8 @@ def test_make_serve_takes_a_port(command: str, arguments: str) -> None:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A directory, a shell and a service, as the reader of the README has them."""
+class Sandbox:
+    """A directory with the examples and the environment, as in a checkout, and a shell that reaches a fresh service."""
 
     directory: Path
     environment: dict[str, str]
@@ -176,31 +178,25 @@ class Reader:
         """
         log = self.directory / "shell.log"
         with log.open("wb") as output:
-            shell = subprocess.Popen(
-                ["bash", "-xeuo", "pipefail", "-c", script],
-                cwd=self.directory,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+            command = ["bash", "-xeuo", "pipefail", "-c", script]
+            shell = spawn(command, stdout=output, environment=self.environment, directory=self.directory)
             try:
                 status: int | str = shell.wait(within)
             except subprocess.TimeoutExpired:
-                shell.kill()
-                shell.wait()
                 status = "timeout"
+            finally:
+                terminate(shell, grace=0)
         printed = log.read_text(errors="replace")
         requests = self.curl_log.read_text().splitlines()
-        assert [line for line in requests if line.split()[0] not in ("0", READER_LEFT)] == [], printed[-6000:]
+        assert [line for line in requests if line.split()[0] not in ("0", CURL_WRITE_ERROR)] == [], printed[-6000:]
         assert status == 0, f"{status}: {printed[-6000:]}"
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     for program in ("curl", "jq", "make", "sha256sum"):
         assert shutil.which(program), f"{program} is not on PATH: the README's commands need it, and so does this test."
-    root = tmp_path_factory.mktemp("reader")
+    root = tmp_path_factory.mktemp("sandbox")
     write_model(root / "home" / "models" / MODEL)
     checkout = root / "checkout"
     checkout.mkdir()
@@ -219,11 +215,13 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         wrapper = programs / "curl"
         port = address.rpartition(":")[2]
         wrapper.write_text(
-            CURL.format(curl=shutil.which("curl"), printed=PRINTED_PORT, port=port, log=log, reader_left=READER_LEFT)
+            CURL.format(
+                curl=shutil.which("curl"), printed=PRINTED_PORT, port=port, log=log, write_error=CURL_WRITE_ERROR
+            )
         )
         wrapper.chmod(0o755)
         path = f"{programs}{os.pathsep}{environment['PATH']}"
-        yield Reader(checkout, {**environment, "PATH": path}, log)
+        yield Sandbox(checkout, {**environment, "PATH": path}, log)
     finally:
         processes.kill_all()
 
@@ -238,16 +236,16 @@ def write_model(directory: Path) -> None:
 
 
 README_BLOCKS = [block for block in command_blocks(README) if is_run(block)]
-# From here on the README starts further jobs, and the engine alone.
+# The blocks behind this one start further jobs, and the engine alone.
 LAST_OF_FIRST_JOB = next(n for n, block in enumerate(README_BLOCKS) if "examples/answer.py" in block.script)
 
 
 @pytest.mark.parametrize(
     ("blocks", "within"),
     [
-        pytest.param(README_BLOCKS[: LAST_OF_FIRST_JOB + 1], 240, id="first-job"),
-        pytest.param(README_BLOCKS, 840, id="whole", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
+        pytest.param(README_BLOCKS[: LAST_OF_FIRST_JOB + 1], 540, id="first-job", marks=pytest.mark.timeout(600)),
+        pytest.param(README_BLOCKS, 1140, id="whole", marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
     ],
 )
-def test_readme_runs_from_top_to_bottom(reader: Reader, blocks: list[Block], within: float) -> None:
-    reader.run("\n".join(block.script for block in blocks), within)
+def test_readme_runs_from_top_to_bottom(sandbox: Sandbox, blocks: list[Block], within: float) -> None:
+    sandbox.run("\n".join(block.script for block in blocks), within)
