@@ -34,7 +34,7 @@ def bench(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_answers_are_the_same_and_as_long_as_asked_for(batch_size: int) -> None:
+def test_answers_of_rivals_are_equal_and_of_the_requested_length(batch_size: int) -> None:
     size, precision = SIZES["tiny"], Precision("fp32", choose_device("cpu"))
     model = set_mode(build_model(llama(size.student, size.vocabulary)), train=False)
     prompts, tokens = countdown_prompts(4, size.vocabulary)
@@ -45,14 +45,14 @@ def test_answers_are_the_same_and_as_long_as_asked_for(batch_size: int) -> None:
     assert len(set(map(len, answers))) > 1
 
 
-def test_scores_are_the_same() -> None:
+def test_scores_of_rivals_are_equal() -> None:
     answers = pairs(20)
     assert our_scores(answers) == their_scores(answers)
 
 
 @needs_trl
 @pytest.mark.slow
-def test_a_step_of_each_rival_has_the_same_loss(tmp_path: Path) -> None:
+def test_losses_of_rivals_are_equal(tmp_path: Path) -> None:
     file = tmp_path / "step.json"
     printed = bench("step", "--size", "tiny", "--rows", "2", "--rounds", "1", "--no-memory", "--json", str(file))
     record = json.loads(file.read_text())

@@ -17,7 +17,7 @@ ROWS = 16
 SMALL = Geometry(3, 4, 700, student_width=32, teacher_width=64, student_heads=2, teacher_heads=2)
 
 
-def test_products_are_counted_in_every_form() -> None:
+def test_matrix_products_are_counted_in_every_form() -> None:
     a, b, c = torch.randn(3, 5), torch.randn(5, 7), torch.randn(3, 7)
     one = 2 * 3 * 5 * 7
     out = torch.empty(3, 7)
@@ -39,11 +39,11 @@ def test_gradients_and_attention_are_counted() -> None:
 @pytest.mark.parametrize(
     "count", [count_published, partial(count_ours, representative_lengths(3))], ids=["published", "ours"]
 )
-def test_extending_a_count_is_exact(count: Callable[[Geometry], float]) -> None:
+def test_extrapolated_count_is_exact(count: Callable[[Geometry], float]) -> None:
     assert extrapolate(count, SMALL, small=100) == pytest.approx(count(SMALL), rel=1e-12)
 
 
-def test_the_published_recipe_costs_what_its_formula_says() -> None:
+def test_count_of_the_published_recipe_equals_its_formula() -> None:
     """6 operations per student weight and token, 2 per teacher weight, over 512 tokens, and attention."""
     student, teacher = 12 * SMALL.student_layers * 32**2, 12 * SMALL.teacher_layers * 64**2
     attention = 4 * MAX_LENGTH**2 * (3.5 * SMALL.student_layers * 32 + SMALL.teacher_layers * 64)
@@ -51,14 +51,14 @@ def test_the_published_recipe_costs_what_its_formula_says() -> None:
     assert count_published(SMALL) == pytest.approx(products + attention, rel=0.02)
 
 
-def test_a_visit_costs_a_tenth_of_the_published_recipe() -> None:
+def test_visit_costs_a_tenth_of_the_published_recipe() -> None:
     assert (
         extrapolate(count_published, PAPER) / extrapolate(partial(count_ours, representative_lengths(ROWS)), PAPER)
         >= GATE
     )
 
 
-def test_the_rows_of_a_benchmark_stand_for_dolly() -> None:
+def test_representative_lengths_have_the_means_of_dolly() -> None:
     pairs = dolly_lengths()
     assert len(pairs) == 500
     assert max(map(sum, pairs)) == MAX_LENGTH

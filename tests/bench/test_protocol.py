@@ -33,7 +33,7 @@ class Clock:
         return Rival(name, lambda: work)
 
 
-def test_rivals_take_turns_and_the_warm_up_does_not_count() -> None:
+def test_rounds_are_interleaved_and_the_warm_up_does_not_count() -> None:
     clock = Clock()
     rivals = [clock.rival("a", 100, 1, 2, 3), clock.rival("b", 200, 4, 5, 9)]
     timings = time_interleaved(rivals, 3, clock)
@@ -58,7 +58,7 @@ def test_preparation_is_not_timed() -> None:
 
 
 @pytest.mark.parametrize("rounds", [0, -1])
-def test_there_is_a_round(rounds: int) -> None:
+def test_less_than_one_round_is_refused(rounds: int) -> None:
     with pytest.raises(ValueError, match="rounds"):
         time_interleaved([], rounds)
 
@@ -69,7 +69,7 @@ def test_median_minimum_and_quartiles() -> None:
     assert Timing("a", (5.0,)).iqr == 0
 
 
-def test_ratios_are_of_one_run_and_charge_us_what_we_do_once() -> None:
+def test_ratios_charge_ours_for_work_done_once() -> None:
     timings = {OURS: Timing(OURS, (1.0, 2.0, 3.0)), "b": Timing("b", (8.0, 4.0, 6.0))}
     memories = {OURS: Memory(100, 300), "b": Memory(100, 900)}
     ours, theirs = timing_rows(timings, memories, once=1.0)
@@ -79,7 +79,7 @@ def test_ratios_are_of_one_run_and_charge_us_what_we_do_once() -> None:
     assert theirs["times_ours_peak"] == 4
 
 
-def test_the_peak_is_what_the_work_takes_above_its_preparation() -> None:
+def test_peak_memory_excludes_the_preparation() -> None:
     size = 64 << 20
 
     def prepare() -> Callable[[], object]:
@@ -94,7 +94,7 @@ def test_a_table_is_aligned() -> None:
     assert lines == ["name           median s", "ours                0.5", "a longer name      1234"]
 
 
-def test_another_result_is_refused() -> None:
+def test_rivals_with_different_results_are_refused() -> None:
     assert difference(1.0, 1.0 + 1e-9) < 1e-8
     require_agreement(1e-5, {"loss": 1e-6})
     require_agreement(None, {"loss": 1.0})
@@ -103,7 +103,7 @@ def test_another_result_is_refused() -> None:
             require_agreement(1e-5, {"loss": value})
 
 
-def test_results_become_bars(tmp_path: Path) -> None:
+def test_results_are_drawn_as_bars(tmp_path: Path) -> None:
     rows = timing_rows({OURS: Timing(OURS, (1.0,)), "rival": Timing("rival", (3.0,))})
     (tmp_path / "step.json").write_text(to_json(Report("step", {"size": "ci"}, rows)))
     found = bars(tmp_path)

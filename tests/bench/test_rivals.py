@@ -61,7 +61,7 @@ def agree(value: Callable[[Tensor], Tensor], wanted: Callable[[Tensor], Tensor],
 
 @pytest.mark.parametrize("temperature", [1.0, 1.5, 2.0])
 @pytest.mark.parametrize("kd_weight", [0.7, 1.0])
-def test_the_published_loss_is_its_formula(temperature: float, kd_weight: float, labels: Tensor) -> None:
+def test_published_loss_equals_its_formula(temperature: float, kd_weight: float, labels: Tensor) -> None:
     teacher = 3 * normal(2, B, L, V)
     agree(
         lambda z: published_loss(z, teacher, labels, temperature=temperature, kd_weight=kd_weight),
@@ -72,7 +72,7 @@ def test_the_published_loss_is_its_formula(temperature: float, kd_weight: float,
 
 @needs_trl
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
-def test_trl_gkd_at_beta_0_is_the_forward_kl(temperature: float, labels: Tensor) -> None:
+def test_trl_gkd_at_beta_0_equals_the_forward_kl(temperature: float, labels: Tensor) -> None:
     teacher = 3 * normal(2, B, L, V)
     agree(
         lambda z: gkd_loss(z, teacher, labels, temperature=temperature),
@@ -83,7 +83,7 @@ def test_trl_gkd_at_beta_0_is_the_forward_kl(temperature: float, labels: Tensor)
 
 @needs_trl
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
-def test_trl_chunked_divergence_at_beta_0_is_the_forward_kl(temperature: float) -> None:
+def test_trl_chunked_divergence_at_beta_0_equals_the_forward_kl(temperature: float) -> None:
     hidden, teacher_hidden, head, teacher_head = (normal(seed, n, D) for seed, n in enumerate((9, 9, V, V)))
     labels = torch.zeros(9, dtype=torch.long)
     agree(

@@ -38,7 +38,7 @@ def encodings(draw: st.DrawFn) -> EncodedSample:
     return EncodedSample("d", tuple(ids), prompt, ((start, stop),))
 
 
-def encoded(
+def encode_with(
     sample: Sample,
     prompting: Prompting = Prompting.CHAT,
     *,
@@ -56,8 +56,8 @@ def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast = CHAT) -> str
     return found
 
 
-def labelled_text(row: EncodedSample) -> str:
-    return decode([token for token, response in zip(row.input_ids, row.label_mask, strict=True) if response])
+def labelled_text(encoded: EncodedSample) -> str:
+    return decode([token for token, response in zip(encoded.input_ids, encoded.label_mask, strict=True) if response])
 
 
 def say(instruction: str, output: str) -> Sample:
@@ -67,53 +67,53 @@ def say(instruction: str, output: str) -> Sample:
 TALK = Sample((Message("user", "Why?"), Message("assistant", "Because."), Message("user", "Really?")), "", ("Yes.",))
 
 
-def test_a_chat_is_tokenised_as_its_rendered_text() -> None:
+def test_chat_is_tokenised_as_its_rendered_text() -> None:
     whole = [message._asdict() for message in (*TALK.messages, Message("assistant", "Yes."))]
     ids = CHAT(CHAT.apply_chat_template(whole, tokenize=False))["input_ids"]
-    got = encoded(TALK).input_ids
-    assert list(got) == ids[: len(got)]
-    assert decode(ids[len(got) :]) == "\n"
+    ids_of_sample = encode_with(TALK).input_ids
+    assert list(ids_of_sample) == ids[: len(ids_of_sample)]
+    assert decode(ids[len(ids_of_sample) :]) == "\n"
 
 
-def test_every_assistant_turn_is_labelled_with_its_end_token_and_nothing_else() -> None:
-    assert labelled_text(encoded(TALK)) == "Because.<|im_end|>Yes.<|im_end|>"
+def test_labels_are_the_assistant_turns_with_their_end_tokens() -> None:
+    assert labelled_text(encode_with(TALK)) == "Because.<|im_end|>Yes.<|im_end|>"
 
 
-def test_the_last_turn_is_told_from_the_earlier() -> None:
-    row = encoded(TALK)
-    assert decode(row.reference_ids) == "Yes.<|im_end|>"
-    assert decode(row.prompt_ids).endswith("Really?<|im_end|>\n<|im_start|>assistant\n")
+def test_last_turn_is_separated_from_earlier_turns() -> None:
+    encoded = encode_with(TALK)
+    assert decode(encoded.reference_ids) == "Yes.<|im_end|>"
+    assert decode(encoded.prompt_ids).endswith("Really?<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_the_prompt_is_what_the_template_gives_for_generation() -> None:
+def test_prompt_equals_the_generation_prompt_of_the_template() -> None:
     turns = [message._asdict() for message in TALK.messages]
     opened = CHAT.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert list(encoded(TALK).prompt_ids) == CHAT(opened)["input_ids"]
+    assert list(encode_with(TALK).prompt_ids) == CHAT(opened)["input_ids"]
 
 
-def test_the_first_reference_is_trained_on_and_the_digest_kept() -> None:
+def test_first_reference_is_trained_on_and_the_digest_kept() -> None:
     sample = Sample((Message("user", "Why?"),), "", ("Because.", "So."))
-    row = encoded(sample, Prompting.ALPACA)
-    assert labelled_text(row) == "Because.<|im_end|>"
-    assert row.digest == sample.digest
+    encoded = encode_with(sample, Prompting.ALPACA)
+    assert labelled_text(encoded) == "Because.<|im_end|>"
+    assert encoded.digest == sample.digest
 
 
 @given(conversations(), st.sampled_from(Prompting))
 def test_responses_are_labelled_whatever_the_text(sample: Sample, prompting: Prompting) -> None:
-    row = encoded(sample, prompting)
+    encoded = encode_with(sample, prompting)
     answers = [message.content for message in sample.messages if message.role == "assistant"]
-    assert labelled_text(row) == "".join(answer + "<|im_end|>" for answer in [*answers, sample.references[0]])
-    assert row.prompt_ids + row.reference_ids == row.input_ids
+    assert labelled_text(encoded) == "".join(answer + "<|im_end|>" for answer in [*answers, sample.references[0]])
+    assert encoded.prompt_ids + encoded.reference_ids == encoded.input_ids
 
 
-def test_a_tokenizer_that_merges_across_the_border_has_the_sides_tokenised_apart() -> None:
+def test_prompt_and_answer_are_tokenised_apart_where_tokens_would_merge() -> None:
     # "\n\n" is one token, so the joint ids of "...Response:\n" and "\n\nWord" do not begin with the prompt's.
     assert len(PLAIN("\n\n")["input_ids"]) == 1
-    row = encoded(say("Why?", "\n\nWord"), Prompting.ALPACA)
-    prompt = decode(row.prompt_ids, PLAIN)
+    encoded = encode_with(say("Why?", "\n\nWord"), Prompting.ALPACA)
+    prompt = decode(encoded.prompt_ids, PLAIN)
     assert prompt.endswith("### Response:\n")
-    assert list(row.prompt_ids) == PLAIN(prompt)["input_ids"]
-    assert decode(row.reference_ids, PLAIN) == "\n\nWord<|im_end|>"
+    assert list(encoded.prompt_ids) == PLAIN(prompt)["input_ids"]
+    assert decode(encoded.reference_ids, PLAIN) == "\n\nWord<|im_end|>"
 
 
 @given(conversations(), st.sampled_from(Prompting), st.integers(1, 60), st.integers(1, 60), st.booleans())
@@ -121,8 +121,8 @@ def test_truncation_cuts_the_prompt_left_and_the_response_right(
     sample: Sample, prompting: Prompting, prompt: int, room: int, begins: bool
 ) -> None:
     begins = begins and prompting is Prompting.ALPACA
-    whole = encoded(sample, prompting, begins=begins)
-    cut = encoded(sample, prompting, length=prompt + room, prompt=prompt, begins=begins)
+    whole = encode_with(sample, prompting, begins=begins)
+    cut = encode_with(sample, prompting, length=prompt + room, prompt=prompt, begins=begins)
     assert len(cut.prompt_ids) == min(prompt, len(whole.prompt_ids))
     assert len(cut.input_ids) <= prompt + room
     kept = len(cut.prompt_ids) - (1 if begins and prompt > 1 else 0)
@@ -133,29 +133,31 @@ def test_truncation_cuts_the_prompt_left_and_the_response_right(
 
 @given(conversations(), st.integers(1, 60))
 def test_truncation_moves_the_labels_with_their_tokens(sample: Sample, prompt: int) -> None:
-    whole, cut = encoded(sample), encoded(sample, prompt=prompt)
+    whole, cut = encode_with(sample), encode_with(sample, prompt=prompt)
     assert cut.label_mask == whole.label_mask[-len(cut.input_ids) :]
 
 
-def test_a_cut_response_has_no_end_token_and_a_whole_one_has() -> None:
+def test_only_an_uncut_response_has_its_end_token() -> None:
     sample = say("Why?", "The answer is a word.")
-    whole = encoded(sample)
-    fits, short = (encoded(sample, length=len(whole.input_ids) - less, prompt=len(whole.prompt_ids)) for less in (0, 1))
+    whole = encode_with(sample)
+    fits, short = (
+        encode_with(sample, length=len(whole.input_ids) - less, prompt=len(whole.prompt_ids)) for less in (0, 1)
+    )
     assert fits == whole
     assert whole.reference_ids[-1] == END
     assert short.reference_ids == whole.reference_ids[:-1]
     assert END not in short.reference_ids
 
 
-def test_the_response_marker_survives_a_long_prompt() -> None:
-    row = encoded(say("long " * 500, "Word."), Prompting.ALPACA, prompt=20)
-    assert decode(row.prompt_ids, PLAIN).endswith("long \n\n### Response:\n")
+def test_response_marker_survives_a_long_prompt() -> None:
+    encoded = encode_with(say("long " * 500, "Word."), Prompting.ALPACA, prompt=20)
+    assert decode(encoded.prompt_ids, PLAIN).endswith("long \n\n### Response:\n")
 
 
-def test_a_begin_token_that_the_tokenizer_adds_comes_first_and_survives_the_cut() -> None:
+def test_begin_token_comes_first_and_survives_truncation() -> None:
     sample = say("long " * 50, "Word.")
-    whole = encoded(sample, Prompting.ALPACA, begins=True)
-    cut = encoded(sample, Prompting.ALPACA, begins=True, prompt=20)
+    whole = encode_with(sample, Prompting.ALPACA, begins=True)
+    cut = encode_with(sample, Prompting.ALPACA, begins=True, prompt=20)
     assert decode(whole.prompt_ids, BEGINS).startswith("<s>Below is")
     assert cut.prompt_ids[0] == BEGINS.bos_token_id
     assert cut.prompt_ids.count(BEGINS.bos_token_id) == 1
@@ -163,22 +165,22 @@ def test_a_begin_token_that_the_tokenizer_adds_comes_first_and_survives_the_cut(
 
 
 @pytest.mark.parametrize(("length", "prompt"), [(8, 8), (8, 0), (8, 9)])
-def test_lengths_that_leave_no_room_are_refused(length: int, prompt: int) -> None:
+def test_lengths_without_room_for_a_response_are_refused(length: int, prompt: int) -> None:
     with pytest.raises(ValueError, match="max_prompt_length"):
-        encoded(TALK, length=length, prompt=prompt)
+        encode_with(TALK, length=length, prompt=prompt)
 
 
-def naive_labels(rows: list[EncodedSample]) -> list[tuple[int, int, int, bool]]:
-    """(row, position, next token, of the last turn?) for each position whose next token is labelled."""
+def labels_of_samples(encoded_samples: list[EncodedSample]) -> list[tuple[int, int, int, bool]]:
+    """(sample, position, next token, of the last turn?) for each position whose next token is labelled."""
     return [
-        (at, position, row.input_ids[position + 1], position + 1 >= row.prompt_length)
-        for at, row in enumerate(rows)
-        for position in range(len(row.input_ids) - 1)
-        if row.label_mask[position + 1]
+        (at, position, encoded.input_ids[position + 1], position + 1 >= encoded.prompt_length)
+        for at, encoded in enumerate(encoded_samples)
+        for position in range(len(encoded.input_ids) - 1)
+        if encoded.label_mask[position + 1]
     ]
 
 
-def found_labels(batch: Batch) -> list[tuple[int, int, int, bool]]:
+def labels_of_batch(batch: Batch) -> list[tuple[int, int, int, bool]]:
     where = batch.predicts.nonzero().tolist()
     return [
         (*at, *what)
@@ -187,49 +189,49 @@ def found_labels(batch: Batch) -> list[tuple[int, int, int, bool]]:
 
 
 @given(st.lists(encodings(), min_size=1, max_size=4), st.integers(0, 9), st.integers(0, 3))
-def test_labels_are_the_next_tokens_shifted_once(rows: list[EncodedSample], pad: int, extra: int) -> None:
-    length = max(len(row.input_ids) for row in rows) + extra
-    batch = collate(rows, pad, length=length)
-    assert found_labels(batch) == naive_labels(rows)
+def test_labels_are_the_next_tokens_shifted_once(encoded_samples: list[EncodedSample], pad: int, extra: int) -> None:
+    length = max(len(encoded.input_ids) for encoded in encoded_samples) + extra
+    batch = collate(encoded_samples, pad, length=length)
+    assert labels_of_batch(batch) == labels_of_samples(encoded_samples)
     assert batch.tokens == len(batch.labels) == int(batch.predicts.sum())
 
 
 @given(st.lists(encodings(), min_size=1, max_size=4), st.integers(0, 9))
-def test_padding_is_on_the_right_and_known_by_length(rows: list[EncodedSample], pad: int) -> None:
-    batch = collate(rows, pad)
-    lengths = [len(row.input_ids) for row in rows]
+def test_padding_is_on_the_right_and_masked(encoded_samples: list[EncodedSample], pad: int) -> None:
+    batch = collate(encoded_samples, pad)
+    lengths = [len(encoded.input_ids) for encoded in encoded_samples]
     assert batch.attention_mask.sum(dim=1).tolist() == lengths
-    for ids, row in zip(batch.input_ids.tolist(), rows, strict=True):
-        assert tuple(ids[: len(row.input_ids)]) == row.input_ids
-        assert set(ids[len(row.input_ids) :]) <= {pad}
+    for ids, encoded in zip(batch.input_ids.tolist(), encoded_samples, strict=True):
+        assert tuple(ids[: len(encoded.input_ids)]) == encoded.input_ids
+        assert set(ids[len(encoded.input_ids) :]) <= {pad}
 
 
-def test_a_model_that_knows_the_next_token_is_right_at_every_label() -> None:
-    rows = [encoded(TALK), encoded(say("Why?", "The answer is a word."))]
-    batch = collate(rows, END)
+def test_oracle_of_the_next_token_is_right_at_every_label() -> None:
+    encoded_samples = [encode_with(TALK), encode_with(say("Why?", "The answer is a word."))]
+    batch = collate(encoded_samples, END)
     oracle = torch.nn.functional.one_hot(batch.input_ids.roll(-1, dims=1), len(CHAT))
     assert torch.equal(oracle[batch.predicts].argmax(-1), batch.labels)
 
 
-def test_the_end_token_is_a_label_and_padding_is_none_though_they_have_one_id() -> None:
+def test_end_token_is_labelled_and_padding_with_its_id_is_not() -> None:
     assert CHAT.pad_token_id == CHAT.eos_token_id
-    rows = [encoded(say("Why?", "No.")), encoded(say("Why?", "The answer is a word."))]
-    batch = collate(rows, CHAT.pad_token_id)
+    encoded_samples = [encode_with(say("Why?", "No.")), encode_with(say("Why?", "The answer is a word."))]
+    batch = collate(encoded_samples, CHAT.pad_token_id)
     assert (batch.labels == END).sum() == 2
-    assert batch.tokens == sum(len(row.reference_ids) for row in rows)
+    assert batch.tokens == sum(len(encoded.reference_ids) for encoded in encoded_samples)
     assert not (batch.predicts & (batch.attention_mask == 0)).any()
 
 
 @given(st.permutations([say("Why?", "No."), TALK, say("How?", "The answer is a word.")]))
-def test_a_batch_is_its_rows_one_after_another(samples: list[Sample]) -> None:
-    rows = [encoded(sample) for sample in samples]
-    alone = list(itertools.chain.from_iterable(collate([row]).labels.tolist() for row in rows))
-    assert collate(rows).labels.tolist() == alone
+def test_labels_of_a_batch_are_those_of_its_samples_in_order(samples: list[Sample]) -> None:
+    encoded_samples = [encode_with(sample) for sample in samples]
+    alone = list(itertools.chain.from_iterable(collate([encoded]).labels.tolist() for encoded in encoded_samples))
+    assert collate(encoded_samples).labels.tolist() == alone
 
 
-def test_a_row_without_room_for_its_length_is_refused() -> None:
-    row = encoded(TALK)
+def test_sample_longer_than_the_batch_is_refused() -> None:
+    encoded = encode_with(TALK)
     with pytest.raises(ValueError, match="more than"):
-        collate([row], length=len(row.input_ids) - 1)
+        collate([encoded], length=len(encoded.input_ids) - 1)
     with pytest.raises(ValueError, match="needs a sample"):
         collate([])

@@ -50,7 +50,7 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_facts_of_a_saved_model_are_those_foretold(family: str, tmp_path: Path) -> None:
+def test_facts_of_a_saved_model_equal_the_predicted_ones(family: str, tmp_path: Path) -> None:
     foretold, found = random_facts(ref_of(family)), inspect_model(saved(tmp_path, family))
     assert found.tokens == foretold.tokens
     assert found == type(found)(**{**vars(foretold), "size_bytes": found.size_bytes})
@@ -75,13 +75,13 @@ def test_parameters_of_a_cut_student_are_counted_as_torch_counts_them() -> None:
     assert (cut.layers, cut.size_bytes) == (3, 4 * cut.parameters)
 
 
-def test_layer_that_the_teacher_lacks_is_pointed_at() -> None:
+def test_missing_teacher_layer_is_reported_with_its_pointer() -> None:
     with pytest.raises(SpecInvalid) as raised:
         facts_of_selected_layers(random_facts(ref_of("llama")), (0, 2))
     assert [problem.pointer for problem in raised.value.field_errors] == ["/student/from_teacher/layers/1"]
 
 
-def test_tokens_are_those_of_the_loaded_tokenizer(tmp_path: Path) -> None:
+def test_tokens_equal_those_of_the_loaded_tokenizer(tmp_path: Path) -> None:
     saved(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.add_tokens(["<extra>"])
@@ -89,7 +89,7 @@ def test_tokens_are_those_of_the_loaded_tokenizer(tmp_path: Path) -> None:
     assert inspect_model(tmp_path).tokens == tokenizer.get_vocab()
 
 
-def test_shards_are_added_up(tmp_path: Path) -> None:
+def test_shards_are_summed(tmp_path: Path) -> None:
     whole = inspect_model(saved(tmp_path / "whole"))
     parts = inspect_model(saved(tmp_path / "parts", max_shard_size="40KB"))
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
@@ -121,7 +121,7 @@ def test_vocabulary_files_without_tokenizer_json_are_read(tmp_path: Path) -> Non
         ({"num_hidden_layers": 1 << 20}, "more than 1024 layers"),
     ],
 )
-def test_configs_that_cannot_be_used_are_refused(changes: dict[str, object], says: str, tmp_path: Path) -> None:
+def test_unsupported_configs_are_refused(changes: dict[str, object], says: str, tmp_path: Path) -> None:
     edit(saved(tmp_path) / "config.json", **changes)
     assert says in refusal(tmp_path)
 
@@ -164,7 +164,7 @@ def test_broken_json_is_refused(name: str, content: bytes, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "length", [0, 7, 1 << 20, 1 << 62, (1 << 64) - 1], ids=["empty", "short", "beyond", "huge", "largest"]
 )
-def test_safetensors_header_that_lies_about_its_length_is_refused(length: int, tmp_path: Path) -> None:
+def test_safetensors_header_with_a_wrong_length_is_refused(length: int, tmp_path: Path) -> None:
     weights = saved(tmp_path) / "model.safetensors"
     weights.write_bytes(struct.pack("<Q", length) + weights.read_bytes()[8:])
     assert "model.safetensors" in refusal(tmp_path)
@@ -189,14 +189,14 @@ def test_weights_cut_short_are_refused(tmp_path: Path) -> None:
         {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]},
     ],
 )
-def test_tensors_that_cannot_be_are_refused(tensor: object, tmp_path: Path) -> None:
+def test_impossible_tensors_are_refused(tensor: object, tmp_path: Path) -> None:
     header = json.dumps({"w": tensor}).encode()
     (saved(tmp_path) / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     assert "model.safetensors" in refusal(tmp_path)
 
 
 @given(junk=st.binary(max_size=200), name=st.sampled_from(["config.json", "tokenizer.json", "model.safetensors"]))
-def test_no_bytes_in_any_file_do_more_than_be_refused(
+def test_arbitrary_bytes_in_any_file_are_refused_or_read(
     junk: bytes, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory = saved(tmp_path_factory.mktemp("fuzz"))
@@ -205,7 +205,7 @@ def test_no_bytes_in_any_file_do_more_than_be_refused(
         inspect_model(directory)
 
 
-def test_masks_that_old_models_stored_are_no_parameters(tmp_path: Path) -> None:
+def test_stored_attention_masks_are_not_counted_as_parameters(tmp_path: Path) -> None:
     model = random_model(ref_of("gpt2"))
     tensors = {k: v.clone() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 64, 64) for i in range(2)}

@@ -16,74 +16,77 @@ BATCHES = [[4, 1], [0, 5], [2, 3], [6]]
 KEY = "k"
 
 
-def sample(row: int) -> DifficultyMeasurement:
+def measurement(row: int) -> DifficultyMeasurement:
     return DifficultyMeasurement(
         row=row, digest=f"{row:064x}", rouge_l=row / 7, cross_entropy=1 / (row + 3), response="é\u2028\n"
     )
 
 
-def measured(path: Path, key: str = KEY) -> tuple[list[DifficultyMeasurement], list[list[int]]]:
-    """All measurements, and the batches that had to be made."""
-    made: list[list[int]] = []
+def measure_all(path: Path, key: str = KEY) -> tuple[list[DifficultyMeasurement], list[list[int]]]:
+    """All measurements, and the batches that had to be measured."""
+    measured_batches: list[list[int]] = []
 
-    def of_batch(rows: Sequence[int]) -> list[DifficultyMeasurement]:
-        made.append(list(rows))
-        return [sample(row) for row in rows]
+    def measure_batch(rows: Sequence[int]) -> list[DifficultyMeasurement]:
+        measured_batches.append(list(rows))
+        return [measurement(row) for row in rows]
 
     with Journal(path, key) as journal:
-        return measure_batches(BATCHES, of_batch, journal), made
+        return measure_batches(BATCHES, measure_batch, journal), measured_batches
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def complete_file(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("whole") / "partial"
-    measured(path)
+    measure_all(path)
     return path.read_bytes()
 
 
-EXPECTED = [sample(row) for batch in BATCHES for row in batch]
+EXPECTED = [measurement(row) for batch in BATCHES for row in batch]
 
 
 @given(data=st.data())
-def test_cut_anywhere_it_goes_on_to_the_same_file(
-    tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: st.DataObject
+def test_journal_truncated_anywhere_is_completed_to_the_same_file(
+    tmp_path_factory: pytest.TempPathFactory, complete_file: bytes, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("cut") / "partial"
-    cut = data.draw(st.integers(0, len(whole)))
-    path.write_bytes(whole[:cut])
-    found, made = measured(path)
-    assert found == EXPECTED
-    assert made == BATCHES[whole[:cut].count(b"\n") :]
-    assert path.read_bytes() == whole
+    cut = data.draw(st.integers(0, len(complete_file)))
+    path.write_bytes(complete_file[:cut])
+    measurements, measured_batches = measure_all(path)
+    assert measurements == EXPECTED
+    assert measured_batches == BATCHES[complete_file[:cut].count(b"\n") :]
+    assert path.read_bytes() == complete_file
 
 
 @given(data=st.data())
-def test_a_changed_byte_is_never_believed(
-    tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: st.DataObject
+def test_changed_byte_is_detected(
+    tmp_path_factory: pytest.TempPathFactory, complete_file: bytes, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("changed") / "partial"
-    at, by = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(1, 255))
-    path.write_bytes(whole[:at] + bytes([whole[at] ^ by]) + whole[at + 1 :])
-    assert measured(path)[0] == EXPECTED
+    at, by = data.draw(st.integers(0, len(complete_file) - 1)), data.draw(st.integers(1, 255))
+    path.write_bytes(complete_file[:at] + bytes([complete_file[at] ^ by]) + complete_file[at + 1 :])
+    assert measure_all(path)[0] == EXPECTED
 
 
-def test_measurements_of_other_inputs_are_not_used(tmp_path: Path) -> None:
-    measured(tmp_path / "partial")
-    assert measured(tmp_path / "partial", "another")[1] == BATCHES
-    assert measured(tmp_path / "partial", "another")[1] == []
+def test_measurements_of_other_inputs_are_ignored(tmp_path: Path) -> None:
+    measure_all(tmp_path / "partial")
+    assert measure_all(tmp_path / "partial", "another")[1] == BATCHES
+    assert measure_all(tmp_path / "partial", "another")[1] == []
 
 
-def test_progress_counts_samples_found_and_made(tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
+def test_progress_counts_loaded_and_measured_samples(tmp_path: Path) -> None:
+    reports: list[tuple[int, int]] = []
     with Journal(tmp_path / "partial", KEY) as journal:
-        journal.append([sample(4), sample(1)])
+        journal.append([measurement(4), measurement(1)])
         measure_batches(
-            BATCHES, lambda rows: [sample(row) for row in rows], journal, lambda done, total: seen.append((done, total))
+            BATCHES,
+            lambda rows: [measurement(row) for row in rows],
+            journal,
+            lambda done, total: reports.append((done, total)),
         )
-    assert seen == [(2, 7), (4, 7), (6, 7), (7, 7)]
+    assert reports == [(2, 7), (4, 7), (6, 7), (7, 7)]
 
 
-def test_a_killed_process_loses_no_finished_batch(tmp_path: Path) -> None:
+def test_killed_process_loses_no_finished_batch(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from pocl.curriculum.journal import Journal, DifficultyMeasurement\n"
         "with Journal(Path(sys.argv[1]), 'k') as journal:\n"
@@ -94,7 +97,7 @@ def test_a_killed_process_loses_no_finished_batch(tmp_path: Path) -> None:
     path = tmp_path / "partial"
     with subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        told = [int(process.stdout.readline()) for _ in range(20)]
+        printed_rows = [int(process.stdout.readline()) for _ in range(20)]
         process.kill()
     with Journal(path, KEY) as journal:
-        assert journal.get(told) == [DifficultyMeasurement(row, "d", 1.0, 2.0, "r") for row in told]
+        assert journal.get(printed_rows) == [DifficultyMeasurement(row, "d", 1.0, 2.0, "r") for row in printed_rows]

@@ -196,7 +196,7 @@ def test_student_of_a_rounded_teacher_starts_with_the_exact_weights(tmp_path: Pa
     assert of_rounded.digest == exact.digest
 
 
-def test_layer_that_the_teacher_lacks_is_pointed_at() -> None:
+def test_missing_teacher_layer_is_reported_with_its_pointer() -> None:
     teacher = teacher_of(ModelRef(random=tiny_ref()))
     with pytest.raises(SpecInvalid, match="/student/from_teacher/layers/1: the teacher has layers 0 to 1, not 2"):
         student_of(kept(0, 2), teacher)

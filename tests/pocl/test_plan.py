@@ -18,7 +18,7 @@ def spec_with(curriculum: Mapping[str, object], batch_size: int = 64) -> Distill
     return resolve(BASE | {"curriculum": curriculum, "training": {"batch_size": batch_size}})
 
 
-def test_the_papers_run_has_twenty_epoch_equivalents_and_its_temperatures() -> None:
+def test_paper_settings_give_twenty_epoch_equivalents_and_its_temperatures() -> None:
     table = stage_table(spec_with({}), 11_392)
     assert [stage.steps for stage in table] == [360, 712, 1072, 1424]
     assert [round(stage.temperature, 2) for stage in table] == [1.0, 1.33, 1.67, 2.0]
@@ -27,7 +27,7 @@ def test_the_papers_run_has_twenty_epoch_equivalents_and_its_temperatures() -> N
 
 
 @given(st.data())
-def test_subsets_are_cumulative_and_the_last_is_all(data: st.DataObject) -> None:
+def test_subsets_are_cumulative_and_the_last_has_all_samples(data: st.DataObject) -> None:
     stages = data.draw(st.integers(1, 20))
     samples = data.draw(st.integers(stages, 10_000))
     sizes = subset_sizes(samples, stages)
@@ -37,26 +37,26 @@ def test_subsets_are_cumulative_and_the_last_is_all(data: st.DataObject) -> None
 
 
 @given(st.integers(1, 12), st.integers(12, 500), st.integers(1, 70), st.integers(1, 5))
-def test_steps_follow_one_another_and_cover_every_epoch(stages: int, samples: int, batch: int, epochs: int) -> None:
+def test_stages_are_consecutive_and_cover_every_epoch(stages: int, samples: int, batch: int, epochs: int) -> None:
     table = stage_table(spec_with({"stages": stages, "epochs_per_stage": epochs}, batch), samples)
     assert [stage.first_step for stage in table] == [sum(s.steps for s in table[:i]) for i in range(stages)]
     assert all(stage.steps == epochs * ceil(stage.samples / batch) for stage in table)
 
 
-def test_one_stage_has_the_starting_temperature() -> None:
+def test_single_stage_has_the_starting_temperature() -> None:
     (stage,) = stage_table(spec_with({"stages": 1}), 10)
     assert (stage.temperature, stage.kd_weight) == (1.0, 0.7)
 
 
 @pytest.mark.parametrize("kind", ["no_curriculum", "shuffled_stages", "constant_temperature"])
-def test_a_control_has_as_many_steps_as_what_it_is_a_control_of(kind: str) -> None:
+def test_control_has_as_many_steps_as_its_curriculum(kind: str) -> None:
     curriculum = {"stages": 3, "epochs_per_stage": 2}
     real = stage_table(spec_with(curriculum, 7), 100)
     control = stage_table(spec_with(curriculum | {"control": {"kind": kind}}, 7), 100)
     assert sum(stage.steps for stage in control) == sum(stage.steps for stage in real)
 
 
-def test_the_constant_temperature_is_constant_and_the_weight_still_rises() -> None:
+def test_constant_temperature_control_keeps_the_rising_weight() -> None:
     curriculum = {"control": {"kind": "constant_temperature", "temperature": 1.5}}
     table = stage_table(spec_with(curriculum), 100)
     assert {stage.temperature for stage in table} == {1.5}

@@ -46,7 +46,7 @@ def test_chat_without_a_chat_template_is_refused_by_name() -> None:
     assert refused.value.field_errors[0].pointer == "/data/template"
 
 
-def test_the_alpaca_prompt_is_the_one_of_the_experiments() -> None:
+def test_alpaca_prompt_equals_that_of_the_experiments() -> None:
     assert assistant_turns(QUESTION, PLAIN, Prompting.ALPACA, END) == [
         Turn(
             "Below is an instruction that describes a task. Write a response that appropriately completes the "
@@ -57,7 +57,7 @@ def test_the_alpaca_prompt_is_the_one_of_the_experiments() -> None:
     ]
 
 
-def test_the_alpaca_prompt_with_an_input_is_the_one_of_the_experiments() -> None:
+def test_alpaca_prompt_with_an_input_equals_that_of_the_experiments() -> None:
     sample = Sample((Message("user", "Sum up."),), "A text.", ("Text.",))
     assert assistant_turns(sample, PLAIN, Prompting.ALPACA, END)[0].prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -72,7 +72,7 @@ def test_alpaca_repeats_its_headings_for_each_turn_and_a_system_message_leads() 
     assert last == Turn("\n\n### Instruction:\nReally?\n\n### Response:\n", "Yes.", has_end_token=True)
 
 
-def test_chat_turns_in_a_row_are_the_rendered_conversation() -> None:
+def test_concatenated_chat_turns_are_the_rendered_conversation() -> None:
     text = "".join(turn.prompt + turn.answer + "<|im_end|>" for turn in turns(TALK, CHATML))
     assert text + "\n" == rendered(CHAT, TALK_MESSAGES)
     assert [turn.answer for turn in turns(TALK, CHATML)] == ["Because.", "Yes."]
@@ -84,19 +84,19 @@ def test_an_input_follows_its_instruction_in_a_chat() -> None:
     assert turns(sample, CHATML) == [Turn(prompt, "Text.", has_end_token=True)]
 
 
-def test_a_template_that_strips_text_keeps_its_turns() -> None:
+def test_template_that_strips_text_keeps_its_turns() -> None:
     messages = (Message("user", "Why?"), Message("assistant", " Because. \n"), Message("user", "Really?"))
     first, _ = turns(Sample(messages, "", ("Yes.",)), CHATML.replace("message.content", "message.content | trim"))
     assert (first.answer, first.has_end_token) == ("Because.", True)
 
 
-def test_a_space_before_the_end_token_is_passed_over() -> None:
+def test_space_before_the_end_token_is_ignored() -> None:
     first, last = turns(TALK, CHATML.replace("}}<|im_end|>", "}} <|im_end|>"))
     assert first.has_end_token
     assert last.prompt.startswith("\n<|im_start|>user")
 
 
-def test_a_template_without_end_tokens_leaves_earlier_turns_open() -> None:
+def test_template_without_end_tokens_leaves_earlier_turns_unclosed() -> None:
     plain = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -106,7 +106,7 @@ def test_a_template_without_end_tokens_leaves_earlier_turns_open() -> None:
     assert last == Turn("\nuser: Really?\nassistant: ", "Yes.", has_end_token=True)
 
 
-def test_turns_that_a_template_rewrites_later_become_prompt() -> None:
+def test_turns_rewritten_by_the_template_become_prompt() -> None:
     forgets = CHATML.replace("{{ message.content }}", "{{ message.content.split('</think>')[-1] }}")
     messages = (Message("user", "Why?"), Message("assistant", "<think>Hm</think>So."), Message("user", "Really?"))
     (only,) = turns(Sample(messages, "", ("Yes.",)), forgets)
@@ -115,14 +115,14 @@ def test_turns_that_a_template_rewrites_later_become_prompt() -> None:
     assert "Hm" not in only.prompt
 
 
-def test_a_row_that_the_template_refuses_is_the_data_s_fault() -> None:
+def test_sample_refused_by_the_template_is_invalid_data() -> None:
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}" + CHATML
     with pytest.raises(DatasetInvalid, match="No system role"):
         turns(TALK, refusing)
     assert len(turns(QUESTION, refusing)) == 1
 
 
-def test_a_response_ends_with_the_template_s_end_of_turn_or_the_end_of_sequence() -> None:
+def test_response_ends_with_end_of_turn_or_end_of_sequence() -> None:
     turn_end = byte_tokenizer(CHATML.replace("<|im_end|>", "<s>"))
     nothing = byte_tokenizer(CHATML.replace("<|im_end|>", ""))
     assert end_of_response_id(CHAT, Prompting.CHAT) == CHAT.eos_token_id
@@ -131,13 +131,13 @@ def test_a_response_ends_with_the_template_s_end_of_turn_or_the_end_of_sequence(
     assert end_of_response_id(turn_end, Prompting.ALPACA) == turn_end.eos_token_id
 
 
-def test_a_tokenizer_that_cannot_end_a_response_is_refused() -> None:
+def test_tokenizer_without_an_end_token_is_refused() -> None:
     endless = byte_tokenizer()
     endless.eos_token = None
     with pytest.raises(ModelUnsupported):
         end_of_response_id(endless, Prompting.ALPACA)
 
 
-def test_a_template_that_renders_no_conversation_is_refused() -> None:
+def test_template_that_renders_no_conversation_is_refused() -> None:
     with pytest.raises(ModelUnsupported):
         end_of_response_id(byte_tokenizer("{{ raise_exception('never') }}"), Prompting.CHAT)

@@ -46,7 +46,7 @@ FEW = ("curriculum.epochs_per_stage=1", "checkpoints.every_steps=3")
 
 
 @pytest.fixture(autouse=True)
-def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def _work_in_the_project_root(monkeypatch: pytest.MonkeyPatch) -> None:
     # Paths in example specifications are relative to the root of the project.
     monkeypatch.chdir(ROOT)
 
@@ -62,7 +62,7 @@ def run_tiny(workdir: Path, *settings: str) -> tuple[Result, list[Event]]:
     return run(read_spec(TINY, (*FEW, *settings)), workdir, events.append), events
 
 
-def stop_tiny_at(step: int, workdir: Path, *settings: str) -> None:
+def stop_tiny_run_at(step: int, workdir: Path, *settings: str) -> None:
     """Run until `step` is logged, and stop there."""
     seen: set[int] = set()
 
@@ -83,23 +83,23 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def weights_of(workdir: Path) -> str:
+def final_weights_digest(workdir: Path) -> str:
     return manifest.sha256_of(workdir / "final" / "model.safetensors")
 
 
-def came_closer(result: Result) -> bool:
+def approached_teacher(result: Result) -> bool:
     """Whether the student's divergence from the teacher fell. (A random teacher does not lower the cross-entropy.)"""
     initial, final = result.evaluations[1], result.evaluations[-1]
     return final.divergence is not None and initial.divergence is not None and final.divergence < initial.divergence
 
 
-def step_rows(workdir: Path) -> dict[int, tuple[float, float]]:
+def logged_steps(workdir: Path) -> dict[int, tuple[float, float]]:
     """Loss and gradient norm of each step, as last logged."""
     events = [from_line(line).event for line in (workdir / "events.jsonl").read_bytes().splitlines()]
     return {event.step: (event.loss, event.grad_norm) for event in events if isinstance(event, StepLogged)}
 
 
-def test_a_run_leaves_everything_that_it_promises(undisturbed: Path) -> None:
+def test_run_leaves_every_file_of_its_layout(undisturbed: Path) -> None:
     names = {path.name for path in undisturbed.iterdir()}
     assert names >= {
         "spec.json",
@@ -116,53 +116,53 @@ def test_a_run_leaves_everything_that_it_promises(undisturbed: Path) -> None:
     assert not list(undisturbed.rglob(".tmp-*"))
 
 
-def test_the_result_scores_the_teacher_the_untrained_student_each_stage_and_the_final_one(undisturbed: Path) -> None:
+def test_result_has_an_evaluation_of_teacher_untrained_student_each_stage_and_final_student(undisturbed: Path) -> None:
     result = Result.model_validate_json((undisturbed / "result.json").read_bytes())
     subjects = [(each.subject, each.stage) for each in result.evaluations]
     assert subjects == [("teacher", None), ("initial", None), *(("stage", i) for i in range(4)), ("final", None)]
-    assert came_closer(result)
+    assert approached_teacher(result)
     assert [stage.samples for stage in result.stages] == [16, 32, 48, 64]
 
 
 def test_steps_are_logged_once_and_in_order(undisturbed: Path) -> None:
     result = Result.model_validate_json((undisturbed / "result.json").read_bytes())
-    assert list(step_rows(undisturbed)) == list(range(1, result.steps + 1))
+    assert list(logged_steps(undisturbed)) == list(range(1, result.steps + 1))
 
 
-def test_the_ranking_is_total_and_names_every_sample(undisturbed: Path) -> None:
+def test_ranking_is_a_permutation_of_all_samples(undisturbed: Path) -> None:
     lines = [json.loads(line) for line in (undisturbed / "ranking.jsonl").read_text().splitlines()]
     assert sorted(line["row"] for line in lines) == list(range(64))
 
 
-def test_the_report_is_one_file_without_scripts_or_addresses_to_fetch(undisturbed: Path) -> None:
+def test_report_is_one_file_without_scripts_or_external_resources(undisturbed: Path) -> None:
     html = (undisturbed / "report.html").read_text()
     assert html.count("<svg") == 3
     assert "<script" not in html
     assert "src=" not in html
 
 
-def test_the_final_student_loads_and_generates(undisturbed: Path) -> None:
+def test_final_student_loads_and_generates(undisturbed: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(undisturbed / "final")
     model: Any = AutoModelForCausalLM.from_pretrained(undisturbed / "final")
     prompt = tokenizer("Hello", return_tensors="pt")
     assert model.generate(**prompt, max_new_tokens=4).shape[1] > 4
 
 
-def test_a_finished_run_is_finished_again_without_a_step(undisturbed: Path) -> None:
-    before = weights_of(undisturbed)
+def test_finished_run_finishes_again_without_a_step(undisturbed: Path) -> None:
+    before = final_weights_digest(undisturbed)
     _, events = run_tiny(undisturbed)
     assert not any(isinstance(event, StepLogged) for event in events)
     assert isinstance(events[-1], RunFinished)
-    assert weights_of(undisturbed) == before
+    assert final_weights_digest(undisturbed) == before
 
 
 @pytest.mark.parametrize("stops", [(1,), (4, 9), (5, 6, 13)])
-def test_a_stopped_run_ends_in_the_same_weights(undisturbed: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
+def test_stopped_run_ends_in_the_same_weights(undisturbed: Path, tmp_path: Path, stops: tuple[int, ...]) -> None:
     for stop in stops:
-        stop_tiny_at(stop, tmp_path)
+        stop_tiny_run_at(stop, tmp_path)
     run_tiny(tmp_path)
-    assert weights_of(tmp_path) == weights_of(undisturbed)
-    assert step_rows(tmp_path) == step_rows(undisturbed)
+    assert final_weights_digest(tmp_path) == final_weights_digest(undisturbed)
+    assert logged_steps(tmp_path) == logged_steps(undisturbed)
     assert (tmp_path / "ranking.jsonl").read_bytes() == (undisturbed / "ranking.jsonl").read_bytes()
 
 
@@ -176,7 +176,7 @@ def test_a_stopped_run_ends_in_the_same_weights(undisturbed: Path, tmp_path: Pat
         pytest.param("stage 2 evaluated", marks=pytest.mark.slow),
     ],
 )
-def test_a_killed_run_ends_in_the_same_weights_and_rows(undisturbed: Path, tmp_path: Path, moment: str) -> None:
+def test_killed_run_ends_in_the_same_weights_and_metrics(undisturbed: Path, tmp_path: Path, moment: str) -> None:
     workdir = tmp_path / "run"
     attempt, lines = forked_engine(workdir)
     for line in lines:
@@ -189,18 +189,18 @@ def test_a_killed_run_ends_in_the_same_weights_and_rows(undisturbed: Path, tmp_p
     lines.read()
     lines.close()
     assert attempt.wait() == ExitCode.DONE
-    assert weights_of(workdir) == weights_of(undisturbed)
-    assert step_rows(workdir) == step_rows(undisturbed)
+    assert final_weights_digest(workdir) == final_weights_digest(undisturbed)
+    assert logged_steps(workdir) == logged_steps(undisturbed)
 
 
-def test_a_ranking_that_was_broken_off_goes_on_where_it_was(undisturbed: Path, tmp_path: Path) -> None:
+def test_interrupted_ranking_continues_from_its_journal(undisturbed: Path, tmp_path: Path) -> None:
     seen: list[Event] = []
 
-    def ranked_some() -> bool:
+    def has_ranked_a_batch() -> bool:
         return any(isinstance(event, Progressed) and event.phase == "ranking" for event in seen)
 
     with pytest.raises(RunStopped):
-        run(read_spec(TINY, FEW), tmp_path, seen.append, ranked_some)
+        run(read_spec(TINY, FEW), tmp_path, seen.append, has_ranked_a_batch)
     partial = tmp_path / "ranking.partial.jsonl"
     first, *rest = partial.read_bytes().splitlines(keepends=True)
     assert rest == []
@@ -216,7 +216,7 @@ def test_a_ranking_that_was_broken_off_goes_on_where_it_was(undisturbed: Path, t
     taken = {place for place, each in ours.items() if each["response"] == "from the journal"}
     assert len(taken) == 16
     assert {place: each for place, each in ours.items() if place not in taken}.items() <= theirs.items()
-    assert weights_of(tmp_path) == weights_of(undisturbed)
+    assert final_weights_digest(tmp_path) == final_weights_digest(undisturbed)
     assert not partial.exists()
 
 
@@ -229,7 +229,7 @@ def ranking_of(workdir: Path) -> dict[int, dict[str, Any]]:
     return {line["rank"]: line for line in lines}
 
 
-def test_sampled_scores_stand_beside_the_greedy_ones_in_result_and_report(tmp_path: Path) -> None:
+def test_result_and_report_have_sampled_scores_beside_the_greedy_ones(tmp_path: Path) -> None:
     result, _ = run_tiny(
         tmp_path, "curriculum.stages=1", "evaluation.max_rows=4", "evaluation.sampling={seeds: [10, 20]}",
         "evaluation.best_by=exact_match",
@@ -256,13 +256,13 @@ def test_sigterm_saves_and_exits_with_75(tmp_path: Path) -> None:
     assert rest[-1].code == "stopped"
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(undisturbed: Path, tmp_path: Path) -> None:
-    stop_tiny_at(8, tmp_path)
+def test_damaged_checkpoint_is_skipped_with_a_warning(undisturbed: Path, tmp_path: Path) -> None:
+    stop_tiny_run_at(8, tmp_path)
     newest = max((tmp_path / "checkpoints").iterdir())
     (newest / "training" / "state.json").write_text("{}")
     _, events = run_tiny(tmp_path)
     assert any(getattr(event, "code", "") == "checkpoint_passed_over" for event in events)
-    assert weights_of(tmp_path) == weights_of(undisturbed)
+    assert final_weights_digest(tmp_path) == final_weights_digest(undisturbed)
 
 
 def test_another_specification_is_refused_in_the_same_directory(undisturbed: Path) -> None:
@@ -271,15 +271,15 @@ def test_another_specification_is_refused_in_the_same_directory(undisturbed: Pat
 
 
 @pytest.mark.parametrize("kind", ["no_curriculum", "shuffled_stages", "constant_temperature"])
-def test_a_control_takes_as_many_steps(undisturbed: Path, tmp_path: Path, kind: str) -> None:
+def test_control_takes_as_many_steps_and_is_reported_as_one(undisturbed: Path, tmp_path: Path, kind: str) -> None:
     few = ("evaluation.max_rows=1", "evaluation.max_new_tokens=1")
     result, _ = run_tiny(tmp_path, f"curriculum.control={{kind: {kind}}}", *few)
-    assert result.steps == max(step_rows(undisturbed))
+    assert result.steps == max(logged_steps(undisturbed))
     assert result.control is not None
     assert f"Control experiment {kind}:" in (tmp_path / "report.html").read_text()
 
 
-def test_a_branch_reports_the_settings_that_its_inherited_stages_were_trained_with(tmp_path: Path) -> None:
+def test_branch_reports_the_settings_of_its_inherited_stages(tmp_path: Path) -> None:
     parent, branch = tmp_path / "parent", tmp_path / "branch"
     with pytest.raises(RunStopped):
         run(read_spec(TINY, FEW), parent, lambda _: None, should_pause=lambda: True)
@@ -294,8 +294,8 @@ def test_a_branch_reports_the_settings_that_its_inherited_stages_were_trained_wi
     assert "js in stages 2 to 4 of 4 stages; stage 1 inherited from the run that this one branched from" in html
 
 
-def test_a_run_that_is_continued_inherits_nothing(undisturbed: Path, tmp_path: Path) -> None:
-    stop_tiny_at(9, tmp_path)
+def test_continued_run_inherits_no_stage(undisturbed: Path, tmp_path: Path) -> None:
+    stop_tiny_run_at(9, tmp_path)
     result, _ = run_tiny(tmp_path)
     assert not any(stage.inherited for stage in result.stages)
     assert result.stages == Result.model_validate_json((undisturbed / "result.json").read_bytes()).stages
@@ -303,15 +303,15 @@ def test_a_run_that_is_continued_inherits_nothing(undisturbed: Path, tmp_path: P
 
 @pytest.mark.parametrize("micro_batch", [1, 3])
 def test_the_micro_batch_does_not_change_the_gradient(undisturbed: Path, tmp_path: Path, micro_batch: int) -> None:
-    stop_tiny_at(1, tmp_path, f"training.micro_batch_size={micro_batch}")
-    ours, theirs = step_rows(tmp_path)[1], step_rows(undisturbed)[1]
+    stop_tiny_run_at(1, tmp_path, f"training.micro_batch_size={micro_batch}")
+    ours, theirs = logged_steps(tmp_path)[1], logged_steps(undisturbed)[1]
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", [name.value for name in KDMethod if name is not KDMethod.FORWARD_KL])
 def test_every_method_trains(tmp_path: Path, method: str) -> None:
     result, events = run_tiny(tmp_path, f"method={method}", "curriculum.stages=2", "evaluation.max_rows=4")
-    assert came_closer(result) or method == "sft"
+    assert approached_teacher(result) or method == "sft"
     steps = [event for event in events if isinstance(event, StepLogged)]
     assert all((event.divergence is None) == (method == "sft") for event in steps)
 
@@ -327,7 +327,7 @@ def test_every_family_trains(tmp_path: Path, family: str) -> None:
     assert divergences[-1] < divergences[0]
 
 
-def test_a_stage_ends_early_on_convergence_and_resumes_to_the_same_end(tmp_path: Path) -> None:
+def test_stage_ends_early_on_convergence_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
     settings = (
         "curriculum.epochs_per_stage=4",
         "curriculum.advance={by: convergence, min_delta: 100}",
@@ -336,20 +336,20 @@ def test_a_stage_ends_early_on_convergence_and_resumes_to_the_same_end(tmp_path:
     _, events = run_tiny(tmp_path / "whole", *settings)
     assert [event.epochs for event in events if isinstance(event, StageFinished)] == [2, 2]
     assert sum(isinstance(event, Evaluated) and event.subject == "epoch" for event in events) == 4
-    stop_tiny_at(7, tmp_path / "cut", *settings)
+    stop_tiny_run_at(7, tmp_path / "cut", *settings)
     run_tiny(tmp_path / "cut", *settings)
-    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+    assert final_weights_digest(tmp_path / "cut") == final_weights_digest(tmp_path / "whole")
 
 
-def test_a_carried_optimiser_resumes_to_the_same_weights(tmp_path: Path) -> None:
+def test_carried_optimiser_resumes_to_the_same_weights(tmp_path: Path) -> None:
     settings = ("curriculum.optimizer_at_stage=carry", "curriculum.stages=2")
     run_tiny(tmp_path / "whole", *settings)
-    stop_tiny_at(5, tmp_path / "cut", *settings)
+    stop_tiny_run_at(5, tmp_path / "cut", *settings)
     run_tiny(tmp_path / "cut", *settings)
-    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+    assert final_weights_digest(tmp_path / "cut") == final_weights_digest(tmp_path / "whole")
 
 
-def test_bad_rows_end_the_run_under_their_code(tmp_path: Path) -> None:
+def test_invalid_rows_end_the_run_with_their_code(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"instruction": ""}\n')
     events: list[Event] = []
     with pytest.raises(DatasetInvalid):
@@ -358,13 +358,13 @@ def test_bad_rows_end_the_run_under_their_code(tmp_path: Path) -> None:
     assert (events[-1].code, events[-1].fault) == ("dataset_invalid", "user")
 
 
-def test_more_stages_than_samples_end_the_run_under_their_code(tmp_path: Path) -> None:
+def test_more_stages_than_samples_are_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"instruction": "Say hi.", "output": "hi"}\n')
     with pytest.raises(SpecInvalid, match="4 stages need at least 4 training samples"):
         run_tiny(tmp_path / "run", f"data.train.path={tmp_path}/rows.jsonl")
 
 
-def test_a_run_goes_on_when_its_reader_is_gone(tmp_path: Path) -> None:
+def test_run_continues_when_its_event_reader_is_gone(tmp_path: Path) -> None:
     with engine(tmp_path, "curriculum.stages=1") as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -372,7 +372,7 @@ def test_a_run_goes_on_when_its_reader_is_gone(tmp_path: Path) -> None:
     assert isinstance(from_line((tmp_path / "events.jsonl").read_bytes().splitlines()[-1]).event, RunFinished)
 
 
-def test_a_wrong_specification_is_told_on_the_command_line(tmp_path: Path) -> None:
+def test_invalid_specification_is_reported_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text("teacher: {}\n")
     out = subprocess.run(
         [sys.executable, "-m", "pocl", "run", tmp_path / "spec.yaml", "--workdir", tmp_path / "run"],
@@ -383,7 +383,7 @@ def test_a_wrong_specification_is_told_on_the_command_line(tmp_path: Path) -> No
     assert out.stdout == ""
 
 
-def test_a_failure_on_the_command_line_exits_with_1_and_says_why(tmp_path: Path) -> None:
+def test_failed_command_exits_with_1_and_reports_the_code(tmp_path: Path) -> None:
     attempt, lines = forked_engine(tmp_path / "run", "data.train.path=nowhere.jsonl")
     last = [from_line(line).event for line in lines][-1]
     lines.close()
@@ -432,7 +432,7 @@ def is_moment(event: dict[str, Any], moment: str) -> bool:
 
 
 @contextmanager
-def counted_teacher_rows() -> Iterator[list[int]]:
+def record_teacher_forwards() -> Iterator[list[int]]:
     """Rows that go through the layers of tiny.yaml's teacher, which has four; the student has two."""
     seen: list[int] = []
 
@@ -447,27 +447,27 @@ def counted_teacher_rows() -> Iterator[list[int]]:
         handle.remove()
 
 
-def test_a_second_job_with_another_method_asks_the_teacher_for_spot_checks_alone(tmp_path: Path) -> None:
+def test_second_job_with_another_method_runs_the_teacher_for_spot_checks_alone(tmp_path: Path) -> None:
     store = SharedCache(tmp_path / "cache", 1 << 30)
     few = (*FEW, "curriculum.stages=2")
 
-    def rows_of_the_teacher(name: str, *settings: str) -> int:
-        with counted_teacher_rows() as seen:
+    def teacher_samples(name: str, *settings: str) -> int:
+        with record_teacher_forwards() as seen:
             run(read_spec(TINY, (*few, *settings)), tmp_path / name, lambda _: None, shared_cache=store)
         return sum(seen)
 
-    assert rows_of_the_teacher("first") >= 64
-    assert rows_of_the_teacher("second", "method=js", "seed=3", "curriculum.temperature.end=3") <= SPOT_CHECK_SAMPLES
+    assert teacher_samples("first") >= 64
+    assert teacher_samples("second", "method=js", "seed=3", "curriculum.temperature.end=3") <= SPOT_CHECK_SAMPLES
     assert not (tmp_path / "cache" / "pins").exists()
 
 
-def test_a_run_goes_on_elsewhere_from_a_state_inside_a_stage_alone(tmp_path: Path, undisturbed: Path) -> None:
+def test_run_continues_elsewhere_from_a_mid_stage_checkpoint_alone(tmp_path: Path, undisturbed: Path) -> None:
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    stop_tiny_at(9, here)
+    stop_tiny_run_at(9, here)
     state = here / "checkpoints" / "step-00000009"
     # No earlier checkpoint and no `best/` come along, as when a worker takes over from another machine.
     shutil.copytree(state, elsewhere / "checkpoints" / state.name)
     _, events = run_tiny(elsewhere)
-    assert weights_of(elsewhere) == weights_of(undisturbed)
+    assert final_weights_digest(elsewhere) == final_weights_digest(undisturbed)
     best = [event for event in events if isinstance(event, CheckpointSaved) and event.kind == "best"]
     assert all(event.path == f"checkpoints/step-{event.step:08d}" for event in best)

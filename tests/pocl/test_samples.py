@@ -30,7 +30,7 @@ LINE = json.dumps(ROW).encode()
 SAMPLE = Sample((Message("user", "Why?"),), "A text.", ("Because.",))
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
-anything = st.recursive(
+any_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
@@ -41,20 +41,20 @@ def chat(*pairs: tuple[str, str]) -> bytes:
     return json.dumps({"messages": [{"role": role, "content": content} for role, content in pairs]}).encode()
 
 
-def code_of(line: bytes) -> str:
+def refusal_code(line: bytes) -> str:
     with pytest.raises(RowInvalid) as refused:
         parse_row(line)
     assert refused.value.detail.endswith(".")
     return refused.value.code
 
 
-def rows_of(content: bytes) -> list[tuple[int, Sample | str]]:
+def parse_outcomes(content: bytes) -> list[tuple[int, Sample | str]]:
     outcomes = parse_rows(io.BytesIO(content))
     return [(number, outcome if isinstance(outcome, Sample) else outcome.code) for number, outcome in outcomes]
 
 
 @given(text, st.none() | st.text(st.characters(exclude_categories=["Cs"])), text | st.lists(text, min_size=1))
-def test_an_instruction_row_keeps_its_text(instruction: str, context: str | None, output: str | list[str]) -> None:
+def test_instruction_row_keeps_its_text(instruction: str, context: str | None, output: str | list[str]) -> None:
     row = {"instruction": instruction, "input": context, "output": output}
     sample = parse_row(json.dumps(row, ensure_ascii=False).encode())
     assert sample.messages == (("user", instruction),)
@@ -67,7 +67,7 @@ def test_input_may_be_absent() -> None:
 
 
 @given(st.none() | text, st.lists(st.tuples(text, text), min_size=1, max_size=4))
-def test_a_conversation_keeps_its_text(system: str | None, exchanges: list[tuple[str, str]]) -> None:
+def test_conversation_row_keeps_its_text(system: str | None, exchanges: list[tuple[str, str]]) -> None:
     pairs = [pair for asked, said in exchanges for pair in (("user", asked), ("assistant", said))]
     pairs = [("system", system), *pairs] if system else pairs
     sample = parse_row(chat(*pairs))
@@ -75,23 +75,23 @@ def test_a_conversation_keeps_its_text(system: str | None, exchanges: list[tuple
     assert sample.turns == len(exchanges)
 
 
-@given(st.dictionaries(st.text(), anything))
+@given(st.dictionaries(st.text(), any_json))
 def test_further_columns_are_ignored_whatever_they_hold(columns: dict[str, Any]) -> None:
     line = json.dumps({**columns, "topic": {"a": [1]}, **ROW}).encode()
     if "messages" not in columns:
         assert parse_row(line) == SAMPLE
 
 
-@given(anything)
-def test_any_json_gives_a_sample_or_a_refusal(value: object) -> None:
+@given(any_json)
+def test_any_json_is_parsed_or_refused(value: object) -> None:
     rows = (value, {"instruction": value, "output": value}, {"messages": value}, {"messages": [value, value]})
     lines = b"\n".join(json.dumps(row).encode() for row in rows)
-    assert len(rows_of(lines)) == len(rows)
+    assert len(parse_outcomes(lines)) == len(rows)
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_give_a_sample_or_a_refusal(line: bytes) -> None:
-    assert code_of(line) in ("not_utf8", "not_json", "not_an_object", "form_unknown")
+def test_any_bytes_are_parsed_or_refused(line: bytes) -> None:
+    assert refusal_code(line) in ("not_utf8", "not_json", "not_an_object", "form_unknown")
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def test_any_bytes_give_a_sample_or_a_refusal(line: bytes) -> None:
         (json.dumps({**ROW, "output": ["b"] * (MAX_REFERENCES + 1)}).encode(), "too_many"),
     ],
 )
-def test_a_bad_row_is_refused_with_its_code(line: bytes, code: str) -> None:
-    assert code_of(line) == code
+def test_invalid_row_is_refused_with_its_code(line: bytes, code: str) -> None:
+    assert refusal_code(line) == code
 
 
-def test_a_refusal_does_not_repeat_the_text_of_the_row() -> None:
+def test_error_does_not_repeat_the_text_of_the_row() -> None:
     for line in (b'{"instruction": 1, "output": "hush"}', b'{"instruction": "a", "output": "hush"', b'"hush"'):
         with pytest.raises(RowInvalid) as refused:
             parse_row(line)
@@ -153,10 +153,10 @@ def nested(depth: int) -> bytes:
     return b'{"instruction": "a", "output": "b", "x": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}"
 
 
-def test_nesting_is_bounded_and_brackets_in_strings_do_not_nest() -> None:
+def test_nesting_is_bounded_and_brackets_in_strings_do_not_count() -> None:
     assert parse_row(nested(MAX_DEPTH)).references == ("b",)
-    assert code_of(nested(MAX_DEPTH + 1)) == "nested_too_deeply"
-    assert code_of(b"[" * 100_000) == "nested_too_deeply"
+    assert refusal_code(nested(MAX_DEPTH + 1)) == "nested_too_deeply"
+    assert refusal_code(b"[" * 100_000) == "nested_too_deeply"
     code = 'f(x[0], "[[[' + "[" * 100 + '\\"{")'
     assert parse_row(json.dumps({**ROW, "output": code}).encode()).references == (code,)
 
@@ -167,31 +167,31 @@ def of_length(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
-def test_the_length_of_a_line_is_bounded_without_its_end(end: bytes) -> None:
+def test_length_of_a_line_is_bounded_without_its_end(end: bytes) -> None:
     fits, long = of_length(MAX_LINE_BYTES), of_length(MAX_LINE_BYTES + 1)
     assert parse_row(fits + end)
-    assert code_of(long + end) == "line_too_long"
-    assert rows_of(fits + end) == [(1, parse_row(fits))]
-    assert rows_of(long + end) == [(1, "line_too_long")]
+    assert refusal_code(long + end) == "line_too_long"
+    assert parse_outcomes(fits + end) == [(1, parse_row(fits))]
+    assert parse_outcomes(long + end) == [(1, "line_too_long")]
 
 
 @pytest.mark.parametrize("excess", [1, 2, 3, 4, 5, 6, 100, MAX_LINE_BYTES, 3 * MAX_LINE_BYTES])
-def test_a_line_too_long_costs_only_itself(excess: int) -> None:
+def test_overlong_line_does_not_affect_the_others(excess: int) -> None:
     content = LINE + b"\n" + of_length(MAX_LINE_BYTES + excess) + b"\n\n" + LINE
-    assert rows_of(content) == [(1, SAMPLE), (2, "line_too_long"), (4, SAMPLE)]
+    assert parse_outcomes(content) == [(1, SAMPLE), (2, "line_too_long"), (4, SAMPLE)]
 
 
-def test_a_byte_order_mark_is_accepted_at_the_start_only() -> None:
+def test_byte_order_mark_is_accepted_at_the_start_only() -> None:
     mark = b"\xef\xbb\xbf"
-    assert rows_of(mark + LINE + b"\n" + mark + LINE) == [(1, SAMPLE), (2, "not_json")]
-    assert rows_of(mark + of_length(MAX_LINE_BYTES) + b"\r\n")[0][1] == parse_row(of_length(MAX_LINE_BYTES))
+    assert parse_outcomes(mark + LINE + b"\n" + mark + LINE) == [(1, SAMPLE), (2, "not_json")]
+    assert parse_outcomes(mark + of_length(MAX_LINE_BYTES) + b"\r\n")[0][1] == parse_row(of_length(MAX_LINE_BYTES))
 
 
 def test_line_ends_of_both_kinds_and_blank_lines_are_accepted() -> None:
-    assert rows_of(b"\r\n" + LINE + b"\r\n \n" + LINE + b"\n\n") == [(2, SAMPLE), (4, SAMPLE)]
+    assert parse_outcomes(b"\r\n" + LINE + b"\r\n \n" + LINE + b"\n\n") == [(2, SAMPLE), (4, SAMPLE)]
 
 
-def test_a_unicode_line_separator_inside_a_string_ends_no_line() -> None:
+def test_unicode_line_separator_in_a_string_does_not_end_the_line() -> None:
     row = {**ROW, "output": "one\u2028two\x85three"}
     ((_, sample),) = parse_rows(io.BytesIO(json.dumps(row, ensure_ascii=False).encode()))
     assert isinstance(sample, Sample)
@@ -200,11 +200,11 @@ def test_a_unicode_line_separator_inside_a_string_ends_no_line() -> None:
 
 @given(st.lists(st.sampled_from([LINE, b'{"output": "b"}', b"", b"\xff"])))
 def test_every_line_that_is_not_blank_has_one_outcome(lines: list[bytes]) -> None:
-    numbers = [number for number, _ in rows_of(b"\n".join(lines))]
+    numbers = [number for number, _ in parse_outcomes(b"\n".join(lines))]
     assert numbers == [number for number, line in enumerate(lines, start=1) if line]
 
 
-def test_the_digest_depends_on_content_alone() -> None:
+def test_digest_depends_on_content_alone() -> None:
     columns = {"topic": "x", "output": "Because.", "input": "A text.", "instruction": "Why?"}
     assert parse_row(json.dumps(columns, indent=None, ensure_ascii=False).encode()).digest == parse_row(LINE).digest
     others = [{**ROW, "instruction": "How?"}, {**ROW, "input": ""}, {**ROW, "output": ["Because.", "So."]}]
@@ -212,7 +212,7 @@ def test_the_digest_depends_on_content_alone() -> None:
     assert len(digests) == 4
 
 
-def test_the_digest_is_pinned() -> None:
+def test_digest_is_stable_across_versions() -> None:
     # Stored rankings refer to it, so it must not change from one version to the next.
     assert SAMPLE.digest == "898978659da24dd181d4060f93d5ae2a86357d404c76975aed50423c32208e77"
 
@@ -222,7 +222,7 @@ def test_the_digest_is_pinned() -> None:
         lambda rows: st.tuples(st.just(rows), st.permutations(rows))
     )
 )
-def test_rows_of_equal_content_are_interchangeable_in_an_order_by_digest(pair: tuple[list[str], list[str]]) -> None:
+def test_samples_of_equal_content_are_interchangeable_in_an_order_by_digest(pair: tuple[list[str], list[str]]) -> None:
     one, other = (
         sorted((Sample((Message("user", said),), "", ("x",)) for said in rows), key=lambda sample: sample.digest)
         for rows in pair
@@ -230,13 +230,13 @@ def test_rows_of_equal_content_are_interchangeable_in_an_order_by_digest(pair: t
     assert one == other
 
 
-def test_a_file_is_read_in_order(tmp_path: Path) -> None:
+def test_samples_are_read_in_file_order(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(json.dumps({**ROW, "instruction": str(n)}).encode() for n in range(30)))
     assert [sample.messages[0].content for sample in read_samples(path)] == [str(n) for n in range(30)]
 
 
-def test_bad_lines_are_counted_and_the_first_named(tmp_path: Path) -> None:
+def test_invalid_lines_are_counted_and_the_first_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(LINE + b"\n" + b"{}\n" * 25)
     with pytest.raises(DatasetInvalid) as refused:
@@ -249,20 +249,20 @@ def test_bad_lines_are_counted_and_the_first_named(tmp_path: Path) -> None:
     assert str(tmp_path) not in message
 
 
-def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
+def test_file_without_rows_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n \n")
     with pytest.raises(DatasetInvalid, match="no usable row"):
         read_samples(path)
 
 
-def test_a_file_that_cannot_be_read_is_refused_without_its_path(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused_without_its_path(tmp_path: Path) -> None:
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(DatasetInvalid) as refused:
             read_samples(path)
         assert str(tmp_path) not in refused.value.message
 
 
-def test_reading_rows_imports_neither_torch_nor_transformers() -> None:
+def test_reading_samples_imports_neither_torch_nor_transformers() -> None:
     check = "import sys, pocl.data.samples; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -19,7 +19,7 @@ def refused(**over: object) -> set[tuple[str, str]]:
     return {(problem.pointer, problem.code) for problem in caught.value.field_errors}
 
 
-def test_the_default_preset_is_the_papers() -> None:
+def test_default_preset_has_the_settings_of_the_paper() -> None:
     spec = resolve(MINIMAL)
     assert (spec.curriculum.stages, spec.curriculum.epochs_per_stage) == (4, 8)
     assert (spec.training.batch_size, spec.training.learning_rate, spec.training.weight_decay) == (64, 1e-4, 0.01)
@@ -27,30 +27,30 @@ def test_the_default_preset_is_the_papers() -> None:
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_resolving_a_resolved_specification_changes_nothing(preset: str) -> None:
+def test_resolve_is_idempotent(preset: str) -> None:
     spec = resolve(MINIMAL | {"preset": preset})
     assert resolve(spec.model_dump(mode="json")) == spec
     assert DistillationSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
-def test_sampling_is_the_papers_where_it_is_asked_for_and_off_otherwise() -> None:
+def test_sampling_is_off_by_default_and_has_the_settings_of_the_paper() -> None:
     assert resolve(MINIMAL).evaluation.sampling is None
     sampling = resolve(MINIMAL | {"evaluation": {"sampling": {}}}).evaluation.sampling
     assert sampling is not None
     assert (sampling.temperature, sampling.top_p, sampling.seeds) == (1.0, 1.0, (10, 20, 30, 40, 50))
 
 
-def test_a_clients_field_lies_over_the_preset_and_its_neighbours_stay() -> None:
+def test_client_fields_override_the_preset_one_by_one() -> None:
     spec = resolve(MINIMAL | {"preset": "quick", "training": {"batch_size": 3}})
     assert spec.training.batch_size == 3
     assert spec.training.learning_rate == PRESETS["quick"]["training"]["learning_rate"]
 
 
-def test_every_method_can_be_given_by_its_name_alone() -> None:
+def test_every_method_may_be_given_by_name_alone() -> None:
     assert {resolve(MINIMAL | {"method": name.value}).method.name for name in KDMethod} == set(METHODS) == set(KDMethod)
 
 
-def test_the_official_preset_scales_three_losses_by_tau_squared_and_weighs_js_by_a_tenth() -> None:
+def test_official_preset_scales_three_losses_by_tau_squared_and_weighs_js_by_a_tenth() -> None:
     methods = {name: resolve(MINIMAL | {"preset": "pocl_official", "method": name}).method for name in KDMethod}
     scaled = {name for name, method in methods.items() if getattr(method, "scale_by_tau_squared", False)}
     unpublished = {"adaptive_kl", "alpha_beta"}
@@ -58,7 +58,7 @@ def test_the_official_preset_scales_three_losses_by_tau_squared_and_weighs_js_by
     assert methods[KDMethod.JS] == JS(beta=0.1)
 
 
-def test_a_controls_constants_are_named() -> None:
+def test_resolve_fills_in_the_constants_of_a_control() -> None:
     no_curriculum = resolve(MINIMAL | {"curriculum": {"control": {"kind": "no_curriculum"}}}).curriculum.control
     constant = resolve(MINIMAL | {"curriculum": {"control": {"kind": "constant_temperature"}}}).curriculum.control
     assert no_curriculum == NoCurriculum(kind="no_curriculum", temperature=1.0, kd_weight=0.85)
@@ -94,16 +94,16 @@ def test_a_controls_constants_are_named() -> None:
         ({"seed": "ten"}, "/seed", "int_parsing"),
     ],
 )  # fmt: skip
-def test_a_wrong_field_is_refused_at_its_place(over: dict[str, object], pointer: str, code: str) -> None:
+def test_invalid_field_is_refused_with_its_pointer(over: dict[str, object], pointer: str, code: str) -> None:
     assert (pointer, code) in refused(**over)
 
 
-def test_only_sft_does_without_a_teacher() -> None:
+def test_every_method_but_sft_requires_a_teacher() -> None:
     assert resolve(MINIMAL | {"teacher": None, "method": "sft"}).teacher is None
     assert refused(teacher=None) == {("", "value_error")}
 
 
-def test_convergence_needs_validation_rows() -> None:
+def test_convergence_requires_validation_data() -> None:
     convergence = {"curriculum": {"advance": {"by": "convergence"}}}
     assert refused(**convergence) == {("", "value_error")}
     assert resolve(MINIMAL | WITH_VALIDATION | convergence).curriculum.advance.by == "convergence"
@@ -117,7 +117,7 @@ json_values = st.recursive(
 
 
 @given(st.sampled_from(sorted(DistillationSpec.model_fields)), json_values)
-def test_no_value_of_any_field_gives_another_error(field: str, value: object) -> None:
+def test_arbitrary_values_are_accepted_or_spec_invalid(field: str, value: object) -> None:
     # Anything but SpecInvalid fails the test.
     with suppress(SpecInvalid):
         assert isinstance(resolve(MINIMAL | {field: value}), DistillationSpec)

@@ -19,13 +19,13 @@ def test_tokens_that_only_one_side_has_are_no_conflict() -> None:
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 30), min_size=1), st.integers(1, 50), st.integers(1, 50))
-def test_a_vocabulary_agrees_with_itself(tokens: dict[str, int], teacher: int, student: int) -> None:
+def test_equal_vocabularies_agree(tokens: dict[str, int], teacher: int, student: int) -> None:
     assume(len(set(tokens.values())) == len(tokens))
     assert shared_vocabulary_size(tokens, teacher, tokens, student) == min(teacher, student)
 
 
 @given(st.permutations(list(range(6))))
-def test_any_other_numbering_is_refused(ids: list[int]) -> None:
+def test_permuted_ids_are_refused(ids: list[int]) -> None:
     assume(ids != sorted(ids))
     tokens = dict(zip("abcdef", range(6), strict=True))
     with pytest.raises(VocabularyMismatch):

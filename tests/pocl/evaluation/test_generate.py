@@ -50,13 +50,13 @@ def common_tokens(model: PreTrainedModel, prompts: Prompts) -> set[int]:
 
 
 @pytest.mark.parametrize("family", [*FOUR_FAMILIES, "gemma2", "opt-350m"])
-def test_answers_are_those_of_transformers(family: str) -> None:
+def test_answers_equal_those_of_transformers(family: str) -> None:
     model, prompts = tiny(family), prompts_of([5, 17, 9, 1, 12, 5, 3])
     assert answers(model, prompts, eos=set()) == reference(model, prompts, set())
 
 
 @pytest.mark.parametrize("family", [*FOUR_FAMILIES, "gemma2"])
-def test_rows_that_end_leave_the_others_alone(family: str) -> None:
+def test_finished_rows_do_not_affect_the_others(family: str) -> None:
     model, prompts = tiny(family), prompts_of([5, 17, 9, 2, 12, 5, 3, 8])
     eos = common_tokens(model, prompts)
     expected = reference(model, prompts, eos)
@@ -66,7 +66,7 @@ def test_rows_that_end_leave_the_others_alone(family: str) -> None:
 
 @settings(max_examples=20)
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6), batch=st.integers(1, 7))
-def test_batching_and_order_change_nothing(lengths: list[int], batch: int) -> None:
+def test_answers_do_not_depend_on_batching_and_order(lengths: list[int], batch: int) -> None:
     model, prompts = tiny("llama"), prompts_of(lengths)
     one_by_one = [answers(model, [prompt], new=5, batch=1, eos={7})[0] for prompt in prompts]
     assert answers(model, prompts, new=5, batch=batch, eos={7}) == one_by_one
@@ -74,7 +74,7 @@ def test_batching_and_order_change_nothing(lengths: list[int], batch: int) -> No
 
 
 @pytest.mark.parametrize("family", FOUR_FAMILIES)
-def test_pad_and_end_in_a_prompt_are_ordinary_tokens(family: str) -> None:
+def test_pad_and_end_tokens_in_a_prompt_are_ordinary(family: str) -> None:
     model = tiny(family)
     prompts = [[PAD, 9, PAD, 11], [PAD], [5, 6, PAD, PAD, PAD, 8, 9]]
     assert answers(model, prompts, eos={PAD}) == reference(model, prompts, {PAD})
@@ -92,13 +92,13 @@ def test_answer_ends_with_the_models_positions() -> None:
     assert [len(answer) for answer in answers(tiny("gpt2"), prompts, new=10, eos=set())] == [4, 10]
 
 
-def test_an_ended_row_stays_within_the_models_positions_while_others_go_on() -> None:
+def test_finished_row_stays_within_the_positions_of_the_model() -> None:
     # One of eight ends by its positions: too few to leave the batch.
     model, prompts = tiny("gpt2"), prompts_of([60, *[3] * 7])
     assert answers(model, prompts, new=30, batch=8, eos=set())[1:] == reference(model, prompts[1:], set(), new=30)
 
 
-def test_rows_leave_the_batch_before_all_have_ended() -> None:
+def test_finished_rows_leave_the_batch_before_all_are_finished() -> None:
     model, rows = tiny("llama"), []
     prompts = prompts_of([5, 17, 9, 2, 12, 5, 3, 8])
     eos = common_tokens(model, prompts)
@@ -127,7 +127,7 @@ def test_no_prompts_give_no_answers() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mode_is_restored_and_dropout_never_acts(training: bool) -> None:
+def test_mode_is_restored_and_dropout_is_off(training: bool) -> None:
     model, prompts = tiny("gpt2"), prompts_of([4, 6])
     expected = answers(model, prompts, eos=set())
     model.train(training)
@@ -144,7 +144,7 @@ def test_progress_counts_answered_prompts() -> None:
     assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
-def test_stop_is_heeded_within_a_batch_and_mode_restored() -> None:
+def test_stop_ends_generation_within_a_batch_and_restores_the_mode() -> None:
     model, asked = tiny("llama").train(), []
 
     def stop_at_third() -> bool:
@@ -159,7 +159,7 @@ def test_stop_is_heeded_within_a_batch_and_mode_restored() -> None:
     assert model.training
 
 
-def test_only_the_last_column_reaches_the_head() -> None:
+def test_head_is_applied_to_the_last_column_alone() -> None:
     model, rows = tiny("llama"), []
     model.get_output_embeddings().register_forward_hook(lambda _m, _a, out: rows.append(tuple(out.shape)))
     answers(model, prompts_of([9, 4]), new=3, eos=set())
@@ -174,7 +174,7 @@ def test_training_after_generating_under_the_same_autocast_has_gradients() -> No
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_end_tokens_are_the_configs_and_the_tokenizers() -> None:
+def test_stop_tokens_are_those_of_config_and_tokenizer() -> None:
     model, tokenizer = tiny("llama"), byte_level_tokenizer(64)
     assert model_stop_token_ids(model, tokenizer) == {EOS, SPECIAL_TOKENS["<|eos|>"]}
     model.generation_config.eos_token_id = [4, 5]

@@ -51,14 +51,14 @@ def sentence(rng: random.Random) -> str:
     return " ".join(word.upper() if rng.random() < 0.2 else word for word in words)
 
 
-def test_it_equals_rouge_score_on_thousands_of_word_sequences() -> None:
+def test_rouge_l_equals_rouge_score_on_thousands_of_word_sequences() -> None:
     rng = random.Random(0)
     for _ in range(2000):
         prediction, references = sentence(rng), [sentence(rng) for _ in range(rng.randint(1, 3))]
         assert rouge_l(prediction, references) == expected(prediction, references)
 
 
-def test_it_equals_rouge_score_on_real_text() -> None:
+def test_rouge_l_equals_rouge_score_on_real_text() -> None:
     rows = [json.loads(line) for path in DOLLY.glob("*.jsonl") for line in path.read_text().splitlines()]
     texts = [row[field] for row in rows for field in ("instruction", "output")]
     assert len(texts) > 500
@@ -71,14 +71,14 @@ def test_it_equals_rouge_score_on_real_text() -> None:
         assert rouge_l(prediction, references) == expected(prediction, references)
 
 
-def test_it_equals_rouge_score_on_word_soup() -> None:
+def test_rouge_l_equals_rouge_score_on_word_soup() -> None:
     rng = random.Random(1)
     for _ in range(2000):
         prediction, reference = (" ".join(rng.choices(SOUP, k=rng.randint(0, 20))) for _ in range(2))
         assert rouge_l(prediction, [reference]) == expected(prediction, [reference])
 
 
-def test_what_is_remembered_is_bounded_and_forgetting_changes_nothing() -> None:
+def test_lexicon_cache_is_bounded_and_its_replacement_changes_no_score() -> None:
     rng = random.Random(2)
     pairs = [(sentence(rng), [sentence(rng)]) for _ in range(50)]
     before = [rouge_l(*pair) for pair in pairs]
@@ -91,18 +91,18 @@ def test_what_is_remembered_is_bounded_and_forgetting_changes_nothing() -> None:
 
 
 @given(st.text(max_size=60), st.lists(st.text(max_size=60), min_size=1, max_size=3))
-def test_it_equals_rouge_score_on_any_text(prediction: str, references: list[str]) -> None:
+def test_rouge_l_equals_rouge_score_on_any_text(prediction: str, references: list[str]) -> None:
     assert rouge_l(prediction, references) == expected(prediction, references)
 
 
 @given(st.lists(st.text("abeginsty", max_size=12)), st.lists(st.text("abeginsty", max_size=12)))
-def test_it_equals_rouge_score_on_words_that_are_stemmed(prediction: list[str], reference: list[str]) -> None:
+def test_rouge_l_equals_rouge_score_on_words_that_are_stemmed(prediction: list[str], reference: list[str]) -> None:
     pair = " ".join(prediction), [" ".join(reference)]
     assert rouge_l(*pair) == expected(*pair)
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
-def test_it_is_symmetric_and_between_0_and_100(one: str, other: str) -> None:
+def test_rouge_l_is_symmetric_and_between_0_and_100(one: str, other: str) -> None:
     assert 0 <= rouge_l(one, [other]) <= 100
     assert rouge_l(one, [other]) == pytest.approx(rouge_l(other, [one]))
 
@@ -118,7 +118,7 @@ def test_words_of_more_than_three_letters_are_stemmed(one: str, other: str, scor
 
 
 @pytest.mark.parametrize(("prediction", "reference"), [("", "word"), ("word", ""), ("", ""), ("¿?", "word")])
-def test_a_side_without_words_scores_zero(prediction: str, reference: str) -> None:
+def test_text_without_words_scores_zero(prediction: str, reference: str) -> None:
     assert rouge_l(prediction, [reference]) == 0
 
 
@@ -133,11 +133,11 @@ def test_exact_match_ignores_case_punctuation_and_spacing(same: str) -> None:
 
 
 @pytest.mark.parametrize("other", ["answer", "the answers", "theanswer", ""])
-def test_exact_match_needs_the_same_words(other: str) -> None:
+def test_exact_match_requires_the_same_words(other: str) -> None:
     assert not exact_match(other, ["The answer."])
 
 
 @pytest.mark.parametrize("score", [rouge_l, exact_match])
-def test_no_reference_is_refused(score: Callable[[str, list[str]], float]) -> None:
+def test_missing_reference_is_refused(score: Callable[[str, list[str]], float]) -> None:
     with pytest.raises(ValueError, match="needs a reference"):
         score("word", [])

@@ -58,7 +58,7 @@ def place_of(token: float, shares: dict[int, float], uniform: float) -> bool:
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (2.0, 0.8)])
-def test_draws_follow_the_softmax_of_the_model(temperature: float, top_p: float) -> None:
+def test_sampled_tokens_follow_the_softmax_of_the_model(temperature: float, top_p: float) -> None:
     model, prompt = tiny("llama"), [5, 9, 4]
     logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double() / temperature
     shares = nucleus(logits.tolist(), top_p)
@@ -71,7 +71,7 @@ def test_draws_follow_the_softmax_of_the_model(temperature: float, top_p: float)
 
 
 @given(logit_rows, st.floats(0.05, 1), st.floats(0, 1, exclude_max=True))
-def test_a_draw_is_the_inverse_of_the_cumulative_nucleus(logits: list[float], top_p: float, uniform: float) -> None:
+def test_sampled_token_inverts_the_cumulative_nucleus(logits: list[float], top_p: float, uniform: float) -> None:
     drawn = Sampler(1.0, top_p, seed=0).choose(torch.tensor([logits]), torch.tensor([uniform], dtype=torch.float64))
     # Borders may lie a rounding apart.
     shares = {near: nucleus(logits, min(1.0, near)) for near in (top_p - 1e-9, top_p, top_p + 1e-9)}
@@ -79,7 +79,7 @@ def test_a_draw_is_the_inverse_of_the_cumulative_nucleus(logits: list[float], to
 
 
 @pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.50001, 2), (0.75, 2), (0.8, 3), (1.0, 4), (1e-9, 1)])
-def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p: float, kept: int) -> None:
+def test_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p: float, kept: int) -> None:
     # Powers of two: the sums are exact.
     logits = torch.tensor([0.125, 0.5, 0.25, 0.125]).log2() * math.log(2)
     uniforms = torch.linspace(0, 1 - 1e-9, 400, dtype=torch.float64)
@@ -88,14 +88,14 @@ def test_the_nucleus_is_the_fewest_tokens_that_reach_top_p(top_p: float, kept: i
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_a_token_of_no_mass_is_never_drawn(top_p: float) -> None:
+def test_token_without_mass_is_never_sampled(top_p: float) -> None:
     logits = torch.tensor([[-math.inf, 0.0, 1.0, -math.inf]]).repeat(2, 1)
     drawn = Sampler(1.0, top_p, seed=0).choose(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
     assert set(drawn.tolist()) <= {1, 2}
 
 
 @given(logit_rows, st.floats(1e-9, 1, exclude_max=True))
-def test_a_cold_draw_is_the_greedy_one(logits: list[float], uniform: float) -> None:
+def test_low_temperature_samples_the_greedy_token(logits: list[float], uniform: float) -> None:
     logits = sorted({round(logit, 1) for logit in logits})
     drawn = Sampler(1e-3, 1.0, seed=0).choose(torch.tensor([logits]), torch.tensor([uniform], dtype=torch.float64))
     assert drawn.item() == len(logits) - 1
@@ -103,7 +103,7 @@ def test_a_cold_draw_is_the_greedy_one(logits: list[float], uniform: float) -> N
 
 @settings(max_examples=15)
 @given(order=st.permutations(range(6)), batch=st.integers(1, 6), seed=st.integers(0, 5))
-def test_an_answer_depends_on_its_key_and_seed_and_not_on_its_batch(order: list[int], batch: int, seed: int) -> None:
+def test_answer_depends_on_its_key_and_seed_and_not_on_its_batch(order: list[int], batch: int, seed: int) -> None:
     model = tiny("llama")
     prompts = [[3 + place, *range(4, 4 + place)] for place in range(6)]
 
@@ -118,7 +118,7 @@ def test_an_answer_depends_on_its_key_and_seed_and_not_on_its_batch(order: list[
     assert drawn(order, batch) == drawn(list(range(6)), 1)
 
 
-def test_keys_and_seeds_give_streams_of_their_own() -> None:
+def test_keys_and_seeds_give_independent_streams() -> None:
     streams = torch.stack([Sampler(1.0, 1.0, seed).uniforms(["a", "b", "a"], 50) for seed in (10, 20)])
     assert torch.equal(streams[:, 0], streams[:, 2])
     assert len({tuple(row.tolist()) for row in streams[:, :2].reshape(-1, 50)}) == 4
@@ -126,6 +126,6 @@ def test_keys_and_seeds_give_streams_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 0.0), (1.0, 1.1)])
-def test_impossible_samplers_are_refused(temperature: float, top_p: float) -> None:
+def test_invalid_samplers_are_refused(temperature: float, top_p: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
         Sampler(temperature, top_p, seed=0)

@@ -8,7 +8,7 @@ from pocl.errors import CheckpointCorrupt, DiskFull
 from pocl.storage import manifest
 
 
-def made(target: Path) -> Path:
+def make_directory(target: Path) -> Path:
     with manifest.new_directory(target) as scratch:
         (scratch / "weights.bin").write_bytes(b"\x00\x01" * 500)
         (scratch / "deep").mkdir()
@@ -16,27 +16,27 @@ def made(target: Path) -> Path:
     return target
 
 
-def test_a_new_directory_verifies(tmp_path: Path) -> None:
-    files = manifest.verify(made(tmp_path / "one")).files
+def test_new_directory_verifies(tmp_path: Path) -> None:
+    files = manifest.verify(make_directory(tmp_path / "one")).files
     assert [(file.path, file.size) for file in files] == [("deep/note.txt", 5), ("weights.bin", 1000)]
 
 
-def test_an_error_leaves_neither_target_nor_scratch(tmp_path: Path) -> None:
+def test_error_leaves_neither_target_nor_scratch(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), manifest.new_directory(tmp_path / "one") as scratch:
         _ = 1 / (scratch / "half").write_text("")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_space_is_named_and_leaves_what_was_there(tmp_path: Path) -> None:
-    target = made(tmp_path / "one")
+def test_full_disk_raises_disk_full_and_keeps_the_old_directory(tmp_path: Path) -> None:
+    target = make_directory(tmp_path / "one")
     with pytest.raises(DiskFull), manifest.new_directory(target):
         raise OSError(28, "No space left on device")
     manifest.verify(target)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "link"])
-def test_damage_is_found(tmp_path: Path, damage: str) -> None:
-    target = made(tmp_path / "one")
+def test_damage_is_detected(tmp_path: Path, damage: str) -> None:
+    target = make_directory(tmp_path / "one")
     file = target / "weights.bin"
     content = file.read_bytes()
     match damage:
@@ -54,7 +54,7 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/passwd", "a/../../b", "a\\b", ""])
-def test_a_manifest_cannot_point_outside(tmp_path: Path, path: str) -> None:
+def test_manifest_cannot_point_outside(tmp_path: Path, path: str) -> None:
     entry = manifest.ManifestFile.model_construct(path=path, size=1, sha256="0" * 64)
     listing = manifest.Manifest.model_construct(format=1, files=(entry,))
     (tmp_path / "manifest.json").write_text(listing.model_dump_json())
@@ -62,7 +62,7 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path, path: str) -> None:
         manifest.verify(tmp_path)
 
 
-def test_a_nested_manifest_owns_its_directory(tmp_path: Path) -> None:
+def test_nested_manifest_owns_its_directory(tmp_path: Path) -> None:
     with manifest.new_directory(tmp_path / "outer") as scratch:
         (scratch / "mine").write_text("a")
         (scratch / "inner").mkdir()
@@ -72,8 +72,8 @@ def test_a_nested_manifest_owns_its_directory(tmp_path: Path) -> None:
     assert [file.path for file in manifest.verify(tmp_path / "outer").files] == ["mine"]
 
 
-def test_a_manifest_that_came_along_is_kept(tmp_path: Path) -> None:
-    source = made(tmp_path / "one")
+def test_copied_manifest_is_kept(tmp_path: Path) -> None:
+    source = make_directory(tmp_path / "one")
     with manifest.new_directory(tmp_path / "two") as scratch:
         for file in (*manifest.read_manifest(source).files, None):
             path = manifest.MANIFEST if file is None else file.path
@@ -82,14 +82,14 @@ def test_a_manifest_that_came_along_is_kept(tmp_path: Path) -> None:
     assert manifest.verify(tmp_path / "two") == manifest.verify(source)
 
 
-def test_replacing_a_file_keeps_no_scratch(tmp_path: Path) -> None:
+def test_replacing_a_file_leaves_no_scratch(tmp_path: Path) -> None:
     manifest.replace_file(tmp_path / "a.json", "1")
     manifest.replace_file(tmp_path / "a.json", "2")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "2")]
 
 
-def test_sweeping_removes_what_killed_processes_left(tmp_path: Path) -> None:
-    target = made(tmp_path / "one")
-    made(tmp_path / ".tmp-two-123")
+def test_sweep_removes_what_killed_processes_left(tmp_path: Path) -> None:
+    target = make_directory(tmp_path / "one")
+    make_directory(tmp_path / ".tmp-two-123")
     manifest.sweep(tmp_path)
     assert list(tmp_path.iterdir()) == [target]
