@@ -31,7 +31,7 @@ from domain.settings import Settings
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, route_class=StrictJsonRoute)
 
 _TRANSITION_RESPONSES = {
-    200: {"model": JobView, "description": "The job was asked to do this before: nothing changed."},
+    200: {"model": JobView, "description": "The same action was requested before: nothing changed."},
     **replayable_response(202),
     **problem_responses(JobNotFound, IllegalTransition, Conflict, Unprocessable, *KEY_ERRORS),
 }
@@ -55,7 +55,9 @@ _DESCENDANT_RESPONSES = {**BODY_PROBLEMS, **replayable_response(201, location=Tr
     responses=_TRANSITION_RESPONSES,
 )
 def cancel_job(write: IdempotentWriteDep, caller: Caller, job_id: JobId, settings: SettingsDep) -> Response:
-    """A job that waits ends at once; one that runs is `cancelling` until its worker has saved a checkpoint."""
+    """Cancel a job. A job that waits ends at once; one that runs is `cancelling` until its worker has saved a
+    checkpoint.
+    """
     with write.transaction() as session:
         return _respond(write, session, actions.cancel_job(session, caller.project, job_id), settings)
 
@@ -74,7 +76,9 @@ def pause_job(
     settings: SettingsDep,
     body: PauseRequest | None = None,
 ) -> Response:
-    """The worker saves the job and lets it go, now or at the end of the stage. Paused, it takes no worker."""
+    """Pause a job. Its worker saves it and releases it, now or at the end of the stage; a paused job holds no
+    worker.
+    """
     at = (body or PauseRequest()).at
     with write.transaction() as session:
         return _respond(write, session, actions.pause_job(session, caller.project, job_id, at), settings)
@@ -88,7 +92,7 @@ def pause_job(
     responses=_TRANSITION_RESPONSES,
 )
 def resume_job(write: IdempotentWriteDep, caller: Caller, job_id: JobId, settings: SettingsDep) -> Response:
-    """A paused job goes back into the queue, and on from where it was, to the same bits."""
+    """Resume a paused job. It goes back into the queue and continues where it was, to the same weights bit for bit."""
     with write.transaction() as session:
         return _respond(write, session, actions.resume_job(session, caller.project, job_id), settings)
 
@@ -109,8 +113,8 @@ def retry_job(
     request: Request,
     body: RetryRequest | None = None,
 ) -> Response:
-    """A new job with an ended one's specification: from its newest checkpoint, the end of a stage, or the start. It
-    keeps the name, the labels and the priority of the ended one unless the body names others.
+    """Create a job with the specification of an ended one. It begins at the newest checkpoint, the end of a stage, or
+    the start, and keeps the name, the labels and the priority of the ended job unless the body names others.
     """
     body = body or RetryRequest()
     with database.transaction(write=False) as session:
@@ -139,9 +143,9 @@ def branch_job(
     request: Request,
     body: BranchRequest,
 ) -> Response:
-    """A new job that goes on from the end of a stage with other temperatures, another method or teacher. Ranking and
-    stages before are not done again. The job keeps the name, the labels and the priority of the one that it leaves
-    unless the body names others.
+    """Create a job that continues another from the end of a stage, with other temperatures, another method or another
+    teacher. Ranking and earlier stages are not repeated. The branch keeps the name, the labels and the priority of its
+    parent unless the body names others.
     """
     with database.transaction(write=False) as session:
         plan = lineage.plan_branch(
@@ -165,7 +169,9 @@ def branch_job(
     responses={**BODY_PROBLEMS, **problem_responses(JobNotFound, Conflict, Unprocessable)},
 )
 def update_job(session: WriteSession, caller: Caller, job_id: JobId, settings: SettingsDep, body: JobUpdate) -> JobView:
-    """Name, labels and priority; what is not named stays. Priority counts while the job waits."""
+    """Change the name, the labels or the priority of a job; fields that are not named stay. The priority counts while
+    the job waits.
+    """
     job = actions.update_job(session, caller.project, job_id, body.changes)
     return present_job(session, job, settings)
 
@@ -177,7 +183,7 @@ def update_job(session: WriteSession, caller: Caller, job_id: JobId, settings: S
     responses=problem_responses(JobNotFound, JobIsLive, JobIsNeeded),
 )
 def delete_job(session: WriteSession, caller: Caller, job_id: JobId) -> None:
-    """Forget an ended job with its history, results and checkpoints. The files go soon after."""
+    """Delete an ended job with its history, results and checkpoints. The files are deleted soon after."""
     actions.delete_job(session, caller.project, job_id)
 
 

@@ -89,8 +89,8 @@ async def get_job(
         Query(ge=0, le=MAX_WAIT, allow_inf_nan=False, description="How long to wait for a change at most, in seconds."),
     ] = 0,
 ) -> Response:
-    """How far the job is, when it may end, and its position in the queue. Send `ETag` back as `If-None-Match`: polling
-    then costs a 304 until something changes.
+    """The job with its progress, its expected end and its position in the queue. Send `ETag` back as `If-None-Match`:
+    polling then costs a 304 until something changes.
 
     With `wait` the response comes as soon as the job is not in the state that `If-None-Match` names any more, or at the
     end of that time. Without `If-None-Match` it waits for a change of a job that has not ended.

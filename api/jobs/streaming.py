@@ -121,8 +121,8 @@ async def follow_job_events(
     after: AfterNumber = 0,
     last_event_id: LastEventId = 0,
 ) -> Response:
-    """The job's history from `after` on and then what happens, as it happens. The stream closes behind the event that
-    ends the job. After any interruption go on with the last `id` as `Last-Event-ID`: nothing is lost or repeated.
+    """The events of the job after `after`, and then new ones as they happen. The stream closes after the event that
+    ends the job. Resume an interrupted stream with the last `id` as `Last-Event-ID`: no event is lost or repeated.
     """
     snapshot = await watcher.snapshot(job_id)
     if snapshot is None or snapshot.project != caller.project:

@@ -1,6 +1,7 @@
-"""Keys and the answers that were given under them. No function commits.
+"""Idempotency keys and the responses that are stored under them. No function commits.
 
-They take a connection, so that a key can be claimed in the very moment in which a session's transaction begins.
+The functions take the connection of a transaction: their statements are upserts and updates of one row, and none of
+them goes through the identity map of a session.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from domain.db import db_now, upsert_into
 from domain.idempotency.models import IdempotencyKey
 
 RESPONSE_TTL_SECONDS: Final = 24 * 3600
-"""How long an answer is shown again."""
+"""How long a stored response is replayed."""
 LOCK_TIMEOUT_SECONDS: Final = 10.0
 """How long a duplicate waits for the first request's transaction; SQLite waits for any writer, and longer."""
 
@@ -23,7 +24,7 @@ _LOCK_NOT_AVAILABLE: Final = "55P03"
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """What is shown again."""
+    """An HTTP response that is stored under a key."""
 
     status: int
     media_type: str
@@ -33,16 +34,16 @@ class StoredResponse:
 
 @dataclass(frozen=True)
 class StoredKey:
-    """What stands under a key of somebody else."""
+    """A key that another request holds or has settled."""
 
     fingerprint: str | None
     response: StoredResponse | None
-    """Null: the request is under way."""
+    """The response of that request; null while it is in progress."""
 
 
 @dataclass(frozen=True)
 class KeyHolder:
-    """A request, and the key that it came with."""
+    """A request that claims a key, told from others by a token of its own."""
 
     project: str
     key: str
@@ -53,7 +54,7 @@ IN_PROGRESS: Final = StoredKey(None, None)
 
 
 def find(connection: sa.Connection, holder: KeyHolder) -> StoredKey | None:
-    """What stands under the key and has not expired."""
+    """The key, where another request has it and it has not expired."""
     return _read(connection, holder, _KEYS.c.expires_at > db_now())
 
 
@@ -65,42 +66,45 @@ def claim(
     seconds: float,
     wait_seconds: float = LOCK_TIMEOUT_SECONDS,
 ) -> StoredKey | None:
-    """Take a key that is free, for `seconds`; None if that succeeded, else what stands in the way.
+    """Claim a free or expired key for `seconds`.
 
-    Where another transaction is taking the same key, this one waits for its end. A transaction that waited in
-    vain is told :data:`IN_PROGRESS` and can only be rolled back.
+    Where another transaction is claiming the same key, this one waits for its end, for `wait_seconds` at most.
+
+    Returns:
+        null where the key is claimed, else the key of the other request. After a wait in vain that is
+        :data:`IN_PROGRESS`, and the transaction can only be rolled back.
     """
-    fresh: dict[str, Any] = dict.fromkeys(("status", "media_type", "location", "body"))
-    fresh |= {"token": holder.token, "fingerprint": fingerprint}
-    fresh |= {"created_at": db_now(), "expires_at": db_now(seconds)}
+    columns: dict[str, Any] = dict.fromkeys(("status", "media_type", "location", "body"))
+    columns |= {"token": holder.token, "fingerprint": fingerprint}
+    columns |= {"created_at": db_now(), "expires_at": db_now(seconds)}
     on_postgresql = connection.dialect.name == "postgresql"
-    taken = (
+    upsert = (
         upsert_into(connection, IdempotencyKey)
-        .values(project=holder.project, key=holder.key, **fresh)
-        .on_conflict_do_update(index_elements=["project", "key"], set_=fresh, where=_KEYS.c.expires_at <= db_now())
+        .values(project=holder.project, key=holder.key, **columns)
+        .on_conflict_do_update(index_elements=["project", "key"], set_=columns, where=_KEYS.c.expires_at <= db_now())
     )
     try:
         if on_postgresql:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(wait_seconds * 1000)}")
-        made = connection.execute(taken, execution_options={"preserve_rowcount": True}).rowcount
+        claimed = connection.execute(upsert, execution_options={"preserve_rowcount": True}).rowcount
         if on_postgresql:
             connection.exec_driver_sql("SET LOCAL lock_timeout TO DEFAULT")
     except OperationalError as error:
         if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
             raise
         return IN_PROGRESS
-    # Gone in between: its request failed just now, and the client may well try again.
-    return None if made == 1 else _read(connection, holder) or IN_PROGRESS
+    # Where the key is gone by now, its request failed just now: the client may well try again.
+    return None if claimed == 1 else _read(connection, holder) or IN_PROGRESS
 
 
 def extend(connection: sa.Connection, holder: KeyHolder, *, seconds: float) -> bool:
-    """Hold the key for `seconds` from now; whether it still belongs to the holder."""
-    return bool(connection.execute(_own(sa.update(_KEYS), holder).values(expires_at=db_now(seconds))).rowcount)
+    """Extend the hold on the key to `seconds` from now; false where the holder has lost it."""
+    return bool(connection.execute(_where_held(sa.update(_KEYS), holder).values(expires_at=db_now(seconds))).rowcount)
 
 
 def settle(connection: sa.Connection, holder: KeyHolder, *, fingerprint: str, response: StoredResponse) -> bool:
-    """Keep the answer; whether the key still belonged to the holder."""
-    kept = _own(sa.update(_KEYS), holder).values(
+    """Store the response of the holder's request; false where the holder has lost the key."""
+    update = _where_held(sa.update(_KEYS), holder).values(
         fingerprint=fingerprint,
         status=response.status,
         media_type=response.media_type,
@@ -108,29 +112,29 @@ def settle(connection: sa.Connection, holder: KeyHolder, *, fingerprint: str, re
         body=response.body,
         expires_at=db_now(RESPONSE_TTL_SECONDS),
     )
-    return bool(connection.execute(kept).rowcount)
+    return bool(connection.execute(update).rowcount)
 
 
 def release(connection: sa.Connection, holder: KeyHolder) -> None:
-    """Free the key of a request that failed."""
-    connection.execute(_own(sa.delete(_KEYS), holder))
+    """Delete the key of a request that failed."""
+    connection.execute(_where_held(sa.delete(_KEYS), holder))
 
 
 def delete_expired(connection: sa.Connection) -> int:
-    """Remove what no longer counts; says how many."""
+    """Delete the keys that have expired; returns their number."""
     return connection.execute(sa.delete(_KEYS).where(_KEYS.c.expires_at <= db_now())).rowcount
 
 
-def _own(statement: Any, holder: KeyHolder) -> Any:  # Any: of an update or a delete alike.
-    return _of(statement, holder).where(_KEYS.c.token == holder.token, _KEYS.c.status.is_(None))
+def _where_held(statement: Any, holder: KeyHolder) -> Any:  # Any: of an update or a delete alike.
+    return _where_key(statement, holder).where(_KEYS.c.token == holder.token, _KEYS.c.status.is_(None))
 
 
-def _of(statement: Any, holder: KeyHolder) -> Any:  # Any: of a select, an update or a delete alike.
+def _where_key(statement: Any, holder: KeyHolder) -> Any:  # Any: of a select, an update or a delete alike.
     return statement.where(_KEYS.c.project == holder.project, _KEYS.c.key == holder.key)
 
 
 def _read(connection: sa.Connection, holder: KeyHolder, *conditions: sa.ColumnElement[bool]) -> StoredKey | None:
-    row = connection.execute(_of(sa.select(_KEYS), holder).where(*conditions)).one_or_none()
+    row = connection.execute(_where_key(sa.select(_KEYS), holder).where(*conditions)).one_or_none()
     if row is None:
         return None
     if row.status is None:
