@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, validate, list, and the results of a job."""
+"""Jobs over HTTP: submit, list, and the results of a job."""
 
 from typing import Annotated, Any
 
@@ -18,7 +18,6 @@ from api.downloads import (
 )
 from api.idempotency.keys import KEY_ERRORS
 from api.idempotency.writes import IdempotentWriteDep, replayable_response
-from api.jobs.plan_schemas import PlanView
 from api.jobs.presenter import present_job, summarize_job
 from api.jobs.requests import JobCreate
 from api.jobs.schemas import (
@@ -136,19 +135,6 @@ def create_job(
         return write.respond(present_job(session, job, settings), status=201, location=location)
 
 
-@router.post(
-    "/validate",
-    summary="Check a job without submitting it",
-    responses={**BODY_PROBLEMS, **problem_responses(Unprocessable, *SPEC_ERRORS)},
-)
-def validate_job(body: JobCreate, session: ReadSession, caller: Caller, settings: SettingsDep) -> PlanView:
-    """The dry run of a submission: the specification with every default named, the table of stages, what it costs in
-    memory, disk and arithmetic, and warnings. Nothing is stored.
-    """
-    plan = submission.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
-    return PlanView.model_validate(plan)
-
-
 @router.get("", summary="List jobs")
 def list_jobs(
     session: ReadSession,
@@ -172,7 +158,7 @@ def list_jobs(
 
 @router.get("/{job_id}/stages", summary="List the stages of a job", responses=_JOB_PROBLEMS)
 def list_job_stages(session: ReadSession, caller: Caller, job_id: JobId) -> StageList:
-    """The curriculum: samples, temperature, KD weight and steps of each stage, how far it is, and its scores."""
+    """The stages of the curriculum: samples, temperature, KD weight and steps of each, its state, and its scores."""
     job = repository.get_job(session, caller.project, job_id)
     return StageList(data=[StageView.model_validate(row) for row in repository.list_stages(session, job.id)])
 
@@ -214,7 +200,7 @@ def get_job_metrics(
 def list_job_attempts(
     session: ReadSession, caller: Caller, job_id: JobId, limit: Limit = 20, after: AfterNumber = 0
 ) -> AttemptPage:
-    """Which workers held the job, oldest first, and how each attempt ended."""
+    """The attempts of the job, oldest first: the worker of each, and how it ended."""
     job = repository.get_job(session, caller.project, job_id)
     page = repository.list_attempts(session, job.id, limit=limit, after=after)
     return AttemptPage.from_rows(page, AttemptView.model_validate, lambda row: row.number)
@@ -224,7 +210,7 @@ def list_job_attempts(
 def list_job_checkpoints(
     session: ReadSession, caller: Caller, job_id: JobId, limit: Limit = 20, after: After = None
 ) -> CheckpointPage:
-    """What the job saved, newest first: training states, the end of each stage, the best and the final student."""
+    """The checkpoints of the job, newest first: training states, ends of stages, the best and the final student."""
     job = repository.get_job(session, caller.project, job_id)
     page = list_checkpoints(session, caller.project, job_id=job.id, limit=limit, after=after)
     return CheckpointPage.from_rows(page, CheckpointView.model_validate, lambda row: row.id)
@@ -235,7 +221,7 @@ def list_job_checkpoints(
     summary="Read the log of a job",
     response_class=PlainTextResponse,
     responses={
-        200: {"description": "The end of what the engine wrote."},
+        200: {"description": "The last part of the engine's log."},
         **problem_responses(JobNotFound, AttemptNotFound),
     },
 )
@@ -247,7 +233,7 @@ def get_job_logs(
         int | None, Query(ge=1, lt=2**31, description="The number of the attempt; the newest one unless given.")
     ] = None,
 ) -> str:
-    """The end of an attempt's log as text; empty before the first attempt."""
+    """The last part of an attempt's log as text; empty before the first attempt."""
     job = repository.get_job(session, caller.project, job_id)
     if attempt is None:
         newest = repository.latest_attempt(session, job.id)
@@ -268,7 +254,7 @@ def download_job_ranking(
     session: ReadSession, caller: Caller, job_id: JobId, request: Request, store: StoreDep
 ) -> Response:
     """The training samples from easy to hard, one JSON object a line, with their ranks and scores. A retry or branch
-    that did not rank has the ranking of the job that it comes from.
+    that did not rank has the ranking of its nearest ancestor.
     """
     job = repository.get_job(session, caller.project, job_id)
     return _serve_artifact(job, repository.find_ranking(session, job), request, store)
@@ -295,7 +281,7 @@ def download_job_result(
     responses=_artifact_responses("text/html"),
 )
 def show_job_report(session: ReadSession, caller: Caller, job_id: JobId, request: Request, store: StoreDep) -> Response:
-    """The result as a page with plots."""
+    """The result of the job as an HTML page with plots."""
     job = repository.get_job(session, caller.project, job_id)
     return _serve_artifact(job, repository.get_artifact(session, job.id, "report"), request, store)
 
