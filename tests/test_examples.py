@@ -1,6 +1,9 @@
 """What the examples promise."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,3 +37,17 @@ def test_every_specification_resolves(path: Path) -> None:
 @pytest.mark.parametrize("folder", ["dolly-short", "tiny"])
 def test_data_names_its_licence(folder: str) -> None:
     assert "Licence" in (EXAMPLES / folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("variable", "root"), [("POCL_HOME", "models"), ("POCL_MODEL_ROOTS", ".")])
+def test_model_is_put_where_the_service_looks(tmp_path: Path, variable: str, root: str) -> None:
+    directory = (tmp_path / root / "smollm2-135m-instruct").resolve()
+    directory.mkdir(parents=True)
+    # A model that is there already is not downloaded again.
+    (directory / "manifest.json").touch()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("POCL_")}
+    program = [sys.executable, str(EXAMPLES / "prepare_model.py")]
+    done = subprocess.run(
+        program, env={**environment, variable: str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["model", str(directory)]
