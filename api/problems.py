@@ -18,6 +18,7 @@ from domain.errors import (
     ApiError,
     BodyTooLarge,
     Conflict,
+    EngineRefusal,
     Forbidden,
     IllegalTransition,
     JsonInvalid,
@@ -28,7 +29,7 @@ from domain.errors import (
     Unprocessable,
     UnsupportedMediaType,
 )
-from pocl.errors import FieldError
+from pocl.errors import FieldError, PoclError
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_FIELD_ERRORS = 20
@@ -96,12 +97,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _handle_disconnect)
 
 
-def problem_responses(*errors: type[ApiError]) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of an operation that may raise these; several of one status share an entry."""
+def problem_responses(*errors: type[ApiError] | type[PoclError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of an operation that may raise these, errors of the engine as :class:`EngineRefusal`. Several of
+    one status share an entry.
+    """
     responses: dict[int | str, dict[str, Any]] = {}
     for error in errors:
-        response = responses.setdefault(error.status, {"model": ProblemDetails, "description": ""})
-        sentence = f"`{error.code}`: {str(error.__doc__).strip().splitlines()[0]}"
+        if issubclass(error, PoclError):
+            status, hint = EngineRefusal.status, f" {error.hint}"
+        else:
+            status, hint = error.status, ""
+        response = responses.setdefault(status, {"model": ProblemDetails, "description": ""})
+        sentence = f"`{error.code}`: {str(error.__doc__).strip().splitlines()[0]}{hint}"
         response["description"] = f"{response['description']}\n\n{sentence}".strip()
     return responses
 

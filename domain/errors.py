@@ -1,58 +1,50 @@
-"""What the service can refuse, as types: a stable code, an HTTP status and one sentence for the caller.
+"""Errors of the service, as types: a stable code, an HTTP status and one sentence for the caller.
 
     ApiError
     |-- JsonInvalid                 400  the body cannot be read
     |-- Unauthenticated             401  no key, or one that is not known
     |-- Forbidden                   403  the key or the origin may not do this
-    |-- NotFound                    404  nothing of that id in the project
+    |-- NotFound                    404  the project has nothing of that id
     |   |-- JobNotFound
     |   |-- DatasetNotFound
     |   `-- CheckpointNotFound
-    |-- Conflict                    409  the state of things does not allow it
-    |   `-- IllegalTransition                  of a job; carries the moves it may make
+    |-- Conflict                    409  the present state does not allow it
+    |   `-- IllegalTransition            carries the transitions that the job's state allows
     |-- BodyTooLarge                413
     |-- UnsupportedMediaType        415
-    |-- Unprocessable               422  understood, and wrong; carries one problem per field
-    |   |-- SpecRefused
-    |   |-- DatasetRefused
-    |   |-- PathOutsideModelRoots
-    |   |-- ModelMissing
-    |   |-- ModelRefused
-    |   `-- VocabulariesDiffer
+    |-- Unprocessable               422  understood, and wrong; carries an error for each wrong field
+    |   |-- EngineRefusal                the engine's errors about specifications, data sets and models
+    |   `-- PathOutsideModelRoots
     |-- QuotaExceeded               429
     `-- Unavailable                 503  try again later
 
-    LostLease                       an attempt that lost its job; never leaves the worker
+    LostLease                       an attempt that no longer holds its job; it never leaves the worker
 
-A refusal that only one feature can make stands beside that feature, as a subclass of one of these.
-Nothing here knows HTTP beyond its numbers, and only the standard library is imported.
+An error that only one feature raises stands beside that feature, as a subclass of one of these. Nothing here knows HTTP
+beyond its status codes.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar, Final
 
-from pocl.errors import FieldError
+from pocl.errors import FieldError, ModelNotFound, ModelUnsupported, PoclError, SpecInvalid, VocabularyMismatch
 
 
 class ApiError(Exception):
     """The request could not be served."""
 
     status: ClassVar[int] = 500
-    code: ClassVar[str] = "internal_error"
+    code: str = "internal_error"
     retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str | None = None, *, field_errors: Sequence[FieldError] = ()) -> None:
         self.detail = detail or str(self.__doc__)
         """One sentence for the caller. It names no server path and no secret."""
         self.field_errors = tuple(field_errors)
-        """What is wrong with which field."""
+        """What is wrong with which field of the request."""
         super().__init__(self.detail)
-
-
-def with_pointer_prefix(field_errors: Sequence[FieldError], prefix: str) -> tuple[FieldError, ...]:
-    """The same errors with pointers into the document that holds the input at `prefix`, an RFC 6901 pointer."""
-    return tuple(replace(error, pointer=f"{prefix}{error.pointer}") for error in field_errors)
 
 
 class JsonInvalid(ApiError):
@@ -109,14 +101,14 @@ class Conflict(ApiError):
 
 
 class IllegalTransition(Conflict):
-    """The job cannot make this move from its present state."""
+    """The state of the job does not allow this transition."""
 
     code = "illegal_transition"
 
     def __init__(self, detail: str, *, allowed: Collection[str]) -> None:
         super().__init__(detail)
         self.allowed = tuple(sorted(allowed))
-        """The states that the job may move to."""
+        """The states that a transition may lead to."""
 
 
 class BodyTooLarge(ApiError):
@@ -140,16 +132,34 @@ class Unprocessable(ApiError):
     code = "invalid"
 
 
-class SpecRefused(Unprocessable):
-    """The specification is not valid: correct the named fields and submit again."""
+class EngineRefusal(Unprocessable):
+    """The engine refuses the request: it says why under its own code.
 
-    code = "spec_invalid"
+    Args:
+        pointer: where the input of the engine stands in the request, an RFC 6901 pointer. It is put before the pointers
+            of the engine's field errors; where the engine names no field, the error is about the one at the pointer.
+    """
+
+    def __init__(self, error: PoclError, *, pointer: str = "") -> None:
+        field_errors = [replace(each, pointer=f"{pointer}{each.pointer}") for each in error.field_errors]
+        if pointer and not field_errors:
+            field_errors = [FieldError(pointer, error.code, error.message)]
+        super().__init__(error.summary, field_errors=field_errors)
+        self.code = error.code
 
 
-class DatasetRefused(Unprocessable):
-    """The data set has rows that cannot be used: correct the named lines and upload it again."""
+@contextmanager
+def engine_refusals(pointer: str = "") -> Iterator[None]:
+    """Raise the engine's errors about its input, inside the block, as :class:`EngineRefusal` with this pointer.
 
-    code = "dataset_invalid"
+    Errors that are not the caller's fault pass unchanged.
+    """
+    try:
+        yield
+    except PoclError as error:
+        if error.fault != "user":
+            raise
+        raise EngineRefusal(error, pointer=pointer) from error
 
 
 class PathOutsideModelRoots(Unprocessable):
@@ -158,26 +168,8 @@ class PathOutsideModelRoots(Unprocessable):
     code = "path_outside_model_roots"
 
 
-class ModelMissing(Unprocessable):
-    """There is no model at this path: check its spelling."""
-
-    code = "model_not_found"
-
-
-class ModelRefused(Unprocessable):
-    """The model cannot be used: it must be a causal language model in safetensors or GGUF."""
-
-    code = "model_unsupported"
-
-
-class VocabulariesDiffer(Unprocessable):
-    """Teacher and student give different ids to the same tokens: use a student with the teacher's tokenizer."""
-
-    code = "vocabulary_mismatch"
-
-
-SPEC_ERRORS: Final = (SpecRefused, PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer)
-"""How a specification is refused."""
+SPEC_ERRORS: Final = (SpecInvalid, PathOutsideModelRoots, ModelNotFound, ModelUnsupported, VocabularyMismatch)
+"""The errors of a specification; those of the engine are raised as :class:`EngineRefusal`."""
 
 
 class QuotaExceeded(ApiError):

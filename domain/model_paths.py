@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from domain.errors import ModelMissing, PathOutsideModelRoots
-from pocl.errors import FieldError
+from domain.errors import EngineRefusal, PathOutsideModelRoots
+from pocl.errors import FieldError, ModelNotFound
 
 
 def locate_model(roots: Sequence[Path], path: str, *, pointer: str) -> Path:
@@ -21,7 +21,7 @@ def locate_model(roots: Sequence[Path], path: str, *, pointer: str) -> Path:
     Raises:
         PathOutsideModelRoots: the path does not lead below a root, whether or not something is there; or a file of the
             model does not.
-        ModelMissing: the path leads below a root, and nothing is there.
+        EngineRefusal: the path leads below a root, and nothing is there (`model_not_found`).
     """
     try:
         real_roots = [root.resolve() for root in roots]
@@ -35,8 +35,10 @@ def locate_model(roots: Sequence[Path], path: str, *, pointer: str) -> Path:
         inside, model = [Path()], None
     if model is not None:
         return model
-    refusal = ModelMissing if inside else PathOutsideModelRoots
-    raise refusal(field_errors=[FieldError(pointer, refusal.code, str(refusal.__doc__))])
+    if inside:
+        raise EngineRefusal(ModelNotFound("There is no model at this path: check its spelling."), pointer=pointer)
+    code, detail = PathOutsideModelRoots.code, str(PathOutsideModelRoots.__doc__)
+    raise PathOutsideModelRoots(field_errors=[FieldError(pointer, code, detail)])
 
 
 def _is_below(path: Path, roots: Sequence[Path]) -> bool:

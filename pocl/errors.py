@@ -18,27 +18,11 @@ PoclError
 
 import errno
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 Fault = Literal["user", "capacity", "system"]
-
-
-class PoclError(Exception):
-    """The engine could not do what was asked."""
-
-    code: ClassVar[str] = "engine_error"
-    fault: ClassVar[Fault] = "system"
-    retryable: ClassVar[bool] = False
-    hint: ClassVar[str] = "See the log of the run."
-
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message or self.__doc__)
-
-    @property
-    def message(self) -> str:
-        """One sentence for whoever runs the engine."""
-        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -50,6 +34,30 @@ class FieldError:
     detail: str
 
 
+class PoclError(Exception):
+    """The engine could not do what was asked."""
+
+    code: ClassVar[str] = "engine_error"
+    fault: ClassVar[Fault] = "system"
+    retryable: ClassVar[bool] = False
+    hint: ClassVar[str] = "See the log of the run."
+
+    def __init__(self, message: str | None = None, *, field_errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(message or self.__doc__)
+        self.field_errors = tuple(field_errors)
+        """What is wrong with which field of the input, as far as fields can be named."""
+
+    @property
+    def message(self) -> str:
+        """One sentence for whoever runs the engine."""
+        return str(self.args[0])
+
+    @property
+    def summary(self) -> str:
+        """The sentence for a caller that is shown `field_errors` too."""
+        return self.message
+
+
 class SpecInvalid(PoclError):
     """The specification is not valid."""
 
@@ -57,13 +65,17 @@ class SpecInvalid(PoclError):
     fault = "user"
     hint = "Correct the named fields and submit again."
 
-    def __init__(self, field_errors: list[FieldError]) -> None:
-        self.field_errors = tuple(field_errors)
-        super().__init__("; ".join(f"{p.pointer or '/'}: {p.detail}" for p in field_errors[:5]))
+    def __init__(self, field_errors: Sequence[FieldError]) -> None:
+        message = "; ".join(f"{error.pointer or '/'}: {error.detail}" for error in field_errors[:5])
+        super().__init__(message, field_errors=field_errors)
+
+    @property
+    def summary(self) -> str:
+        return "The specification is not valid: correct the named fields and submit again."
 
 
 class DatasetInvalid(PoclError):
-    """The data file holds no usable row."""
+    """The data file holds no usable row, or some that cannot be used."""
 
     code = "dataset_invalid"
     fault = "user"

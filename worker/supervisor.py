@@ -324,7 +324,7 @@ def localize_spec(session: Session, store: ArtifactStore, settings: Settings, cl
 
     Raises:
         DatasetNotFound, CheckpointNotFound, ArtifactNotFound, ArtifactCorrupt: what it names was deleted.
-        PathOutsideModelRoots, ModelMissing: a model is not where the service may read it.
+        PathOutsideModelRoots, EngineRefusal: a model is not where the service may read it.
     """
 
     def data(reference: DataRef) -> DataRef:

@@ -15,8 +15,9 @@ from api.pagination import After, Limit
 from api.path_params import DatasetId
 from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import ReadSession
-from domain.datasets import repository, submission
-from domain.errors import DatasetNotFound, DatasetRefused, Unprocessable, UnsupportedMediaType
+from domain.datasets import ingestion, repository
+from domain.errors import DatasetNotFound, Unprocessable, UnsupportedMediaType
+from pocl.errors import DatasetInvalid
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], responses=COMMON_PROBLEMS)
 
@@ -39,7 +40,7 @@ _NAME_LENGTH = 200
     response_model=DatasetView,
     responses=replayable_response(201, location=True)
     | problem_responses(
-        Unprocessable, DatasetRefused, MultipartInvalid, UploadTooLarge, UnsupportedMediaType, StorageFull, *KEY_ERRORS
+        Unprocessable, DatasetInvalid, MultipartInvalid, UploadTooLarge, UnsupportedMediaType, StorageFull, *KEY_ERRORS
     ),
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
@@ -62,10 +63,10 @@ def upload_dataset(
     with `messages`. Every sample is checked: bad ones are named by line (`dataset_invalid`), and then nothing is
     stored.
     """
-    stored = submission.store_dataset(upload.path, upload.publish)
+    stored = ingestion.store_dataset(upload.path, upload.publish)
     name = name or _printable_name(upload.filename) or "untitled"
     with write.transaction() as session:
-        row = submission.add_dataset(session, stored, project=caller.project, name=name)
+        row = ingestion.add_dataset(session, stored, project=caller.project, name=name)
         location = str(request.app.url_path_for("get_dataset", dataset_id=row.id))
         return write.respond(DatasetView.model_validate(row), status=201, location=location)
 

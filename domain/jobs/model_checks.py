@@ -1,14 +1,12 @@
-"""What can be known of a job's models at submission: their files, sizes, layers and vocabularies."""
+"""Checks of a job's models at submission: their files, sizes, layers and vocabularies."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from threading import BoundedSemaphore
 
-from domain.errors import ModelMissing, ModelRefused, SpecRefused, VocabulariesDiffer, with_pointer_prefix
+from domain.errors import engine_refusals
 from domain.model_paths import locate_model
 from domain.settings import Settings
-from pocl.errors import FieldError, ModelNotFound, ModelUnsupported, PoclError, SpecInvalid, VocabularyMismatch
 from pocl.inspect import (
     ModelFacts,
     check_sequence_length,
@@ -19,13 +17,13 @@ from pocl.inspect import (
 )
 from pocl.spec import DistillationSpec, ModelRef
 
-# Each may take some hundred megabytes for a moment, and more at once would be no faster.
-_few_at_once = BoundedSemaphore(2)
+# Each inspection may take some hundred megabytes for a moment, and more of them at once would be no faster.
+_inspection_slots = BoundedSemaphore(2)
 
 
 @dataclass(frozen=True)
 class InspectedModels:
-    """Null where the files are not at hand, a model on the Hub for instance, or where there is no teacher."""
+    """The facts of both models; null where the files are not at hand (a model on the Hub), or there is no teacher."""
 
     teacher: ModelFacts | None
     student: ModelFacts | None
@@ -41,70 +39,46 @@ def inspect_models(
         pointer_prefix: where the specification stands in the client's document, for the pointers of errors.
 
     Raises:
-        PathOutsideModelRoots, ModelMissing, ModelRefused: one of the models cannot be used.
-        SpecRefused: the student keeps layers that the teacher does not have, or rows are longer than a model.
-        VocabulariesDiffer: the teacher's distributions would mean something else to the student.
+        PathOutsideModelRoots: a model is not where the service may read it.
+        EngineRefusal: a model is missing or unsupported, the student keeps layers that the teacher does not have,
+            samples are longer than a model allows, or teacher and student have different vocabularies.
     """
-    teacher = _facts(settings, spec.teacher, f"{pointer_prefix}/teacher", checkpoints)
-    _require_positions(spec, teacher, pointer_prefix)
-    if spec.student.from_teacher is not None:
-        return InspectedModels(teacher, _cut(teacher, spec.student.from_teacher.layers, pointer_prefix))
-    student = _facts(settings, spec.student, f"{pointer_prefix}/student", checkpoints)
-    _require_positions(spec, student, pointer_prefix)
+    teacher = _inspect(settings, spec.teacher, f"{pointer_prefix}/teacher", checkpoints)
+    with engine_refusals(pointer_prefix):
+        _check_sequence_length(spec, teacher)
+        if spec.student.from_teacher is not None:
+            layers = spec.student.from_teacher.layers
+            return InspectedModels(teacher, None if teacher is None else facts_of_selected_layers(teacher, layers))
+    student = _inspect(settings, spec.student, f"{pointer_prefix}/student", checkpoints)
+    with engine_refusals(pointer_prefix):
+        _check_sequence_length(spec, student)
     if teacher is not None and student is not None:
-        _require_one_vocabulary(teacher, student, pointer_prefix)
+        with engine_refusals(f"{pointer_prefix}/student"):
+            shared_vocabulary(teacher, student)
     return InspectedModels(teacher, student)
 
 
-def _facts(settings: Settings, ref: ModelRef | None, pointer: str, checkpoints: Mapping[str, str]) -> ModelFacts | None:
+def _inspect(
+    settings: Settings, ref: ModelRef | None, pointer: str, checkpoints: Mapping[str, str]
+) -> ModelFacts | None:
     if ref is None:
         return None
     if ref.random is not None:
         return random_facts(ref.random)
     if ref.path is not None:
         pointer = f"{pointer}/path"
-        return _inspect(locate_model(settings.model_roots, ref.path, pointer=pointer), pointer)
-    if ref.checkpoint is not None:
-        place = settings.artifact_root / checkpoints[ref.checkpoint]
-        # The store may be on other machines only; the worker then checks.
-        return _inspect(place, f"{pointer}/checkpoint") if place.is_dir() else None
-    return None
-
-
-def _inspect(place: Path, pointer: str) -> ModelFacts:
-    try:
-        with _few_at_once:
-            return inspect_model(place)
-    except ModelNotFound as error:
-        raise ModelMissing(error.message, field_errors=[_field_error(error, pointer)]) from error
-    except ModelUnsupported as error:
-        raise ModelRefused(error.message, field_errors=[_field_error(error, pointer)]) from error
-
-
-def _cut(teacher: ModelFacts | None, layers: tuple[int, ...], pointer_prefix: str) -> ModelFacts | None:
-    if teacher is None:
+        directory = locate_model(settings.model_roots, ref.path, pointer=pointer)
+    elif ref.checkpoint is not None:
+        pointer = f"{pointer}/checkpoint"
+        directory = settings.artifact_root / checkpoints[ref.checkpoint]
+        if not directory.is_dir():
+            # The store may be on other machines only; the worker then checks.
+            return None
+    else:
         return None
-    try:
-        return facts_of_selected_layers(teacher, layers)
-    except SpecInvalid as error:
-        raise SpecRefused(field_errors=with_pointer_prefix(error.field_errors, pointer_prefix)) from error
+    with engine_refusals(pointer), _inspection_slots:
+        return inspect_model(directory)
 
 
-def _require_positions(spec: DistillationSpec, model: ModelFacts | None, pointer_prefix: str) -> None:
-    try:
-        check_sequence_length(spec.data.max_length, None if model is None else model.max_positions)
-    except SpecInvalid as error:
-        raise SpecRefused(field_errors=with_pointer_prefix(error.field_errors, pointer_prefix)) from error
-
-
-def _require_one_vocabulary(teacher: ModelFacts, student: ModelFacts, pointer_prefix: str) -> None:
-    try:
-        shared_vocabulary(teacher, student)
-    except VocabularyMismatch as error:
-        raise VocabulariesDiffer(
-            error.message, field_errors=[_field_error(error, f"{pointer_prefix}/student")]
-        ) from error
-
-
-def _field_error(error: PoclError, pointer: str) -> FieldError:
-    return FieldError(pointer, error.code, error.message)
+def _check_sequence_length(spec: DistillationSpec, model: ModelFacts | None) -> None:
+    check_sequence_length(spec.data.max_length, None if model is None else model.max_positions)

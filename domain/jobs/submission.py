@@ -1,4 +1,4 @@
-"""How a job comes into the queue: its specification checked, planned and kept."""
+"""Submission of jobs: check and plan a specification, then put the job into the queue."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,14 +11,7 @@ from sqlalchemy.orm import Session
 from domain.checkpoints import repository as checkpoints
 from domain.datasets import repository as datasets
 from domain.db import Database, db_now
-from domain.errors import (
-    CheckpointNotFound,
-    DatasetNotFound,
-    QuotaExceeded,
-    SpecRefused,
-    Unprocessable,
-    with_pointer_prefix,
-)
+from domain.errors import CheckpointNotFound, DatasetNotFound, QuotaExceeded, Unprocessable, engine_refusals
 from domain.ids import new_id
 from domain.jobs.model_checks import InspectedModels, inspect_models
 from domain.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
@@ -35,7 +28,7 @@ MAX_PRIORITY: Final = 100
 
 @dataclass(frozen=True)
 class PlanWarning:
-    """Something that the caller should know of a specification that is valid."""
+    """A warning about a specification that is valid."""
 
     code: str
     message: str
@@ -43,42 +36,42 @@ class PlanWarning:
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What a specification would do, and that nothing speaks against it."""
+    """A specification that was checked, and what a job with it would do."""
 
     posted_spec: Mapping[str, Any]
-    """As it was posted."""
+    """The specification as the client posted it."""
     spec: DistillationSpec
-    """Resolved: every default is named."""
+    """The resolved specification: every default is named."""
     samples: int
-    """Training rows."""
+    """The number of training samples."""
     stages: tuple[StagePlan, ...]
     estimate: Estimate | None
-    """Null where a model's files are not at hand."""
+    """What the job costs; null where a model's files are not at hand."""
     warnings: tuple[PlanWarning, ...]
     pointer_prefix: str = ""
     """Where the specification stands in the client's document, for the pointers of errors."""
 
     @property
     def total_steps(self) -> int:
-        """Optimiser steps of all stages."""
+        """The optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a job may take; null: as much as it needs."""
+    """Limits of a job; null for no limit of its own."""
 
     max_runtime_seconds: int | None = None
-    """Of all attempts together."""
+    """How long all attempts together may run."""
     max_wait_seconds: int | None = None
-    """In the queue, before the first attempt."""
+    """How long the job may wait in the queue for its first attempt."""
     max_attempts: int | None = None
-    """That may be lost or crash; null: as the service is set."""
+    """How many attempts may be lost or crash; null for the setting of the service."""
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What clients say of a job besides its specification."""
+    """What clients choose for a job besides its specification."""
 
     name: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -108,24 +101,22 @@ def submit_job(
 def plan_job(
     session: Session, settings: Settings, posted_spec: Mapping[str, Any], *, project: str, pointer_prefix: str = ""
 ) -> JobPlan:
-    """Check a specification wholly and lay out its stages. Writes nothing: the dry run of :func:`create_job`.
+    """Check a specification and plan its stages. It writes nothing: the dry run of :func:`create_job`.
 
-    It reads the models' files, so give it a transaction that does not write.
+    Call it in a transaction that does not write, since it reads the models' files.
 
     Args:
         pointer_prefix: where the specification stands in the client's document, for the pointers of errors.
 
     Raises:
-        SpecRefused: fields that are wrong, data sets or checkpoints that the project does not have, a path where
-            an uploaded data set is needed, layers that the teacher does not have, more stages than samples.
-        PathOutsideModelRoots, ModelMissing, ModelRefused, VocabulariesDiffer: the models cannot be used.
+        EngineRefusal: fields are wrong, the project does not have a data set or checkpoint, a path stands where an
+            uploaded data set is needed, there are more stages than samples, or the models cannot be used together.
+        PathOutsideModelRoots: a model is not where the service may read it.
     """
-    spec = _resolve(posted_spec, pointer_prefix)
-    samples, store_keys = _look_up(session, project, spec, pointer_prefix)
-    try:
+    with engine_refusals(pointer_prefix):
+        spec = resolve(posted_spec)
+        samples, store_keys = _resolve_references(session, project, spec)
         stages = stage_table(spec, samples)
-    except SpecInvalid as error:
-        raise SpecRefused(field_errors=with_pointer_prefix(error.field_errors, pointer_prefix)) from error
     models = inspect_models(settings, spec, store_keys, pointer_prefix=pointer_prefix)
     return JobPlan(
         posted_spec=posted_spec,
@@ -155,13 +146,14 @@ def create_job(
     Raises:
         Unprocessable: the name, a label, the priority or a limit cannot be kept.
         QuotaExceeded: the project has as many queued jobs as it may.
-        SpecRefused: a checkpoint was deleted since the plan was made.
+        EngineRefusal: a data set or checkpoint was deleted since the plan was made.
     """
-    _check(options, settings)
-    _one_at_a_time(session, project)
+    _check_options(options, settings)
+    _serialize_submissions(session, project)
     if count_queued_jobs(session, project=project) >= settings.max_jobs_queued:
         raise QuotaExceeded
-    _look_up(session, project, plan.spec, plan.pointer_prefix, keep=True)
+    with engine_refusals(plan.pointer_prefix):
+        _resolve_references(session, project, plan.spec, lock=True)
     limits = options.limits
     job = Job(
         id=new_id("job"),
@@ -185,43 +177,42 @@ def create_job(
     )
     session.add(job)
     session.flush()
-    # The moment is the database's, and clients are shown it.
+    # The database has set the time of creation, which is part of the resource.
     session.refresh(job)
     created = {"from": None, "to": job.status, "attempt": job.token}
     session.add(JobEvent(job_id=job.id, seq=job.event_seq, type="status", data=created))
-    session.add_all(_stage_row(job.id, stage) for stage in plan.stages)
+    for planned in plan.stages:
+        stage = JobStage(job_id=job.id, index=planned.index, epochs=planned.epochs)
+        stage.apply_plan(planned)
+        session.add(stage)
     session.flush()
     return job
 
 
-def _resolve(posted_spec: Mapping[str, Any], pointer_prefix: str) -> DistillationSpec:
-    try:
-        return resolve(posted_spec)
-    except SpecInvalid as error:
-        raise SpecRefused(field_errors=with_pointer_prefix(error.field_errors, pointer_prefix)) from error
-
-
-def _look_up(
-    session: Session, project: str, spec: DistillationSpec, pointer_prefix: str, *, keep: bool = False
+def _resolve_references(
+    session: Session, project: str, spec: DistillationSpec, *, lock: bool = False
 ) -> tuple[int, dict[str, str]]:
-    """The number of training samples, and the store key of each checkpoint that is named.
+    """The number of training samples, and the store key of each checkpoint that the specification refers to.
 
     Args:
-        keep: let nobody delete these checkpoints until the transaction ends.
+        lock: let nobody delete these checkpoints until the transaction ends.
+
+    Raises:
+        SpecInvalid: the project has no such data set or checkpoint, or the data are not an uploaded data set.
     """
     field_errors: list[FieldError] = []
-    get_checkpoint = checkpoints.get_checkpoint_for_share if keep else checkpoints.get_checkpoint
-    rows: dict[str, int] = {}
+    get_checkpoint = checkpoints.get_checkpoint_for_share if lock else checkpoints.get_checkpoint
+    samples: dict[str, int] = {}
     for part, data in (("train", spec.data.train), ("validation", spec.data.validation)):
         if data is None:
             continue
-        pointer = f"{pointer_prefix}/data/{part}"
+        pointer = f"/data/{part}"
         if data.dataset is None:
             detail = "upload the rows as a data set and give its id as `dataset`; the service reads no other files"
             field_errors.append(FieldError(f"{pointer}/path", "dataset_required", detail))
             continue
         try:
-            rows[part] = datasets.get_dataset(session, project, data.dataset).rows
+            samples[part] = datasets.get_dataset(session, project, data.dataset).rows
         except DatasetNotFound as error:
             field_errors.append(FieldError(f"{pointer}/dataset", error.code, error.detail))
     keys: dict[str, str] = {}
@@ -231,10 +222,10 @@ def _look_up(
         try:
             keys[model.checkpoint] = get_checkpoint(session, project, model.checkpoint).store_key
         except CheckpointNotFound as error:
-            field_errors.append(FieldError(f"{pointer_prefix}/{part}/checkpoint", error.code, error.detail))
+            field_errors.append(FieldError(f"/{part}/checkpoint", error.code, error.detail))
     if field_errors:
-        raise SpecRefused(field_errors=field_errors)
-    return rows["train"], keys
+        raise SpecInvalid(field_errors)
+    return samples["train"], keys
 
 
 def _estimate(spec: DistillationSpec, stages: tuple[StagePlan, ...], models: InspectedModels) -> Estimate | None:
@@ -253,23 +244,23 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanW
     facts = {"student": models.student}
     if spec.teacher is not None:
         facts["teacher"] = models.teacher
-    unknown = [role for role, known in facts.items() if known is None]
-    if unknown:
-        roles = " and ".join(unknown)
+    uninspected = [role for role, model in facts.items() if model is None]
+    if uninspected:
+        roles = " and ".join(uninspected)
         yield PlanWarning("models_not_inspected", f"The files of the {roles} are not at hand: the worker checks them.")
     if spec.data.validation is None:
         yield PlanWarning("no_validation", "Without data.validation nothing is evaluated.")
 
 
-def _check(options: JobOptions, settings: Settings) -> None:
+def _check_options(options: JobOptions, settings: Settings) -> None:
     name, labels, priority = options.name, options.labels, options.priority
     field_errors = []
-    if name is not None and not _is_plain(name):
+    if name is not None and not _is_printable(name):
         field_errors.append(FieldError("/name", "name_invalid", f"use at most {MAX_TEXT_LENGTH} printable characters"))
     if len(labels) > MAX_LABELS:
         field_errors.append(FieldError("/labels", "too_many_labels", f"use at most {MAX_LABELS} labels"))
     for key, value in labels.items():
-        if not re.fullmatch(LABEL_KEY, key) or not _is_plain(value):
+        if not re.fullmatch(LABEL_KEY, key) or not _is_printable(value):
             detail = f"a key matches {LABEL_KEY}, a value has at most {MAX_TEXT_LENGTH} printable characters"
             field_errors.append(FieldError("/labels", "label_invalid", detail))
             break
@@ -283,24 +274,11 @@ def _check(options: JobOptions, settings: Settings) -> None:
         raise Unprocessable(field_errors=field_errors)
 
 
-def _is_plain(text: str) -> bool:
+def _is_printable(text: str) -> bool:
     return len(text) <= MAX_TEXT_LENGTH and text.isprintable()
 
 
-def _one_at_a_time(session: Session, project: str) -> None:
-    # SQLite has one writer anyway. Without this two requests could both see the last free place of a quota.
+def _serialize_submissions(session: Session, project: str) -> None:
+    # SQLite has one writer anyway. On PostgreSQL two requests could both see the last free place of a quota.
     if session.get_bind().dialect.name == "postgresql":
         session.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(project, 0))))
-
-
-def _stage_row(job_id: str, stage: StagePlan) -> JobStage:
-    return JobStage(
-        job_id=job_id,
-        index=stage.index,
-        samples=stage.samples,
-        temperature=stage.temperature,
-        kd_weight=stage.kd_weight,
-        epochs=stage.epochs,
-        steps=stage.steps,
-        first_step=stage.first_step,
-    )

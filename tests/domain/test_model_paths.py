@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.errors import ModelMissing, PathOutsideModelRoots
+from domain.errors import EngineRefusal, PathOutsideModelRoots
 from domain.model_paths import locate_model
 
 
@@ -58,8 +58,9 @@ def test_a_root_may_itself_be_a_link(root: Path) -> None:
 @pytest.mark.parametrize("written", ["absent", "nul\0", "x" * 5000, "circle"])
 def test_what_cannot_be_there_is_missing(root: Path, written: str) -> None:
     (root / "circle").symlink_to(root / "circle")
-    with pytest.raises(ModelMissing):
+    with pytest.raises(EngineRefusal) as refused:
         locate(root, written)
+    assert refused.value.code == "model_not_found"
 
 
 def test_without_roots_no_model_is_read(root: Path) -> None:
@@ -70,5 +71,5 @@ def test_without_roots_no_model_is_read(root: Path) -> None:
 @given(st.text(min_size=1, max_size=80) | st.lists(st.sampled_from(["..", ".", "gpt2", "", "~"])).map("/".join))
 def test_no_spelling_leads_outside(written: str) -> None:
     root = Path(__file__).parent.resolve()
-    with suppress(PathOutsideModelRoots, ModelMissing):
+    with suppress(PathOutsideModelRoots, EngineRefusal):
         assert locate(root, written).is_relative_to(root)

@@ -1,7 +1,8 @@
 """Checking, creating and cancelling jobs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,12 @@ from domain.checkpoints.repository import delete_checkpoint, get_checkpoint
 from domain.db import Database
 from domain.errors import (
     ApiError,
+    EngineRefusal,
     IllegalTransition,
     JobNotFound,
-    ModelMissing,
-    ModelRefused,
     PathOutsideModelRoots,
     QuotaExceeded,
-    SpecRefused,
     Unprocessable,
-    VocabulariesDiffer,
 )
 from domain.jobs.actions import cancel_job
 from domain.jobs.event_recorder import add_checkpoint
@@ -71,7 +69,15 @@ def plan(database: Database, settings: Settings) -> Planner:
 
 
 def pointers(refused: pytest.ExceptionInfo[ApiError]) -> dict[str, str]:
-    return {problem.pointer: problem.code for problem in refused.value.field_errors}
+    return {error.pointer: error.code for error in refused.value.field_errors}
+
+
+@contextmanager
+def refusal(code: str) -> Iterator[pytest.ExceptionInfo[EngineRefusal]]:
+    """Expect a refusal of the engine under this code."""
+    with pytest.raises(EngineRefusal) as refused:
+        yield refused
+    assert refused.value.code == code
 
 
 # --- The dry run ----------------------------------------------------------------------------------------
@@ -92,7 +98,7 @@ def test_a_plan_writes_nothing(database: Database, plan: Planner, spec: Spec) ->
 
 
 def test_all_wrong_fields_are_named_at_once(plan: Planner, spec: Spec) -> None:
-    with pytest.raises(SpecRefused) as refused:
+    with refusal("spec_invalid") as refused:
         plan(spec(seed=-1, sead=1, training={"batch_size": 0}))
     assert set(pointers(refused)) == {"/seed", "/sead", "/training/batch_size"}
 
@@ -100,13 +106,13 @@ def test_all_wrong_fields_are_named_at_once(plan: Planner, spec: Spec) -> None:
 def test_more_stages_than_samples_are_refused(plan: Planner, spec: Spec, database: Database) -> None:
     with database.transaction(write=True) as session:
         small = insert_dataset(session, rows=3).id
-    with pytest.raises(SpecRefused) as refused:
+    with refusal("spec_invalid") as refused:
         plan(spec(data={"train": {"dataset": small}}, curriculum={"stages": 4}))
     assert pointers(refused) == {"/curriculum/stages": "stages_exceed_samples"}
 
 
 def test_data_come_from_uploads_and_never_from_a_path(plan: Planner, spec: Spec) -> None:
-    with pytest.raises(SpecRefused) as refused:
+    with refusal("spec_invalid") as refused:
         plan(spec(data={"train": {"path": "/etc/passwd"}, "validation": {"path": "x.jsonl"}}))
     assert pointers(refused) == {"/data/train/path": "dataset_required", "/data/validation/path": "dataset_required"}
 
@@ -114,7 +120,7 @@ def test_data_come_from_uploads_and_never_from_a_path(plan: Planner, spec: Spec)
 def test_everything_that_the_project_lacks_is_named_at_once(plan: Planner, spec: Spec, database: Database) -> None:
     with database.transaction(write=True) as session:
         theirs = insert_dataset(session, project="theirs").id
-    with pytest.raises(SpecRefused) as refused:
+    with refusal("spec_invalid") as refused:
         plan(spec(data={"train": {"dataset": theirs}}, student={"checkpoint": "ckpt_00000000"}))
     assert pointers(refused) == {
         "/data/train/dataset": "dataset_not_found",
@@ -131,7 +137,7 @@ def test_a_model_outside_the_roots_is_refused(plan: Planner, spec: Spec, tmp_pat
 
 def test_a_model_that_is_not_there_is_refused(plan: Planner, spec: Spec, settings: Settings) -> None:
     settings.model_roots[0].mkdir(parents=True)
-    with pytest.raises(ModelMissing) as refused:
+    with refusal("model_not_found") as refused:
         plan(spec(student={"path": "absent"}))
     assert pointers(refused) == {"/student/path": "model_not_found"}
     assert str(settings.home) not in refused.value.detail
@@ -139,7 +145,7 @@ def test_a_model_that_is_not_there_is_refused(plan: Planner, spec: Spec, setting
 
 def test_a_directory_that_is_no_model_is_refused(plan: Planner, spec: Spec, settings: Settings) -> None:
     (settings.model_roots[0] / "empty").mkdir(parents=True)
-    with pytest.raises(ModelRefused) as refused:
+    with refusal("model_unsupported") as refused:
         plan(spec(student={"path": "empty"}))
     assert pointers(refused) == {"/student/path": "model_unsupported"}
     assert str(settings.home) not in refused.value.detail
@@ -148,7 +154,7 @@ def test_a_directory_that_is_no_model_is_refused(plan: Planner, spec: Spec, sett
 def test_vocabularies_that_differ_are_refused_at_submission(plan: Planner, spec: Spec, settings: Settings) -> None:
     write_model(settings.model_roots[0] / "teacher", tokens={"a": 0, "b": 1})
     write_model(settings.model_roots[0] / "student", tokens={"a": 1, "b": 0})
-    with pytest.raises(VocabulariesDiffer) as refused:
+    with refusal("vocabulary_mismatch") as refused:
         plan(spec(teacher={"path": "teacher"}, student={"path": "student"}))
     assert pointers(refused) == {"/student": "vocabulary_mismatch"}
     assert plan(spec(teacher={"path": "teacher"}, student={"path": "teacher"})).estimate is not None
@@ -156,7 +162,7 @@ def test_vocabularies_that_differ_are_refused_at_submission(plan: Planner, spec:
 
 def test_a_student_cannot_keep_layers_that_the_teacher_lacks(plan: Planner, spec: Spec) -> None:
     assert plan(spec(student={"from_teacher": {"layers": [0, 3]}})).warnings
-    with pytest.raises(SpecRefused) as refused:
+    with refusal("spec_invalid") as refused:
         plan(spec(student={"from_teacher": {"layers": [0, 4]}}))
     assert pointers(refused) == {"/student/from_teacher/layers/1": "layer_missing"}
 
@@ -168,7 +174,7 @@ def test_what_cannot_be_inspected_is_said(plan: Planner, spec: Spec) -> None:
 
 
 def test_rows_longer_than_a_models_positions_are_refused(plan: Planner, spec: Spec) -> None:
-    with pytest.raises(SpecRefused) as refused:
+    with refusal("spec_invalid") as refused:
         plan(spec(student={"random": {"max_positions": 64}}))
     assert pointers(refused) == {"/data/max_length": "exceeds_model_positions"}
 
@@ -187,7 +193,7 @@ def test_a_checkpoint_of_the_project_is_a_model(
         warning.code for warning in plan(spec(teacher={"checkpoint": checkpoint})).warnings
     }
     write_model(settings.artifact_root / "jobs/a/final", tokens={"wrong": 0})
-    with pytest.raises(VocabulariesDiffer):
+    with refusal("vocabulary_mismatch"):
         plan(spec(teacher={"checkpoint": checkpoint}))
 
 
@@ -237,7 +243,7 @@ def test_what_was_created_can_be_claimed_with_the_same_specification(
 
 def test_a_refused_specification_leaves_no_row(database: Database, settings: Settings, spec: Spec) -> None:
     before = dump_tables(database)
-    with pytest.raises(SpecRefused):
+    with refusal("spec_invalid"):
         submit_job(database, settings, spec(seed="x"), project="default")
     assert dump_tables(database) == before
 
@@ -291,7 +297,7 @@ def test_a_checkpoint_that_went_since_the_plan_is_noticed(
     planned = plan(spec(teacher={"checkpoint": checkpoint}))
     with database.transaction(write=True) as session:
         delete_checkpoint(session, get_checkpoint(session, "default", checkpoint))
-    with pytest.raises(SpecRefused), database.transaction(write=True) as session:
+    with refusal("spec_invalid"), database.transaction(write=True) as session:
         create_job(session, settings, planned, project="default", options=JobOptions())
 
 

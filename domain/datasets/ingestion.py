@@ -1,4 +1,4 @@
-"""What an upload must be, and how it becomes a data set."""
+"""Ingestion of data sets: check the samples of an uploaded file, publish it, and add its row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from sqlalchemy.orm import Session
 
 from domain.datasets import repository
 from domain.datasets.models import Dataset
-from domain.errors import DatasetRefused
+from domain.errors import EngineRefusal
 from domain.ids import new_id
 from pocl.data.samples import MAX_NAMED, RowInvalid, parse_rows
-from pocl.errors import FieldError
+from pocl.errors import DatasetInvalid, FieldError
 from pocl.storage.manifest import ManifestFile
 
 
 def count_samples(path: Path) -> int:
-    """The samples in a JSONL file.
+    """The number of samples in a JSONL file.
 
     Raises:
-        DatasetRefused: it holds none, or bad rows; the first 20 are named by line.
+        EngineRefusal: the file holds no sample, or bad ones, of which the first 20 are named by line.
     """
     samples = bad = 0
     field_errors: list[FieldError] = []
@@ -33,18 +33,16 @@ def count_samples(path: Path) -> int:
                 field_errors.append(FieldError(f"/lines/{number}", outcome.code, outcome.detail))
     if bad:
         named = "" if bad <= MAX_NAMED else f"; the first {MAX_NAMED} are named"
-        raise DatasetRefused(
-            f"{bad} of {samples + bad} rows cannot be used{named}. Correct them and upload the file again.",
-            field_errors=field_errors,
-        )
+        message = f"{bad} of {samples + bad} rows cannot be used{named}. Correct them and upload the file again."
+        raise EngineRefusal(DatasetInvalid(message, field_errors=field_errors))
     if not samples:
-        raise DatasetRefused("The file holds no row: send one JSON object on each line.")
+        raise EngineRefusal(DatasetInvalid("The file holds no row: send one JSON object on each line."))
     return samples
 
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """An uploaded file that was checked and is in the artifact store; no row names it yet."""
+    """An uploaded file that was checked and is in the artifact store, before its row is added."""
 
     dataset_id: str
     samples: int
@@ -59,7 +57,7 @@ def store_dataset(path: Path, publish: Callable[[str], ManifestFile]) -> StoredD
         publish: stores the file under a key of the artifact store.
 
     Raises:
-        DatasetRefused: as :func:`count_samples` says; nothing is published then.
+        EngineRefusal: see :func:`count_samples`; nothing is published then.
     """
     samples = count_samples(path)
     dataset_id = new_id("ds")
@@ -68,7 +66,7 @@ def store_dataset(path: Path, publish: Callable[[str], ManifestFile]) -> StoredD
 
 
 def add_dataset(session: Session, stored: StoredDataset, *, project: str, name: str) -> Dataset:
-    """Name a stored file by a row."""
+    """Add the row of a stored file."""
     return repository.add_dataset(
         session,
         project=project,
