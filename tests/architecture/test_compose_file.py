@@ -37,7 +37,7 @@ ENGINE = {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "n
 
 @pytest.fixture(scope="module")
 def compose() -> ComposeFile:
-    return ComposeFile.parsed().with_variables(example_variables(**NEEDED))
+    return ComposeFile.load().with_variables(example_variables(**NEEDED))
 
 
 def service(compose: ComposeFile, name: str) -> Service:
@@ -50,7 +50,7 @@ def specification() -> jsonschema.Draft7Validator:
 
 
 def test_it_keeps_to_the_compose_specification(compose: ComposeFile, specification: jsonschema.Draft7Validator) -> None:
-    specification.validate(ComposeFile.parsed().tree)
+    specification.validate(ComposeFile.load().tree)
     specification.validate(compose.tree)
 
 
@@ -78,19 +78,19 @@ def test_variables_are_filled_in_as_compose_does(text: str, expected: str) -> No
 
 
 def test_without_the_secrets_nothing_starts_and_the_message_names_what_is_missing() -> None:
-    parsed = ComposeFile.parsed()
+    parsed = ComposeFile.load()
     for name in NEEDED:
         with pytest.raises(VariableMissing, match=name):
             parsed.with_variables(example_variables(**{**NEEDED, name: ""}))
 
 
 def test_the_example_names_every_variable_and_no_other() -> None:
-    assert set(example_variables()) == ComposeFile.parsed().variables
+    assert set(example_variables()) == ComposeFile.load().variables
 
 
 def test_the_example_and_the_file_agree_on_the_defaults() -> None:
-    given = ComposeFile.parsed().with_variables(example_variables(**NEEDED))
-    left_out = ComposeFile.parsed().with_variables({**NEEDED, "POCL_VERSION": example_variables()["POCL_VERSION"]})
+    given = ComposeFile.load().with_variables(example_variables(**NEEDED))
+    left_out = ComposeFile.load().with_variables({**NEEDED, "POCL_VERSION": example_variables()["POCL_VERSION"]})
     assert given == left_out
 
 
@@ -150,9 +150,9 @@ def test_logs_are_bounded(compose: ComposeFile, name: str) -> None:
 
 def test_migrations_run_once_and_before_all_that_reads_the_database(compose: ComposeFile) -> None:
     assert service(compose, "migrate").raw["restart"] == "no"
-    assert service(compose, "migrate").waits_for == {"postgres": "service_healthy"}
+    assert service(compose, "migrate").dependencies == {"postgres": "service_healthy"}
     for name in ("api", "scheduler", "worker"):
-        waited = service(compose, name).waits_for
+        waited = service(compose, name).dependencies
         assert waited["migrate"] == "service_completed_successfully"
         assert waited["postgres"] == "service_healthy"
         # A request is a transaction of the database; it needs no broker.

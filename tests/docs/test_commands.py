@@ -86,7 +86,7 @@ def compose_has_what_it_names(command: str) -> None:
         # What follows the service is run in its container: tests/integration/test_compose.py runs these.
         rest = rest[:1]
     assert set(options) <= known[name], command
-    assert {word for word in rest if not word.startswith("-")} <= ComposeFile.parsed().services.keys(), command
+    assert {word for word in rest if not word.startswith("-")} <= ComposeFile.load().services.keys(), command
 
 
 def file_is_there(command: str) -> None:

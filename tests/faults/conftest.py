@@ -4,7 +4,7 @@ import pytest
 
 from bench.faults.outcome import RunOutcome
 from bench.faults.small_runs import write_variant
-from tests.faults.runs import run_whole
+from tests.faults.runs import run_to_end
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def restart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def baseline(restart: Path) -> RunOutcome:
-    """What it comes to without a fault."""
+    """The outcome of that specification without a fault."""
     workdir = restart.parent / "baseline"
-    run_whole(restart, workdir)
+    run_to_end(restart, workdir)
     return RunOutcome.read(workdir)

@@ -1,6 +1,6 @@
-"""Runs on a disk of a few megabytes that fills at a chosen moment, and is freed again.
+"""Runs on a disk of a few megabytes that fills at a chosen event, and is freed again.
 
-Started with a directory, in a mount namespace of its own; prints what the cases came to as one JSON object.
+A program to be started with a directory, in a mount namespace of its own. It prints the results as one JSON object.
 """
 
 import json
@@ -28,46 +28,47 @@ from pocl.train import checkpoint
 
 MEGABYTES = 8
 _PAGE = 4096
-Space = Callable[[Event], int | None]
-"""How many bytes to leave on the disk once an event comes; None leaves the disk as it is."""
+FreeBytes = Callable[[Event], int | None]
+"""How many bytes to leave free once an event comes; null leaves the disk as it is."""
 
 
 @dataclass
-class Case:
+class RunResult:
     """What a full disk did to a run."""
 
     code: str | None = None
     where: str = ""
-    """The lines of the engine through which the error came."""
-    told: str | None = None
-    """The code of the last event that the caller heard."""
-    written: str | None = None
+    """The source lines of the engine in the traceback of the error."""
+    reported_code: str | None = None
+    """The code of the last event that the caller got."""
+    last_logged: str | None = None
     """The type of the last event in the log."""
-    whole_step: int | None = None
-    """Step of the newest whole checkpoint."""
-    damaged: tuple[str, ...] = ()
-    litter: tuple[str, ...] = ()
+    intact_step: int | None = None
+    """The step of the newest intact checkpoint."""
+    manifest_errors: tuple[str, ...] = ()
+    scratch_paths: tuple[str, ...] = ()
 
 
 @dataclass
-class Log:
+class LogResult:
     """What a full disk did to a log of events."""
 
     refused: bool = False
-    whole: bool = False
-    """Whether every line of the file can be read."""
+    """Whether an event was refused with `DiskFull`."""
+    complete: bool = False
+    """Whether every line of the file can be parsed."""
     ended: bool = False
-    """Whether its last line is the end of the run."""
-    heard: bool = False
-    """Whether the caller heard the end."""
+    """Whether the last line is the end of the run."""
+    reported: bool = False
+    """Whether the caller got the end of the run."""
 
 
 def main() -> int:
     disk = Path(sys.argv[1])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", disk], check=True)
     spec = write_variant(disk, "restart")
-    run(read_spec(spec), disk / "baseline", _unheard)
-    moments: dict[str, Space] = {
+    run(read_spec(spec), disk / "baseline", _ignore)
+    cases: dict[str, FreeBytes] = {
         "ranking": lambda event: 0 if isinstance(event, Progressed) and event.phase == "ranking" else None,
         # Saved before the fifth step; the checkpoint before it is that of step 2.
         "weights": lambda event: 2 * _PAGE if _is_step(event, 4) else None,
@@ -75,55 +76,55 @@ def main() -> int:
         "exporting": lambda event: _PAGE if isinstance(event, PhaseChanged) and event.phase == "exporting" else None,
     }
     # One run, stopped by a full disk four times.
-    cases = {name: asdict(_case(spec, disk / "run", space)) for name, space in moments.items()}
-    run(read_spec(spec), disk / "run", _unheard)
+    results = {name: asdict(_run_on_full_disk(spec, disk / "run", free_bytes)) for name, free_bytes in cases.items()}
+    run(read_spec(spec), disk / "run", _ignore)
     differences = RunOutcome.read(disk / "run").differences(RunOutcome.read(disk / "baseline"))
-    json.dump({**cases, "differences": differences, "log": asdict(_log(disk))}, sys.stdout)
+    json.dump({**results, "differences": differences, "log": asdict(_fill_log(disk))}, sys.stdout)
     return 0
 
 
-def _case(spec: Path, workdir: Path, space: Space) -> Case:
-    case, events = Case(), list[Event]()
+def _run_on_full_disk(spec: Path, workdir: Path, free_bytes: FreeBytes) -> RunResult:
+    result, events = RunResult(), list[Event]()
     ballast = workdir.with_name("ballast")
 
     def sink(event: Event) -> None:
         events.append(event)
-        left = space(event)
-        if left is not None and not ballast.exists():
-            _fill(ballast, left)
+        free = free_bytes(event)
+        if free is not None and not ballast.exists():
+            _fill(ballast, free)
 
     try:
         run(read_spec(spec), workdir, sink)
     except PoclError as error:
-        case.code, case.where = error.code, _lines_of(error)
-    case.told = next((event.code for event in events[-1:] if isinstance(event, RunEnded)), None)
-    case.written = read_events(workdir)[-1]["type"]
+        result.code, result.where = error.code, _source_lines(error)
+    result.reported_code = next((event.code for event in events[-1:] if isinstance(event, RunEnded)), None)
+    result.last_logged = read_events(workdir)[-1]["type"]
     restored, _ = checkpoint.find_resume_point(workdir / CHECKPOINTS_DIR)
-    case.whole_step = None if restored is None else restored.state.step
-    case.damaged, case.litter = tuple(manifest_errors(workdir)), tuple(scratch_paths(workdir))
+    result.intact_step = None if restored is None else restored.state.step
+    result.manifest_errors, result.scratch_paths = tuple(manifest_errors(workdir)), tuple(scratch_paths(workdir))
     ballast.unlink(missing_ok=True)
-    return case
+    return result
 
 
-def _log(disk: Path) -> Log:
-    heard: list[Event] = []
-    path, ballast, found = disk / EVENTS_FILE, disk / "ballast", Log()
-    with EventLog(path, heard.append) as log:
+def _fill_log(disk: Path) -> LogResult:
+    reported: list[Event] = []
+    path, ballast, result = disk / EVENTS_FILE, disk / "ballast", LogResult()
+    with EventLog(path, reported.append) as log:
         _fill(ballast, 0)
         try:
             for number in range(1000):
                 log(Warned(code="line", message=str(number)))
         except DiskFull:
-            found.refused = True
-        found.whole = len(path.read_bytes().splitlines()) == len(heard) == len(read_events(disk))
+            result.refused = True
+        result.complete = len(path.read_bytes().splitlines()) == len(reported) == len(read_events(disk))
         log(RunEnded(code="disk_full", message="full", fault="capacity", retryable=True, hint="free it", step=0))
-    found.ended = read_events(disk)[-1]["type"] == "run_ended"
-    found.heard = isinstance(heard[-1], RunEnded)
+    result.ended = read_events(disk)[-1]["type"] == "run_ended"
+    result.reported = isinstance(reported[-1], RunEnded)
     ballast.unlink()
-    return found
+    return result
 
 
-def _unheard(_: Event) -> None: ...
+def _ignore(_: Event) -> None: ...
 
 
 def _is_step(event: Event, step: int) -> bool:
@@ -137,13 +138,13 @@ def _pages_of_weights(workdir: Path) -> int:
     return sum(-(-path.stat().st_size // _PAGE) * _PAGE for path in files) + _PAGE
 
 
-def _fill(ballast: Path, left: int) -> None:
-    """Write until `left` bytes are free."""
+def _fill(ballast: Path, free: int) -> None:
+    """Write until `free` bytes are left."""
     disk = os.statvfs(ballast.parent)
-    ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - left))
+    ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - free))
 
 
-def _lines_of(error: BaseException) -> str:
+def _source_lines(error: BaseException) -> str:
     lines: list[str] = []
     cause: BaseException | None = error
     while cause is not None:

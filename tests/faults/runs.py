@@ -1,4 +1,4 @@
-"""Runs in this process: whole, stopped, and what they report."""
+"""Runs in this process, to the end or up to a step, and the events that they report."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +12,8 @@ from pocl.run import run
 from pocl.spec import DistillationSpec
 
 
-def run_whole(spec: Path, workdir: Path) -> list[Event]:
-    """Run to the end, or continue to it; the events."""
+def run_to_end(spec: Path, workdir: Path) -> list[Event]:
+    """Run, or continue a run, to the end; the events."""
     events: list[Event] = []
     run(read_spec(spec), workdir, events.append)
     return events
@@ -21,26 +21,26 @@ def run_whole(spec: Path, workdir: Path) -> list[Event]:
 
 def run_until(step: int, spec: Path, workdir: Path) -> None:
     """Run until `step` is logged, save and stop."""
-    seen: set[int] = set()
+    logged: set[int] = set()
     with pytest.raises(RunStopped):
-        run(read_spec(spec), workdir, when_stepped(seen.add), lambda: step in seen)
+        run(read_spec(spec), workdir, on_step(logged.add), lambda: step in logged)
 
 
-def when_stepped(act: Callable[[int], None]) -> Callable[[Event], None]:
-    """A sink that calls `act` with the number of each step."""
+def on_step(callback: Callable[[int], None]) -> Callable[[Event], None]:
+    """A sink that calls `callback` with the number of each step."""
 
     def sink(event: Event) -> None:
         if isinstance(event, StepLogged):
-            act(event.step)
+            callback(event.step)
 
     return sink
 
 
-def warnings_in(events: list[Event]) -> list[str]:
+def warning_codes(events: list[Event]) -> list[str]:
     return [event.code for event in events if isinstance(event, Warned)]
 
 
 def with_learning_rate(spec: Path, rate: float) -> DistillationSpec:
     """A specification whose learning rate is beyond what a client may ask for."""
-    whole = read_spec(spec)
-    return whole.model_copy(update={"training": whole.training.model_copy(update={"learning_rate": rate})})
+    resolved = read_spec(spec)
+    return resolved.model_copy(update={"training": resolved.training.model_copy(update={"learning_rate": rate})})

@@ -1,4 +1,4 @@
-"""Under a storm of faults every accepted job ends once, in the weights of an undisturbed run."""
+"""While faults are injected into the service, every accepted job ends once, in the weights of a run without faults."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from bench.faults.chaos import run_chaos
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_job_ends_once_and_correctly_under_injected_faults(database_url: str, tmp_path: Path) -> None:
-    # SQLite gets a file of the service's own.
+    # On SQLite the service creates a file of its own.
     url = None if database_url.startswith("sqlite") else database_url
-    storm = run_chaos(tmp_path / "chaos", seed=3, minutes=0.5, database_url=url)
-    assert storm.failure is None, storm.text()
-    assert storm.faults.total() > 0
+    result = run_chaos(tmp_path / "chaos", seed=3, minutes=0.5, database_url=url)
+    assert result.failure is None, result.text()
+    assert result.faults.total() > 0

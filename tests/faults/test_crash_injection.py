@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a run ends in the same bits as one that was left alone."""
+"""Killed at any moment and started again, a run ends in the same bits as a run without crashes."""
 
 import signal
 from pathlib import Path
@@ -27,7 +27,7 @@ def engine() -> Engine:
 @pytest.mark.usefixtures("baseline")
 def test_run_that_crashes_in_every_phase_ends_in_the_same_bits(engine: Engine, restart: Path, tmp_path: Path) -> None:
     crashes = run_with_crashes(engine, restart, tmp_path / "run", IN_EVERY_PHASE)
-    # On a machine that stalls this process, the run may have ended before the last crash.
+    # Where the machine stalls this process, the run may finish before the last crash point.
     assert len(crashes) > len(IN_EVERY_PHASE) // 2
     assert differences_from_baseline(tmp_path / "run", restart.parent / "baseline") == []
     assert excess_lost_steps(crashes) == []
@@ -36,12 +36,12 @@ def test_run_that_crashes_in_every_phase_ends_in_the_same_bits(engine: Engine, r
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["restart", "carry", "convergence"])
 def test_run_that_crashes_at_random_moments_ends_in_the_same_bits(engine: Engine, tmp_path: Path, variant: str) -> None:
-    findings = measure(engine, tmp_path, kills=20, seed=5, variants=[variant])
-    assert findings.differing == []
-    assert len(findings.crashes) == 20
+    result = measure(engine, tmp_path, kills=20, seed=5, variants=[variant])
+    assert result.differing == []
+    assert len(result.crashes) == 20
 
 
 @pytest.mark.slow
 def test_command_that_crashes_ends_in_the_same_bits(tmp_path: Path) -> None:
-    findings = measure(CommandEngine(), tmp_path, kills=4, seed=6, variants=["restart"])
-    assert findings.differing == []
+    result = measure(CommandEngine(), tmp_path, kills=4, seed=6, variants=["restart"])
+    assert result.differing == []

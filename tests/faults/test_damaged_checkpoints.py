@@ -18,7 +18,7 @@ from pocl.layout import (
 )
 from pocl.storage import manifest
 from pocl.train import checkpoint
-from tests.faults.runs import run_until, run_whole, warnings_in
+from tests.faults.runs import run_to_end, run_until, warning_codes
 
 STOPPED_AT, BEFORE = 7, 5
 
@@ -45,7 +45,7 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
-def spoil(file: Path) -> None:
+def overwrite(file: Path) -> None:
     file.write_text("\x00 not what was here")
 
 
@@ -53,29 +53,29 @@ def empty_list(file: Path) -> None:
     file.write_text('{"format": 1, "files": []}')
 
 
-DAMAGES = [
+DAMAGE = [
     (truncate, WEIGHTS_FILE),
     (flip, "training/optimizer.safetensors"),
     (flip, "training/rng.safetensors"),
     (remove, "training/rng.safetensors"),
     (remove, "manifest.json"),
     (remove, "training/manifest.json"),
-    (spoil, "training/state.json"),
-    (spoil, "manifest.json"),
+    (overwrite, "training/state.json"),
+    (overwrite, "manifest.json"),
     (empty_list, "training/manifest.json"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "file"), DAMAGES)
+@pytest.mark.parametrize(("damage", "file"), DAMAGE)
 def test_damaged_newest_checkpoint_is_skipped(
     stopped: Path, damage: Callable[[Path], None], file: str, tmp_path: Path
 ) -> None:
     root = shutil.copytree(stopped, tmp_path / "run") / CHECKPOINTS_DIR
     damage(root / checkpoint_name(STOPPED_AT) / file)
-    restored, sentences = checkpoint.find_resume_point(root)
+    restored, warnings = checkpoint.find_resume_point(root)
     assert restored is not None
     assert restored.state.step == BEFORE
-    assert len(sentences) == 1
+    assert len(warnings) == 1
 
 
 @pytest.mark.parametrize(("damage", "file"), [(flip, WEIGHTS_FILE), (remove, "training/state.json")])
@@ -84,8 +84,8 @@ def test_run_continues_from_the_checkpoint_before_to_the_same_bits(
 ) -> None:
     workdir = shutil.copytree(stopped, tmp_path / "run")
     damage(workdir / checkpoint_dir(STOPPED_AT) / file)
-    events = run_whole(restart, workdir)
-    assert warnings_in(events) == ["checkpoint_passed_over"]
+    events = run_to_end(restart, workdir)
+    assert warning_codes(events) == ["checkpoint_passed_over"]
     assert [event.resumed_from_step for event in events if isinstance(event, RunStarted)] == [BEFORE]
     assert RunOutcome.read(workdir).differences(baseline) == []
     assert (manifest_errors(workdir), scratch_paths(workdir)) == ([], set())
@@ -96,9 +96,9 @@ def test_run_without_an_intact_checkpoint_starts_again_with_a_warning(
 ) -> None:
     workdir = shutil.copytree(stopped, tmp_path / "run")
     for state in workdir.glob("checkpoints/*/training/state.json"):
-        spoil(state)
-    events = run_whole(restart, workdir)
-    assert warnings_in(events) == ["checkpoint_passed_over"] * 2 + ["started_again"]
+        overwrite(state)
+    events = run_to_end(restart, workdir)
+    assert warning_codes(events) == ["checkpoint_passed_over"] * 2 + ["started_again"]
     assert RunOutcome.read(workdir).differences(baseline) == []
 
 
@@ -109,7 +109,7 @@ def test_intact_checkpoint_of_another_version_is_not_discarded(restart: Path, st
     (training / "manifest.json").unlink()
     manifest.write_manifest(training)
     with pytest.raises(WorkdirMismatch, match="cannot be read by this version"):
-        run_whole(restart, workdir)
+        run_to_end(restart, workdir)
     manifest.verify(training)
 
 
@@ -117,7 +117,7 @@ def test_damaged_checkpoint_beyond_the_run_does_not_displace_an_intact_one(tmp_p
     for step, is_resumable in ((2, True), (4, True), (6, True), (9, True), (12, False)):
         (tmp_path / checkpoint_name(step) / (TRAINING_DIR if is_resumable else "")).mkdir(parents=True)
     checkpoint.prune(tmp_path, step=6, keep=2, stage_ends={2})
-    left = {path.name: (path / TRAINING_DIR).is_dir() for path in tmp_path.iterdir()}
+    remaining = {path.name: (path / TRAINING_DIR).is_dir() for path in tmp_path.iterdir()}
     # 9 was damaged; 12 holds the weights of a stage that an earlier attempt finished.
     expected = {2: False, 4: True, 6: True, 12: False}
-    assert left == {checkpoint_name(step): is_resumable for step, is_resumable in expected.items()}
+    assert remaining == {checkpoint_name(step): is_resumable for step, is_resumable in expected.items()}

@@ -1,4 +1,4 @@
-"""A loss, a gradient or a weight that is not finite ends the run under `loss_diverged`; no checkpoint holds one."""
+"""A loss, gradient or weight that is not finite ends the run with `loss_diverged`, and is in no checkpoint."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from pocl.layout import (
 from pocl.run import run
 from pocl.spec import DistillationSpec
 from pocl.storage import manifest
-from tests.faults.runs import run_until, run_whole, with_learning_rate
+from tests.faults.runs import run_to_end, run_until, with_learning_rate
 
 
 def diverge(spec: DistillationSpec, workdir: Path) -> str:
@@ -36,16 +36,16 @@ def diverge(spec: DistillationSpec, workdir: Path) -> str:
     return caught.value.message
 
 
-def steps_saved(workdir: Path) -> list[str]:
-    """Names of the checkpoints, all of which must be whole and hold finite numbers only."""
+def saved_checkpoints(workdir: Path) -> list[str]:
+    """The names of the checkpoints, all of which must be intact and finite."""
     assert manifest_errors(workdir) == []
     for file in workdir.glob("checkpoints/**/*.safetensors"):
         assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file
     return sorted(path.name for path in (workdir / CHECKPOINTS_DIR).glob("*"))
 
 
-def poison(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
-    """Change the weights of a checkpoint, and write a manifest that vouches for them."""
+def replace_weights(directory: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """Change the weights of a checkpoint, and write a manifest that matches them."""
     file = directory / WEIGHTS_FILE
     weights = load_file(file)
     change(weights)
@@ -61,17 +61,17 @@ def sample_digests(workdir: Path) -> list[str]:
 def test_huge_learning_rate_ends_the_run_at_the_step_that_shows_it(restart: Path, tmp_path: Path) -> None:
     message = diverge(with_learning_rate(restart, 1e30), tmp_path)
     assert "at step 2; its samples are" in message
-    named = message.rpartition("are ")[2].split(", ")
+    digests = message.rpartition("are ")[2].split(", ")
     # The first stage has six samples, in batches of four and two.
-    assert len(named) == 2
-    assert set(named) <= set(sample_digests(tmp_path))
-    assert steps_saved(tmp_path) == []
+    assert len(digests) == 2
+    assert set(digests) <= set(sample_digests(tmp_path))
+    assert saved_checkpoints(tmp_path) == []
 
 
 def test_overflowed_weights_are_not_saved(tmp_path: Path) -> None:
     spec = write_variant(tmp_path, "restart", checkpoints={"every_steps": 1})
     assert "is not finite after step 1" in diverge(with_learning_rate(spec, 1e39), tmp_path / "run")
-    assert steps_saved(tmp_path / "run") == []
+    assert saved_checkpoints(tmp_path / "run") == []
 
 
 def make_nan(weights: dict[str, torch.Tensor]) -> None:
@@ -88,17 +88,17 @@ def test_non_finite_weights_are_not_trained_on(
     restart: Path, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None], what: str
 ) -> None:
     run_until(4, restart, tmp_path)
-    poisoned = tmp_path / checkpoint_dir(4)
-    poison(poisoned, change)
+    checkpoint = tmp_path / checkpoint_dir(4)
+    replace_weights(checkpoint, change)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / CHECKPOINTS_DIR).rglob("*")}
     assert f"the {what} is not finite at step 5; its samples are" in diverge(read_spec(restart), tmp_path)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / CHECKPOINTS_DIR).rglob("*")} == before
 
 
 def test_untrained_student_without_a_finite_loss_is_refused_while_ranking(restart: Path, tmp_path: Path) -> None:
-    run_whole(restart, tmp_path / "made")
-    student = tmp_path / "made" / FINAL_DIR
-    poison(student, make_nan)
+    run_to_end(restart, tmp_path / "source")
+    student = tmp_path / "source" / FINAL_DIR
+    replace_weights(student, make_nan)
     spec = write_variant(tmp_path, "restart", student={"path": str(student)})
     assert "the untrained student's loss on sample" in diverge(read_spec(spec), tmp_path / "run")
     assert not (tmp_path / "run" / RANKING_FILE).exists()

@@ -1,4 +1,4 @@
-"""A full disk ends a run under its code, spares what is whole, and costs nothing once there is space again.
+"""A full disk ends a run with its code, spares intact files, and costs nothing once there is space again.
 
 The disk is real and small: a tmpfs in a mount namespace of its own.
 """
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 NAMESPACES = (["unshare", "--user", "--map-root-user", "--mount"], ["unshare", "--mount"])
-"""How a namespace is had: by anyone where user namespaces are allowed, and by root."""
+"""The commands that enter a mount namespace: for any user where user namespaces are allowed, and for root."""
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the cases came to."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The results of the cases in `on_small_disk`."""
     disk = tmp_path_factory.mktemp("disk")
     command = [*namespace(), sys.executable, "-m", "tests.faults.on_small_disk", str(disk)]
     out = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
@@ -27,15 +27,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def namespace() -> list[str]:
-    tried = [subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False) for prefix in NAMESPACES]
-    for prefix, out in zip(NAMESPACES, tried, strict=True):
+    attempts = [subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False) for prefix in NAMESPACES]
+    for prefix, out in zip(NAMESPACES, attempts, strict=True):
         if out.returncode == 0:
             return prefix
-    pytest.fail(f"no mount namespace can be had, so no disk can be filled: {[out.stderr for out in tried]}")
+    pytest.fail(f"no mount namespace can be created, so no disk can be filled: {[out.stderr for out in attempts]}")
 
 
 @pytest.mark.parametrize(
-    ("case", "line", "whole_step"),
+    ("case", "line", "intact_step"),
     [
         ("ranking", "scratch.write_text(text", None),
         ("weights", "save_model(model, tokenizer, scratch)", 2),
@@ -44,18 +44,18 @@ def namespace() -> list[str]:
     ],
 )
 def test_full_disk_ends_the_run_and_spares_intact_files(
-    found: dict[str, Any], case: str, line: str, whole_step: int | None
+    results: dict[str, Any], case: str, line: str, intact_step: int | None
 ) -> None:
-    came = found[case]
-    assert (came["code"], came["told"], came["written"]) == ("disk_full", "disk_full", "run_ended")
-    assert line in came["where"]
-    assert came["whole_step"] == whole_step
-    assert (came["damaged"], came["litter"]) == ([], [])
+    result = results[case]
+    assert (result["code"], result["reported_code"], result["last_logged"]) == ("disk_full", "disk_full", "run_ended")
+    assert line in result["where"]
+    assert result["intact_step"] == intact_step
+    assert (result["manifest_errors"], result["scratch_paths"]) == ([], [])
 
 
-def test_run_continued_after_a_full_disk_ends_in_the_same_bits(found: dict[str, Any]) -> None:
-    assert found["differences"] == []
+def test_run_continued_after_a_full_disk_ends_in_the_same_bits(results: dict[str, Any]) -> None:
+    assert results["differences"] == []
 
 
-def test_event_log_keeps_complete_lines_and_room_for_the_end(found: dict[str, Any]) -> None:
-    assert found["log"] == {"refused": True, "whole": True, "ended": True, "heard": True}
+def test_event_log_keeps_complete_lines_and_room_for_the_end(results: dict[str, Any]) -> None:
+    assert results["log"] == {"refused": True, "complete": True, "ended": True, "reported": True}

@@ -1,4 +1,4 @@
-"""Asked to stop, a run saves what it has done: not one step is made again."""
+"""A run that is asked to stop saves its state: no step is run again."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from pocl.errors import RunStopped
 from pocl.events import Evaluated, Event, Progressed, RunStarted, StageFinished, StepLogged, Warned
 from pocl.run import run
 from pocl.storage.shared_cache import SharedCache
-from tests.faults.runs import run_until, run_whole
+from tests.faults.runs import run_to_end, run_until
 
 
 @pytest.mark.parametrize("variant", ["restart", "convergence"])
 def test_stop_during_an_evaluation_loses_no_step(variant: str, tmp_path: Path) -> None:
     path = write_variant(tmp_path, variant)
     spec, workdir, events = read_spec(path), tmp_path / "run", list[Event]()
-    run_whole(path, tmp_path / "baseline")
+    run_to_end(path, tmp_path / "baseline")
 
     def is_scoring_after_training() -> bool:
         stepped = any(isinstance(event, StepLogged) for event in events)
@@ -27,7 +27,7 @@ def test_stop_during_an_evaluation_loses_no_step(variant: str, tmp_path: Path) -
     with pytest.raises(RunStopped):
         run(spec, workdir, events.append, is_scoring_after_training)
     done = max(event.step for event in events if isinstance(event, StepLogged))
-    resumed = run_whole(path, workdir)
+    resumed = run_to_end(path, workdir)
     assert [event.resumed_from_step for event in resumed if isinstance(event, RunStarted)] == [done]
     assert min(event.step for event in resumed if isinstance(event, StepLogged)) == done + 1
     assert RunOutcome.read(workdir).differences(RunOutcome.read(tmp_path / "baseline")) == []
@@ -36,17 +36,22 @@ def test_stop_during_an_evaluation_loses_no_step(variant: str, tmp_path: Path) -
 def test_pause_comes_at_stage_end_after_its_evaluation(restart: Path, baseline: RunOutcome, tmp_path: Path) -> None:
     spec, workdir, events = read_spec(restart), tmp_path / "run", list[Event]()
 
-    def ended(of: list[Event]) -> list[int]:
-        return [event.stage for event in of if isinstance(event, StageFinished)]
+    def finished_stages(events: list[Event]) -> list[int]:
+        return [event.stage for event in events if isinstance(event, StageFinished)]
 
     with pytest.raises(RunStopped):
         run(spec, workdir, events.append, should_pause=lambda: True)
-    assert ended(events) == [0]
+    assert finished_stages(events) == [0]
     assert [event.stage for event in events if isinstance(event, Evaluated) and event.subject == "stage"] == [0]
     resumed = list[Event]()
-    run(spec, workdir, resumed.append, should_pause=lambda: 1 in ended(resumed) and len(ended(resumed)) > 1)
-    assert ended(resumed) == [1, 2]
-    # What was scored before the pause is not scored again.
+    run(
+        spec,
+        workdir,
+        resumed.append,
+        should_pause=lambda: 1 in finished_stages(resumed) and len(finished_stages(resumed)) > 1,
+    )
+    assert finished_stages(resumed) == [1, 2]
+    # The stage that was evaluated before the pause is not evaluated again.
     assert [event.stage for event in resumed if isinstance(event, Evaluated) and event.subject == "stage"] == [1, 2]
     assert RunOutcome.read(workdir).differences(baseline) == []
 

@@ -1,4 +1,4 @@
-"""One process at a time in a working directory, and no litter of those before it."""
+"""One process at a time in a working directory, and no scratch files of those before it."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from pocl.layout import EVENTS_FILE, WEIGHTS_FILE, checkpoint_dir
 from pocl.run import run
 from pocl.storage import manifest
 from pocl.storage.workdir import EventLog, lock_workdir
-from tests.faults.runs import run_whole
+from tests.faults.runs import run_to_end
 
 
 def test_second_run_in_the_directory_is_refused_and_writes_nothing(restart: Path, tmp_path: Path) -> None:
@@ -20,18 +20,18 @@ def test_second_run_in_the_directory_is_refused_and_writes_nothing(restart: Path
         with pytest.raises(WorkdirInUse):
             run(read_spec(restart), tmp_path, events.append)
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    # Its caller is told all the same.
+    # The caller gets the event nevertheless.
     assert [event.code for event in events if isinstance(event, RunEnded)] == ["workdir_in_use"]
 
 
 def test_lock_is_released_with_the_run(restart: Path, tmp_path: Path) -> None:
-    assert isinstance(run_whole(restart, tmp_path)[-1], RunFinished)
+    assert isinstance(run_to_end(restart, tmp_path)[-1], RunFinished)
     with lock_workdir(tmp_path):
         pass
 
 
 @pytest.mark.parametrize(
-    "place",
+    "path",
     [
         ".tmp-final-1/model.safetensors",
         ".tmp-result.json-1",
@@ -39,23 +39,23 @@ def test_lock_is_released_with_the_run(restart: Path, tmp_path: Path) -> None:
         "checkpoints/step-00000002/.tmp-gone-training-1/state.json",
     ],
 )
-def test_scratch_of_a_killed_process_is_swept(tmp_path: Path, place: str) -> None:
-    left, kept = tmp_path / place, tmp_path / checkpoint_dir(2) / WEIGHTS_FILE
-    for path in (left, kept):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("")
+def test_scratch_of_a_killed_process_is_swept(tmp_path: Path, path: str) -> None:
+    scratch, checkpoint = tmp_path / path, tmp_path / checkpoint_dir(2) / WEIGHTS_FILE
+    for file in (scratch, checkpoint):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
     with lock_workdir(tmp_path):
-        assert not [path for path in tmp_path.rglob("*") if path.name.startswith(manifest.SCRATCH_PREFIX)]
-        assert kept.exists()
+        assert not [entry for entry in tmp_path.rglob("*") if entry.name.startswith(manifest.SCRATCH_PREFIX)]
+        assert checkpoint.exists()
 
 
 def test_torn_line_is_cut_off_and_the_next_is_complete(tmp_path: Path) -> None:
     path = tmp_path / EVENTS_FILE
-    ended, heard = RunFinished(step=3), list[Event]()
-    with EventLog(path, heard.append) as log:
+    ended, reported = RunFinished(step=3), list[Event]()
+    with EventLog(path, reported.append) as log:
         log(ended)
     path.write_bytes(path.read_bytes() + b'{"at": "2026-')
-    with EventLog(path, heard.append) as log:
+    with EventLog(path, reported.append) as log:
         log(ended)
     assert [from_line(line).event for line in path.read_bytes().splitlines()] == [ended, ended]
-    assert [left.name for left in tmp_path.iterdir()] == [EVENTS_FILE]
+    assert [entry.name for entry in tmp_path.iterdir()] == [EVENTS_FILE]

@@ -1,6 +1,6 @@
-"""What the fuzzer is given to start from: rows that are some, and a data set and models that exist.
+"""Hooks that give the fuzzer valid samples, and the ids of data sets and models that exist.
 
-It would guess none of them, and refusals alone would be fuzzed.
+It would guess none of them, so that only refusals would be fuzzed.
 """
 
 import json
@@ -18,12 +18,12 @@ from schemathesis.openapi.checks import EnsureResourceAvailability
 from tests.support.requests import TINY_MODEL
 
 AnyCase = Case[Any]
-_LONGEST_WAIT = 0.05
+_MAX_WAIT_SECONDS = 0.05
 _TEXT = st.text(max_size=20)
-_ROWS = st.fixed_dictionaries({"instruction": _TEXT, "output": _TEXT | st.lists(_TEXT)}, optional={"input": _TEXT})
+_SAMPLES = st.fixed_dictionaries({"instruction": _TEXT, "output": _TEXT | st.lists(_TEXT)}, optional={"input": _TEXT})
 _LINES = (
     st.just(b'{"instruction": "a", "output": "b"}')
-    | _ROWS.map(lambda row: json.dumps(row).encode())
+    | _SAMPLES.map(lambda sample: json.dumps(sample).encode())
     | st.binary(max_size=60)
 )
 
@@ -36,9 +36,9 @@ schemathesis.openapi.media_type(
 
 @schemathesis.hook
 def map_case(context: HookContext, case: AnyCase) -> AnyCase:
-    """Let what fits the schema name what exists; in a chain of requests the answers before name it."""
+    """Put ids that exist into cases that fit the schema. In a chain of requests the earlier responses provide them."""
     operation = context.operation.definition.raw.get("operationId") if context.operation is not None else None
-    _shorten(case, operation)
+    _avoid_waiting(case, operation)
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return case
     if operation in ("create_job", "validate_job") and isinstance(case.body, dict):
@@ -46,23 +46,23 @@ def map_case(context: HookContext, case: AnyCase) -> AnyCase:
     if case.meta.phase.name is not TestPhase.STATEFUL:
         job = "FUZZ_ENDED" if operation == "follow_job_events" else "FUZZ_JOB"
         existing = {"job_id": job, "dataset_id": "FUZZ_DATASET", "checkpoint_id": "FUZZ_CHECKPOINT"}
-        named = {name: os.environ[existing[name]] for name in case.path_parameters if name in existing}
+        existing_ids = {name: os.environ[existing[name]] for name in case.path_parameters if name in existing}
         if "path" in case.path_parameters:
-            # Half of them, so that the other half is of files that are not there.
-            named |= {"path": "config.json"} if len(str(case.path_parameters["path"])) % 2 else {}
-        case.path_parameters = {**case.path_parameters, **named}
+            # Half of the cases; the other half asks for files that do not exist.
+            existing_ids |= {"path": "config.json"} if len(str(case.path_parameters["path"])) % 2 else {}
+        case.path_parameters = {**case.path_parameters, **existing_ids}
     return case
 
 
-def _shorten(case: AnyCase, operation: str | None) -> None:
-    """Have what would be answered late answered soon: a stream of a live job has no end, and a poll may wait."""
+def _avoid_waiting(case: AnyCase, operation: str | None) -> None:
+    """Keep responses from taking long: the stream of a live job has no end, and a poll may wait."""
     if operation == "follow_job_events" and str(case.path_parameters.get("job_id", "")).startswith("job_"):
         case.path_parameters = {**case.path_parameters, "job_id": os.environ["FUZZ_ENDED"]}
     if operation == "get_job" and isinstance(case.query, dict):
-        # Also a number that stands there as text.
+        # The number may be given as text.
         with suppress(KeyError, TypeError, ValueError):
-            if float(case.query["wait"]) > _LONGEST_WAIT:
-                case.query = {**case.query, "wait": _LONGEST_WAIT}
+            if float(case.query["wait"]) > _MAX_WAIT_SECONDS:
+                case.query = {**case.query, "wait": _MAX_WAIT_SECONDS}
 
 
 @schemathesis.hook
@@ -72,7 +72,7 @@ def filter_failure(
     case: AnyCase,  # noqa: ARG001 - likewise
     response: Response,
 ) -> bool:
-    """A job that was just created is there, but has made nothing yet."""
+    """Ignore that a new job has no artifacts yet, although it is available."""
     not_yet = response.status_code == 404 and response.json().get("code") == "artifact_not_ready"
     return not (not_yet and isinstance(failure, EnsureResourceAvailability))
 
@@ -80,5 +80,9 @@ def filter_failure(
 def _existing(spec: Any) -> Any:
     if not isinstance(spec, dict):
         return spec
-    named = {"data": {"train": {"dataset": os.environ["FUZZ_DATASET"]}}, "teacher": TINY_MODEL, "student": TINY_MODEL}
-    return {**spec, **named}
+    existing = {
+        "data": {"train": {"dataset": os.environ["FUZZ_DATASET"]}},
+        "teacher": TINY_MODEL,
+        "student": TINY_MODEL,
+    }
+    return {**spec, **existing}

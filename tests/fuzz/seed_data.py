@@ -1,4 +1,4 @@
-"""A job with all that a job can have made, for a fuzzer that would guess no id of it."""
+"""Seed data for the fuzzer, which would guess no id: a data set, jobs, and a checkpoint with its files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,56 +18,56 @@ ARTIFACTS = {"ranking.jsonl": b'{"rank": 1}\n', "result.json": b"{}", "report.ht
 FILES = {"model.safetensors": bytes(1000), "config.json": b"{}", "folder/käse-1.txt": b"cheese"}
 
 
-def insert_seed_data(settings: Settings, made: Path) -> Mapping[str, str]:
-    """Ids of a data set, a job that runs, one that ended, and a checkpoint, as the fuzzer's environment has them."""
+def insert_seed_data(settings: Settings, scratch: Path) -> Mapping[str, str]:
+    """Insert the seed data; its ids as environment variables of the fuzzer."""
     database, store = Database(settings.database_url), ArtifactStore(settings.artifact_root)
-    made.mkdir()
-    (made / "rows").write_bytes(jsonl(8))
-    rows = store.publish_file(made / "rows", "datasets/rows.jsonl")
+    scratch.mkdir()
+    (scratch / "samples").write_bytes(jsonl(8))
+    samples = store.publish_file(scratch / "samples", "datasets/samples.jsonl")
     with database.transaction(write=True) as session:
         dataset = add_dataset(
-            session, project="default", name="rows", rows=8, size_bytes=rows.size, sha256=rows.sha256,
-            store_key="datasets/rows.jsonl",
+            session, project="default", name="samples", rows=8, size_bytes=samples.size, sha256=samples.sha256,
+            store_key="datasets/samples.jsonl",
         ).id  # fmt: skip
     ended = submit_job(database, settings, specification(dataset), project="default")
     with database.transaction(write=True) as session:
         actions.cancel_job(session, "default", ended.id)
     submit_job(database, settings, specification(dataset), project="default")
     with database.transaction(write=True) as session:
-        held = claim_next(session, worker="w1", lease_seconds=3600)
-        assert held is not None
-        save_log_tail(session, held, "Stage 1 has begun.\n", max_bytes=100)
-    _add_artifacts(database, store, held, made)
-    checkpoint = _add_checkpoint(database, store, held, made / "checkpoint")
+        claim = claim_next(session, worker="w1", lease_seconds=3600)
+        assert claim is not None
+        save_log_tail(session, claim, "Stage 1 has begun.\n", max_bytes=100)
+    _add_artifacts(database, store, claim, scratch)
+    checkpoint = _add_checkpoint(database, store, claim, scratch / "checkpoint")
     database.close()
     return {
         "FUZZ_DATASET": dataset,
-        "FUZZ_JOB": held.job_id,
+        "FUZZ_JOB": claim.job_id,
         "FUZZ_ENDED": ended.id,
         "FUZZ_CHECKPOINT": checkpoint,
     }
 
 
-def _add_artifacts(database: Database, store: ArtifactStore, held: Claim, made: Path) -> None:
+def _add_artifacts(database: Database, store: ArtifactStore, claim: Claim, scratch: Path) -> None:
     for name, content in ARTIFACTS.items():
-        (made / name).write_bytes(content)
-        key = f"jobs/{held.job_id}/{name}"
-        file = store.publish_file(made / name, key)
+        (scratch / name).write_bytes(content)
+        key = f"jobs/{claim.job_id}/{name}"
+        file = store.publish_file(scratch / name, key)
         with database.transaction(write=True) as session:
             add_artifact(
-                session, held, kind=name.partition(".")[0], store_key=key, size_bytes=file.size, sha256=file.sha256
+                session, claim, kind=name.partition(".")[0], store_key=key, size_bytes=file.size, sha256=file.sha256
             )
 
 
-def _add_checkpoint(database: Database, store: ArtifactStore, held: Claim, made: Path) -> str:
+def _add_checkpoint(database: Database, store: ArtifactStore, claim: Claim, scratch: Path) -> str:
     for name, content in FILES.items():
-        (made / name).parent.mkdir(parents=True, exist_ok=True)
-        (made / name).write_bytes(content)
-    write_manifest(made)
-    key = f"jobs/{held.job_id}/checkpoints/final"
-    size = store.publish(made, key).size_bytes
+        (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+        (scratch / name).write_bytes(content)
+    write_manifest(scratch)
+    key = f"jobs/{claim.job_id}/checkpoints/final"
+    size = store.publish(scratch, key).size_bytes
     with database.transaction(write=True) as session:
         return add_checkpoint(
-            session, held, kind="final", step=9, stage=1, store_key=key, size_bytes=size,
-            manifest_sha256=sha256_of(made / MANIFEST),
+            session, claim, kind="final", step=9, stage=1, store_key=key, size_bytes=size,
+            manifest_sha256=sha256_of(scratch / MANIFEST),
         ).id  # fmt: skip

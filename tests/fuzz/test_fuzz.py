@@ -26,14 +26,16 @@ CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 
 @dataclass(frozen=True)
 class FuzzTarget:
+    """A running service with seed data."""
+
     address: str
     seed_ids: Mapping[str, str]
-    """Ids of what is there."""
+    """Ids of the seed data, as environment variables."""
 
 
 @pytest.fixture
-def running(database_url: str, tmp_path: Path) -> Iterator[FuzzTarget]:
-    """A service with a key, as it is on a network, and with something of everything."""
+def target(database_url: str, tmp_path: Path) -> Iterator[FuzzTarget]:
+    """A service with an API key and with seed data."""
     settings = Settings(home=tmp_path / "home", database_url=database_url)
     settings.home.mkdir(mode=0o700)
     seed_ids = insert_seed_data(settings, tmp_path / "made")
@@ -42,38 +44,46 @@ def running(database_url: str, tmp_path: Path) -> Iterator[FuzzTarget]:
         yield FuzzTarget(served.address, seed_ids)
 
 
-def fuzz(running: FuzzTarget, reports: Path, *, seed: int, examples: int, phases: str) -> dict[str, Any]:
-    """What Schemathesis says of the service; its own words where it found something."""
-    report = reports / "schemathesis.json"
+def fuzz(target: FuzzTarget, reports: Path, *, seed: int, examples: int, phases: str) -> dict[str, Any]:
+    """The report of Schemathesis; its output where it found an error."""
+    report_file = reports / "schemathesis.json"
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION)]
-    command += ["run", f"{running.address}/openapi.json", "--header", f"Authorization: Bearer {KEY}", "--checks", "all"]
+    command += ["run", f"{target.address}/openapi.json", "--header", f"Authorization: Bearer {KEY}", "--checks", "all"]
     command += ["--phases", phases, "--seed", str(seed), "--max-examples", str(examples), "--continue-on-failure"]
-    command += ["--generation-database", "none", "--report", "json", "--report-json-path", str(report), "--no-color"]
-    # It leaves a folder where it runs.
-    environment = {**os.environ, **running.seed_ids, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, cwd=reports, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, f"seed {seed}\n{ended.stdout[-12_000:]}\n{ended.stderr[-2000:]}"
-    said: dict[str, Any] = json.loads(report.read_text())
-    assert said["complete"]
-    return said
+    command += [
+        "--generation-database",
+        "none",
+        "--report",
+        "json",
+        "--report-json-path",
+        str(report_file),
+        "--no-color",
+    ]
+    # Schemathesis creates a directory where it runs, so it runs in `reports`.
+    environment = {**os.environ, **target.seed_ids, "PYTHONPATH": str(ROOT)}
+    completed = subprocess.run(command, cwd=reports, env=environment, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, f"seed {seed}\n{completed.stdout[-12_000:]}\n{completed.stderr[-2000:]}"
+    report: dict[str, Any] = json.loads(report_file.read_text())
+    assert report["complete"]
+    return report
 
 
-def test_every_operation_answers_as_documented(running: FuzzTarget, tmp_path: Path) -> None:
-    said = fuzz(running, tmp_path, seed=SEED, examples=6, phases="fuzzing,stateful")
-    assert said["operations"]["tested"] == said["operations"]["total"] > 20
-    assert said["test_cases"]["generated"] > 200
+def test_every_operation_answers_as_documented(target: FuzzTarget, tmp_path: Path) -> None:
+    report = fuzz(target, tmp_path, seed=SEED, examples=6, phases="fuzzing,stateful")
+    assert report["operations"]["tested"] == report["operations"]["total"] > 20
+    assert report["test_cases"]["generated"] > 200
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_five_thousand_requests_are_answered_as_documented(
-    running: FuzzTarget, database_url: str, tmp_path: Path
+    target: FuzzTarget, database_url: str, tmp_path: Path
 ) -> None:
-    # Fixed on one database and random on the other: what a seed finds in the service seldom lies in a database.
+    # Fixed on one database and random on the other, since few errors depend on the database.
     seed = SEED if database_url.startswith("sqlite") else int(os.environ.get("FUZZ_SEED", secrets.randbelow(2**32)))
-    # For whoever wants to see it again; pytest shows it with a failure, and with -s.
+    # To reproduce a failure; pytest shows it with a failure, and with -s.
     sys.stdout.write(f"seed {seed}\n")
-    said = fuzz(running, tmp_path, seed=seed, examples=60, phases="examples,coverage,fuzzing,stateful")
-    assert {phase["status"] for phase in said["phases"].values()} <= {"success", "skip"}
-    sys.stdout.write(f"{said['test_cases']}\n")
-    assert said["test_cases"]["generated"] >= 5000
+    report = fuzz(target, tmp_path, seed=seed, examples=60, phases="examples,coverage,fuzzing,stateful")
+    assert {phase["status"] for phase in report["phases"].values()} <= {"success", "skip"}
+    sys.stdout.write(f"{report['test_cases']}\n")
+    assert report["test_cases"]["generated"] >= 5000

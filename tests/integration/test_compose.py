@@ -65,7 +65,7 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
         POSTGRES_ADDRESS=f"127.0.0.1:{ports['postgres_port']}",
         REDIS_ADDRESS=f"127.0.0.1:{ports['redis_port']}",
     )
-    compose = ComposeFile.parsed().with_variables(variables)
+    compose = ComposeFile.load().with_variables(variables)
     postgres = compose.services["postgres"]
     with running_postgres_by_password(
         postgres_server(),
@@ -113,7 +113,7 @@ def succeeds(http: httpx2.Client, job_id: str) -> None:
 
 def a_standstill_is_noticed(containers: Containers, name: str) -> None:
     """Of a process that is frozen; the minute that passes meanwhile is written into its pulse."""
-    process = containers.members[name].process
+    process = containers.processes[name].process
     process.send_signal(signal.SIGSTOP)
     (containers.host.root / name / "pulse").write_text("-1000")
     assert not containers.is_healthy(name)
@@ -141,7 +141,7 @@ def test_job_succeeds_and_a_stopped_worker_releases_its_job(containers: Containe
     assert containers.stop("api") in (0, -signal.SIGTERM)
     assert containers.stop("redis") == 0
     for name in ("migrate", "api", "scheduler", "worker"):
-        assert '"level": "error"' not in containers.members[name].log, containers.members[name].log
+        assert '"level": "error"' not in containers.processes[name].log, containers.processes[name].log
 
 
 def test_broker_persists_messages_and_does_not_evict(containers: Containers) -> None:
@@ -225,5 +225,5 @@ def run_documented(name: str, program: str, containers: Containers, directory: P
         "PGHOST": str(host.socket),
         "PGPORT": str(host.postgres_port),
     }
-    command = host.translated(command, containers.compose.services[name])
+    command = host.translate(command, containers.compose.services[name])
     subprocess.run(["/bin/sh", "-c", command], env=environment, cwd=directory, check=True)

@@ -54,8 +54,8 @@ def test_crashes_of_the_database_server_cost_no_job(
 ) -> None:
     cluster = ClusterHarness(harness, processes, queue, gate)
     jobs = [harness.submit() for _ in range(_JOBS)]
-    cluster.scheduler()
-    workers = [cluster.worker(), cluster.worker()]
+    cluster.start_scheduler()
+    workers = [cluster.start_worker(), cluster.start_worker()]
     # While they start and claim.
     crash(server)
     eventually(lambda: any(harness.job(job).step >= 5 for job in jobs), within=60, what="a job is held")

@@ -102,8 +102,8 @@ SLOW = pytest.mark.slow
 )
 def test_job_survives_a_fault_of_the_broker_or_the_database(cluster: ClusterHarness, gate: Path, fault: Fault) -> None:
     job = cluster.harness.submit()
-    cluster.scheduler()
-    cluster.worker()
+    cluster.start_scheduler()
+    cluster.start_worker()
     cluster.wait_for_step(job, 5)
     with fault(cluster):
         # The engine needs none of it: it goes on to its end, where the worker waits for what is away.
@@ -120,8 +120,8 @@ def test_job_survives_a_fault_of_the_broker_or_the_database(cluster: ClusterHarn
 
 def test_killed_pool_child_costs_an_attempt_and_no_job(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
-    cluster.scheduler()
-    worker = cluster.worker()
+    cluster.start_scheduler()
+    worker = cluster.start_worker()
     cluster.wait_for_step(job, 5)
     (engine,) = engines(cluster.harness, job, 1)
     (child,) = (each for each in children_of(worker.pid) if engine in children_of(each))
@@ -139,15 +139,15 @@ def test_job_continues_however_its_worker_is_stopped(
     cluster: ClusterHarness, gate: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
     job = cluster.harness.submit()
-    cluster.scheduler()
-    worker = cluster.worker()
+    cluster.start_scheduler()
+    worker = cluster.start_worker()
     cluster.wait_for_step(job, 5)
     for number in signals:
         kill(worker.pid, number)
     worker.wait_for_exit()
     eventually(lambda: not engines(cluster.harness, job, 1), within=10, what="no engine is left")
     gate.touch()
-    cluster.worker()
+    cluster.start_worker()
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     assert [attempt.end for attempt in cluster.harness.attempts(job)][-1] is AttemptEnd.SUCCEEDED
 
@@ -157,8 +157,8 @@ def test_two_schedulers_run_each_job_once(cluster: ClusterHarness, gate: Path) -
     gate.touch()
     jobs = [cluster.harness.submit() for _ in range(3)]
     for _ in range(2):
-        cluster.scheduler()
-    workers = [cluster.worker(), cluster.worker()]
+        cluster.start_scheduler()
+    workers = [cluster.start_worker(), cluster.start_worker()]
     for job in jobs:
         cluster.wait_for_status(job, JobStatus.SUCCEEDED)
         assert len(cluster.harness.attempts(job)) == 1
@@ -168,8 +168,8 @@ def test_two_schedulers_run_each_job_once(cluster: ClusterHarness, gate: Path) -
 @SLOW
 def test_another_scheduler_takes_over_from_a_killed_one(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
-    kill(cluster.scheduler().pid)
+    kill(cluster.start_scheduler().pid)
     job = cluster.harness.submit()
-    cluster.worker()
-    cluster.scheduler()
+    cluster.start_worker()
+    cluster.start_scheduler()
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)

@@ -16,21 +16,21 @@ from tests.worker.fake_engine import STEPS
 def test_job_runs_to_success(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     job = cluster.harness.submit()
-    cluster.scheduler()
-    cluster.worker()
+    cluster.start_scheduler()
+    cluster.start_worker()
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     assert cluster.harness.job(job).step == STEPS
 
 
 def test_job_of_a_killed_worker_is_continued_by_another_and_succeeds_once(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
-    cluster.scheduler()
-    first = cluster.worker()
+    cluster.start_scheduler()
+    first = cluster.start_worker()
     cluster.wait_for_step(job, 5)
     kill(first.pid)
     eventually(lambda: not engines(cluster.harness, job, 1), what="its engine is gone")
     gate.touch()
-    cluster.worker()
+    cluster.start_worker()
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     lost, last = cluster.harness.attempts(job)
     assert (lost.end, last.end, last.resumed_from_step) == (AttemptEnd.LOST, AttemptEnd.SUCCEEDED, 4)
@@ -40,15 +40,15 @@ def test_job_of_a_killed_worker_is_continued_by_another_and_succeeds_once(cluste
 
 def test_worker_that_gets_sigterm_saves_and_releases_its_job(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
-    cluster.scheduler()
-    first = cluster.worker()
+    cluster.start_scheduler()
+    first = cluster.start_worker()
     cluster.wait_for_step(job, 5)
     first.process.send_signal(signal.SIGTERM)
     assert first.wait_for_exit() == 0
     assert cluster.harness.job(job).status is JobStatus.QUEUED
     assert cluster.harness.job(job).attempts_spent == 0
     gate.touch()
-    cluster.worker()
+    cluster.start_worker()
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     released, last = cluster.harness.attempts(job)
     assert (released.end, last.resumed_from_step) == (AttemptEnd.RELEASED, 5)
@@ -56,8 +56,8 @@ def test_worker_that_gets_sigterm_saves_and_releases_its_job(cluster: ClusterHar
 
 def test_running_job_is_cancelled_and_the_worker_takes_the_next(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
-    cluster.scheduler()
-    cluster.worker()
+    cluster.start_scheduler()
+    cluster.start_worker()
     cluster.wait_for_step(job, 5)
     cluster.harness.cancel(job)
     cluster.wait_for_status(job, JobStatus.CANCELLED)
@@ -70,11 +70,11 @@ def test_running_job_is_cancelled_and_the_worker_takes_the_next(cluster: Cluster
 def test_emptied_broker_only_delays_jobs(cluster: ClusterHarness, gate: Path) -> None:
     gate.touch()
     jobs = [cluster.harness.submit() for _ in range(2)]
-    cluster.scheduler()
-    eventually(lambda: cluster.bell.waiting() == 2, what="two rings")
+    cluster.start_scheduler()
+    eventually(lambda: cluster.doorbell.waiting() == 2, what="two rings")
     with redis.Redis.from_url(str(cluster.harness.redis_url)) as client:
         client.flushall()
-    cluster.worker()
+    cluster.start_worker()
     for job in jobs:
         cluster.wait_for_status(job, JobStatus.SUCCEEDED)
 
@@ -83,10 +83,10 @@ def test_many_rings_for_one_job_make_one_attempt(cluster: ClusterHarness, gate: 
     gate.touch()
     job = cluster.harness.submit()
     for _ in range(4):
-        cluster.bell.ring()
-    workers = [cluster.worker(), cluster.worker()]
+        cluster.doorbell.ring()
+    workers = [cluster.start_worker(), cluster.start_worker()]
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)
-    eventually(lambda: cluster.bell.waiting() == 0, what="all rings are heard")
+    eventually(lambda: cluster.doorbell.waiting() == 0, what="all rings are heard")
     for worker in workers:
         worker.process.send_signal(signal.SIGTERM)
         assert worker.wait_for_exit() == 0
@@ -95,13 +95,13 @@ def test_many_rings_for_one_job_make_one_attempt(cluster: ClusterHarness, gate: 
 
 def test_worker_frozen_past_its_lease_changes_nothing(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
-    cluster.scheduler()
-    first = cluster.worker()
+    cluster.start_scheduler()
+    first = cluster.start_worker()
     cluster.wait_for_step(job, 5)
     mine = [first.pid, *children_of(first.pid)]
     for process in mine:
         kill(process, signal.SIGSTOP)
-    cluster.worker()
+    cluster.start_worker()
     eventually(lambda: engines(cluster.harness, job, 2), within=60, what="the second attempt")
     for process in mine:
         kill(process, signal.SIGCONT)
@@ -121,7 +121,7 @@ def known(harness: ServiceHarness) -> list[str]:
 
 
 def test_worker_is_registered_while_it_runs(cluster: ClusterHarness) -> None:
-    worker = cluster.worker()
+    worker = cluster.start_worker()
     (name,) = eventually(lambda: known(cluster.harness), within=60, what="the worker's row")
     assert name.endswith(f"-{worker.pid}")
     kill(worker.pid, signal.SIGTERM)
@@ -131,15 +131,15 @@ def test_worker_is_registered_while_it_runs(cluster: ClusterHarness) -> None:
 
 def test_drained_worker_releases_its_job_to_another(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
-    cluster.scheduler()
-    cluster.worker()
+    cluster.start_scheduler()
+    cluster.start_worker()
     cluster.wait_for_step(job, 5)
     (first,) = known(cluster.harness)
     with cluster.harness.database.transaction(write=True) as session:
         drain(session, first, "release")
     cluster.wait_for_status(job, JobStatus.QUEUED)
     gate.touch()
-    cluster.worker()
+    cluster.start_worker()
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     attempts = cluster.harness.attempts(job)
     assert [attempt.end for attempt in attempts] == [AttemptEnd.RELEASED, AttemptEnd.SUCCEEDED]

@@ -31,6 +31,8 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class ServiceProcess:
+    """A running API and its address."""
+
     process: subprocess.Popen[bytes]
     address: str
 
@@ -44,11 +46,11 @@ def serving(
     expects_kill: bool = False,
     **settings: str,
 ) -> Iterator[ServiceProcess]:
-    """A running service. At the end it has to stop when asked, and without an error in its log.
+    """A running service. At the end it must stop on SIGTERM, without an error in its log.
 
     Args:
-        program: what Python runs, where that is not the plain service.
-        expects_kill: it kills itself before the end.
+        program: The arguments of Python, where they are not those of the plain service.
+        expects_kill: Whether the service kills itself before the end.
     """
     port = free_port()
     variables = environment(home, port=str(port), **settings)
@@ -66,7 +68,7 @@ def serving(
     if not expects_kill:
         process.send_signal(signal.SIGTERM)
     status = process.wait(30)
-    # Uvicorn ends by the signal that it was sent, once it has shut down.
+    # Once it has shut down, Uvicorn ends itself by the signal that it got.
     assert status in ((-signal.SIGKILL,) if expects_kill else (0, -signal.SIGTERM)), status
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line for line in lines if line["level"] in ("error", "critical")] == []

@@ -1,4 +1,4 @@
-"""A harness with the processes that serve it: real workers, a scheduler, a broker."""
+"""A harness whose jobs are run by real processes: workers and a scheduler, on a real broker."""
 
 from pathlib import Path
 
@@ -11,31 +11,35 @@ from worker.doorbell import Doorbell
 
 
 class ClusterHarness:
-    """A harness with processes that serve it."""
+    """A harness, and the workers and schedulers that a test starts for it.
+
+    Each engine is the fake one. It waits at step 5 until the file `gate` exists.
+    """
 
     def __init__(self, harness: ServiceHarness, processes: Processes, queue: str, gate: Path) -> None:
         self.harness = harness
-        self._crew = processes
+        self._processes = processes
         self._environment = harness.environment("--hold", "5", "--gate", str(gate), queue=queue)
-        self.bell = Doorbell(celery_app(str(harness.redis_url), queue))
+        self.doorbell = Doorbell(celery_app(str(harness.redis_url), queue))
 
-    def worker(self) -> ProcessHandle:
-        return self._crew.start("run", self._environment)
+    def start_worker(self) -> ProcessHandle:
+        return self._processes.start("run", self._environment)
 
-    def scheduler(self) -> ProcessHandle:
-        return self._crew.start("scheduler", self._environment)
+    def start_scheduler(self) -> ProcessHandle:
+        return self._processes.start("scheduler", self._environment)
 
     def wait_for_step(self, job: str, step: int) -> None:
         eventually(lambda: self.harness.job(job).step >= step, within=60, what=f"step {step}")
 
     def wait_for_status(self, job: str, status: JobStatus) -> None:
-        def look() -> bool:
+        def has_status() -> bool:
             return self.harness.job(job).status is status
 
-        eventually(look, within=60, what=f"{status}; moves {self.harness.status_history(job)}")
+        eventually(has_status, within=60, what=f"{status}; statuses so far: {self.harness.status_history(job)}")
 
 
 def engines(harness: ServiceHarness, job: str, attempt: int) -> dict[int, str]:
+    """The command lines of the processes of an attempt's engine, by process id."""
     return processes_mentioning(str(harness.settings.work_root / f"{job}.{attempt}"))
 
 

@@ -1,4 +1,4 @@
-"""`docker-compose.yml` as Docker Compose reads it: parsed and interpolated. No Docker is needed, and none is asked."""
+"""`docker-compose.yml` as Docker Compose reads it: parsed and interpolated, without Docker."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _DURATION = re.compile(r"(?=\d)(?:(\d+)m)?(?:(\d+)s)?")
 
 
 class VariableMissing(Exception):
-    """A variable that the file asks for has no value; the message is the file's."""
+    """A required variable has no value; the message is that of the file."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Service:
 
     @property
     def target(self) -> str | None:
-        """Of the Dockerfile; null where the image is another's."""
+        """The target of the Dockerfile; null where the image is not built from it."""
         target: str | None = self.raw.get("build", {}).get("target")
         return target
 
     @property
-    def waits_for(self) -> dict[str, Condition]:
-        return {name: waited["condition"] for name, waited in self.raw.get("depends_on", {}).items()}
+    def dependencies(self) -> dict[str, Condition]:
+        return {name: dependency["condition"] for name, dependency in self.raw.get("depends_on", {}).items()}
 
     @property
     def stop_signal(self) -> str:
@@ -65,8 +65,8 @@ class ComposeFile:
     tree: Mapping[str, Any]
 
     @classmethod
-    def parsed(cls) -> "ComposeFile":
-        """As it stands: the variables are still in it."""
+    def load(cls) -> "ComposeFile":
+        """Parse the file, without interpolating its variables."""
         return cls(yaml.safe_load(COMPOSE.read_text(encoding="utf-8")))
 
     @cached_property
@@ -75,28 +75,28 @@ class ComposeFile:
 
     @property
     def variables(self) -> set[str]:
-        return {found["bare"] or found["name"] for text in _texts(self.tree) for found in _REFERENCE.finditer(text)} - {
+        return {match["bare"] or match["name"] for text in _texts(self.tree) for match in _REFERENCE.finditer(text)} - {
             None
         }
 
     def with_variables(self, variables: Mapping[str, str]) -> "ComposeFile":
-        """Interpolated.
+        """The file with its variables interpolated.
 
         Raises:
-            VariableMissing: a variable that is needed is not there or empty.
+            VariableMissing: a required variable is missing or empty.
         """
         return ComposeFile(_interpolated(self.tree, variables))
 
 
 def example_variables(**filled_in: str) -> dict[str, str]:
     """`.env.example` with some of its variables filled in."""
-    found = {name: value or "" for name, value in dotenv_values(EXAMPLE, interpolate=False).items()}
-    assert filled_in.keys() <= found.keys()
-    return {**found, **filled_in}
+    variables = {name: value or "" for name, value in dotenv_values(EXAMPLE, interpolate=False).items()}
+    assert filled_in.keys() <= variables.keys()
+    return {**variables, **filled_in}
 
 
 def image_environment() -> dict[str, str]:
-    """What the Dockerfile sets for both images, PATH excepted."""
+    """The variables that the Dockerfile sets for both images, except PATH."""
     (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
     pairs = dict(pair.split("=", 1) for pair in block.replace("\\\n", " ").split())
     return {name: value for name, value in pairs.items() if name != "PATH"}
@@ -104,29 +104,29 @@ def image_environment() -> dict[str, str]:
 
 def seconds(duration: str) -> float:
     """A duration such as `1m30s`."""
-    found = _DURATION.fullmatch(duration)
-    assert found, f"{duration!r} is not a duration that is used here"
-    return 60 * int(found[1] or 0) + int(found[2] or 0)
+    match = _DURATION.fullmatch(duration)
+    assert match, f"{duration!r} is not a duration that is used here"
+    return 60 * int(match[1] or 0) + int(match[2] or 0)
 
 
 def interpolate(text: str, variables: Mapping[str, str]) -> str:
-    def value(found: re.Match[str]) -> str:
-        if found["dollar"]:
+    def value(match: re.Match[str]) -> str:
+        if match["dollar"]:
             return "$"
-        name, operator, rest = found["bare"] or found["name"], found["operator"] or "", found["rest"] or ""
-        given = variables.get(name)
+        name, operator, rest = match["bare"] or match["name"], match["operator"] or "", match["rest"] or ""
+        setting = variables.get(name)
         # With a colon an empty value counts as none.
-        present = bool(given) if operator.startswith(":") else given is not None
+        present = bool(setting) if operator.startswith(":") else setting is not None
         match operator[-1:]:
             case "-":
-                return str(given) if present else rest
+                return str(setting) if present else rest
             case "+":
                 return rest if present else ""
             case "?" if not present:
                 raise VariableMissing(f"{name}: {rest}")
-        return given or ""
+        return setting or ""
 
-    # A dollar that is left begins nothing that Compose knows.
+    # A dollar that is left starts no reference that Compose knows.
     assert "$" not in _REFERENCE.sub("", text), f"cannot be interpolated: {text}"
     return _REFERENCE.sub(value, text)
 

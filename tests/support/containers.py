@@ -1,6 +1,5 @@
 """The services of `docker-compose.yml` as processes of this machine: their own commands, environments, health checks,
-order of starting, and way of stopping. There are no containers: what an image holds, networks, limits and GPUs are
-not tried by this.
+start order, and stop signals. There are no containers: images, networks, limits and GPUs are not covered.
 """
 
 import os
@@ -19,9 +18,9 @@ from tests.support.waiting import eventually
 from worker.processes import spawn, terminate
 
 _HOME = "/var/lib/pocl"
-# Not in the API's image. A module of the same name comes before the installed one.
+# Modules that the image of the API lacks. A stub of the same name shadows the installed one.
 _NOT_IN_THE_API_IMAGE = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-# Where redis-tools is not installed.
+# Stands in for redis-cli where redis-tools is not installed.
 _PING = """
 import os, redis
 print("PONG" if redis.Redis(port={port}, password=os.environ["REDISCLI_AUTH"]).ping() else "")
@@ -30,22 +29,22 @@ print("PONG" if redis.Redis(port={port}, password=os.environ["REDISCLI_AUTH"]).p
 
 @dataclass(frozen=True)
 class HostPaths:
-    """Where things are on this machine that in containers are elsewhere: the only departures from the file."""
+    """The paths and ports of this machine in place of those in containers: the only departures from the file."""
 
     root: Path
     models: Path
     redis: Path
-    """The server, Valkey's or Redis's."""
+    """The binary of the Valkey or Redis server."""
     postgres: Path
-    """The directory of its programs."""
+    """The directory of the PostgreSQL programs."""
     socket: Path
-    """The directory of its socket."""
+    """The directory of the PostgreSQL socket."""
     api_port: int
     redis_port: int
     postgres_port: int
 
-    def translated(self, text: str, service: Service) -> str:
-        places = {
+    def translate(self, text: str, service: Service) -> str:
+        replacements = {
             _HOME: str(self.root / service.name / "home"),
             "/tmp/": f"{self.root / service.name}/",
             "/valkey.conf": str(self.root / "valkey.conf"),
@@ -55,7 +54,7 @@ class HostPaths:
         }
         if text == "8000":
             return str(self.api_port)
-        return re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
+        return re.sub("|".join(map(re.escape, replacements)), lambda match: replacements[match[0]], text)
 
     def command(self, words: list[str], service: Service) -> list[str]:
         programs = {
@@ -63,28 +62,28 @@ class HostPaths:
             "valkey-server": str(self.redis),
             "pg_isready": str(self.postgres / "pg_isready"),
         }
-        return [programs[words[0]], *(self.translated(word, service) for word in words[1:])]
+        return [programs[words[0]], *(self.translate(word, service) for word in words[1:])]
 
     def environment(self, service: Service) -> dict[str, str]:
-        given = {**image_environment(), **service.environment} if service.target else service.environment
-        # The code is in the checkout and not in the image; engines are started elsewhere, and find it by this.
+        variables = {**image_environment(), **service.environment} if service.target else service.environment
+        # The code is in the checkout and not in the image. Engines run in another directory, and find it by this.
         code = [ROOT, self.root / "not-in-the-image"] if service.target == "api" else [ROOT]
         return {
-            **{name: self.translated(value, service) for name, value in given.items()},
+            **{name: self.translate(value, service) for name, value in variables.items()},
             "PATH": f"{self.root / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join(str(place) for place in reversed(code)),
             "PGPORT": str(self.postgres_port),
         }
 
     def provision(self, compose: ComposeFile) -> None:
-        """Make what the images and the volumes hold."""
+        """Create what the images and the volumes hold."""
         for name in _NOT_IN_THE_API_IMAGE:
             module = self.root / "not-in-the-image" / name / "__init__.py"
             module.parent.mkdir(parents=True)
             module.write_text(f"raise ImportError('{name} is not in this image')\n")
         for volume in ("artifacts", "data", "bin"):
             (self.root / volume).mkdir()
-        content = self.translated(compose.tree["configs"]["redis"]["content"], compose.services["redis"])
+        content = self.translate(compose.tree["configs"]["redis"]["content"], compose.services["redis"])
         (self.root / "valkey.conf").write_text(f"{content}\nbind 127.0.0.1\nport {self.redis_port}\n")
         for service in compose.services.values():
             self._mount(service)
@@ -109,52 +108,52 @@ class HostPaths:
 
 
 class Containers:
-    """Starts services in the order that the file asks for. PostgreSQL is started by whoever makes this."""
+    """Starts services in the order that the file asks for. PostgreSQL must run already."""
 
     def __init__(self, compose: ComposeFile, host: HostPaths) -> None:
         self.compose = compose
         self.host = host
-        self.members: dict[str, ProcessHandle] = {}
+        self.processes: dict[str, ProcessHandle] = {}
 
     def up(self, *names: str) -> None:
-        """Start services, and before each those that it waits for."""
+        """Start services, each after those that it depends on."""
         for name in names:
             service = self.compose.services[name]
-            for other, condition in service.waits_for.items():
-                if other not in self.members and other != "postgres":
+            for other, condition in service.dependencies.items():
+                if other not in self.processes and other != "postgres":
                     self.up(other)
                 if condition == "service_completed_successfully":
-                    assert self.members[other].wait_for_exit() == 0, self.members[other].log
+                    assert self.processes[other].wait_for_exit() == 0, self.processes[other].log
                 else:
                     self.wait_until_healthy(other)
-            self.members[name] = self._started(service)
+            self.processes[name] = self._start(service)
 
     def is_healthy(self, name: str) -> bool:
         service = self.compose.services[name]
         kind, *test = service.raw["healthcheck"]["test"]
         command = self.host.command(test, service) if kind == "CMD" else ["/bin/sh", "-c", *test]
-        ran = subprocess.run(command, env=self.host.environment(service), cwd=self.host.root, capture_output=True)
-        return ran.returncode == 0
+        completed = subprocess.run(command, env=self.host.environment(service), cwd=self.host.root, capture_output=True)
+        return completed.returncode == 0
 
     def wait_until_healthy(self, name: str) -> None:
-        def look() -> bool:
-            member = self.members.get(name)
-            assert member is None or member.process.poll() is None, f"{name} ended: {member.log[-3000:]}"
+        def runs_and_is_healthy() -> bool:
+            handle = self.processes.get(name)
+            assert handle is None or handle.process.poll() is None, f"{name} exited: {handle.log[-3000:]}"
             return self.is_healthy(name)
 
-        eventually(look, within=60, every=0.2, what=f"{name} is healthy")
+        eventually(runs_and_is_healthy, within=60, every=0.2, what=f"{name} is healthy")
 
     def stop(self, name: str) -> int:
-        """As `docker compose stop` does; the exit status."""
-        service, member = self.compose.services[name], self.members[name]
-        member.process.send_signal(signal.Signals[service.stop_signal])
-        return member.wait_for_exit(within=service.grace)
+        """Stop a service as `docker compose stop` does; the exit status."""
+        service, handle = self.compose.services[name], self.processes[name]
+        handle.process.send_signal(signal.Signals[service.stop_signal])
+        return handle.wait_for_exit(within=service.grace)
 
     def kill(self) -> None:
-        for member in self.members.values():
-            terminate(member.process, grace=0)
+        for handle in self.processes.values():
+            terminate(handle.process, grace=0)
 
-    def _started(self, service: Service) -> ProcessHandle:
+    def _start(self, service: Service) -> ProcessHandle:
         log = self.host.root / f"{service.name}.log"
         with log.open("ab") as output:
             process = spawn(
@@ -167,6 +166,8 @@ class Containers:
 
 
 def lacks_engine_libraries(environment: Mapping[str, str]) -> bool:
-    """Whether a process with this environment can import no part of the engine's libraries."""
-    tried = "import torch"
-    return subprocess.run([sys.executable, "-c", tried], env=dict(environment), capture_output=True).returncode != 0
+    """Whether a process with this environment cannot import torch."""
+    return (
+        subprocess.run([sys.executable, "-c", "import torch"], env=dict(environment), capture_output=True).returncode
+        != 0
+    )

@@ -1,4 +1,4 @@
-"""A home with a database, an artifact store and jobs in it, worked on by an engine that trains nothing."""
+"""The parts of a service in one process, with an engine that trains nothing."""
 
 import json
 import os
@@ -39,6 +39,8 @@ SPEC: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class ServiceHarness:
+    """A home with a database, an artifact store and jobs, and supervisors that run the fake engine."""
+
     home: Path
     database_url: str
     lease_seconds: float = 60
@@ -47,14 +49,14 @@ class ServiceHarness:
 
     @cached_property
     def settings(self) -> Settings:
-        beat = self.lease_seconds / 6
+        heartbeat_seconds = self.lease_seconds / 6
         return Settings(
             home=self.home,
             database_url=self.database_url,
             redis_url=self.redis_url,
             lease_seconds=self.lease_seconds,
-            heartbeat_seconds=beat,
-            reaper_seconds=beat,
+            heartbeat_seconds=heartbeat_seconds,
+            reaper_seconds=heartbeat_seconds,
         )
 
     @cached_property
@@ -73,12 +75,12 @@ class ServiceHarness:
             database.close()
 
     def submit(self, options: JobOptions | None = None, **changes: Any) -> str:
-        """Put a job with a data set of its own into the queue; its id."""
+        """Submit a job with a data set of its own; its id."""
         dataset = new_id("ds")
         self.home.mkdir(exist_ok=True)
-        rows = self.home / "rows.jsonl"
-        rows.write_text("".join(json.dumps({"instruction": f"Say {n}", "output": str(n)}) + "\n" for n in range(8)))
-        stored = self.store.publish_file(rows, f"datasets/{dataset}.jsonl")
+        samples = self.home / "samples.jsonl"
+        samples.write_text("".join(json.dumps({"instruction": f"Say {n}", "output": str(n)}) + "\n" for n in range(8)))
+        stored = self.store.publish_file(samples, f"datasets/{dataset}.jsonl")
         with self.database.transaction(write=True) as session:
             add_dataset(
                 session,
@@ -111,11 +113,11 @@ class ServiceHarness:
         return [row for row in rows if kind in (None, row.type)]
 
     def status_history(self, job_id: str) -> list[str]:
-        """The states that the job went through."""
+        """The statuses of the job in order."""
         return [str(event.data["to"]) for event in self.events(job_id, "status")]
 
     def checkpoints(self, job_id: str) -> list[Checkpoint]:
-        """Oldest first."""
+        """The checkpoints of the job, oldest first."""
         with self.database.transaction(write=False) as session:
             return list(reversed(list_checkpoints(session, PROJECT, job_id=job_id, limit=100).rows))
 
@@ -125,7 +127,7 @@ class ServiceHarness:
             return {row.kind: row for row in rows}
 
     def options(self, *engine: str, **changes: Any) -> WorkerSettings:
-        return WorkerSettings(**{**self._quick(engine), **changes})
+        return WorkerSettings(**{**self._fast_options(engine), **changes})
 
     def supervisor(self, *engine: str, should_stop: Callable[[], bool] = lambda: False, **changes: Any) -> Supervisor:
         """A supervisor whose engine is the fake one with these arguments."""
@@ -135,8 +137,10 @@ class ServiceHarness:
         )
 
     def environment(self, *engine: str, **changes: Any) -> dict[str, str]:
-        """For a worker or a scheduler in a process of its own."""
-        options = {f"POCL_WORKER_{name}".upper(): value for name, value in {**self._quick(engine), **changes}.items()}
+        """The environment of a worker or a scheduler as a process of its own."""
+        options = {
+            f"POCL_WORKER_{name}".upper(): value for name, value in {**self._fast_options(engine), **changes}.items()
+        }
         settings = self.settings
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("POCL_")},
@@ -151,26 +155,26 @@ class ServiceHarness:
         }
 
     @staticmethod
-    def _quick(engine: Sequence[str]) -> dict[str, Any]:
+    def _fast_options(engine: Sequence[str]) -> dict[str, Any]:
         command = [sys.executable, str(FAKE_ENGINE), *engine]
         return {"engine": command, "tick_seconds": 0.02, "flush_seconds": 0.05, "doorbell_seconds": 0.05}
 
 
 def processes_mentioning(text: str) -> dict[int, str]:
-    """Live processes whose command line or environment contains `text`, this one excepted: id -> command line."""
-    found: dict[int, str] = {}
+    """The command lines of live processes, except this one, that have `text` in them or in their environment; by id."""
+    commands: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             command = (entry / "cmdline").read_bytes()
-            mentioned = text.encode() in command + (entry / "environ").read_bytes()
+            is_mentioned = text.encode() in command + (entry / "environ").read_bytes()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        # A zombie has no command line left: it has ended.
-        if mentioned and command:
-            found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
-    return found
+        # A zombie, which has exited, has no command line left.
+        if is_mentioned and command:
+            commands[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+    return commands
 
 
 def kill(process: int, number: signal.Signals = signal.SIGKILL) -> None:

@@ -13,25 +13,29 @@ Role = Literal["run", "scheduler", "serve"]
 
 
 class Processes:
+    """Starts processes, and kills all that it started."""
+
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._logs.mkdir(parents=True)
-        self._members: list[subprocess.Popen[bytes]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self, role: Role, environment: Mapping[str, str], *arguments: str) -> "ProcessHandle":
         """Start `python -m worker ROLE`."""
-        log = self._logs / f"{len(self._members)}-{role}.log"
+        log = self._logs / f"{len(self._processes)}-{role}.log"
         with log.open("wb") as output:
             process = spawn([sys.executable, "-m", "worker", role, *arguments], stdout=output, environment=environment)
-        self._members.append(process)
+        self._processes.append(process)
         return ProcessHandle(process, log)
 
     def kill_all(self) -> None:
-        for process in self._members:
+        for process in self._processes:
             terminate(process, grace=0)
 
 
 class ProcessHandle:
+    """A process and its log."""
+
     def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
         self.process = process
         self._log = log
@@ -45,16 +49,16 @@ class ProcessHandle:
         return self._log.read_text(errors="replace")
 
     def wait_for_log(self, text: str, within: float = 60) -> str:
-        """Wait for a line that contains `text`."""
+        """The first line of the log that contains `text`, once there is one."""
 
-        def look() -> str:
-            found = next((line for line in self.log.splitlines() if text in line), "")
-            assert found or self.process.poll() is None, f"it ended: {self.log[-2000:]}"
-            return found
+        def matching_line() -> str:
+            line = next((line for line in self.log.splitlines() if text in line), "")
+            assert line or self.process.poll() is None, f"the process exited: {self.log[-2000:]}"
+            return line
 
-        return eventually(look, within=within, what=f"{text!r} in {self._log.name}")
+        return eventually(matching_line, within=within, what=f"{text!r} in {self._log.name}")
 
     def wait_for_exit(self, within: float = 60) -> int:
-        """Wait for its end; the exit status."""
-        eventually(lambda: self.process.poll() is not None, within=within, what="the process ends")
+        """Wait until the process exits; the exit status."""
+        eventually(lambda: self.process.poll() is not None, within=within, what="the process exits")
         return self.process.wait()

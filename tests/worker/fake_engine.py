@@ -1,9 +1,9 @@
-"""An engine that trains nothing: it keeps the real one's promises about its directory, events, signals and exits.
+"""A fake engine that trains nothing, with the directory, events, signals and exit codes of the real one.
 
     fake_engine.py [options] SPEC --workdir DIR
 
-It pins an entry of the cache, says a step at a time, saves a training state every two, and continues the newest that
-it finds. `--hold STEP` makes it wait at a step until the file `--gate` exists, so that a test can act at a known
+It pins an entry of the cache, reports one step at a time, saves a training state every two steps, and continues from
+the newest one. `--hold STEP` makes it wait at a step until the file `--gate` exists, so that a test can act at a known
 moment.
 """
 
@@ -63,7 +63,7 @@ class Engine:
         self.stopping = False
         (self.workdir / CHECKPOINTS_DIR).mkdir(exist_ok=True)
         self.out = (self.workdir / EVENTS_FILE).open("a", buffering=1)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if options.deaf else self.stop)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if options.ignore_sigterm else self.stop)
         self.pausing = False
         signal.signal(signal.SIGUSR1, self.pause)
 
@@ -73,7 +73,7 @@ class Engine:
     def pause(self, *_: object) -> None:
         self.pausing = True
 
-    def say(self, event: Event) -> None:
+    def emit(self, event: Event) -> None:
         self.out.write(to_line(event, datetime.now(UTC)) + "\n")
 
     def run(self) -> int:
@@ -82,11 +82,11 @@ class Engine:
             subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
         saved = checkpoints_in(self.workdir / CHECKPOINTS_DIR)
         start = step_of(saved[-1]) if saved else 0
-        self.say(RunStarted(resumed_from_step=start or None, total_steps=STEPS, stages=STAGES))
+        self.emit(RunStarted(resumed_from_step=start or None, total_steps=STEPS, stages=STAGES))
         if self.options.cache is not None:
             with SharedCache(self.options.cache, self.options.cache_bytes, self.options.keep_for).hold("teacher", "t"):
                 pass
-        self.say(PhaseChanged(phase="ranking"))
+        self.emit(PhaseChanged(phase="ranking"))
         ranking, partial = self.workdir / RANKING_FILE, self.workdir / PARTIAL_RANKING_FILE
         if not ranking.exists():
             with partial.open("a") as out:
@@ -95,7 +95,7 @@ class Engine:
                 return self.stop_in_ranking()
             partial.rename(ranking)
             (self.workdir / RANKING_INPUTS_FILE).write_text("{}\n")
-        self.say(ArtifactWritten(kind="ranking", path=RANKING_FILE))
+        self.emit(ArtifactWritten(kind="ranking", path=RANKING_FILE))
         step = start
         try:
             for step in range(start + 1, STEPS + 1):
@@ -115,8 +115,8 @@ class Engine:
     def step(self, step: int) -> None:
         stage = (step - 1) // STEPS_PER_STAGE
         if (step - 1) % STEPS_PER_STAGE == 0:
-            self.say(StageStarted(stage=stage, samples=1, temperature=1, kd_weight=1, steps=5, first_step=step - 1))
-        self.say(
+            self.emit(StageStarted(stage=stage, samples=1, temperature=1, kd_weight=1, steps=5, first_step=step - 1))
+        self.emit(
             StepLogged(
                 step=step,
                 total_steps=STEPS,
@@ -136,15 +136,15 @@ class Engine:
         )
         if step % 2 == 0:
             self.save(step, "training")
-        self.act(step)
+        self.apply_options(step)
         if step % STEPS_PER_STAGE == 0:
             self.save(step, "stage")
-            self.say(StageFinished(stage=stage, step=step, epochs=1))
+            self.emit(StageFinished(stage=stage, step=step, epochs=1))
             if self.pausing and step < STEPS:
                 raise Stopped
 
-    def act(self, step: int) -> None:
-        """Do what the options ask for at this step."""
+    def apply_options(self, step: int) -> None:
+        """Fail, die or wait where the options say so for this step."""
         options = self.options
         if step == options.fail:
             raise SystemExit(self.end(options.code, step))
@@ -165,12 +165,12 @@ class Engine:
                 (scratch / TRAINING_DIR).mkdir()
                 (scratch / TRAINING_DIR / "state.json").write_text(json.dumps({"step": step}))
                 write_manifest(scratch / TRAINING_DIR)
-        self.announce(kind, target, step, (step - 1) // STEPS_PER_STAGE)
+        self.emit_checkpoint(kind, target, step, (step - 1) // STEPS_PER_STAGE)
 
-    def announce(self, kind: str, target: Path, step: int, stage: int = 0) -> None:
+    def emit_checkpoint(self, kind: str, target: Path, step: int, stage: int = 0) -> None:
         path = target.relative_to(self.workdir).as_posix()
         size = read_manifest(target).size_bytes
-        self.say(
+        self.emit(
             CheckpointSaved.model_validate(
                 {"kind": kind, "path": path, "step": step, "stage": stage, "size_bytes": size}
             )
@@ -180,14 +180,14 @@ class Engine:
         with new_directory(self.workdir / FINAL_DIR) as scratch:
             (scratch / WEIGHTS_FILE).write_bytes(b"weights of the student")
         if not self.options.no_student:
-            self.announce("final", self.workdir / FINAL_DIR, STEPS)
+            self.emit_checkpoint("final", self.workdir / FINAL_DIR, STEPS)
         (self.workdir / RESULT_FILE).write_text('{"steps": 10}')
-        self.say(ArtifactWritten(kind="result", path=RESULT_FILE))
-        self.say(RunFinished(step=STEPS))
+        self.emit(ArtifactWritten(kind="result", path=RESULT_FILE))
+        self.emit(RunFinished(step=STEPS))
         return ExitCode.DONE
 
     def end(self, code: str, step: int) -> int:
-        self.say(RunEnded(code=code, message="It ended.", fault="user", retryable=False, hint="Read this.", step=step))
+        self.emit(RunEnded(code=code, message="It ended.", fault="user", retryable=False, hint="Read this.", step=step))
         return ExitCode.FAILED
 
 
@@ -206,9 +206,9 @@ def main() -> int:
     parser.add_argument("--code", default="loss_diverged")
     parser.add_argument("--die", type=int, default=0)
     parser.add_argument("--signal", type=int, default=9)
-    parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
-    parser.add_argument("--child", action="store_true", help="start a process that never ends")
-    parser.add_argument("--no-student", action="store_true", help="leave the finished student out")
+    parser.add_argument("--ignore-sigterm", action="store_true", help="run on after SIGTERM")
+    parser.add_argument("--child", action="store_true", help="start a child process that never exits")
+    parser.add_argument("--no-student", action="store_true", help="do not report the finished student")
     options = parser.parse_args()
     json.loads(options.spec.read_text())
     return Engine(options).run()

@@ -1,4 +1,4 @@
-"""A log that another process writes stays small and keeps its end."""
+"""The log of a child process stays small and keeps its end."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a worker says that it computes on."""
+"""The devices that a worker reports."""
 
 from pathlib import Path
 
@@ -20,17 +20,17 @@ def driver(tmp_path: Path) -> Path:
 
 
 def test_machine_with_gpus_takes_jobs_for_the_cpu_too(harness: ServiceHarness, driver: Path) -> None:
-    found = detect_devices(harness.options(), driver=driver, query=lambda: ANSWER)
-    assert [(each.kind, each.name, each.memory_bytes) for each in found[:-1]] == GPUS
-    assert found[-1].kind == "cpu"
-    assert (found[-1].memory_bytes or 0) > 1 << 28
+    devices = detect_devices(harness.options(), driver=driver, query=lambda: ANSWER)
+    assert [(each.kind, each.name, each.memory_bytes) for each in devices[:-1]] == GPUS
+    assert devices[-1].kind == "cpu"
+    assert (devices[-1].memory_bytes or 0) > 1 << 28
 
 
 def test_machine_without_gpus_has_its_cpu(harness: ServiceHarness, tmp_path: Path) -> None:
-    found = detect_devices(
-        harness.options(), driver=tmp_path / "none", query=lambda: pytest.fail("there is nobody to ask")
+    devices = detect_devices(
+        harness.options(), driver=tmp_path / "none", query=lambda: pytest.fail("there is no driver to query")
     )
-    assert [each.kind for each in found] == ["cpu"]
+    assert [each.kind for each in devices] == ["cpu"]
 
 
 def test_worker_uses_only_its_own_gpus(harness: ServiceHarness, driver: Path) -> None:
@@ -43,5 +43,5 @@ def test_worker_uses_only_its_own_gpus(harness: ServiceHarness, driver: Path) ->
 def test_unreadable_answer_of_the_driver_leaves_the_memory_unknown(
     harness: ServiceHarness, driver: Path, answer: str
 ) -> None:
-    (found,) = detect_devices(harness.options(device="cuda"), driver=driver, query=lambda: answer)
-    assert (found.kind, found.memory_bytes) == ("cuda", None)
+    (device,) = detect_devices(harness.options(device="cuda"), driver=driver, query=lambda: answer)
+    assert (device.kind, device.memory_bytes) == ("cuda", None)

@@ -1,4 +1,4 @@
-"""The doorbell on a real broker: counted, topped up, harmless when the broker is gone."""
+"""The doorbell on a real broker: rings are counted, topped up, and lost without harm."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from worker.doorbell import BrokerUnreachable, Doorbell
 
 
 def test_one_ring_waits_for_each_queued_job_up_to_the_limit(redis_url: str) -> None:
-    bell = Doorbell(celery_app(redis_url, "test"))
-    assert [bell.ring_for(queued, limit=4) for queued in (0, 2, 2, 3, 9, 9)] == [0, 2, 0, 1, 1, 0]
-    assert bell.waiting() == 4
+    doorbell = Doorbell(celery_app(redis_url, "test"))
+    assert [doorbell.ring_for(queued, limit=4) for queued in (0, 2, 2, 3, 9, 9)] == [0, 2, 0, 1, 1, 0]
+    assert doorbell.waiting() == 4
 
 
 def test_lost_rings_are_rung_again(redis_url: str) -> None:
-    bell = Doorbell(celery_app(redis_url, "test"))
-    bell.ring_for(2, limit=64)
+    doorbell = Doorbell(celery_app(redis_url, "test"))
+    doorbell.ring_for(2, limit=64)
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
-    assert bell.ring_for(2, limit=64) == 2
+    assert doorbell.ring_for(2, limit=64) == 2
 
 
 def test_two_services_on_one_broker_do_not_share_rings(redis_url: str) -> None:
@@ -37,18 +37,18 @@ def test_ring_has_no_arguments(redis_url: str) -> None:
 
 
 def test_unreachable_broker_raises_its_own_error(tmp_path: Path) -> None:
-    bell = Doorbell(celery_app(f"unix://{tmp_path}/none.sock", "test"))
+    doorbell = Doorbell(celery_app(f"unix://{tmp_path}/none.sock", "test"))
     with pytest.raises(BrokerUnreachable):
-        bell.ring_for(1, limit=64)
+        doorbell.ring_for(1, limit=64)
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("url", "expected"),
     [
         ("redis://host:1/2", "redis://host:1/2"),
         ("unix:///run/x.sock", "redis+socket:///run/x.sock?virtual_host=0"),
         ("unix:///run/x.sock?db=3", "redis+socket:///run/x.sock?virtual_host=3"),
     ],
 )
-def test_broker_url_is_translated_for_celery(given: str, expected: str) -> None:
-    assert celery_app(given, "test").conf.broker_url == expected
+def test_broker_url_is_translated_for_celery(url: str, expected: str) -> None:
+    assert celery_app(url, "test").conf.broker_url == expected

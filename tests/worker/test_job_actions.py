@@ -1,4 +1,4 @@
-"""The life of a job with a worker at it: paused, resumed, retried, branched, limited."""
+"""The actions on a job while a worker runs it: pause, resume, retry, branch; and its limits."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def branch(harness: ServiceHarness, job: str, stage: int, changes: dict[str, Any
 
 @pytest.fixture
 def quick(harness: ServiceHarness) -> ServiceHarness:
-    """With heartbeats so close that a wish is heard soon."""
+    """With heartbeats so frequent that a stop request arrives soon."""
     return ServiceHarness(harness.home, harness.database_url, lease_seconds=1.2, databases=harness.databases)
 
 
@@ -168,25 +168,25 @@ def test_branch_continues_from_a_stage_with_another_method_and_temperatures(harn
     job = harness.submit()
     harness.supervisor().work_one()
     changes = {"method": "js", "curriculum": {"temperature": {"start": 1.0, "end": 4.0}}}
-    made = branch(harness, job, 0, changes)
-    row = harness.job(made.id)
+    child = branch(harness, job, 0, changes)
+    row = harness.job(child.id)
     assert (row.branch_of, row.name, row.step) == (job, "other", STEPS_PER_STAGE)
     assert row.percent == min(100, 100 * STEPS_PER_STAGE / row.total_steps)
     assert row.spec["method"]["name"] == "js"
     with harness.database.transaction(write=False) as session:
-        stages = list_stages(session, made.id)
+        stages = list_stages(session, child.id)
     assert [stage.status for stage in stages] == [StageStatus.SUCCEEDED, StageStatus.PENDING]
     assert stages[1].temperature == 4.0
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
-    assert [attempt.resumed_from_step for attempt in harness.attempts(made.id)] == [STEPS_PER_STAGE]
-    assert metrics(harness, made.id) == list(range(1, STEPS + 1))
+    assert [attempt.resumed_from_step for attempt in harness.attempts(child.id)] == [STEPS_PER_STAGE]
+    assert metrics(harness, child.id) == list(range(1, STEPS + 1))
 
 
 def test_branch_has_the_metrics_up_to_its_stage(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor().work_one()
-    made = branch(harness, job, 0, {})
-    assert metrics(harness, made.id) == list(range(1, STEPS_PER_STAGE + 1))
+    child = branch(harness, job, 0, {})
+    assert metrics(harness, child.id) == list(range(1, STEPS_PER_STAGE + 1))
 
 
 def test_job_that_a_branch_starts_from_is_not_deleted(harness: ServiceHarness) -> None:
@@ -194,12 +194,12 @@ def test_job_that_a_branch_starts_from_is_not_deleted(harness: ServiceHarness) -
     with pytest.raises(JobIsLive):
         delete(harness, job)
     harness.supervisor().work_one()
-    made = branch(harness, job, 0, {})
+    child = branch(harness, job, 0, {})
     with pytest.raises(JobIsNeeded):
         delete(harness, job)
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
     assert delete(harness, job) == [f"jobs/{job}"]
-    assert harness.job(made.id).branch_of == job
+    assert harness.job(child.id).branch_of == job
 
 
 def delete(harness: ServiceHarness, job: str) -> list[str]:
@@ -208,7 +208,7 @@ def delete(harness: ServiceHarness, job: str) -> list[str]:
 
 
 def metrics(harness: ServiceHarness, job: str) -> list[int]:
-    """The steps whose loss is known."""
+    """The steps with a recorded loss."""
     with harness.database.transaction(write=False) as session:
         (series,) = metric_series(session, job, points=100, names=["loss"])
     return list(series.steps)

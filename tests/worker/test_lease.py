@@ -1,4 +1,4 @@
-"""A lease is kept while the database is away, and never longer than nobody else can have the job."""
+"""A lease survives an outage of the database, but never for longer than no other worker can have claimed the job."""
 
 from contextlib import AbstractContextManager
 from typing import cast
@@ -24,8 +24,8 @@ class Clock:
         return self.now
 
 
-class Away:
-    """A database that cannot be reached."""
+class UnreachableDatabase:
+    """A database that refuses every connection."""
 
     def transaction(self, *, write: bool) -> AbstractContextManager[Session]:
         raise OperationalError("", {}, Exception(f"write={write}"))
@@ -41,7 +41,7 @@ def claim_job(harness: ServiceHarness) -> Claim:
 
 def test_lease_survives_an_outage_that_is_shorter_than_itself(harness: ServiceHarness) -> None:
     claim, clock = claim_job(harness), Clock()
-    lease = Lease(cast(Database, Away()), claim, seconds=60, interval=10, clock=clock)
+    lease = Lease(cast(Database, UnreachableDatabase()), claim, seconds=60, interval=10, clock=clock)
     for clock.now in range(10, 60, 10):
         assert lease.heartbeat_if_due() is None
     clock.now = 60
@@ -74,7 +74,7 @@ def test_lease_is_renewed_while_long_work_runs(harness: ServiceHarness) -> None:
     before = harness.job(claim.job_id).lease_expires_at
 
     def long() -> str:
-        # Ends once heartbeats were seen from outside.
+        # Ends once a heartbeat has renewed the row.
         while harness.job(claim.job_id).lease_expires_at == before:
             clock.now += 1
         return "done"

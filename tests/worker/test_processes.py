@@ -1,4 +1,4 @@
-"""Children end with those who started them, and take their own children along."""
+"""Child processes die with their parent, and are killed with their own children."""
 
 import os
 import signal
@@ -10,13 +10,13 @@ from tests.support.harness import processes_mentioning
 from tests.support.waiting import eventually
 from worker.processes import kill_group, spawn, terminate
 
-DEAF = (
+IGNORES_SIGTERM = (
     "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"
 )
-POLITE = (
+HANDLES_SIGTERM = (
     "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print('up', flush=True); signal.pause()"
 )
-PARTING = (
+LEAVES_A_CHILD = (
     "import subprocess, sys\n"
     "subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()', sys.argv[1]])\n"
     "print('up', flush=True)"
@@ -30,7 +30,7 @@ PARENT = (
 )
 
 
-def started(script: str, mark: Path) -> subprocess.Popen[bytes]:
+def start(script: str, mark: Path) -> subprocess.Popen[bytes]:
     log = mark / "log"
     with log.open("wb") as output:
         process = spawn([sys.executable, "-c", script, str(mark)], stdout=output)
@@ -39,7 +39,7 @@ def started(script: str, mark: Path) -> subprocess.Popen[bytes]:
 
 
 def test_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
-    parent = started(PARENT, tmp_path)
+    parent = start(PARENT, tmp_path)
     assert len(processes_mentioning(str(tmp_path))) == 2
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
@@ -47,15 +47,15 @@ def test_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
 
 
 def test_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
-    assert terminate(started(DEAF, tmp_path), grace=0.1) == -signal.SIGKILL
+    assert terminate(start(IGNORES_SIGTERM, tmp_path), grace=0.1) == -signal.SIGKILL
 
 
 def test_process_that_handles_sigterm_exits_by_itself(tmp_path: Path) -> None:
-    assert terminate(started(POLITE, tmp_path), grace=30) == 7
+    assert terminate(start(HANDLES_SIGTERM, tmp_path), grace=30) == 7
 
 
 def test_children_of_an_exited_process_are_killed_too(tmp_path: Path) -> None:
-    process = started(PARTING, tmp_path)
+    process = start(LEAVES_A_CHILD, tmp_path)
     process.wait()
     assert len(processes_mentioning(str(tmp_path))) == 1
     kill_group(process)

@@ -1,4 +1,4 @@
-"""The scheduler: rings for the waiting, takes jobs from the lost, clears away what was left."""
+"""The scheduler: rings for queued jobs, reaps expired leases, collects garbage."""
 
 import os
 import time
@@ -25,9 +25,9 @@ def scheduler(harness: ServiceHarness, redis_url: str) -> Scheduler:
     return Scheduler(harness.database, harness.store, doorbell, harness.settings, harness.options())
 
 
-def ends_after(rounds: int) -> Callable[[float], bool]:
-    left = iter(range(rounds))
-    return lambda _: next(left, None) is None
+def stop_after(rounds: int) -> Callable[[float], bool]:
+    remaining = iter(range(rounds))
+    return lambda _: next(remaining, None) is None
 
 
 def test_scheduler_rings_once_for_each_queued_job(harness: ServiceHarness, redis_url: str) -> None:
@@ -61,9 +61,9 @@ def test_files_of_deleted_jobs_are_removed_and_others_stay(
     (tmp_path / "file").write_text("x")
     for owner in (job, "job_gone"):
         harness.store.publish_file(tmp_path / "file", f"jobs/{owner}/attempt-1/result.json")
-    half = harness.settings.artifact_root / ".staging" / "half"
-    half.mkdir()
-    os.utime(half, (0, 0))
+    scratch = harness.settings.artifact_root / ".staging" / "half"
+    scratch.mkdir()
+    os.utime(scratch, (0, 0))
     assert scheduler(harness, redis_url).collect_garbage() == 2
     assert harness.store.list_keys("jobs") == [f"jobs/{job}"]
 
@@ -74,10 +74,10 @@ def test_dataset_file_without_a_row_is_removed(harness: ServiceHarness, redis_ur
     (tmp_path / "file").write_text("x")
     for name, age in (("ds_old", 7200), ("ds_new", 60)):
         harness.store.publish_file(tmp_path / "file", f"datasets/{name}.jsonl")
-        moment = time.time() - age
-        os.utime(harness.settings.artifact_root / f"datasets/{name}.jsonl", (moment, moment))
+        modified_at = time.time() - age
+        os.utime(harness.settings.artifact_root / f"datasets/{name}.jsonl", (modified_at, modified_at))
     os.utime(harness.settings.artifact_root / known[0], (0, 0))
-    # The new one may be an upload whose transaction is not over.
+    # The new file may be an upload whose transaction has not been committed yet.
     assert scheduler(harness, redis_url).collect_garbage() == 1
     assert harness.store.list_keys("datasets") == sorted([*known, "datasets/ds_new.jsonl"])
 
@@ -96,7 +96,7 @@ def test_expired_idempotency_keys_are_removed(harness: ServiceHarness, redis_url
     assert [scheduler(harness, redis_url).collect_garbage() for _ in range(2)] == [1, 0]
 
 
-class Unheard:
+class UnreachableDoorbell:
     def ring_for(self, queued: int, *, limit: int) -> int:
         raise BrokerUnreachable(f"{queued} of {limit}")
 
@@ -106,14 +106,14 @@ def test_unreachable_broker_does_not_stop_the_other_duties(harness: ServiceHarne
     with harness.database.transaction(write=True) as session:
         leases.claim_next(session, worker="lost", lease_seconds=60)
         session.execute(sa.update(Job).values(lease_expires_at=db_now(-1)))
-    deaf = replace(scheduler(harness, redis_url), doorbell=cast(Doorbell, Unheard()))
-    deaf.run(ends_after(2))
+    without_broker = replace(scheduler(harness, redis_url), doorbell=cast(Doorbell, UnreachableDoorbell()))
+    without_broker.run(stop_after(2))
     assert harness.job(job).status is JobStatus.QUEUED
 
 
 def test_each_duty_runs_when_it_is_due(harness: ServiceHarness, redis_url: str) -> None:
     harness.submit()
     times = iter(float(n) for n in range(1000))
-    one = scheduler(harness, redis_url)
-    one.run(ends_after(3), clock=lambda: next(times))
-    assert one.doorbell.waiting() == 1
+    subject = scheduler(harness, redis_url)
+    subject.run(stop_after(3), clock=lambda: next(times))
+    assert subject.doorbell.waiting() == 1

@@ -1,4 +1,4 @@
-"""Events are read whole, once, in order; and reach the rows exactly once whatever the database does."""
+"""Events are read completely, once and in order, and reach the rows exactly once whatever the database does."""
 
 import random
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def test_each_event_is_read_once_however_the_file_grows(
     for cut in [*sorted(cuts), len(content)]:
         path.write_bytes(content[:cut])
         read += tail.read()
-    assert [stamped.event for stamped, _ in read] == [Warned(code=f"c{n}", message="ü\u2028") for n in range(5)]
+    assert [envelope.event for envelope, _ in read] == [Warned(code=f"c{n}", message="ü\u2028") for n in range(5)]
     assert [content[:offset].count(b"\n") for _, offset in read] == [1, 2, 3, 4, 5]
     assert tail.offset == len(content)
 
@@ -49,14 +49,14 @@ def test_tail_continues_from_an_offset(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes(lines(2))
     first = EventTail(tmp_path / "events.jsonl").read()[0][1]
     rest = EventTail(tmp_path / "events.jsonl", first).read()
-    assert [stamped.event for stamped, _ in rest] == [Warned(code="c1", message="ü\u2028")]
+    assert [envelope.event for envelope, _ in rest] == [Warned(code="c1", message="ü\u2028")]
 
 
 @pytest.mark.parametrize(
-    "odd", [b'{"at": 1}', b"not json", b"", b"\xff\xfe", b'{"event":{"type":"of tomorrow"}}', b"x" * 2**19]
+    "line", [b'{"at": 1}', b"not json", b"", b"\xff\xfe", b'{"event":{"type":"of tomorrow"}}', b"x" * 2**19]
 )
-def test_unreadable_line_is_skipped(tmp_path: Path, odd: bytes) -> None:
-    (tmp_path / "events.jsonl").write_bytes(odd + b"\n" + lines(1))
+def test_unreadable_line_is_skipped(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "events.jsonl").write_bytes(line + b"\n" + lines(1))
     assert len(EventTail(tmp_path / "events.jsonl").read()) == 1
 
 
@@ -67,7 +67,7 @@ def test_endless_line_does_not_fill_the_memory(tmp_path: Path) -> None:
 
 
 class Flaky(Database):
-    """A database that is away at random moments: before a transaction, or after its commit, whose answer is lost."""
+    """A database that fails at random: before a transaction, or after its commit, whose answer is lost."""
 
     def __init__(self, url: str, seed: int) -> None:
         super().__init__(url)
@@ -77,15 +77,15 @@ class Flaky(Database):
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[Session]:
         self._count += 1
-        # A claim whose answer is lost is a lost worker; the reaper's tests have that.
+        # A claim whose answer is lost is a lost worker, which the tests of the reaper cover.
         chance = self._random.random() if self._count > 2 else 1.0
         self._fail_if(chance < 0.25)
         with super().transaction(write=write) as session:
             yield session
         self._fail_if(chance < 0.5)
 
-    def _fail_if(self, away: bool) -> None:
-        if away:
+    def _fail_if(self, fails: bool) -> None:
+        if fails:
             self.failures += 1
             raise OperationalError("", {}, Exception("away"))
 
@@ -113,12 +113,12 @@ def test_events_after_a_commit_whose_answer_was_lost_do_not_repeat_those_before_
     with harness.database.transaction(write=True) as session:
         claim = leases.claim_next(session, worker="w", lease_seconds=60)
     assert claim is not None
-    place, flaky = AttemptDir(tmp_path), AnswerLost(harness.database_url)
+    directory, flaky = AttemptDir(tmp_path), AnswerLost(harness.database_url)
     lease = Lease(harness.database, claim, seconds=60, interval=10)
-    sink = RowSink(flaky, harness.store, lease, claim, place, log_tail=lambda: b"", flush_seconds=0)
-    place.workdir.mkdir()
+    sink = RowSink(flaky, harness.store, lease, claim, directory, log_tail=lambda: b"", flush_seconds=0)
+    directory.workdir.mkdir()
     for count in (2, 3):
-        (place.workdir / EVENTS_FILE).write_bytes(lines(count))
+        (directory.workdir / EVENTS_FILE).write_bytes(lines(count))
         sink.pump()
     flaky.close()
     assert flaky.lost

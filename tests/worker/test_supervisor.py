@@ -1,4 +1,4 @@
-"""One attempt at a job, with real processes and real databases, and an engine that trains nothing."""
+"""One attempt at a job, with real processes and real databases, and the fake engine."""
 
 import json
 import os
@@ -14,25 +14,27 @@ import structlog
 
 from domain.jobs.models import Job
 from domain.jobs.states import AttemptEnd, JobStatus
+from pocl.layout import EVENTS_FILE, PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE, RESULT_FILE
 from pocl.storage.shared_cache import SharedCache
 from tests.support.harness import ServiceHarness, processes_mentioning
 from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
+from worker.attempt_dir import AttemptDir
 from worker.supervisor import engine_environment
 
-STOPS = ("--hold", "5")
+HOLD_AT_5 = ("--hold", "5")
 
 
 @contextmanager
-def concurrently(*acts: Callable[[], object]) -> Iterator[None]:
-    """Run `acts` in a thread beside the block, and fail if one failed: a supervisor needs the main thread."""
+def concurrently(*actions: Callable[[], object]) -> Iterator[None]:
+    """Run `actions` in a thread beside the block, and fail if one failed: a supervisor needs the main thread."""
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
-            for act in acts:
-                act()
-        except BaseException as error:  # noqa: BLE001 - it is raised again below
+            for action in actions:
+                action()
+        except BaseException as error:  # noqa: BLE001 - it is re-raised below
             failures.append(error)
 
     thread = threading.Thread(target=run)
@@ -111,15 +113,15 @@ def test_crashed_engine_is_restarted_from_the_last_training_state(
 def test_ranking_is_made_once(harness: ServiceHarness) -> None:
     job = harness.submit()
     harness.supervisor("--die", "1").work_one()
-    made = harness.artifacts(job)["ranking"].sha256
+    first_ranking = harness.artifacts(job)["ranking"].sha256
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
-    assert harness.artifacts(job)["ranking"].sha256 == made
+    assert harness.artifacts(job)["ranking"].sha256 == first_ranking
 
 
 def test_partial_ranking_is_continued_by_the_next_attempt(harness: ServiceHarness) -> None:
     job = harness.submit()
-    directory = harness.settings.work_root / f"{job}.1" / "run" / "ranking.partial.jsonl"
-    stopping = harness.supervisor("--hold-ranking", should_stop=directory.exists)
+    partial = AttemptDir(harness.settings.work_root / f"{job}.1").workdir / PARTIAL_RANKING_FILE
+    stopping = harness.supervisor("--hold-ranking", should_stop=partial.exists)
     assert stopping.work_one() is JobStatus.QUEUED
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
     ranked = harness.store.locate(harness.artifacts(job)["ranking"].store_key).read_text().splitlines()
@@ -131,7 +133,7 @@ def test_cache_entries_are_pinned_until_their_job_ends(harness: ServiceHarness) 
     cache = SharedCache(harness.settings.cache_root, 0)
     stopped = {"now": False}
     with concurrently(lambda: wait_for_step(harness, job, 5), lambda: stopped.update(now=True)):
-        harness.supervisor(*STOPS, should_stop=lambda: stopped["now"]).work_one()
+        harness.supervisor(*HOLD_AT_5, should_stop=lambda: stopped["now"]).work_one()
     assert cache.pinning_jobs() == {job}
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
     harness.supervisor().work_one()
@@ -188,10 +190,10 @@ def test_cancelling_stops_the_engine_and_its_children(harness: ServiceHarness) -
         assert len(processes_mentioning(str(harness.home))) == 2
         harness.cancel(job)
 
-    # The heartbeat brings the wish.
+    # The heartbeat brings the request.
     quick = ServiceHarness(harness.home, harness.database_url, lease_seconds=6)
     with concurrently(cancel):
-        assert quick.supervisor(*STOPS, "--child").work_one() is JobStatus.CANCELLED
+        assert quick.supervisor(*HOLD_AT_5, "--child").work_one() is JobStatus.CANCELLED
     quick.close()
     assert processes_mentioning(str(harness.home)) == {}
     assert harness.status_history(job)[-2:] == ["cancelling", "cancelled"]
@@ -206,7 +208,9 @@ def test_engine_that_ignores_sigterm_is_killed_after_the_grace_period(harness: S
         stop.set()
 
     with concurrently(shut_down):
-        status = harness.supervisor(*STOPS, "--deaf", should_stop=stop.is_set, grace_seconds=0.2).work_one()
+        status = harness.supervisor(
+            *HOLD_AT_5, "--ignore-sigterm", should_stop=stop.is_set, grace_seconds=0.2
+        ).work_one()
     assert status is JobStatus.QUEUED
     assert harness.job(job).attempts_spent == 0
 
@@ -222,7 +226,7 @@ def test_worker_that_shuts_down_releases_its_job_and_the_next_continues_it(
         stop.set()
 
     with concurrently(shut_down):
-        assert harness.supervisor(*STOPS, should_stop=stop.is_set).work_one() is JobStatus.QUEUED
+        assert harness.supervisor(*HOLD_AT_5, should_stop=stop.is_set).work_one() is JobStatus.QUEUED
     assert harness.job(job).attempts_spent == 0
     assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
     first, second = harness.attempts(job)
@@ -231,27 +235,27 @@ def test_worker_that_shuts_down_releases_its_job_and_the_next_continues_it(
 
 def test_stalled_engine_is_stopped(harness: ServiceHarness) -> None:
     job = harness.submit()
-    assert harness.supervisor(*STOPS, stall_seconds=1).work_one() is JobStatus.QUEUED
+    assert harness.supervisor(*HOLD_AT_5, stall_seconds=1).work_one() is JobStatus.QUEUED
     first = harness.attempts(job)[0]
     assert (first.end, (first.end_reason or {})["code"]) == (AttemptEnd.CRASHED, "stalled")
 
 
 def test_worker_without_its_lease_kills_its_engine_and_writes_nothing(harness: ServiceHarness) -> None:
     job = harness.submit()
-    seen: list[int] = []
+    event_seqs: list[int] = []
 
     def steal() -> None:
         wait_for_step(harness, job, 5)
         with harness.database.transaction(write=True) as session:
             session.execute(sa.update(Job).where(Job.id == job).values(lease_token=99, token=99))
-        seen.append(harness.job(job).event_seq)
+        event_seqs.append(harness.job(job).event_seq)
 
     quick = ServiceHarness(harness.home, harness.database_url, lease_seconds=6)
     with concurrently(steal):
-        assert quick.supervisor(*STOPS, "--deaf").work_one() is None
+        assert quick.supervisor(*HOLD_AT_5, "--ignore-sigterm").work_one() is None
     quick.close()
     assert processes_mentioning(str(harness.home)) == {}
-    assert harness.job(job).event_seq == seen[0]
+    assert harness.job(job).event_seq == event_seqs[0]
     assert harness.job(job).status is JobStatus.RUNNING
 
 
@@ -260,11 +264,11 @@ def test_engine_gets_paths_for_ids_and_no_credentials(harness: ServiceHarness, m
     for secret in ("POCL_API_KEY", "POCL_DATABASE_URL", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(secret, "not for the engine")
     harness.supervisor(threads=3).work_one()
-    place = harness.settings.work_root / f"{job}.1"
-    given = json.loads((place / "spec.json").read_text())
-    assert Path(given["data"]["train"]["path"]).read_text().count("\n") == 8
-    assert given["resources"]["threads"] == 3
-    names = set(json.loads((place / "engine.log").read_text().partition("environment ")[2]))
+    directory = AttemptDir(harness.settings.work_root / f"{job}.1")
+    spec = json.loads(directory.spec_file.read_text())
+    assert Path(spec["data"]["train"]["path"]).read_text().count("\n") == 8
+    assert spec["resources"]["threads"] == 3
+    names = set(json.loads(directory.log_file.read_text().partition("environment ")[2]))
     assert {"PATH", "TMPDIR", "PYTHONUNBUFFERED"} <= names
     assert not {name for name in names if name.startswith(("POCL", "HF_TOKEN", "AWS"))}
 
@@ -297,24 +301,25 @@ def test_directories_of_ended_attempts_are_pruned(harness: ServiceHarness) -> No
     jobs = [harness.submit() for _ in range(3)]
     for _ in jobs:
         harness.supervisor(kept_attempts=1).work_one()
-    left = sorted(entry.name for entry in harness.settings.work_root.iterdir())
-    assert left == [f"{job}.1" for job in jobs[1:]]
-    run = harness.settings.work_root / left[-1] / "run"
-    assert {entry.name for entry in run.iterdir()} == {"events.jsonl", "ranking.jsonl", "ranking.json", "result.json"}
+    names = sorted(entry.name for entry in harness.settings.work_root.iterdir())
+    assert names == [f"{job}.1" for job in jobs[1:]]
+    workdir = AttemptDir(harness.settings.work_root / names[-1]).workdir
+    files = {EVENTS_FILE, RANKING_FILE, RANKING_INPUTS_FILE, RESULT_FILE}
+    assert {entry.name for entry in workdir.iterdir()} == files
 
 
 def test_engine_gets_only_allowed_variables() -> None:
-    passed = engine_environment({"PATH": "/bin", "HF_TOKEN": "secret", "POCL_API_KEY": "secret"}, Path("/tmp/x"))
-    assert "secret" not in passed.values()
-    assert passed["PATH"] == "/bin"
+    environment = engine_environment({"PATH": "/bin", "HF_TOKEN": "secret", "POCL_API_KEY": "secret"}, Path("/tmp/x"))
+    assert "secret" not in environment.values()
+    assert environment["PATH"] == "/bin"
 
 
 def test_engine_dies_with_its_worker(harness: ServiceHarness) -> None:
     job = harness.submit()
     pid = os.fork()
     if pid == 0:
-        # A fork shares no connection: it has a harness of its own.
-        ServiceHarness(harness.home, harness.database_url).supervisor(*STOPS).work_one()
+        # The fork has a harness of its own, since connections must not be shared.
+        ServiceHarness(harness.home, harness.database_url).supervisor(*HOLD_AT_5).work_one()
         os._exit(0)
     wait_for_step(harness, job, 5)
     os.kill(pid, signal.SIGKILL)

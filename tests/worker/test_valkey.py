@@ -1,4 +1,4 @@
-"""Which broker the embedded set-up runs."""
+"""Which server the embedded set-up starts as its broker."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ def executable(path: Path) -> Path:
 
 
 def test_configured_server_comes_first(tmp_path: Path) -> None:
-    named = executable(tmp_path / "mine")
-    assert valkey.find({valkey.VARIABLE: str(named), "PATH": ""}).path == named
+    configured = executable(tmp_path / "mine")
+    assert valkey.find({valkey.VARIABLE: str(configured), "PATH": ""}).path == configured
 
 
 def test_wheel_comes_before_the_path(tmp_path: Path) -> None:
@@ -24,10 +24,10 @@ def test_wheel_comes_before_the_path(tmp_path: Path) -> None:
 
 
 def test_server_is_found_on_the_path_without_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The wheel is installed here, so its absence has to be arranged.
+    # The wheel is installed here, so its absence is simulated.
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    found = executable(tmp_path / "redis-server")
-    assert valkey.find({"PATH": str(tmp_path)}).path == found
+    server = executable(tmp_path / "redis-server")
+    assert valkey.find({"PATH": str(tmp_path)}).path == server
     with pytest.raises(valkey.ServerNotFound, match="Install"):
         valkey.find({"PATH": str(tmp_path / "empty")})
 
