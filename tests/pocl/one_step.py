@@ -1,6 +1,6 @@
 """The gradient of one optimiser step of a tiny student: here, or as one of several ranks.
 
-    python -m tests.pocl.one_step RANK WORLD_SIZE MEETING_FILE OUT.safetensors
+    python -m tests.pocl.one_step RANK WORLD_SIZE RENDEZVOUS_FILE OUT.safetensors
 
 runs every case of `CASES` as that rank, and writes the gradients and means that it ends with.
 """
@@ -29,38 +29,38 @@ MEANS = "means"
 
 
 def samples_of_lengths(*lengths: int, silent: Iterable[int] = ()) -> list[EncodedSample]:
-    """Rows of these lengths; those at the places `silent` have no response token."""
+    """Samples of these lengths in tokens; those at the indices `silent` have no response token."""
     generator = torch.Generator().manual_seed(4)
     return [
         EncodedSample(
-            f"{at:03}",
+            f"{index:03}",
             tuple(torch.randint(VOCABULARY, (length,), generator=generator).tolist()),
-            length if at in silent else length // 2,
+            length if index in silent else length // 2,
         )
-        for at, length in enumerate(lengths)
+        for index, length in enumerate(lengths)
     ]
 
 
-ROWS: dict[str, list[EncodedSample]] = {
+SAMPLES: dict[str, list[EncodedSample]] = {
     "sixteen": samples_of_lengths(4, 30, 7, 7, 22, 3, 12, 7, 9, 15, 2, 30, 5, 18, 6, 11, silent=(3, 8)),
-    # The second of two ranks has none, or only one without a response token.
+    # The second of two ranks has no sample, or only one without a response token.
     "one": samples_of_lengths(9),
     "one silent of two": samples_of_lengths(9, 8, silent=(1,)),
     "silence": samples_of_lengths(9, 8, 5, silent=(0, 1, 2)),
 }
-CASES = [(name, packed) for name in ROWS for packed in (False, True)]
+CASES = [(name, packed) for name in SAMPLES for packed in (False, True)]
 
 
 class OutOfMemoryTeacher(LiveTeacher):
-    """A teacher that runs out of memory over more than `rows` rows."""
+    """A teacher that runs out of memory over more than `max_samples` samples."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, max_samples: int) -> None:
         super().__init__(tiny("llama", seed=1), PRECISION)
-        self._rows = rows
+        self._max_samples = max_samples
         self.failures = 0
 
     def hidden(self, batch: Batch) -> Tensor:
-        if len(batch.samples) > self._rows:
+        if len(batch.samples) > self._max_samples:
             self.failures += 1
             raise torch.OutOfMemoryError
         return super().hidden(batch)
@@ -88,10 +88,10 @@ def make_accumulator(
     )
 
 
-def run_step(accumulation: GradientAccumulator, rows: list[EncodedSample]) -> tuple[StepMeans, dict[str, Tensor]]:
-    """Means and gradients of a step over `rows`."""
-    means = accumulation.step(rows, temperature=1.5, kd_weight=0.85)
-    parameters = accumulation.model.named_parameters()
+def run_step(accumulator: GradientAccumulator, samples: list[EncodedSample]) -> tuple[StepMeans, dict[str, Tensor]]:
+    """Means and gradients of a step over `samples`."""
+    means = accumulator.step(samples, temperature=1.5, kd_weight=0.85)
+    parameters = accumulator.model.named_parameters()
     return means, {name: parameter.grad for name, parameter in parameters if parameter.grad is not None}
 
 
@@ -103,28 +103,28 @@ def as_tensor(means: StepMeans) -> Tensor:
 
 
 def run_as_rank(ranks: Ranks) -> dict[str, Tensor]:
-    """What this rank ends with, by `case/parameter`."""
-    found: dict[str, Tensor] = {}
+    """Means and gradients of this rank after each case, by `case/parameter`."""
+    results: dict[str, Tensor] = {}
 
-    def keep(case: str, accumulation: GradientAccumulator, rows: list[EncodedSample]) -> None:
-        means, gradients = run_step(accumulation, rows)
-        found[f"{case}/{MEANS}"] = as_tensor(means)
-        found.update({f"{case}/{name}": gradient for name, gradient in gradients.items()})
+    def record(case: str, accumulator: GradientAccumulator, samples: list[EncodedSample]) -> None:
+        means, gradients = run_step(accumulator, samples)
+        results[f"{case}/{MEANS}"] = as_tensor(means)
+        results.update({f"{case}/{name}": gradient for name, gradient in gradients.items()})
 
     for name, packed in CASES:
-        keep(f"{name} {packed}", make_accumulator(packed=packed, ranks=ranks, micro_batch_size=3), ROWS[name])
-    # Of its experts, some are chosen by the tokens of one rank only.
-    keep("experts", make_accumulator(packed=False, ranks=ranks, student="mixtral"), ROWS["one silent of two"])
-    teacher = OutOfMemoryTeacher(rows=1 if ranks.rank == 1 else 99)
-    accumulation = make_accumulator(packed=True, ranks=ranks, teacher=teacher)
-    keep("memory", accumulation, ROWS["sixteen"])
-    found["memory/size"] = torch.tensor([accumulation.micro_batch_size, teacher.failures])
-    return found
+        record(f"{name} {packed}", make_accumulator(packed=packed, ranks=ranks, micro_batch_size=3), SAMPLES[name])
+    # Some of the experts are chosen by the tokens of one rank only.
+    record("experts", make_accumulator(packed=False, ranks=ranks, student="mixtral"), SAMPLES["one silent of two"])
+    teacher = OutOfMemoryTeacher(max_samples=1 if ranks.rank == 1 else 99)
+    accumulator = make_accumulator(packed=True, ranks=ranks, teacher=teacher)
+    record("memory", accumulator, SAMPLES["sixteen"])
+    results["memory/size"] = torch.tensor([accumulator.micro_batch_size, teacher.failures])
+    return results
 
 
 if __name__ == "__main__":
-    rank, world_size, meeting, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+    rank, world_size, rendezvous, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     with process_group(
-        CPU, rank=rank, world_size=world_size, init_method=f"file://{meeting}", timeout=timedelta(seconds=60)
+        CPU, rank=rank, world_size=world_size, init_method=f"file://{rendezvous}", timeout=timedelta(seconds=60)
     ) as group:
         save_file(run_as_rank(group), out)

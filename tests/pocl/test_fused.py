@@ -40,7 +40,7 @@ WIDTH, TEACHER_WIDTH = 5, 7
 
 @dataclass(frozen=True)
 class Case:
-    """Both sides of one micro-batch, and what their objective is made of."""
+    """Both sides of one micro-batch, and the terms of their objective."""
 
     hidden: Tensor
     student: Head
@@ -101,7 +101,7 @@ def case(
     bias: bool = True,
     scale: float = 1.0,
     softcap: float | None = None,
-    **charges: Any,
+    **terms: Any,
 ) -> Case:
     generator = torch.Generator().manual_seed(seed)
 
@@ -110,7 +110,7 @@ def case(
 
     labels = torch.randint(vocabulary, (tokens,), generator=generator)
     labels[torch.rand(tokens, generator=generator) < 0.3] = IGNORED
-    others = teacher_vocabulary or vocabulary
+    teacher_size = teacher_vocabulary or vocabulary
     return Case(
         hidden=draw(tokens, WIDTH, by=size).requires_grad_(),
         student=Head(
@@ -120,21 +120,20 @@ def case(
             softcap,
         ),
         teacher_hidden=draw(tokens, TEACHER_WIDTH, by=size),
-        teacher=Head(draw(others, TEACHER_WIDTH), None, scale, softcap),
+        teacher=Head(draw(teacher_size, TEACHER_WIDTH), None, scale, softcap),
         labels=labels,
         method=method,
-        shared_vocabulary=charges.pop("shared_vocabulary", min(vocabulary, others)),
-        **charges,
+        shared_vocabulary=terms.pop("shared_vocabulary", min(vocabulary, teacher_size)),
+        **terms,
     )
 
 
-def gradients(of: Case, charge: Callable[[], ObjectiveSum]) -> list[Tensor]:
-    found = torch.autograd.grad(charge().loss, of.parameters)
-    return list(found)
+def gradients(example: Case, objective: Callable[[], ObjectiveSum]) -> list[Tensor]:
+    return list(torch.autograd.grad(objective().loss, example.parameters))
 
 
-def assert_same(of: Case, tolerance: float, **options: Any) -> None:
-    dense, fused = of.dense(), of.fused(**options)
+def assert_same(example: Case, tolerance: float, **options: Any) -> None:
+    dense, fused = example.dense(), example.fused(**options)
     assert fused.tokens == dense.tokens
     pairs = [(fused.loss, dense.loss), (fused.cross_entropy, dense.cross_entropy)]
     if dense.divergence is not None:
@@ -142,11 +141,13 @@ def assert_same(of: Case, tolerance: float, **options: Any) -> None:
         pairs.append((fused.divergence, dense.divergence))
     else:
         assert fused.divergence is None
-    for got, expected in pairs:
-        assert got.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
-    for got, expected in zip(gradients(of, lambda: of.fused(**options)), gradients(of, of.dense), strict=True):
+    for actual, expected in pairs:
+        assert actual.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
+    for actual, expected in zip(
+        gradients(example, lambda: example.fused(**options)), gradients(example, example.dense), strict=True
+    ):
         largest = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
-        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * largest)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * largest)
 
 
 every_method = pytest.mark.parametrize("method", [*DISTILLING, SFT()], ids=lambda method: method.name)
@@ -162,7 +163,7 @@ WORKSPACE = Workspace()
 """One for cases of all shapes and methods, as a run has one for all its batches."""
 
 
-def test_every_method_is_tried() -> None:
+def test_every_method_is_among_the_cases() -> None:
     assert {method.name for method in DISTILLING} | {SFT().name} == set(METHODS)
 
 
@@ -181,132 +182,138 @@ def test_every_method_is_tried() -> None:
     softcap=st.sampled_from([None, 3.0]),
     seed=st.integers(0, 2**31),
 )
-def test_fused_is_dense_in_float64(chunk: int, **drawn: Any) -> None:
+def test_fused_equals_dense_in_float64(chunk: int, **drawn: Any) -> None:
     assert_same(case(**drawn), 1e-10, chunk_tokens=chunk, workspace=WORKSPACE)
 
 
 @settings(deadline=None, max_examples=60)
 @given(method=methods, temperature=st.floats(0.5, 3), kd_weight=st.floats(0, 1), seed=st.integers(0, 2**31))
-def test_fused_is_dense_in_float32(**drawn: Any) -> None:
+def test_fused_equals_dense_in_float32(**drawn: Any) -> None:
     assert_same(case(dtype=torch.float32, tokens=20, vocabulary=40, **drawn), 1e-5, workspace=WORKSPACE)
 
 
 @every_method
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_fused_in_bfloat16_is_dense_within_what_its_products_round(method: Method, temperature: float) -> None:
+def test_fused_in_bfloat16_equals_dense_within_rounding(method: Method, temperature: float) -> None:
     exact = case(method, tokens=40, vocabulary=30, temperature=temperature)
     rounded = case(method, tokens=40, vocabulary=30, temperature=temperature, dtype=torch.bfloat16)
-    for got, expected in zip(gradients(rounded, rounded.fused), gradients(exact, exact.dense), strict=True):
-        assert got.dtype == torch.bfloat16
+    for actual, expected in zip(gradients(rounded, rounded.fused), gradients(exact, exact.dense), strict=True):
+        assert actual.dtype == torch.bfloat16
         # Logits of size 5 carry 2^-8 of themselves, which the softmax turns into 2 per cent of a probability.
-        assert (got.double() - expected).norm() <= 0.05 * expected.norm()
+        assert (actual.double() - expected).norm() <= 0.05 * expected.norm()
 
 
 @every_method
-def test_extreme_logits_stay_finite(method: Method) -> None:
-    of = case(method, size=2e3, temperature=1.0, kd_weight=1.0)
-    assert of.fused().loss.isfinite()
-    assert all(each.isfinite().all() for each in gradients(of, of.fused))
-    assert_same(of, 1e-9)
+def test_extreme_logits_give_finite_loss_and_gradient_as_dense(method: Method) -> None:
+    example = case(method, size=2e3, temperature=1.0, kd_weight=1.0)
+    assert example.fused().loss.isfinite()
+    assert all(each.isfinite().all() for each in gradients(example, example.fused))
+    assert_same(example, 1e-9)
 
 
 @every_method
 @pytest.mark.parametrize("kd_weight", [0.5, 1.0])
-def test_tokens_that_a_head_rules_out_count_as_in_the_dense_objective(method: Method, kd_weight: float) -> None:
-    of = case(method, kd_weight=kd_weight)
-    assert of.student.bias is not None
+def test_minus_infinite_logits_count_as_in_the_dense_objective(method: Method, kd_weight: float) -> None:
+    example = case(method, kd_weight=kd_weight)
+    assert example.student.bias is not None
     with torch.no_grad():
-        of.student.bias[2] = -math.inf
+        example.student.bias[2] = -math.inf
     ruled_out = torch.zeros(11, dtype=torch.float64)
     ruled_out[[2, 5]] = -math.inf
-    of = replace(of, teacher=replace(of.teacher, bias=ruled_out), labels=of.labels.masked_fill(of.labels == 2, 0))
-    assert_same(of, 1e-10)
+    example = replace(
+        example,
+        teacher=replace(example.teacher, bias=ruled_out),
+        labels=example.labels.masked_fill(example.labels == 2, 0),
+    )
+    assert_same(example, 1e-10)
 
 
 @every_method
-def test_without_a_valid_token_the_loss_is_zero_and_its_gradient_finite(method: Method) -> None:
-    of = case(method)
-    of = replace(of, labels=torch.full_like(of.labels, IGNORED))
-    assert of.fused().loss.item() == 0
-    assert all(not each.any() for each in gradients(of, of.fused))
+def test_loss_and_gradient_are_zero_without_a_valid_token(method: Method) -> None:
+    example = case(method)
+    example = replace(example, labels=torch.full_like(example.labels, IGNORED))
+    assert example.fused().loss.item() == 0
+    assert all(not each.any() for each in gradients(example, example.fused))
 
 
 @every_method
-def test_the_scale_multiplies_loss_and_gradient_alone(method: Method) -> None:
-    of = case(method)
-    whole, part = of.fused(), of.fused(scale=0.125)
+def test_scale_multiplies_loss_and_gradient_alone(method: Method) -> None:
+    example = case(method)
+    whole, part = example.fused(), example.fused(scale=0.125)
     assert part.loss.item() == pytest.approx(whole.loss.item() / 8)
     assert part.cross_entropy.item() == whole.cross_entropy.item()
-    for got, expected in zip(gradients(of, lambda: of.fused(scale=0.125)), gradients(of, of.fused), strict=True):
-        torch.testing.assert_close(got, expected / 8)
+    for actual, expected in zip(
+        gradients(example, lambda: example.fused(scale=0.125)), gradients(example, example.fused), strict=True
+    ):
+        torch.testing.assert_close(actual, expected / 8)
 
 
-def test_any_factor_behind_the_loss_reaches_the_gradient() -> None:
-    of = case(ForwardKL())
-    tripled = torch.autograd.grad(of.fused().loss * 3, of.parameters)
-    for got, expected in zip(tripled, gradients(of, of.fused), strict=True):
-        torch.testing.assert_close(got, 3 * expected)
+def test_a_factor_applied_to_the_loss_reaches_the_gradient() -> None:
+    example = case(ForwardKL())
+    tripled = torch.autograd.grad(example.fused().loss * 3, example.parameters)
+    for actual, expected in zip(tripled, gradients(example, example.fused), strict=True):
+        torch.testing.assert_close(actual, 3 * expected)
 
 
-def test_the_heads_gradient_may_be_accumulated_in_place() -> None:
-    of = case(JS())
-    expected = gradients(of, of.dense)
+def test_weight_gradient_accumulates_in_place() -> None:
+    example = case(JS())
+    expected = gradients(example, example.dense)
     for _ in range(2):
-        torch.autograd.backward(of.fused(accumulate_into_grad=True).loss)
-    for parameter, once in zip(of.parameters, expected, strict=True):
+        torch.autograd.backward(example.fused(accumulate_into_grad=True).loss)
+    for parameter, once in zip(example.parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, 2 * once)
 
 
-def test_the_gradient_in_place_may_have_another_format_than_the_losses() -> None:
+def test_weight_gradient_accumulates_in_place_in_another_dtype_than_the_losses() -> None:
     # A float64 teacher makes losses in float64.
     single, double = case(JS(), dtype=torch.float32), case(JS())
     mixed = replace(single, teacher_hidden=double.teacher_hidden, teacher=double.teacher)
     torch.autograd.backward(mixed.fused(accumulate_into_grad=True).loss)
-    for got, expected in zip(mixed.parameters, gradients(double, double.dense), strict=True):
-        assert got.grad is not None
-        torch.testing.assert_close(got.grad.double(), expected, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(mixed.parameters, gradients(double, double.dense), strict=True):
+        assert actual.grad is not None
+        torch.testing.assert_close(actual.grad.double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_without_a_valid_token_the_gradient_in_place_is_zero() -> None:
-    of = case(JS())
-    of.labels.fill_(IGNORED)
-    torch.autograd.backward(of.fused(accumulate_into_grad=True).loss)
-    assert of.student.weight.grad is not None
-    assert of.student.weight.grad.abs().max() == 0
+def test_weight_gradient_in_place_is_zero_without_a_valid_token() -> None:
+    example = case(JS())
+    example.labels.fill_(IGNORED)
+    torch.autograd.backward(example.fused(accumulate_into_grad=True).loss)
+    assert example.student.weight.grad is not None
+    assert example.student.weight.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_a_head_that_is_tied_to_the_embeddings_gets_both_gradients(in_place: bool) -> None:
-    of = case(ReverseKL(), bias=False)
+def test_a_tied_head_receives_the_gradients_of_head_and_embedding(in_place: bool) -> None:
+    example = case(ReverseKL(), bias=False)
     ids = torch.arange(8) % 11
 
-    def gradient(charge: Callable[[Case], ObjectiveSum]) -> Tensor:
-        weight = of.student.weight.detach().clone().requires_grad_()
-        tied = replace(of, student=Head(weight), hidden=torch.tanh(torch.nn.functional.embedding(ids, weight)))
-        torch.autograd.backward(charge(tied).loss)
+    def gradient(objective: Callable[[Case], ObjectiveSum]) -> Tensor:
+        weight = example.student.weight.detach().clone().requires_grad_()
+        tied = replace(example, student=Head(weight), hidden=torch.tanh(torch.nn.functional.embedding(ids, weight)))
+        torch.autograd.backward(objective(tied).loss)
         assert weight.grad is not None
         return weight.grad
 
     torch.testing.assert_close(gradient(lambda c: c.fused(accumulate_into_grad=in_place)), gradient(Case.dense))
 
 
-def test_of_what_is_frozen_no_gradient_is_made() -> None:
-    of = case(ForwardKL())
-    of.student.weight.requires_grad_(False)
-    assert of.student.bias is not None
-    of.student.bias.requires_grad_(False)
-    torch.autograd.backward(of.fused(accumulate_into_grad=True).loss)
-    assert of.student.weight.grad is None
-    torch.testing.assert_close(of.hidden.grad, torch.autograd.grad(of.dense().loss, of.hidden)[0])
+def test_frozen_parameters_receive_no_gradient() -> None:
+    example = case(ForwardKL())
+    example.student.weight.requires_grad_(False)
+    assert example.student.bias is not None
+    example.student.bias.requires_grad_(False)
+    torch.autograd.backward(example.fused(accumulate_into_grad=True).loss)
+    assert example.student.weight.grad is None
+    torch.testing.assert_close(example.hidden.grad, torch.autograd.grad(example.dense().loss, example.hidden)[0])
 
 
 @every_method
-def test_losses_of_single_tokens_add_up(method: Method) -> None:
-    of = case(method, temperature=2.0)
-    of = replace(of, labels=of.labels.clamp_min(0))
-    cross_entropies, *divergences = of.fused_token_losses()
-    dense = of.dense()
-    assert cross_entropies.shape == of.labels.shape
+def test_token_losses_sum_to_the_objective(method: Method) -> None:
+    example = case(method, temperature=2.0)
+    example = replace(example, labels=example.labels.clamp_min(0))
+    cross_entropies, *divergences = example.fused_token_losses()
+    dense = example.dense()
+    assert cross_entropies.shape == example.labels.shape
     assert cross_entropies.sum().item() == pytest.approx(dense.cross_entropy.item())
     if dense.divergence is None:
         assert divergences == []
@@ -314,30 +321,30 @@ def test_losses_of_single_tokens_add_up(method: Method) -> None:
         assert [each.sum().item() for each in divergences] == [pytest.approx(dense.divergence.item())]
 
 
-class _Largest(TorchDispatchMode):
-    """Remembers the largest tensor that any operation made."""
+class _LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that any operation returned."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch leaves it unannotated.
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for each in made if isinstance(made, tuple | list) else (made,):
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
             if isinstance(each, Tensor):
                 self.elements = max(self.elements, each.numel())
-        return made
+        return result
 
 
 @every_method
-def test_full_logits_never_exist(method: Method) -> None:
-    of = case(method, tokens=400, vocabulary=64)
-    with _Largest() as largest:
-        torch.autograd.backward(of.fused(chunk_tokens=16).loss)
+def test_full_logits_are_never_allocated(method: Method) -> None:
+    example = case(method, tokens=400, vocabulary=64)
+    with _LargestTensor() as largest:
+        torch.autograd.backward(example.fused(chunk_tokens=16).loss)
     assert largest.elements <= max(16 * 64, 400 * TEACHER_WIDTH)
 
 
 @pytest.mark.parametrize("change", [{"temperature": 0.0}, {"kd_weight": 2.0}, {"shared_vocabulary": 12}])
-def test_what_does_not_fit_together_is_refused(change: dict[str, Any]) -> None:
+def test_inconsistent_arguments_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"temperature|lie between"):
         replace(case(ForwardKL()), **change).fused()

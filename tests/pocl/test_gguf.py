@@ -28,7 +28,7 @@ def refusal(path: Path) -> str:
     return raised.value.message
 
 
-def test_header_tells_the_facts(tmp_path: Path) -> None:
+def test_header_gives_the_facts_of_the_loaded_model(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     facts, loaded = inspect_model(path), load_teacher(ModelRef(path=str(path)), device=CPU, dtype=torch.float32)
     assert (facts.family, facts.layers, facts.hidden_size, facts.max_positions) == ("llama", LAYERS, HIDDEN, POSITIONS)
@@ -39,7 +39,7 @@ def test_header_tells_the_facts(tmp_path: Path) -> None:
     assert facts.tied_embeddings
 
 
-def test_tokens_are_the_loaded_tokenizers_less_the_fillers(tmp_path: Path) -> None:
+def test_tokens_equal_the_loaded_tokenizer_without_padding_tokens(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     vocabulary = gguf.load_gguf(path)[1].get_vocab()
     del vocabulary["[PAD261]"]
@@ -47,7 +47,7 @@ def test_tokens_are_the_loaded_tokenizers_less_the_fillers(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_saved_again_it_loads_as_safetensors_with_the_same_answers(quantised: bool, tmp_path: Path) -> None:
+def test_saved_as_safetensors_it_gives_the_same_logits(quantised: bool, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", quantised=quantised)
     loaded = load_teacher(ModelRef(path=str(path)), device=CPU, dtype=torch.float32)
     save_model(loaded.model, loaded.tokenizer, tmp_path / "saved")
@@ -66,13 +66,13 @@ def test_quantised_weights_become_trainable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pre", sorted(gguf._SINGLE_DIGITS))
-def test_digits_are_split_one_by_one_where_the_model_was_trained_so(pre: str, tmp_path: Path) -> None:
+def test_single_digit_rules_split_digits_one_by_one(pre: str, tmp_path: Path) -> None:
     tokenizer = gguf.load_gguf(write_gguf(tmp_path / "tiny.gguf", pre=pre))[1]
     assert tokenizer.tokenize("a10") == ["a", "1", "0"]
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe"])
-def test_digits_stay_together_where_the_model_was_trained_so(pre: str, tmp_path: Path) -> None:
+def test_other_rules_leave_digits_together(pre: str, tmp_path: Path) -> None:
     tokenizer = gguf.load_gguf(write_gguf(tmp_path / "tiny.gguf", pre=pre))[1]
     assert tokenizer.tokenize("a10") == ["a", "10"]
 
@@ -88,41 +88,41 @@ def test_special_tokens_stay_whole(tmp_path: Path) -> None:
     assert tokenizer.tokenize("a<|turn|>b") == ["a", "<|turn|>", "b"]
 
 
-def test_special_token_that_the_conversion_loses_is_refused(tmp_path: Path) -> None:
+def test_special_token_lost_by_the_conversion_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", control="<\uff5cUser\uff5c>")
     with pytest.raises(ModelUnsupported, match="special token"):
         gguf.load_gguf(path)
 
 
-def test_qwen_composes_accents(tmp_path: Path) -> None:
+def test_qwen_normalises_accents_to_nfc(tmp_path: Path) -> None:
     tokenizer = gguf.load_gguf(write_gguf(tmp_path / "tiny.gguf", pre="qwen2"))[1]
     assert tokenizer("e\u0301").input_ids == tokenizer("\u00e9").input_ids
 
 
-def test_rules_left_to_transformers_are_known_to_it() -> None:
+def test_rules_left_to_transformers_are_supported_by_it() -> None:
     assert not gguf._SPLIT_BY_TRANSFORMERS - GGUF_PRE_TOKENIZER_SPLITS.keys()
 
 
 @pytest.mark.parametrize("pre", ["new-rules", "default", None])
-def test_rules_that_are_not_known_are_refused(pre: str | None, tmp_path: Path) -> None:
+def test_unknown_pre_tokenizer_rules_are_refused(pre: str | None, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", pre=pre)
     with pytest.raises(ModelUnsupported, match="give the model as safetensors"):
         load_teacher(ModelRef(path=str(path)), device=CPU, dtype=torch.float32)
 
 
-def test_one_part_of_several_is_refused(tmp_path: Path) -> None:
+def test_one_file_of_a_split_model_is_refused(tmp_path: Path) -> None:
     assert "merge them" in refusal(write_gguf(tmp_path / "tiny.gguf", parts=3))
 
 
 @pytest.mark.parametrize("kept", [0, 3, 4, 20, 24, 100, 2000, 6000])
-def test_header_cut_short_is_refused(kept: int, tmp_path: Path) -> None:
+def test_truncated_header_is_refused(kept: int, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     path.write_bytes(path.read_bytes()[:kept])
     refusal(path)
 
 
 @pytest.mark.parametrize("position", [4, 8, 16, 24], ids=["version", "tensors", "entries", "key length"])
-def test_counts_that_lie_are_refused(position: int, tmp_path: Path) -> None:
+def test_oversized_counts_in_the_header_are_refused(position: int, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
     raw = bytearray(path.read_bytes())
     raw[position : position + 8] = struct.pack("<Q", (1 << 64) - 1)
@@ -131,9 +131,7 @@ def test_counts_that_lie_are_refused(position: int, tmp_path: Path) -> None:
 
 
 @given(at=st.integers(0, 8000), junk=st.binary(min_size=1, max_size=8))
-def test_damage_anywhere_in_the_header_is_read_or_refused(
-    at: int, junk: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_a_damaged_header_is_read_or_refused(at: int, junk: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
     raw = bytearray(path.read_bytes())
     raw[at : at + len(junk)] = junk
@@ -144,7 +142,7 @@ def test_damage_anywhere_in_the_header_is_read_or_refused(
 
 
 @given(st.binary(max_size=100))
-def test_files_of_another_kind_are_refused(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
+def test_files_that_are_no_gguf_are_refused(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
     path = tmp_path_factory.mktemp("junk") / "model.bin"
     path.write_bytes(junk)
     refusal(path)

@@ -61,7 +61,7 @@ def test_padding_on_the_left_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_head_applied_to_its_own_inputs_gives_the_same_bits(name: str) -> None:
+def test_head_applied_to_captured_hidden_states_gives_the_same_bits(name: str) -> None:
     model, (ids, mask, predicts) = tiny(name), batch()
     hidden = response_hidden_states(model, ids, mask, predicts)
     assert hidden.shape == (predicts.sum(), output_head(model).get_parameter("weight").shape[1])
@@ -69,21 +69,21 @@ def test_head_applied_to_its_own_inputs_gives_the_same_bits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "cohere"])
-def test_no_response_gives_no_rows_and_finite_gradients(name: str) -> None:
+def test_no_response_gives_no_logits_and_finite_gradients(name: str) -> None:
     model, (ids, mask, predicts) = tiny(name), batch()
     logits = response_logits(model, ids, mask, torch.zeros_like(predicts))
     assert logits.shape == (0, VOCABULARY)
     assert all(gradient.isfinite().all() for gradient in gradients(model, logits).values())
 
 
-def test_rows_come_in_row_major_order() -> None:
+def test_logits_are_in_row_major_order_of_positions() -> None:
     model, (ids, mask, predicts) = tiny("llama"), batch()
     whole = response_logits(model, ids, mask, predicts)
     rows = [response_logits(model, ids[i : i + 1], mask[i : i + 1], predicts[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(whole, torch.cat(rows), rtol=1e-5, atol=1e-5)
 
 
-def test_head_is_applied_to_the_predicting_rows_alone() -> None:
+def test_head_is_applied_to_the_predicting_positions_alone() -> None:
     model, (ids, mask, predicts) = tiny("llama"), batch()
     rows: list[int] = []
     output_head(model).register_forward_hook(lambda _head, _args, out: rows.append(out.numel() // VOCABULARY))
@@ -101,7 +101,7 @@ def test_layers_are_not_run_to_apply_the_head() -> None:
     assert torch.equal(apply_head(model, hidden), expected)
 
 
-def test_model_is_left_as_it_was() -> None:
+def test_model_is_unchanged_afterwards() -> None:
     model, (ids, mask, predicts) = tiny("llama"), batch()
     before = dense_logits(model, ids, mask)
     response_logits(model, ids, mask, predicts)
@@ -109,14 +109,14 @@ def test_model_is_left_as_it_was() -> None:
     assert torch.equal(dense_logits(model, ids, mask), before)
 
 
-def test_model_is_left_as_it_was_after_an_error() -> None:
+def test_model_is_unchanged_after_an_error() -> None:
     model, (ids, mask, predicts) = tiny("llama"), batch()
     with pytest.raises(IndexError):
         response_logits(model, ids, mask, predicts[:, :5])
     assert dense_logits(model, ids, mask).shape == (3, 12, VOCABULARY)
 
 
-def test_head_takes_part_in_training_through_its_inputs() -> None:
+def test_gradients_reach_the_model_through_captured_hidden_states() -> None:
     model, (ids, mask, predicts) = tiny("granite"), batch()
     direct = gradients(model, response_logits(model, ids, mask, predicts))
     two_steps = gradients(model, apply_head(model, response_hidden_states(model, ids, mask, predicts)))

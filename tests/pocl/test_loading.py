@@ -48,7 +48,7 @@ def saved(directory: Path, model: PreTrainedModel) -> ModelRef:
     return ModelRef(path=str(directory))
 
 
-def kept(*layers: int) -> StudentRef:
+def layers_of_teacher(*layers: int) -> StudentRef:
     return StudentRef.model_validate({"from_teacher": {"layers": layers}})
 
 
@@ -66,7 +66,7 @@ def tiny_ref(family: str = "llama", seed: int = 0) -> RandomModel:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_saved_and_loaded_a_model_answers_alike(name: str, tmp_path: Path) -> None:
+def test_a_saved_and_loaded_model_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     model = tiny(name)
     loaded = teacher_of(saved(tmp_path, model))
     assert torch.equal(logits_of(loaded.model), logits_of(model))
@@ -87,7 +87,7 @@ def test_teacher_in_bf16_keeps_its_rotary_frequencies(tmp_path: Path) -> None:
     assert loaded.model.get_buffer("model.rotary_emb.inv_freq").dtype == torch.float32
 
 
-def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
     ref = saved(tmp_path, tiny("llama"))
     weights = load_file(tmp_path / "model.safetensors")
     del weights["model.layers.0.mlp.up_proj.weight"]
@@ -114,7 +114,7 @@ def test_family_that_transformers_lacks_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ref", [{"path": "/nowhere/at/all"}, {"checkpoint": "ckpt_0123456789"}])
-def test_references_to_nothing_are_not_found(ref: dict[str, str]) -> None:
+def test_missing_paths_are_model_not_found(ref: dict[str, str]) -> None:
     with pytest.raises(ModelNotFound):
         teacher_of(ModelRef.model_validate(ref))
 
@@ -133,23 +133,23 @@ def silence(model: PreTrainedModel, layers: Sequence[int]) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "llama", "qwen2", "cohere", "granite"])
-def test_cut_student_is_the_teacher_without_those_layers(name: str, tmp_path: Path) -> None:
+def test_cut_student_equals_the_teacher_with_the_other_layers_skipped(name: str, tmp_path: Path) -> None:
     teacher = teacher_of(saved(tmp_path, tiny(name)))
-    student = student_of(kept(0, 3), teacher)
+    student = student_of(layers_of_teacher(0, 3), teacher)
     silence(teacher.model, (1, 2))
     torch.testing.assert_close(logits_of(student.model), logits_of(teacher.model), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_student_of_all_layers_is_the_teacher(name: str, tmp_path: Path) -> None:
+def test_student_of_all_layers_equals_the_teacher(name: str, tmp_path: Path) -> None:
     teacher = teacher_of(saved(tmp_path, tiny(name)))
-    assert torch.equal(logits_of(student_of(kept(0, 1, 2, 3), teacher).model), logits_of(teacher.model))
+    assert torch.equal(logits_of(student_of(layers_of_teacher(0, 1, 2, 3), teacher).model), logits_of(teacher.model))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_cut_student_saves_and_loads_and_generates(name: str, tmp_path: Path) -> None:
     teacher = teacher_of(saved(tmp_path / "teacher", tiny(name)))
-    student = student_of(kept(1, 2), teacher)
+    student = student_of(layers_of_teacher(1, 2), teacher)
     save_model(student.model, student.tokenizer, tmp_path / "student")
     again: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert again.config.num_hidden_layers == 2
@@ -161,26 +161,26 @@ def test_cut_student_saves_and_loads_and_generates(name: str, tmp_path: Path) ->
     assert torch.equal(cached, again.generate(IDS, attention_mask=mask, use_cache=False, **options))
 
 
-def test_kinds_of_layers_are_cut_with_the_layers(tmp_path: Path) -> None:
+def test_layer_types_in_the_config_follow_the_selected_layers(tmp_path: Path) -> None:
     teacher = teacher_of(saved(tmp_path, tiny("gemma2")))
     whole = teacher.model.config.layer_types
     assert len(set(whole)) == 2
-    assert student_of(kept(1, 3), teacher).model.config.layer_types == [whole[1], whole[3]]
+    assert student_of(layers_of_teacher(1, 3), teacher).model.config.layer_types == [whole[1], whole[3]]
     assert teacher.model.config.layer_types == whole
 
 
-def test_lists_that_happen_to_be_as_long_stay_whole(tmp_path: Path) -> None:
+def test_config_lists_of_the_same_length_that_are_not_per_layer_stay_whole(tmp_path: Path) -> None:
     model = tiny("llama")
     model.config.eos_token_id = [4, 5, 6, 7]
-    student = student_of(kept(0), teacher_of(saved(tmp_path, model)))
+    student = student_of(layers_of_teacher(0), teacher_of(saved(tmp_path, model)))
     assert student.model.config.eos_token_id == [4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
-def test_training_a_cut_student_leaves_the_teacher_alone(name: str, tmp_path: Path) -> None:
+def test_training_a_cut_student_does_not_change_the_teacher(name: str, tmp_path: Path) -> None:
     teacher = teacher_of(saved(tmp_path, tiny(name)))
     before = logits_of(teacher.model)
-    student = student_of(kept(0, 1), teacher)
+    student = student_of(layers_of_teacher(0, 1), teacher)
     for parameter in student.model.parameters():
         nn.init.ones_(parameter)
     assert torch.equal(logits_of(teacher.model), before)
@@ -188,10 +188,10 @@ def test_training_a_cut_student_leaves_the_teacher_alone(name: str, tmp_path: Pa
     assert tied is student.model.config.tie_word_embeddings
 
 
-def test_student_of_a_rounded_teacher_starts_with_the_exact_weights(tmp_path: Path) -> None:
+def test_student_of_a_rounded_teacher_starts_with_unrounded_weights(tmp_path: Path) -> None:
     ref = saved(tmp_path, tiny("llama"))
-    exact = student_of(kept(0, 2), teacher_of(ref))
-    of_rounded = student_of(kept(0, 2), teacher_of(ref, torch.bfloat16))
+    exact = student_of(layers_of_teacher(0, 2), teacher_of(ref))
+    of_rounded = student_of(layers_of_teacher(0, 2), teacher_of(ref, torch.bfloat16))
     assert torch.equal(logits_of(of_rounded.model), logits_of(exact.model))
     assert of_rounded.digest == exact.digest
 
@@ -199,12 +199,12 @@ def test_student_of_a_rounded_teacher_starts_with_the_exact_weights(tmp_path: Pa
 def test_missing_teacher_layer_is_reported_with_its_pointer() -> None:
     teacher = teacher_of(ModelRef(random=tiny_ref()))
     with pytest.raises(SpecInvalid, match="/student/from_teacher/layers/1: the teacher has layers 0 to 1, not 2"):
-        student_of(kept(0, 2), teacher)
+        student_of(layers_of_teacher(0, 2), teacher)
 
 
 def test_cut_student_needs_a_teacher() -> None:
     with pytest.raises(ModelNotFound, match="needs a teacher"):
-        student_of(kept(0))
+        student_of(layers_of_teacher(0))
 
 
 # --- Dropout ----------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_dropout_acts_in_training_alone(family: str) -> None:
     assert torch.equal(logits_of(model), logits_of(student_of(ref).model))
 
 
-def test_dropout_of_zero_silences_the_configs(tmp_path: Path) -> None:
+def test_dropout_of_zero_overrides_the_config(tmp_path: Path) -> None:
     model = tiny("gpt2")
     assert model.config.resid_pdrop > 0
     saved(tmp_path, model)
@@ -237,7 +237,7 @@ def test_equal_seeds_give_equal_models_and_others_do_not(family: str) -> None:
     assert torch.equal(logits_of(one.model), logits_of(same.model))
 
 
-def test_making_a_random_model_leaves_the_generator_alone() -> None:
+def test_creating_a_random_model_does_not_advance_the_global_generator() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -245,7 +245,7 @@ def test_making_a_random_model_leaves_the_generator_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_byte_level_tokenizer_spells_any_text() -> None:
+def test_byte_level_tokenizer_round_trips_any_text() -> None:
     tokenizer, text = byte_level_tokenizer(64), "Grüße, 世界 \x00\t🙂"
     ids = tokenizer(text).input_ids
     assert ids == list(text.encode())
@@ -268,7 +268,7 @@ def test_shared_vocabulary_is_the_smaller_head() -> None:
     assert shared_vocabulary(teacher, larger) == VOCABULARY
 
 
-def test_other_numbering_of_tokens_is_refused() -> None:
+def test_different_token_ids_are_refused() -> None:
     teacher = teacher_of(ModelRef(random=tiny_ref()))
     other = byte_level_tokenizer(64)
     other.add_tokens(["A longer one"])
@@ -280,7 +280,7 @@ def test_other_numbering_of_tokens_is_refused() -> None:
         shared_vocabulary(agreeing, LoadedModel(teacher.model, third, "", {}))
 
 
-def test_digest_follows_the_weights_and_not_their_place(tmp_path: Path) -> None:
+def test_digest_depends_on_the_weights_and_not_on_their_path(tmp_path: Path) -> None:
     model = tiny("gpt2")
     here, there = teacher_of(saved(tmp_path / "a", model)), teacher_of(saved(tmp_path / "b", model))
     assert here.digest == there.digest
@@ -288,7 +288,7 @@ def test_digest_follows_the_weights_and_not_their_place(tmp_path: Path) -> None:
     assert teacher_of(saved(tmp_path / "c", model)).digest != here.digest
 
 
-def test_digest_follows_the_config(tmp_path: Path) -> None:
+def test_digest_depends_on_the_config(tmp_path: Path) -> None:
     model = tiny("gpt2")
     one = teacher_of(saved(tmp_path / "a", model))
     model.config.layer_norm_epsilon = 1e-3
@@ -309,7 +309,7 @@ for directory in sys.argv[1:]:
 """
 
 
-def test_fresh_process_loads_what_was_saved(tmp_path: Path) -> None:
+def test_a_saved_model_loads_in_a_fresh_process(tmp_path: Path) -> None:
     expected = []
     for family in FAMILIES:
         student = student_of(StudentRef(random=tiny_ref(family)))
@@ -332,15 +332,15 @@ def test_saving_twice_gives_the_same_bytes_without_a_path(tmp_path: Path) -> Non
     assert not any(str(tmp_path).encode() in content for content in contents[0].values())
 
 
-def test_saved_files_may_all_be_read_by_the_same_users(tmp_path: Path) -> None:
+def test_all_saved_files_have_the_same_permissions(tmp_path: Path) -> None:
     saved(tmp_path, tiny("llama"))
     assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
 
 
-def test_generation_config_and_template_are_kept(tmp_path: Path) -> None:
+def test_generation_config_and_chat_template_are_saved(tmp_path: Path) -> None:
     model = tiny("llama")
     model.generation_config.eos_token_id = [4, 5]
-    student = student_of(kept(0), teacher_of(saved(tmp_path / "teacher", model)), dropout=0.0)
+    student = student_of(layers_of_teacher(0), teacher_of(saved(tmp_path / "teacher", model)), dropout=0.0)
     save_model(student.model, student.tokenizer, tmp_path / "student")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     assert again.generation_config.eos_token_id == [4, 5]
@@ -349,20 +349,20 @@ def test_generation_config_and_template_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_weights_are_put_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_load_weights_restores_bit_for_bit(name: str, tmp_path: Path) -> None:
     saved(tmp_path, tiny(name, seed=1))
     model = tiny(name, seed=2)
     load_weights(model, tmp_path)
     assert torch.equal(logits_of(model), logits_of(tiny(name, seed=1)))
 
 
-def test_weights_of_another_model_are_not_put_in(tmp_path: Path) -> None:
+def test_load_weights_of_another_model_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, tiny("gpt2"))
     with pytest.raises(CheckpointCorrupt):
         load_weights(tiny("llama"), tmp_path)
 
 
-def test_damaged_weights_are_not_put_in(tmp_path: Path) -> None:
+def test_load_damaged_weights_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, tiny("llama"))
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -394,7 +394,7 @@ def test_commit_of_a_branch_is_recorded(tmp_path: Path) -> None:
     assert torch.equal(logits_of(loaded.model), logits_of(model))
 
 
-def test_hub_that_cannot_be_reached_can_be_tried_again(tmp_path: Path) -> None:
+def test_unreachable_hub_is_a_retryable_failure(tmp_path: Path) -> None:
     with pytest.raises(EngineFailure) as raised:
         load_teacher(HUB_REF, device=CPU, dtype=torch.float32, hub=HuggingFaceHub(cache=tmp_path, offline=True))
     assert raised.value.retryable
@@ -414,7 +414,7 @@ class FakeHub:
         return self.directory
 
 
-def test_weights_are_fetched_at_the_commit_that_was_looked_at(tmp_path: Path) -> None:
+def test_weights_are_fetched_at_the_inspected_commit(tmp_path: Path) -> None:
     hub = FakeHub(lay_out_cache(tmp_path, tiny("llama")))
     load_student(StudentRef(hub=HUB_REF.hub), None, device=CPU, hub=hub)
     assert [revision for revision, _ in hub.asked] == ["main", COMMIT]

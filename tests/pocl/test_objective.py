@@ -84,36 +84,36 @@ def numpy_cross_entropy(student: Tensor, labels: Tensor) -> float:
 
 @every_distilling
 def test_loss_is_the_weighted_sum_over_valid_tokens(method: Method) -> None:
-    got = objective(method=method, temperature=1.5, kd_weight=0.7)
+    actual = objective(method=method, temperature=1.5, kd_weight=0.7)
     parameters = method.model_dump(exclude={"name", "scale_by_tau_squared"})
     per_token = divergence(method.name, TEACHER, STUDENT, temperature=1.5, **parameters)
     expected = float(per_token[LABELS != IGNORED].sum())
     cross_entropy = numpy_cross_entropy(STUDENT, LABELS)
     scale = 1 if isinstance(method, TVD) else 1.5**2
-    assert got.divergence is not None
-    assert got.divergence.item() == pytest.approx(expected)
-    assert got.cross_entropy.item() == pytest.approx(cross_entropy)
-    assert got.loss.item() == pytest.approx(0.3 * cross_entropy + 0.7 * scale * expected)
-    assert got.tokens == 4
+    assert actual.divergence is not None
+    assert actual.divergence.item() == pytest.approx(expected)
+    assert actual.cross_entropy.item() == pytest.approx(cross_entropy)
+    assert actual.loss.item() == pytest.approx(0.3 * cross_entropy + 0.7 * scale * expected)
+    assert actual.tokens == 4
 
 
-def test_forward_kl_gradient_has_its_closed_form() -> None:
-    got = gradient(method=ForwardKL(), temperature=2.0, kd_weight=0.6)
+def test_forward_kl_gradient_equals_its_closed_form() -> None:
+    actual = gradient(method=ForwardKL(), temperature=2.0, kd_weight=0.6)
     p, q = torch.softmax(TEACHER / 2, -1), torch.softmax(STUDENT / 2, -1)
     one_hot = torch.nn.functional.one_hot(LABELS.clamp_min(0), 9)
     expected = 0.6 * 2.0 * (q - p) + 0.4 * (torch.softmax(STUDENT, -1) - one_hot)
     expected[LABELS == IGNORED] = 0
-    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_sft_is_cross_entropy_alone() -> None:
-    got = objective(method=SFT())
-    assert got.loss.item() == pytest.approx(numpy_cross_entropy(STUDENT, LABELS))
-    assert got.divergence is None
+    actual = objective(method=SFT())
+    assert actual.loss.item() == pytest.approx(numpy_cross_entropy(STUDENT, LABELS))
+    assert actual.divergence is None
 
 
 @every_distilling
-def test_a_weight_of_zero_is_cross_entropy_and_of_one_is_the_divergence(method: Method) -> None:
+def test_kd_weight_zero_is_cross_entropy_and_one_is_the_divergence(method: Method) -> None:
     only_ce, only_kd = (objective(method=method, temperature=1.0, kd_weight=weight) for weight in (0.0, 1.0))
     assert only_ce.divergence is not None
     assert only_ce.loss.item() == only_ce.cross_entropy.item()
@@ -121,16 +121,16 @@ def test_a_weight_of_zero_is_cross_entropy_and_of_one_is_the_divergence(method: 
 
 
 @every_distilling
-def test_a_label_that_the_student_rules_out_spoils_only_cross_entropy(method: Method) -> None:
+def test_an_infinite_cross_entropy_does_not_enter_a_loss_of_kd_weight_one(method: Method) -> None:
     student = STUDENT.clone()
     student[0, 3] = -math.inf
-    got = objective(student, method=method, kd_weight=1.0)
-    assert got.cross_entropy.item() == math.inf
-    assert got.loss.isfinite()
+    actual = objective(student, method=method, kd_weight=1.0)
+    assert actual.cross_entropy.item() == math.inf
+    assert actual.loss.isfinite()
 
 
 @every_distilling
-def test_the_tau_squared_flag_scales_exactly(method: Method) -> None:
+def test_scale_by_tau_squared_multiplies_the_gradient_by_tau_squared(method: Method) -> None:
     flagged, plain = (
         gradient(method=method.model_copy(update={"scale_by_tau_squared": flag}), temperature=2.0, kd_weight=1.0)
         for flag in (True, False)
@@ -139,7 +139,7 @@ def test_the_tau_squared_flag_scales_exactly(method: Method) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_official_preset_scales_what_the_published_code_scales(name: str) -> None:
+def test_official_preset_scales_the_methods_that_the_published_code_scales(name: str) -> None:
     raw = {
         "preset": "pocl_official",
         "teacher": {"path": "t"},
@@ -148,19 +148,19 @@ def test_the_official_preset_scales_what_the_published_code_scales(name: str) ->
         "method": name,
     }
     method = resolve(raw).method
-    got = objective(method=method, temperature=2.0, kd_weight=1.0)
-    if got.divergence is None:
+    actual = objective(method=method, temperature=2.0, kd_weight=1.0)
+    if actual.divergence is None:
         assert name == "sft"
         return
     # The last two are not among the published losses and keep their defaults.
     scale = 4 if name in ("forward_kl", "js", "skew_reverse_kl", "adaptive_kl", "alpha_beta") else 1
-    assert got.loss.item() == scale * got.divergence.item()
+    assert actual.loss.item() == scale * actual.divergence.item()
     if isinstance(method, JS):
         assert method.beta == 0.1
 
 
 @every_method
-def test_ignored_rows_change_nothing_and_get_no_gradient(method: Method) -> None:
+def test_ignored_tokens_change_nothing_and_receive_no_gradient(method: Method) -> None:
     student, teacher = STUDENT.clone(), TEACHER.clone()
     student[1], teacher[4] = 1e30, math.nan
     assert objective(student, teacher, method=method).loss.item() == objective(method=method).loss.item()
@@ -169,17 +169,17 @@ def test_ignored_rows_change_nothing_and_get_no_gradient(method: Method) -> None
 
 @every_method
 @pytest.mark.parametrize("tokens", [0, 6])
-def test_without_a_valid_token_loss_and_gradient_are_zero(method: Method, tokens: int) -> None:
+def test_loss_and_gradient_are_zero_without_a_valid_token(method: Method, tokens: int) -> None:
     student, teacher, labels = STUDENT[:tokens], TEACHER[:tokens], torch.full((tokens,), IGNORED)
-    got = objective(student, teacher, labels, method=method)
-    assert (got.loss.item(), got.cross_entropy.item(), got.tokens) == (0, 0, 0)
+    actual = objective(student, teacher, labels, method=method)
+    assert (actual.loss.item(), actual.cross_entropy.item(), actual.tokens) == (0, 0, 0)
     assert torch.equal(gradient(student, teacher, labels, method=method), torch.zeros_like(student))
 
 
 @every_method
 @settings(max_examples=25)
 @given(st.lists(st.integers(0, 6), max_size=4))
-def test_micro_batches_add_up_to_the_whole(method: Method, cuts: list[int]) -> None:
+def test_micro_batches_sum_to_the_whole_batch(method: Method, cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), 6]
     parts = [slice(*edge) for edge in pairwise(edges)]
     losses = sum(objective(STUDENT[s], TEACHER[s], LABELS[s], method=method).loss for s in parts)
@@ -188,34 +188,34 @@ def test_micro_batches_add_up_to_the_whole(method: Method, cuts: list[int]) -> N
     torch.testing.assert_close(gradients, gradient(method=method))
 
 
-def test_the_normaliser_divides_once_by_all_tokens_of_a_step() -> None:
+def test_normaliser_is_one_over_the_tokens_of_a_step() -> None:
     assert normaliser(8) == 0.125
     assert normaliser(0) == 0
 
 
 @every_distilling
-def test_heads_are_cut_to_the_shared_vocabulary_for_the_divergence_only(method: Method) -> None:
+def test_only_the_divergence_is_cut_to_the_shared_vocabulary(method: Method) -> None:
     wide = torch.cat([TEACHER, logits(6, 4, seed=2)], dim=1)
-    got = objective(teacher=wide, method=method, shared_vocabulary=5)
+    actual = objective(teacher=wide, method=method, shared_vocabulary=5)
     cut = objective(STUDENT[:, :5], TEACHER[:, :5], LABELS.clamp_max(4), method=method)
-    assert got.divergence is not None
+    assert actual.divergence is not None
     assert cut.divergence is not None
-    assert got.divergence.item() == cut.divergence.item()
-    assert got.cross_entropy.item() == pytest.approx(numpy_cross_entropy(STUDENT, LABELS))
+    assert actual.divergence.item() == cut.divergence.item()
+    assert actual.cross_entropy.item() == pytest.approx(numpy_cross_entropy(STUDENT, LABELS))
     assert (gradient(STUDENT, wide, method=method, shared_vocabulary=5, kd_weight=1.0)[:, 5:] == 0).all()
 
 
 @every_method
 def test_half_precision_logits_are_computed_in_float32(method: Method) -> None:
     student, teacher = STUDENT.bfloat16(), TEACHER.bfloat16()
-    got = objective(student, teacher, method=method)
-    assert got.loss.dtype == torch.float32
-    assert torch.equal(got.loss, objective(student.float(), teacher.float(), method=method).loss)
+    actual = objective(student, teacher, method=method)
+    assert actual.loss.dtype == torch.float32
+    assert torch.equal(actual.loss, objective(student.float(), teacher.float(), method=method).loss)
     assert gradient(student, teacher, method=method).dtype == torch.bfloat16
 
 
 @every_method
-def test_float64_stays_float64(method: Method) -> None:
+def test_float64_logits_give_a_float64_loss(method: Method) -> None:
     assert objective(method=method).loss.dtype == torch.float64
 
 
@@ -230,14 +230,14 @@ def test_extreme_logits_give_a_finite_loss_and_gradient(method: Method, gap: flo
 
 
 @every_distilling
-def test_only_the_loss_is_differentiable_and_only_towards_the_student(method: Method) -> None:
+def test_only_the_loss_is_differentiable_and_only_with_regard_to_the_student(method: Method) -> None:
     student, teacher = STUDENT.clone().requires_grad_(), TEACHER.clone().requires_grad_()
-    got = objective(student, teacher, method=method)
-    got.loss.backward()
+    actual = objective(student, teacher, method=method)
+    actual.loss.backward()
     assert teacher.grad is None
-    assert got.divergence is not None
-    assert not got.cross_entropy.requires_grad
-    assert not got.divergence.requires_grad
+    assert actual.divergence is not None
+    assert not actual.cross_entropy.requires_grad
+    assert not actual.divergence.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -255,6 +255,6 @@ def test_only_the_loss_is_differentiable_and_only_towards_the_student(method: Me
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_what_does_not_fit_together_is_refused(wrong: dict[str, Any]) -> None:
+def test_inconsistent_arguments_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
         objective(method=ForwardKL(), **wrong)

@@ -14,26 +14,26 @@ from tests.pocl.test_heads import batch
 from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
 
 
-def head(model: PreTrainedModel) -> Head:
-    found = extract_head(model)
-    assert found is not None
-    return found
+def require_head(model: PreTrainedModel) -> Head:
+    head = extract_head(model)
+    assert head is not None
+    return head
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_its_logits_are_those_of_the_model(name: str) -> None:
+def test_extracted_head_gives_the_logits_of_the_model(name: str) -> None:
     model, rows = tiny(name), batch()
-    found = head(model).logits(response_hidden_states(model, *rows))
-    torch.testing.assert_close(found, response_logits(model, *rows), rtol=1e-5, atol=1e-5)
+    logits = require_head(model).logits(response_hidden_states(model, *rows))
+    torch.testing.assert_close(logits, response_logits(model, *rows), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_reach_the_live_parameters(name: str) -> None:
+def test_gradients_through_the_extracted_head_reach_the_model(name: str) -> None:
     gradients = []
     for through_head in (True, False):
         model, rows = tiny(name), batch()
         hidden = response_hidden_states(model, *rows)
-        logits = head(model).logits(hidden) if through_head else apply_head(model, hidden)
+        logits = require_head(model).logits(hidden) if through_head else apply_head(model, hidden)
         (logits * torch.linspace(-1, 1, VOCABULARY)).sum().backward()
         gradients.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -43,37 +43,37 @@ def test_gradients_reach_the_live_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_holds_the_parameters_themselves(name: str) -> None:
+def test_extracted_head_shares_the_parameters_of_the_model(name: str) -> None:
     model = tiny(name)
-    found = head(model)
-    assert any(found.weight is parameter for parameter in model.parameters())
+    head = require_head(model)
+    assert any(head.weight is parameter for parameter in model.parameters())
     # Of a narrower head, the width is its own.
-    assert found.weight.shape == (VOCABULARY, 16 if name == "opt-350m" else 32)
+    assert head.weight.shape == (VOCABULARY, 16 if name == "opt-350m" else 32)
 
 
 @pytest.mark.parametrize(
     ("name", "scale", "softcap"),
     [("gemma2", 1.0, 2.0), ("cohere", 0.25, None), ("granite", 1 / 3, None), ("gpt2", 1.0, None)],
 )
-def test_scale_and_cap_are_those_of_the_config(name: str, scale: float, softcap: float | None) -> None:
-    found = head(tiny(name))
-    assert found.scale == pytest.approx(scale)
-    assert found.softcap == softcap
+def test_scale_and_softcap_are_those_of_the_config(name: str, scale: float, softcap: float | None) -> None:
+    head = require_head(tiny(name))
+    assert head.scale == pytest.approx(scale)
+    assert head.softcap == softcap
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_half_precision_heads_are_recognised(name: str) -> None:
+def test_half_precision_heads_are_extracted(name: str) -> None:
     assert extract_head(tiny(name).bfloat16()) is not None
 
 
-def test_a_bias_belongs_to_it() -> None:
+def test_extracted_head_has_the_bias() -> None:
     model = tiny("llama")
     with_bias = nn.Linear(32, VOCABULARY)
     model.set_output_embeddings(with_bias)
     hidden = torch.randn(4, 32)
-    found = head(model)
-    assert found.bias is with_bias.bias
-    torch.testing.assert_close(found.logits(hidden), apply_head(model, hidden))
+    head = require_head(model)
+    assert head.bias is with_bias.bias
+    torch.testing.assert_close(head.logits(hidden), apply_head(model, hidden))
 
 
 class Adapted(nn.Linear):
@@ -83,7 +83,7 @@ class Adapted(nn.Linear):
         return super().forward(hidden) + 0 * hidden.sum(dim=-1, keepdim=True)
 
 
-def test_a_head_that_is_more_than_a_linear_layer_is_not_read() -> None:
+def test_a_head_that_is_no_plain_linear_layer_is_not_extracted() -> None:
     model = tiny("llama")
     model.set_output_embeddings(Adapted(32, VOCABULARY, bias=False))
     assert extract_head(model) is None
@@ -99,9 +99,7 @@ def test_a_head_that_is_more_than_a_linear_layer_is_not_read() -> None:
         ("gemma2", "final_logit_softcapping", None),
     ],
 )
-def test_a_config_that_says_something_else_than_the_model_does_is_not_believed(
-    name: str, entry: str, value: Any
-) -> None:
+def test_a_head_whose_config_contradicts_the_model_is_not_extracted(name: str, entry: str, value: Any) -> None:
     model = tiny(name)
     behaves = model.forward
     cap = model.config.final_logit_softcapping if name == "gemma2" else None
@@ -117,7 +115,7 @@ def _capped(output: Any, cap: float) -> Any:
     return output
 
 
-def test_asking_draws_no_random_number_and_leaves_the_model_as_it_was() -> None:
+def test_extraction_draws_no_random_number_and_changes_no_weight() -> None:
     model = tiny("gemma2")
     random_state, weights = torch.get_rng_state(), {k: v.clone() for k, v in model.state_dict().items()}
     extract_head(model)
@@ -126,13 +124,13 @@ def test_asking_draws_no_random_number_and_leaves_the_model_as_it_was() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_model_without_a_head_is_refused() -> None:
+def test_extraction_from_a_model_without_a_head_is_refused() -> None:
     with pytest.raises(ModelUnsupported, match="no output head"):
         extract_head(tiny("llama").get_decoder())
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_without_layers_the_head_is_the_same(name: str) -> None:
+def test_a_model_without_layers_has_the_same_head(name: str) -> None:
     model = tiny(name)
     headed = without_layers(model)
     head = extract_head(headed)

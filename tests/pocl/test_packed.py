@@ -1,4 +1,4 @@
-"""Packed rows give what the same rows give alone, and a step's gradient does not depend on how it is cut."""
+"""Packed samples give the logits of each by itself, and the gradient of a step does not depend on its micro-batches."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -24,28 +24,27 @@ PACKED = ("gpt2", "opt", "llama", "qwen2", "opt-350m", "cohere", "granite", "mix
 FP32 = Precision("fp32", torch.device("cpu"))
 
 
-def rows(count: int = 16) -> list[EncodedSample]:
+def random_samples(count: int = 16) -> list[EncodedSample]:
     generator = torch.Generator().manual_seed(5)
-    made = []
-    for row in range(count):
+    samples = []
+    for index in range(count):
         length = int(torch.randint(2, 40, (1,), generator=generator))
         ids = torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
         # Every seventh has no response token at all.
-        made.append(
-            EncodedSample(f"{row:064x}", tuple(ids), prompt_length=length if row % 7 == 6 else 1 + row % length)
-        )
-    return made
+        prompt_length = length if index % 7 == 6 else 1 + index % length
+        samples.append(EncodedSample(f"{index:064x}", tuple(ids), prompt_length=prompt_length))
+    return samples
 
 
 def gradient(
-    name: str, of: Sequence[EncodedSample], *, max_samples: int, max_tokens: int = 10_000, packed: bool
+    name: str, samples: Sequence[EncodedSample], *, max_samples: int, max_tokens: int = 10_000, packed: bool
 ) -> dict[str, Tensor]:
-    """Of one optimiser step, as the training loop makes it."""
+    """The gradient of one optimiser step, as the training loop computes it."""
     student = tiny(name, seed=1)
     training_loss = DistillationLoss(
         student, LiveTeacher(tiny(name), FP32), JS(), shared_vocabulary=VOCABULARY, precision=FP32
     )
-    pieces = micro_batches(of, max_samples=max_samples, max_tokens=max_tokens, packed=packed)
+    pieces = micro_batches(samples, max_samples=max_samples, max_tokens=max_tokens, packed=packed)
     batches = [(pack if packed else collate)(piece) for piece in pieces]
     scale = normaliser(sum(batch.tokens for batch in batches))
     for batch in batches:
@@ -55,9 +54,9 @@ def gradient(
 
 
 @pytest.mark.parametrize("name", PACKED)
-def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(name: str) -> None:
-    of = rows()
-    expected = gradient(name, of, max_samples=1, packed=False)
+def test_gradient_of_a_step_does_not_depend_on_its_micro_batches(name: str) -> None:
+    samples = random_samples()
+    reference = gradient(name, samples, max_samples=1, packed=False)
     for cut in (
         {"max_samples": 4, "packed": False},
         {"max_samples": 16, "packed": False},
@@ -66,15 +65,15 @@ def test_a_steps_gradient_does_not_depend_on_how_it_is_cut(name: str) -> None:
         {"max_samples": 16, "packed": True},
         {"max_samples": 16, "max_tokens": 70, "packed": True},
     ):
-        found = gradient(name, of, **cut)  # type: ignore[arg-type]  # One dictionary holds both kinds.
-        assert found.keys() == expected.keys()
-        for key, wanted in expected.items():
-            largest = wanted.abs().max().clamp(min=1e-3).item()
-            torch.testing.assert_close(found[key], wanted, rtol=0, atol=2e-4 * largest, msg=f"{key} of {cut}")
+        gradients = gradient(name, samples, **cut)  # type: ignore[arg-type]  # One dictionary holds both kinds.
+        assert gradients.keys() == reference.keys()
+        for key, expected in reference.items():
+            largest = expected.abs().max().clamp(min=1e-3).item()
+            torch.testing.assert_close(gradients[key], expected, rtol=0, atol=2e-4 * largest, msg=f"{key} of {cut}")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_can_be_packed_is_found_out(name: str) -> None:
+def test_can_pack_recognises_each_family(name: str) -> None:
     # The attention scores of Gemma 2 are capped.
     assert can_pack(tiny(name), 8) == (name in PACKED)
 
@@ -93,30 +92,30 @@ def test_what_can_be_packed_is_found_out(name: str) -> None:
     ],
     ids=["alibi", "recurrent", "parallel layers"],
 )
-def test_a_family_that_carries_something_across_is_not_packed(config: object, expected: bool) -> None:
+def test_family_with_state_across_tokens_or_alibi_is_not_packed(config: object, expected: bool) -> None:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), dtype=torch.float32)
     assert can_pack(model, 8) is expected
 
 
-def test_a_row_longer_than_the_window_is_not_packed() -> None:
+def test_samples_longer_than_the_sliding_window_are_not_packed() -> None:
     model = tiny("llama")
     model.config.sliding_window = 8
     assert can_pack(model, 8)
     assert not can_pack(model, 9)
 
 
-def test_asking_leaves_the_model_as_it_was() -> None:
+def test_can_pack_leaves_the_model_unchanged() -> None:
     model = tiny("llama").train()
     before = model.config._attn_implementation
     can_pack(model, 8)
     assert (model.training, model.config._attn_implementation) == (True, before)
 
 
-def test_a_packed_batch_has_the_tokens_of_its_rows() -> None:
-    of = rows(5)
-    batch, padded = pack(of), collate(of)
-    assert batch.input_ids[0].tolist() == [token for row in of for token in row.input_ids]
-    assert batch.lengths == tuple(len(row.input_ids) for row in of)
+def test_a_packed_batch_has_the_tokens_of_its_samples() -> None:
+    samples = random_samples(5)
+    batch, padded = pack(samples), collate(samples)
+    assert batch.input_ids[0].tolist() == [token for sample in samples for token in sample.input_ids]
+    assert batch.lengths == tuple(len(sample.input_ids) for sample in samples)
     assert batch.tokens == padded.tokens
     assert torch.equal(batch.labels, padded.labels)
     assert torch.equal(batch.last_turn, padded.last_turn)
@@ -131,20 +130,20 @@ def test_a_packed_batch_has_the_tokens_of_its_rows() -> None:
     packed=st.booleans(),
     random=st.randoms(use_true_random=False),
 )
-def test_micro_batches_hold_every_row_within_the_bounds(
+def test_micro_batches_hold_every_sample_within_the_bounds(
     lengths: list[int], max_samples: int, max_tokens: int, packed: bool, random: object
 ) -> None:
-    of = [EncodedSample(f"{i:064x}", tuple(range(length)), prompt_length=1) for i, length in enumerate(lengths)]
-    cut = micro_batches(of, max_samples=max_samples, max_tokens=max_tokens, packed=packed)
-    assert sorted(row.digest for piece in cut for row in piece) == [row.digest for row in of]
-    for piece in cut:
-        sizes = [len(row.input_ids) for row in piece]
+    samples = [EncodedSample(f"{i:064x}", tuple(range(length)), prompt_length=1) for i, length in enumerate(lengths)]
+    pieces = micro_batches(samples, max_samples=max_samples, max_tokens=max_tokens, packed=packed)
+    assert sorted(sample.digest for piece in pieces for sample in piece) == [sample.digest for sample in samples]
+    for piece in pieces:
+        sizes = [len(sample.input_ids) for sample in piece]
         assert 1 <= len(piece) <= max_samples
         assert len(piece) == 1 or (sum(sizes) if packed else len(piece) * max(sizes)) <= max_tokens
-    random.shuffle(of)  # type: ignore[attr-defined] # hypothesis types its random as object.
-    assert micro_batches(of, max_samples=max_samples, max_tokens=max_tokens, packed=packed) == cut
+    random.shuffle(samples)  # type: ignore[attr-defined] # hypothesis types its random as object.
+    assert micro_batches(samples, max_samples=max_samples, max_tokens=max_tokens, packed=packed) == pieces
 
 
-def test_a_live_teacher_does_not_attend_across_the_rows_of_a_packed_batch() -> None:
-    teacher, of = LiveTeacher(tiny("qwen2"), FP32), rows(6)
-    torch.testing.assert_close(teacher.hidden(pack(of)), teacher.hidden(collate(of)))
+def test_a_live_teacher_does_not_attend_across_packed_samples() -> None:
+    teacher, samples = LiveTeacher(tiny("qwen2"), FP32), random_samples(6)
+    torch.testing.assert_close(teacher.hidden(pack(samples)), teacher.hidden(collate(samples)))

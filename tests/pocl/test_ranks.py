@@ -1,4 +1,4 @@
-"""The gradient of an optimiser step does not depend on its cut into micro-batches, nor on that into processes."""
+"""The gradient of an optimiser step does not depend on the micro-batches, nor on the processes that share it."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from pocl.train.ranks import SingleProcess, assign_samples
 from tests.pocl.one_step import (
     CASES,
     MEANS,
-    ROWS,
+    SAMPLES,
     OutOfMemoryTeacher,
     as_tensor,
     make_accumulator,
@@ -31,18 +31,18 @@ ROOT = Path(__file__).resolve().parents[2]
 WORLD = 2
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def assert_same(results: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Equal but for fp32 rounding: within 1e-5 of the largest gradient, and the means to 5 digits."""
-    assert found.keys() == expected.keys()
+    assert results.keys() == expected.keys()
     scale = max((value.abs().max().item() for name, value in expected.items() if name != MEANS), default=0.0)
     for name, value in expected.items():
         rtol, atol = (1e-5, 1e-7) if name == MEANS else (1e-4, 1e-5 * scale)
-        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=f"{name}: {{}}".format)
+        torch.testing.assert_close(results[name], value, rtol=rtol, atol=atol, msg=f"{name}: {{}}".format)
 
 
-def whole(rows: list[EncodedSample], student: str = "qwen2") -> dict[str, Tensor]:
+def single_batch_step(samples: list[EncodedSample], student: str = "qwen2") -> dict[str, Tensor]:
     """One padded micro-batch in one process."""
-    means, gradients = run_step(make_accumulator(packed=False, student=student), rows)
+    means, gradients = run_step(make_accumulator(packed=False, student=student), samples)
     return {MEANS: as_tensor(means), **gradients}
 
 
@@ -52,76 +52,84 @@ def whole(rows: list[EncodedSample], student: str = "qwen2") -> dict[str, Tensor
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("samples", [1, 4, 16])
 def test_micro_batches_of_any_size_give_one_gradient(samples: int, packed: bool) -> None:
-    means, gradients = run_step(make_accumulator(packed=packed, micro_batch_size=samples), ROWS["sixteen"])
-    assert_same({MEANS: as_tensor(means), **gradients}, whole(ROWS["sixteen"]))
+    means, gradients = run_step(make_accumulator(packed=packed, micro_batch_size=samples), SAMPLES["sixteen"])
+    assert_same({MEANS: as_tensor(means), **gradients}, single_batch_step(SAMPLES["sixteen"]))
 
 
-def test_a_step_is_the_mean_over_its_response_tokens() -> None:
-    # Against single rows, weighted by their tokens here and not by the loop.
-    steps = [run_step(make_accumulator(packed=False), [row]) for row in ROWS["sixteen"]]
+def test_step_means_are_means_over_response_tokens() -> None:
+    # The expectation is made of single samples, weighted by their tokens here and not by the accumulator.
+    steps = [run_step(make_accumulator(packed=False), [sample]) for sample in SAMPLES["sixteen"]]
     tokens = [means.tokens for means, _ in steps]
-    means, gradients = run_step(make_accumulator(packed=True), ROWS["sixteen"])
+    means, gradients = run_step(make_accumulator(packed=True), SAMPLES["sixteen"])
     assert means.tokens == sum(tokens)
     for name in ("loss", "cross_entropy", "divergence"):
-        of_rows = sum(getattr(each, name) * count for (each, _), count in zip(steps, tokens, strict=True))
-        assert getattr(means, name) == pytest.approx(of_rows / sum(tokens), rel=1e-5)
+        expected = sum(getattr(each, name) * count for (each, _), count in zip(steps, tokens, strict=True))
+        assert getattr(means, name) == pytest.approx(expected / sum(tokens), rel=1e-5)
     scale = max(gradient.abs().max().item() for gradient in gradients.values())
     for name, gradient in gradients.items():
-        of_rows = sum(each[name].double() * count for (_, each), count in zip(steps, tokens, strict=True))
-        torch.testing.assert_close(gradient.double(), of_rows / sum(tokens), rtol=1e-4, atol=1e-5 * scale)
+        expected = sum(each[name].double() * count for (_, each), count in zip(steps, tokens, strict=True))
+        torch.testing.assert_close(gradient.double(), expected / sum(tokens), rtol=1e-4, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_gradient(packed: bool) -> None:
     halved: list[int] = []
-    accumulation = make_accumulator(packed=packed, teacher=OutOfMemoryTeacher(rows=3), halved=halved)
-    means, gradients = run_step(accumulation, ROWS["sixteen"])
-    assert_same({MEANS: as_tensor(means), **gradients}, whole(ROWS["sixteen"]))
+    accumulator = make_accumulator(packed=packed, teacher=OutOfMemoryTeacher(max_samples=3), halved=halved)
+    means, gradients = run_step(accumulator, SAMPLES["sixteen"])
+    assert_same({MEANS: as_tensor(means), **gradients}, single_batch_step(SAMPLES["sixteen"]))
     assert halved == [8, 4, 2]
-    assert accumulation.micro_batch_size == 2
+    assert accumulator.micro_batch_size == 2
 
 
-def test_a_row_that_does_not_fit_by_itself_ends_the_run() -> None:
+def test_a_single_sample_out_of_memory_raises_out_of_memory() -> None:
     with pytest.raises(OutOfMemory):
-        run_step(make_accumulator(packed=True, teacher=OutOfMemoryTeacher(rows=0)), ROWS["sixteen"])
+        run_step(make_accumulator(packed=True, teacher=OutOfMemoryTeacher(max_samples=0)), SAMPLES["sixteen"])
 
 
-def test_alone_there_is_nothing_to_share() -> None:
-    alone, tensor = SingleProcess(), torch.ones(3)
-    alone.all_reduce_(tensor)
-    alone.all_reduce_gradients([tensor])
-    assert alone.local_samples(ROWS["sixteen"]) == ROWS["sixteen"]
+def test_a_single_process_keeps_all_samples_and_sums() -> None:
+    process, tensor = SingleProcess(), torch.ones(3)
+    process.all_reduce_(tensor)
+    process.all_reduce_gradients([tensor])
+    assert process.local_samples(SAMPLES["sixteen"]) == SAMPLES["sixteen"]
     assert torch.equal(tensor, torch.ones(3))
-    assert alone.all_reduce_number(2.5) == 2.5
+    assert process.all_reduce_number(2.5) == 2.5
 
 
-# --- Dealing ---------------------------------------------------------------------------------------------
+# --- Assignment to ranks ----------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(2, 90), max_size=40), st.integers(1, 7), st.randoms(use_true_random=False))
-def test_every_row_is_dealt_once_and_ranks_differ_by_less_than_the_longest(
+def test_every_sample_is_assigned_once_and_ranks_differ_by_less_than_the_longest(
     lengths: list[int], ranks: int, random: Random
 ) -> None:
-    rows = samples_of_lengths(*lengths)
-    hands = assign_samples(rows, ranks)
-    assert len(hands) == ranks
-    assert sorted(row.digest for hand in hands for row in hand) == [row.digest for row in rows]
-    loads = [sum(len(row.input_ids) for row in hand) for hand in hands]
+    samples = samples_of_lengths(*lengths)
+    assigned = assign_samples(samples, ranks)
+    assert len(assigned) == ranks
+    assert sorted(sample.digest for rank in assigned for sample in rank) == [sample.digest for sample in samples]
+    loads = [sum(len(sample.input_ids) for sample in rank) for rank in assigned]
     assert max(loads) - min(loads) <= max(lengths, default=0)
-    assert assign_samples(random.sample(rows, len(rows)), ranks) == hands
+    assert assign_samples(random.sample(samples, len(samples)), ranks) == assigned
 
 
 # --- Two processes ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    """What each of two real processes ended with."""
+def rank_results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    """Means and gradients of each of two real processes."""
     directory = tmp_path_factory.mktemp("ranks")
     outs = [directory / f"{rank}.safetensors" for rank in range(WORLD)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.pocl.one_step", str(rank), str(WORLD), str(directory / "meeting"), str(out)],
+            [
+                sys.executable,
+                "-m",
+                "tests.pocl.one_step",
+                str(rank),
+                str(WORLD),
+                str(directory / "rendezvous"),
+                str(out),
+            ],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
@@ -140,36 +148,38 @@ def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]
     return [load_file(out) for out in outs]
 
 
-def case_of(found: dict[str, Tensor], case: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{case}/"): value for name, value in found.items() if name.startswith(f"{case}/")}
+def case_of(results: dict[str, Tensor], case: str) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{case}/"): value for name, value in results.items() if name.startswith(f"{case}/")}
 
 
 @pytest.mark.parametrize(("name", "packed"), CASES)
 def test_two_processes_give_the_gradient_and_the_means_of_one(
-    of_ranks: list[dict[str, Tensor]], name: str, packed: bool
+    rank_results: list[dict[str, Tensor]], name: str, packed: bool
 ) -> None:
-    expected = whole(ROWS[name])
-    for found in of_ranks:
-        assert_same(case_of(found, f"{name} {packed}"), expected)
+    expected = single_batch_step(SAMPLES[name])
+    for results in rank_results:
+        assert_same(case_of(results, f"{name} {packed}"), expected)
 
 
-def test_all_ranks_end_with_the_same_bits(of_ranks: list[dict[str, Tensor]]) -> None:
-    first, second = of_ranks
+def test_all_ranks_end_with_the_same_bits(rank_results: list[dict[str, Tensor]]) -> None:
+    first, second = rank_results
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first if name != "memory/size")
 
 
-def test_a_parameter_without_gradient_on_one_rank_has_that_of_the_others(of_ranks: list[dict[str, Tensor]]) -> None:
-    expected = whole(ROWS["one silent of two"], student="mixtral")
-    for found in of_ranks:
-        assert_same(case_of(found, "experts"), expected)
+def test_a_parameter_without_gradient_on_one_rank_receives_that_of_the_others(
+    rank_results: list[dict[str, Tensor]],
+) -> None:
+    expected = single_batch_step(SAMPLES["one silent of two"], student="mixtral")
+    for results in rank_results:
+        assert_same(case_of(results, "experts"), expected)
 
 
-def test_out_of_memory_on_one_rank_halves_the_micro_batch_on_all(of_ranks: list[dict[str, Tensor]]) -> None:
-    expected = whole(ROWS["sixteen"])
+def test_out_of_memory_on_one_rank_halves_the_micro_batch_on_all(rank_results: list[dict[str, Tensor]]) -> None:
+    expected = single_batch_step(SAMPLES["sixteen"])
     sizes = []
-    for found in of_ranks:
-        case = case_of(found, "memory")
+    for results in rank_results:
+        case = case_of(results, "memory")
         sizes.append(case.pop("size").tolist())
         assert_same(case, expected)
     (first, no_failure), (second, failures) = sizes

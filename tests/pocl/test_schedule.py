@@ -12,7 +12,7 @@ from pocl.train.loop import best_stage, has_converged
 from pocl.train.schedule import batches, cosine, shuffled
 
 
-def test_the_cosine_starts_at_the_peak_halves_and_ends_at_the_floor() -> None:
+def test_cosine_goes_from_peak_through_the_middle_to_the_floor() -> None:
     curve = [cosine(step, total=100, peak=1e-4, floor=1e-7) for step in (0, 50, 100)]
     assert math.isclose(curve[0], 1e-4)
     assert math.isclose(curve[1], (1e-4 + 1e-7) / 2)
@@ -20,7 +20,7 @@ def test_the_cosine_starts_at_the_peak_halves_and_ends_at_the_floor() -> None:
 
 
 @given(st.integers(0, 50), st.integers(1, 500))
-def test_it_rises_through_the_warmup_and_never_rises_after(warmup: int, total: int) -> None:
+def test_cosine_rises_during_warmup_and_falls_afterwards(warmup: int, total: int) -> None:
     steps = range(warmup + total + 1)
     curve = [cosine(step, total=warmup + total, peak=1.0, floor=0.1, warmup=warmup) for step in steps]
     assert curve[: warmup + 1] == sorted(curve[: warmup + 1])
@@ -29,7 +29,7 @@ def test_it_rises_through_the_warmup_and_never_rises_after(warmup: int, total: i
 
 
 @given(st.lists(st.integers()), st.integers(0, 2**31 - 1), st.integers(0, 50))
-def test_a_shuffle_is_a_permutation_that_depends_on_its_seeds_alone(items: list[int], seed: int, epoch: int) -> None:
+def test_shuffle_is_a_permutation_that_depends_on_its_seeds_alone(items: list[int], seed: int, epoch: int) -> None:
     assert shuffled(items, seed, epoch) == shuffled(items, seed, epoch)
     assert sorted(shuffled(items, seed, epoch)) == sorted(items)
 
@@ -40,13 +40,13 @@ def test_neighbouring_seeds_give_different_orders() -> None:
 
 
 @given(st.lists(st.integers()), st.integers(1, 9))
-def test_batches_put_together_are_what_was_cut(items: list[int], size: int) -> None:
+def test_batches_concatenate_to_the_items(items: list[int], size: int) -> None:
     pieces = batches(items, size)
     assert [item for piece in pieces for item in piece] == items
     assert all(len(piece) == size for piece in pieces[:-1])
 
 
-def test_convergence_waits_for_its_patience() -> None:
+def test_convergence_requires_patience_scores_without_improvement() -> None:
     assert not has_converged([10.0], patience=1, min_delta=0.1)
     assert has_converged([10.0, 10.05], patience=1, min_delta=0.1)
     assert not has_converged([10.0, 10.05], patience=2, min_delta=0.1)
@@ -54,7 +54,7 @@ def test_convergence_waits_for_its_patience() -> None:
     assert has_converged([10.0, 9.0, 10.0], patience=2, min_delta=0.1)
 
 
-def test_the_time_left_counts_steps_and_evaluations() -> None:
+def test_seconds_left_count_steps_and_evaluations() -> None:
     now = iter([0.0, 2.0, 2.0, 12.0])
     eta = EtaEstimator(clock=lambda: next(now))
     with eta.step(100):
@@ -65,7 +65,7 @@ def test_the_time_left_counts_steps_and_evaluations() -> None:
     assert eta.seconds_left(steps=3, evaluations=2) == 26
 
 
-def test_the_best_stage_is_that_of_the_named_score_and_of_equals_the_earlier() -> None:
+def test_best_stage_has_the_highest_named_score_and_the_earlier_of_equals() -> None:
     def scored(stage: int | None, rouge_l: float, exact_match: float, subject: str = "stage") -> Evaluated:
         return Evaluated.model_validate(
             {"subject": subject, "stage": stage, "rows": 1, "rouge_l": rouge_l, "exact_match": exact_match}
