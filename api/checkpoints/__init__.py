@@ -1,1 +1,1 @@
-"""Checkpoints that jobs have committed to the artifact store."""
+"""Checkpoints: their files, resumable and verifiable downloads."""

@@ -1,1 +1,1 @@
-"""Requests that may be repeated: the answer under an `Idempotency-Key` is given once and shown again for a day."""
+"""`Idempotency-Key`: the stored response of a request is replayed to its duplicates."""

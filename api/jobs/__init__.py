@@ -1,1 +1,1 @@
-"""Distillation jobs: their life, their rows and what is asked of them."""
+"""Jobs: submit, validate, poll, follow, act on them, and get their results."""

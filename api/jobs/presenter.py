@@ -1,4 +1,4 @@
-"""Views of a job, made of its row and of what other rows say of it."""
+"""Views of a job, built from its row, its position in the queue and its newest metrics."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -13,7 +13,7 @@ from domain.jobs.queue import QueuePosition, queue_position
 from domain.settings import Settings
 
 _NESTED: Final = {"phase", "progress", "eta", "limits"}
-"""Fields of a view that are made of several columns; every other one is a column of the same name."""
+"""Fields of a view that combine several columns; every other one is a column of the same name."""
 _COLUMNS: Final = tuple(JobSummary.model_fields.keys() - _NESTED - {"object"})
 
 

@@ -85,6 +85,17 @@ async def send_concurrently(app: FastAPI, requests: Sequence[tuple[str, str, dic
         return await asyncio.gather(*pending)
 
 
+def start_get(app: FastAPI, path: str, headers: Mapping[str, str] | None = None) -> "asyncio.Task[Response]":
+    """Start a GET request on the running event loop."""
+
+    async def request() -> Response:
+        transport = ASGITransport(app=app, raise_app_exceptions=False)
+        async with AsyncClient(transport=transport, base_url=LOOPBACK, timeout=60) as client:
+            return await client.get(path, headers=headers)
+
+    return asyncio.create_task(request())
+
+
 def expect_problem(response: Response, status: int, code: str) -> dict[str, Any]:
     """Check that a response is a problem of this status and code; its problem details."""
     assert response.status_code == status, response.text

@@ -28,6 +28,15 @@ def app(settings: Settings) -> Iterator[FastAPI]:
 
 
 @pytest.fixture
+def other_app(app: FastAPI, settings: Settings) -> Iterator[FastAPI]:
+    """The service of a second process, as it were, over the same database."""
+    del app  # The fixture has made the schema.
+    other = create_app(settings)
+    yield other
+    other.state.database.close()
+
+
+@pytest.fixture
 def database(app: FastAPI) -> Database:
     database: Database = app.state.database
     return database

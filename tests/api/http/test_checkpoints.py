@@ -14,11 +14,12 @@ from domain.artifacts import ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
 from domain.jobs.event_recorder import add_artifact, add_checkpoint, save_log_tail
-from domain.jobs.leases import Claim, claim_next, settle
+from domain.jobs.leases import Claim, settle
 from domain.jobs.states import AttemptOutcome
 from domain.settings import Settings
 from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
 from tests.support.requests import expect_problem, submit
+from tests.support.worker_actions import claim_queued_job
 
 WEIGHTS = random.Random(0).randbytes(200_000)
 FILES = {"model.safetensors": WEIGHTS, "config.json": b"{}", "folder/käse-1.txt": b"cheese", "empty": b""}
@@ -28,10 +29,7 @@ FILES = {"model.safetensors": WEIGHTS, "config.json": b"{}", "folder/käse-1.txt
 def claim(client: TestClient, database: Database, dataset: str) -> Claim:
     """A claim of a worker on a job."""
     submit(client, dataset)
-    with database.transaction(write=True) as session:
-        claim = claim_next(session, worker="w1", lease_seconds=600)
-    assert claim is not None
-    return claim
+    return claim_queued_job(database)
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from domain.jobs.event_recorder import add_checkpoint
 from domain.jobs.states import AttemptOutcome, EndReason
 from domain.workers.models import Device
 from domain.workers.repository import register_worker
-from tests.api.http.test_jobs import claim, end
 from tests.support.requests import expect_problem, pointers, specification, submit
+from tests.support.worker_actions import claim_queued_job, settle_attempt
 
 BROKEN = EndReason("loss_diverged", "The loss is not finite.", "user", False, "Lower it.")
 
@@ -19,13 +19,13 @@ BROKEN = EndReason("loss_diverged", "The loss is not finite.", "user", False, "L
 def failed_with_stage(client: TestClient, database: Database, dataset: str) -> str:
     """A job that finished its first stage and then failed."""
     job = submit(client, dataset, name="first", labels={"team": "nlp"}, priority=7)
-    claimed = claim(database)
+    claim = claim_queued_job(database)
     with database.transaction(write=True) as session:
         add_checkpoint(
-            session, claimed, kind="stage", step=1, stage=0, store_key=f"jobs/{job['id']}/attempt-1/stage-00000001",
+            session, claim, kind="stage", step=1, stage=0, store_key=f"jobs/{job['id']}/attempt-1/stage-00000001",
             size_bytes=10, manifest_sha256="0" * 64,
         )  # fmt: skip
-    end(database, claimed, AttemptOutcome.failed(BROKEN))
+    settle_attempt(database, claim, AttemptOutcome.failed(BROKEN))
     return str(job["id"])
 
 
@@ -33,12 +33,12 @@ def test_pause_and_resume_are_idempotent(client: TestClient, database: Database,
     job = submit(client, dataset)["id"]
     refused = expect_problem(client.post(f"/v1/jobs/{job}/pause"), 409, "illegal_transition")
     assert "cancelled" in refused["allowed"]
-    claimed = claim(database)
+    claim = claim_queued_job(database)
     pausing = client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"})
     assert (pausing.status_code, pausing.json()["status"], pausing.json()["pause_at"]) == (202, "pausing", "stage_end")
     assert client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"}).status_code == 200
     expect_problem(client.post(f"/v1/jobs/{job}/resume"), 409, "illegal_transition")
-    end(database, claimed, AttemptOutcome.released())
+    settle_attempt(database, claim, AttemptOutcome.released())
     assert client.get(f"/v1/jobs/{job}").json()["status"] == "paused"
     resumed = client.post(f"/v1/jobs/{job}/resume")
     assert (resumed.status_code, resumed.json()["status"]) == (202, "queued")
@@ -163,13 +163,13 @@ def test_workers_are_listed_with_their_jobs_and_drained(client: TestClient, data
         register_worker(session, "w1", [Device("cuda", "NVIDIA L4", 24 << 30), Device("cpu", "CPU", None)])
         register_worker(session, "w2", [Device("cpu", "CPU", 8 << 30)])
     job = submit(client, dataset)["id"]
-    claimed = claim(database)
+    claim = claim_queued_job(database)
     busy, idle = client.get("/v1/workers").json()["data"]
     assert (busy["id"], busy["state"], busy["job"]) == ("w1", "busy", job)
     assert [device["kind"] for device in busy["devices"]] == ["cuda", "cpu"]
     assert (idle["state"], idle["job"]) == ("idle", None)
     assert client.post("/v1/workers/w1/drain").json()["state"] == "draining"
-    end(database, claimed, AttemptOutcome.released())
+    settle_attempt(database, claim, AttemptOutcome.released())
     assert client.get("/v1/workers").json()["data"][0]["state"] == "drained"
     assert client.post("/v1/workers/w1/drain", json={"how": None}).json()["state"] == "idle"
     expect_problem(client.post("/v1/workers/nobody/drain"), 404, "worker_not_found")

@@ -9,32 +9,20 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from domain.db import Database
-from domain.jobs.event_recorder import apply_events
-from domain.jobs.leases import Claim, claim_next, settle
+from domain.jobs.leases import Claim
 from domain.jobs.repository import get_job
 from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.settings import Settings
 from pocl.events import Event, EventEnvelope, RunStarted, StageStarted, StepLogged
 from tests.support.requests import JOB_RESOURCES, LOOPBACK, expect_problem, pointers, specification, submit, write_model
+from tests.support.worker_actions import claim_queued_job, settle_attempt, write_events
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-def claim(database: Database) -> Claim:
-    with database.transaction(write=True) as session:
-        claimed = claim_next(session, worker="w1", lease_seconds=600)
-    assert claimed is not None
-    return claimed
-
-
-def report(database: Database, claimed: Claim, *events: Event, offset: int = 1) -> None:
-    with database.transaction(write=True) as session:
-        apply_events(session, claimed, [EventEnvelope(at=AT, event=event) for event in events], offset=offset)
-
-
-def end(database: Database, claimed: Claim, outcome: AttemptOutcome) -> None:
-    with database.transaction(write=True) as session:
-        settle(session, claimed, outcome)
+def report(database: Database, claim: Claim, *events: Event) -> None:
+    """Record events of the engine."""
+    write_events(database, claim, [EventEnvelope(at=AT, event=event) for event in events], offset=1)
 
 
 def step(number: int, **fields: Any) -> StepLogged:
@@ -203,9 +191,9 @@ def test_an_unknown_job_is_not_found(client: TestClient) -> None:
 
 def test_a_job_shows_its_progress(client: TestClient, database: Database, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
-    claimed = claim(database)
+    claim = claim_queued_job(database)
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "preparing"
-    report(database, claimed, *STARTED, step(1), step(2))
+    report(database, claim, *STARTED, step(1), step(2))
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert job["status"] == "running"
     assert job["queue"] is None
@@ -229,7 +217,7 @@ def test_a_conditional_poll_is_not_modified_until_the_job_changes(
     for header in (etag, f'W/{etag}, "x"', f'"x",{etag}', "*"):
         again = client.get(f"/v1/jobs/{job_id}", headers={"if-none-match": header})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
-    claim(database)
+    claim_queued_job(database)
     changed = client.get(f"/v1/jobs/{job_id}", headers={"if-none-match": etag})
     assert changed.status_code == 200
     assert changed.headers["etag"] != etag
@@ -240,7 +228,7 @@ def test_the_etag_changes_with_the_position_in_the_queue(client: TestClient, dat
     waiting = submit(client, dataset)["id"]
     before = client.get(f"/v1/jobs/{waiting}")
     assert before.json()["queue"] == {"position": 2, "ahead": 1, "reason": "no_worker", "starts_at": None}
-    claim(database)
+    claim_queued_job(database)
     after = client.get(f"/v1/jobs/{waiting}", headers={"if-none-match": before.headers["etag"]})
     assert after.json()["queue"] == {"position": 1, "ahead": 0, "reason": "no_worker", "starts_at": None}
 
@@ -248,7 +236,7 @@ def test_the_etag_changes_with_the_position_in_the_queue(client: TestClient, dat
 def test_stages_are_shown_as_planned_and_then_as_reported(client: TestClient, database: Database, dataset: str) -> None:
     spec = specification(dataset, curriculum={"stages": 2})
     job_id = client.post("/v1/jobs", json={"spec": spec}).json()["id"]
-    report(database, claim(database), *STARTED)
+    report(database, claim_queued_job(database), *STARTED)
     stages = client.get(f"/v1/jobs/{job_id}/stages").json()["data"]
     assert [(stage["index"], stage["samples"], stage["status"]) for stage in stages] == [
         (0, 4, "running"),
@@ -258,7 +246,7 @@ def test_stages_are_shown_as_planned_and_then_as_reported(client: TestClient, da
 
 def test_events_have_no_gap_and_are_paged_from_any_number(client: TestClient, database: Database, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
-    report(database, claim(database), *STARTED)
+    report(database, claim_queued_job(database), *STARTED)
     whole = client.get(f"/v1/jobs/{job_id}/events").json()
     numbers = [event["id"] for event in whole["data"]]
     assert numbers == list(range(1, len(numbers) + 1))
@@ -271,8 +259,8 @@ def test_metrics_are_thinned_out_and_limited_to_the_requested_steps(
     client: TestClient, database: Database, dataset: str
 ) -> None:
     job_id = submit(client, dataset)["id"]
-    claimed = claim(database)
-    report(database, claimed, *STARTED, *(step(number) for number in range(1, 101)))
+    claim = claim_queued_job(database)
+    report(database, claim, *STARTED, *(step(number) for number in range(1, 101)))
     parameters: dict[str, Any] = {"names": ["loss", "temperature"], "resolution": 10, "from_step": 11, "to_step": 100}
     series = client.get(f"/v1/jobs/{job_id}/metrics", params=parameters).json()["series"]
     assert [each["name"] for each in series] == ["loss", "temperature"]
@@ -306,19 +294,19 @@ def test_a_running_job_is_cancelling_until_its_worker_stops(
     client: TestClient, database: Database, dataset: str
 ) -> None:
     job_id = submit(client, dataset)["id"]
-    claimed = claim(database)
+    claim = claim_queued_job(database)
     responses = [client.post(f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
     assert [(response.status_code, response.json()["status"]) for response in responses] == [
         (202, "cancelling"),
         (200, "cancelling"),
     ]
-    end(database, claimed, AttemptOutcome.cancelled())
+    settle_attempt(database, claim, AttemptOutcome.cancelled())
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "cancelled"
 
 
 def test_a_job_that_ended_otherwise_cannot_be_cancelled(client: TestClient, database: Database, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
-    end(database, claim(database), AttemptOutcome.succeeded())
+    settle_attempt(database, claim_queued_job(database), AttemptOutcome.succeeded())
     problem = expect_problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "illegal_transition")
     assert problem["allowed"] == []
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded"

@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,8 +19,7 @@ from domain.jobs.queue import QueuePosition, queue_position
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
 from domain.jobs.states import JobStatus
 from tests.support.rows import add_job, set_status
-
-Result = TypeVar("Result")
+from tests.support.watchers import recorded_queries, run_and_close
 
 SHORT_POLL, NEVER_POLL, LONG = 0.001, 3600.0, 60.0
 
@@ -42,35 +41,6 @@ def claim_job(database: Database) -> None:
 def read_snapshot(database: Database, job_id: str) -> JobSnapshot:
     with database.transaction(write=False) as session:
         return job_snapshots(session, [job_id], worker_seconds=60)[job_id]
-
-
-@contextmanager
-def recorded_queries(database: Database) -> Iterator[list[str]]:
-    """The queries that are sent during the block."""
-    queries: list[str] = []
-
-    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("SELECT"):
-            queries.append(statement)
-
-    sa.event.listen(database.engine, "before_cursor_execute", record)
-    try:
-        yield queries
-    finally:
-        sa.event.remove(database.engine, "before_cursor_execute", record)
-
-
-def run(coroutine: Coroutine[Any, Any, Result], *watchers: JobWatcher) -> Result:
-    """Run to the end, and then close the watchers as a service does when it stops."""
-
-    async def run_and_close() -> Result:
-        try:
-            return await coroutine
-        finally:
-            for watcher in watchers:
-                await watcher.aclose()
-
-    return asyncio.run(run_and_close())
 
 
 async def changes(subscription: Subscription, known: JobSnapshot | None) -> bool:
@@ -99,9 +69,9 @@ def test_concurrent_requests_share_a_query(database: Database) -> None:
         return await asyncio.gather(*(watcher.snapshot(jobs[n % 3]) for n in range(300)))
 
     with recorded_queries(database) as queries_of_one:
-        run(watcher.snapshot(jobs[2]), watcher)
+        run_and_close(watcher.snapshot(jobs[2]), watcher)
     with recorded_queries(database) as queries:
-        snapshots = run(request(), watcher)
+        snapshots = run_and_close(request(), watcher)
     assert len(queries) == len(queries_of_one)
     positions = [each.queue_position for each in snapshots if each is not None]
     assert {position.ahead for position in positions if position is not None} == {0, 1, 2}
@@ -134,7 +104,7 @@ def test_a_snapshot_is_never_older_than_its_request(database: Database) -> None:
         watcher.resume.set()
         return await before, await after
 
-    before, after = run(request_before_and_after_a_change(), watcher)
+    before, after = run_and_close(request_before_and_after_a_change(), watcher)
     assert before is not None
     assert after is not None
     assert (before.version, after.version) == (1, 2)
@@ -151,7 +121,7 @@ def test_a_cancelled_request_cancels_no_shared_query(database: Database) -> None
         watcher.resume.set()
         return await second
 
-    assert run(cancel_one(), watcher) == read_snapshot(database, job_id)
+    assert run_and_close(cancel_one(), watcher) == read_snapshot(database, job_id)
 
 
 def test_hundreds_of_subscriptions_hold_no_connection_and_no_thread(database: Database) -> None:
@@ -172,7 +142,7 @@ def test_hundreds_of_subscriptions_hold_no_connection_and_no_thread(database: Da
             await watcher.snapshot(job_id)
             return await asyncio.gather(*waiting), connections, new_threads
 
-    changed, connections, new_threads = run(wait(), watcher)
+    changed, connections, new_threads = run_and_close(wait(), watcher)
     assert changed == [True] * 300
     assert (connections, new_threads) == (0, 0)
     assert has_no_subscription(watcher)
@@ -182,7 +152,7 @@ def has_no_subscription(watcher: JobWatcher) -> bool:
     async def count() -> int:
         return watcher.subscriptions
 
-    return run(count(), watcher) == 0
+    return run_and_close(count(), watcher) == 0
 
 
 def test_all_watched_jobs_are_polled_with_one_query(database: Database) -> None:
@@ -199,7 +169,7 @@ def test_all_watched_jobs_are_polled_with_one_query(database: Database) -> None:
         assert len(queries) == len(queries_of_one)
         return [subscription.latest for subscription in subscriptions]
 
-    assert run(follow(), watcher) == [read_snapshot(database, job_id) for job_id in jobs]
+    assert run_and_close(follow(), watcher) == [read_snapshot(database, job_id) for job_id in jobs]
 
 
 def test_a_change_by_another_process_is_delivered_at_the_next_poll(database: Database, database_url: str) -> None:
@@ -220,7 +190,7 @@ def test_a_change_by_another_process_is_delivered_at_the_next_poll(database: Dat
             assert two.latest == JobSnapshot("default", 1, 0, False, QueuePosition(1, 0, "no_worker", None))
             return delivered
 
-    assert run(follow(), watcher) == [True, True]
+    assert run_and_close(follow(), watcher) == [True, True]
     other_process.close()
 
 
@@ -240,7 +210,7 @@ def test_a_deletion_is_delivered(database: Database) -> None:
             assert await waiting
             return subscription.latest
 
-    assert run(follow(), watcher) is None
+    assert run_and_close(follow(), watcher) is None
 
 
 def test_waiting_ends_at_its_timeout_and_with_the_service(database: Database) -> None:
@@ -258,7 +228,7 @@ def test_waiting_ends_at_its_timeout_and_with_the_service(database: Database) ->
         with watcher.subscribe(job_id) as late:
             return timed_out, closed, await changes(late, known)
 
-    assert run(follow(), watcher) == (False, False, False)
+    assert run_and_close(follow(), watcher) == (False, False, False)
 
 
 def test_subscriptions_are_limited_and_freed(database: Database) -> None:
@@ -275,7 +245,7 @@ def test_subscriptions_are_limited_and_freed(database: Database) -> None:
             ):
                 pass
 
-    run(subscribe_thrice(), watcher)
+    run_and_close(subscribe_thrice(), watcher)
     assert has_no_subscription(watcher)
 
 
@@ -306,7 +276,7 @@ def test_subscriptions_outlast_an_unavailable_database(database: Database, datab
             await asyncio.to_thread(claim_job, database)
             return {"changed": await waiting, "failures": failing.failures}
 
-    assert run(follow(), watcher) == {"changed": True, "failures": 0}
+    assert run_and_close(follow(), watcher) == {"changed": True, "failures": 0}
     failing.close()
 
 
@@ -321,5 +291,5 @@ def test_a_snapshot_of_an_unavailable_database_raises(database: Database, databa
             await watcher.snapshot(job_id)
         return await watcher.snapshot(job_id)
 
-    assert run(request(), watcher) == read_snapshot(database, job_id)
+    assert run_and_close(request(), watcher) == read_snapshot(database, job_id)
     failing.close()
