@@ -26,21 +26,21 @@ def detect_devices(
     options: WorkerSettings, *, driver: Path = _DRIVER, query: Callable[[], str] = query_driver
 ) -> tuple[Device, ...]:
     """The devices that jobs may use here. A worker with GPUs takes jobs for the CPU too, unless it is set to `cuda`."""
-    found: list[Device] = []
+    devices: list[Device] = []
     if options.device == "cuda" or (options.device == "auto" and driver.exists()):
-        found += _gpus(query(), options.gpus) or [Device("cuda", "NVIDIA GPU", None)]
+        devices += _gpus(query(), options.gpus) or [Device("cuda", "NVIDIA GPU", None)]
     if options.device != "cuda":
-        found.append(Device("cpu", "CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
-    return tuple(found)
+        devices.append(Device("cpu", "CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))
+    return tuple(devices)
 
 
 def _gpus(answer: str, owned: Sequence[int] | None) -> list[Device]:
-    found = []
+    devices = []
     for line in answer.splitlines():
         index, _, rest = line.partition(",")
         name, _, memory = rest.rpartition(",")
         if not index.strip().isdigit() or (owned is not None and int(index) not in owned):
             continue
         mebibytes = memory.strip()
-        found.append(Device("cuda", name.strip(), int(mebibytes) << 20 if mebibytes.isdigit() else None))
-    return found
+        devices.append(Device("cuda", name.strip(), int(mebibytes) << 20 if mebibytes.isdigit() else None))
+    return devices

@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 class Lease:
     """Renews the lease when it is due.
 
-    While the database is away the attempt goes on, for as long as nobody else can have taken the job.
+    While the database is unavailable the attempt goes on, for as long as no other worker can have claimed the job.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ def _die_with_parent(parent: int, number: signal.Signals) -> Callable[[], None] 
 
     def before_exec() -> None:
         prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-        # The parent may have died before the kernel was told.
+        # The parent may have died before the call.
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
 

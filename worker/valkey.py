@@ -18,7 +18,7 @@ class ServerNotFound(Exception):
 class Binary:
     path: Path
     source: str
-    """Where the binary was found, for people."""
+    """Where the binary comes from, as shown to people."""
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Binary:

@@ -43,7 +43,7 @@ FAULTS: Final[Mapping[str, Callable[[Cluster, random.Random], bool]]] = {
     "pause a job": lambda cluster, rng: cluster.pause_random_job(rng),
 }
 _QUEUED_JOBS: Final = 3
-"""The length at which the queue is kept."""
+"""The number of jobs that wait in the queue at any time."""
 _RECOVERY_SECONDS: Final = 600
 """The time within which all jobs must end once no more faults are injected."""
 _WEIGHTS: Final = {"cancel a job": 1, "pause a job": 2, "freeze engine": 1}

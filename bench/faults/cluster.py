@@ -251,15 +251,15 @@ class Cluster:
 
     def _processes_of_home(self) -> list[psutil.Process]:
         """The processes of this service, but for this one."""
-        found = []
+        processes = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 is_of_home = process.environ().get("POCL_HOME") == str(self.settings.home) or str(
                     self.settings.home
                 ) in " ".join(process.cmdline())
                 if is_of_home and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-        return found
+                    processes.append(process)
+        return processes
 
     # --- Processes ----------------------------------------------------------------------------------------
 

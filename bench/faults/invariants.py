@@ -85,7 +85,7 @@ def _check_job(session: Session, store: ArtifactStore, job: Job, weights: str, r
     check([event.seq for event in events] == list(range(1, job.event_seq + 1)), "has gaps in its events")
     check(job.attempts_spent <= job.max_attempts, "spent more attempts than it may")
     check(all(attempt.end is not None for attempt in attempts), "has an attempt that never ended")
-    check(job.lease_token is None, "is still held")
+    check(job.lease_token is None, "still has a lease")
     succeeded = [attempt for attempt in attempts if attempt.end is AttemptEnd.SUCCEEDED]
     check(len(succeeded) == (job.status is JobStatus.SUCCEEDED), f"succeeded in {len(succeeded)} attempts")
     # In the order of the commits. A writer without the lease would show as an attempt that comes after a later one.

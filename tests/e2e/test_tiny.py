@@ -57,9 +57,9 @@ class Service:
         return ended
 
     def events(self, job: str, kind: str) -> list[Any]:
-        found = [event for event in self.get(f"/v1/jobs/{job}/events?limit=100")["data"] if event["type"] == kind]
-        assert found or kind != "run_finished"
-        return found
+        events = [event for event in self.get(f"/v1/jobs/{job}/events?limit=100")["data"] if event["type"] == kind]
+        assert events or kind != "run_finished"
+        return events
 
     def final_checkpoint(self, job: str) -> Any:
         """The checkpoint of the finished student."""
@@ -76,8 +76,8 @@ class Service:
         """The id of the worker process that the launcher started."""
         workers = (pid for pid, line in processes_mentioning(str(self.home)).items() if "-m worker run" in line)
         children = Path(f"/proc/{self.launcher.pid}/task/{self.launcher.pid}/children").read_text().split()
-        (found,) = (pid for pid in workers if str(pid) in children)
-        return found
+        (worker,) = (pid for pid in workers if str(pid) in children)
+        return worker
 
 
 @contextmanager

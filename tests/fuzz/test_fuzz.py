@@ -38,7 +38,7 @@ def target(database_url: str, tmp_path: Path) -> Iterator[FuzzTarget]:
     """A service with an API key and with seed data."""
     settings = Settings(home=tmp_path / "home", database_url=database_url)
     settings.home.mkdir(mode=0o700)
-    seed_ids = insert_seed_data(settings, tmp_path / "made")
+    seed_ids = insert_seed_data(settings, tmp_path / "seed-data")
     log = tmp_path / "log"
     with serving(settings.home, log, database_url=database_url, api_key=KEY, max_jobs_queued="100000") as served:
         yield FuzzTarget(served.address, seed_ids)

@@ -11,7 +11,7 @@ from tests.support.processes import Processes
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """A file at whose sight a held engine goes on."""
+    """The file for which an engine that is started with `--hold` waits."""
     return tmp_path / "gate"
 
 
@@ -22,10 +22,10 @@ def queue() -> str:
 
 @pytest.fixture
 def harness(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[ServiceHarness]:
-    """With leases so short that a lost worker is noticed within the test."""
-    made = ServiceHarness(tmp_path / "home", database_url, lease_seconds=3, redis_url=redis_url)
-    yield made
-    made.close()
+    """A harness with leases so short that a lost worker is noticed within the test."""
+    harness = ServiceHarness(tmp_path / "home", database_url, lease_seconds=3, redis_url=redis_url)
+    yield harness
+    harness.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The service, which kills itself around the commit of the first answer that it keeps.
+"""The service, which kills itself before or after the commit of the first response that it stores.
 
 `python -m tests.integration.dying_service before | after`, with the settings of the service.
 """
@@ -14,17 +14,17 @@ from sqlalchemy.orm import Session
 
 from api.__main__ import main
 
-_kept: set[sa.Connection] = set()
+_storing_connections: set[sa.Connection] = set()
 
 
 @event.listens_for(sa.Engine, "after_cursor_execute")
-def _note(connection: sa.Connection, _cursor: object, statement: str, *_rest: Any) -> None:
+def _watch_statement(connection: sa.Connection, _cursor: object, statement: str, *_rest: Any) -> None:
     if statement.startswith("UPDATE idempotency_keys SET fingerprint"):
-        _kept.add(connection)
+        _storing_connections.add(connection)
 
 
 def _die(_session: Session) -> None:
-    if _kept:
+    if _storing_connections:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

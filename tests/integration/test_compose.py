@@ -1,4 +1,4 @@
-"""The production set-up as `docker-compose.yml` writes it, its parts as processes: see tests/support/containers.py.
+"""The services of `docker-compose.yml` as processes: see tests/support/containers.py.
 
 Against the servers of the distribution where they are installed (apt-get install redis-server postgresql), and
 otherwise against those that the rest of the suite runs on.
@@ -39,21 +39,21 @@ LONG = {**QUICK, "curriculum": {**QUICK["curriculum"], "epochs_per_stage": 500}}
 
 
 def redis_server() -> Path:
-    """Debian's, else the suite's."""
+    """The Redis of the distribution, else the server of the test suite."""
     return Path(shutil.which("redis-server") or valkey.find().path)
 
 
 def postgres_server() -> Path:
-    """Debian's, else the suite's."""
+    """The PostgreSQL of the distribution, else the server of the test suite."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-    found = debian[-1] if debian else find_postgres({}).binary
-    assert found is not None
-    return found
+    binary = debian[-1] if debian else find_postgres({}).binary
+    assert binary is not None
+    return binary
 
 
 @pytest.fixture
 def containers(tmp_path: Path) -> Iterator[Containers]:
-    """Nothing is started but PostgreSQL. At the end nothing may be left."""
+    """The services with PostgreSQL running, and no process left over at the end."""
     root, models = tmp_path / "root", tmp_path / "models"
     models.mkdir()
     ports = {"postgres_port": free_port(), "redis_port": free_port(), "api_port": free_port()}
@@ -77,9 +77,9 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
     ) as cluster:
         host = HostPaths(root, models, redis_server(), cluster.binaries, cluster.socket, **ports)
         host.provision(compose)
-        made = Containers(compose, host)
-        yield made
-        made.kill()
+        containers = Containers(compose, host)
+        yield containers
+        containers.kill()
     assert processes_mentioning(str(root)) == {}
 
 
@@ -100,22 +100,22 @@ def submit(http: httpx2.Client, fields: dict[str, Any]) -> str:
 def job(http: httpx2.Client, job_id: str) -> dict[str, Any]:
     answer = http.get(f"/v1/jobs/{job_id}")
     assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
+    resource: dict[str, Any] = answer.json()
+    return resource
 
 
-def succeeds(http: httpx2.Client, job_id: str) -> None:
+def wait_for_success(http: httpx2.Client, job_id: str) -> None:
     ended = ("succeeded", "failed", "cancelled")
     eventually(lambda: job(http, job_id)["status"] in ended, within=180, every=0.2, what="the end of the job")
     log = http.get(f"/v1/jobs/{job_id}/logs").text
     assert job(http, job_id)["status"] == "succeeded", (job(http, job_id), log)
 
 
-def a_standstill_is_noticed(containers: Containers, name: str) -> None:
-    """Of a process that is frozen; the minute that passes meanwhile is written into its pulse."""
+def assert_freeze_is_noticed(containers: Containers, name: str) -> None:
+    """Freeze a process, and age its liveness file instead of waiting for a minute: the health check must fail."""
     process = containers.processes[name].process
     process.send_signal(signal.SIGSTOP)
-    (containers.host.root / name / "pulse").write_text("-1000")
+    (containers.host.root / name / "liveness").write_text("-1000")
     assert not containers.is_healthy(name)
     process.send_signal(signal.SIGCONT)
     containers.wait_until_healthy(name)
@@ -127,17 +127,17 @@ def test_job_succeeds_and_a_stopped_worker_releases_its_job(containers: Containe
         containers.wait_until_healthy(name)
     assert httpx2.get(f"{http.base_url}/v1/jobs").status_code == 401
 
-    succeeds(http, submit(http, QUICK))
+    wait_for_success(http, submit(http, QUICK))
 
     job_id = submit(http, LONG)
-    a_standstill_is_noticed(containers, "worker")
+    assert_freeze_is_noticed(containers, "worker")
     eventually(lambda: (job(http, job_id)["progress"] or {}).get("step"), within=120, every=0.1, what="a step")
     assert containers.stop("worker") == 0
-    given_back = job(http, job_id)
-    assert given_back["status"] == "queued"
+    released = job(http, job_id)
+    assert released["status"] == "queued"
     assert http.get(f"/v1/jobs/{job_id}/checkpoints").json()["data"] != []
     assert containers.stop("scheduler") == 0
-    # Uvicorn ends by the signal that it was sent, once it has shut down.
+    # Once it has shut down, Uvicorn ends itself by the signal that it got.
     assert containers.stop("api") in (0, -signal.SIGTERM)
     assert containers.stop("redis") == 0
     for name in ("migrate", "api", "scheduler", "worker"):
@@ -183,7 +183,7 @@ def test_images_of_the_api_have_no_torch(containers: Containers) -> None:
 
 
 def test_backup_is_restored(containers: Containers, http: httpx2.Client, tmp_path: Path) -> None:
-    """With the very commands of docs/production.md."""
+    """Runs the commands that docs/production.md gives."""
     containers.up("api")
     containers.wait_until_healthy("api")
     artifacts = containers.host.root / "artifacts"
@@ -215,13 +215,13 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 def run_documented(name: str, program: str, containers: Containers, directory: Path) -> None:
-    """Run the command that the manual gives for a program in the container of a service."""
+    """Run the command that docs/production.md gives for a program in the container of a service."""
     manual = (ROOT / "docs" / "production.md").read_text(encoding="utf-8")
     (command,) = set(re.findall(rf"^docker compose (?:exec|run) .*-T {name} ({program}\b.*)$", manual, re.MULTILINE))
     host = containers.host
     environment = {
         "PATH": f"{host.postgres}{os.pathsep}{os.environ['PATH']}",
-        # In the container the socket is where the programs look for it, and asks for no password.
+        # In the container the socket has its default path, and needs no password.
         "PGHOST": str(host.socket),
         "PGPORT": str(host.postgres_port),
     }

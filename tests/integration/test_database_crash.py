@@ -1,4 +1,4 @@
-"""A PostgreSQL server that crashes in the middle of everything: what was committed stands, and each job ends once."""
+"""A PostgreSQL server that crashes at any time: commits survive, and each job ends once."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ _JOBS = 4
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """One of its own: nobody else's may be crashed."""
+    """A server for this module alone, since other tests must not see it crash."""
     elsewhere = {name: value for name, value in os.environ.items() if name != "TEST_DATABASE_URL"}
     with servers.running_postgres(servers.find_postgres(elsewhere), keeps_commits=True) as url:
         yield url
@@ -30,13 +30,13 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def harness(server: str, redis_url: str, tmp_path: Path) -> Iterator[ServiceHarness]:
     with servers.fresh_database(server, "crashing") as url:
-        made = ServiceHarness(tmp_path / "home", url, lease_seconds=3, redis_url=redis_url)
-        yield made
-        made.close()
+        harness = ServiceHarness(tmp_path / "home", url, lease_seconds=3, redis_url=redis_url)
+        yield harness
+        harness.close()
 
 
 def crash(server: str) -> None:
-    """Kill one process of the server: it drops every connection and its memory, and recovers from its log."""
+    """Kill a backend process: the server drops every connection and its memory, and recovers from its log."""
     engine = sa.create_engine(server, poolclass=sa.NullPool)
     with engine.connect() as connection:
         os.kill(connection.scalar(sa.select(sa.func.pg_backend_pid())) or 0, signal.SIGKILL)
@@ -56,14 +56,14 @@ def test_crashes_of_the_database_server_cost_no_job(
     jobs = [harness.submit() for _ in range(_JOBS)]
     cluster.start_scheduler()
     workers = [cluster.start_worker(), cluster.start_worker()]
-    # While they start and claim.
+    # While the workers start and claim.
     crash(server)
-    eventually(lambda: any(harness.job(job).step >= 5 for job in jobs), within=60, what="a job is held")
-    # Heartbeats, and nothing else.
+    eventually(lambda: any(harness.job(job).step >= 5 for job in jobs), within=60, what="an engine waits at step 5")
+    # While the workers only send heartbeats.
     crash(server)
     gate.touch()
     for job in jobs:
-        # The first one settles, or the next one is claimed.
+        # While an attempt settles or a job is claimed.
         eventually(partial(has_no_engine, harness, job), within=60, what="the engine ends")
         crash(server)
     for job in jobs:

@@ -1,4 +1,4 @@
-"""Faults that one machine can make, for real: whatever breaks meanwhile, an accepted job ends right, and once."""
+"""Faults of the processes of one machine: whatever fails meanwhile, an accepted job succeeds once."""
 
 import os
 import signal
@@ -54,11 +54,11 @@ def connections_are_cut(cluster: ClusterHarness) -> AbstractContextManager[objec
 
 
 @contextmanager
-def database_is_away(cluster: ClusterHarness) -> Iterator[None]:
-    """As in a restart: every connection is cut, and for a while no new one is let in."""
+def database_is_unavailable(cluster: ClusterHarness) -> Iterator[None]:
+    """Cut every connection and refuse new ones, as while a server restarts."""
     url = sa.make_url(cluster.harness.database_url)
     if url.get_backend_name() == "sqlite":
-        # A file cannot go away; the nearest is that nobody gets in.
+        # A file cannot refuse connections; the nearest fault is a lock.
         with database_is_locked(cluster):
             yield
         return
@@ -77,7 +77,7 @@ def database_is_away(cluster: ClusterHarness) -> Iterator[None]:
 
 @contextmanager
 def database_is_locked(cluster: ClusterHarness) -> Iterator[None]:
-    """Somebody else holds the lock that every writer needs."""
+    """Hold the lock that every writer needs."""
     engine = create_engine_for(cluster.harness.database_url)
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
@@ -93,7 +93,7 @@ SLOW = pytest.mark.slow
     "fault",
     [
         broker_is_frozen,
-        database_is_away,
+        database_is_unavailable,
         pytest.param(broker_is_full, marks=SLOW),
         pytest.param(connections_are_cut, marks=SLOW),
         pytest.param(database_is_locked, marks=SLOW),
@@ -106,14 +106,14 @@ def test_job_survives_a_fault_of_the_broker_or_the_database(cluster: ClusterHarn
     cluster.start_worker()
     cluster.wait_for_step(job, 5)
     with fault(cluster):
-        # The engine needs none of it: it goes on to its end, where the worker waits for what is away.
+        # The engine needs neither: it finishes, and the worker then waits until both are back.
         gate.touch()
         eventually(lambda: not engines(cluster.harness, job, 1), within=60, what="the engine ends")
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     assert cluster.harness.job(job).step == STEPS
     assert [attempt.end for attempt in cluster.harness.attempts(job)][-1] is AttemptEnd.SUCCEEDED
     assert cluster.harness.status_history(job).count("succeeded") == 1
-    # And the next one finds everything in order.
+    # The next job is not affected.
     other = cluster.harness.submit()
     cluster.wait_for_status(other, JobStatus.SUCCEEDED)
 

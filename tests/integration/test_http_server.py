@@ -46,9 +46,9 @@ def test_dataset_is_uploaded_and_job_submitted(server: str) -> None:
     with httpx2.Client(base_url=server) as client:
         assert client.get("/readyz").status_code == 200
         dataset = client.post("/v1/datasets", content=jsonl(8), headers=JSONL).json()["id"]
-        made = client.post("/v1/jobs", json={"spec": specification(dataset)})
-        assert made.status_code == 201
-        assert client.get(made.headers["location"]).json()["status"] == "queued"
+        created = client.post("/v1/jobs", json={"spec": specification(dataset)})
+        assert created.status_code == 201
+        assert client.get(created.headers["location"]).json()["status"] == "queued"
 
 
 def test_aborted_upload_leaves_nothing(server: str, place: Path) -> None:
@@ -68,7 +68,7 @@ def test_aborted_upload_leaves_nothing(server: str, place: Path) -> None:
 def test_path_traversal_in_a_raw_request_is_not_found(server: str) -> None:
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        # Clients resolve the dots before they send; nothing says that all do.
+        # Most clients normalize the path before they send it, but not all.
         request = f"GET /v1/checkpoints/ckpt_00000000/files/../../../../etc/passwd HTTP/1.0\r\nhost: {host}\r\n\r\n"
         connection.sendall(request.encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))

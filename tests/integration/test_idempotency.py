@@ -16,8 +16,8 @@ from domain.idempotency.models import IdempotencyKey
 from tests.support.api_process import serving
 from tests.support.requests import JSONL, jsonl, specification
 
-CROWD = 50
-DYING = ("-m", "tests.integration.dying_service")
+REQUESTS = 50
+DYING_SERVICE = ("-m", "tests.integration.dying_service")
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +30,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def survivor(home: Path, backend: str, shared_database_url: str) -> Iterator[str]:
-    """Address of a service that goes on when others die."""
+    """The address of a service that runs on when others die."""
     with serving(home, home.parent / f"log-{backend}", database_url=shared_database_url) as served:
         yield served.address
 
 
 @pytest.fixture
 def key() -> dict[str, str]:
-    """A header that no other test sends."""
+    """An `Idempotency-Key` header that no other test sends."""
     return {"idempotency-key": uuid.uuid4().hex}
 
 
@@ -46,18 +46,18 @@ def ids_at(address: str, kind: str) -> list[str]:
 
 
 def new_ids(address: str, kind: str, before: list[str]) -> list[str]:
-    """Ids of what was made since `before` was listed."""
+    """The ids that are not in `before`."""
     return [row for row in ids_at(address, kind) if row not in before]
 
 
-def add_rows(address: str, headers: dict[str, str] | None = None) -> httpx2.Response:
+def upload(address: str, headers: dict[str, str] | None = None) -> httpx2.Response:
     return httpx2.post(f"{address}/v1/datasets", content=jsonl(8), headers=JSONL | (headers or {}))
 
 
-async def from_all(addresses: list[str], path: str, **fields: Any) -> list[httpx2.Response]:
-    limits = httpx2.Limits(max_connections=CROWD)
+async def post_concurrently(addresses: list[str], path: str, **fields: Any) -> list[httpx2.Response]:
+    limits = httpx2.Limits(max_connections=REQUESTS)
     async with httpx2.AsyncClient(timeout=120, limits=limits) as client:
-        sent = (client.post(f"{addresses[n % len(addresses)]}{path}", **fields) for n in range(CROWD))
+        sent = (client.post(f"{addresses[n % len(addresses)]}{path}", **fields) for n in range(REQUESTS))
         return await asyncio.gather(*sent)
 
 
@@ -67,15 +67,15 @@ def test_one_of_many_equal_requests_at_two_services_does_the_work(
     with serving(home, tmp_path / "log", database_url=shared_database_url) as second:
         addresses = [survivor, second.address]
         jobs, datasets = ids_at(survivor, "jobs"), ids_at(survivor, "datasets")
-        dataset = add_rows(survivor).json()["id"]
+        dataset = upload(survivor).json()["id"]
         body = {"spec": specification(dataset)}
-        answers = asyncio.run(from_all(addresses, "/v1/jobs", json=body, headers=key))
-        assert Counter(answer.status_code for answer in answers) == {201: CROWD}
+        answers = asyncio.run(post_concurrently(addresses, "/v1/jobs", json=body, headers=key))
+        assert Counter(answer.status_code for answer in answers) == {201: REQUESTS}
         assert len({answer.content for answer in answers}) == 1
         assert [answer.headers.get("idempotent-replayed") for answer in answers].count(None) == 1
         assert new_ids(second.address, "jobs", jobs) == [answers[0].json()["id"]]
         rows = {"content": jsonl(9), "headers": JSONL | {"idempotency-key": f"rows-{key['idempotency-key']}"}}
-        answers = asyncio.run(from_all(addresses, "/v1/datasets", **rows))
+        answers = asyncio.run(post_concurrently(addresses, "/v1/datasets", **rows))
         assert {answer.status_code for answer in answers} <= {201, 409}
         (other,) = {answer.json()["id"] for answer in answers if answer.status_code == 201}
         assert sorted(new_ids(survivor, "datasets", datasets)) == sorted([dataset, other])
@@ -87,18 +87,18 @@ def test_job_submission_is_repeatable_after_a_kill_at_its_commit(
 ) -> None:
     jobs = ids_at(survivor, "jobs")
     with serving(
-        home, tmp_path / "dying", program=(*DYING, moment), expects_kill=True, database_url=shared_database_url
+        home, tmp_path / "dying", program=(*DYING_SERVICE, moment), expects_kill=True, database_url=shared_database_url
     ) as dying:
-        dataset = add_rows(dying.address).json()["id"]
+        dataset = upload(dying.address).json()["id"]
         body = {"spec": specification(dataset)}
         with pytest.raises(httpx2.TransportError):
             httpx2.post(f"{dying.address}/v1/jobs", json=body, headers=key)
-    kept = new_ids(survivor, "jobs", jobs)
-    assert len(kept) == (moment == "after")
+    created = new_ids(survivor, "jobs", jobs)
+    assert len(created) == (moment == "after")
     answer = httpx2.post(f"{survivor}/v1/jobs", json=body, headers=key)
     assert answer.status_code == 201
     assert answer.headers.get("idempotent-replayed") == ("true" if moment == "after" else None)
-    assert new_ids(survivor, "jobs", jobs) == (kept or [answer.json()["id"]])
+    assert new_ids(survivor, "jobs", jobs) == (created or [answer.json()["id"]])
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -108,18 +108,22 @@ def test_upload_is_repeatable_after_a_kill_at_its_commit(
     datasets = ids_at(survivor, "datasets")
     with (
         serving(
-            home, tmp_path / "dying", program=(*DYING, moment), expects_kill=True, database_url=shared_database_url
+            home,
+            tmp_path / "dying",
+            program=(*DYING_SERVICE, moment),
+            expects_kill=True,
+            database_url=shared_database_url,
         ) as dying,
         pytest.raises(httpx2.TransportError),
     ):
-        add_rows(dying.address, key)
-    kept = new_ids(survivor, "datasets", datasets)
-    assert len(kept) == (moment == "after")
+        upload(dying.address, key)
+    created = new_ids(survivor, "datasets", datasets)
+    assert len(created) == (moment == "after")
     if moment == "before":
         # The service does not know yet whether the first one still receives.
-        assert add_rows(survivor, key).json()["code"] == "idempotency_in_progress"
+        assert upload(survivor, key).json()["code"] == "idempotency_in_progress"
         let_hold_run_out(shared_database_url)
-    answer = add_rows(survivor, key)
+    answer = upload(survivor, key)
     assert answer.status_code == 201
     assert answer.headers.get("idempotent-replayed") == ("true" if moment == "after" else None)
     assert new_ids(survivor, "datasets", datasets) == [answer.json()["id"]]

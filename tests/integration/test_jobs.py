@@ -86,7 +86,7 @@ def test_many_rings_for_one_job_make_one_attempt(cluster: ClusterHarness, gate: 
         cluster.doorbell.ring()
     workers = [cluster.start_worker(), cluster.start_worker()]
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)
-    eventually(lambda: cluster.doorbell.waiting() == 0, what="all rings are heard")
+    eventually(lambda: cluster.doorbell.waiting() == 0, what="all rings are taken")
     for worker in workers:
         worker.process.send_signal(signal.SIGTERM)
         assert worker.wait_for_exit() == 0
@@ -98,12 +98,12 @@ def test_worker_frozen_past_its_lease_changes_nothing(cluster: ClusterHarness, g
     cluster.start_scheduler()
     first = cluster.start_worker()
     cluster.wait_for_step(job, 5)
-    mine = [first.pid, *children_of(first.pid)]
-    for process in mine:
+    frozen = [first.pid, *children_of(first.pid)]
+    for process in frozen:
         kill(process, signal.SIGSTOP)
     cluster.start_worker()
     eventually(lambda: engines(cluster.harness, job, 2), within=60, what="the second attempt")
-    for process in mine:
+    for process in frozen:
         kill(process, signal.SIGCONT)
     eventually(lambda: not engines(cluster.harness, job, 1), what="the first engine is gone")
     gate.touch()
@@ -112,21 +112,21 @@ def test_worker_frozen_past_its_lease_changes_nothing(cluster: ClusterHarness, g
     assert {c.attempt for c in cluster.harness.checkpoints(job) if c.step > 5} == {2}
 
 
-# --- Workers that are known -------------------------------------------------------------------------------
+# --- Registration of workers ------------------------------------------------------------------------------
 
 
-def known(harness: ServiceHarness) -> list[str]:
+def registered_workers(harness: ServiceHarness) -> list[str]:
     with harness.database.transaction(write=False) as session:
         return [worker.name for worker in list_workers(session, limit=10).rows]
 
 
 def test_worker_is_registered_while_it_runs(cluster: ClusterHarness) -> None:
     worker = cluster.start_worker()
-    (name,) = eventually(lambda: known(cluster.harness), within=60, what="the worker's row")
+    (name,) = eventually(lambda: registered_workers(cluster.harness), within=60, what="the worker's row")
     assert name.endswith(f"-{worker.pid}")
     kill(worker.pid, signal.SIGTERM)
     assert worker.wait_for_exit() == 0
-    assert known(cluster.harness) == []
+    assert registered_workers(cluster.harness) == []
 
 
 def test_drained_worker_releases_its_job_to_another(cluster: ClusterHarness, gate: Path) -> None:
@@ -134,7 +134,7 @@ def test_drained_worker_releases_its_job_to_another(cluster: ClusterHarness, gat
     cluster.start_scheduler()
     cluster.start_worker()
     cluster.wait_for_step(job, 5)
-    (first,) = known(cluster.harness)
+    (first,) = registered_workers(cluster.harness)
     with cluster.harness.database.transaction(write=True) as session:
         drain(session, first, "release")
     cluster.wait_for_status(job, JobStatus.QUEUED)

@@ -100,8 +100,8 @@ class HostPaths:
 
     def _provide_valkey_cli(self) -> None:
         client = self.root / "bin" / "valkey-cli"
-        if found := shutil.which("valkey-cli") or shutil.which("redis-cli"):
-            client.write_text(f'#!/bin/sh\nexec {found} -p {self.redis_port} "$@"\n')
+        if path := shutil.which("valkey-cli") or shutil.which("redis-cli"):
+            client.write_text(f'#!/bin/sh\nexec {path} -p {self.redis_port} "$@"\n')
         else:
             client.write_text(f"#!{sys.executable}\n{_PING.format(port=self.redis_port)}")
         client.chmod(0o755)

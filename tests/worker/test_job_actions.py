@@ -145,7 +145,7 @@ def test_ended_job_is_retried_from_a_stage_or_from_the_start(harness: ServiceHar
     assert [a.resumed_from_step for a in harness.attempts(from_start.id)] == [None]
     with pytest.raises(StageNotSaved):
         retry(harness, job, RetryStart("stage", 7))
-    # The ranking came along: the engine made none.
+    # The ranking was copied, so the engine made none.
     shas = {harness.artifacts(each)["ranking"].sha256 for each in (job, from_stage.id, from_start.id)}
     assert len(shas) == 1
 
