@@ -26,7 +26,7 @@ FAULTS = frozenset({"chaos", "resume"})
 
 
 class Command(Protocol):
-    """A module of this package."""
+    """The module of a command."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
@@ -36,18 +36,18 @@ class Command(Protocol):
 def main(arguments: Sequence[str]) -> None:
     chooser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="\n".join(f"{name:12}{what}" for name, what in COMMANDS.items()),
+        description="\n".join(f"{name:12}{subject}" for name, subject in COMMANDS.items()),
         epilog="`python -m bench COMMAND --help` lists what a command takes.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     chooser.add_argument("command", choices=COMMANDS)
     name: str = chooser.parse_args(arguments[:1]).command
-    # Only the command that is asked for: some need packages that others do not.
+    # Only the module of this command is imported: some need packages that others do not.
     package = "bench.faults" if name in FAULTS else "bench"
     command = cast(Command, importlib.import_module(f"{package}.{name}"))
     parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=COMMANDS[name])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    parser.add_argument("--threads", type=int, help="default: as many as there are cores")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--threads", type=int, help="number of threads (default: as many as there are cores)")
     command.add_arguments(parser)
     args = parser.parse_args(arguments[1:], argparse.Namespace(command=name))
     args.threads = pin_threads(args.threads)

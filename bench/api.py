@@ -1,6 +1,6 @@
-"""How fast one API process answers: polls, lists, submissions, streams and downloads; and another job server.
+"""Throughput and latency of one API process: polls, lists, submissions, streams and downloads; and of MLflow's server.
 
-The server has one core and the clients the other.
+The server runs on one core and the clients on another.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from bench import api_load
 from bench.api_clients import LoadProfile, LoadResult
 from bench.machine import Machine
 from bench.report import Figure, Report
-from bench.server import Server, free_port, home, pocl_environment, run_load, serving
+from bench.server import Server, free_port, pocl_environment, run_load, running_server, scratch_home
 from domain.db import Database, upgrade
 from domain.settings import Settings
 from worker.processes import spawn, terminate
@@ -33,27 +33,31 @@ Row = Mapping[str, Figure]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement (default 5)")
-    parser.add_argument("--jobs", type=int, default=10_000, help="in the long list (default 10000)")
-    parser.add_argument("--followers", type=int, default=500, help="event streams at once (default 500)")
-    parser.add_argument("--download-mib", type=int, default=1024, help="of the file (default 1024)")
-    parser.add_argument("--downloads", type=int, default=20, help="clients that take it at once (default 20)")
-    parser.add_argument("--postgres", metavar="URL", help="an empty database; left out unless given")
+    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of each measurement (default 5)")
+    parser.add_argument("--jobs", type=int, default=10_000, help="number of jobs in the long list (default 10000)")
+    parser.add_argument("--followers", type=int, default=500, help="number of event streams at once (default 500)")
+    parser.add_argument("--download-mib", type=int, default=1024, help="size of the file (default 1024)")
+    parser.add_argument(
+        "--downloads", type=int, default=20, help="number of clients that download it at once (default 20)"
+    )
+    parser.add_argument(
+        "--postgres", metavar="URL", help="URL of an empty PostgreSQL database, which is measured too if given"
+    )
     parser.add_argument("--mlflow", type=Path, metavar="PYTHON", default=os.environ.get("BENCH_MLFLOW"),
-                        help="a Python that has MLflow, to measure its server too (default $BENCH_MLFLOW)")  # fmt: skip
-    parser.add_argument("--no-training", action="store_true", help="leave out polling while a job trains")
+                        help="Python with MLflow, to measure its server as well (default $BENCH_MLFLOW)")  # fmt: skip
+    parser.add_argument("--no-training", action="store_true", help="skip polling while a job trains")
 
 
 def run(args: argparse.Namespace) -> Report:
     cores = sorted(os.sched_getaffinity(0))
-    # One command of `--threads` pins to one core; then both share it.
+    # `--threads 1` pins to one core, which server and clients then share.
     bench = _Bench(args, cores[0], cores[-1])
     rows: list[Row] = []
-    with home() as place:
-        rows += bench.ours("sqlite", place, f"sqlite:///{place / 'bench.db'}")
+    with scratch_home() as home:
+        rows += bench.ours("sqlite", home, f"sqlite:///{home / 'bench.db'}")
     if args.postgres:
-        with home() as place:
-            rows += bench.ours("postgresql", place, args.postgres)
+        with scratch_home() as home:
+            rows += bench.ours("postgresql", home, args.postgres)
     rows.append(bench.mlflow())
     settings = {"clients": _CLIENTS, "seconds": args.seconds, "jobs": args.jobs, "file_MiB": args.download_mib}
     return Report("api", settings, rows, Machine.measure(), notes=_notes(rows))
@@ -67,13 +71,13 @@ def _notes(rows: list[Row]) -> tuple[str, ...]:
     return ("MLflow was not measured: give --mlflow",)
 
 
-def _row(what: str, database: str, found: LoadResult | None, **more: Figure) -> Row:
-    times = found.latencies_ms if found is not None else ()
+def _row(what: str, database: str, load: LoadResult | None, **more: Figure) -> Row:
+    times = load.latencies_ms if load is not None else ()
     return {
         "what": what,
         "database": database,
-        "status": found.status if found is not None else None,
-        "per_second": found.answers / found.seconds if found is not None else None,
+        "status": load.status if load is not None else None,
+        "per_second": load.responses / load.seconds if load is not None else None,
         "p50_ms": times[len(times) // 2] if times else None,
         "p99_ms": times[min(len(times) - 1, len(times) * 99 // 100)] if times else None,
         "MiB_per_second": None,
@@ -88,15 +92,15 @@ class _Bench:
     server_core: int
     client_core: int
 
-    def ours(self, name: str, place: Path, database_url: str) -> Iterator[Row]:
-        """All rows of our server over one database."""
+    def ours(self, name: str, home: Path, database_url: str) -> Iterator[Row]:
+        """All measurements of our server on one database."""
         port = free_port()
-        environment = pocl_environment(place, database_url, port)
-        settings = Settings(home=place, database_url=database_url)
+        environment = pocl_environment(home, database_url, port)
+        settings = Settings(home=home, database_url=database_url)
         upgrade(settings)
         database = Database(database_url)
         command = [sys.executable, "-m", "api", "serve"]
-        with serving("the API", command, environment, port, "/readyz", self.server_core) as server:
+        with running_server("the API", command, environment, port, "/readyz", self.server_core) as server:
             body = api_load.submission(port)
             if not self.args.no_training:
                 with self._training(server, environment, body) as trained:
@@ -116,44 +120,44 @@ class _Bench:
         yield self._poll(server, name, "poll at 300/s, idle", job_id, rate=300)
 
     def _poll(self, server: Server, name: str, what: str, job_id: str, headers: str = "", rate: float = 0) -> Row:
-        return _row(what, name, self._ask(server, f"/v1/jobs/{job_id}", headers, rate))
+        return _row(what, name, self._get(server, f"/v1/jobs/{job_id}", headers, rate))
 
     def _lists(self, server: Server, name: str, database: Database, job_id: str) -> Iterator[Row]:
         api_load.add_ended(database, job_id, 99)
-        yield _row("list 20 of 100", name, self._ask(server, "/v1/jobs"))
+        yield _row("list 20 of 100", name, self._get(server, "/v1/jobs"))
         api_load.add_ended(database, job_id, self.args.jobs - 100)
-        yield _row(f"list 20 of {self.args.jobs}", name, self._ask(server, "/v1/jobs"))
+        yield _row(f"list 20 of {self.args.jobs}", name, self._get(server, "/v1/jobs"))
 
     def _submit(self, server: Server, name: str, body: object) -> Row:
         text = json.dumps(body)
         request = _head("POST", "/v1/jobs", f"content-type: application/json\r\ncontent-length: {len(text)}\r\n")
-        return _row("submit", name, self._send(server, "saturate", request + text))
+        return _row("submit", name, self._send(server, "closed_loop", request + text))
 
     def _follow(self, server: Server, name: str, database: Database) -> Row:
         held = api_load.claim(database)
-        # Once all of them are there.
+        # Events are written once all followers are connected.
         writer = threading.Timer(_ARRIVAL_SECONDS, api_load.happen, (database, held, 10, 0.3))
         writer.start()
         request = _head("GET", f"/v1/jobs/{held.job_id}/events/stream")
-        found = self._send(server, "follow", request, self.args.followers)
+        load = self._send(server, "follow", request, self.args.followers)
         writer.join()
-        return _row(f"{self.args.followers} followers", name, found)
+        return _row(f"{self.args.followers} followers", name, load)
 
     def _download(self, server: Server, name: str, database: Database, artifacts: Path, job_id: str) -> Row:
         api_load.add_file(database, artifacts, job_id, self.args.download_mib * _MIB)
-        server.forget_peak()
+        server.reset_peak()
         before = server.peak_bytes
-        found = self._send(server, "download", _head("GET", f"/v1/jobs/{job_id}/result"), self.args.downloads)
-        rate = found.octets / found.seconds / _MIB
+        load = self._send(server, "download", _head("GET", f"/v1/jobs/{job_id}/result"), self.args.downloads)
+        rate = load.octets / load.seconds / _MIB
         what = f"{self.args.downloads} downloads"
-        return _row(what, name, found, MiB_per_second=rate, peak_MiB=(server.peak_bytes - before) / _MIB)
+        return _row(what, name, load, MiB_per_second=rate, peak_MiB=(server.peak_bytes - before) / _MIB)
 
     @contextmanager
     def _training(self, server: Server, environment: Mapping[str, str], body: object) -> Iterator[str]:
         """The id of a job that trains on one thread for as long as the block lasts."""
         job_id = str(api_load.post(server.port, "/v1/jobs", body)["id"])
-        alone = {**environment, "OMP_NUM_THREADS": "1"}
-        process = spawn([sys.executable, "-m", "bench.trainer"], stdout=subprocess.DEVNULL, environment=alone)
+        single_thread = {**environment, "OMP_NUM_THREADS": "1"}
+        process = spawn([sys.executable, "-m", "bench.trainer"], stdout=subprocess.DEVNULL, environment=single_thread)
         try:
             deadline = time.monotonic() + _TRAIN_SECONDS
             while (status := api_load.get(server.port, f"/v1/jobs/{job_id}")[0]["status"]) != "running":
@@ -165,22 +169,22 @@ class _Bench:
             terminate(process, 15)
 
     def mlflow(self) -> Row:
-        """The tracking server of MLflow, asked for one run."""
+        """One run of MLflow, polled on its tracking server."""
         what = "MLflow: get a run"
         if self.args.mlflow is None or not Path(self.args.mlflow).exists():
             return _row(what, "sqlite", None)
         port = free_port()
-        with home() as place:
-            store = f"sqlite:///{place / 'mlflow.db'}"
+        with scratch_home() as home:
+            store = f"sqlite:///{home / 'mlflow.db'}"
             command = [str(self.args.mlflow), "-m", "mlflow", "server", "--backend-store-uri", store]
             command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-            with serving("MLflow", command, dict(os.environ), port, "/health", self.server_core) as server:
-                made = api_load.post(port, "/api/2.0/mlflow/runs/create", {"experiment_id": "0"})
-                run_id = made["run"]["info"]["run_id"]
-                return _row(what, "sqlite", self._ask(server, f"/api/2.0/mlflow/runs/get?run_id={run_id}"))
+            with running_server("MLflow", command, dict(os.environ), port, "/health", self.server_core) as server:
+                created = api_load.post(port, "/api/2.0/mlflow/runs/create", {"experiment_id": "0"})
+                run_id = created["run"]["info"]["run_id"]
+                return _row(what, "sqlite", self._get(server, f"/api/2.0/mlflow/runs/get?run_id={run_id}"))
 
-    def _ask(self, server: Server, path: str, headers: str = "", rate: float = 0) -> LoadResult:
-        return self._send(server, "pace" if rate else "saturate", _head("GET", path, headers), rate=rate)
+    def _get(self, server: Server, path: str, headers: str = "", rate: float = 0) -> LoadResult:
+        return self._send(server, "open_loop" if rate else "closed_loop", _head("GET", path, headers), rate=rate)
 
     def _send(self, server: Server, kind: str, request: str, clients: int = _CLIENTS, rate: float = 0) -> LoadResult:
         profile = LoadProfile("127.0.0.1", server.port, kind, request, clients, self.args.seconds, rate)

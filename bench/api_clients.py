@@ -13,40 +13,44 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LoadProfile:
+    """What load the clients put on a server."""
+
     host: str
     port: int
     kind: str
-    """`saturate`, `pace`, `follow` or `download`."""
+    """`closed_loop`, `open_loop`, `follow` or `download`."""
     request: str
-    """The head, and the body if there is one."""
+    """The head of the request, and its body if it has one."""
     clients: int
     seconds: float = 5.0
     rate: float = 0.0
-    """Requests a second of all clients together, for `pace`."""
+    """The requests a second of all clients together, for `open_loop`."""
 
 
 @dataclass(frozen=True)
 class LoadResult:
+    """What came of a load."""
+
     status: int
-    """Of every answer; another one is an error."""
-    answers: int
+    """The status of every response; a different one is an error."""
+    responses: int
     seconds: float
     octets: int = 0
     latencies_ms: tuple[float, ...] = ()
-    """Sorted."""
+    """The latency of each response, ascending."""
 
 
 class UnexpectedStatus(Exception):
-    """An answer of another status than the first one."""
+    """The status of a response differs from that of the first."""
 
 
 class _Client(asyncio.Protocol):
-    """Sends requests one after the other over one connection."""
+    """Sends requests one after the other over one keep-alive connection."""
 
     def __init__(self) -> None:
         self.buffer = b""
         self.transport: asyncio.Transport | None = None
-        self.answered: asyncio.Future[int] | None = None
+        self.response: asyncio.Future[int] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -54,24 +58,24 @@ class _Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
-        head, found, body = self.buffer.partition(b"\r\n\r\n")
-        if not found or self.answered is None:
+        head, separator, body = self.buffer.partition(b"\r\n\r\n")
+        if not separator or self.response is None:
             return
         if len(body) < _content_length(head):
             return
         self.buffer = b""
-        if not self.answered.done():
-            self.answered.set_result(int(head[9:12]))
+        if not self.response.done():
+            self.response.set_result(int(head[9:12]))
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self.answered is not None and not self.answered.done():
-            self.answered.set_exception(error or ConnectionResetError())
+        if self.response is not None and not self.response.done():
+            self.response.set_exception(error or ConnectionResetError())
 
-    async def ask(self, request: bytes) -> int:
+    async def send(self, request: bytes) -> int:
         assert self.transport is not None
-        self.answered = asyncio.get_running_loop().create_future()
+        self.response = asyncio.get_running_loop().create_future()
         self.transport.write(request)
-        return await self.answered
+        return await self.response
 
 
 def _content_length(head: bytes) -> int:
@@ -83,21 +87,21 @@ def _content_length(head: bytes) -> int:
 
 async def _connect(profile: LoadProfile) -> list[_Client]:
     loop = asyncio.get_running_loop()
-    made = [await loop.create_connection(_Client, profile.host, profile.port) for _ in range(profile.clients)]
-    return [client for _, client in made]
+    connections = [await loop.create_connection(_Client, profile.host, profile.port) for _ in range(profile.clients)]
+    return [client for _, client in connections]
 
 
-async def saturate(profile: LoadProfile) -> LoadResult:
-    """Every client asks again as soon as it is answered."""
+async def closed_loop(profile: LoadProfile) -> LoadResult:
+    """Every client sends its next request as soon as it has a response."""
     request = profile.request.encode()
     clients = await _connect(profile)
-    status = await clients[0].ask(request)
+    status = await clients[0].send(request)
     latencies: list[float] = []
     start = time.perf_counter()
 
     async def run(client: _Client) -> None:
         while (sent := time.perf_counter()) - start < profile.seconds:
-            _expect(await client.ask(request), status)
+            _expect(await client.send(request), status)
             latencies.append((time.perf_counter() - sent) * 1000)
 
     await asyncio.gather(*map(run, clients))
@@ -105,20 +109,24 @@ async def saturate(profile: LoadProfile) -> LoadResult:
     return LoadResult(status, len(latencies), seconds, latencies_ms=tuple(sorted(latencies)))
 
 
-async def pace(profile: LoadProfile) -> LoadResult:
-    """Requests come at their times, answered or not; a late answer counts from when its request was due."""
+async def open_loop(profile: LoadProfile) -> LoadResult:
+    """Requests are sent on schedule, whether or not earlier ones have a response.
+
+    A latency is measured from when its request was due, so that a slow server cannot hide it by delaying later requests
+    (coordinated omission).
+    """
     request = profile.request.encode()
     clients = await _connect(profile)
-    status = await clients[0].ask(request)
+    status = await clients[0].send(request)
     free: asyncio.Queue[_Client] = asyncio.Queue()
     for client in clients:
         free.put_nowait(client)
     latencies: list[float] = []
     start = time.perf_counter()
 
-    async def one(due: float) -> None:
+    async def send(due: float) -> None:
         client = await free.get()
-        _expect(await client.ask(request), status)
+        _expect(await client.send(request), status)
         latencies.append((time.perf_counter() - due) * 1000)
         free.put_nowait(client)
 
@@ -126,16 +134,16 @@ async def pace(profile: LoadProfile) -> LoadResult:
         for number in range(int(profile.seconds * profile.rate)):
             due = start + number / profile.rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            group.create_task(one(due))
+            group.create_task(send(due))
     return LoadResult(status, len(latencies), time.perf_counter() - start, latencies_ms=tuple(sorted(latencies)))
 
 
 async def follow(profile: LoadProfile) -> LoadResult:
-    """Streams of events, each read to its end; the latency of an event is the time since its data says `at`."""
+    """Read a stream of events for each client to its end; the latency of an event is the time since its `sent`."""
     latencies: list[float] = []
     start = time.perf_counter()
 
-    async def one() -> tuple[int, int]:
+    async def read_one() -> tuple[int, int]:
         reader, writer = await asyncio.open_connection(profile.host, profile.port)
         writer.write(profile.request.encode())
         status, events = int((await reader.readline())[9:12]), 0
@@ -150,32 +158,32 @@ async def follow(profile: LoadProfile) -> LoadResult:
         writer.close()
         return status, events
 
-    found = await asyncio.gather(*(one() for _ in range(profile.clients)))
-    statuses = {status for status, _ in found}
+    results = await asyncio.gather(*(read_one() for _ in range(profile.clients)))
+    statuses = {status for status, _ in results}
     _expect(max(statuses), min(statuses))
-    events = sum(count for _, count in found)
+    events = sum(count for _, count in results)
     return LoadResult(statuses.pop(), events, time.perf_counter() - start, latencies_ms=tuple(sorted(latencies)))
 
 
 async def download(profile: LoadProfile) -> LoadResult:
-    """One file for each client, thrown away."""
+    """Download one file for each client, and discard it."""
     start = time.perf_counter()
 
-    async def one() -> tuple[int, int]:
+    async def read_one() -> tuple[int, int]:
         reader, writer = await asyncio.open_connection(profile.host, profile.port, limit=1 << 20)
         writer.write(profile.request.encode())
         head = await reader.readuntil(b"\r\n\r\n")
-        left = total = _content_length(head)
-        while left > 0 and (chunk := await reader.read(1 << 20)):
-            left -= len(chunk)
+        remaining = total = _content_length(head)
+        while remaining > 0 and (chunk := await reader.read(1 << 20)):
+            remaining -= len(chunk)
         writer.close()
-        return int(head[9:12]), total - left
+        return int(head[9:12]), total - remaining
 
-    found = await asyncio.gather(*(one() for _ in range(profile.clients)))
-    statuses = {status for status, _ in found}
+    results = await asyncio.gather(*(read_one() for _ in range(profile.clients)))
+    statuses = {status for status, _ in results}
     _expect(max(statuses), min(statuses))
-    octets = sum(read for _, read in found)
-    return LoadResult(statuses.pop(), len(found), time.perf_counter() - start, octets)
+    octets = sum(read for _, read in results)
+    return LoadResult(statuses.pop(), len(results), time.perf_counter() - start, octets)
 
 
 def _expect(status: int, first: int) -> None:
@@ -183,7 +191,12 @@ def _expect(status: int, first: int) -> None:
         raise UnexpectedStatus(f"{status} after {first}")
 
 
-_KINDS: dict[str, Any] = {"saturate": saturate, "pace": pace, "follow": follow, "download": download}
+_KINDS: dict[str, Any] = {
+    "closed_loop": closed_loop,
+    "open_loop": open_loop,
+    "follow": follow,
+    "download": download,
+}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Counting the operations of a piece of work without doing them."""
+"""Counting the floating-point operations of a piece of work without doing them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
@@ -18,12 +18,12 @@ _aten = torch.ops.aten
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Multiplications and additions of the matrix products and of attention in `work`, masked halves included.
+    """The multiplications and additions of all matrix products and attention in `work`, masked halves included.
 
-    All else is run as it is; a product gives zeros, so that large ones take no time.
+    All other operations run; a product gives zeros, so that large ones take no time.
 
     Raises:
-        NotImplementedError: `work` multiplies by an operation whose operations are not known.
+        NotImplementedError: `work` has a product whose operations cannot be counted.
     """
     with _ZeroProducts(), FlopCounterMode(display=False, custom_mapping=_UNKNOWN_TO_TORCH) as counter:
         work()
@@ -45,7 +45,7 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: obj
 
 
 _UNKNOWN_TO_TORCH: dict[Any, Any] = {
-    # Its counter knows no product in place, and the attention of GPUs alone.
+    # The counter of torch knows no products in place, and no attention on the CPU.
     _aten.addmm_: _product,
     _aten.baddbmm_: _product,
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
@@ -55,7 +55,7 @@ _PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, *_UNKNOWN_TO_TORCH
 
 
 class _ZeroProducts(TorchDispatchMode):
-    """Every product is zeros of the right shape."""
+    """Replaces every product by zeros of its shape."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it unannotated.

@@ -1,4 +1,4 @@
-"""A whole distillation, overhead and all: ranking, teacher, four stages, evaluations, checkpoints.
+"""A whole distillation with all its overhead: ranking, teacher, four stages, evaluations, checkpoints.
 
 Ours is `pocl.run.run`. The published recipe does the same work by its own means: see `rivals.published_run`.
 """
@@ -40,7 +40,7 @@ Phases = dict[str, float]
 
 
 class Stopwatch:
-    """Seconds by phase."""
+    """Sums the seconds of each phase."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
@@ -61,10 +61,12 @@ class Stopwatch:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing_arguments(parser, rounds=1, memory=False)
     parser.add_argument("--size", choices=SIZES, default="ci")
-    parser.add_argument("--rows", type=int, default=24, help="to train on (default 24)")
-    parser.add_argument("--validation-rows", type=int, default=8, help="to evaluate on (default 8)")
-    parser.add_argument("--epochs", type=int, default=2, help="of each stage; 8 in the paper (default 2)")
-    parser.add_argument("--new-tokens", type=int, default=64, help="of an answer; 256 in the paper (default 64)")
+    parser.add_argument("--rows", type=int, default=24, help="number of training samples (default 24)")
+    parser.add_argument("--validation-rows", type=int, default=8, help="number of validation samples (default 8)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of each stage; 8 in the paper (default 2)")
+    parser.add_argument(
+        "--new-tokens", type=int, default=64, help="most tokens of an answer; 256 in the paper (default 64)"
+    )
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -76,12 +78,14 @@ def run(args: argparse.Namespace) -> Report:
             OURS: lambda workdir, watch: distil(spec, workdir, watch.sink),
             PUBLISHED: lambda workdir, watch: published_run(spec, workdir, watch.enter),
         }
-        rivals = [Rival(name, partial(_watched, name, work, Path(scratch), phases)) for name, work in works.items()]
+        rivals = [
+            Rival(name, partial(_timed_phases, name, work, Path(scratch), phases)) for name, work in works.items()
+        ]
         timings = time_interleaved(rivals, args.rounds, warm_up=False)
     steps = sum(stage.steps for stage in stage_table(spec, args.rows))
     results = timing_rows(timings)
     for row in results:
-        row.update(_named(phases[str(row["name"])], phases))
+        row.update(_phase_columns(phases[str(row["name"])], phases))
     return Report(
         "curriculum",
         {
@@ -105,32 +109,34 @@ def run(args: argparse.Namespace) -> Report:
     )
 
 
-def _named(mine: Phases, phases: dict[str, Phases]) -> dict[str, Figure]:
+def _phase_columns(seconds: Phases, phases: dict[str, Phases]) -> dict[str, Figure]:
     names = dict.fromkeys(name for each in phases.values() for name in each)
-    return {f"{name}_s": mine.get(name) for name in names}
+    return {f"{name}_s": seconds.get(name) for name in names}
 
 
-def _watched(name: str, work: Callable[[Path, Stopwatch], object], scratch: Path, phases: dict[str, Phases]) -> Work:
-    """`work` in a new directory; its phases go into `phases`."""
+def _timed_phases(
+    name: str, work: Callable[[Path, Stopwatch], object], scratch: Path, phases: dict[str, Phases]
+) -> Work:
+    """Do `work` in a new directory, and put the seconds of its phases into `phases`."""
 
-    def once() -> None:
+    def run_once() -> None:
         watch = Stopwatch()
         with tempfile.TemporaryDirectory(dir=scratch) as workdir:
             work(Path(workdir), watch)
             watch.enter("end")
         phases[name] = watch.seconds
 
-    return once
+    return run_once
 
 
 def _inputs(scratch: Path, args: argparse.Namespace) -> DistillationSpec:
-    """Models, tokenizer and rows on disk, and the specification that names them."""
+    """Write models, tokenizer and data to disk; the specification that names them."""
     size = SIZES[args.size]
     tokenizer = word_tokenizer(size.vocabulary)
     for seed, (name, shape) in enumerate((("student", size.student), ("teacher", size.teacher))):
         save_model(build_model(llama(shape, size.vocabulary), seed), tokenizer, scratch / name)
-    _write_rows(scratch / "train.jsonl", args.rows, size, tokenizer, seed=0)
-    _write_rows(scratch / "validation.jsonl", args.validation_rows, size, tokenizer, seed=1)
+    _write_samples(scratch / "train.jsonl", args.rows, size, tokenizer, seed=0)
+    _write_samples(scratch / "validation.jsonl", args.validation_rows, size, tokenizer, seed=1)
     return resolve(
         {
             "teacher": {"path": str(scratch / "teacher")},
@@ -156,7 +162,7 @@ def _inputs(scratch: Path, args: argparse.Namespace) -> DistillationSpec:
 
 
 def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One token for each word between spaces: the words of the rows are w4, w5, ..., all others are one token."""
+    """A tokenizer with one token for each of the words w4, w5, ..., and one token for all others."""
     words = [*_SPECIAL, *(f"w{at}" for at in range(len(_SPECIAL), vocabulary))]
     backend = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -165,8 +171,8 @@ def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _write_rows(path: Path, count: int, size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-    """Rows of random words, as long in tokens as Dolly's under the Alpaca template."""
+def _write_samples(path: Path, count: int, size: Size, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    """Write samples of random words, as long in tokens as Dolly's under the Alpaca template."""
     generator = torch.Generator().manual_seed(seed)
 
     def words(length: int) -> str:
@@ -179,5 +185,7 @@ def _write_rows(path: Path, count: int, size: Size, tokenizer: PreTrainedTokeniz
 
     path.write_text(line(1, 1))
     (turn,) = assistant_turns(read_samples(path)[0], tokenizer, Prompting.ALPACA, 0)
-    around = len(token_ids(tokenizer, turn.prompt)) - 1
-    path.write_text("".join(line(prompt - around, response - 1) for prompt, response in representative_lengths(count)))
+    template_tokens = len(token_ids(tokenizer, turn.prompt)) - 1
+    path.write_text(
+        "".join(line(prompt - template_tokens, response - 1) for prompt, response in representative_lengths(count))
+    )

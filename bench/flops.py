@@ -1,9 +1,9 @@
-"""Floating-point operations of each visit of a sample, counted on the code that trains: no clock, no noise.
+"""Floating-point operations of each visit of a sample, counted on the training code itself: no clock, no noise.
 
 The paper's geometry, GPT-2 XL to GPT-2 base with 50257 tokens, is counted exactly without being run whole:
 operations are affine in the layers of student and teacher and in the vocabulary. They are counted at one and two
-layers and at two small vocabularies, and extrapolate along those lines. Widths, heads and rows are the real ones.
-Of the step all is run but the products themselves.
+layers and at two small vocabularies, and extrapolated. Widths, heads and samples are the real ones. All of the step is
+run but the products themselves.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from pocl.models.precision import Precision, choose_device
 from pocl.teacher.signal import TeacherSignal
 
 BATCH, PER_DEVICE = 64, 16
-"""Rows of an optimiser step in the paper, and of one device's part of it."""
+"""Samples of an optimiser step in the paper, and of one device's part of it."""
 _SMALL_VOCABULARY = 512
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A GPT-2 pair."""
+    """The sizes of a pair of GPT-2 models."""
 
     student_layers: int
     teacher_layers: int
@@ -47,7 +47,7 @@ class Geometry:
     teacher_heads: int = 25
 
     def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """Student in train mode, teacher in eval mode."""
+        """The student in train mode, and the teacher in eval mode."""
         student = build_model(gpt2(self.student_layers, self.student_width, self.student_heads, self.vocabulary))
         teacher = build_model(gpt2(self.teacher_layers, self.teacher_width, self.teacher_heads, self.vocabulary))
         return set_mode(student, train=True), set_mode(teacher, train=False).requires_grad_(False)
@@ -55,12 +55,14 @@ class Geometry:
 
 PAPER = Geometry(student_layers=12, teacher_layers=48, vocabulary=50257)
 Count = Callable[[Geometry], float]
-"""Operations of a visit, measured at a geometry."""
+"""The operations of a visit, counted at a geometry."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", type=int, default=BATCH, help=f"of our optimiser step (default {BATCH})")
-    parser.add_argument("--without-trl", action="store_true", help="count ours and the published recipe alone")
+    parser.add_argument(
+        "--rows", type=int, default=BATCH, help=f"number of samples of our optimiser step (default {BATCH})"
+    )
+    parser.add_argument("--without-trl", action="store_true", help="count only ours and the published recipe")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -68,8 +70,8 @@ def run(args: argparse.Namespace) -> Report:
     counts: dict[str, Count] = {OURS: partial(count_ours, lengths), PUBLISHED: count_published}
     if not args.without_trl:
         part = representative_lengths(min(args.rows, PER_DEVICE))
-        counts[GKD] = partial(_of_rival, lambda *models: GKDStep(*models), part)
-        counts[DISTILLATION] = partial(_of_rival, lambda *models: DistillationStep(*models), part)
+        counts[GKD] = partial(_count_rival, lambda *models: GKDStep(*models), part)
+        counts[DISTILLATION] = partial(_count_rival, lambda *models: DistillationStep(*models), part)
     figures = {name: extrapolate(count, PAPER) for name, count in counts.items()}
     results: list[dict[str, Figure]] = [
         {"name": name, "GFLOP_per_visit": figure / 1e9, "times_ours": figure / figures[OURS]}
@@ -86,9 +88,9 @@ def run(args: argparse.Namespace) -> Report:
         },
         results,
         notes=(
-            f"Ours: the student's step and a {VISITS}th of the teacher's only pass over the row.",
-            "Counted at one and two layers and at small vocabularies, and extrapolate: the count is affine in each.",
-            f"TRL pads to the longest of {PER_DEVICE} rows, a device's part of the paper's batch.",
+            f"Ours: the student's step and a {VISITS}th of the teacher's only pass over the sample.",
+            "Counted at one and two layers and at small vocabularies, and extrapolated: the count is affine in each.",
+            f"TRL pads to the longest of {PER_DEVICE} samples, a device's part of the paper's batch.",
         ),
     )
 
@@ -98,11 +100,11 @@ def extrapolate(count: Count, geometry: Geometry, small: int = _SMALL_VOCABULARY
 
     Exact, since no operation mixes the three sizes.
     """
-    least = replace(geometry, student_layers=1, teacher_layers=1, vocabulary=small)
-    base = count(least)
-    student = count(replace(least, student_layers=2)) - base
-    teacher = count(replace(least, teacher_layers=2)) - base
-    token = (count(replace(least, vocabulary=2 * small)) - base) / small
+    smallest = replace(geometry, student_layers=1, teacher_layers=1, vocabulary=small)
+    base = count(smallest)
+    student = count(replace(smallest, student_layers=2)) - base
+    teacher = count(replace(smallest, teacher_layers=2)) - base
+    token = (count(replace(smallest, vocabulary=2 * small)) - base) / small
     return (
         base
         + student * (geometry.student_layers - 1)
@@ -112,11 +114,11 @@ def extrapolate(count: Count, geometry: Geometry, small: int = _SMALL_VOCABULARY
 
 
 def count_ours(lengths: Sequence[tuple[int, int]], geometry: Geometry) -> float:
-    """Our step over all rows with the teacher's hidden states stored, and our part of storing them."""
+    """The operations of our step with the teacher's hidden states cached, and its share of filling the cache."""
     student, teacher = geometry.models()
-    rows, precision, spec = random_samples(lengths, geometry.vocabulary), _precision(), ours.step_spec(len(lengths))
+    samples, precision, spec = random_samples(lengths, geometry.vocabulary), _precision(), ours.step_spec(len(lengths))
     stored: list[TeacherSignal] = []
-    filling = count_flops(lambda: stored.append(ours.stored_teacher(teacher, rows, precision)))
+    filling = count_flops(lambda: stored.append(ours.stored_teacher(teacher, samples, precision)))
     step = ours.OurStep(
         student,
         stored[0],
@@ -126,22 +128,22 @@ def count_ours(lengths: Sequence[tuple[int, int]], geometry: Geometry) -> float:
         temperature=TEMPERATURE,
         kd_weight=KD_WEIGHT,
     )
-    return (count_flops(partial(step, rows)) + filling / VISITS) / len(rows)
+    return (count_flops(partial(step, samples)) + filling / VISITS) / len(samples)
 
 
 def count_published(geometry: Geometry) -> float:
-    """Every row costs the same: it is padded to 512."""
-    return _of_rival(
+    """The operations of the published step; all samples cost the same, since they are padded to 512 tokens."""
+    return _count_rival(
         partial(PublishedStep, temperature=TEMPERATURE, kd_weight=KD_WEIGHT), representative_lengths(1), geometry
     )
 
 
-def _of_rival(make: Callable[..., Any], lengths: Sequence[tuple[int, int]], geometry: Geometry) -> float:
+def _count_rival(make_step: Callable[..., Any], lengths: Sequence[tuple[int, int]], geometry: Geometry) -> float:
     student, teacher = geometry.models()
-    rows: list[EncodedSample] = random_samples(lengths, geometry.vocabulary)
-    optimizer = ours.optimizer_of(student, ours.step_spec(len(rows)))
-    step = make(student, teacher, optimizer, _precision())
-    return count_flops(partial(step, rows)) / len(rows)
+    samples: list[EncodedSample] = random_samples(lengths, geometry.vocabulary)
+    optimizer = ours.optimizer_of(student, ours.step_spec(len(samples)))
+    step = make_step(student, teacher, optimizer, _precision())
+    return count_flops(partial(step, samples)) / len(samples)
 
 
 def _precision() -> Precision:

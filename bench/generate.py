@@ -1,8 +1,8 @@
-"""Greedy answers to prompts of unequal length that end at unequal lengths, as Dolly's do.
+"""Greedy answers of unequal lengths to prompts of unequal lengths, as Dolly's have.
 
-A random model would never end. So its head is biased by a countdown: a token's id modulo `PERIOD` is the number of
-tokens that are still to come, the next token must be one of those that are one lower, and after 0 comes the end.
-Which of them is left to the model, so wrong attention, positions or caches would show in the tokens.
+A random model would never end an answer, so its head is biased by a countdown: a token's id modulo `PERIOD` is the
+number of tokens still to come, the next token must be one whose number is one lower, and after 0 comes the end. Which
+of these tokens it is, the model chooses, so that wrong attention, positions or caches would change the answers.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pocl.models.precision import Precision
 TRANSFORMERS = "transformers generate"
 MAX_NEW_TOKENS = 256
 PERIOD = 260
-"""Above every length, and so far below the vocabulary that the model has a choice."""
+"""Above every length of an answer, and so far below the vocabulary that the model has a choice."""
 PAD, END = 0, 2
 _SPECIAL = 3
 _FORBIDDEN = -1e4
@@ -37,9 +37,9 @@ Prompts = Sequence[Sequence[int]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing_arguments(parser, rounds=5, memory=False)
-    parser.add_argument("--size", choices=SIZES, default="ci", help="whose student answers (default ci)")
-    parser.add_argument("--prompts", type=int, default=16, help="to be answered (default 16)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="prompts at once (default 1 4 16)")
+    parser.add_argument("--size", choices=SIZES, default="ci", help="model pair whose student answers (default ci)")
+    parser.add_argument("--prompts", type=int, default=16, help="number of prompts (default 16)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16], help="batch sizes (default 1 4 16)")
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> Report:
             differ += sum(a != b for a, b in zip(answers[OURS], answers[TRANSFORMERS], strict=True))
             for row in timing_rows(timings):
                 seconds = row["median_s"]
-                assert isinstance(seconds, float)  # timing_rows made it.
+                assert isinstance(seconds, float)  # timing_rows puts a float there.
                 results.append({"batch": batch_size, **row, "tokens_per_s": tokens / seconds})
     return Report(
         "generate",
@@ -74,13 +74,13 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def countdown_prompts(count: int, vocabulary: int) -> tuple[Prompts, int]:
-    """`count` prompts as long as Dolly's, whose last token sets the length of the answer, and the tokens of all."""
+    """Prompts as long as Dolly's, whose last token sets the length of the answer; and the tokens of all answers."""
     generator = torch.Generator().manual_seed(0)
     prompts, total = [], 0
     lengths = representative_lengths(count)
     for at in torch.randperm(count, generator=generator).tolist():
         prompt, response = lengths[at]
-        # The end token is one of the response's.
+        # The response length includes the end token.
         answer = min(response - 1, MAX_NEW_TOKENS - 1)
         ids = torch.randint(_SPECIAL, vocabulary, (prompt,), generator=generator).tolist()
         prompts.append([*ids[:-1], PERIOD + answer])
@@ -90,7 +90,7 @@ def countdown_prompts(count: int, vocabulary: int) -> tuple[Prompts, int]:
 
 @contextmanager
 def counting_down(model: PreTrainedModel) -> Iterator[None]:
-    """Bias the head of `model` by the countdown."""
+    """Bias the head of `model` by the countdown while the block runs."""
     head = output_head(model)
     vocabulary = head.get_parameter("weight").shape[0]
     bias = _bias(vocabulary)
@@ -128,21 +128,21 @@ def ours(model: PreTrainedModel, prompts: Prompts, batch_size: int, precision: P
 
 @torch.no_grad()
 def theirs(model: PreTrainedModel, prompts: Prompts, batch_size: int, precision: Precision) -> list[list[int]]:
-    """Prompts in the order that they come in, padded on the left to the longest of their batch."""
+    """Answers of `transformers`: prompts in their given order, padded on the left to the longest of their batch."""
     answers: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
         ids, mask = left_padded(prompts[start : start + batch_size])
         with precision.autocast():
-            answered = greedy(model, ids, mask, MAX_NEW_TOKENS, end_id=END, pad_id=PAD)
-        answers += [_up_to_end(row) for row in answered.tolist()]
+            batch = greedy(model, ids, mask, MAX_NEW_TOKENS, end_id=END, pad_id=PAD)
+        answers += [_up_to_end(row) for row in batch.tolist()]
     return answers
 
 
 def greedy(model: PreTrainedModel, ids: Tensor, mask: Tensor, new_tokens: int, *, end_id: int, pad_id: int) -> Tensor:
-    """What `transformers` answers to a batch `[B, L]`: `[B, tokens]`, padded after the end."""
-    # The method is typed as if every attribute of a model were a tensor.
-    answer: Any = model.generate
-    answered: Tensor = answer(
+    """Greedy answers of `transformers` to a batch `[B, L]`: `[B, tokens]`, padded after the end."""
+    # torch types every attribute of a module as a tensor or a module.
+    generate_: Any = model.generate
+    answers: Tensor = generate_(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=new_tokens,
@@ -150,11 +150,11 @@ def greedy(model: PreTrainedModel, ids: Tensor, mask: Tensor, new_tokens: int, *
         eos_token_id=end_id,
         pad_token_id=pad_id,
     )
-    return answered[:, ids.shape[1] :]
+    return answers[:, ids.shape[1] :]
 
 
 def left_padded(prompts: Prompts, width: int | None = None) -> tuple[Tensor, Tensor]:
-    """Ids and mask `[B, width]`, at the longest prompt's length where none is given."""
+    """Ids and mask of prompts, `[B, width]`; by default as wide as the longest prompt."""
     columns = width or max(map(len, prompts))
     ids = [[PAD] * (columns - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (columns - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -169,20 +169,20 @@ def _rivals(
     answers: dict[str, list[list[int]]],
 ) -> list[Rival]:
     def prepare(name: str) -> Work:
-        answering = ours if name == OURS else theirs
-        return lambda: answers.update({name: answering(model, prompts, batch_size, precision)})
+        generate_answers = ours if name == OURS else theirs
+        return lambda: answers.update({name: generate_answers(model, prompts, batch_size, precision)})
 
     return [Rival(name, partial(prepare, name)) for name in (OURS, TRANSFORMERS)]
 
 
 def _bias(vocabulary: int) -> Tensor:
-    """For each residue of the token before: 0 for the tokens that may follow. `[PERIOD, V]`."""
+    """The bias for each number of tokens to come, `[PERIOD, V]`: 0 for tokens that may follow, else prohibitive."""
     bias = torch.full((PERIOD, vocabulary), _FORBIDDEN)
     bias[0, END] = 0
     ids = torch.arange(_SPECIAL, vocabulary)
-    followed = ids % PERIOD + 1
-    inside = followed < PERIOD
-    bias[followed[inside], ids[inside]] = 0
+    predecessor = ids % PERIOD + 1
+    has_predecessor = predecessor < PERIOD
+    bias[predecessor[has_predecessor], ids[has_predecessor]] = 0
     return bias
 
 

@@ -1,6 +1,6 @@
-"""Rows as long as real ones: token counts of Dolly under the paper's template, with random tokens in them.
+"""Samples of random tokens that are as long as Dolly's under the paper's template.
 
-`python -m bench.lengths ROWS.jsonl TOKENIZER_DIRECTORY` prints the pairs that `data/dolly_lengths.json` holds.
+`python -m bench.lengths DATA.jsonl TOKENIZER_DIRECTORY` prints the pairs of `data/dolly_lengths.json`.
 """
 
 import json
@@ -17,10 +17,10 @@ from pocl.data.batches import EncodedSample
 
 MAX_LENGTH = 512
 MAX_PROMPT_LENGTH = 256
-"""Of the paper's experiments."""
+"""The limits of the paper's experiments, in tokens."""
 _FILE = Path(__file__).with_name("data") / "dolly_lengths.json"
 _SPECIAL = 3
-"""Ids below are never drawn: pad, begin, end."""
+"""The number of special ids, which are never drawn: pad, begin, end."""
 
 Lengths = tuple[int, int]
 """(prompt tokens, response tokens with the end token)."""
@@ -28,39 +28,39 @@ Lengths = tuple[int, int]
 
 @cache
 def dolly_lengths() -> tuple[Lengths, ...]:
-    """500 rows of Dolly, cut as in the paper, in rising order of total length."""
-    pairs = [_cut(prompt, response) for prompt, response in json.loads(_FILE.read_text())["pairs"]]
+    """The lengths of 500 samples of Dolly, truncated as in the paper, by ascending total length."""
+    pairs = [_truncated(prompt, response) for prompt, response in json.loads(_FILE.read_text())["pairs"]]
     return tuple(sorted(pairs, key=lambda pair: (sum(pair), pair)))
 
 
-def representative_lengths(rows: int) -> list[Lengths]:
-    """`rows` lengths that stand for the dolly_lengths: of each of as many equal slices the row nearest to its mean.
+def representative_lengths(count: int) -> list[Lengths]:
+    """`count` lengths that stand for Dolly's: the one nearest to the mean of each of as many equal strata.
 
     Raises:
-        ValueError: for more rows than the dolly_lengths has.
+        ValueError: for fewer than one, or for more than there are.
     """
     pairs = dolly_lengths()
-    if not 1 <= rows <= len(pairs):
-        raise ValueError(f"rows must lie between 1 and {len(pairs)}")
-    edges = [len(pairs) * i // rows for i in range(rows + 1)]
+    if not 1 <= count <= len(pairs):
+        raise ValueError(f"count must lie between 1 and {len(pairs)}")
+    edges = [len(pairs) * i // count for i in range(count + 1)]
     return [_nearest_to_mean(pairs[low:high]) for low, high in pairwise(edges)]
 
 
 def random_samples(lengths: Sequence[Lengths], vocabulary: int, seed: int = 0) -> list[EncodedSample]:
-    """A row of random ids for each pair of lengths, in an order drawn from the seed."""
+    """A sample of random ids for each pair of lengths, in an order drawn from the seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    rows = []
-    for at in order:
-        prompt, response = lengths[at]
+    samples = []
+    for index in order:
+        prompt, response = lengths[index]
         ids = torch.randint(_SPECIAL, vocabulary, (prompt + response,), generator=generator).tolist()
-        rows.append(EncodedSample(digest=f"{at:064x}", input_ids=tuple(ids), prompt_length=prompt))
-    return rows
+        samples.append(EncodedSample(digest=f"{index:064x}", input_ids=tuple(ids), prompt_length=prompt))
+    return samples
 
 
-def _cut(prompt: int, response: int) -> Lengths:
-    kept = min(prompt, MAX_PROMPT_LENGTH)
-    return kept, min(response, MAX_LENGTH - kept)
+def _truncated(prompt: int, response: int) -> Lengths:
+    prompt = min(prompt, MAX_PROMPT_LENGTH)
+    return prompt, min(response, MAX_LENGTH - prompt)
 
 
 def _nearest_to_mean(pairs: Sequence[Lengths]) -> Lengths:
@@ -68,8 +68,8 @@ def _nearest_to_mean(pairs: Sequence[Lengths]) -> Lengths:
     return min(pairs, key=lambda pair: abs(pair[0] - prompt) + abs(pair[1] - response))
 
 
-def _measure(rows: Path, tokenizer_directory: str) -> list[Lengths]:
-    # Needed for making the file alone.
+def _measure(data: Path, tokenizer_directory: str) -> list[Lengths]:
+    # These are needed only to make the file.
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     from pocl.data.prompting import Prompting, assistant_turns, token_ids
@@ -77,7 +77,7 @@ def _measure(rows: Path, tokenizer_directory: str) -> list[Lengths]:
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_directory)
     lengths = []
-    for sample in read_samples(rows)[: len(dolly_lengths())]:
+    for sample in read_samples(data)[: len(dolly_lengths())]:
         (turn,) = assistant_turns(sample, tokenizer, Prompting.ALPACA, 0)
         prompt, whole = (len(token_ids(tokenizer, text)) for text in (turn.prompt, turn.prompt + turn.answer))
         lengths.append((prompt, whole - prompt + 1))

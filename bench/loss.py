@@ -24,14 +24,14 @@ from pocl.models.precision import Precision
 from pocl.spec import ForwardKL
 
 TEMPERATURE, KD_WEIGHT = 1.5, 0.85
-"""In the middle of the curriculum."""
+"""The values of the middle of the curriculum."""
 FP32_LIMIT = 1e-5
 _ROWS = 4
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What reaches the head. N positions, R of them predict a response token."""
+    """What reaches the heads: N positions, of which R predict a response token."""
 
     student_hidden: Tensor
     """`[N, d]`."""
@@ -40,19 +40,19 @@ class Inputs:
     """`[V, d]` fp32."""
     teacher_head: Tensor
     labels: Tensor
-    """`[N]`, `IGNORED` but for R."""
+    """`[N]`: the tokens that R positions predict, and `IGNORED` at the others."""
 
     @classmethod
-    def of(cls, args: argparse.Namespace, precision: Precision) -> "Inputs":
+    def random(cls, args: argparse.Namespace, precision: Precision) -> "Inputs":
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator)
 
-        kept = torch.randperm(args.positions, generator=generator)[: args.response]
+        response = torch.randperm(args.positions, generator=generator)[: args.response]
         labels = torch.full((args.positions,), IGNORED)
-        labels[kept] = torch.randint(args.vocabulary, (args.response,), generator=generator)
-        # Logits of standard deviation 2: a distribution with a head and a tail.
+        labels[response] = torch.randint(args.vocabulary, (args.response,), generator=generator)
+        # Logits with a standard deviation of 2 give distributions with a head and a tail.
         heads = [normal(args.vocabulary, args.width) * 2 / args.width**0.5 for _ in range(2)]
         hidden = [normal(args.positions, args.width).to(precision.weights) for _ in range(2)]
         return cls(
@@ -60,7 +60,7 @@ class Inputs:
         )
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        """Of the response rows of the hidden states, and of the head."""
+        """The gradients of the hidden states at response positions, and of the head."""
         assert self.student_hidden.grad is not None  # A backward pass has run.
         assert self.student_head.grad is not None
         return self.student_hidden.grad[self.labels != IGNORED].float(), self.student_head.grad.float()
@@ -74,21 +74,25 @@ Loss = Callable[[Inputs], Tensor]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing_arguments(parser)
-    parser.add_argument("--positions", type=int, default=2048, help="of a batch, padding included (default 2048)")
-    parser.add_argument("--response", type=int, default=820, help="that predict a response token (default 820)")
-    parser.add_argument("--width", type=int, default=576, help="of hidden states (default 576)")
-    parser.add_argument("--vocabulary", type=int, default=49152)
+    parser.add_argument(
+        "--positions", type=int, default=2048, help="positions of a batch, padding included (default 2048)"
+    )
+    parser.add_argument(
+        "--response", type=int, default=820, help="positions that predict a response token (default 820)"
+    )
+    parser.add_argument("--width", type=int, default=576, help="width of the hidden states (default 576)")
+    parser.add_argument("--vocabulary", type=int, default=49152, help="number of tokens (default 49152)")
 
 
 def rivals(args: argparse.Namespace) -> list[Rival]:
     precision = precision_of(args)
-    made: list[Inputs] = []
+    shared: list[Inputs] = []
 
     def prepare(loss: Loss, load: Callable[[], object]) -> Work:
         load()
-        if not made:
-            made.append(Inputs.of(args, precision))
-        return partial(_forward_backward, loss, made[0], precision)
+        if not shared:
+            shared.append(Inputs.random(args, precision))
+        return partial(_forward_backward, loss, shared[0], precision)
 
     return [
         Rival(OURS, partial(prepare, _ours, lambda: None)),
@@ -101,7 +105,7 @@ def rivals(args: argparse.Namespace) -> list[Rival]:
 def run(args: argparse.Namespace) -> Report:
     machine = Machine.measure()
     precision = precision_of(args)
-    checks = _agreement(Inputs.of(args, precision), precision)
+    checks = _agreement(Inputs.random(args, precision), precision)
     require_agreement(FP32_LIMIT if precision.name == "fp32" else None, checks)
     timings = time_interleaved(rivals(args), args.rounds)
     results = timing_rows(timings, peak_memories(args, list(timings)))
@@ -153,7 +157,7 @@ def _ours(inputs: Inputs, kd_weight: float = KD_WEIGHT, scaled: bool = True) -> 
 
 
 def _logits(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Of student and teacher at all positions, `[B, L, V]`, and the labels `[B, L]`."""
+    """The logits of student and teacher at all positions, `[B, L, V]`, and the labels, `[B, L]`."""
     shape = (_ROWS, -1, inputs.student_hidden.shape[1])
     student = F.linear(inputs.student_hidden.view(shape), inputs.student_head)
     with torch.no_grad():
@@ -181,21 +185,21 @@ def _distillation(inputs: Inputs) -> Tensor:
 
 
 def _agreement(inputs: Inputs, precision: Precision) -> dict[str, float]:
-    """Values and gradients of each rival against ours on the same objective."""
+    """The differences of each rival's loss and gradients from ours on the same objective."""
     response = inputs.labels != IGNORED
     with torch.no_grad(), precision.autocast():
         teacher = inputs.teacher_hidden[response] @ inputs.teacher_head.T
         log_p = torch.log_softmax(teacher.float() / TEMPERATURE, dim=-1)
-        # The published loss leaves the teacher's entropy out.
-        left_out = KD_WEIGHT * TEMPERATURE**2 * (log_p.exp() * log_p).sum(dim=-1).mean()
+        # The published loss omits the teacher's entropy.
+        entropy_term = KD_WEIGHT * TEMPERATURE**2 * (log_p.exp() * log_p).sum(dim=-1).mean()
     pure = partial(_ours, kd_weight=1.0, scaled=False)
     checks = {}
-    for name, rival, same, constant in (
-        (PUBLISHED, _published, _ours, left_out.item()),
+    for name, rival, reference, constant in (
+        (PUBLISHED, _published, _ours, entropy_term.item()),
         (GKD, _gkd, pure, 0.0),
         (DISTILLATION, _distillation, pure, 0.0),
     ):
-        ours, theirs = (_value_and_gradients(loss, inputs, precision) for loss in (same, rival))
+        ours, theirs = (_value_and_gradients(loss, inputs, precision) for loss in (reference, rival))
         checks[f"{name}: loss differs by"] = difference(ours[0], theirs[0] + constant)
         checks[f"{name}: gradients differ by"] = max(
             difference(a, b) for a, b in zip(ours[1:], theirs[1:], strict=True)

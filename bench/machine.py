@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: the machine, its load, versions, and how fast it multiplies."""
+"""What a measurement depends on besides the code: the machine, its load, versions, and its peak arithmetic rate."""
 
 import os
 import time
@@ -16,16 +16,18 @@ _REPEATS = 10
 
 @dataclass(frozen=True)
 class Machine:
+    """The machine of a measurement, as it was at its start."""
+
     cpu: str
     instruction_set: str
     cores: int
-    """Cores that the process may use."""
+    """The number of cores that the process may use."""
     threads: int
     load_average: float
-    """Processes that wanted to run in the last minute, at the start; well above 0, others share the cores."""
+    """The mean number of runnable processes in the minute before the start; well above 0, others share the cores."""
     versions: dict[str, str | None]
     peak_gflops: dict[str, float | None]
-    """Fastest of some square matrix products of this run, by number format; None: no such products here."""
+    """The rate of the fastest of some square matrix products, by number format; None where the format is emulated."""
 
     @classmethod
     def measure(cls) -> "Machine":
@@ -49,7 +51,7 @@ class Machine:
             f"no {name} products on this machine" if peak is None else f"{name} {peak:.0f} GFLOP/s"
             for name, peak in self.peak_gflops.items()
         )
-        versions = ", ".join(f"{name} {found or 'absent'}" for name, found in self.versions.items())
+        versions = ", ".join(f"{name} {installed or 'absent'}" for name, installed in self.versions.items())
         return (
             f"{self.cpu} ({self.instruction_set}), {self.cores} cores, {self.threads} threads, "
             f"load average {self.load_average}\n{versions}\nmatrix peak of this run: {peaks}"
@@ -57,7 +59,7 @@ class Machine:
 
 
 def _matrix_peak(dtype: torch.dtype) -> float:
-    """GFLOP/s."""
+    """The peak rate of matrix products, in GFLOP/s."""
     left, right = (torch.randn(_SIDE, _SIDE).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(_REPEATS):

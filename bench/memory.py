@@ -1,4 +1,4 @@
-"""Peak memory of one rival, in a process of its own: `python -m bench.memory COMMAND RIVAL SETTINGS`."""
+"""Peak memory of a rival, measured in a process of its own: `python -m bench.memory COMMAND RIVAL SETTINGS`."""
 
 import ctypes
 import gc
@@ -19,15 +19,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident bytes."""
+    """The resident memory of a rival, in bytes."""
 
     prepared: int
-    """Once all is loaded, before the work."""
+    """Memory after preparation, before the work."""
     peak: int
-    """At the highest point of the work."""
+    """Peak memory during the work."""
 
     @property
-    def above(self) -> int:
+    def increase(self) -> int:
+        """What the work takes besides its preparation."""
         return max(0, self.peak - self.prepared)
 
 
@@ -35,9 +36,9 @@ def measure_peak(rival: Rival) -> Memory:
     """Prepare `rival` and do its work once in this process."""
     work = rival.prepare()
     gc.collect()
-    # What the preparation freed goes back to the system: the work could take it unseen.
+    # What the preparation freed goes back to the system, lest the work reuse it unnoticed.
     ctypes.CDLL(None).malloc_trim(0)
-    # Forgets the peak of the preparation.
+    # This resets the peak, which was that of the preparation.
     Path("/proc/self/clear_refs").write_text("5")
     prepared = _status("VmRSS")
     work()
@@ -45,7 +46,7 @@ def measure_peak(rival: Rival) -> Memory:
 
 
 def peak_memories(args: Namespace, names: Sequence[str]) -> dict[str, Memory] | None:
-    """The peak of each rival of the command that `args` were given to; None where they ask for none."""
+    """The memory of each rival of the command with `args`; None with `--no-memory`."""
     if args.no_memory:
         return None
     return {name: _in_child(args, name) for name in names}
@@ -64,6 +65,7 @@ def _in_child(args: Namespace, name: str) -> Memory:
 
 
 def _status(field: str) -> int:
+    """A field of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) << 10

@@ -1,4 +1,4 @@
-"""Ratios of the committed results as bars: `python -m bench.plot` writes docs/images/bench.svg."""
+"""The ratios of the committed results as a bar chart: `python -m bench.plot` writes docs/images/bench.svg."""
 
 import json
 from pathlib import Path
@@ -18,31 +18,32 @@ TARGET = ROOT / "docs" / "images" / "bench.svg"
 _BAR, _LINE = 0.28, "#2f6f9f"
 
 Bar = tuple[str, float]
-"""(what it is, how many times ours)."""
+"""(label, times ours)."""
 
 
-def bars(results: Path) -> list[Bar]:
-    """A bar for each rival of each result, those of one result together."""
+def load_bars(results: Path) -> list[Bar]:
+    """A bar for each rival of each result, grouped by result."""
     return [bar for file in sorted(results.glob("*.json")) for bar in _bars_of(json.loads(file.read_text()))]
 
 
-def draw(found: list[Bar], target: Path) -> None:
-    """
+def draw(bars: list[Bar], target: Path) -> None:
+    """Draw a bar chart to `target`.
+
     Raises:
         ValueError: without a bar.
     """
-    if not found:
+    if not bars:
         raise ValueError("no result has a ratio")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7.2, 0.7 + _BAR * len(found)))
-    places = list(range(len(found)))[::-1]
-    # Ratios multiply: on this scale twice as slow and twice as fast are equally far from 1.
+    figure, axes = pyplot.subplots(figsize=(7.2, 0.7 + _BAR * len(bars)))
+    places = list(range(len(bars)))[::-1]
+    # On a logarithmic scale twice as slow and twice as fast are equally far from 1.
     axes.set_xscale("log")
-    drawn = axes.barh(places, [ratio - 1 for _, ratio in found], left=1, height=0.62, color=_LINE)
-    axes.bar_label(drawn, labels=[f"{ratio:.1f}x" for _, ratio in found], padding=3)
+    rectangles = axes.barh(places, [ratio - 1 for _, ratio in bars], left=1, height=0.62, color=_LINE)
+    axes.bar_label(rectangles, labels=[f"{ratio:.1f}x" for _, ratio in bars], padding=3)
     axes.axvline(1, color="#444444", linewidth=0.8)
-    axes.set_yticks(places, [name for name, _ in found])
+    axes.set_yticks(places, [name for name, _ in bars])
     ticks = [1, 2, 5, 10, 20, 50, 100, 200]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.minorticks_off()
@@ -55,14 +56,14 @@ def draw(found: list[Bar], target: Path) -> None:
 
 
 def _bars_of(record: dict[str, Any]) -> list[Bar]:
-    what = record["command"]
+    label = record["command"]
     if "results" not in record:
-        # Of kills and storms there is nothing to compare.
+        # The fault injections compare nothing.
         return []
     if "size" in record["settings"]:
-        what += f" ({record['settings']['size']})"
+        label += f" ({record['settings']['size']})"
     return [
-        (f"{what}{_batch_of(row)}: {row['name']}", row["times_ours"])
+        (f"{label}{_batch_of(row)}: {row['name']}", row["times_ours"])
         for row in record["results"]
         if row.get("name") != OURS and "times_ours" in row
     ]
@@ -73,5 +74,5 @@ def _batch_of(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    draw(bars(RESULTS), TARGET)
+    draw(load_bars(RESULTS), TARGET)
     print(TARGET.relative_to(ROOT))

@@ -1,6 +1,6 @@
-"""The protocol of every timing: rivals take turns in one process, and ratios are of one run.
+"""The protocol of every timing: rivals run in interleaved rounds of one process, and ratios are of one run.
 
-One warm-up round is not counted. Then A B C, A B C, ...: what disturbs the machine disturbs all alike.
+One warm-up round is not counted. Then rivals run A B C, A B C, ...: a disturbance of the machine affects all alike.
 """
 
 import argparse
@@ -21,21 +21,21 @@ OURS = "ours"
 
 @dataclass(frozen=True)
 class Rival:
-    """One way of doing the work that is compared."""
+    """One way of doing the work that is benchmarked."""
 
     name: str
     prepare: Callable[[], Work]
-    """Does all that is not measured, and returns what is: one unit of work, to be called any number of times."""
+    """Does all that is not timed, and returns one unit of the work that is, to be called any number of times."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one rival, a figure for each round that counts."""
+    """The seconds of one rival, one figure for each round that counts."""
 
     name: str
     seconds: tuple[float, ...]
     first: float | None = None
-    """Seconds of the warm-up round."""
+    """The seconds of the warm-up round; None without one."""
 
     @property
     def median(self) -> float:
@@ -47,7 +47,7 @@ class Timing:
 
     @property
     def iqr(self) -> float:
-        """Distance between the quartiles; 0 for a single round."""
+        """The interquartile range; 0 for a single round."""
         if len(self.seconds) == 1:
             return 0.0
         lower, _, upper = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -63,7 +63,7 @@ def time_interleaved(
 ) -> dict[str, Timing]:
     """Prepare all rivals, warm each up once, and time `rounds` interleaved rounds.
 
-    Without `warm_up` the first round counts: for work so long that what is slow at first does not tell.
+    Without `warm_up` the first round counts, for work so long that its cold start does not matter.
 
     Raises:
         ValueError: without a round, or where two rivals have one name.
@@ -72,30 +72,35 @@ def time_interleaved(
         raise ValueError("rounds must be at least 1 and names distinct")
     works = {rival.name: rival.prepare() for rival in rivals}
     first = {name: _timed(work, clock) for name, work in works.items()} if warm_up else {}
-    counted: dict[str, list[float]] = {name: [] for name in works}
+    seconds_by_rival: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            counted[name].append(_timed(work, clock))
-    return {name: Timing(name, tuple(seconds), first.get(name)) for name, seconds in counted.items()}
+            seconds_by_rival[name].append(_timed(work, clock))
+    return {name: Timing(name, tuple(seconds), first.get(name)) for name, seconds in seconds_by_rival.items()}
 
 
 def add_timing_arguments(parser: argparse.ArgumentParser, *, rounds: int = 5, memory: bool = True) -> None:
-    """`--rounds`, `--dtype` and, where it is measured, `--no-memory`, for commands that time rivals."""
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"rounds that count (default {rounds})")
-    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="of matrix products")
+    """Add `--rounds`, `--dtype` and, where memory is measured, `--no-memory` to a command that times rivals."""
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"number of rounds that count (default {rounds})")
+    parser.add_argument(
+        "--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="format of matrix products (default auto)"
+    )
     if memory:
-        parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of each rival")
+        parser.add_argument("--no-memory", action="store_true", help="do not measure the peak memory of each rival")
 
 
 def precision_of(args: argparse.Namespace) -> Precision:
-    """`auto` is what the hardware multiplies: bf16 or fp32."""
+    """The precision of `--dtype`; `auto` is bf16 where the hardware multiplies it, else fp32."""
     return choose_precision(args.dtype, choose_device("cpu"))
 
 
 def pin_threads(threads: int | None) -> int:
-    """Fix the number of threads, and the cores that they run on; the number that it came to.
+    """Fix the number of threads and the cores that they run on (CPU affinity).
 
-    To be called before torch has started threads of its own, which then stay on the same cores.
+    To be called before torch has started threads of its own, which inherit the affinity.
+
+    Returns:
+        The number of threads.
     """
     allowed = sorted(os.sched_getaffinity(0))
     count = min(threads or len(allowed), len(allowed))
@@ -105,7 +110,7 @@ def pin_threads(threads: int | None) -> int:
 
 
 def _timed(work: Work, clock: Callable[[], float]) -> float:
-    # What another rival left behind is collected outside of the time.
+    # The garbage of another rival is collected before the time starts.
     gc.collect()
     start = clock()
     work()

@@ -1,4 +1,4 @@
-"""What a command prints and writes: one aligned table, and the same figures as JSON."""
+"""The report of a command: one aligned table, and the same figures as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,10 +18,12 @@ class Reported(Protocol):
 
     @property
     def failure(self) -> str | None:
-        """Why the figures are bad news: the command then exits with 1."""
+        """Why the benchmark failed; the command then exits with 1. None if it did not fail."""
         ...
 
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """For the terminal."""
+        ...
 
     def record(self) -> dict[str, Any]:
         """For the JSON file."""
@@ -30,14 +32,16 @@ class Reported(Protocol):
 
 @dataclass(frozen=True)
 class Report:
+    """The figures of a benchmark and what they depend on."""
+
     command: str
     settings: dict[str, Any]
-    """What the work was."""
+    """The size of the work."""
     results: Sequence[Mapping[str, Figure]]
     """The rows of the table, with equal keys; `ours` comes first."""
     machine: Machine | None = None
     checks: Mapping[str, Figure] = field(default_factory=dict)
-    """How far the results of the rivals agree."""
+    """How far the results of the rivals differ."""
     notes: tuple[str, ...] = ()
     failure: str | None = None
 
@@ -62,17 +66,17 @@ def to_json(report: Reported) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Figure]]) -> str:
-    """Columns aligned, text to the left and numbers to the right; keys with their underscores as spaces."""
+    """A table with aligned columns, text to the left and numbers to the right, headed by the keys."""
     keys = list(rows[0])
     heads = [key.replace("_", " ") for key in keys]
     cells = [[_cell(row[key]) for key in keys] for row in rows]
-    widths = [max(len(line[at]) for line in [heads, *cells]) for at in range(len(keys))]
-    left = [all(isinstance(row[key], str | None) for row in rows) for key in keys]
+    widths = [max(len(line[column]) for line in [heads, *cells]) for column in range(len(keys))]
+    is_text = [all(isinstance(row[key], str | None) for row in rows) for key in keys]
 
     def line(parts: Sequence[str]) -> str:
         padded = (
-            part.ljust(width) if to_left else part.rjust(width)
-            for part, width, to_left in zip(parts, widths, left, strict=True)
+            part.ljust(width) if text else part.rjust(width)
+            for part, width, text in zip(parts, widths, is_text, strict=True)
         )
         return "  ".join(padded).rstrip()
 
@@ -82,9 +86,10 @@ def table(rows: Sequence[Mapping[str, Figure]]) -> str:
 def timing_rows(
     timings: Mapping[str, Timing], memories: Mapping[str, Memory] | None = None, *, once: float = 0.0
 ) -> list[dict[str, Figure]]:
-    """A row for each rival. `times_ours` is its seconds over ours: of medians, and of the fastest rounds.
+    """A row for each rival, with the ratios of its seconds to ours: of medians, and of the fastest rounds.
 
-    `once` is added to our seconds in these ratios: our share of work that is done outside of the timed unit.
+    Args:
+        once: Seconds that are added to ours in these ratios: our share of work done outside of the timed unit.
     """
     ours = timings[OURS]
     rows: list[dict[str, Figure]] = []
@@ -99,9 +104,9 @@ def timing_rows(
             "times_ours_min": (timing.fastest + extra) / (ours.fastest + once),
         }
         if memories is not None:
-            memory, of_ours = memories[name], memories[OURS]
-            row["peak_MiB"] = memory.above / _MIB
-            row["times_ours_peak"] = memory.above / max(1, of_ours.above)
+            memory, our_memory = memories[name], memories[OURS]
+            row["peak_MiB"] = memory.increase / _MIB
+            row["times_ours_peak"] = memory.increase / max(1, our_memory.increase)
         rows.append(row)
     return rows
 

@@ -18,8 +18,8 @@ from pocl.evaluation.rouge import rouge_l
 ROUGE_SCORE = "rouge_score"
 _WORDS = Path(__file__).resolve().parent.parent / "examples" / "dolly-short" / "train.jsonl"
 _WORDS_PER_TOKEN = 0.75
-_KEPT = 0.5
-"""Of the words of a reference that its answer repeats."""
+_REPEATED_SHARE = 0.5
+"""The share of a reference's words that its answer repeats."""
 
 Pairs = Sequence[tuple[str, str]]
 """(answer, reference)."""
@@ -27,12 +27,12 @@ Pairs = Sequence[tuple[str, str]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing_arguments(parser, memory=False)
-    parser.add_argument("--pairs", type=int, default=500, help="answers and references (default 500)")
+    parser.add_argument("--pairs", type=int, default=500, help="number of answers, each with a reference (default 500)")
 
 
 def run(args: argparse.Namespace) -> Report:
     machine = Machine.measure()
-    answers = pairs(args.pairs)
+    answers = answer_pairs(args.pairs)
     scores: dict[str, list[float]] = {}
 
     def prepare(name: str, score: Callable[[Pairs], list[float]]) -> Work:
@@ -59,18 +59,18 @@ def run(args: argparse.Namespace) -> Report:
     )
 
 
-def pairs(count: int) -> Pairs:
+def answer_pairs(count: int) -> Pairs:
     """Texts of real words, as long as Dolly's responses; an answer repeats about half of its reference."""
     draw = random.Random(0)
     lines = [json.loads(line) for line in _WORDS.read_text().splitlines()]
     words = " ".join(f"{line['instruction']} {line['input']} {line['output']}" for line in lines).split()
     lengths = [response for _prompt, response in dolly_lengths()]
-    made = []
+    pairs = []
     for _ in range(count):
         reference = draw.choices(words, k=max(1, round(draw.choice(lengths) * _WORDS_PER_TOKEN)))
-        answer = [word if draw.random() < _KEPT else draw.choice(words) for word in reference]
-        made.append((" ".join(answer), " ".join(reference)))
-    return made
+        answer = [word if draw.random() < _REPEATED_SHARE else draw.choice(words) for word in reference]
+        pairs.append((" ".join(answer), " ".join(reference)))
+    return pairs
 
 
 def ours(answers: Pairs) -> list[float]:

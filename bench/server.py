@@ -23,25 +23,28 @@ _START_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Server:
+    """A running server."""
+
     name: str
     port: int
     process: "subprocess.Popen[bytes]"
 
     @property
     def peak_bytes(self) -> int:
-        """The most resident memory so far."""
+        """The peak resident memory so far."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM"))
 
-    def forget_peak(self) -> None:
+    def reset_peak(self) -> None:
+        """Let the peak begin at the present memory."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
 
 @contextmanager
-def serving(
+def running_server(
     name: str, command: Sequence[str], environment: Mapping[str, str], port: int, probe: str, core: int
 ) -> Iterator[Server]:
-    """Run a server until it answers at `probe`, and end it with the block."""
+    """Run a server while the block runs; it begins once the server answers at `probe`."""
     with tempfile.TemporaryFile() as log:
         process = spawn(["taskset", "-c", str(core), *command], stdout=log, environment=environment, directory=ROOT)
         try:
@@ -57,21 +60,23 @@ def serving(
 
 
 def run_load(profile: LoadProfile, core: int) -> LoadResult:
-    """Have the clients run on `core`."""
+    """Put a load on a server, from a process of clients on `core`."""
     command = ["taskset", "-c", str(core), sys.executable, "-m", "bench.api_clients"]
-    ran = subprocess.run(command, input=json.dumps(asdict(profile)), stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    if ran.returncode:
+    clients = subprocess.run(command, input=json.dumps(asdict(profile)), stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    if clients.returncode:
         raise RuntimeError(f"the clients failed at {profile.request.splitlines()[0]!r}")
-    return LoadResult(**json.loads(ran.stdout))
+    return LoadResult(**json.loads(clients.stdout))
 
 
 def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def pocl_environment(home: Path, database_url: str, port: int) -> dict[str, str]:
+    """The environment of our server, without settings of the shell."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("POCL_")}
     return {
         **inherited,
@@ -83,12 +88,13 @@ def pocl_environment(home: Path, database_url: str, port: int) -> dict[str, str]
 
 
 @contextmanager
-def home() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="pocl-bench-"))
+def scratch_home() -> Iterator[Path]:
+    """A temporary POCL_HOME, removed with all that is in it."""
+    directory = Path(tempfile.mkdtemp(prefix="pocl-bench-"))
     try:
-        yield made
+        yield directory
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _answers(url: str) -> bool:

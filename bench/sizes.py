@@ -1,4 +1,4 @@
-"""The model pairs that are compared on: freshly initialised Llamas, nothing to download."""
+"""The models of the benchmarks: pairs of freshly initialised Llamas, nothing to download."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 @dataclass(frozen=True)
 class Size:
+    """The sizes of a pair of models."""
+
     name: str
     student: dict[str, Any] = field(hash=False)
     teacher: dict[str, Any] = field(hash=False)
@@ -30,8 +32,8 @@ SIZES = {
     "ci": Size("ci", _llama(6, 384, 6, 6, 1024), _llama(12, 768, 12, 12, 2048), 8192),
     "lab": Size("lab", _llama(30, 576, 9, 3, 1536), _llama(32, 960, 15, 5, 2560), 49152),
 }
-"""`lab`: the shapes of SmolLM2 135M and 360M. `ci`: small enough for whole runs on two cores.
-`tiny`: to see that a benchmark runs; its figures mean nothing."""
+"""`lab` has the shapes of SmolLM2 135M and 360M, `ci` is small enough for whole runs on two cores, and `tiny` shows
+that a benchmark runs, while its figures mean nothing."""
 
 
 def llama(shape: dict[str, Any], vocabulary: int) -> LlamaConfig:
@@ -47,7 +49,7 @@ def llama(shape: dict[str, Any], vocabulary: int) -> LlamaConfig:
 
 
 def gpt2(layers: int, width: int, heads: int, vocabulary: int) -> GPT2Config:
-    """Without dropout, which adds no product."""
+    """A GPT-2 without dropout, which has no products."""
     return GPT2Config(
         n_layer=layers, n_embd=width, n_head=heads, vocab_size=vocabulary, n_positions=1024, bos_token_id=1,
         eos_token_id=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
@@ -55,7 +57,7 @@ def gpt2(layers: int, width: int, heads: int, vocabulary: int) -> GPT2Config:
 
 
 def build_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """Random weights in fp32."""
+    """A model with random fp32 weights; equal seeds give equal weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -63,32 +65,33 @@ def build_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 
 def set_mode(model: PreTrainedModel, *, train: bool) -> PreTrainedModel:
+    """Put a model into train or eval mode; the model itself."""
     model.train(train)
     return model
 
 
 @dataclass
 class ModelPair:
-    """Student and teacher, made when first asked for and then shared by all rivals of a run."""
+    """Student and teacher, built lazily and shared by all rivals of a run."""
 
     size: Size
     teacher_dtype: torch.dtype
-    _made: dict[str, PreTrainedModel] = field(default_factory=dict)
+    _models: dict[str, PreTrainedModel] = field(default_factory=dict)
 
     @property
     def student(self) -> PreTrainedModel:
-        """In train mode."""
-        return set_mode(self._once("student", self.size.student), train=True)
+        """The student, in train mode."""
+        return set_mode(self._model("student", self.size.student), train=True)
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """In eval mode, without gradients."""
-        teacher = set_mode(self._once("teacher", self.size.teacher), train=False)
+        """The teacher, in eval mode and without gradients."""
+        teacher = set_mode(self._model("teacher", self.size.teacher), train=False)
         for weight in teacher.parameters():
             weight.data = weight.data.to(self.teacher_dtype)
         return teacher.requires_grad_(False)
 
-    def _once(self, name: str, shape: dict[str, Any]) -> PreTrainedModel:
-        if name not in self._made:
-            self._made[name] = build_model(llama(shape, self.size.vocabulary), seed=len(name))
-        return self._made[name]
+    def _model(self, name: str, shape: dict[str, Any]) -> PreTrainedModel:
+        if name not in self._models:
+            self._models[name] = build_model(llama(shape, self.size.vocabulary), seed=len(name))
+        return self._models[name]

@@ -1,4 +1,4 @@
-"""One optimiser step over rows as long as Dolly's: forward, backward, clipping and AdamW."""
+"""One optimiser step over samples as long as Dolly's: forward, backward, clipping and AdamW."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -29,25 +29,25 @@ from pocl.train.checkpoint import MetricRow
 
 FILL = "teacher cache, filled once"
 TEMPERATURE, KD_WEIGHT = 1.0, 0.7
-"""Of the first stage: at temperature 1 all rivals have one divergence."""
+"""The values of the first stage: at temperature 1 all rivals have the same divergence."""
 VISITS = 20
-"""How often a sample is visited on average in the paper: E (n + 1) / 2, E = 8 epochs, n = 4 stages."""
+"""The mean number of visits of a sample in the paper: E (n + 1) / 2, with E = 8 epochs and n = 4 stages."""
 FP32_LIMIT = 1e-4
 
 
 @dataclass
 class StepFixture:
-    """Models, optimiser and rows, shared by all rivals. The learning rate leaves the weights as they are."""
+    """Models, optimiser and samples, shared by all rivals. The learning rate leaves the weights as they are."""
 
     pair: ModelPair
     precision: Precision
-    rows: Sequence[EncodedSample]
-    last: dict[str, Any] = field(default_factory=dict)
-    """What each rival's last step returned."""
+    samples: Sequence[EncodedSample]
+    last_results: dict[str, Any] = field(default_factory=dict)
+    """What the last step of each rival returned."""
 
     @cached_property
     def spec(self) -> DistillationSpec:
-        return ours.step_spec(len(self.rows))
+        return ours.step_spec(len(self.samples))
 
     @cached_property
     def optimizer(self) -> AdamW:
@@ -58,45 +58,53 @@ class StepFixture:
         return self.fill()
 
     def fill(self) -> TeacherSignal:
-        return ours.stored_teacher(self.pair.teacher, self.rows, self.precision)
+        """Fill a new teacher cache."""
+        return ours.stored_teacher(self.pair.teacher, self.samples, self.precision)
 
     def work(self, name: str, step: Callable[[Sequence[EncodedSample]], object]) -> Work:
-        def once() -> None:
-            self.last[name] = step(self.rows)
+        """A step of the rival `name` over the samples, whose result is noted."""
 
-        return once
+        def run_step() -> None:
+            self.last_results[name] = step(self.samples)
+
+        return run_step
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_timing_arguments(parser)
-    parser.add_argument("--size", choices=SIZES, default="ci", help="models; a round of `lab` takes minutes in fp32")
-    parser.add_argument("--rows", type=int, default=8, help="of the step (default 8)")
+    parser.add_argument(
+        "--size",
+        choices=SIZES,
+        default="ci",
+        help="size of the models; a round of `lab` takes minutes in fp32 (default ci)",
+    )
+    parser.add_argument("--rows", type=int, default=8, help="number of samples of the step (default 8)")
 
 
 def rivals(args: argparse.Namespace) -> list[Rival]:
-    return _rivals(_set_of(args))
+    return _rivals(_fixture(args))
 
 
 def run(args: argparse.Namespace) -> Report:
     machine = Machine.measure()
-    shared = _set_of(args)
-    fill = Rival(FILL, lambda: shared.fill)
-    timings = time_interleaved([*_rivals(shared), fill], args.rounds)
+    fixture = _fixture(args)
+    fill = Rival(FILL, lambda: fixture.fill)
+    timings = time_interleaved([*_rivals(fixture), fill], args.rounds)
     filled = timings.pop(FILL)
-    checks = _agreement(shared)
-    require_agreement(FP32_LIMIT if shared.precision.name == "fp32" else None, checks)
+    checks = _agreement(fixture)
+    require_agreement(FP32_LIMIT if fixture.precision.name == "fp32" else None, checks)
     share_of_fill = filled.median / VISITS
     results = timing_rows(timings, peak_memories(args, list(timings)), once=share_of_fill)
-    _add_rates(results, shared, machine.peak_gflops[shared.precision.name])
+    _add_rates(results, fixture, machine.peak_gflops[fixture.precision.name])
     return Report(
         "step",
         {
             "size": args.size,
-            "V": shared.pair.size.vocabulary,
+            "V": fixture.pair.size.vocabulary,
             "rows": args.rows,
-            "tokens": _tokens(shared.rows),
-            "response tokens": _response_tokens(shared.rows),
-            "dtype": shared.precision.name,
+            "tokens": _tokens(fixture.samples),
+            "response tokens": _response_tokens(fixture.samples),
+            "dtype": fixture.precision.name,
             "rounds": args.rounds,
             "cache fill s": round(filled.median, 3),
         },
@@ -107,12 +115,12 @@ def run(args: argparse.Namespace) -> Report:
             f"The ratios charge us a {VISITS}th of the cache fill: a sample is visited {VISITS} times in the paper.",
             "Share of peak: products that the step needs, padding left out and the teacher's body run once in "
             f"{VISITS} visits, over the time, over the matrix peak.",
-            "The published recipe pads to 512; the two of TRL pad to the longest row and compute no cross-entropy.",
+            "The published recipe pads to 512; the two of TRL pad to the longest sample and compute no cross-entropy.",
         ),
     )
 
 
-def _set_of(args: argparse.Namespace) -> StepFixture:
+def _fixture(args: argparse.Namespace) -> StepFixture:
     precision, size = precision_of(args), SIZES[args.size]
     return StepFixture(
         ModelPair(size, precision.weights),
@@ -121,93 +129,93 @@ def _set_of(args: argparse.Namespace) -> StepFixture:
     )
 
 
-def _rivals(shared: StepFixture) -> list[Rival]:
+def _rivals(fixture: StepFixture) -> list[Rival]:
     return [
-        Rival(OURS, partial(_ours, shared)),
-        Rival(PUBLISHED, partial(_published, shared)),
-        Rival(GKD, partial(_gkd, shared)),
-        Rival(DISTILLATION, partial(_distillation, shared)),
+        Rival(OURS, partial(_ours, fixture)),
+        Rival(PUBLISHED, partial(_published, fixture)),
+        Rival(GKD, partial(_gkd, fixture)),
+        Rival(DISTILLATION, partial(_distillation, fixture)),
     ]
 
 
-def _ours(shared: StepFixture) -> Work:
+def _ours(fixture: StepFixture) -> Work:
     step = ours.OurStep(
-        shared.pair.student,
-        shared.stored,
-        shared.optimizer,
-        shared.spec,
-        shared.precision,
+        fixture.pair.student,
+        fixture.stored,
+        fixture.optimizer,
+        fixture.spec,
+        fixture.precision,
         temperature=TEMPERATURE,
         kd_weight=KD_WEIGHT,
     )
-    return shared.work(OURS, step)
+    return fixture.work(OURS, step)
 
 
-def _published(shared: StepFixture) -> Work:
+def _published(fixture: StepFixture) -> Work:
     step = PublishedStep(
-        shared.pair.student,
-        shared.pair.teacher,
-        shared.optimizer,
-        shared.precision,
+        fixture.pair.student,
+        fixture.pair.teacher,
+        fixture.optimizer,
+        fixture.precision,
         temperature=TEMPERATURE,
         kd_weight=KD_WEIGHT,
     )
-    return shared.work(PUBLISHED, step)
+    return fixture.work(PUBLISHED, step)
 
 
-def _gkd(shared: StepFixture) -> Work:
+def _gkd(fixture: StepFixture) -> Work:
     gkd_trainer()
-    return shared.work(GKD, GKDStep(shared.pair.student, shared.pair.teacher, shared.optimizer, shared.precision))
+    return fixture.work(GKD, GKDStep(fixture.pair.student, fixture.pair.teacher, fixture.optimizer, fixture.precision))
 
 
-def _distillation(shared: StepFixture) -> Work:
+def _distillation(fixture: StepFixture) -> Work:
     chunked_divergence()
-    step = DistillationStep(shared.pair.student, shared.pair.teacher, shared.optimizer, shared.precision)
-    return shared.work(DISTILLATION, step)
+    step = DistillationStep(fixture.pair.student, fixture.pair.teacher, fixture.optimizer, fixture.precision)
+    return fixture.work(DISTILLATION, step)
 
 
-def _agreement(shared: StepFixture) -> dict[str, float]:
-    """The losses of the last steps. All saw the same weights, which no step moves."""
-    mine: MetricRow = shared.last[OURS]
-    assert mine.divergence is not None  # The method has one.
-    left_out = KD_WEIGHT * _teacher_entropy(shared)
+def _agreement(fixture: StepFixture) -> dict[str, float]:
+    """The differences of the rivals' last losses from ours; all had the same weights, which no step moves."""
+    our_step: MetricRow = fixture.last_results[OURS]
+    assert our_step.divergence is not None  # The method has one.
+    entropy_term = KD_WEIGHT * _teacher_entropy(fixture)
     return {
-        f"{PUBLISHED}: loss differs by": difference(mine.loss, shared.last[PUBLISHED] - left_out),
-        f"{GKD}: divergence differs by": difference(mine.divergence, shared.last[GKD]),
-        f"{DISTILLATION}: divergence differs by": difference(mine.divergence, shared.last[DISTILLATION]),
+        f"{PUBLISHED}: loss differs by": difference(our_step.loss, fixture.last_results[PUBLISHED] - entropy_term),
+        f"{GKD}: divergence differs by": difference(our_step.divergence, fixture.last_results[GKD]),
+        f"{DISTILLATION}: divergence differs by": difference(our_step.divergence, fixture.last_results[DISTILLATION]),
     }
 
 
-def _teacher_entropy(shared: StepFixture) -> float:
-    """Nats per response token at temperature 1: what the published loss carries besides the divergence."""
+def _teacher_entropy(fixture: StepFixture) -> float:
+    """The teacher's entropy at temperature 1, in nats per response token, which the published loss includes."""
     total = 0.0
-    for row in shared.rows:
-        log_p = torch.log_softmax(teacher_logits(shared.stored, collate([row])), dim=-1)
+    for sample in fixture.samples:
+        log_p = torch.log_softmax(teacher_logits(fixture.stored, collate([sample])), dim=-1)
         total -= (log_p.exp() * log_p).sum().item()
-    return total / _response_tokens(shared.rows)
+    return total / _response_tokens(fixture.samples)
 
 
-def _add_rates(results: Sequence[dict[str, Figure]], shared: StepFixture, peak: float | None) -> None:
-    flops = _useful_flops(shared)
+def _add_rates(results: Sequence[dict[str, Figure]], fixture: StepFixture, peak: float | None) -> None:
+    flops = _useful_flops(fixture)
     for row in results:
         seconds = row["median_s"]
-        assert isinstance(seconds, float)  # timing_rows made it.
-        row["tokens_per_s"] = _tokens(shared.rows) / seconds
+        assert isinstance(seconds, float)  # timing_rows puts a float there.
+        row["tokens_per_s"] = _tokens(fixture.samples) / seconds
         row["share_of_peak_%"] = None if peak is None else 100 * flops / seconds / 1e9 / peak
 
 
-def _useful_flops(shared: StepFixture) -> float:
-    """Products with weights: 6 per student weight and token, 2 per teacher weight; heads at response tokens only."""
-    student, teacher = shared.pair.student, shared.pair.teacher
+def _useful_flops(fixture: StepFixture) -> float:
+    """Operations that the step needs: 6 per student weight and token, 2 per teacher weight; heads at labels only."""
+    student, teacher = fixture.pair.student, fixture.pair.teacher
     heads = [model.get_input_embeddings().get_parameter("weight").numel() for model in (student, teacher)]
     bodies = [model.num_parameters() - head for model, head in zip((student, teacher), heads, strict=True)]
-    tokens, response = _tokens(shared.rows), _response_tokens(shared.rows)
+    tokens, response = _tokens(fixture.samples), _response_tokens(fixture.samples)
     return (6 * bodies[0] + 2 * bodies[1] / VISITS) * tokens + (6 * heads[0] + 2 * heads[1]) * response
 
 
-def _tokens(rows: Sequence[EncodedSample]) -> int:
-    return sum(len(row.input_ids) for row in rows)
+def _tokens(samples: Sequence[EncodedSample]) -> int:
+    return sum(len(sample.input_ids) for sample in samples)
 
 
-def _response_tokens(rows: Sequence[EncodedSample]) -> int:
-    return sum(len(row.reference_ids) for row in rows)
+def _response_tokens(samples: Sequence[EncodedSample]) -> int:
+    return sum(len(sample.reference_ids) for sample in samples)

@@ -1,4 +1,4 @@
-"""What the product is measured against, each as favourable to it as can honestly be done."""
+"""The rivals that the product is measured against, each under conditions as favourable to it as is honest."""
 
 PUBLISHED = "published recipe"
 GKD = "TRL GKDTrainer"

@@ -1,4 +1,4 @@
-"""What all rivals do with a loss."""
+"""The optimiser step that all rivals share."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 
 def backward_and_step(loss: Tensor, student: PreTrainedModel, optimizer: Optimizer, max_grad_norm: float) -> float:
-    """Backward, clip, step; the loss."""
+    """Backward pass, gradient clipping and optimiser step; the loss."""
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(student.parameters(), max_grad_norm)
     optimizer.step()

@@ -1,6 +1,6 @@
-"""The published POCL recipe (arXiv 2506.05695), written anew from its formulas.
+"""The published POCL recipe (arXiv 2506.05695), reimplemented from its formulas.
 
-Every row is padded to 512 tokens; student and teacher run on each visit and give logits at all positions.
+Every sample is padded to 512 tokens; student and teacher run on each visit and give logits at all positions.
 loss = (1 - w) CE + w tau^2 K, with K = -sum_v p log q, p = softmax(teacher / tau), q = softmax(student / tau):
 the forward KL without the teacher's entropy, which has no gradient. CE and K are means over the response tokens
 of the micro-batch; softmax is in fp32, and ids whose logit is -inf add nothing. Then the gradient is clipped to
@@ -26,7 +26,7 @@ PADDED_LENGTH = 512
 
 @dataclass(frozen=True)
 class Padded:
-    """Rows at one length."""
+    """Samples padded to one length, with full label matrices."""
 
     input_ids: Tensor
     """`[B, L]`."""
@@ -36,9 +36,9 @@ class Padded:
     """`[B, L]`, shifted: the token that a position predicts, or `IGNORED`."""
 
     @classmethod
-    def of(cls, rows: Sequence[EncodedSample], length: int | None = PADDED_LENGTH) -> "Padded":
-        """At `length`, or at that of the longest row."""
-        batch = collate(rows, length=length)
+    def collate(cls, samples: Sequence[EncodedSample], length: int | None = PADDED_LENGTH) -> "Padded":
+        """Pad samples to `length`, or to the longest if it is None."""
+        batch = collate(samples, length=length)
         labels = torch.full_like(batch.input_ids, IGNORED)
         labels[batch.predicts] = batch.labels
         return cls(batch.input_ids, batch.attention_mask, labels)
@@ -52,17 +52,17 @@ def published_loss(
     cross_entropy = F.cross_entropy(student_logits.float().view(-1, vocabulary), labels.view(-1), ignore_index=IGNORED)
     teacher = torch.softmax(teacher_logits / temperature, dim=-1, dtype=torch.float32)
     student = torch.log_softmax(student_logits / temperature, dim=-1, dtype=torch.float32)
-    counted = (labels != IGNORED).view(-1)
-    # As is usual for this loss, and as in ours: an id that the student rules out adds nothing, rather than NaN.
+    is_labelled = (labels != IGNORED).view(-1)
+    # As usual for this loss, and as in ours, an id that the student rules out adds nothing rather than NaN.
     products = (teacher * student).masked_fill(torch.isinf(student_logits), 0)
     per_token = -products.sum(dim=-1).view(-1)
-    distance = (per_token * counted).sum() / counted.sum()
+    distance = (per_token * is_labelled).sum() / is_labelled.sum()
     return (1 - kd_weight) * cross_entropy + kd_weight * temperature**2 * distance
 
 
 @dataclass(frozen=True)
 class PublishedStep:
-    """One optimiser step over the rows of a batch, all in one micro-batch."""
+    """One optimiser step over the samples of a batch, all in one micro-batch."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
@@ -72,8 +72,8 @@ class PublishedStep:
     kd_weight: float
     max_grad_norm: float = 1.0
 
-    def __call__(self, rows: Sequence[EncodedSample]) -> float:
-        batch = Padded.of(rows)
+    def __call__(self, samples: Sequence[EncodedSample]) -> float:
+        batch = Padded.collate(samples)
         with self.precision.autocast():
             with torch.no_grad():
                 teacher = self._logits(self.teacher, batch)

@@ -1,8 +1,8 @@
 """The published recipe from ranking to the last evaluation, by its own means.
 
 Answers come from `transformers` at 16 prompts a batch, all padded to the longest prompt allowed; ROUGE-L from
-`rouge_score`; cross-entropy from logits of rows padded to 512; training as in :mod:`bench.rivals.published`. Models,
-rows, stages, epochs, batches and evaluations are those of the specification. Favourable to it: it evaluates at
+`rouge_score`; cross-entropy from logits of samples padded to 512; training as in :mod:`bench.rivals.published`. Models,
+samples, stages, epochs, batches and evaluations are those of the specification. Favourable to it: it evaluates at
 stage ends rather than after each epoch, and saves the weights alone.
 """
 
@@ -35,8 +35,8 @@ class _Run:
     precision: Precision
     end_id: int
 
-    def rows(self, ref: DataRef | None) -> tuple[list[EncodedSample], list[str]]:
-        """Rows as token ids, and their references."""
+    def read(self, ref: DataRef | None) -> tuple[list[EncodedSample], list[str]]:
+        """Read samples as token ids, and their references."""
         assert ref is not None  # The benchmark names files.
         assert ref.path is not None
         data, samples = self.spec.data, read_samples(Path(ref.path))
@@ -55,30 +55,30 @@ class _Run:
 
     @torch.no_grad()
     def scores(
-        self, model: PreTrainedModel, rows: Sequence[EncodedSample], references: Sequence[str], new_tokens: int
+        self, model: PreTrainedModel, samples: Sequence[EncodedSample], references: Sequence[str], new_tokens: int
     ) -> tuple[list[float], list[float]]:
-        """ROUGE-L and mean cross-entropy of each row."""
+        """ROUGE-L and mean cross-entropy of each sample."""
         was_training = model.training
         model.train(False)
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
         rouge: list[float] = []
         entropy: list[float] = []
         size = self.spec.evaluation.batch_size
-        for piece, wanted in zip(batches(rows, size), batches(references, size), strict=True):
-            answers = self._answers(model, piece, new_tokens)
-            rouge += [scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(wanted, answers, strict=True)]
-            entropy += self._entropies(model, piece)
+        for batch, batch_references in zip(batches(samples, size), batches(references, size), strict=True):
+            answers = self._answers(model, batch, new_tokens)
+            rouge += [scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(batch_references, answers, strict=True)]
+            entropy += self._entropies(model, batch)
         model.train(was_training)
         return rouge, entropy
 
-    def _answers(self, model: PreTrainedModel, rows: Sequence[EncodedSample], new_tokens: int) -> list[str]:
-        ids, mask = left_padded([row.prompt_ids for row in rows], self.spec.data.max_prompt_length)
+    def _answers(self, model: PreTrainedModel, samples: Sequence[EncodedSample], new_tokens: int) -> list[str]:
+        ids, mask = left_padded([sample.prompt_ids for sample in samples], self.spec.data.max_prompt_length)
         with self.precision.autocast():
-            answered = greedy(model, ids, mask, new_tokens, end_id=self.end_id, pad_id=self.end_id)
-        return list(self.tokenizer.batch_decode(answered, skip_special_tokens=True))
+            answers = greedy(model, ids, mask, new_tokens, end_id=self.end_id, pad_id=self.end_id)
+        return list(self.tokenizer.batch_decode(answers, skip_special_tokens=True))
 
-    def _entropies(self, model: PreTrainedModel, rows: Sequence[EncodedSample]) -> list[float]:
-        batch = Padded.of(rows)
+    def _entropies(self, model: PreTrainedModel, samples: Sequence[EncodedSample]) -> list[float]:
+        batch = Padded.collate(samples)
         with self.precision.autocast():
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         losses = torch.nn.functional.cross_entropy(
@@ -89,19 +89,19 @@ class _Run:
 
 
 def published_run(spec: DistillationSpec, workdir: Path, enter: EnterPhase) -> None:
-    """Do all that `spec` asks for and leave the weights of each stage in `workdir`; `enter` is told each phase."""
+    """Do all of `spec` and leave the weights of each stage in `workdir`; `enter` is called with each phase."""
     precision = choose_precision(spec.training.precision, choose_device("cpu"))
     assert spec.teacher is not None  # The benchmark names one.
-    student, teacher = _loaded(spec.student, torch.float32), _loaded(spec.teacher, precision.weights)
+    student, teacher = _load(spec.student, torch.float32), _load(spec.teacher, precision.weights)
     student.train()
     teacher.train(False).requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(spec.student.path)
     run = _Run(spec, tokenizer, precision, int(tokenizer.eos_token_id))
-    train, references = run.rows(spec.data.train)
-    held_out = run.rows(spec.data.validation)
+    train, references = run.read(spec.data.train)
+    held_out = run.read(spec.data.validation)
     new_tokens = spec.evaluation.max_new_tokens
     enter("ranking")
-    order = _ranked(*run.scores(student, train, references, spec.curriculum.ranking.max_new_tokens), spec)
+    order = _rank(*run.scores(student, train, references, spec.curriculum.ranking.max_new_tokens), spec)
     enter("evaluating")
     for model in (teacher, student):
         run.scores(model, *held_out, new_tokens)
@@ -112,32 +112,32 @@ def published_run(spec: DistillationSpec, workdir: Path, enter: EnterPhase) -> N
         step = PublishedStep(
             student, teacher, optimizer, precision, stage.temperature, stage.kd_weight, training.max_grad_norm
         )
-        easiest = [train[at] for at in order[: stage.samples]]
-        done = 0
+        easiest = [train[index] for index in order[: stage.samples]]
+        steps_done = 0
         for epoch in range(stage.epochs):
-            for rows in batches(shuffled(easiest, spec.seed, stage.index, epoch), training.batch_size):
+            for batch in batches(shuffled(easiest, spec.seed, stage.index, epoch), training.batch_size):
                 for group in optimizer.param_groups:
                     group["lr"] = cosine(
-                        done, total=stage.steps, peak=training.learning_rate, floor=training.min_learning_rate
+                        steps_done, total=stage.steps, peak=training.learning_rate, floor=training.min_learning_rate
                     )
-                step(rows)
-                done += 1
+                step(batch)
+                steps_done += 1
         student.save_pretrained(workdir / str(stage.index))
         enter("evaluating")
         run.scores(student, *held_out, new_tokens)
 
 
-def _loaded(ref: ModelRef, dtype: torch.dtype) -> PreTrainedModel:
+def _load(ref: ModelRef, dtype: torch.dtype) -> PreTrainedModel:
     assert ref.path is not None  # The benchmark names a directory.
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(ref.path, dtype=dtype)
     return model
 
 
-def _ranked(rouge: Sequence[float], entropy: Sequence[float], spec: DistillationSpec) -> list[int]:
-    """Row numbers from easy to hard, by the fused reciprocal ranks of both scores."""
-    k, rows = spec.curriculum.ranking.rrf_k, range(len(rouge))
+def _rank(rouge: Sequence[float], entropy: Sequence[float], spec: DistillationSpec) -> list[int]:
+    """Indices of the samples from easy to hard, by reciprocal rank fusion of both scores."""
+    k, indices = spec.curriculum.ranking.rrf_k, range(len(rouge))
     fused = [0.0] * len(rouge)
-    for order in (sorted(rows, key=lambda at: -rouge[at]), sorted(rows, key=lambda at: entropy[at])):
-        for rank, at in enumerate(order, start=1):
-            fused[at] += 1 / (k + rank)
-    return sorted(rows, key=lambda at: -fused[at])
+    for order in (sorted(indices, key=lambda i: -rouge[i]), sorted(indices, key=lambda i: entropy[i])):
+        for rank, index in enumerate(order, start=1):
+            fused[index] += 1 / (k + rank)
+    return sorted(indices, key=lambda i: -fused[i])

@@ -1,7 +1,7 @@
-"""TRL's `DistillationTrainer`: its installed chunked divergence, on the same fixed rows.
+"""TRL's `DistillationTrainer`: its installed chunked divergence, on the same fixed samples.
 
-Favourable to it: the trainer itself takes no fixed rows, pads prompts and responses apart, and off Triton projects
-the padding too. Here rows are padded to the longest of the batch and only response tokens reach the loss; there is
+Favourable to it: the trainer itself takes no fixed samples, pads prompts and responses apart, and off Triton projects
+the padding too. Here samples are padded to the longest of the batch and only response tokens reach the loss; there is
 neither gradient checkpointing nor `empty_cache`. It mixes in no cross-entropy.
 """
 
@@ -23,7 +23,7 @@ FORWARD_KL = 0.0
 
 
 def chunked_divergence() -> Any:
-    """The function. It takes seconds to import and belongs to an extra, so it is imported when asked for."""
+    """The function, imported lazily: it takes seconds to import and belongs to an extra."""
     from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
     return _chunked_divergence_loss
@@ -39,30 +39,32 @@ def distillation_loss(
     beta: float = FORWARD_KL,
 ) -> Tensor:
     """Mean divergence over the tokens of hidden states `[T, d]`, through heads `[V, d]`."""
-    everything = torch.ones(1, student_hidden.shape[0], dtype=torch.long)
+    full_mask = torch.ones(1, student_hidden.shape[0], dtype=torch.long)
     loss, _entropy, _tokens = chunked_divergence()(
         student_hidden.unsqueeze(0),
         teacher_hidden.unsqueeze(0),
         student_head,
         teacher_head,
-        everything,
+        full_mask,
         beta,
         temperature=temperature,
     )
-    assert isinstance(loss, Tensor)  # It carries no types.
+    assert isinstance(loss, Tensor)  # The function is untyped.
     return loss
 
 
 @dataclass(frozen=True)
 class DistillationStep:
+    """One optimiser step over the samples of a batch, all in one micro-batch."""
+
     student: PreTrainedModel
     teacher: PreTrainedModel
     optimizer: Optimizer
     precision: Precision
     max_grad_norm: float = 1.0
 
-    def __call__(self, rows: Sequence[EncodedSample]) -> float:
-        batch = collate(rows)
+    def __call__(self, samples: Sequence[EncodedSample]) -> float:
+        batch = collate(samples)
         with self.precision.autocast():
             student = self._hidden(self.student, batch)
             with torch.no_grad():
@@ -74,7 +76,7 @@ class DistillationStep:
 
     @staticmethod
     def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-        """At the predicting positions, `[T, d]`."""
+        """The hidden states at the predicting positions, `[T, d]`."""
         hidden: Tensor = model.base_model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).last_hidden_state

@@ -1,6 +1,6 @@
 """TRL's experimental `GKDTrainer`: its installed `compute_loss` and `generalized_jsd_loss`, called as they are.
 
-Favourable to it: rows padded on the right to the longest of the batch, the off-policy branch alone, and neither
+Favourable to it: samples padded on the right to the longest of the batch, the off-policy branch alone, and neither
 its default gradient checkpointing nor the logging and hooks of a `Trainer`. Its forward KL is beta = 0. It mixes in
 no cross-entropy and leaves the loss temperature at 1, so it has less to compute than we have.
 """
@@ -25,7 +25,7 @@ FORWARD_KL = 0.0
 
 
 def gkd_trainer() -> Any:
-    """The class. It takes seconds to import and belongs to an extra, so it is imported when asked for."""
+    """The class, imported lazily: it takes seconds to import and belongs to an extra."""
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from trl.experimental.gkd import GKDTrainer
 
@@ -49,20 +49,22 @@ def gkd_loss(
 
 @dataclass(frozen=True)
 class GKDStep:
+    """One optimiser step over the samples of a batch, all in one micro-batch."""
+
     student: PreTrainedModel
     teacher: PreTrainedModel
     optimizer: Optimizer
     precision: Precision
     max_grad_norm: float = 1.0
 
-    def __call__(self, rows: Sequence[EncodedSample]) -> float:
-        padded = Padded.of(rows, length=None)
+    def __call__(self, samples: Sequence[EncodedSample]) -> float:
+        padded = Padded.collate(samples, length=None)
         # `compute_loss` shifts the labels itself.
         labels = padded.labels.roll(1, dims=1)
         labels[:, 0] = IGNORED
         inputs = {"input_ids": padded.input_ids, "attention_mask": padded.attention_mask, "labels": labels}
         trainer = gkd_trainer()
-        # All that `compute_loss` reads of its trainer.
+        # `compute_loss` reads nothing else of its trainer.
         stand_in = SimpleNamespace(
             teacher_model=self.teacher, beta=FORWARD_KL, generalized_jsd_loss=trainer.generalized_jsd_loss
         )

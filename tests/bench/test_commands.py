@@ -1,4 +1,4 @@
-"""Commands at sizes that mean nothing: that they come to an end, and that all rivals did the same work."""
+"""Commands at the smallest sizes: they finish, and all rivals compute the same."""
 
 import json
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench.generate import countdown_prompts, counting_down, ours, theirs
+from bench.rouge import answer_pairs
 from bench.rouge import ours as our_scores
-from bench.rouge import pairs
 from bench.rouge import theirs as their_scores
 from bench.sizes import SIZES, build_model, llama, set_mode
 from pocl.models.precision import Precision, choose_device
@@ -21,8 +21,8 @@ needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL comes with 
 
 
 def bench(*arguments: str) -> str:
-    """What `python -m bench` prints, in a process of its own: it pins its cores."""
-    done = subprocess.run(
+    """The output of `python -m bench`, in a process of its own because it pins its cores."""
+    finished = subprocess.run(
         [sys.executable, "-m", "bench", *arguments, "--threads", "1"],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -30,7 +30,7 @@ def bench(*arguments: str) -> str:
         text=True,
         check=True,
     )
-    return done.stdout
+    return finished.stdout
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -46,7 +46,7 @@ def test_answers_of_rivals_are_equal_and_of_the_requested_length(batch_size: int
 
 
 def test_scores_of_rivals_are_equal() -> None:
-    answers = pairs(20)
+    answers = answer_pairs(20)
     assert our_scores(answers) == their_scores(answers)
 
 

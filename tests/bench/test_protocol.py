@@ -1,4 +1,4 @@
-"""The arithmetic of the protocol, on a clock that is told what to say."""
+"""The arithmetic of the protocol, on a simulated clock."""
 
 import math
 from collections.abc import Callable
@@ -8,13 +8,13 @@ import pytest
 
 from bench.agreement import difference, require_agreement
 from bench.memory import Memory, measure_peak
-from bench.plot import bars, draw
+from bench.plot import draw, load_bars
 from bench.protocol import OURS, Rival, Timing, Work, time_interleaved
 from bench.report import Report, table, timing_rows, to_json
 
 
 class Clock:
-    """Time passes when a rival works, and not otherwise."""
+    """A clock that advances only while a rival works."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -24,11 +24,11 @@ class Clock:
         return self.now
 
     def rival(self, name: str, *seconds: float) -> Rival:
-        left = list(seconds)
+        remaining = list(seconds)
 
         def work() -> None:
             self.order.append(name)
-            self.now += left.pop(0)
+            self.now += remaining.pop(0)
 
         return Rival(name, lambda: work)
 
@@ -83,10 +83,10 @@ def test_peak_memory_excludes_the_preparation() -> None:
     size = 64 << 20
 
     def prepare() -> Callable[[], object]:
-        kept = bytearray(b"1") * size
-        return lambda: len(kept) + len(bytearray(b"1") * size)
+        prepared = bytearray(b"1") * size
+        return lambda: len(prepared) + len(bytearray(b"1") * size)
 
-    assert measure_peak(Rival("a", prepare)).above == pytest.approx(size, rel=0.1)
+    assert measure_peak(Rival("a", prepare)).increase == pytest.approx(size, rel=0.1)
 
 
 def test_a_table_is_aligned() -> None:
@@ -106,7 +106,7 @@ def test_rivals_with_different_results_are_refused() -> None:
 def test_results_are_drawn_as_bars(tmp_path: Path) -> None:
     rows = timing_rows({OURS: Timing(OURS, (1.0,)), "rival": Timing("rival", (3.0,))})
     (tmp_path / "step.json").write_text(to_json(Report("step", {"size": "ci"}, rows)))
-    found = bars(tmp_path)
-    assert found == [("step (ci): rival", 3.0)]
-    draw(found, tmp_path / "images" / "bench.svg")
+    bars = load_bars(tmp_path)
+    assert bars == [("step (ci): rival", 3.0)]
+    draw(bars, tmp_path / "images" / "bench.svg")
     assert "3.0x" in (tmp_path / "images" / "bench.svg").read_text()

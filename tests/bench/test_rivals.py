@@ -20,9 +20,9 @@ B, L, V, D = 3, 7, 40, 16
 @pytest.fixture
 def labels() -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    made = torch.randint(V, (B, L), generator=generator)
-    made[torch.rand(B, L, generator=generator) < 0.5] = IGNORED
-    return made
+    labels = torch.randint(V, (B, L), generator=generator)
+    labels[torch.rand(B, L, generator=generator) < 0.5] = IGNORED
+    return labels
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -42,15 +42,15 @@ def oracle(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float,
 
 def divergence(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """KL(p, q), mean over labelled tokens, in float64."""
-    counted = labels != IGNORED
-    p, q = (torch.softmax(z[counted].double() / temperature, dim=-1) for z in (teacher, student))
+    is_labelled = labels != IGNORED
+    p, q = (torch.softmax(z[is_labelled].double() / temperature, dim=-1) for z in (teacher, student))
     return (p * (p.log() - q.log())).sum(dim=-1).mean()
 
 
-def agree(value: Callable[[Tensor], Tensor], wanted: Callable[[Tensor], Tensor], at: Tensor) -> None:
+def assert_agree(value: Callable[[Tensor], Tensor], expected: Callable[[Tensor], Tensor], at: Tensor) -> None:
     """Equal values and gradients at `at`."""
     one, other = (at.clone().requires_grad_() for _ in range(2))
-    left, right = value(one), wanted(other)
+    left, right = value(one), expected(other)
     assert left.item() == pytest.approx(right.item(), rel=1e-5)
     torch.autograd.backward(left)
     torch.autograd.backward(right)
@@ -63,7 +63,7 @@ def agree(value: Callable[[Tensor], Tensor], wanted: Callable[[Tensor], Tensor],
 @pytest.mark.parametrize("kd_weight", [0.7, 1.0])
 def test_published_loss_equals_its_formula(temperature: float, kd_weight: float, labels: Tensor) -> None:
     teacher = 3 * normal(2, B, L, V)
-    agree(
+    assert_agree(
         lambda z: published_loss(z, teacher, labels, temperature=temperature, kd_weight=kd_weight),
         lambda z: oracle(z, teacher, labels, temperature, kd_weight),
         3 * normal(3, B, L, V),
@@ -74,7 +74,7 @@ def test_published_loss_equals_its_formula(temperature: float, kd_weight: float,
 @pytest.mark.parametrize("temperature", [1.0, 1.5])
 def test_trl_gkd_at_beta_0_equals_the_forward_kl(temperature: float, labels: Tensor) -> None:
     teacher = 3 * normal(2, B, L, V)
-    agree(
+    assert_agree(
         lambda z: gkd_loss(z, teacher, labels, temperature=temperature),
         lambda z: divergence(z, teacher, labels, temperature),
         3 * normal(3, B, L, V),
@@ -86,7 +86,7 @@ def test_trl_gkd_at_beta_0_equals_the_forward_kl(temperature: float, labels: Ten
 def test_trl_chunked_divergence_at_beta_0_equals_the_forward_kl(temperature: float) -> None:
     hidden, teacher_hidden, head, teacher_head = (normal(seed, n, D) for seed, n in enumerate((9, 9, V, V)))
     labels = torch.zeros(9, dtype=torch.long)
-    agree(
+    assert_agree(
         lambda h: distillation_loss(h, teacher_hidden, head, teacher_head, temperature=temperature),
         lambda h: divergence(h @ head.T, teacher_hidden @ teacher_head.T, labels, temperature),
         hidden,
@@ -94,9 +94,9 @@ def test_trl_chunked_divergence_at_beta_0_equals_the_forward_kl(temperature: flo
 
 
 def test_padding_shifts_the_labels_once() -> None:
-    row = EncodedSample(digest="0", input_ids=(5, 6, 7, 8), prompt_length=2)
-    padded = Padded.of([row])
+    sample = EncodedSample(digest="0", input_ids=(5, 6, 7, 8), prompt_length=2)
+    padded = Padded.collate([sample])
     assert padded.input_ids.shape == (1, PADDED_LENGTH)
     assert padded.labels[0, :5].tolist() == [IGNORED, 7, 8, IGNORED, IGNORED]
     assert padded.attention_mask.sum() == 4
-    assert Padded.of([row], length=None).input_ids.shape == (1, 4)
+    assert Padded.collate([sample], length=None).input_ids.shape == (1, 4)
