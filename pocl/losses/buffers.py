@@ -104,10 +104,18 @@ def valid_hidden_states(inputs: HeadInputs, labels: Tensor) -> Tensor:
     return inputs.hidden[labels != IGNORED].to(_product_dtype(inputs.head))
 
 
-def plan_sizes(hidden_states: Sequence[Tensor], heads: Sequence[Head], chunk_tokens: int | None) -> Sizes:
-    """Sizes for hidden states `[tokens, width]` in the format of their products, and the heads applied to them.
+def loss_dtype(*hidden_states: Tensor) -> torch.dtype:
+    """The format of the losses: float64 if one of the hidden states, in the format of its product, is, else float32."""
+    return torch.float64 if any(hidden.dtype == torch.float64 for hidden in hidden_states) else torch.float32
+
+
+def plan_sizes(hidden: Tensor, heads: Sequence[Head], dtype: torch.dtype, chunk_tokens: int | None) -> Sizes:
+    """How many tokens to work on at a time.
 
     Args:
+        hidden: The hidden states of all tokens, `[tokens, width]`.
+        heads: The output heads whose logits exist at the same time.
+        dtype: The format of the losses.
         chunk_tokens: Tokens of a chunk; None chooses by the device and its free memory.
 
     Raises:
@@ -115,9 +123,8 @@ def plan_sizes(hidden_states: Sequence[Tensor], heads: Sequence[Head], chunk_tok
     """
     if chunk_tokens is not None and chunk_tokens < 1:
         raise ValueError("chunk_tokens must be at least 1")
-    tokens, device = len(hidden_states[0]), hidden_states[0].device
+    tokens, device = len(hidden), hidden.device
     vocabulary = max(len(head.weight) for head in heads)
-    dtype = torch.float64 if any(hidden.dtype == torch.float64 for hidden in hidden_states) else torch.float32
     chunk = max(1, min(chunk_tokens or _chunk_tokens(device, tokens, vocabulary), tokens))
     in_cache = max(1, _TILE_BYTES // (vocabulary * dtype.itemsize))
     tile = min(in_cache, chunk) if device.type == "cpu" else chunk

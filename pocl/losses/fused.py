@@ -19,6 +19,7 @@ from pocl.losses.buffers import (
     Workspace,
     gradient_buffers,
     head_buffers,
+    loss_dtype,
     plan_sizes,
     tile_buffers,
     valid_hidden_states,
@@ -79,12 +80,13 @@ def fused_objective_sum(
     with torch.no_grad():
         teacher_hidden = valid_hidden_states(teacher, labels)
         labels = labels[labels != IGNORED]
-        sizes = plan_sizes((hidden, teacher_hidden), (student.head, teacher.head), chunk_tokens)
+        dtype = loss_dtype(hidden, teacher_hidden)
+        gradients = gradient_buffers(hidden, student.head, dtype, in_place=in_place)
+        sizes = plan_sizes(hidden, (student.head, teacher.head), dtype, chunk_tokens)
         student_memory = head_buffers(student.head, sizes, workspace, "student", with_gradient=True)
         teacher_memory = head_buffers(teacher.head, sizes, workspace, "teacher")
         tile_memory = tile_buffers(sizes, shared_width, workspace)
-        gradients = gradient_buffers(hidden, student.head, sizes.dtype, in_place=in_place)
-        cross_entropies = torch.empty(len(labels), dtype=sizes.dtype, device=labels.device)
+        cross_entropies = torch.empty(len(labels), dtype=dtype, device=labels.device)
         divergences = torch.empty_like(cross_entropies)
         student_head = Projection(student.head, hidden.dtype, student_memory)
         teacher_head = Projection(teacher.head, teacher_hidden.dtype, teacher_memory)
@@ -129,11 +131,12 @@ def fused_token_losses(
     shared_width = terms.shared_width(len(student.head.weight), len(teacher.head.weight))
     tile_terms = TileTerms(divergence_of(terms.method), terms.temperature, shared_width)
     hidden, teacher_hidden = valid_hidden_states(student, labels), valid_hidden_states(teacher, labels)
-    sizes = plan_sizes((hidden, teacher_hidden), (student.head, teacher.head), chunk_tokens)
+    dtype = loss_dtype(hidden, teacher_hidden)
+    sizes = plan_sizes(hidden, (student.head, teacher.head), dtype, chunk_tokens)
     student_memory = head_buffers(student.head, sizes, workspace, "student")
     teacher_memory = head_buffers(teacher.head, sizes, workspace, "teacher")
     tile_memory = tile_buffers(sizes, shared_width, workspace)
-    cross_entropies = torch.empty(len(hidden), dtype=sizes.dtype, device=labels.device)
+    cross_entropies = torch.empty(len(hidden), dtype=dtype, device=labels.device)
     divergences = torch.empty_like(cross_entropies)
     student_head = Projection(student.head, hidden.dtype, student_memory)
     teacher_head = Projection(teacher.head, teacher_hidden.dtype, teacher_memory)

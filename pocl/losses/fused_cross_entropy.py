@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pocl.losses.backprojection import add_chunk, finish, uncap_gradient
-from pocl.losses.buffers import Workspace, gradient_buffers, head_buffers, plan_sizes, valid_hidden_states
+from pocl.losses.buffers import Workspace, gradient_buffers, head_buffers, loss_dtype, plan_sizes, valid_hidden_states
 from pocl.losses.objective import IGNORED
 from pocl.losses.projection import Projection
 from pocl.losses.sums import ObjectiveSum, join_graph
@@ -35,10 +35,11 @@ def fused_cross_entropy_sum(
     hidden = valid_hidden_states(student, labels)
     with torch.no_grad():
         labels = labels[labels != IGNORED]
-        sizes = plan_sizes((hidden,), (student.head,), chunk_tokens)
+        dtype = loss_dtype(hidden)
+        gradients = gradient_buffers(hidden, student.head, dtype, in_place=in_place)
+        sizes = plan_sizes(hidden, (student.head,), dtype, chunk_tokens)
         memory = head_buffers(student.head, sizes, workspace, "student", with_gradient=True)
-        gradients = gradient_buffers(hidden, student.head, sizes.dtype, in_place=in_place)
-        cross_entropies = torch.empty(len(labels), dtype=sizes.dtype, device=labels.device)
+        cross_entropies = torch.empty(len(labels), dtype=dtype, device=labels.device)
         head = Projection(student.head, hidden.dtype, memory)
         # The format of every product is settled by now.
         with torch.autocast(labels.device.type, enabled=False):
@@ -63,9 +64,10 @@ def fused_token_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of each token in nats, `[tokens]`, 0 where the label is `IGNORED`, without gradient."""
     hidden = valid_hidden_states(student, labels)
-    sizes = plan_sizes((hidden,), (student.head,), chunk_tokens)
+    dtype = loss_dtype(hidden)
+    sizes = plan_sizes(hidden, (student.head,), dtype, chunk_tokens)
     memory = head_buffers(student.head, sizes, workspace or Workspace(), "student")
-    cross_entropies = torch.empty(len(hidden), dtype=sizes.dtype, device=labels.device)
+    cross_entropies = torch.empty(len(hidden), dtype=dtype, device=labels.device)
     head = Projection(student.head, hidden.dtype, memory)
     valid = labels != IGNORED
     valid_labels = labels[valid]
