@@ -10,11 +10,14 @@ reader for an event without a group.
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Phase = Literal["validating", "loading", "ranking", "caching_teacher", "training", "evaluating", "exporting"]
+CheckpointKind = Literal["training", "stage", "best", "final"]
+RESUMABLE_KINDS: Final[tuple[CheckpointKind, ...]] = ("training", "stage")
+"""The kinds of checkpoint with the full training state besides the weights, from which a run can continue."""
 
 
 class _Value(BaseModel):
@@ -172,9 +175,8 @@ class CheckpointSaved(FileEvent):
     """A directory below the working directory is whole: it has its manifest and does not change again."""
 
     type: Literal["checkpoint"] = "checkpoint"
-    kind: Literal["training", "stage", "best", "final"]
-    """`training` and `stage` hold the full training state below `training/` besides the weights. `best` names the
-    stage whose weights are in `best/` from now on."""
+    kind: CheckpointKind
+    """`best` names the stage whose weights are in `best/` from now on."""
     path: str
     """Relative to the working directory."""
     step: int

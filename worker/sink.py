@@ -18,6 +18,7 @@ from domain.jobs.leases import Claim
 from domain.jobs.repository import count_live_jobs_using
 from domain.jobs.states import AttemptOutcome, EndReason, JobStatus
 from pocl.events import (
+    RESUMABLE_KINDS,
     ArtifactWritten,
     CheckpointSaved,
     EventEnvelope,
@@ -214,7 +215,7 @@ class RowSink:
     def _store_checkpoint(self, saved: CheckpointSaved) -> None:
         key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{saved.kind}-{saved.step:08d}"
         # `best` is named by its stage's directory, whose training state the engine may drop at any moment.
-        resumable = saved.kind in ("training", "stage")
+        resumable = saved.kind in RESUMABLE_KINDS
         try:
             source = self._directory.locate(saved.path)
             stored = self._lease.renew_while(lambda: self._store.publish(source, key, nested=resumable))

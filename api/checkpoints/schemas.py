@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Literal
 
 from api.pagination import Page, Resource
-from domain.checkpoints.models import CheckpointKind
+from pocl.events import CheckpointKind
 
 
 class CheckpointView(Resource):

@@ -1,15 +1,14 @@
 """The row of a checkpoint. It is written after the files are whole in the artifact store, and never changes."""
 
 from datetime import datetime
-from typing import Literal
+from typing import get_args
 
 import sqlalchemy as sa
 from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db import Base, UtcDateTime, db_now
-
-CheckpointKind = Literal["training", "stage", "best", "final"]
+from pocl.events import CheckpointKind
 
 
 class Checkpoint(Base):
@@ -26,17 +25,13 @@ class Checkpoint(Base):
     """The number of the attempt that saved it, which is the attempt's fencing token."""
     kind: Mapped[CheckpointKind] = mapped_column(
         sa.Enum(
-            "training",
-            "stage",
-            "best",
-            "final",
+            *get_args(CheckpointKind),
             native_enum=False,
             create_constraint=True,
             length=16,
             name="checkpointkind",
         )
     )
-    """`training` and `stage` hold the full training state besides the weights."""
     stage: Mapped[int | None]
     step: Mapped[int]
     """The optimiser steps that were done when it was saved."""

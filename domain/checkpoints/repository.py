@@ -3,9 +3,10 @@
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from domain.checkpoints.models import Checkpoint, CheckpointKind
+from domain.checkpoints.models import Checkpoint
 from domain.db import KeysetPage, fetch_page
 from domain.errors import CheckpointNotFound
+from pocl.events import CheckpointKind
 
 
 def get_checkpoint(session: Session, project: str, checkpoint_id: str) -> Checkpoint:

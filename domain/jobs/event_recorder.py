@@ -13,7 +13,7 @@ from typing import Any, Final, assert_never
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from domain.checkpoints.models import Checkpoint, CheckpointKind
+from domain.checkpoints.models import Checkpoint
 from domain.db import upsert_into
 from domain.ids import new_id
 from domain.jobs.leases import Claim
@@ -65,7 +65,7 @@ def add_checkpoint(
     session: Session,
     claim: Claim,
     *,
-    kind: CheckpointKind,
+    kind: engine.CheckpointKind,
     step: int,
     stage: int | None,
     store_key: str,

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from domain.checkpoints.models import Checkpoint, CheckpointKind
+from domain.checkpoints.models import Checkpoint
 from domain.db import db_now
 from domain.errors import LostLease
 from domain.jobs.models import Job, JobAttempt
@@ -32,6 +32,7 @@ from domain.jobs.states import (
 )
 from domain.jobs.transitions import lock_claimed_job, transition
 from domain.workers.models import DrainMode, Worker
+from pocl.events import RESUMABLE_KINDS, CheckpointKind
 from pocl.spec import DistillationSpec
 
 _ANY_DEVICE: Final[Mapping[str, int | None]] = {"cpu": None, "cuda": None}
@@ -233,7 +234,7 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
 def _training_states(session: Session, job: Job) -> tuple[StoredCheckpoint, ...]:
     own = session.scalars(
         sa.select(Checkpoint)
-        .where(Checkpoint.job_id == job.id, Checkpoint.kind.in_(("training", "stage")))
+        .where(Checkpoint.job_id == job.id, Checkpoint.kind.in_(RESUMABLE_KINDS))
         .order_by(Checkpoint.step.desc(), Checkpoint.id.desc())
         .limit(_MAX_RESUME_CANDIDATES)
     ).all()

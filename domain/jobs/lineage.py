@@ -22,6 +22,7 @@ from domain.jobs.states import StageStatus
 from domain.jobs.submission import JobOptions, JobPlan, create_job, plan_job
 from domain.settings import Settings
 from pocl.errors import FieldError, SpecInvalid
+from pocl.events import RESUMABLE_KINDS
 from pocl.spec import DistillationSpec
 
 _UNION_FIELDS: Final = frozenset({"method", "teacher", "advance", "control", "sampling"})
@@ -154,7 +155,7 @@ def _start_checkpoint(session: Session, parent: Job, start: RetryStart) -> Check
     if start.kind == "stage":
         statement = statement.where(Checkpoint.kind == "stage", Checkpoint.stage == start.stage)
     else:
-        statement = statement.where(Checkpoint.kind.in_(("training", "stage")))
+        statement = statement.where(Checkpoint.kind.in_(RESUMABLE_KINDS))
     newest = session.scalars(statement.order_by(Checkpoint.step.desc(), Checkpoint.id.desc()).limit(1)).one_or_none()
     if newest is None and start.kind == "stage":
         raise StageNotSaved

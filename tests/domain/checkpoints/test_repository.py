@@ -2,7 +2,7 @@
 
 import pytest
 
-from domain.checkpoints.models import Checkpoint, CheckpointKind
+from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import (
     delete_checkpoint,
     get_checkpoint,
@@ -13,6 +13,7 @@ from domain.db import Database
 from domain.errors import CheckpointNotFound
 from domain.jobs.event_recorder import add_checkpoint
 from domain.jobs.leases import Claim
+from pocl.events import CheckpointKind
 from tests.support.rows import claim_job
 
 
