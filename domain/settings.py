@@ -84,25 +84,25 @@ class Settings(BaseSettings):
 
     @field_validator("api_key")
     @classmethod
-    def _long_enough(cls, key: SecretStr | None) -> SecretStr | None:
+    def _check_key_length(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and len(key.get_secret_value()) < _KEY_MIN_LENGTH:
             raise ValueError(f"POCL_API_KEY must have at least {_KEY_MIN_LENGTH} characters")
         return key
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_former_name(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def _refuse_former_name(cls, values: dict[str, Any]) -> dict[str, Any]:
         # A variable that no field reads would be ignored, and the service would begin with an empty store.
         if any(name.upper() == _FORMER_ARTIFACT_ROOT and value for name, value in os.environ.items()):
             raise ValueError(f"{_FORMER_ARTIFACT_ROOT} is now called POCL_ARTIFACT_ROOT: set that instead")
-        return given
+        return values
 
     @model_validator(mode="before")
     @classmethod
-    def _places_below_home(cls, given: dict[str, Any]) -> dict[str, Any]:
-        # Absolute from the start: a later change of the working directory moves nothing.
-        home = Path(given.get("home") or ".pocl").expanduser().absolute()
-        below = {
+    def _default_directories(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # Absolute, so that they do not follow a later change of the working directory.
+        home = Path(values.get("home") or ".pocl").expanduser().absolute()
+        defaults = {
             "home": home,
             "model_roots": (home / "models",),
             "artifact_root": home / "artifacts",
@@ -110,10 +110,10 @@ class Settings(BaseSettings):
             "cache_root": home / "cache",
             "database_url": URL.create("sqlite", database=str(home / "pocl.sqlite3")).render_as_string(),
         }
-        return {**below, **given, "home": home}
+        return {**defaults, **values, "home": home}
 
     @model_validator(mode="after")
-    def _known_database(self) -> Self:
+    def _check_database_url(self) -> Self:
         try:
             url = make_url(self.database_url)
         except ArgumentError:
@@ -125,13 +125,13 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _closed_beyond_loopback(self) -> Self:
+    def _require_key_beyond_loopback(self) -> Self:
         if self.api_key is None and not self.on_loopback:
             raise ValueError("set POCL_API_KEY to listen beyond loopback, or POCL_HOST=127.0.0.1")
         return self
 
     @model_validator(mode="after")
-    def _heartbeats_within_a_lease(self) -> Self:
+    def _check_heartbeat_interval(self) -> Self:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError("POCL_HEARTBEAT_SECONDS must be at most half of POCL_LEASE_SECONDS")
         return self

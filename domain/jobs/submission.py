@@ -92,10 +92,10 @@ def submit_job(
     Raises:
         ApiError: as :func:`plan_job` and :func:`create_job` say.
     """
-    with database.transaction(write=False) as reading:
-        plan = plan_job(reading, settings, posted_spec, project=project)
-    with database.transaction(write=True) as writing:
-        return create_job(writing, settings, plan, project=project, options=options or JobOptions())
+    with database.transaction(write=False) as session:
+        plan = plan_job(session, settings, posted_spec, project=project)
+    with database.transaction(write=True) as session:
+        return create_job(session, settings, plan, project=project, options=options or JobOptions())
 
 
 def plan_job(
@@ -144,7 +144,7 @@ def create_job(
         lineage: columns that name the parent of a retry or branch, and how far it had come.
 
     Raises:
-        Unprocessable: the name, a label, the priority or a limit cannot be kept.
+        Unprocessable: the name, a label, the priority or a limit is not valid.
         QuotaExceeded: the project has as many queued jobs as it may.
         EngineRefusal: a data set or checkpoint was deleted since the plan was made.
     """

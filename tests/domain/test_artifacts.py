@@ -26,11 +26,11 @@ def write(directory: Path, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
-    listed = [
+    manifest = [
         {"path": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name, content in files.items()
     ]
-    (directory / "manifest.json").write_text(json.dumps({"format": 1, "files": listed}))
+    (directory / "manifest.json").write_text(json.dumps({"format": 1, "files": manifest}))
     return directory
 
 
@@ -39,37 +39,35 @@ def checkpoint(directory: Path) -> Path:
     return write(directory, {"model.safetensors": WEIGHTS, "config.json": b"{}"})
 
 
-def test_what_is_published_comes_back_with_its_training_state(store: ArtifactStore, tmp_path: Path) -> None:
-    listed = store.publish(checkpoint(tmp_path / "made"), KEY)
-    assert store.checkout(KEY, tmp_path / "back") == listed == store.manifest(KEY)
-    for file in listed.files:
+def test_checkout_returns_published_weights_with_their_training_state(store: ArtifactStore, tmp_path: Path) -> None:
+    manifest = store.publish(checkpoint(tmp_path / "source"), KEY)
+    assert store.checkout(KEY, tmp_path / "back") == manifest == store.manifest(KEY)
+    for file in manifest.files:
         back = (tmp_path / "back" / file.path).read_bytes()
         assert (len(back), hashlib.sha256(back).hexdigest()) == (file.size, file.sha256)
     assert {"model.safetensors", "training/state.safetensors", "training/manifest.json", "manifest.json"} <= {
-        file.path for file in listed.files
+        file.path for file in manifest.files
     }
 
 
-def test_the_weights_alone_are_published_whatever_becomes_of_the_training_state(
-    store: ArtifactStore, tmp_path: Path
-) -> None:
-    made = checkpoint(tmp_path / "made")
-    (made / "training" / "state.safetensors").unlink()
-    listed = store.publish(made, KEY, nested=False)
-    assert {file.path for file in listed.files} == {"model.safetensors", "config.json", "manifest.json"}
-    assert store.manifest(KEY) == listed
+def test_weights_are_published_without_their_training_state(store: ArtifactStore, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source")
+    (source / "training" / "state.safetensors").unlink()
+    manifest = store.publish(source, KEY, nested=False)
+    assert {file.path for file in manifest.files} == {"model.safetensors", "config.json", "manifest.json"}
+    assert store.manifest(KEY) == manifest
 
 
-def test_only_what_a_manifest_names_is_stored(store: ArtifactStore, tmp_path: Path) -> None:
-    made = checkpoint(tmp_path / "made")
-    (made / "scratch.tmp").write_bytes(b"not finished")
-    store.publish(made, KEY)
+def test_only_files_of_the_manifest_are_stored(store: ArtifactStore, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source")
+    (source / "scratch.tmp").write_bytes(b"not finished")
+    store.publish(source, KEY)
     with pytest.raises(ArtifactNotFound):
         store.locate(KEY, "scratch.tmp")
 
 
 def test_publishing_twice_is_harmless_and_other_content_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
-    store.publish(checkpoint(tmp_path / "made"), KEY)
+    store.publish(checkpoint(tmp_path / "source"), KEY)
     store.publish(checkpoint(tmp_path / "again"), KEY)
     with pytest.raises(ArtifactExists):
         store.publish(write(tmp_path / "other", {"model.safetensors": b"other"}), KEY)
@@ -80,18 +78,18 @@ def test_publishing_twice_is_harmless_and_other_content_is_refused(store: Artifa
 def test_a_damaged_directory_is_not_published_and_leaves_nothing(
     store: ArtifactStore, tmp_path: Path, damage: str
 ) -> None:
-    made = checkpoint(tmp_path / "made")
-    inflict(made, damage)
+    source = checkpoint(tmp_path / "source")
+    inflict(source, damage)
     with pytest.raises(ArtifactCorrupt):
-        store.publish(made, KEY)
+        store.publish(source, KEY)
     with pytest.raises(ArtifactNotFound):
         store.manifest(KEY)
     assert store.remove_stale(older_than=-1) == 0
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "link", "no manifest", "bad folder"])
-def test_damage_in_the_store_is_noticed_before_a_run_uses_it(store: ArtifactStore, tmp_path: Path, damage: str) -> None:
-    store.publish(checkpoint(tmp_path / "made"), KEY)
+def test_checkout_detects_damage_in_the_store(store: ArtifactStore, tmp_path: Path, damage: str) -> None:
+    store.publish(checkpoint(tmp_path / "source"), KEY)
     inflict(tmp_path / "store" / KEY, damage)
     with pytest.raises(ArtifactCorrupt):
         store.checkout(KEY, tmp_path / "back")
@@ -119,15 +117,15 @@ def inflict(directory: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["../../../secret", "/etc/passwd", "training/../model.safetensors", ".", "", "a\0b"])
-def test_a_path_that_the_manifest_does_not_name_leads_nowhere(store: ArtifactStore, tmp_path: Path, path: str) -> None:
-    store.publish(checkpoint(tmp_path / "made"), KEY)
+def test_a_path_that_the_manifest_does_not_list_is_not_found(store: ArtifactStore, tmp_path: Path, path: str) -> None:
+    store.publish(checkpoint(tmp_path / "source"), KEY)
     (tmp_path / "secret").write_text("secret")
     with pytest.raises(ArtifactNotFound):
         store.locate(KEY, path)
 
 
 def test_a_link_in_the_store_is_not_followed(store: ArtifactStore, tmp_path: Path) -> None:
-    store.publish(checkpoint(tmp_path / "made"), KEY)
+    store.publish(checkpoint(tmp_path / "source"), KEY)
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "store" / KEY / "config.json").unlink()
     (tmp_path / "store" / KEY / "config.json").symlink_to(tmp_path / "secret")
@@ -160,8 +158,8 @@ def test_a_file_is_stored_with_its_digest_and_replaced_whole(store: ArtifactStor
     assert store.locate("jobs/job_1/result.json").read_bytes() == b"second"
 
 
-def test_a_copy_without_links_can_be_changed_without_harm(store: ArtifactStore, tmp_path: Path) -> None:
-    store.publish(checkpoint(tmp_path / "made"), KEY)
+def test_a_copy_without_links_can_be_changed(store: ArtifactStore, tmp_path: Path) -> None:
+    store.publish(checkpoint(tmp_path / "source"), KEY)
     store.checkout(KEY, tmp_path / "own", link=False)
     with (tmp_path / "own" / "model.safetensors").open("r+b") as file:
         file.write(b"changed")
@@ -169,15 +167,15 @@ def test_a_copy_without_links_can_be_changed_without_harm(store: ArtifactStore, 
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_a_destination_that_exists_is_kept(store: ArtifactStore, tmp_path: Path) -> None:
-    store.publish(checkpoint(tmp_path / "made"), KEY)
+def test_checkout_into_an_existing_directory_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
+    store.publish(checkpoint(tmp_path / "source"), KEY)
     with pytest.raises(FileExistsError):
-        store.checkout(KEY, tmp_path / "made")
-    assert (tmp_path / "made" / "model.safetensors").read_bytes() == WEIGHTS
+        store.checkout(KEY, tmp_path / "source")
+    assert (tmp_path / "source" / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_removing_is_whole_and_repeatable(store: ArtifactStore, tmp_path: Path) -> None:
-    store.publish(checkpoint(tmp_path / "made"), KEY)
+def test_removal_is_atomic_and_idempotent(store: ArtifactStore, tmp_path: Path) -> None:
+    store.publish(checkpoint(tmp_path / "source"), KEY)
     assert store.list_keys("jobs/job_1/checkpoints") == [KEY]
     store.remove(KEY)
     store.remove(KEY)
@@ -186,10 +184,10 @@ def test_removing_is_whole_and_repeatable(store: ArtifactStore, tmp_path: Path) 
         store.manifest(KEY)
 
 
-def test_what_a_killed_publisher_left_is_removed_once_it_is_old(store: ArtifactStore, tmp_path: Path) -> None:
-    left = tmp_path / "store" / ".staging" / "half"
-    left.mkdir()
+def test_stale_staging_directories_are_removed(store: ArtifactStore, tmp_path: Path) -> None:
+    staged = tmp_path / "store" / ".staging" / "half"
+    staged.mkdir()
     assert store.remove_stale(older_than=3600) == 0
-    os.utime(left, (0, 0))
+    os.utime(staged, (0, 0))
     assert store.remove_stale(older_than=3600) == 1
-    assert not left.exists()
+    assert not staged.exists()

@@ -50,7 +50,7 @@ def test_a_reading_transaction_cannot_write(database: Database) -> None:
     assert count(database) == 0
 
 
-def test_a_connection_that_read_can_write_afterwards(database: Database) -> None:
+def test_a_connection_of_a_read_transaction_can_write_afterwards(database: Database) -> None:
     # It comes back from the pool: neither mode sticks to it.
     for _ in range(3):
         count(database)
@@ -59,7 +59,7 @@ def test_a_connection_that_read_can_write_afterwards(database: Database) -> None
     assert count(database) == 3
 
 
-def test_a_reader_sees_one_moment_while_others_write(database: Database) -> None:
+def test_a_reader_sees_one_snapshot_while_others_write(database: Database) -> None:
     with database.transaction(write=False) as reader:
         before = reader.scalars(sa.select(Dataset)).all()
         with database.transaction(write=True) as writer:
@@ -68,7 +68,7 @@ def test_a_reader_sees_one_moment_while_others_write(database: Database) -> None
     assert count(database) == 1
 
 
-def test_writers_that_read_first_wait_for_each_other_and_lose_nothing(database: Database) -> None:
+def test_concurrent_read_modify_write_transactions_lose_no_update(database: Database) -> None:
     with database.transaction(write=True) as session:
         dataset_id = insert_dataset(session, rows=0).id
 
@@ -83,36 +83,42 @@ def test_writers_that_read_first_wait_for_each_other_and_lose_nothing(database: 
         assert session.get_one(Dataset, dataset_id).rows == 40
 
 
-def test_at_sqlite_a_writer_begins_when_the_one_before_has_ended(tmp_path: Path) -> None:
+def test_sqlite_writers_of_one_process_are_serialized(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'one.db'}")
     sent: list[str] = []
-    asks = Event()
+    second_began = Event()
 
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+    def record(_connection: object, _cursor: object, statement: str, *_: object) -> None:
         sent.append(statement)
         if sent.count("PRAGMA query_only = OFF") == 2:
-            asks.set()
+            second_began.set()
 
     def write() -> None:
         with database.transaction(write=True) as session:
             session.execute(sa.text("SELECT 'second'"))
 
-    sa.event.listen(database.engine, "before_cursor_execute", note)
+    sa.event.listen(database.engine, "before_cursor_execute", record)
     with ThreadPoolExecutor(1) as pool:
         with suppress(RuntimeError), database.transaction(write=True) as session:
             session.execute(sa.text("SELECT 'first'"))
             second = pool.submit(write)
-            asks.wait()
+            second_began.wait()
             session.execute(sa.text("SELECT 'first again'"))
             raise RuntimeError
         second.result()
     database.close()
     # SQLite is not asked before, and would not let the next one in, but one that comes later.
-    kept = [statement for statement in sent if not statement.startswith("PRAGMA")]
-    assert kept == ["BEGIN IMMEDIATE", "SELECT 'first'", "SELECT 'first again'", "BEGIN IMMEDIATE", "SELECT 'second'"]
+    statements = [statement for statement in sent if not statement.startswith("PRAGMA")]
+    assert statements == [
+        "BEGIN IMMEDIATE",
+        "SELECT 'first'",
+        "SELECT 'first again'",
+        "BEGIN IMMEDIATE",
+        "SELECT 'second'",
+    ]
 
 
-def test_a_reader_is_not_held_up_by_a_writer(database: Database) -> None:
+def test_a_reader_does_not_wait_for_a_writer(database: Database) -> None:
     wrote, may_end = Event(), Event()
 
     def write() -> None:
@@ -132,7 +138,7 @@ def test_a_reader_is_not_held_up_by_a_writer(database: Database) -> None:
 
 @given(moments)
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_moment_comes_back_to_the_microsecond_in_utc(database: Database, moment: datetime) -> None:
+def test_a_datetime_round_trips_to_the_microsecond_in_utc(database: Database, moment: datetime) -> None:
     with database.transaction(write=False) as session:
         read = session.scalar(sa.select(sa.literal(moment, UtcDateTime())))
     assert read == moment.astimezone(UTC)
@@ -140,7 +146,7 @@ def test_a_moment_comes_back_to_the_microsecond_in_utc(database: Database, momen
     assert read.utcoffset() == timedelta(0)
 
 
-def test_moments_compare_in_the_database_as_they_do_here(database: Database) -> None:
+def test_datetimes_compare_in_the_database_as_in_python(database: Database) -> None:
     base = datetime(2026, 1, 1, tzinfo=UTC)
     near = [
         base,
@@ -154,13 +160,13 @@ def test_moments_compare_in_the_database_as_they_do_here(database: Database) -> 
                 assert session.scalar(sa.select(less)) == (left < right)
 
 
-def test_a_moment_without_a_time_zone_is_refused(database: Database) -> None:
+def test_a_datetime_without_a_time_zone_is_refused(database: Database) -> None:
     naive = sa.literal(datetime(2026, 1, 1), UtcDateTime())
     with pytest.raises(exc.StatementError, match="time zone"), database.transaction(write=False) as session:
         session.scalar(sa.select(naive))
 
 
-def test_the_databases_clock_lies_between_two_readings_of_ours(database: Database) -> None:
+def test_the_databases_clock_agrees_with_the_clock_of_the_process(database: Database) -> None:
     slack = timedelta(milliseconds=2)
     before = datetime.now(UTC)
     with database.transaction(write=False) as session:
@@ -170,7 +176,7 @@ def test_the_databases_clock_lies_between_two_readings_of_ours(database: Databas
 
 
 @pytest.mark.parametrize("seconds", [-90.5, 0.25, 60, 86_400])
-def test_later_is_counted_in_seconds(database: Database, seconds: float) -> None:
+def test_the_clocks_offset_is_in_seconds(database: Database, seconds: float) -> None:
     with database.transaction(write=False) as session:
         now, later = session.execute(sa.select(db_now(), db_now(seconds))).one()
     assert abs((later - now).total_seconds() - seconds) < 0.01

@@ -10,7 +10,7 @@ from pocl.spec import DataRef, ModelRef
 
 
 @pytest.mark.parametrize("prefix", get_args(Prefix))
-def test_an_id_tells_its_kind_and_fits_the_specification(prefix: Prefix) -> None:
+def test_an_id_has_its_prefix_and_26_characters(prefix: Prefix) -> None:
     assert re.fullmatch(rf"{prefix}_[0-9a-z]{{26}}", new_id(prefix))
 
 
@@ -19,7 +19,7 @@ def test_a_specification_takes_the_ids() -> None:
     assert ModelRef(checkpoint=new_id("ckpt")).checkpoint
 
 
-def test_ids_sort_by_the_time_of_their_making() -> None:
-    made = [new_id("job") for _ in range(1000)]
-    assert sorted(made) == made
-    assert len(set(made)) == 1000
+def test_ids_sort_by_creation_time() -> None:
+    ids = [new_id("job") for _ in range(1000)]
+    assert sorted(ids) == ids
+    assert len(set(ids)) == 1000

@@ -40,7 +40,7 @@ def test_migrated_schema_is_the_declared_one(engine: sa.Engine, settings: Settin
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_a_column_that_no_migration_makes_would_be_found(engine: sa.Engine, settings: Settings) -> None:
+def test_a_column_without_a_migration_is_detected(engine: sa.Engine, settings: Settings) -> None:
     upgrade(settings)
     with engine.begin() as connection:
         connection.execute(sa.text("ALTER TABLE jobs DROP COLUMN percent"))
@@ -76,7 +76,7 @@ def test_upgrade_may_be_repeated_and_run_from_many_threads_at_once(engine: sa.En
     assert sa.inspect(engine).has_table("jobs")
 
 
-def test_processes_that_start_together_on_nothing_all_find_the_schema(tmp_path: Path) -> None:
+def test_processes_that_start_together_migrate_an_empty_home_once(tmp_path: Path) -> None:
     program = "from domain.db import upgrade; from domain.settings import Settings; upgrade(Settings())"
     # Started elsewhere: the migrations are found by their package, not by the working directory.
     environment = {**os.environ, "POCL_HOME": str(tmp_path / "fresh 100%")}

@@ -19,24 +19,24 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def locate(root: Path, written: str) -> Path:
-    return locate_model([root], written, pointer="/teacher/path")
+def locate(root: Path, path: str) -> Path:
+    return locate_model([root], path, pointer="/teacher/path")
 
 
 def test_a_relative_and_an_absolute_path_find_the_same_model(root: Path) -> None:
     assert locate(root, "gpt2") == locate(root, str(root / "gpt2")) == root / "gpt2"
 
 
-def test_the_first_root_that_has_the_model_gives_it(root: Path) -> None:
+def test_the_first_root_with_the_model_is_used(root: Path) -> None:
     empty = root.parent / "models-too"
     assert locate_model([empty, root], "gpt2", pointer="") == root / "gpt2"
 
 
-@pytest.mark.parametrize("written", ["../secret", "gpt2/../../secret", "/etc/passwd", "../models-too", "../absent"])
-def test_a_path_that_leaves_the_root_is_refused_whether_or_not_something_is_there(root: Path, written: str) -> None:
-    with pytest.raises(PathOutsideModelRoots) as refused:
-        locate(root, written)
-    assert [problem.pointer for problem in refused.value.field_errors] == ["/teacher/path"]
+@pytest.mark.parametrize("path", ["../secret", "gpt2/../../secret", "/etc/passwd", "../models-too", "../absent"])
+def test_a_path_that_leaves_the_root_is_refused_whether_or_not_something_is_there(root: Path, path: str) -> None:
+    with pytest.raises(PathOutsideModelRoots) as raised:
+        locate(root, path)
+    assert [problem.pointer for problem in raised.value.field_errors] == ["/teacher/path"]
 
 
 def test_a_link_that_leads_outside_is_refused(root: Path) -> None:
@@ -55,12 +55,12 @@ def test_a_root_may_itself_be_a_link(root: Path) -> None:
     assert locate(root.parent / "alias", "gpt2") == root / "gpt2"
 
 
-@pytest.mark.parametrize("written", ["absent", "nul\0", "x" * 5000, "circle"])
-def test_what_cannot_be_there_is_missing(root: Path, written: str) -> None:
+@pytest.mark.parametrize("path", ["absent", "nul\0", "x" * 5000, "circle"])
+def test_an_impossible_path_is_a_missing_model(root: Path, path: str) -> None:
     (root / "circle").symlink_to(root / "circle")
-    with pytest.raises(EngineRefusal) as refused:
-        locate(root, written)
-    assert refused.value.code == "model_not_found"
+    with pytest.raises(EngineRefusal) as raised:
+        locate(root, path)
+    assert raised.value.code == "model_not_found"
 
 
 def test_without_roots_no_model_is_read(root: Path) -> None:
@@ -69,7 +69,7 @@ def test_without_roots_no_model_is_read(root: Path) -> None:
 
 
 @given(st.text(min_size=1, max_size=80) | st.lists(st.sampled_from(["..", ".", "gpt2", "", "~"])).map("/".join))
-def test_no_spelling_leads_outside(written: str) -> None:
+def test_no_path_leads_outside_the_roots(path: str) -> None:
     root = Path(__file__).parent.resolve()
     with suppress(PathOutsideModelRoots, EngineRefusal):
-        assert locate(root, written).is_relative_to(root)
+        assert locate(root, path).is_relative_to(root)

@@ -1,4 +1,4 @@
-"""What the settings refuse and where they put things."""
+"""Settings: which values are refused, and where directories lie."""
 
 from pathlib import Path
 
@@ -24,9 +24,9 @@ def test_listening_beyond_loopback_needs_a_key(host: str) -> None:
 
 
 def test_a_short_key_is_refused_and_not_repeated() -> None:
-    with pytest.raises(ValidationError) as refused:
+    with pytest.raises(ValidationError) as raised:
         Settings(api_key="hunter2")
-    assert "hunter2" not in str(refused.value)
+    assert "hunter2" not in str(raised.value)
 
 
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
     assert Settings().api_key is None
 
 
-def test_secrets_are_kept_out_of_what_is_printed() -> None:
+def test_secrets_are_kept_out_of_the_repr() -> None:
     settings = Settings(
         api_key=KEY, database_url="postgresql://pocl:password@db/pocl", redis_url="redis://:password@r/0"
     )
@@ -42,7 +42,7 @@ def test_secrets_are_kept_out_of_what_is_printed() -> None:
     assert "password" not in repr(settings)
 
 
-def test_everything_lies_below_home_unless_it_is_given_a_place(tmp_path: Path) -> None:
+def test_directories_lie_below_home_unless_they_are_set(tmp_path: Path) -> None:
     home = tmp_path / "a home?100%#"
     settings = Settings(home=home, work_root=tmp_path / "scratch")
     assert settings.model_roots == (home / "models",)
@@ -62,7 +62,7 @@ def test_model_roots_are_separated_like_path(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("url", ["mysql://db/x", "sqlite://", "sqlite:///:memory:", "nonsense", "postgresql:/x y"])
-def test_a_database_that_cannot_serve_is_refused(url: str) -> None:
+def test_an_unusable_database_url_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="POCL_DATABASE_URL"):
         Settings(database_url=url)
 
@@ -72,6 +72,6 @@ def test_a_lease_must_outlast_two_heartbeats() -> None:
         Settings(lease_seconds=10, heartbeat_seconds=6)
 
 
-def test_a_setting_that_does_not_exist_is_refused() -> None:
+def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValidationError):
         Settings.model_validate({"lease_second": 10})

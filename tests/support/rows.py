@@ -1,4 +1,4 @@
-"""Rows to test with."""
+"""Rows and events for tests."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -71,7 +71,7 @@ def insert_dataset(session: Session, *, project: str = "default", rows: int = 10
 
 
 def claim_job(database: Database, *, lease_seconds: float = 60, **columns: Any) -> Claim:
-    """A job that a worker has just taken; with a negative lease, one that it has already outlived."""
+    """Add a job and claim it; with a negative `lease_seconds` the lease has expired already."""
     with database.transaction(write=True) as session:
         add_job(session, **columns)
         claim = claim_next(session, worker="worker-1", lease_seconds=lease_seconds)
@@ -85,12 +85,12 @@ def reload_job(database: Database, claim: Claim) -> Job:
 
 
 def set_status(session: Session, job_id: str, status: JobStatus) -> None:
-    """Put a job into a state without a move."""
+    """Set the state of a job without a transition."""
     session.execute(sa.update(Job).where(Job.id == job_id).values(status=status))
 
 
 def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of all tables."""
+    """All rows of all tables, by the name of the table."""
     with database.transaction(write=False) as session:
         return {
             table.name: sorted((tuple(row) for row in session.execute(sa.select(table))), key=repr)
@@ -99,7 +99,7 @@ def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def envelopes(*events: engine.Event, first_second: int = 0) -> list[engine.EventEnvelope]:
-    """Events, one a second."""
+    """The events with timestamps, one a second."""
     return [
         engine.EventEnvelope(at=EPOCH + timedelta(seconds=first_second + second), event=event)
         for second, event in enumerate(events)
@@ -107,12 +107,12 @@ def envelopes(*events: engine.Event, first_second: int = 0) -> list[engine.Event
 
 
 def stage_started(stage: int, **fields: Any) -> engine.StageStarted:
-    known = {"samples": 40, "temperature": 1.0, "kd_weight": 0.7, "steps": 10, "first_step": 10 * stage}
-    return engine.StageStarted(stage=stage, **{**known, **fields})
+    defaults = {"samples": 40, "temperature": 1.0, "kd_weight": 0.7, "steps": 10, "first_step": 10 * stage}
+    return engine.StageStarted(stage=stage, **{**defaults, **fields})
 
 
 def step_logged(step: int, **fields: Any) -> engine.StepLogged:
-    known = {
+    defaults = {
         "total_steps": 20,
         "stage": (step - 1) // 10,
         "loss": 2.0,
@@ -127,9 +127,9 @@ def step_logged(step: int, **fields: Any) -> engine.StepLogged:
         "tokens_per_second": 1000.0,
         "eta_seconds": 60.0,
     }
-    return engine.StepLogged(step=step, **{**known, **fields})
+    return engine.StepLogged(step=step, **{**defaults, **fields})
 
 
 def evaluated(**fields: Any) -> engine.Evaluated:
-    known = {"subject": "stage", "stage": 0, "step": 10, "rows": 8, "rouge_l": 20.0, "exact_match": 0.0}
-    return engine.Evaluated(**{**known, "cross_entropy": 2.0, "divergence": 0.3, **fields})
+    defaults = {"subject": "stage", "stage": 0, "step": 10, "rows": 8, "rouge_l": 20.0, "exact_match": 0.0}
+    return engine.Evaluated(**{**defaults, "cross_entropy": 2.0, "divergence": 0.3, **fields})

@@ -1,4 +1,4 @@
-"""Checkpoints as they are asked for."""
+"""Queries for checkpoints."""
 
 import pytest
 
@@ -42,18 +42,18 @@ def test_a_checkpoint_belongs_to_the_project_of_its_job(database: Database) -> N
 
 def test_lists_are_newest_first_in_pages_and_filtered(database: Database) -> None:
     one, other = claim_job(database), claim_job(database)
-    made = [publish(database, one, "training", step) for step in (1, 2, 3)]
+    training = [publish(database, one, "training", step) for step in (1, 2, 3)]
     best = publish(database, one, "best", 2)
     publish(database, other, "training", 9)
     with database.transaction(write=False) as session:
         page = list_checkpoints(session, "default", limit=2, job_id=one.job_id, kind="training")
         rest = list_checkpoints(session, "default", limit=2, job_id=one.job_id, kind="training", after=page.rows[-1].id)
-        assert [row.id for row in (*page.rows, *rest.rows)] == [row.id for row in reversed(made)]
+        assert [row.id for row in (*page.rows, *rest.rows)] == [row.id for row in reversed(training)]
         assert (page.has_more, rest.has_more) == (True, False)
         assert list_checkpoints(session, "default", limit=9, job_id=one.job_id).rows[0].id == best.id
 
 
-def test_training_states_beyond_the_newest_are_surplus_and_nothing_else_is(database: Database) -> None:
+def test_only_training_states_beyond_the_newest_are_surplus(database: Database) -> None:
     claim = claim_job(database)
     for step in (1, 2, 3, 4):
         publish(database, claim, "training", step)
@@ -62,5 +62,5 @@ def test_training_states_beyond_the_newest_are_surplus_and_nothing_else_is(datab
     with database.transaction(write=True) as session:
         for checkpoint in surplus_training_states(session, claim.job_id, keep=2):
             delete_checkpoint(session, checkpoint)
-        kept = {(row.kind, row.step) for row in list_checkpoints(session, "default", limit=99).rows}
-    assert kept == {("training", 3), ("training", 4), ("stage", 1), ("best", 1), ("final", 1)}
+        remaining = {(row.kind, row.step) for row in list_checkpoints(session, "default", limit=99).rows}
+    assert remaining == {("training", 3), ("training", 4), ("stage", 1), ("best", 1), ("final", 1)}

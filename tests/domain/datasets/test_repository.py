@@ -1,4 +1,4 @@
-"""Data sets as they are asked for."""
+"""Queries for data sets."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from domain.errors import DatasetNotFound
 from tests.support.rows import insert_dataset
 
 
-def test_a_data_set_of_another_project_is_not_there(database: Database) -> None:
+def test_a_data_set_of_another_project_is_not_found(database: Database) -> None:
     with database.transaction(write=True) as session:
         dataset = insert_dataset(session, project="theirs")
         assert get_dataset(session, "theirs", dataset.id) is dataset
@@ -18,9 +18,9 @@ def test_a_data_set_of_another_project_is_not_there(database: Database) -> None:
 
 def test_lists_are_newest_first_in_pages(database: Database) -> None:
     with database.transaction(write=True) as session:
-        made = [insert_dataset(session).id for _ in range(3)]
+        added = [insert_dataset(session).id for _ in range(3)]
         insert_dataset(session, project="theirs")
         page = list_datasets(session, "default", limit=2)
         rest = list_datasets(session, "default", limit=2, after=page.rows[-1].id)
-    assert [row.id for row in (*page.rows, *rest.rows)] == made[::-1]
+    assert [row.id for row in (*page.rows, *rest.rows)] == added[::-1]
     assert (page.has_more, rest.has_more) == (True, False)

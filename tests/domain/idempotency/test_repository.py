@@ -25,7 +25,7 @@ def settle(database: Database, holder: KeyHolder) -> bool:
         return repository.settle(session.connection(), holder, fingerprint="asked", response=RESPONSE)
 
 
-def test_a_key_is_taken_by_one_and_its_answer_found_by_all(database: Database) -> None:
+def test_a_key_is_claimed_once_and_its_response_replayed(database: Database) -> None:
     assert claim(database, FIRST) is None
     assert claim(database, SECOND) == StoredKey("asked", None)
     assert settle(database, FIRST)
@@ -34,12 +34,12 @@ def test_a_key_is_taken_by_one_and_its_answer_found_by_all(database: Database) -
         assert repository.find(session.connection(), SECOND) == StoredKey("asked", RESPONSE)
 
 
-def test_a_key_is_of_one_project(database: Database) -> None:
+def test_keys_of_two_projects_are_independent(database: Database) -> None:
     assert claim(database, FIRST) is None
     assert claim(database, KeyHolder("other", "key", "x")) is None
 
 
-def test_a_key_whose_time_is_over_is_free_and_lost_to_its_holder(database: Database) -> None:
+def test_an_expired_key_is_free_and_lost_to_its_holder(database: Database) -> None:
     assert claim(database, FIRST, seconds=0) is None
     with database.transaction(write=False) as session:
         assert repository.find(session.connection(), SECOND) is None
@@ -51,7 +51,7 @@ def test_a_key_whose_time_is_over_is_free_and_lost_to_its_holder(database: Datab
     assert settle(database, SECOND)
 
 
-def test_an_answer_is_neither_released_nor_changed(database: Database) -> None:
+def test_a_stored_response_is_neither_released_nor_changed(database: Database) -> None:
     claim(database, FIRST)
     settle(database, FIRST)
     with database.transaction(write=True) as session:
@@ -60,7 +60,7 @@ def test_an_answer_is_neither_released_nor_changed(database: Database) -> None:
     assert claim(database, SECOND) == StoredKey("asked", RESPONSE)
 
 
-def test_what_expired_is_cleared_and_nothing_else(database: Database) -> None:
+def test_only_expired_keys_are_deleted(database: Database) -> None:
     claim(database, FIRST, seconds=0)
     claim(database, KeyHolder("default", "another", "x"))
     with database.transaction(write=True) as session:
@@ -68,7 +68,7 @@ def test_what_expired_is_cleared_and_nothing_else(database: Database) -> None:
         assert session.scalars(sa.select(IdempotencyKey.key)).all() == ["another"]
 
 
-def test_an_answer_is_kept_for_a_day_by_the_clock_of_the_database(database: Database) -> None:
+def test_a_response_is_stored_for_a_day_by_the_databases_clock(database: Database) -> None:
     claim(database, FIRST)
     settle(database, FIRST)
     with database.transaction(write=False) as session:
@@ -77,7 +77,7 @@ def test_an_answer_is_kept_for_a_day_by_the_clock_of_the_database(database: Data
     assert abs((row.expires_at - now).total_seconds() - 24 * 3600) < 60
 
 
-def test_a_row_is_bounded(database: Database) -> None:
+def test_the_body_of_a_stored_response_is_bounded(database: Database) -> None:
     claim(database, FIRST)
     large = StoredResponse(201, "application/json", None, b" " * (MAX_BODY_BYTES + 1))
     with pytest.raises(IntegrityError), database.transaction(write=True) as session:
@@ -85,28 +85,28 @@ def test_a_row_is_bounded(database: Database) -> None:
 
 
 def test_a_duplicate_gets_the_answer_of_the_transaction_that_it_waited_for(database: Database) -> None:
-    found: list[StoredKey | None] = []
-    second = Thread(target=lambda: found.append(claim(database, SECOND)))
+    results: list[StoredKey | None] = []
+    second = Thread(target=lambda: results.append(claim(database, SECOND)))
     with database.transaction(write=True) as session:
         assert repository.claim(session.connection(), FIRST, fingerprint="asked", seconds=60) is None
         second.start()
         repository.settle(session.connection(), FIRST, fingerprint="asked", response=RESPONSE)
     second.join()
-    assert found == [StoredKey("asked", RESPONSE)]
+    assert results == [StoredKey("asked", RESPONSE)]
 
 
 def test_a_duplicate_takes_the_key_of_a_transaction_that_failed(database: Database) -> None:
-    found: list[StoredKey | None] = []
-    second = Thread(target=lambda: found.append(claim(database, SECOND)))
+    results: list[StoredKey | None] = []
+    second = Thread(target=lambda: results.append(claim(database, SECOND)))
     with database.transaction(write=True) as session:
         assert repository.claim(session.connection(), FIRST, fingerprint="asked", seconds=60) is None
         second.start()
         session.rollback()
     second.join()
-    assert found == [None]
+    assert results == [None]
 
 
-def test_a_duplicate_does_not_wait_for_ever(postgres_server: str) -> None:
+def test_a_duplicate_waits_for_the_lock_timeout_at_most(postgres_server: str) -> None:
     # On PostgreSQL alone: SQLite has one writer at a time, for whom everybody waits, as long as busy_timeout says.
     database = Database(postgres_server)
     schema = Base.metadata.tables["idempotency_keys"]

@@ -1,4 +1,4 @@
-"""Engine events as rows."""
+"""Engine events applied to the rows."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def metrics_of(database: Database, claim: Claim) -> dict[tuple[str, int], float]
         return {(row.name, row.step): row.value for row in rows}
 
 
-def test_a_job_prepares_until_the_first_training_event(database: Database) -> None:
+def test_a_job_is_preparing_until_the_first_training_event(database: Database) -> None:
     claim = claim_job(database)
     started = engine.RunStarted(resumed_from_step=None, total_steps=30, stages=2)
     apply(database, claim, started, engine.PhaseChanged(phase="ranking"), offset=1)
@@ -61,21 +61,21 @@ def test_a_job_prepares_until_the_first_training_event(database: Database) -> No
     assert reload_job(database, claim).status is JobStatus.RUNNING
 
 
-def test_the_history_is_in_the_order_of_the_events_with_the_move_in_its_place(database: Database) -> None:
+def test_the_history_has_events_and_transitions_in_order(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, engine.PhaseChanged(phase="training"), stage_started(0), step_logged(1), evaluated())
     types = [event.type for event in history(database, claim)]
     assert types == ["status", "phase", "status", "stage_started", "evaluated"]
 
 
-def test_steps_and_progress_do_not_flood_the_history(database: Database) -> None:
+def test_steps_and_progress_are_not_in_the_history(database: Database) -> None:
     claim = claim_job(database)
     ranked = [engine.Progressed(phase="ranking", done=done, total=9, unit="samples") for done in range(9)]
     apply(database, claim, *ranked, *(step_logged(step) for step in range(1, 21)))
     assert [event.type for event in history(database, claim)] == ["status", "status"]
 
 
-def test_progress_within_a_phase_is_shown_and_ends_with_it(database: Database) -> None:
+def test_progress_within_a_phase_is_cleared_with_the_phase(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, engine.Progressed(phase="ranking", done=3, total=9, unit="samples"), offset=1)
     job = reload_job(database, claim)
@@ -85,7 +85,7 @@ def test_progress_within_a_phase_is_shown_and_ends_with_it(database: Database) -
     assert (job.phase, job.phase_done, job.phase_total) == ("caching_teacher", None, None)
 
 
-def test_a_step_shows_in_the_progress(database: Database) -> None:
+def test_a_step_updates_the_progress(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, step_logged(15, eta_seconds=12.5))
     job = reload_job(database, claim)
@@ -100,13 +100,13 @@ def test_every_change_that_a_client_can_see_raises_the_version(database: Databas
     assert reload_job(database, claim).version > before
 
 
-def test_a_step_leaves_each_of_its_figures(database: Database) -> None:
+def test_a_step_records_each_metric(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, step_logged(3, divergence=None))
     assert {name for name, step in metrics_of(database, claim) if step == 3} == {*METRICS} - {"divergence"}
 
 
-def test_a_step_that_is_run_again_replaces_its_figures(database: Database) -> None:
+def test_a_step_that_is_run_again_replaces_its_metrics(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, step_logged(1), step_logged(2), step_logged(2, loss=1.5), offset=1)
     apply(database, claim, step_logged(2, loss=1.25), offset=2)
@@ -115,7 +115,7 @@ def test_a_step_that_is_run_again_replaces_its_figures(database: Database) -> No
     assert len(metrics) == 2 * len(METRICS)
 
 
-def test_a_figure_that_is_not_finite_is_left_out(database: Database) -> None:
+def test_a_metric_that_is_not_finite_is_left_out(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, step_logged(1, grad_norm=float("inf"), loss=float("nan"), eta_seconds=float("inf")))
     assert not {("grad_norm", 1), ("loss", 1)} & set(metrics_of(database, claim))
@@ -139,7 +139,7 @@ def test_a_stage_that_was_not_planned_is_added(database: Database) -> None:
     assert [stage.status for stage in stages_of(database, claim)][2] is StageStatus.RUNNING
 
 
-def test_an_attempt_that_falls_back_to_a_stage_takes_back_what_followed(database: Database) -> None:
+def test_an_attempt_that_resumes_an_earlier_stage_resets_later_ones(database: Database) -> None:
     claim = claim_job(database)
     done = [engine.StageFinished(stage=stage, step=10 * stage, epochs=1) for stage in (0, 1)]
     apply(database, claim, stage_started(0), done[0], stage_started(1), done[1], evaluated(stage=1), offset=1)
@@ -153,7 +153,9 @@ def test_an_attempt_that_falls_back_to_a_stage_takes_back_what_followed(database
     ("outcome", "status"),
     [(AttemptOutcome.released(), StageStatus.PENDING), (AttemptOutcome.succeeded(), StageStatus.SUCCEEDED)],
 )
-def test_no_stage_runs_on_after_its_attempt(database: Database, outcome: AttemptOutcome, status: StageStatus) -> None:
+def test_no_stage_stays_running_after_its_attempt(
+    database: Database, outcome: AttemptOutcome, status: StageStatus
+) -> None:
     claim = claim_job(database)
     apply(database, claim, stage_started(0))
     with database.transaction(write=True) as session:
@@ -178,7 +180,7 @@ def test_an_evaluation_that_is_made_again_replaces_the_first(database: Database)
     assert [(row.subject, row.rouge_l) for row in rows] == [("initial", 5.0), ("stage", 20.0)]
 
 
-def test_scores_of_drawn_answers_are_kept_beside_the_greedy_ones(database: Database) -> None:
+def test_scores_of_sampled_responses_are_stored_beside_the_greedy_ones(database: Database) -> None:
     spread = engine.SeedStats(values=(1.0, 3.0), mean=2.0, sd=2**0.5)
     sampled = engine.SampledScores(temperature=1.0, top_p=0.9, seeds=(10, 20), rouge_l=spread, exact_match=spread)
     claim = claim_job(database)
@@ -188,7 +190,7 @@ def test_scores_of_drawn_answers_are_kept_beside_the_greedy_ones(database: Datab
     assert [EvaluationView.model_validate(row).sampled for row in rows] == [sampled, None]
 
 
-def test_events_that_are_in_the_rows_already_are_passed_over(database: Database) -> None:
+def test_events_that_were_applied_already_change_nothing(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, engine.Warned(code="not_exact", message="another torch"), offset=50)
     before = dump_tables(database)
@@ -196,7 +198,7 @@ def test_events_that_are_in_the_rows_already_are_passed_over(database: Database)
     assert dump_tables(database) == before
 
 
-def test_a_new_attempt_reads_its_events_from_the_start(database: Database) -> None:
+def test_the_events_offset_of_a_new_attempt_is_zero(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, step_logged(5), offset=5000)
     with database.transaction(write=True) as session:
@@ -210,7 +212,7 @@ def test_a_new_attempt_reads_its_events_from_the_start(database: Database) -> No
         assert session.get_one(JobAttempt, (claim.job_id, 2)).resumed_from_step == 4
 
 
-def test_a_job_that_is_being_cancelled_reports_on_without_running_again(database: Database) -> None:
+def test_events_of_a_cancelling_job_are_applied_without_a_transition(database: Database) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         set_status(session, claim.job_id, JobStatus.CANCELLING)
@@ -219,7 +221,7 @@ def test_a_job_that_is_being_cancelled_reports_on_without_running_again(database
     assert (job.status, job.step) == (JobStatus.CANCELLING, 1)
 
 
-def test_a_message_that_a_database_cannot_hold_is_kept_without_the_character(database: Database) -> None:
+def test_nul_is_removed_from_messages_and_long_ones_are_cut(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, engine.Warned(code="odd", message="a\0b" + "x" * 10_000))
     message = history(database, claim)[-1].data["message"]
@@ -246,9 +248,7 @@ any_event = st.one_of(
 
 @given(st.lists(any_event, max_size=12), st.integers(0, 12))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_how_events_are_cut_into_batches_makes_no_difference(
-    database: Database, events: list[engine.Event], cut: int
-) -> None:
+def test_rows_do_not_depend_on_how_events_are_batched(database: Database, events: list[engine.Event], cut: int) -> None:
     whole, parts = claim_job(database), claim_job(database)
     line = envelopes(*events)
     with database.transaction(write=True) as session:
@@ -275,7 +275,7 @@ def publish(database: Database, claim: Claim, **fields: Any) -> Checkpoint:
         return add_checkpoint(session, claim, **{**known, **fields})
 
 
-def test_a_checkpoint_is_named_once_and_told_in_the_history(database: Database) -> None:
+def test_a_checkpoint_added_twice_has_one_row_and_one_event(database: Database) -> None:
     claim = claim_job(database)
     first, again = (publish(database, claim, store_key="jobs/a") for _ in range(2))
     assert first.id == again.id
@@ -283,7 +283,7 @@ def test_a_checkpoint_is_named_once_and_told_in_the_history(database: Database) 
     assert event.data == {"id": first.id, "kind": "training", "step": 10, "stage": 0, "size_bytes": 5}
 
 
-def test_the_next_attempt_is_offered_the_training_states_newest_first(database: Database) -> None:
+def test_a_claim_lists_training_states_newest_first(database: Database) -> None:
     claim = claim_job(database)
     for kind, step in (("training", 10), ("best", 19), ("stage", 20), ("training", 15), ("final", 30)):
         publish(database, claim, kind=kind, step=step, store_key=f"jobs/{kind}-{step}")
@@ -311,12 +311,12 @@ def test_an_artifact_takes_the_place_of_an_earlier_one_of_its_kind(database: Dat
 
 @given(st.text(max_size=60), st.integers(1, 40))
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_log_keeps_its_end_within_its_bounds(database: Database, text: str, max_bytes: int) -> None:
+def test_the_log_tail_is_bounded_in_bytes(database: Database, text: str, max_bytes: int) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         save_log_tail(session, claim, text, max_bytes=max_bytes)
-        kept = session.get_one(JobAttempt, (claim.job_id, 1)).log_tail
-    assert len(kept.encode()) <= max_bytes
-    assert text.replace("\0", "").endswith(kept)
+        tail = session.get_one(JobAttempt, (claim.job_id, 1)).log_tail
+    assert len(tail.encode()) <= max_bytes
+    assert text.replace("\0", "").endswith(tail)
     if "\0" not in text and len(text.encode()) <= max_bytes:
-        assert kept == text
+        assert tail == text

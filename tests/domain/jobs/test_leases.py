@@ -1,4 +1,4 @@
-"""Claims, heartbeats, the end of attempts, and what the reaper does."""
+"""Leases: claims, heartbeats, the end of attempts, and the reaper."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +49,7 @@ def reap(database: Database) -> list[str]:
         return reap_expired(session)
 
 
-def test_an_empty_queue_gives_nothing(database: Database) -> None:
+def test_a_claim_on_an_empty_queue_returns_nothing(database: Database) -> None:
     assert claim_one(database) is None
 
 
@@ -71,17 +71,17 @@ def test_a_claim_passes_over_jobs_for_another_device(database: Database) -> None
         assert claim_next(session, worker="cpu-box", lease_seconds=60, memory={"cpu": None}) is None
 
 
-def test_claimants_that_ask_at_once_get_different_jobs(database: Database) -> None:
+def test_concurrent_claims_get_different_jobs(database: Database) -> None:
     with database.transaction(write=True) as session:
         jobs = {add_job(session).id for _ in range(5)}
-    together = Barrier(8)
+    barrier = Barrier(8)
 
-    def ask(_: int) -> Claim | None:
-        together.wait()
+    def claim_together(_: int) -> Claim | None:
+        barrier.wait()
         return claim_one(database)
 
     with ThreadPoolExecutor(8) as pool:
-        claims = [claim for claim in pool.map(ask, range(8)) if claim is not None]
+        claims = [claim for claim in pool.map(claim_together, range(8)) if claim is not None]
     assert sorted(claim.job_id for claim in claims) == sorted(jobs)
     assert all(reload_job(database, claim).attempts_spent == 1 for claim in claims)
 
@@ -93,8 +93,8 @@ def test_a_claim_that_is_not_committed_hides_its_job_from_others(database: Datab
         with database.transaction(write=True) as session:
             assert claim_next(session, worker="first", lease_seconds=60) is not None
             # PostgreSQL passes over the locked row, SQLite waits for the commit.
-            asked = other.submit(claim_one, database)
-        assert asked.result() is None
+            second = other.submit(claim_one, database)
+        assert second.result() is None
 
 
 def test_a_claim_that_is_rolled_back_leaves_the_job_in_the_queue(database: Database) -> None:
@@ -106,7 +106,7 @@ def test_a_claim_that_is_rolled_back_leaves_the_job_in_the_queue(database: Datab
     assert claim_one(database) is not None
 
 
-def test_a_stored_specification_that_cannot_be_read_fails_its_job_and_not_the_queue(database: Database) -> None:
+def test_an_invalid_stored_specification_fails_its_job_and_not_the_queue(database: Database) -> None:
     with database.transaction(write=True) as session:
         broken = add_job(session, id="job_broken", spec={"of": "another version"})
         add_job(session, id="job_good")
@@ -120,7 +120,7 @@ def test_a_stored_specification_that_cannot_be_read_fails_its_job_and_not_the_qu
         assert failed.reason.code == "spec_invalid"
 
 
-def test_a_heartbeat_extends_the_lease_and_is_no_visible_change(database: Database) -> None:
+def test_a_heartbeat_renews_the_lease_and_keeps_the_version(database: Database) -> None:
     claim = claim_job(database, lease_seconds=1)
     before = reload_job(database, claim)
     with database.transaction(write=True) as session:
@@ -173,7 +173,7 @@ def test_a_released_job_is_queued_again_and_its_attempt_is_not_spent(database: D
         claim = again
 
 
-def test_a_job_that_crashes_again_and_again_fails_with_the_last_reason(database: Database) -> None:
+def test_a_job_that_crashes_in_every_attempt_fails_with_the_last_reason(database: Database) -> None:
     claim = claim_job(database, max_attempts=2)
     assert end(database, claim, AttemptOutcome.crashed(CRASH)) is JobStatus.QUEUED
     second = claim_one(database)
@@ -184,7 +184,7 @@ def test_a_job_that_crashes_again_and_again_fails_with_the_last_reason(database:
 
 
 @pytest.mark.parametrize("outcome", [AttemptOutcome.released(), AttemptOutcome.cancelled(), AttemptOutcome.succeeded()])
-def test_a_cancelled_job_is_never_anything_else(database: Database, outcome: AttemptOutcome) -> None:
+def test_a_cancelled_job_ends_as_cancelled_whatever_the_outcome(database: Database, outcome: AttemptOutcome) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
@@ -199,7 +199,7 @@ def test_a_pausing_job_that_is_released_is_paused(database: Database) -> None:
     assert claim_one(database) is None
 
 
-def test_settling_twice_is_noticed_and_changes_nothing(database: Database) -> None:
+def test_settling_twice_is_refused_and_changes_nothing(database: Database) -> None:
     claim = claim_job(database)
     end(database, claim, AttemptOutcome.succeeded())
     before = dump_tables(database)
@@ -220,7 +220,7 @@ def test_the_reaper_queues_the_job_of_a_lost_worker_again(database: Database) ->
     assert reap(database) == [claim.job_id]
     job = reload_job(database, claim)
     assert (job.status, job.lease_token, job.attempts_spent) == (JobStatus.QUEUED, None, 1)
-    assert moves_of(database, claim.job_id)[-2:] == [("preparing", "recovering"), ("recovering", "queued")]
+    assert transitions_of(database, claim.job_id)[-2:] == [("preparing", "recovering"), ("recovering", "queued")]
     assert reap(database) == []
 
 
@@ -230,7 +230,7 @@ def test_the_reaper_fails_a_job_without_attempts_left(database: Database) -> Non
     assert reload_job(database, claim).reason == WORKER_LOST
 
 
-def test_the_reaper_settles_a_cancel_that_no_worker_hears(database: Database) -> None:
+def test_the_reaper_cancels_a_cancelling_job_of_a_lost_worker(database: Database) -> None:
     claim = claim_job(database, lease_seconds=-1)
     with database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
@@ -238,7 +238,7 @@ def test_the_reaper_settles_a_cancel_that_no_worker_hears(database: Database) ->
     assert reload_job(database, claim).status is JobStatus.CANCELLED
 
 
-def test_the_reaper_settles_a_cancel_that_came_while_the_job_recovered(database: Database) -> None:
+def test_the_reaper_cancels_a_job_that_was_cancelled_while_recovering(database: Database) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         job = lock_claimed_job(session, claim.job_id, claim.token)
@@ -248,14 +248,14 @@ def test_the_reaper_settles_a_cancel_that_came_while_the_job_recovered(database:
     assert reload_job(database, claim).status is JobStatus.CANCELLED
 
 
-def test_a_lease_that_expired_unnoticed_can_still_be_renewed(database: Database) -> None:
+def test_an_expired_lease_that_was_not_reaped_can_be_renewed(database: Database) -> None:
     claim = claim_job(database, lease_seconds=-1)
     with database.transaction(write=True) as session:
         assert heartbeat(session, claim, 60) is None
     assert reap(database) == []
 
 
-def test_reapers_that_run_at_once_spend_one_attempt(database: Database) -> None:
+def test_concurrent_reapers_end_an_attempt_once(database: Database) -> None:
     claim = claim_job(database, lease_seconds=-1)
     with ThreadPoolExecutor(4) as pool:
         reaped = [job for jobs in pool.map(lambda _: reap(database), range(4)) for job in jobs]
@@ -305,14 +305,14 @@ def test_an_attempt_that_lost_its_lease_changes_nothing(
     assert dump_tables(database) == before
 
 
-def moves_of(database: Database, job_id: str) -> list[tuple[str, str]]:
+def transitions_of(database: Database, job_id: str) -> list[tuple[str, str]]:
     statement = sa.select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.type == "status")
     with database.transaction(write=False) as session:
         return [(event.data["from"], event.data["to"]) for event in session.scalars(statement.order_by(JobEvent.seq))]
 
 
-class Life:
-    """One job, and everything that may happen to it in any order."""
+class JobHistory:
+    """One job, and the actions of clients, workers and the reaper on it, in any order."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -321,7 +321,7 @@ class Life:
             session.execute(sa.delete(Job))
             self.job_id = add_job(session, max_attempts=2).id
 
-    def happen(self, name: str) -> None:
+    def apply(self, name: str) -> None:
         if name == "claim":
             claim = claim_one(self.database)
             self.claims += [claim] if claim is not None else []
@@ -354,20 +354,20 @@ OUTCOMES = {
 
 @given(st.lists(st.sampled_from(["claim", "train", "lose", "cancel", *OUTCOMES]), max_size=12))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_happens_to_a_job_keeps_the_laws_of_its_life(database: Database, happenings: list[str]) -> None:
-    life = Life(database)
-    for name in happenings:
-        before = life.job()
+def test_invariants_of_a_job_hold_under_any_sequence_of_actions(database: Database, actions: list[str]) -> None:
+    history = JobHistory(database)
+    for name in actions:
+        before = history.job()
         try:
-            life.happen(name)
+            history.apply(name)
         except (LostLease, IllegalTransition):
-            assert life.job().version == before.version
-        after = life.job()
+            assert history.job().version == before.version
+        after = history.job()
         assert before.status not in TERMINAL or after.version == before.version
         assert (after.lease_token is not None) == (after.status in HELD)
         assert (after.end_reason is not None) == (after.finished_at is not None) == (after.status in TERMINAL)
         assert 0 <= after.attempts_spent <= after.max_attempts
         assert after.token >= before.token
-    moves = moves_of(database, life.job_id)
-    assert all(JobStatus(to) in TRANSITIONS[JobStatus(source)] for source, to in moves)
-    assert all(earlier[1] == later[0] for earlier, later in pairwise(moves))
+    transitions = transitions_of(database, history.job_id)
+    assert all(JobStatus(to) in TRANSITIONS[JobStatus(source)] for source, to in transitions)
+    assert all(earlier[1] == later[0] for earlier, later in pairwise(transitions))

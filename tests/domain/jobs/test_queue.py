@@ -1,4 +1,4 @@
-"""Whose turn it is in the queue, why a job waits, and when it may start."""
+"""The queue: fair share, positions, reasons of waiting, and the estimated start."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -21,10 +21,10 @@ CPU = Device("cpu", "CPU", 8 << 30)
 GPU = Device("cuda", "NVIDIA L4", 24 << 30)
 
 
-def place_of(session: Session, job: Job) -> QueuePosition:
-    place = queue_position(session, job, worker_seconds=60)
-    assert place is not None
-    return place
+def position_of(session: Session, job: Job) -> QueuePosition:
+    position = queue_position(session, job, worker_seconds=60)
+    assert position is not None
+    return position
 
 
 def minute_after(moment: datetime) -> datetime:
@@ -36,50 +36,50 @@ def claim(session: Session, worker: str = "w1") -> Claim | None:
     return claim_next(session, worker=worker, lease_seconds=60)
 
 
-def claimed_in_order(session: Session) -> list[str]:
+def claim_all(session: Session) -> list[str]:
     return [each.job_id for each in iter(lambda: claim(session), None)]
 
 
-def test_projects_take_turns_however_many_jobs_one_submits(database: Database) -> None:
+def test_projects_get_their_fair_share_however_many_jobs_one_submits(database: Database) -> None:
     with database.transaction(write=True) as session:
         for number in range(4):
             add_job(session, id=f"job_greedy{number}", project="greedy")
         add_job(session, id="job_modest", project="modest")
-        assert claimed_in_order(session)[:2] == ["job_greedy0", "job_modest"]
+        assert claim_all(session)[:2] == ["job_greedy0", "job_modest"]
 
 
-def test_priority_outranks_the_turn(database: Database) -> None:
+def test_priority_outranks_fair_share(database: Database) -> None:
     with database.transaction(write=True) as session:
         add_job(session, id="job_one", project="a", priority=5)
         add_job(session, id="job_two", project="a", priority=5)
         add_job(session, id="job_other", project="b")
-        assert claimed_in_order(session) == ["job_one", "job_two", "job_other"]
+        assert claim_all(session) == ["job_one", "job_two", "job_other"]
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 1)), min_size=1, max_size=8))
-def test_the_places_are_the_order_of_the_claims(database: Database, jobs: Sequence[tuple[str, int]]) -> None:
+def test_positions_are_the_order_of_the_claims(database: Database, jobs: Sequence[tuple[str, int]]) -> None:
     with database.transaction(write=True) as session:
         session.execute(sa.delete(Job))
-        made = [add_job(session, project=project, priority=priority) for project, priority in jobs]
-        places = {job.id: place_of(session, job).position for job in made}
-        assert sorted(places.values()) == list(range(1, len(made) + 1))
-        order = claimed_in_order(session)
-    assert [places[job] for job in order] == sorted(places.values())
+        jobs_added = [add_job(session, project=project, priority=priority) for project, priority in jobs]
+        positions = {job.id: position_of(session, job).position for job in jobs_added}
+        assert sorted(positions.values()) == list(range(1, len(jobs_added) + 1))
+        order = claim_all(session)
+    assert [positions[job] for job in order] == sorted(positions.values())
 
 
-def test_a_job_that_needs_more_memory_than_there_is_waits_for_a_larger_worker(database: Database) -> None:
+def test_a_job_waits_for_a_worker_with_enough_memory(database: Database) -> None:
     with database.transaction(write=True) as session:
         job = add_job(session, memory_bytes=9 << 30)
         small, large = memory_by_device_kind([{"kind": "cpu", "memory_bytes": 8 << 30}]), {"cpu": 16 << 30}
         assert claim_next(session, worker="small", lease_seconds=60, memory=small) is None
         register_worker(session, "small", [CPU])
-        assert place_of(session, job).reason == "no_worker_fits"
-        found = claim_next(session, worker="large", lease_seconds=60, memory=large)
-    assert found is not None
+        assert position_of(session, job).reason == "no_worker_fits"
+        claimed = claim_next(session, worker="large", lease_seconds=60, memory=large)
+    assert claimed is not None
 
 
-def test_where_a_worker_has_a_gpu_a_job_for_any_device_runs_there(database: Database) -> None:
+def test_a_job_for_any_device_gets_the_gpu_of_a_worker_that_has_one(database: Database) -> None:
     memory = memory_by_device_kind(
         [{"kind": "cuda", "memory_bytes": 4}, {"kind": "cuda", "memory_bytes": 2}, {"kind": "cpu", "memory_bytes": 9}]
     )
@@ -87,44 +87,44 @@ def test_where_a_worker_has_a_gpu_a_job_for_any_device_runs_there(database: Data
     with database.transaction(write=True) as session:
         add_job(session, id="job_any", memory_bytes=5)
         add_job(session, id="job_cpu", memory_bytes=5, device="cpu")
-        found = claim_next(session, worker="w", lease_seconds=60, memory=memory)
-    assert found is not None
-    assert found.job_id == "job_cpu"
+        claimed = claim_next(session, worker="w", lease_seconds=60, memory=memory)
+    assert claimed is not None
+    assert claimed.job_id == "job_cpu"
 
 
-def test_the_reason_says_what_is_missing(database: Database) -> None:
+def test_the_queue_reason_names_what_is_missing(database: Database) -> None:
     with database.transaction(write=True) as session:
         first, second = add_job(session, device="cuda"), add_job(session, device="cuda")
-        assert place_of(session, first).reason == "no_worker"
+        assert position_of(session, first).reason == "no_worker"
         register_worker(session, "w1", [CPU])
-        assert place_of(session, first).reason == "no_worker_fits"
+        assert position_of(session, first).reason == "no_worker_fits"
         register_worker(session, "w1", [CPU, GPU])
-        assert (place_of(session, first).reason, place_of(session, second).reason) == (
+        assert (position_of(session, first).reason, position_of(session, second).reason) == (
             "waiting_for_worker",
             "jobs_ahead",
         )
         drain(session, "w1", "finish")
-        assert place_of(session, first).reason == "no_worker"
+        assert position_of(session, first).reason == "no_worker"
 
 
-def test_the_start_is_when_a_worker_comes_free(database: Database) -> None:
+def test_the_estimated_start_is_when_a_worker_comes_free(database: Database) -> None:
     with database.transaction(write=True) as session:
         register_worker(session, "w1", [CPU])
         now = session.scalars(sa.select(db_now())).one()
         running, first, second = (add_job(session) for _ in range(3))
-        assert timedelta() <= (place_of(session, running).starts_at or now) - now < timedelta(minutes=2)
+        assert timedelta() <= (position_of(session, running).starts_at or now) - now < timedelta(minutes=2)
         claim(session)
-        # Nothing is known of how long it takes.
-        assert place_of(session, first).starts_at is None
+        # No job has ended yet, so that no duration is known.
+        assert position_of(session, first).starts_at is None
         session.execute(sa.update(Job).where(Job.id == running.id).values(eta_seconds=600.0, progress_at=now))
-        assert place_of(session, first).starts_at == minute_after(now + timedelta(seconds=600))
-        assert place_of(session, second).starts_at is None
+        assert position_of(session, first).starts_at == minute_after(now + timedelta(seconds=600))
+        assert position_of(session, second).starts_at is None
         hour = timedelta(hours=1)
         add_job(session, status=JobStatus.SUCCEEDED, started_at=now - hour, finished_at=now)
-        assert place_of(session, second).starts_at == minute_after(now + timedelta(seconds=600) + hour)
+        assert position_of(session, second).starts_at == minute_after(now + timedelta(seconds=600) + hour)
 
 
-def test_a_job_that_waited_too_long_fails_as_such(database: Database) -> None:
+def test_a_job_that_exceeds_max_wait_fails(database: Database) -> None:
     with database.transaction(write=True) as session:
         late = add_job(session, waits_until=session.scalars(sa.select(db_now(-1))).one())
         add_job(session, waits_until=session.scalars(sa.select(db_now(60))).one())
@@ -135,7 +135,7 @@ def test_a_job_that_waited_too_long_fails_as_such(database: Database) -> None:
     assert (row.status, (row.end_reason or {})["code"]) == (JobStatus.FAILED, "max_wait_exceeded")
 
 
-def test_a_job_that_has_run_may_wait_for_as_long_as_it_takes(database: Database) -> None:
+def test_max_wait_ends_with_the_first_attempt(database: Database) -> None:
     with database.transaction(write=True) as session:
         add_job(session, waits_until=session.scalars(sa.select(db_now(60))).one())
         held = claim(session)
@@ -148,19 +148,19 @@ def test_a_job_that_has_run_may_wait_for_as_long_as_it_takes(database: Database)
 # --- Workers ----------------------------------------------------------------------------------------------
 
 
-def test_a_drained_worker_takes_nothing_until_it_may_again(database: Database) -> None:
+def test_a_drained_worker_accepts_no_jobs_until_the_drain_ends(database: Database) -> None:
     with database.transaction(write=True) as session:
         assert accepts_jobs(session, "w1")
         register_worker(session, "w1", [CPU])
         drain(session, "w1", "finish")
-        # Its next heartbeat does not undo it.
+        # The next heartbeat does not end the drain.
         register_worker(session, "w1", [CPU])
         assert not accepts_jobs(session, "w1")
         drain(session, "w1", None)
         assert accepts_jobs(session, "w1")
 
 
-def test_workers_that_are_not_heard_of_do_not_count_and_are_forgotten(database: Database) -> None:
+def test_workers_without_heartbeat_are_not_live_and_are_deleted_once_stale(database: Database) -> None:
     with database.transaction(write=True) as session:
         for name, age in (("alive", 0), ("silent", 120), ("gone", 100_000)):
             register_worker(session, name, [CPU])

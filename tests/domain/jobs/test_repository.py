@@ -1,4 +1,4 @@
-"""Jobs as they are asked for."""
+"""Queries for jobs."""
 
 import pytest
 
@@ -17,11 +17,11 @@ from domain.jobs.repository import (
     metric_series,
 )
 from domain.jobs.states import JobStatus
-from tests.domain.jobs.test_queue import place_of
+from tests.domain.jobs.test_queue import position_of
 from tests.support.rows import SPEC, add_job, claim_job, envelopes, set_status, step_logged
 
 
-def test_a_job_of_another_project_is_not_there(database: Database) -> None:
+def test_a_job_of_another_project_is_not_found(database: Database) -> None:
     with database.transaction(write=True) as session:
         job = add_job(session, project="theirs")
         assert get_job(session, "theirs", job.id).id == job.id
@@ -32,20 +32,20 @@ def test_a_job_of_another_project_is_not_there(database: Database) -> None:
 @pytest.mark.parametrize("limit", [1, 2, 3, 7])
 def test_pages_hold_every_job_once_newest_first(database: Database, limit: int) -> None:
     with database.transaction(write=True) as session:
-        made = [add_job(session).id for _ in range(7)]
+        added = [add_job(session).id for _ in range(7)]
         add_job(session, project="theirs")
-    seen: list[str] = []
+    listed: list[str] = []
     has_more = True
     while has_more:
         with database.transaction(write=False) as session:
-            page = list_jobs(session, "default", limit=limit, after=seen[-1] if seen else None)
+            page = list_jobs(session, "default", limit=limit, after=listed[-1] if listed else None)
         assert len(page.rows) <= limit
-        seen += [job.id for job in page.rows]
+        listed += [job.id for job in page.rows]
         has_more = page.has_more
-    assert seen == made[::-1]
+    assert listed == added[::-1]
 
 
-def test_a_page_goes_on_after_a_job_that_was_deleted_meanwhile(database: Database) -> None:
+def test_a_page_after_a_deleted_job_continues_behind_it(database: Database) -> None:
     with database.transaction(write=True) as session:
         old, gone, _new = (add_job(session) for _ in range(3))
         session.delete(gone)
@@ -59,24 +59,24 @@ def test_lists_are_filtered_by_status_and_by_all_labels(database: Database) -> N
         both = add_job(session, labels={"team": "nlp", "run.no": "7"})
         add_job(session, labels={"team": "nlp"})
         set_status(session, add_job(session, labels={"team": "nlp", "run.no": "7"}).id, JobStatus.RUNNING)
-        found = list_jobs(
+        page = list_jobs(
             session,
             "default",
             limit=10,
             statuses=[JobStatus.QUEUED, JobStatus.PAUSED],
             labels={"team": "nlp", "run.no": "7"},
         )
-    assert [job.id for job in found.rows] == [both.id]
+    assert [job.id for job in page.rows] == [both.id]
 
 
 @pytest.mark.parametrize("key", ['a"b', "a.b[0]", "", "$", "'; --", "a b"])
-def test_an_odd_label_key_finds_nothing_and_breaks_nothing(database: Database, key: str) -> None:
+def test_an_invalid_label_key_matches_no_job(database: Database, key: str) -> None:
     with database.transaction(write=True) as session:
         add_job(session, labels={"a": "x"})
         assert list(list_jobs(session, "default", limit=10, labels={key: "x"}).rows) == []
 
 
-def test_events_are_read_on_from_a_number(database: Database) -> None:
+def test_events_are_listed_after_a_sequence_number(database: Database) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         apply_events(session, claim, envelopes(step_logged(1)), offset=1)
@@ -85,12 +85,12 @@ def test_events_are_read_on_from_a_number(database: Database) -> None:
         assert list_events(session, claim.job_id, limit=1).has_more
 
 
-def test_the_place_in_the_queue_is_the_order_of_the_claims(database: Database) -> None:
+def test_positions_in_one_project_are_the_order_of_the_claims(database: Database) -> None:
     with database.transaction(write=True) as session:
         jobs = [add_job(session, priority=priority) for priority in (0, 5, 0, 9)]
-        places = [(place_of(session, job).position, job.id) for job in jobs]
-    assert [position for position, _ in sorted(places)] == [1, 2, 3, 4]
-    for _, expected in sorted(places):
+        positions = [(position_of(session, job).position, job.id) for job in jobs]
+    assert [position for position, _ in sorted(positions)] == [1, 2, 3, 4]
+    for _, expected in sorted(positions):
         with database.transaction(write=True) as session:
             claim = claim_next(session, worker="worker-1", lease_seconds=60)
             assert claim is not None
@@ -107,7 +107,7 @@ def test_queued_jobs_are_counted_for_all_and_for_a_project(database: Database) -
 
 
 @pytest.mark.parametrize("points", [1, 2, 5, 19, 20, 100])
-def test_a_series_is_thinned_out_and_keeps_both_ends(database: Database, points: int) -> None:
+def test_a_series_is_downsampled_and_keeps_both_ends(database: Database, points: int) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         apply_events(session, claim, envelopes(*(step_logged(step, loss=step) for step in range(1, 21))), offset=1)
@@ -122,11 +122,11 @@ def test_a_series_is_cut_to_a_range_of_steps(database: Database) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         apply_events(session, claim, envelopes(*map(step_logged, range(1, 21))), offset=1)
-        found = metric_series(session, claim.job_id, points=100, from_step=5, to_step=8)
-    assert {series.steps for series in found} == {(5, 6, 7, 8)}
+        series = metric_series(session, claim.job_id, points=100, from_step=5, to_step=8)
+    assert {each.steps for each in series} == {(5, 6, 7, 8)}
 
 
-def test_a_checkpoint_is_in_use_as_teacher_or_student(database: Database) -> None:
+def test_checkpoint_references_as_teacher_or_student_are_counted(database: Database) -> None:
     with database.transaction(write=True) as session:
         add_job(session, posted_spec={**SPEC, "teacher": {"checkpoint": "ckpt_teacher00"}})
         job = add_job(session, posted_spec={**SPEC, "student": {"checkpoint": "ckpt_student00"}})

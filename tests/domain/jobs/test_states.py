@@ -1,4 +1,4 @@
-"""The table of moves."""
+"""The state machine of a job."""
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from domain.jobs.states import (
     AttemptEnd,
     EndReason,
     JobStatus,
+    StopRequest,
     explain_illegal_transition,
     terminal_status_of,
     transitions_after_attempt,
@@ -49,7 +50,7 @@ def test_from_every_live_state_a_job_can_still_end(status: JobStatus) -> None:
     assert JobStatus.CANCELLED in reached
 
 
-def test_no_move_leads_back_into_the_same_state() -> None:
+def test_no_transition_leads_into_the_same_state() -> None:
     assert not any(status in targets for status, targets in TRANSITIONS.items())
 
 
@@ -58,16 +59,16 @@ def test_cancelling_ends_as_cancelled_and_never_as_succeeded() -> None:
 
 
 @given(statuses, statuses)
-def test_a_refusal_names_what_is_allowed_instead(current: JobStatus, wanted: JobStatus) -> None:
-    refused = explain_illegal_transition(current, wanted)
-    assert (refused is None) == (wanted in TRANSITIONS[current])
-    if refused is not None:
-        assert current in refused
-        assert all(allowed in refused for allowed in TRANSITIONS[current])
+def test_the_explanation_of_an_illegal_transition_names_the_legal_ones(current: JobStatus, target: JobStatus) -> None:
+    explanation = explain_illegal_transition(current, target)
+    assert (explanation is None) == (target in TRANSITIONS[current])
+    if explanation is not None:
+        assert current in explanation
+        assert all(allowed in explanation for allowed in TRANSITIONS[current])
 
 
 @given(st.sampled_from(sorted(HELD)), st.sampled_from(list(AttemptEnd)), st.integers(0, 5))
-def test_the_end_of_an_attempt_is_a_legal_path_that_lets_the_job_go(
+def test_transitions_after_an_attempt_are_a_legal_path_out_of_the_held_states(
     current: JobStatus, end: AttemptEnd, attempts_left: int
 ) -> None:
     path = transitions_after_attempt(current, end, attempts_left=attempts_left)
@@ -85,6 +86,12 @@ def test_without_attempts_left_a_crash_ends_the_job(current: JobStatus, end: Att
 @given(st.sampled_from(list(AttemptEnd)), st.integers(0, 5))
 def test_a_job_that_is_being_cancelled_ends_as_cancelled_whatever_happens(end: AttemptEnd, left: int) -> None:
     assert transitions_after_attempt(JobStatus.CANCELLING, end, attempts_left=left) == (JobStatus.CANCELLED,)
+
+
+@given(st.sampled_from(list(StopRequest)))
+def test_every_stop_request_leads_a_running_job_out_of_the_held_states(request: StopRequest) -> None:
+    path = transitions_after_attempt(JobStatus.RUNNING, request.outcome.end, attempts_left=1)
+    assert path[-1] not in HELD
 
 
 def test_a_lost_worker_sends_the_job_through_recovering_back_to_the_queue() -> None:
@@ -110,5 +117,5 @@ def test_a_reason_survives_its_json(reason: EndReason) -> None:
     assert EndReason.from_json(reason.as_json()) == reason
 
 
-def test_a_reason_drops_what_a_database_cannot_hold() -> None:
+def test_nul_is_removed_from_a_reason() -> None:
     assert EndReason("crashed", "killed\0 by signal 9").as_json()["message"] == "killed by signal 9"

@@ -1,4 +1,4 @@
-"""Checking, creating and cancelling jobs."""
+"""Submission and cancellation of jobs."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +48,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def dataset(database: Database) -> str:
-    """The id of a data set of 100 rows."""
+    """The id of a data set of 100 samples."""
     with database.transaction(write=True) as session:
         return insert_dataset(session).id
 
@@ -68,27 +68,27 @@ def plan(database: Database, settings: Settings) -> Planner:
     return plan
 
 
-def pointers(refused: pytest.ExceptionInfo[ApiError]) -> dict[str, str]:
-    return {error.pointer: error.code for error in refused.value.field_errors}
+def pointers(raised: pytest.ExceptionInfo[ApiError]) -> dict[str, str]:
+    return {error.pointer: error.code for error in raised.value.field_errors}
 
 
 @contextmanager
 def refusal(code: str) -> Iterator[pytest.ExceptionInfo[EngineRefusal]]:
     """Expect a refusal of the engine under this code."""
-    with pytest.raises(EngineRefusal) as refused:
-        yield refused
-    assert refused.value.code == code
+    with pytest.raises(EngineRefusal) as raised:
+        yield raised
+    assert raised.value.code == code
 
 
 # --- The dry run ----------------------------------------------------------------------------------------
 
 
-def test_a_plan_shows_the_stages_over_the_rows_of_the_data_set(plan: Planner, spec: Spec) -> None:
-    found = plan(spec(curriculum={"stages": 4}))
-    assert [stage.samples for stage in found.stages] == [25, 50, 75, 100]
-    assert found.total_steps == sum(stage.steps for stage in found.stages)
-    assert found.spec == resolve(spec(curriculum={"stages": 4}))
-    assert found.estimate is not None
+def test_a_plan_has_the_stages_over_the_samples_of_the_data_set(plan: Planner, spec: Spec) -> None:
+    job_plan = plan(spec(curriculum={"stages": 4}))
+    assert [stage.samples for stage in job_plan.stages] == [25, 50, 75, 100]
+    assert job_plan.total_steps == sum(stage.steps for stage in job_plan.stages)
+    assert job_plan.spec == resolve(spec(curriculum={"stages": 4}))
+    assert job_plan.estimate is not None
 
 
 def test_a_plan_writes_nothing(database: Database, plan: Planner, spec: Spec) -> None:
@@ -98,31 +98,31 @@ def test_a_plan_writes_nothing(database: Database, plan: Planner, spec: Spec) ->
 
 
 def test_all_wrong_fields_are_named_at_once(plan: Planner, spec: Spec) -> None:
-    with refusal("spec_invalid") as refused:
+    with refusal("spec_invalid") as raised:
         plan(spec(seed=-1, sead=1, training={"batch_size": 0}))
-    assert set(pointers(refused)) == {"/seed", "/sead", "/training/batch_size"}
+    assert set(pointers(raised)) == {"/seed", "/sead", "/training/batch_size"}
 
 
 def test_more_stages_than_samples_are_refused(plan: Planner, spec: Spec, database: Database) -> None:
     with database.transaction(write=True) as session:
         small = insert_dataset(session, rows=3).id
-    with refusal("spec_invalid") as refused:
+    with refusal("spec_invalid") as raised:
         plan(spec(data={"train": {"dataset": small}}, curriculum={"stages": 4}))
-    assert pointers(refused) == {"/curriculum/stages": "stages_exceed_samples"}
+    assert pointers(raised) == {"/curriculum/stages": "stages_exceed_samples"}
 
 
 def test_data_come_from_uploads_and_never_from_a_path(plan: Planner, spec: Spec) -> None:
-    with refusal("spec_invalid") as refused:
+    with refusal("spec_invalid") as raised:
         plan(spec(data={"train": {"path": "/etc/passwd"}, "validation": {"path": "x.jsonl"}}))
-    assert pointers(refused) == {"/data/train/path": "dataset_required", "/data/validation/path": "dataset_required"}
+    assert pointers(raised) == {"/data/train/path": "dataset_required", "/data/validation/path": "dataset_required"}
 
 
-def test_everything_that_the_project_lacks_is_named_at_once(plan: Planner, spec: Spec, database: Database) -> None:
+def test_all_missing_data_sets_and_checkpoints_are_named_at_once(plan: Planner, spec: Spec, database: Database) -> None:
     with database.transaction(write=True) as session:
         theirs = insert_dataset(session, project="theirs").id
-    with refusal("spec_invalid") as refused:
+    with refusal("spec_invalid") as raised:
         plan(spec(data={"train": {"dataset": theirs}}, student={"checkpoint": "ckpt_00000000"}))
-    assert pointers(refused) == {
+    assert pointers(raised) == {
         "/data/train/dataset": "dataset_not_found",
         "/student/checkpoint": "checkpoint_not_found",
     }
@@ -130,53 +130,53 @@ def test_everything_that_the_project_lacks_is_named_at_once(plan: Planner, spec:
 
 def test_a_model_outside_the_roots_is_refused(plan: Planner, spec: Spec, tmp_path: Path) -> None:
     outside = write_model(tmp_path / "outside", tokens={"a": 0})
-    with pytest.raises(PathOutsideModelRoots) as refused:
+    with pytest.raises(PathOutsideModelRoots) as raised:
         plan(spec(teacher={"path": str(outside)}))
-    assert pointers(refused) == {"/teacher/path": "path_outside_model_roots"}
+    assert pointers(raised) == {"/teacher/path": "path_outside_model_roots"}
 
 
-def test_a_model_that_is_not_there_is_refused(plan: Planner, spec: Spec, settings: Settings) -> None:
+def test_a_missing_model_is_refused(plan: Planner, spec: Spec, settings: Settings) -> None:
     settings.model_roots[0].mkdir(parents=True)
-    with refusal("model_not_found") as refused:
+    with refusal("model_not_found") as raised:
         plan(spec(student={"path": "absent"}))
-    assert pointers(refused) == {"/student/path": "model_not_found"}
-    assert str(settings.home) not in refused.value.detail
+    assert pointers(raised) == {"/student/path": "model_not_found"}
+    assert str(settings.home) not in raised.value.detail
 
 
-def test_a_directory_that_is_no_model_is_refused(plan: Planner, spec: Spec, settings: Settings) -> None:
+def test_a_directory_without_a_model_is_refused(plan: Planner, spec: Spec, settings: Settings) -> None:
     (settings.model_roots[0] / "empty").mkdir(parents=True)
-    with refusal("model_unsupported") as refused:
+    with refusal("model_unsupported") as raised:
         plan(spec(student={"path": "empty"}))
-    assert pointers(refused) == {"/student/path": "model_unsupported"}
-    assert str(settings.home) not in refused.value.detail
+    assert pointers(raised) == {"/student/path": "model_unsupported"}
+    assert str(settings.home) not in raised.value.detail
 
 
-def test_vocabularies_that_differ_are_refused_at_submission(plan: Planner, spec: Spec, settings: Settings) -> None:
+def test_different_vocabularies_are_refused_at_submission(plan: Planner, spec: Spec, settings: Settings) -> None:
     write_model(settings.model_roots[0] / "teacher", tokens={"a": 0, "b": 1})
     write_model(settings.model_roots[0] / "student", tokens={"a": 1, "b": 0})
-    with refusal("vocabulary_mismatch") as refused:
+    with refusal("vocabulary_mismatch") as raised:
         plan(spec(teacher={"path": "teacher"}, student={"path": "student"}))
-    assert pointers(refused) == {"/student": "vocabulary_mismatch"}
+    assert pointers(raised) == {"/student": "vocabulary_mismatch"}
     assert plan(spec(teacher={"path": "teacher"}, student={"path": "teacher"})).estimate is not None
 
 
 def test_a_student_cannot_keep_layers_that_the_teacher_lacks(plan: Planner, spec: Spec) -> None:
     assert plan(spec(student={"from_teacher": {"layers": [0, 3]}})).warnings
-    with refusal("spec_invalid") as refused:
+    with refusal("spec_invalid") as raised:
         plan(spec(student={"from_teacher": {"layers": [0, 4]}}))
-    assert pointers(refused) == {"/student/from_teacher/layers/1": "layer_missing"}
+    assert pointers(raised) == {"/student/from_teacher/layers/1": "layer_missing"}
 
 
-def test_what_cannot_be_inspected_is_said(plan: Planner, spec: Spec) -> None:
-    found = plan(spec(teacher={"hub": {"repo": "openai/gpt2"}}))
-    assert found.estimate is None
-    assert {warning.code for warning in found.warnings} == {"models_not_inspected", "no_validation"}
+def test_a_plan_warns_of_models_that_were_not_inspected(plan: Planner, spec: Spec) -> None:
+    job_plan = plan(spec(teacher={"hub": {"repo": "openai/gpt2"}}))
+    assert job_plan.estimate is None
+    assert {warning.code for warning in job_plan.warnings} == {"models_not_inspected", "no_validation"}
 
 
-def test_rows_longer_than_a_models_positions_are_refused(plan: Planner, spec: Spec) -> None:
-    with refusal("spec_invalid") as refused:
+def test_samples_longer_than_a_models_positions_are_refused(plan: Planner, spec: Spec) -> None:
+    with refusal("spec_invalid") as raised:
         plan(spec(student={"random": {"max_positions": 64}}))
-    assert pointers(refused) == {"/data/max_length": "exceeds_model_positions"}
+    assert pointers(raised) == {"/data/max_length": "exceeds_model_positions"}
 
 
 def test_fine_tuning_needs_no_teacher(plan: Planner, spec: Spec) -> None:
@@ -185,7 +185,7 @@ def test_fine_tuning_needs_no_teacher(plan: Planner, spec: Spec) -> None:
     assert plan(raw).estimate is not None
 
 
-def test_a_checkpoint_of_the_project_is_a_model(
+def test_a_checkpoint_of_the_project_can_be_the_teacher(
     plan: Planner, spec: Spec, database: Database, settings: Settings
 ) -> None:
     checkpoint = publish(database, claim_job(database), "jobs/a/final")
@@ -231,7 +231,7 @@ def test_a_job_is_queued_with_its_stages_and_its_first_event(
     assert [(event.seq, event.data["to"]) for event in events] == [(1, "queued")]
 
 
-def test_what_was_created_can_be_claimed_with_the_same_specification(
+def test_a_claim_has_the_resolved_specification_of_the_submission(
     database: Database, settings: Settings, spec: Spec
 ) -> None:
     submit_job(database, settings, spec(), project="default")
@@ -260,15 +260,15 @@ def test_a_refused_specification_leaves_no_row(database: Database, settings: Set
         ({"priority": -1}, "/priority"),
     ],
 )
-def test_what_cannot_be_kept_is_refused(
+def test_invalid_options_are_refused(
     database: Database, settings: Settings, spec: Spec, fields: dict[str, Any], pointer: str
 ) -> None:
-    with pytest.raises(Unprocessable) as refused:
+    with pytest.raises(Unprocessable) as raised:
         submit_job(database, settings, spec(), project="default", options=JobOptions(**fields))
-    assert set(pointers(refused)) == {pointer}
+    assert set(pointers(raised)) == {pointer}
 
 
-def test_a_projects_queue_is_bounded_even_for_requests_that_come_together(
+def test_a_projects_queue_is_bounded_for_concurrent_requests(
     database: Database, settings: Settings, spec: Spec
 ) -> None:
     def submit(_: int) -> bool:
@@ -290,7 +290,7 @@ def test_the_bound_counts_queued_jobs_of_the_project_only(database: Database, se
     assert submit_job(database, settings, spec(), project="default").status is JobStatus.QUEUED
 
 
-def test_a_checkpoint_that_went_since_the_plan_is_noticed(
+def test_a_checkpoint_deleted_since_the_plan_is_refused(
     database: Database, settings: Settings, plan: Planner, spec: Spec
 ) -> None:
     checkpoint = publish(database, claim_job(database), "jobs/a/final")
@@ -305,7 +305,7 @@ def test_a_checkpoint_that_went_since_the_plan_is_noticed(
 
 
 @pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.PAUSED])
-def test_a_job_that_waits_is_cancelled_at_once(database: Database, status: JobStatus) -> None:
+def test_a_waiting_job_is_cancelled_at_once(database: Database, status: JobStatus) -> None:
     with database.transaction(write=True) as session:
         job = add_job(session)
         set_status(session, job.id, status)
@@ -315,7 +315,7 @@ def test_a_job_that_waits_is_cancelled_at_once(database: Database, status: JobSt
 
 
 @pytest.mark.parametrize("status", [JobStatus.PREPARING, JobStatus.RUNNING, JobStatus.PAUSING, JobStatus.RECOVERING])
-def test_a_job_that_a_worker_has_is_asked_to_end(database: Database, status: JobStatus) -> None:
+def test_a_held_job_becomes_cancelling(database: Database, status: JobStatus) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         set_status(session, claim.job_id, status)
@@ -339,9 +339,9 @@ def test_a_job_that_has_ended_cannot_be_cancelled(database: Database) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
         settle(session, claim, AttemptOutcome.succeeded())
-    with pytest.raises(IllegalTransition) as refused, database.transaction(write=True) as session:
+    with pytest.raises(IllegalTransition) as raised, database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
-    assert refused.value.allowed == ()
+    assert raised.value.allowed == ()
     assert reload_job(database, claim).status is JobStatus.SUCCEEDED
 
 
