@@ -1,0 +1,1 @@
+"""Chores of the repository: pictures drawn from the code, and the check of its words."""
