@@ -18,7 +18,7 @@ JOBS ?= 2
 # Which benchmarks to run: `make bench BENCH=loss`. `python -m bench COMMAND --help` lists what each takes.
 BENCH ?= flops rouge loss step generate curriculum
 
-.PHONY: help install install-lean demo model serve bench test test-slow test-all check fix clean
+.PHONY: help install install-lean demo model serve bench test test-slow test-all pictures check fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -71,11 +71,15 @@ test-slow: $(STAMP) ## The cases that `make test` leaves out for their length
 
 test-all: test test-slow ## Both
 
-check: $(STAMP) ## Lint, types, import contracts
+pictures: $(STAMP) ## Draw the pictures of docs/architecture.md from the code
+	@$(BIN)/python -m tools.pictures
+
+check: $(STAMP) ## Lint, types, import contracts, and the words of the glossary
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tools.words
 
 fix: $(STAMP) ## Format, and correct what the linter can
 	@$(BIN)/ruff format .

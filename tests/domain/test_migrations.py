@@ -100,10 +100,10 @@ def test_downgrade_leaves_nothing_behind(engine: sa.Engine, settings: Settings) 
 
 # --- Rows of an older schema ----------------------------------------------------------------------------
 
-Rows = dict[str, list[dict[str, Any]]]
+TableContents = dict[str, list[dict[str, Any]]]
 
 
-def rows_of_0004(dialect: str) -> Rows:
+def rows_of_0004(dialect: str) -> TableContents:
     """A row in every table of revision 0004, with a value in every column."""
 
     def moment(seconds: int) -> datetime | int:
@@ -232,7 +232,7 @@ def rows_of_0004(dialect: str) -> Rows:
     }
 
 
-def rows_of_0005(dialect: str) -> Rows:
+def rows_of_0005(dialect: str) -> TableContents:
     """The same rows under the names of revision 0005."""
     rows = rows_of_0004(dialect)
     (job,), (attempt,), events = rows["jobs"], rows["job_attempts"], rows["job_events"]
@@ -252,7 +252,7 @@ def reflected(engine: sa.Engine) -> sa.MetaData:
     return metadata
 
 
-def insert_rows(engine: sa.Engine, rows: Rows) -> None:
+def insert_rows(engine: sa.Engine, rows: TableContents) -> None:
     metadata = reflected(engine)
     assert set(rows) == set(metadata.tables)
     with engine.begin() as connection:
@@ -263,7 +263,7 @@ def insert_rows(engine: sa.Engine, rows: Rows) -> None:
                 connection.execute(sa.insert(table).values(row))
 
 
-def read_rows(engine: sa.Engine) -> Rows:
+def read_rows(engine: sa.Engine) -> TableContents:
     with engine.connect() as connection:
         return {
             table.name: [
