@@ -54,7 +54,9 @@ def test_a_row_about_a_name_that_is_gone_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_tables_of_the_glossary_are_read() -> None:
-    page = "| Term | Meaning | In the code | Retired |\n|---|---|---|---|\n| claim | a job | `Claim` | `Rows`, `tidy` |\n"
+    page = (
+        "| Term | Meaning | In the code | Retired |\n|---|---|---|---|\n| claim | a job | `Claim` | `Rows`, `tidy` |\n"
+    )
     assert read_glossary(page) == Glossary(frozenset({"Claim"}), frozenset({"Rows", "tidy"}))
     with pytest.raises(ValueError, match="four columns"):
         read_glossary("| claim | takes a job |")
