@@ -95,12 +95,12 @@ def fused_objective_sum(
             for chunk, tiles in sizes.chunks:
                 linear, teacher_linear = student_head.linear(hidden[chunk]), teacher_head.linear(teacher_hidden[chunk])
                 gradient = linear if linear.dtype == hidden.dtype else torch.empty_like(linear, dtype=hidden.dtype)
-                for at, tile in tiles:
+                for tokens, tile in tiles:
                     logits = student_head.logits(linear[tile])
                     cap_derivative = student_head.cap_derivative(logits)
                     teacher_logits = teacher_head.logits(teacher_linear[tile])
-                    cross_entropies[at], divergences[at] = token_losses_and_grad_(
-                        logits, teacher_logits, labels[at], tile_terms, factors, tile_memory
+                    cross_entropies[tokens], divergences[tokens] = token_losses_and_grad_(
+                        logits, teacher_logits, labels[tokens], tile_terms, factors, tile_memory
                     )
                     uncap_gradient(logits, cap_derivative, out=gradient[tile])
                 add_chunk(gradients, gradient, hidden[chunk], student_head.weight, chunk)
@@ -120,7 +120,7 @@ def fused_token_losses(
     chunk_tokens: int | None = None,
     workspace: Workspace | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and divergence of each token, without gradient; arguments and errors as above.
+    """Cross-entropy and divergence of each token without gradient; arguments, errors: :func:`fused_objective_sum`.
 
     Returns:
         Nats at temperature 1, `[tokens]`, and the divergence at the temperature of `terms` without tau squared,
@@ -145,10 +145,10 @@ def fused_token_losses(
     with torch.autocast(labels.device.type, enabled=False):
         for chunk, tiles in sizes.chunks:
             linear, teacher_linear = student_head.linear(hidden[chunk]), teacher_head.linear(teacher_hidden[chunk])
-            for at, tile in tiles:
+            for tokens, tile in tiles:
                 logits, teacher_logits = student_head.logits(linear[tile]), teacher_head.logits(teacher_linear[tile])
-                cross_entropies[at], divergences[at] = token_losses_(
-                    logits, teacher_logits, valid_labels[at], tile_terms, tile_memory
+                cross_entropies[tokens], divergences[tokens] = token_losses_(
+                    logits, teacher_logits, valid_labels[tokens], tile_terms, tile_memory
                 )
     zeros = cross_entropies.new_zeros(labels.shape)
     return zeros.masked_scatter(valid, cross_entropies), zeros.masked_scatter(valid, divergences)

@@ -46,10 +46,10 @@ def fused_cross_entropy_sum(
             for chunk, tiles in sizes.chunks:
                 linear = head.linear(hidden[chunk])
                 gradient = linear if linear.dtype == hidden.dtype else torch.empty_like(linear, dtype=hidden.dtype)
-                for at, tile in tiles:
+                for tokens, tile in tiles:
                     logits = head.logits(linear[tile])
                     cap_derivative = head.cap_derivative(logits)
-                    cross_entropies[at] = cross_entropy_and_grad_(logits, labels[at], factor)
+                    cross_entropies[tokens] = cross_entropy_and_grad_(logits, labels[tokens], factor)
                     uncap_gradient(logits, cap_derivative, out=gradient[tile])
                 add_chunk(gradients, gradient, hidden[chunk], head.weight, chunk)
         finish(gradients)
@@ -74,6 +74,6 @@ def fused_token_cross_entropy(
     with torch.autocast(labels.device.type, enabled=False):
         for chunk, tiles in sizes.chunks:
             linear = head.linear(hidden[chunk])
-            for at, tile in tiles:
-                cross_entropies[at] = cross_entropy_(head.logits(linear[tile]), valid_labels[at])
+            for tokens, tile in tiles:
+                cross_entropies[tokens] = cross_entropy_(head.logits(linear[tile]), valid_labels[tokens])
     return cross_entropies.new_zeros(labels.shape).masked_scatter(valid, cross_entropies)

@@ -174,15 +174,15 @@ def prune(root: Path, *, step: int, keep: int, stage_ends: set[int]) -> None:
     A training state beyond `step` was skipped as damaged. Counted among the newest it would displace a whole one, so
     it is deleted; the run writes it again.
     """
-    kept = 0
+    newer = 0
     for directory in reversed(checkpoints_in(root)):
-        at, resumable = step_of(directory), (directory / TRAINING_DIR).is_dir()
-        if at > step:
+        step_of_directory, resumable = step_of(directory), (directory / TRAINING_DIR).is_dir()
+        if step_of_directory > step:
             if resumable:
                 manifest.discard(directory)
-        elif kept < keep:
-            kept += 1
-        elif at not in stage_ends:
+        elif newer < keep:
+            newer += 1
+        elif step_of_directory not in stage_ends:
             manifest.discard(directory)
         elif resumable:
             manifest.discard(directory / TRAINING_DIR)

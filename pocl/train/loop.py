@@ -151,7 +151,7 @@ class Trainer:
                     if stage is not self.table[-1] and self.should_pause():
                         raise RunStopped
         except RunStopped:
-            # A score is worth a save as a step is: it need not be made again.
+            # Scores are saved as steps are, so that a resumed run need not compute them again.
             if self._progress() != self.saved:
                 self._save("training", self.state.stage)
             raise
@@ -195,12 +195,12 @@ class Trainer:
         order = self.samples
         if isinstance(self.spec.curriculum.control, ShuffledStages):
             order = shuffled(order, seed)
-        of_epoch = batches(
+        epoch_batches = batches(
             shuffled(order[: stage.samples], seed, stage.index, state.epoch), self.spec.training.batch_size
         )
         # A control with a fixed number of steps may end inside an epoch.
         budget = stage.steps - state.stage_step
-        return of_epoch[state.batch : state.batch + budget]
+        return epoch_batches[state.batch : state.batch + budget]
 
     def step(self, stage: StagePlan, samples: Sequence[EncodedSample]) -> None:
         """One optimiser step over `samples`, on the schedule of `stage`.
@@ -280,7 +280,7 @@ class Trainer:
         if not isinstance(advance, ByConvergence) or self.score is None:
             return
         # The greedy score decides; sampled answers would cost as much again for each seed.
-        scores = self._scored(sampled=False)
+        scores = self._score_student(sampled=False)
         self.state.epoch_scores.append(getattr(scores, advance.metric))
         self.sink(Evaluated(subject="epoch", stage=self.state.stage, step=self.state.step, **asdict(scores)))
         self.sink(PhaseChanged(phase="training", stage=self.state.stage))
@@ -310,11 +310,13 @@ class Trainer:
         if self.score is None or (subject, stage) in done:
             return
         self.sink(PhaseChanged(phase="evaluating", stage=stage))
-        evaluated = Evaluated(subject=subject, stage=stage, step=self.state.step, **asdict(self._scored(sampled=True)))
+        evaluated = Evaluated(
+            subject=subject, stage=stage, step=self.state.step, **asdict(self._score_student(sampled=True))
+        )
         self.state.evaluations.append(evaluated)
         self.sink(evaluated)
 
-    def _scored(self, *, sampled: bool) -> Scores:
+    def _score_student(self, *, sampled: bool) -> Scores:
         assert self.score is not None  # The callers have looked.
         with self.eta.evaluation():
             return self.score(sampled=sampled)

@@ -62,7 +62,7 @@ class Trace:
 
     def back_edges(self, order: list[str]) -> list[str]:
         """Calls to a module that `order` has before the calling one, or one of whose modules it lacks."""
-        place = {module: at for at, module in enumerate(order)}
+        place = {module: index for index, module in enumerate(order)}
         return [
             functions
             for (calling, called), functions in self.edges.items()
@@ -185,7 +185,7 @@ def test_a_step_calls_only_modules_further_down_the_list(traces: dict[str, Trace
 def test_a_micro_batch_stays_in_each_module_of_the_losses_once(traces: dict[str, Trace], name: str) -> None:
     stays = traces[name].stays("losses")
     assert stays
-    assert [module for at, module in enumerate(stays) if module in stays[:at]] == []
+    assert [module for index, module in enumerate(stays) if module in stays[:index]] == []
 
 
 def test_the_list_names_every_module_of_a_step_and_no_other(traces: dict[str, Trace]) -> None:

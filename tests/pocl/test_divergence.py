@@ -155,12 +155,12 @@ def test_value_equals_the_float64_formula(method: str, parameters: dict[str, flo
 def test_gradient_equals_finite_differences_of_the_formula(method: str, parameters: dict[str, float]) -> None:
     z_p, z_q = random_logits(seed=1)
     step, expected = 1e-6, np.empty_like(z_q)
-    for at in np.ndindex(z_q.shape):
+    for index in np.ndindex(z_q.shape):
         up, down = z_q.copy(), z_q.copy()
-        up[at] += step
-        down[at] -= step
+        up[index] += step
+        down[index] -= step
         above, below = (formula(method, z_p, z, z_q, tau=1.7, **parameters) for z in (up, down))
-        expected[at] = (above - below).sum() / (2 * step)
+        expected[index] = (above - below).sum() / (2 * step)
     actual = gradient(method, torch.tensor(z_p), torch.tensor(z_q), temperature=1.7, **parameters)
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-6, atol=1e-9)
 

@@ -130,11 +130,13 @@ def test_oversized_counts_in_the_header_are_refused(position: int, tmp_path: Pat
     refusal(path)
 
 
-@given(at=st.integers(0, 8000), junk=st.binary(min_size=1, max_size=8))
-def test_a_damaged_header_is_read_or_refused(at: int, junk: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(offset=st.integers(0, 8000), junk=st.binary(min_size=1, max_size=8))
+def test_a_damaged_header_is_read_or_refused(
+    offset: int, junk: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = write_gguf(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
     raw = bytearray(path.read_bytes())
-    raw[at : at + len(junk)] = junk
+    raw[offset : offset + len(junk)] = junk
     path.write_bytes(raw)
     # Some bytes are the text of a token: then it is another model, but a readable one.
     with suppress(PoclError):

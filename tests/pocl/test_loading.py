@@ -190,10 +190,10 @@ def test_training_a_cut_student_does_not_change_the_teacher(name: str, tmp_path:
 
 def test_student_of_a_rounded_teacher_starts_with_unrounded_weights(tmp_path: Path) -> None:
     ref = saved(tmp_path, tiny("llama"))
-    exact = student_of(layers_of_teacher(0, 2), teacher_of(ref))
-    of_rounded = student_of(layers_of_teacher(0, 2), teacher_of(ref, torch.bfloat16))
-    assert torch.equal(logits_of(of_rounded.model), logits_of(exact.model))
-    assert of_rounded.digest == exact.digest
+    from_exact = student_of(layers_of_teacher(0, 2), teacher_of(ref))
+    from_rounded = student_of(layers_of_teacher(0, 2), teacher_of(ref, torch.bfloat16))
+    assert torch.equal(logits_of(from_rounded.model), logits_of(from_exact.model))
+    assert from_rounded.digest == from_exact.digest
 
 
 def test_missing_teacher_layer_is_reported_with_its_pointer() -> None:
