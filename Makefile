@@ -13,12 +13,12 @@ COMMA  := ,
 TORCH_INDEX ?=
 # Where `make serve` listens; POCL_PORT, and else 8000, unless given.
 PORT :=
-# Tests share two cores with the servers that they start.
-JOBS ?= 2
+# On two cores. The tests wait for the servers that they start a third of their time.
+JOBS ?= 3
 # Which benchmarks to run: `make bench BENCH=loss`. `python -m bench COMMAND --help` lists what each takes.
 BENCH ?= flops rouge loss step generate curriculum
 
-.PHONY: help install install-lean demo model serve bench test test-slow test-all pictures check fix clean
+.PHONY: help install install-lean demo model serve bench unit test test-slow test-all pictures check fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench: $(STAMP) ## Time it side by side with others (about 20 minutes; figures i
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("trl") is None)' \
 	  || { $(PIP) -q -c constraints.txt -e '.[bench]'; }
 	@for command in $(BENCH); do $(BIN)/python -m bench $$command --json runs/bench/$$command.json || exit 1; echo; done
+
+unit: $(STAMP) ## The tests that need no server, no process and no long run (under a minute)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --unit
 
 test: check ## Lint, types, import contracts and the test suite
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal

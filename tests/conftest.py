@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
 from domain.db import Database, upgrade
 from domain.settings import Settings
-from tests.support import servers
+from tests.support import servers, unit_run
 from tests.support.processes import Processes
 
 DATABASES = ("sqlite", "postgres")
@@ -117,7 +118,20 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     made.kill_all()
 
 
-def pytest_report_header() -> list[str]:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    unit_run.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A slow machine is no failure: no test asserts wall-clock time.
+    hypothesis.settings.register_profile("whole", deadline=None)
+    hypothesis.settings.register_profile("unit", deadline=None, max_examples=20)
+    hypothesis.settings.load_profile("unit" if unit_run.is_asked_for(config) else "whole")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    if unit_run.is_asked_for(config):
+        return ["unit: no server, no process, no long run"]
     return [f"redis: {_found(servers.find_redis)}", f"postgres: {_found(servers.find_postgres)}"]
 
 
@@ -125,6 +139,9 @@ def pytest_report_header() -> list[str]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not selects_variants(config.args, last_failed=config.getoption("lf", False)):
         refuse_half_covered(items)
+    if unit_run.is_asked_for(config):
+        unit_run.deselect_others(config, items)
+        unit_run.forbid_processes()
 
 
 def selects_variants(arguments: Sequence[str], *, last_failed: bool) -> bool:

@@ -59,6 +59,7 @@ def test_a_missing_server_is_an_error_that_says_what_to_install(monkeypatch: pyt
         servers.find_postgres(_NOTHING)
 
 
+@pytest.mark.system
 def test_a_database_test_collected_for_one_database_only_fails_the_run(request: pytest.FixtureRequest) -> None:
     items = [item for item in request.session.items if "backend" in getattr(item, "fixturenames", ())]
     refuse_half_covered(items)
@@ -82,6 +83,7 @@ def test_a_run_of_single_variants_is_allowed(arguments: list[str], last_failed: 
     assert selects_variants(arguments, last_failed=last_failed) is expected
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("server", ["redis", "postgres"], ids=["valkey", "postgresql"])
 def test_servers_die_with_a_test_run_that_is_killed(server: str) -> None:
     script = (

@@ -35,6 +35,7 @@ def test_the_import_contracts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lint_imports(no_cache=True) == 0
 
 
+@pytest.mark.system
 def test_an_import_through_any_wall_is_refused(tmp_path: Path) -> None:
     violations = [*HISTORICAL, *violations_of_layers(), *violations_of_forbidden()]
     assert len(violations) > 60
@@ -54,6 +55,7 @@ def test_an_import_through_any_wall_is_refused(tmp_path: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.system
 def test_a_module_in_no_layer_is_refused(tmp_path: Path) -> None:
     containers = [name for contract in CONTRACTS if contract.get("exhaustive") for name in contract["containers"]]
     assert {"pocl", "domain", "domain.jobs", "api", "api.jobs", "worker"} <= set(containers)
@@ -64,6 +66,7 @@ def test_a_module_in_no_layer_is_refused(tmp_path: Path) -> None:
     assert [container for container in containers if f"- {container}.stray" not in refused] == []
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("module", ["api.app", "api.__main__", "pocl", "pocl.spec", "pocl.plan", "pocl.inspect"])
 def test_the_service_loads_no_part_of_the_engine(module: str) -> None:
     script = f"import sys, {module}; print(*({HEAVY!r} & sys.modules.keys()))"

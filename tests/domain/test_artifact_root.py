@@ -48,6 +48,7 @@ def test_a_root_that_was_chosen_is_left_alone(home: Path, tmp_path: Path) -> Non
     assert not (home / "artifacts").exists()
 
 
+@pytest.mark.system
 def test_processes_that_start_together_rename_the_former_directory_once(home: Path) -> None:
     store(home, "artefacts", "kept")
     program = "from domain.db import upgrade; from domain.settings import Settings; upgrade(Settings())"

@@ -76,6 +76,7 @@ def test_upgrade_may_be_repeated_and_run_from_many_threads_at_once(engine: sa.En
     assert sa.inspect(engine).has_table("jobs")
 
 
+@pytest.mark.system
 def test_processes_that_start_together_migrate_an_empty_home_once(tmp_path: Path) -> None:
     program = "from domain.db import upgrade; from domain.settings import Settings; upgrade(Settings())"
     # Started elsewhere: the migrations are found by their package, not by the working directory.

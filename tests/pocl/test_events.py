@@ -57,6 +57,7 @@ def complaints(source: str, directory: Path, cache: Path) -> set[str]:
     return {EMITTER if path.endswith(EMITTER) else path for path in found}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("group", "expected"),
     [
@@ -73,6 +74,7 @@ def test_new_event_is_complained_about_where_its_group_is_not_enough(
     assert complaints(with_planted_event(source, group), tmp_path, cache) == expected
 
 
+@pytest.mark.system
 def test_event_that_is_missing_from_the_union_is_complained_about_where_it_is_reported(
     tmp_path: Path, cache: Path
 ) -> None:

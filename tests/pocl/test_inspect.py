@@ -225,6 +225,7 @@ def test_empty_directory_is_refused(tmp_path: Path) -> None:
     assert "config.json" in refusal(tmp_path)
 
 
+@pytest.mark.system
 def test_inspecting_loads_neither_torch_nor_transformers_nor_numpy(tmp_path: Path) -> None:
     saved(tmp_path)
     script = (

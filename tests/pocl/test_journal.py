@@ -86,6 +86,7 @@ def test_progress_counts_loaded_and_measured_samples(tmp_path: Path) -> None:
     assert reports == [(2, 7), (4, 7), (6, 7), (7, 7)]
 
 
+@pytest.mark.system
 def test_killed_process_loses_no_finished_batch(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from pocl.curriculum.journal import Journal, DifficultyMeasurement\n"

@@ -309,6 +309,7 @@ for directory in sys.argv[1:]:
 """
 
 
+@pytest.mark.system
 def test_a_saved_model_loads_in_a_fresh_process(tmp_path: Path) -> None:
     expected = []
     for family in FAMILIES:

@@ -152,6 +152,7 @@ def case_of(results: dict[str, Tensor], case: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{case}/"): value for name, value in results.items() if name.startswith(f"{case}/")}
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("name", "packed"), CASES)
 def test_two_processes_give_the_gradient_and_the_means_of_one(
     rank_results: list[dict[str, Tensor]], name: str, packed: bool
@@ -161,12 +162,14 @@ def test_two_processes_give_the_gradient_and_the_means_of_one(
         assert_same(case_of(results, f"{name} {packed}"), expected)
 
 
+@pytest.mark.system
 def test_all_ranks_end_with_the_same_bits(rank_results: list[dict[str, Tensor]]) -> None:
     first, second = rank_results
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first if name != "memory/size")
 
 
+@pytest.mark.system
 def test_a_parameter_without_gradient_on_one_rank_receives_that_of_the_others(
     rank_results: list[dict[str, Tensor]],
 ) -> None:
@@ -175,6 +178,7 @@ def test_a_parameter_without_gradient_on_one_rank_receives_that_of_the_others(
         assert_same(case_of(results, "experts"), expected)
 
 
+@pytest.mark.system
 def test_out_of_memory_on_one_rank_halves_the_micro_batch_on_all(rank_results: list[dict[str, Tensor]]) -> None:
     expected = single_batch_step(SAMPLES["sixteen"])
     sizes = []

@@ -40,6 +40,8 @@ from pocl.storage import manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.cache import SPOT_CHECK_SAMPLES
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "tiny.yaml"
 FEW = ("curriculum.epochs_per_stage=1", "checkpoints.every_steps=3")

@@ -263,6 +263,7 @@ def test_unreadable_file_is_refused_without_its_path(tmp_path: Path) -> None:
         assert str(tmp_path) not in refused.value.message
 
 
+@pytest.mark.system
 def test_reading_samples_imports_neither_torch_nor_transformers() -> None:
     check = "import sys, pocl.data.samples; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -183,6 +183,7 @@ def test_an_interrupted_entry_ends_with_the_same_content(tmp_path: Path, after: 
     assert content(tmp_path / "disturbed") == content(tmp_path / "undisturbed")
 
 
+@pytest.mark.system
 def test_an_entry_filled_by_killed_processes_ends_with_the_same_content(tmp_path: Path) -> None:
     samples = random_samples()
     with CountingTeacher().opened(tmp_path / "undisturbed", samples):

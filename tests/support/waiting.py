@@ -7,7 +7,7 @@ from typing import TypeVar
 Value = TypeVar("Value")
 
 
-def eventually(condition: Callable[[], Value], *, within: float = 30.0, every: float = 0.02, what: str = "") -> Value:
+def eventually(condition: Callable[[], Value], *, within: float = 30.0, every: float = 0.05, what: str = "") -> Value:
     """The first true value of `condition()`. An `AssertionError` of `condition` counts as not yet.
 
     Raises:

@@ -36,6 +36,7 @@ def test_ring_has_no_arguments(redis_url: str) -> None:
     assert '"W1tdLCB7fSwg' in message  # base 64 of [[], {}, ...
 
 
+@pytest.mark.system
 def test_unreachable_broker_raises_its_own_error(tmp_path: Path) -> None:
     doorbell = Doorbell(celery_app(f"unix://{tmp_path}/none.sock", "test"))
     with pytest.raises(BrokerUnreachable):

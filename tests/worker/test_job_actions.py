@@ -16,6 +16,8 @@ from tests.support.harness import PROJECT, ServiceHarness
 from tests.worker.fake_engine import STEPS, STEPS_PER_STAGE
 from tests.worker.test_supervisor import concurrently, wait_for_step
 
+pytestmark = pytest.mark.system
+
 
 def pause(harness: ServiceHarness, job: str, at: PauseAt = "now") -> actions.ActionResult:
     with harness.database.transaction(write=True) as session:

@@ -18,6 +18,7 @@ def probe(liveness: Liveness) -> int:
     return subprocess.run([sys.executable, "-m", "worker.liveness", liveness.file]).returncode
 
 
+@pytest.mark.system
 def test_probe_succeeds_after_a_beat_and_not_before(liveness: Liveness) -> None:
     assert probe(liveness) == 1
     liveness.beat()

@@ -6,9 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.harness import processes_mentioning
 from tests.support.waiting import eventually
 from worker.processes import kill_group, spawn, terminate
+
+pytestmark = pytest.mark.system
 
 IGNORES_SIGTERM = (
     "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True)\nwhile True: signal.pause()"

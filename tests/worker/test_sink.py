@@ -125,6 +125,7 @@ def test_events_after_a_commit_whose_answer_was_lost_do_not_repeat_those_before_
     assert [event.data["code"] for event in harness.events(job, "warning")] == ["c0", "c1", "c2"]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("seed", range(3))
 def test_each_event_is_written_once_while_the_database_comes_and_goes(harness: ServiceHarness, seed: int) -> None:
     job = harness.submit(checkpoints={"keep": 100})

@@ -22,6 +22,8 @@ from tests.worker.fake_engine import STEPS
 from worker.attempt_dir import AttemptDir
 from worker.supervisor import engine_environment
 
+pytestmark = pytest.mark.system
+
 HOLD_AT_5 = ("--hold", "5")
 
 

@@ -142,6 +142,7 @@ def test_an_unforeseen_error_is_logged_and_not_revealed(tmp_path: Path) -> None:
     assert [entry["event"] for entry in logged if entry["log_level"] == "error"] == ["request_failed"]
 
 
+@pytest.mark.system
 def test_an_unavailable_database_is_503_and_the_process_stays_alive(tmp_path: Path) -> None:
     gone = tmp_path / "gone" / "no.sqlite3"
     app = create_app(Settings(home=tmp_path, database_url=f"sqlite:///{gone}"))

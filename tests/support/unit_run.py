@@ -1,0 +1,59 @@
+"""`pytest --unit`: the tests that need no server, no process and no long run, for `make unit`.
+
+A test belongs to it unless
+
+- it lies in one of `OTHER_DIRECTORIES`,
+- it asks for one of `OTHER_FIXTURES`, by itself or through a fixture, or for a database on PostgreSQL,
+- or it is marked `system` (it starts a process, or trains or waits for seconds) or `slow`.
+
+Properties are tried on fewer examples, where a test does not say on how many.
+
+So a test that asks for a database is run on SQLite alone, and one that asks for none is run as it is. Nobody has to
+believe the marks: in such a run the start of any process is an error.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OTHER_DIRECTORIES = ("bench", "docs", "e2e", "faults", "fuzz", "integration")
+OTHER_FIXTURES = {"postgres_server", "processes", "redis_server"}
+_TESTS = Path(__file__).parents[1]
+_STARTS = ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen")
+
+
+def add_option(parser: pytest.Parser) -> None:
+    parser.addoption("--unit", action="store_true", help="only tests that need no server, no process and no long run")
+
+
+def is_asked_for(config: pytest.Config) -> bool:
+    return bool(config.getoption("--unit"))
+
+
+def is_unit(item: pytest.Item) -> bool:
+    """Whether a test belongs to a unit run."""
+    if item.path.relative_to(_TESTS).parts[0] in OTHER_DIRECTORIES:
+        return False
+    if any(item.get_closest_marker(name) for name in ("slow", "system")):
+        return False
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
+    return parameters.get("backend") != "postgres" and OTHER_FIXTURES.isdisjoint(fixtures)
+
+
+def deselect_others(config: pytest.Config, items: list[pytest.Item]) -> None:
+    others = [item for item in items if not is_unit(item)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if is_unit(item)]
+
+
+def forbid_processes() -> None:
+    """Make the start of any process an error, for the rest of this one."""
+    sys.addaudithook(_refuse)
+
+
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in _STARTS:
+        raise RuntimeError(f"a unit test starts no process: {event} {arguments[:2]}. Mark it `system`.")
