@@ -39,6 +39,7 @@ def test_data_names_its_licence(folder: str) -> None:
     assert "Licence" in (EXAMPLES / folder / "README.md").read_text()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("variable", "root"), [("POCL_HOME", "models"), ("POCL_MODEL_ROOTS", ".")])
 def test_model_is_put_where_the_service_looks(tmp_path: Path, variable: str, root: str) -> None:
     directory = (tmp_path / root / "smollm2-135m-instruct").resolve()

@@ -16,6 +16,7 @@ def complaints_of(tmp_path: Path, file: str, source: str) -> list[str]:
     return [each for each in complaints(tmp_path, [file], GLOSSARY) if "nowhere" not in each]
 
 
+@pytest.mark.system
 def test_every_name_of_the_project_is_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert main() == 0, capsys.readouterr().err
 
