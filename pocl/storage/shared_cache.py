@@ -52,7 +52,9 @@ class SharedCache:
 
     def _lock(self, path: Path) -> int | None:
         """Take a shared lock on the directory; None where the directory was evicted since it was made."""
-        path.mkdir(parents=True, exist_ok=True)
+        # An eviction between the failure of mkdir and its look at what is there makes it raise in spite of `exist_ok`.
+        with suppress(FileExistsError):
+            path.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:

@@ -108,7 +108,6 @@ def test_more_than_the_bound_does_not_fit(cache: SharedCache) -> None:
     assert not cache.make_room(ROOM + 1, besides="things/b")
 
 
-@pytest.mark.system
 def test_entry_evicted_while_its_lock_is_awaited_is_made_anew(cache: SharedCache) -> None:
     entry = cache.root / "things" / "a"
     entry.mkdir(parents=True)
