@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -132,8 +133,28 @@ def gradients(example: Case, objective: Callable[[], ObjectiveSum]) -> list[Tens
     return list(torch.autograd.grad(objective().loss, example.parameters))
 
 
-def assert_same(example: Case, tolerance: float, **options: Any) -> None:
-    dense, fused = example.dense(), example.fused(**options)
+def in_float64(example: Case) -> Case:
+    """The same numbers, for which the dense objective is exact beside one in float32."""
+
+    def exact(tensor: Tensor) -> Tensor:
+        return tensor.detach().double().requires_grad_(tensor.requires_grad)
+
+    def exact_head(head: Head) -> Head:
+        return replace(head, weight=exact(head.weight), bias=None if head.bias is None else exact(head.bias))
+
+    return replace(
+        example,
+        hidden=exact(example.hidden),
+        student=exact_head(example.student),
+        teacher_hidden=exact(example.teacher_hidden),
+        teacher=exact_head(example.teacher),
+    )
+
+
+def assert_same(example: Case, tolerance: float, *, reference: Case | None = None, **options: Any) -> None:
+    """The fused objective of `example` is the dense one of `reference`, in value and gradient."""
+    reference = reference or example
+    dense, fused = reference.dense(), example.fused(**options)
     assert fused.tokens == dense.tokens
     pairs = [(fused.loss, dense.loss), (fused.cross_entropy, dense.cross_entropy)]
     if dense.divergence is not None:
@@ -144,8 +165,9 @@ def assert_same(example: Case, tolerance: float, **options: Any) -> None:
     for actual, expected in pairs:
         assert actual.item() == pytest.approx(expected.item(), rel=tolerance, abs=tolerance)
     for actual, expected in zip(
-        gradients(example, lambda: example.fused(**options)), gradients(example, example.dense), strict=True
+        gradients(example, lambda: example.fused(**options)), gradients(reference, reference.dense), strict=True
     ):
+        actual = actual.to(expected.dtype)
         largest = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
         torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance * largest)
 
@@ -188,8 +210,11 @@ def test_fused_equals_dense_in_float64(chunk: int, **drawn: Any) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(method=methods, temperature=st.floats(0.5, 3), kd_weight=st.floats(0, 1), seed=st.integers(0, 2**31))
-def test_fused_equals_dense_in_float32(**drawn: Any) -> None:
-    assert_same(case(dtype=torch.float32, tokens=20, vocabulary=40, **drawn), 1e-5, workspace=WORKSPACE)
+@explicit(method=SkewForwardKL(alpha=0.90625), temperature=3.0, kd_weight=1.0, seed=1)
+def test_fused_in_float32_equals_dense_in_float64(**drawn: Any) -> None:
+    # The dense one in float32 is no reference: of a skewed divergence, whose terms cancel, it loses 2e-5.
+    example = case(dtype=torch.float32, tokens=20, vocabulary=40, **drawn)
+    assert_same(example, 1e-5, reference=in_float64(example), workspace=WORKSPACE)
 
 
 @every_method
