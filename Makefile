@@ -64,7 +64,7 @@ bench: $(STAMP) ## Time it side by side with others (about 20 minutes; figures i
 	@for command in $(BENCH); do $(BIN)/python -m bench $$command --json runs/bench/$$command.json || exit 1; echo; done
 
 unit: $(STAMP) ## The tests that need no server, no process and no long run (under a minute)
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --unit
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist worksteal --unit
 
 test: check ## Lint, types, import contracts and the test suite
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal

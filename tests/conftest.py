@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import redis
+import structlog
 
 from domain.db import Database, upgrade
 from domain.settings import Settings
@@ -125,8 +126,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # A slow machine is no failure: no test asserts wall-clock time.
     hypothesis.settings.register_profile("whole", deadline=None)
-    hypothesis.settings.register_profile("unit", deadline=None, max_examples=20)
+    hypothesis.settings.register_profile("unit", deadline=None, max_examples=10)
     hypothesis.settings.load_profile("unit" if unit_run.is_asked_for(config) else "whole")
+    # Structlog's default draws every traceback with its locals in boxes, which takes a second.
+    renderer = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
