@@ -133,6 +133,10 @@ def pytest_configure(config: pytest.Config) -> None:
     structlog.configure(processors=[*structlog.get_config()["processors"][:-1], renderer])
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    return True if unit_run.is_asked_for(config) and unit_run.lies_elsewhere(collection_path) else None
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     if unit_run.is_asked_for(config):
         return ["unit: no server, no process, no long run"]

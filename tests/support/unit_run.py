@@ -4,7 +4,7 @@ A test belongs to it unless
 
 - it lies in one of `OTHER_DIRECTORIES`,
 - it asks for one of `OTHER_FIXTURES`, by itself or through a fixture, or for a database on PostgreSQL,
-- or it is marked `system` (it starts a process, or trains or waits for seconds) or `slow`.
+- or it is marked `system` (it starts a process, or trains, draws, waits or sends requests for seconds) or `slow`.
 
 Properties are tried on fewer examples, where a test does not say on how many.
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-OTHER_DIRECTORIES = ("bench", "docs", "e2e", "faults", "fuzz", "integration")
+OTHER_DIRECTORIES = ("api/http", "bench", "docs", "e2e", "faults", "fuzz", "integration")
 OTHER_FIXTURES = {"postgres_server", "processes", "redis_server"}
 _TESTS = Path(__file__).parents[1]
 _STARTS = ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen")
@@ -32,11 +32,14 @@ def is_asked_for(config: pytest.Config) -> bool:
     return bool(config.getoption("--unit"))
 
 
+def lies_elsewhere(path: Path) -> bool:
+    """Whether a file or directory holds no unit tests, so that it need not even be imported."""
+    return any(path.is_relative_to(_TESTS / directory) for directory in OTHER_DIRECTORIES)
+
+
 def is_unit(item: pytest.Item) -> bool:
     """Whether a test belongs to a unit run."""
-    if item.path.relative_to(_TESTS).parts[0] in OTHER_DIRECTORIES:
-        return False
-    if any(item.get_closest_marker(name) for name in ("slow", "system")):
+    if lies_elsewhere(item.path) or any(item.get_closest_marker(name) for name in ("slow", "system")):
         return False
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()

@@ -18,6 +18,9 @@ from pocl.spec import (
     ShuffledStages,
 )
 
+# It draws plots, which takes seconds.
+pytestmark = pytest.mark.system
+
 RANKING = [
     RankedSample(i, f"{i:064x}", 10.0, 2.0, "", rank=i + 1, score=0.1, rank_rouge_l=1, rank_cross_entropy=1)
     for i in range(8)
