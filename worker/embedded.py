@@ -32,7 +32,7 @@ from worker.bounded_log import BoundedLog
 from worker.processes import kill_group, spawn, terminate
 from worker.settings import WorkerSettings
 
-log = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 _START_TIMEOUT_SECONDS = 60
 _POLL_SECONDS = 0.1
@@ -102,7 +102,7 @@ class _Child:
             return
         kill_group(self.process)
         self.process = None
-        log.warning("a process exited", process=self.name, status=status, log=str(self.log.path))
+        _log.warning("process_exited", process=self.name, status=status, log=str(self.log.path))
         self.exit_times.append(now)
         while now - self.exit_times[0] > _RESTART_WINDOW_SECONDS:
             self.exit_times.popleft()
@@ -162,7 +162,7 @@ def serve(
             announce(ready_message(settings, port, [child.log.path for child in children]))
         while not shutdown.wait(_POLL_SECONDS):
             _restart_exited(children)
-        log.warning("stopping; a running job saves its state. Ask again to stop at once.")
+        _log.warning("service_stopping", hint="A running job saves its state. Ask again to stop at once.")
         # The broker outlives those that talk to it.
         _stop(clients, options.grace_seconds + 15, shutdown)
         _stop(broker, 5, shutdown)
