@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from domain.db import upgrade
 from domain.jobs.states import AttemptEnd, JobStatus
 from tests.support import servers
 from tests.support.cluster import ClusterHarness, engines
@@ -31,6 +32,7 @@ def server() -> Iterator[str]:
 def harness(server: str, redis_url: str, tmp_path: Path) -> Iterator[ServiceHarness]:
     with servers.fresh_database(server, "crashing") as url:
         harness = ServiceHarness(tmp_path / "home", url, lease_seconds=3, redis_url=redis_url)
+        upgrade(harness.settings)
         yield harness
         harness.close()
 
