@@ -236,17 +236,9 @@ def write_model(directory: Path) -> None:
         save_model(loaded.model, loaded.tokenizer, scratch)
 
 
-README_BLOCKS = [block for block in command_blocks(README) if is_run(block)]
-# The blocks behind this one start further jobs, and the engine alone.
-LAST_OF_FIRST_JOB = next(n for n, block in enumerate(README_BLOCKS) if "examples/answer.py" in block.script)
-
-
-@pytest.mark.parametrize(
-    ("blocks", "within"),
-    [
-        pytest.param(README_BLOCKS[: LAST_OF_FIRST_JOB + 1], 540, id="first-job", marks=pytest.mark.timeout(600)),
-        pytest.param(README_BLOCKS, 1140, id="whole", marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
-    ],
-)
-def test_readme_runs_from_top_to_bottom(sandbox: Sandbox, blocks: list[Block], within: float) -> None:
-    sandbox.run("\n".join(block.script for block in blocks), within)
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_readme_runs_from_top_to_bottom(sandbox: Sandbox) -> None:
+    scripts = [block.script for block in command_blocks(README) if is_run(block)]
+    assert len(scripts) > 4
+    sandbox.run("\n".join(scripts), 1140)
