@@ -43,10 +43,11 @@ from pocl.models.precision import choose_device, choose_precision, machine_finge
 from pocl.plan import StagePlan, stage_table
 from pocl.prepare import Corpus, Models, encode_corpus, load_models, read_splits
 from pocl.report.result import Result, build_result, write_result
+from pocl.sizes import Sizes, choose_sizes
 from pocl.spec import DistillationSpec
 from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
-from pocl.storage.workdir import pin_spec
+from pocl.storage.workdir import pin_again, pin_spec
 from pocl.teacher.cache import open_teacher
 from pocl.teacher.distillation_loss import training_loss
 from pocl.teacher.signal import LiveTeacher, TeacherSignal
@@ -74,7 +75,7 @@ class Pipeline:
         Args:
             resources: Is given what must be released when the run ends.
         """
-        self._spec = pin_spec(workdir, spec, _with_engine_choices(spec))
+        self._spec = pin_spec(workdir, spec, spec.with_choices(_choices_at_start(spec)))
         self._workdir = workdir
         self._sink = sink
         self._should_stop = should_stop
@@ -107,6 +108,7 @@ class Pipeline:
         )
         self._sink(PhaseChanged(phase="loading"))
         models = load_models(self._spec, device=self._device, precision=self._precision)
+        self._pin_sizes()
         corpus = encode_corpus(self._spec.data, models, train_samples, validation_samples)
         evaluator = self._evaluator(models, corpus)
         ranking = self._rank(models, corpus)
@@ -132,6 +134,18 @@ class Pipeline:
             self._sink(Warned(code="not_exact", message=message))
         return resume_point
 
+    @property
+    def _sizes(self) -> Sizes:
+        return Sizes.pinned_in(self._spec)
+
+    def _pin_sizes(self) -> None:
+        """Choose and pin those sizes that are neither posted nor pinned already."""
+        spec = self._spec.with_choices(choose_sizes().choices)
+        if spec != self._spec:
+            pin_again(self._workdir, spec)
+            self._spec = spec
+            self._sink(ArtifactWritten(kind="spec", path=SPEC_FILE))
+
     def _evaluator(self, models: Models, corpus: Corpus) -> Evaluator | None:
         if corpus.validation is None:
             return None
@@ -141,7 +155,7 @@ class Pipeline:
             models.tokenizer,
             GenerationSettings(
                 evaluation.max_new_tokens,
-                evaluation.batch_size,
+                self._sizes.generation_rows,
                 end_of_response_id=corpus.end_of_response_id,
                 precision=self._precision,
                 sampling=evaluation.sampling,
@@ -163,7 +177,7 @@ class Pipeline:
             rrf_k=spec.curriculum.ranking.rrf_k,
             generation=GenerationSettings(
                 spec.curriculum.ranking.max_new_tokens,
-                spec.evaluation.batch_size,
+                self._sizes.generation_rows,
                 end_of_response_id=corpus.end_of_response_id,
                 precision=self._precision,
             ),
@@ -228,6 +242,7 @@ class Pipeline:
             self._spec.method,
             shared_vocabulary=models.shared_vocabulary,
             precision=self._precision,
+            chunk_tokens=self._sizes.loss_chunk_tokens,
         )
         return Trainer(
             spec=self._spec,
@@ -236,6 +251,7 @@ class Pipeline:
             student=Student(model, models.tokenizer, optimizer),
             training_loss=loss,
             packed=loss.is_fused and can_pack(model, self._spec.data.max_length),
+            micro_batch_tokens=self._sizes.micro_batch_tokens,
             workdir=self._workdir,
             sink=self._sink,
             should_stop=self._should_stop,
@@ -272,13 +288,9 @@ class Pipeline:
         return lambda done, total: self._sink(Progressed(phase=phase, done=done, total=total, unit=unit))
 
 
-def _with_engine_choices(spec: DistillationSpec) -> DistillationSpec:
-    """Choose what the client left to the engine: threads and micro-batch size."""
-    threads = spec.resources.threads or len(os.sched_getaffinity(0))
-    micro_batch_size = spec.training.micro_batch_size or spec.training.batch_size
-    return spec.model_copy(
-        update={
-            "resources": spec.resources.model_copy(update={"threads": threads}),
-            "training": spec.training.model_copy(update={"micro_batch_size": micro_batch_size}),
-        }
-    )
+def _choices_at_start(spec: DistillationSpec) -> dict[str, dict[str, int]]:
+    """What the engine chooses before the models are loaded, by part and field."""
+    return {
+        "resources": {"threads": len(os.sched_getaffinity(0))},
+        "training": {"micro_batch_size": spec.training.batch_size},
+    }

@@ -26,6 +26,8 @@ from pocl.spec import DataRef, DistillationSpec, ModelRef
 from pocl.train.schedule import batches, cosine, shuffled
 
 EnterPhase = Callable[[str], None]
+_BATCH_SIZE = 16
+"""Prompts that are answered at once, unless the specification says."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class _Run:
         scorer = RougeScorer(["rougeL"], use_stemmer=True)
         rouge: list[float] = []
         entropy: list[float] = []
-        size = self.spec.evaluation.batch_size
+        size = self.spec.evaluation.batch_size or _BATCH_SIZE
         for batch, batch_references in zip(batches(samples, size), batches(references, size), strict=True):
             answers = self._answers(model, batch, new_tokens)
             rouge += [scorer.score(a, b)["rougeL"].fmeasure for a, b in zip(batch_references, answers, strict=True)]

@@ -11,14 +11,11 @@ from pocl.losses.objective import IGNORED
 from pocl.models.output_head import Head, HeadInputs
 
 HALF = (torch.bfloat16, torch.float16)
-_CHUNK_TOKENS = 512
-"""On a CPU; with fewer, the passes over the gradient of the head's weight begin to cost."""
+CHUNK_TOKENS = 512
+"""Tokens of a chunk unless the caller says: with fewer, a CPU's passes over the gradient of the head's weight begin to
+cost."""
 _TILE_BYTES = 6 << 20
 """Of one buffer of a tile on a CPU, which is to stay in the processor's cache."""
-_CUDA_BUDGET_BYTES = 2 << 30
-"""What the buffers of a chunk may take on a GPU, if a quarter of the free memory is not less."""
-_CUDA_BUFFERS = 9
-"""Buffers of a chunk's size in fp32 on a GPU, with those that a divergence makes for itself."""
 
 
 class Workspace:
@@ -116,7 +113,7 @@ def plan_sizes(hidden: Tensor, heads: Sequence[Head], dtype: torch.dtype, chunk_
         hidden: The hidden states of all tokens, `[tokens, width]`.
         heads: The output heads whose logits exist at the same time.
         dtype: The format of the losses.
-        chunk_tokens: Tokens of a chunk; None chooses by the device and its free memory.
+        chunk_tokens: The most tokens of a chunk; None takes `CHUNK_TOKENS`.
 
     Raises:
         ValueError: for a chunk of less than 1 token.
@@ -125,7 +122,8 @@ def plan_sizes(hidden: Tensor, heads: Sequence[Head], dtype: torch.dtype, chunk_
         raise ValueError("chunk_tokens must be at least 1")
     tokens, device = len(hidden), hidden.device
     vocabulary = max(len(head.weight) for head in heads)
-    chunk = max(1, min(chunk_tokens or _chunk_tokens(device, tokens, vocabulary), tokens))
+    # Chunks of one size need smaller buffers than full ones and a rest.
+    chunk = max(1, math.ceil(tokens / max(1, math.ceil(tokens / (chunk_tokens or CHUNK_TOKENS)))))
     in_cache = max(1, _TILE_BYTES // (vocabulary * dtype.itemsize))
     tile = min(in_cache, chunk) if device.type == "cpu" else chunk
     chunks = []
@@ -190,17 +188,6 @@ def gradient_buffers(hidden: Tensor, head: Head, dtype: torch.dtype, *, in_place
         accumulates_into=parameter,
         is_weight_unwritten=is_unwritten,
     )
-
-
-def _chunk_tokens(device: torch.device, tokens: int, vocabulary: int) -> int:
-    largest = _CHUNK_TOKENS
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # Memory that the allocator has reserved and not given out is free as well.
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        largest = max(16, min(_CUDA_BUDGET_BYTES, free // 4) // (4 * _CUDA_BUFFERS * vocabulary))
-    # Chunks of one size need smaller buffers than a full one and a rest.
-    return math.ceil(tokens / max(1, math.ceil(tokens / largest)))
 
 
 def _product_dtype(head: Head) -> torch.dtype:

@@ -55,7 +55,7 @@ def fused_objective_sum(
         terms: What the objective is made of.
         scale: Multiplies loss and gradient, not the other sums. With the step's normaliser here, backward starts
             from 1 and need not touch the gradients again.
-        chunk_tokens: Tokens whose logits exist at a time; None chooses by the device and its free memory.
+        chunk_tokens: The most tokens whose logits exist at a time; None takes :data:`pocl.losses.buffers.CHUNK_TOKENS`.
         accumulate_into_grad: Add the weight's gradient to `weight.grad` here rather than in backward, which saves a
             buffer of its size. Forward and backward then come in pairs, backward starts from 1, and nothing may wait
             for this gradient: no hook, no reduction over several processes. Nothing is added where gradients are off.

@@ -19,7 +19,7 @@ from pocl.spec.curriculum import (
     WeightRange,
 )
 from pocl.spec.data import Data, DataRef
-from pocl.spec.distillation import DistillationSpec, PresetName
+from pocl.spec.distillation import ENGINE_CHOICES, DistillationSpec, PresetName
 from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import (
     JS,
@@ -41,6 +41,7 @@ from pocl.spec.presets import PRESETS, field_errors, resolve
 from pocl.spec.training import Checkpoints, Evaluation, Resources, Sampling, Training
 
 __all__ = [
+    "ENGINE_CHOICES",
     "JS",
     "METHODS",
     "PRESETS",

@@ -1,7 +1,8 @@
 """One distillation job, whole."""
 
 import hashlib
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +14,13 @@ from pocl.spec.models import ModelRef, StudentRef
 from pocl.spec.training import Checkpoints, Evaluation, Resources, Training
 
 PresetName = Literal["paper", "pocl_official", "quick"]
+ENGINE_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "training": ("micro_batch_size", "micro_batch_tokens", "loss_chunk_tokens"),
+    "evaluation": ("batch_size", "scoring_tokens"),
+    "resources": ("threads",),
+}
+"""The fields, by the part that they are in, that the engine chooses for a machine where a client left them null. They
+change the rounding of a run and its speed, and nothing else."""
 
 
 class DistillationSpec(FrozenModel):
@@ -43,8 +51,32 @@ class DistillationSpec(FrozenModel):
         Choices that the engine pins for a machine, and paths that differ between machines, have no part in it.
         """
         training = self.training.model_copy(update={"micro_batch_size": None})
-        parts = (self.method, self.curriculum, training)
-        return hashlib.sha256("".join(part.model_dump_json() for part in parts).encode()).hexdigest()
+        # Null entered the digest when the micro-batch was the only choice: stored digests stay comparable.
+        training_json = training.model_dump_json(exclude=set(ENGINE_CHOICES["training"]) - {"micro_batch_size"})
+        parts = (self.method.model_dump_json(), self.curriculum.model_dump_json(), training_json)
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def with_choices(self, chosen: Mapping[str, Mapping[str, int]]) -> Self:
+        """The specification with `chosen`, by part and field, in place of those choices that are null."""
+        return self._with_fields(
+            {
+                part: {field: value for field, value in fields.items() if getattr(getattr(self, part), field) is None}
+                for part, fields in chosen.items()
+            }
+        )
+
+    def without_choices(self, posted: Self) -> Self:
+        """The specification with every choice set to null again that `posted` left to the engine."""
+        return self._with_fields(
+            {
+                part: {field: None for field in fields if getattr(getattr(posted, part), field) is None}
+                for part, fields in ENGINE_CHOICES.items()
+            }
+        )
+
+    def _with_fields(self, fields_of_parts: Mapping[str, Mapping[str, Any]]) -> Self:
+        parts = {part: getattr(self, part).model_copy(update=fields) for part, fields in fields_of_parts.items()}
+        return self.model_copy(update=parts)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

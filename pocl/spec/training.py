@@ -13,7 +13,13 @@ class Training(FrozenModel):
     batch_size: int = Field(default=64, ge=1, le=65536)
     """The number of samples of an optimiser step, over all micro-batches."""
     micro_batch_size: int | None = Field(default=None, ge=1, le=65536)
-    """The number of samples in memory at once; where null the engine chooses it and pins its choice."""
+    """The most samples of a micro-batch; where null the engine chooses it and pins its choice."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
+    """The most prompt and response tokens of a micro-batch, padding included; a longer sample is a micro-batch of its
+    own. Where null the engine chooses it from the device's memory and pins its choice."""
+    loss_chunk_tokens: int | None = Field(default=None, ge=1, le=1 << 20)
+    """The number of response tokens whose logits are in memory at once, in training and in scoring. Where null the
+    engine chooses it from the device's memory and pins its choice."""
     learning_rate: float = Field(default=1e-4, gt=0, le=1)
     """The peak of the cosine schedule."""
     min_learning_rate: float = Field(default=1e-7, ge=0, le=1)
@@ -67,8 +73,12 @@ class Evaluation(FrozenModel):
     """The number of validation samples that are evaluated on, the first of the file; null takes all."""
     max_new_tokens: int = Field(default=256, ge=1, le=4096)
     """The most tokens that an answer may have."""
-    batch_size: int = Field(default=16, ge=1, le=1024)
-    """The number of samples that are answered or scored at once."""
+    batch_size: int | None = Field(default=None, ge=1, le=4096)
+    """The number of samples that are answered at once, here and in the ranking: the rows in flight of generation. Where
+    null the engine chooses it from the device's memory and pins its choice."""
+    scoring_tokens: int | None = Field(default=None, ge=1, le=1 << 22)
+    """The most prompt and response tokens that are scored at once, padding included; a longer sample is scored alone.
+    Where null the engine chooses it from the device's memory and pins its choice."""
     teacher: bool = True
     """Whether the teacher is evaluated as well, once, before training."""
     sampling: Sampling | None = None
@@ -93,3 +103,16 @@ class Resources(FrozenModel):
     """The kind of device; `auto` takes a GPU where there is one."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """The number of CPU threads; where null the engine chooses it and pins its choice."""
+    deterministic: bool = False
+    """Whether a run on a GPU takes only kernels that give the same bits each time, so that a repeated or a resumed run
+    ends in the same weights; it is slower, and an operation without such a kernel is refused. A run on a CPU is exact
+    without it."""
+    compile: bool = False
+    """Whether the student's layers are compiled (torch.compile) before training; on a GPU alone."""
+    graphs: bool = False
+    """Whether the student's passes are recorded as CUDA graphs and replayed; on a GPU alone."""
+    prefetch: bool = False
+    """Whether the teacher's states of the next micro-batch are copied to the GPU on a stream of their own, while the
+    present one is computed; on a GPU alone."""
+    generator: Literal["engine", "vllm"] = "engine"
+    """What generates answers: the engine's own loop, or vLLM, which must be installed and must know the student."""

@@ -58,15 +58,25 @@ def pin_spec(workdir: Path, spec: DistillationSpec, chosen: DistillationSpec) ->
     """
     path = workdir / SPEC_FILE
     if not path.exists():
-        replace_file(path, chosen.model_dump_json(indent=1) + "\n")
+        pin_again(workdir, chosen)
         return chosen
     try:
         pinned = DistillationSpec.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise WorkdirMismatch("spec.json of the directory cannot be read by this version") from error
-    if _without_choices(pinned, spec) != spec:
+    if pinned.without_choices(spec) != spec:
         raise WorkdirMismatch
     return pinned
+
+
+def pin_again(workdir: Path, spec: DistillationSpec) -> None:
+    """Replace the pinned specification with `spec`, which has more choices of the engine, or a choice that memory did
+    not allow made smaller.
+
+    Raises:
+        DiskFull: when there is no space; the directory keeps what was pinned before.
+    """
+    replace_file(workdir / SPEC_FILE, spec.model_dump_json(indent=1) + "\n")
 
 
 class EventLog:
@@ -128,16 +138,6 @@ class EventLog:
     ) -> None:
         self._out.close()
         self._reserve.unlink(missing_ok=True)
-
-
-def _without_choices(pinned: DistillationSpec, spec: DistillationSpec) -> DistillationSpec:
-    """`pinned` with the engine's choices set to null again where `spec` left them to the engine."""
-    training, resources = pinned.training, pinned.resources
-    if spec.training.micro_batch_size is None:
-        training = training.model_copy(update={"micro_batch_size": None})
-    if spec.resources.threads is None:
-        resources = resources.model_copy(update={"threads": None})
-    return pinned.model_copy(update={"training": training, "resources": resources})
 
 
 def _cut_torn_line(path: Path) -> None:

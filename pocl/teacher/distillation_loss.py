@@ -28,8 +28,9 @@ from pocl.teacher.signal import TeacherSignal, teacher_logits
 class CrossEntropyLoss:
     """The cross-entropy of a student on the references, without a teacher."""
 
-    def __init__(self, student: PreTrainedModel, precision: Precision) -> None:
-        self._student = _Student(student, precision)
+    def __init__(self, student: PreTrainedModel, precision: Precision, *, chunk_tokens: int | None = None) -> None:
+        """`chunk_tokens`: the most response tokens whose logits exist at a time; None takes the loss's own."""
+        self._student = _Student(student, precision, chunk_tokens)
 
     @property
     def has_divergence(self) -> bool:
@@ -54,6 +55,7 @@ class CrossEntropyLoss:
                 self._student.head_inputs(batch, self._student.head),
                 batch.labels,
                 scale=scale,
+                chunk_tokens=self._student.chunk_tokens,
                 accumulate_into_grad=True,
                 workspace=self._student.workspace,
             )
@@ -66,7 +68,12 @@ class CrossEntropyLoss:
                 return token_cross_entropy(self._student.logits(batch), batch.labels)
             with self._student.autocast():
                 inputs = self._student.head_inputs(batch, self._student.head)
-                return fused_token_cross_entropy(inputs, batch.labels, workspace=self._student.workspace)
+                return fused_token_cross_entropy(
+                    inputs,
+                    batch.labels,
+                    chunk_tokens=self._student.chunk_tokens,
+                    workspace=self._student.workspace,
+                )
 
 
 class DistillationLoss:
@@ -80,9 +87,15 @@ class DistillationLoss:
         *,
         shared_vocabulary: int | None,
         precision: Precision,
+        chunk_tokens: int | None = None,
     ) -> None:
-        """`shared_vocabulary`: how many ids mean the same to both; None where the vocabularies are equal."""
-        self._student = _Student(student, precision)
+        """Join a student and its teacher.
+
+        Args:
+            shared_vocabulary: How many ids mean the same to both; None where the vocabularies are equal.
+            chunk_tokens: The most response tokens whose logits exist at a time; None takes the loss's own.
+        """
+        self._student = _Student(student, precision, chunk_tokens)
         self._teacher = teacher
         self._method = method
         self._shared_vocabulary = shared_vocabulary
@@ -115,6 +128,7 @@ class DistillationLoss:
                 batch.labels,
                 terms,
                 scale=scale,
+                chunk_tokens=self._student.chunk_tokens,
                 accumulate_into_grad=True,
                 workspace=self._student.workspace,
             )
@@ -133,7 +147,14 @@ class DistillationLoss:
             teacher = HeadInputs(self._teacher.hidden(batch), teacher_head)
             with self._student.autocast():
                 student = self._student.head_inputs(batch, student_head)
-                return fused_token_losses(student, teacher, batch.labels, terms, workspace=self._student.workspace)
+                return fused_token_losses(
+                    student,
+                    teacher,
+                    batch.labels,
+                    terms,
+                    chunk_tokens=self._student.chunk_tokens,
+                    workspace=self._student.workspace,
+                )
 
 
 TrainingLoss = CrossEntropyLoss | DistillationLoss
@@ -146,25 +167,34 @@ def training_loss(
     *,
     shared_vocabulary: int | None,
     precision: Precision,
+    chunk_tokens: int | None = None,
 ) -> TrainingLoss:
-    """The loss that `method` trains with.
+    """The loss that `method` trains with, on logits of `chunk_tokens` response tokens at a time.
 
     Raises:
         ValueError: if the method needs a teacher and there is none.
     """
     if not method.needs_teacher:
-        return CrossEntropyLoss(student, precision)
+        return CrossEntropyLoss(student, precision, chunk_tokens=chunk_tokens)
     if teacher is None:
         raise ValueError(f"{method.name} needs a teacher")
-    return DistillationLoss(student, teacher, method, shared_vocabulary=shared_vocabulary, precision=precision)
+    return DistillationLoss(
+        student,
+        teacher,
+        method,
+        shared_vocabulary=shared_vocabulary,
+        precision=precision,
+        chunk_tokens=chunk_tokens,
+    )
 
 
 class _Student:
     """The student's side of a loss."""
 
-    def __init__(self, model: PreTrainedModel, precision: Precision) -> None:
+    def __init__(self, model: PreTrainedModel, precision: Precision, chunk_tokens: int | None) -> None:
         self._model = model
         self.autocast = precision.autocast
+        self.chunk_tokens = chunk_tokens
         self.head = extract_head(model)
         # A GPU's allocator caches memory itself, and has better use for it between two losses.
         self.workspace = Workspace() if model.device.type == "cpu" else None

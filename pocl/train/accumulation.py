@@ -14,7 +14,7 @@ from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train.ranks import Ranks, SingleProcess
 
 MICRO_BATCH_TOKENS = 4096
-"""Tokens of a micro-batch, unless a single sample is longer: beyond it products gain nothing from being larger."""
+"""Tokens of a micro-batch on a CPU: beyond it products gain nothing from being larger."""
 
 
 def normaliser(tokens: int) -> float:
@@ -56,6 +56,8 @@ class GradientAccumulator:
     on_halved: Callable[[int], None]
     """Called with the new `micro_batch_size`."""
     ranks: Ranks = field(default_factory=SingleProcess)
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS
+    """Tokens of a micro-batch at most, unless a single sample is longer."""
 
     def step(self, samples: Sequence[EncodedSample], *, temperature: float, kd_weight: float) -> StepMeans:
         """Accumulate over `samples`, which are the same on all ranks.
@@ -84,7 +86,7 @@ class GradientAccumulator:
 
     def _micro_batches(self, samples: Sequence[EncodedSample]) -> list[list[EncodedSample]]:
         return micro_batches(
-            samples, max_samples=self.micro_batch_size, max_tokens=MICRO_BATCH_TOKENS, packed=self.packed
+            samples, max_samples=self.micro_batch_size, max_tokens=self.micro_batch_tokens, packed=self.packed
         )
 
     def _accumulate(

@@ -69,7 +69,7 @@ from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
 from pocl.storage.manifest import read_manifest
 from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train import checkpoint
-from pocl.train.accumulation import GradientAccumulator, StepMeans
+from pocl.train.accumulation import MICRO_BATCH_TOKENS, GradientAccumulator, StepMeans
 from pocl.train.checkpoint import FinishedStage, MetricRow, TrainState
 from pocl.train.eta import EtaEstimator
 from pocl.train.ranks import Ranks, SingleProcess
@@ -111,6 +111,8 @@ class Trainer:
     """Where to go on; it is changed in place."""
     packed: bool
     """Whether the samples of a micro-batch are packed (concatenated); else they are padded."""
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS
+    """Tokens of a micro-batch at most, unless a single sample is longer."""
     eta: EtaEstimator = field(default_factory=EtaEstimator)
     ranks: Ranks = field(default_factory=SingleProcess)
     """The processes that share each step."""
@@ -130,6 +132,7 @@ class Trainer:
             micro_batch_size=self.state.micro_batch_size,
             on_halved=self._note_halved,
             ranks=self.ranks,
+            micro_batch_tokens=self.micro_batch_tokens,
         )
 
     def run(self) -> TrainState:

@@ -35,7 +35,7 @@ from pocl.layout import ExitCode
 from pocl.report import render
 from pocl.report.result import Result
 from pocl.run import run
-from pocl.spec import KDMethod
+from pocl.spec import ENGINE_CHOICES, KDMethod
 from pocl.storage import manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.cache import SPOT_CHECK_SAMPLES
@@ -116,6 +116,11 @@ def test_run_leaves_every_file_of_its_layout(undisturbed: Path) -> None:
     for directory in ("best", "final"):
         manifest.verify(undisturbed / directory)
     assert not list(undisturbed.rglob(".tmp-*"))
+
+
+def test_every_choice_of_the_engine_is_pinned(undisturbed: Path) -> None:
+    pinned = json.loads((undisturbed / "spec.json").read_bytes())
+    assert all(pinned[part][field] is not None for part, fields in ENGINE_CHOICES.items() for field in fields)
 
 
 def test_result_has_an_evaluation_of_teacher_untrained_student_each_stage_and_final_student(undisturbed: Path) -> None:

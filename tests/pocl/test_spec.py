@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocl.errors import SpecInvalid
-from pocl.spec import JS, METHODS, PRESETS, ConstantTemperature, DistillationSpec, KDMethod, NoCurriculum, resolve
+from pocl.spec import (
+    ENGINE_CHOICES,
+    JS,
+    METHODS,
+    PRESETS,
+    ConstantTemperature,
+    DistillationSpec,
+    KDMethod,
+    NoCurriculum,
+    resolve,
+)
 
 MINIMAL = {"teacher": {"random": {}}, "student": {"random": {}}, "data": {"train": {"path": "rows.jsonl"}}}
 WITH_VALIDATION = {"data": {"train": {"path": "rows.jsonl"}, "validation": {"path": "held_out.jsonl"}}}
@@ -96,6 +106,31 @@ def test_resolve_fills_in_the_constants_of_a_control() -> None:
 )  # fmt: skip
 def test_invalid_field_is_refused_with_its_pointer(over: dict[str, object], pointer: str, code: str) -> None:
     assert (pointer, code) in refused(**over)
+
+
+def set_choices(value: int) -> dict[str, dict[str, int]]:
+    return {part: dict.fromkeys(fields, value) for part, fields in ENGINE_CHOICES.items()}
+
+
+def test_engine_chooses_what_the_client_left_open_and_nothing_else() -> None:
+    posted = resolve(MINIMAL | {"evaluation": {"batch_size": 3}})
+    pinned = posted.with_choices(set_choices(7))
+    assert pinned.evaluation.batch_size == 3
+    assert pinned.training.micro_batch_tokens == pinned.evaluation.scoring_tokens == pinned.resources.threads == 7
+    assert pinned.without_choices(posted) == posted
+    assert pinned.without_choices(resolve(MINIMAL)) == resolve(MINIMAL)
+
+
+def test_choices_of_the_engine_have_no_part_in_the_recipe() -> None:
+    posted = resolve(MINIMAL)
+    assert posted.with_choices(set_choices(7)).recipe_digest == posted.recipe_digest
+    assert resolve(MINIMAL | {"training": {"batch_size": 3}}).recipe_digest != posted.recipe_digest
+
+
+def test_what_was_never_tried_on_a_gpu_is_off_by_default() -> None:
+    resources = resolve(MINIMAL).resources
+    assert not any((resources.compile, resources.graphs, resources.prefetch, resources.deterministic))
+    assert resources.generator == "engine"
 
 
 def test_every_method_but_sft_requires_a_teacher() -> None:

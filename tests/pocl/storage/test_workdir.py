@@ -7,7 +7,7 @@ import pytest
 from pocl.errors import WorkdirInUse, WorkdirMismatch
 from pocl.events import Event, PhaseChanged, from_line
 from pocl.spec import DistillationSpec, resolve
-from pocl.storage.workdir import EventLog, lock_workdir, pin_spec
+from pocl.storage.workdir import EventLog, lock_workdir, pin_again, pin_spec
 
 SPEC = resolve({"teacher": {"random": {}}, "student": {"random": {}}, "data": {"train": {"path": "rows.jsonl"}}})
 
@@ -27,6 +27,14 @@ def test_continued_run_keeps_the_pinned_choices(tmp_path: Path) -> None:
     first = pin_spec(tmp_path, SPEC, with_threads(SPEC, 2))
     assert first.resources.threads == 2
     assert pin_spec(tmp_path, SPEC, with_threads(SPEC, 8)) == first
+
+
+def test_continued_run_keeps_the_sizes_that_were_pinned_after_its_start(tmp_path: Path) -> None:
+    pinned = pin_spec(tmp_path, SPEC, with_threads(SPEC, 2))
+    with_sizes = pinned.with_choices({"training": {"micro_batch_tokens": 64}, "evaluation": {"batch_size": 8}})
+    pin_again(tmp_path, with_sizes)
+    assert pin_spec(tmp_path, SPEC, with_threads(SPEC, 8)) == with_sizes
+    assert with_sizes.evaluation.batch_size == 8
 
 
 def test_another_specification_is_refused(tmp_path: Path) -> None:
