@@ -15,10 +15,12 @@ TORCH_INDEX ?=
 PORT :=
 # On two cores. The tests wait for the servers that they start a third of their time.
 JOBS ?= 3
+# Where there is no .venv, as on a machine with a GPU that has torch already: any Python that has the packages.
+ANY_PYTHON = $(or $(wildcard $(BIN)/python),$(if $(filter file,$(origin PYTHON)),python3,$(PYTHON)))
 # Which benchmarks to run: `make bench BENCH=loss`. `python -m bench COMMAND --help` lists what each takes.
 BENCH ?= flops rouge loss step generate curriculum
 
-.PHONY: help install install-lean demo model serve bench unit test test-slow test-all pictures check fix clean
+.PHONY: help install install-lean demo model serve bench unit test test-slow test-all cuda pictures check fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -73,6 +75,10 @@ test-slow: $(STAMP) ## The cases that `make test` leaves out for their length
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow
 
 test-all: test test-slow ## Both
+
+cuda: ## On a machine with a GPU: the tests that need one
+	@# One release of torch warns of what another does not, so that a warning is shown here and is no failure.
+	@$(ANY_PYTHON) -m pytest -q -m cuda -W default -p no:cacheprovider
 
 pictures: $(STAMP) ## Draw the pictures of docs/architecture.md from the code
 	@$(BIN)/python -m tools.pictures

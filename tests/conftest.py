@@ -1,122 +1,17 @@
-"""Real servers and fresh databases for every test that asks for one."""
+"""How a run of the tests is configured: its settings, what it collects, and what it says at its end."""
 
-import shutil
-import uuid
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis
 import pytest
-import redis
 import structlog
 
-from domain.db import Database, upgrade
-from domain.settings import Settings
-from tests.support import servers, unit_run
-from tests.support.processes import Processes
+from tests.support import cuda_run, unit_run
+from tests.support.databases import counted_by_database, refuse_half_covered, selects_variants
 
-DATABASES = ("sqlite", "postgres")
-
-
-@pytest.fixture(scope="session")
-def redis_server() -> Iterator[str]:
-    """URL of a real Valkey or Redis of this session."""
-    with servers.running_redis(servers.find_redis()) as url:
-        yield url
-
-
-@pytest.fixture
-def redis_url(redis_server: str) -> str:
-    """URL of an empty Valkey or Redis, as redis-py spells it."""
-    with redis.Redis.from_url(redis_server) as client:
-        client.flushall()
-    return redis_server
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """URL of a real PostgreSQL of this session, on which databases may be created."""
-    with servers.running_postgres(servers.find_postgres()) as url:
-        yield url
-
-
-@pytest.fixture(scope="session", params=DATABASES)
-def backend(request: pytest.FixtureRequest) -> str:
-    """Which database a test runs on: every test that asks for one runs on SQLite and on PostgreSQL."""
-    return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with the newest schema and no rows: copying it is a hundred times faster than migrating."""
-    directory = tmp_path_factory.mktemp("template")
-    upgrade(Settings(home=directory, database_url=f"sqlite:///{directory / 'template.db'}"))
-    return directory / "template.db"
-
-
-@pytest.fixture(scope="session")
-def postgres_template(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Name of a PostgreSQL database with the newest schema and no rows."""
-    name = f"template_{uuid.uuid4().hex}"
-    with servers.fresh_database(postgres_server, name) as url:
-        upgrade(Settings(home=tmp_path_factory.mktemp("template"), database_url=url))
-        yield name
-
-
-@pytest.fixture
-def empty_database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """URL of a database without a schema."""
-    if backend == "sqlite":
-        yield f"sqlite:///{tmp_path / 'empty.db'}"
-        return
-    # Asked for by name, so that a run of SQLite tests alone starts no server.
-    server = request.getfixturevalue("postgres_server")
-    with servers.fresh_database(server, f"test_{uuid.uuid4().hex}") as url:
-        yield url
-
-
-@pytest.fixture
-def database_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """URL of a database of this test alone, with the newest schema and no rows."""
-    with _copied_template(backend, request, tmp_path) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def shared_database_url(
-    backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """URL of a database of this module's tests, which had the newest schema and no rows before the first of them."""
-    with _copied_template(backend, request, tmp_path_factory.mktemp("database")) as url:
-        yield url
-
-
-@contextmanager
-def _copied_template(backend: str, request: pytest.FixtureRequest, directory: Path) -> Iterator[str]:
-    if backend == "sqlite":
-        shutil.copyfile(request.getfixturevalue("sqlite_template"), directory / "test.db")
-        yield f"sqlite:///{directory / 'test.db'}"
-        return
-    server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("postgres_template")
-    with servers.fresh_database(server, f"test_{uuid.uuid4().hex}", template=template) as url:
-        yield url
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """A database of this test alone, with the newest schema and no rows."""
-    database = Database(database_url)
-    yield database
-    database.close()
-
-
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    made = Processes(tmp_path / "processes")
-    yield made
-    made.kill_all()
+# Where the service's packages are absent, as on a machine that only runs the tests marked `cuda`, so are its fixtures.
+pytest_plugins = ["tests.support.service_fixtures"] if find_spec("sqlalchemy") else []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -134,55 +29,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if unit_run.is_asked_for(config) and unit_run.lies_elsewhere(collection_path) else None
-
-
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    if unit_run.is_asked_for(config):
-        return ["unit: no server, no process, no long run"]
-    return [f"redis: {_found(servers.find_redis)}", f"postgres: {_found(servers.find_postgres)}"]
+    lies_elsewhere = unit_run.is_asked_for(config) and unit_run.lies_elsewhere(collection_path)
+    return True if lies_elsewhere or (cuda_run.is_asked_for(config) and cuda_run.holds_none(collection_path)) else None
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not selects_variants(config.args, last_failed=config.getoption("lf", False)):
         refuse_half_covered(items)
+    cuda_run.skip_without_gpu(items)
     if unit_run.is_asked_for(config):
         unit_run.deselect_others(config, items)
         unit_run.forbid_processes()
 
 
-def selects_variants(arguments: Sequence[str], *, last_failed: bool) -> bool:
-    """Whether this run collects single variants of a test: one is named, or those that failed are run again."""
-    return last_failed or any("[" in argument for argument in arguments)
-
-
-def refuse_half_covered(items: list[pytest.Item]) -> None:
-    """Fail the run where a database test was collected for some of the databases only."""
-    seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for item in items:
-        if isinstance(item, pytest.Function) and "backend" in item.fixturenames:
-            backend = item.callspec.params.get("backend", "none") if hasattr(item, "callspec") else "none"
-            seen[item.nodeid.partition("[")[0]][str(backend)] += 1
-    for test, counted in seen.items():
-        if set(counted) != set(DATABASES) or len(set(counted.values())) != 1:
-            raise pytest.UsageError(f"{test} must run on {' and '.join(DATABASES)}; collected {dict(counted)}")
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    passed = terminalreporter.stats.get("passed", [])
-    counts = {name: sum(name in _parameters(report.nodeid) for report in passed) for name in DATABASES}
+    counts = counted_by_database([report.nodeid for report in terminalreporter.stats.get("passed", [])])
     if any(counts.values()):
         terminalreporter.write_line("databases: " + ", ".join(f"{n} passed on {name}" for name, n in counts.items()))
-
-
-def _parameters(nodeid: str) -> list[str]:
-    return nodeid.partition("[")[2].rstrip("]").split("-")
-
-
-def _found(find: Callable[[], servers.Server]) -> str:
-    try:
-        return str(find())
-    except servers.ServiceMissing as missing:
-        # Said here, and raised again by the first test that needs it.
-        return f"NOT FOUND. {missing}"

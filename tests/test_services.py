@@ -10,8 +10,8 @@ import redis
 import sqlalchemy as sa
 
 from domain.db import Database
-from tests.conftest import DATABASES, refuse_half_covered, selects_variants
 from tests.support import servers
+from tests.support.databases import DATABASES, refuse_half_covered, selects_variants
 from tests.support.rows import dump_tables
 from tests.support.waiting import eventually
 

@@ -4,7 +4,8 @@ A test belongs to it unless
 
 - it lies in one of `OTHER_DIRECTORIES`,
 - it asks for one of `OTHER_FIXTURES`, by itself or through a fixture, or for a database on PostgreSQL,
-- or it is marked `system` (it starts a process, or trains, draws, waits or sends requests for seconds) or `slow`.
+- or it is marked `system` (it starts a process, or trains, draws, waits or sends requests for seconds), `slow` or
+  `cuda`.
 
 Properties are tried on fewer examples, where a test does not say on how many.
 
@@ -39,7 +40,7 @@ def lies_elsewhere(path: Path) -> bool:
 
 def is_unit(item: pytest.Item) -> bool:
     """Whether a test belongs to a unit run."""
-    if lies_elsewhere(item.path) or any(item.get_closest_marker(name) for name in ("slow", "system")):
+    if lies_elsewhere(item.path) or any(item.get_closest_marker(name) for name in ("slow", "system", "cuda")):
         return False
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
