@@ -3,7 +3,6 @@
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ from pocl.curriculum.ranking import RankedSample, load_or_rank
 from pocl.data.batches import EncodedSample
 from pocl.evaluation.answers import GenerationSettings
 from pocl.evaluation.evaluator import Evaluator
+from pocl.evaluation.scores import Scores
 from pocl.events import (
     ArtifactWritten,
     CheckpointSaved,
@@ -184,7 +184,8 @@ class Pipeline:
             on_progress=self._progress("ranking", "samples"),
             should_stop=self._should_stop,
         )
-        ranking, was_here = load_or_rank(self._workdir, measurer.cache_key, measurer.measure, self._shared_cache)
+        with models.product_weights.in_use():
+            ranking, was_here = load_or_rank(self._workdir, measurer.cache_key, measurer.measure, self._shared_cache)
         if not was_here:
             self._sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
         return ranking
@@ -243,7 +244,14 @@ class Pipeline:
             shared_vocabulary=models.shared_vocabulary,
             precision=self._precision,
             chunk_tokens=self._sizes.loss_chunk_tokens,
+            product_weights=models.product_weights,
         )
+
+        def score(*, sampled: bool) -> Scores:
+            assert evaluator is not None  # Without one the trainer is given no score.
+            with models.product_weights.in_use():
+                return evaluator.score(model, teacher, sampled=sampled)
+
         return Trainer(
             spec=self._spec,
             table=table,
@@ -256,7 +264,7 @@ class Pipeline:
             sink=self._sink,
             should_stop=self._should_stop,
             should_pause=self._should_pause,
-            score=None if evaluator is None else partial(evaluator.score, model, teacher),
+            score=None if evaluator is None else score,
             state=state,
         )
 

@@ -13,6 +13,7 @@ from pocl.evaluation.dataset import EncodedDataset
 from pocl.inspect import check_sequence_length
 from pocl.models.loading import LoadedModel, load_student, load_teacher, shared_vocabulary
 from pocl.models.precision import Precision
+from pocl.models.product_weights import ProductWeights
 from pocl.spec import Data, DataRef, DistillationSpec
 
 
@@ -26,6 +27,8 @@ class Models:
     """Both heads agree on the ids below it; None without a teacher."""
     tokenizer: PreTrainedTokenizerBase
     """Encodes the data, and is saved with the distilled student."""
+    product_weights: ProductWeights
+    """Of the student: used while it is trained, ranks and is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def load_models(spec: DistillationSpec, *, device: torch.device, precision: Prec
     for loaded in filter(None, (teacher, student)):
         check_sequence_length(spec.data.max_length, getattr(loaded.model.config, "max_position_embeddings", None))
     shared = None if teacher is None else shared_vocabulary(teacher, student)
-    return Models(student, teacher, shared, _tokenizer(student, teacher))
+    return Models(student, teacher, shared, _tokenizer(student, teacher), ProductWeights(student.model, precision))
 
 
 def encode_corpus(data: Data, models: Models, train: list[Sample], validation: list[Sample]) -> Corpus:

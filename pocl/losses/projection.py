@@ -12,9 +12,9 @@ class Projection:
 
     def __init__(self, head: Head, dtype: torch.dtype, buffers: HeadBuffers) -> None:
         """`dtype` is that of the products, of the hidden states `h` too."""
-        self.weight = head.weight.detach().to(dtype)
+        self.weight = _product_parameter(head.weight, head.product_weight, dtype)
         self._head = head
-        self._bias = None if head.bias is None else head.bias.detach().to(dtype)
+        self._bias = None if head.bias is None else _product_parameter(head.bias, head.product_bias, dtype)
         self._buffers = buffers
 
     def linear(self, hidden: Tensor) -> Tensor:
@@ -47,3 +47,8 @@ class Projection:
         if cap is None or memory is None:
             return None
         return torch.div(logits, cap, out=memory[: len(logits)]).square_().neg_().add_(1)
+
+
+def _product_parameter(parameter: Tensor, copy: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The copy that is kept in the format of the products, else one made here."""
+    return (parameter if copy is None else copy).detach().to(dtype)

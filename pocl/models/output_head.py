@@ -26,6 +26,11 @@ class Head:
     """Cohere's `logit_scale`, Granite's 1 / `logits_scaling`."""
     softcap: float | None = None
     """Gemma 2's `final_logit_softcapping`."""
+    product_weight: Tensor | None = None
+    """W in the format of the products, kept by :class:`~pocl.models.product_weights.ProductWeights`; None where each
+    pass rounds W itself. Gradients go to `weight`."""
+    product_bias: Tensor | None = None
+    """b, likewise."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The logits of hidden states, `[T, d]` -> `[T, V]`, differentiable."""

@@ -21,6 +21,7 @@ from pocl.losses.sums import ObjectiveSum
 from pocl.models.heads import response_hidden_states, response_logits
 from pocl.models.output_head import Head, HeadInputs, extract_head
 from pocl.models.precision import Precision
+from pocl.models.product_weights import ProductWeights
 from pocl.spec import DistillationMethod, Method
 from pocl.teacher.signal import TeacherSignal, teacher_logits
 
@@ -28,9 +29,26 @@ from pocl.teacher.signal import TeacherSignal, teacher_logits
 class CrossEntropyLoss:
     """The cross-entropy of a student on the references, without a teacher."""
 
-    def __init__(self, student: PreTrainedModel, precision: Precision, *, chunk_tokens: int | None = None) -> None:
-        """`chunk_tokens`: the most response tokens whose logits exist at a time; None takes the loss's own."""
-        self._student = _Student(student, precision, chunk_tokens)
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        precision: Precision,
+        *,
+        chunk_tokens: int | None = None,
+        product_weights: ProductWeights | None = None,
+    ) -> None:
+        """The cross-entropy of `student`.
+
+        Args:
+            chunk_tokens: The most response tokens whose logits exist at a time; None takes the loss's own.
+            product_weights: Of the student; they are made here unless given.
+        """
+        self._student = _Student(student, precision, chunk_tokens, product_weights)
+
+    @property
+    def product_weights(self) -> ProductWeights:
+        """The copies of the student's weights that the products of a step read."""
+        return self._student.product_weights
 
     @property
     def has_divergence(self) -> bool:
@@ -88,18 +106,25 @@ class DistillationLoss:
         shared_vocabulary: int | None,
         precision: Precision,
         chunk_tokens: int | None = None,
+        product_weights: ProductWeights | None = None,
     ) -> None:
         """Join a student and its teacher.
 
         Args:
             shared_vocabulary: How many ids mean the same to both; None where the vocabularies are equal.
             chunk_tokens: The most response tokens whose logits exist at a time; None takes the loss's own.
+            product_weights: Of the student; they are made here unless given.
         """
-        self._student = _Student(student, precision, chunk_tokens)
+        self._student = _Student(student, precision, chunk_tokens, product_weights)
         self._teacher = teacher
         self._method = method
         self._shared_vocabulary = shared_vocabulary
         self._heads = _both(self._student.head, extract_head(teacher.model))
+
+    @property
+    def product_weights(self) -> ProductWeights:
+        """The copies of the student's weights that the products of a step read."""
+        return self._student.product_weights
 
     @property
     def has_divergence(self) -> bool:
@@ -168,14 +193,20 @@ def training_loss(
     shared_vocabulary: int | None,
     precision: Precision,
     chunk_tokens: int | None = None,
+    product_weights: ProductWeights | None = None,
 ) -> TrainingLoss:
-    """The loss that `method` trains with, on logits of `chunk_tokens` response tokens at a time.
+    """The loss that `method` trains with.
+
+    Args:
+        chunk_tokens: The most response tokens whose logits exist at a time; None takes the loss's own.
+        shared_vocabulary: How many ids mean the same to both; None where the vocabularies are equal.
+        product_weights: Of the student; they are made here unless given.
 
     Raises:
         ValueError: if the method needs a teacher and there is none.
     """
     if not method.needs_teacher:
-        return CrossEntropyLoss(student, precision, chunk_tokens=chunk_tokens)
+        return CrossEntropyLoss(student, precision, chunk_tokens=chunk_tokens, product_weights=product_weights)
     if teacher is None:
         raise ValueError(f"{method.name} needs a teacher")
     return DistillationLoss(
@@ -185,16 +216,24 @@ def training_loss(
         shared_vocabulary=shared_vocabulary,
         precision=precision,
         chunk_tokens=chunk_tokens,
+        product_weights=product_weights,
     )
 
 
 class _Student:
     """The student's side of a loss."""
 
-    def __init__(self, model: PreTrainedModel, precision: Precision, chunk_tokens: int | None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        precision: Precision,
+        chunk_tokens: int | None,
+        product_weights: ProductWeights | None,
+    ) -> None:
         self._model = model
         self.autocast = precision.autocast
         self.chunk_tokens = chunk_tokens
+        self.product_weights = ProductWeights(model, precision) if product_weights is None else product_weights
         self.head = extract_head(model)
         # A GPU's allocator caches memory itself, and has better use for it between two losses.
         self.workspace = Workspace() if model.device.type == "cpu" else None
@@ -204,7 +243,7 @@ class _Student:
         hidden = response_hidden_states(
             self._model, batch.input_ids, batch.attention_mask, batch.predicts, batch.lengths
         )
-        return HeadInputs(hidden, head)
+        return HeadInputs(hidden, self.product_weights.of_head(head))
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits at the positions that predict a response token, `[T, V]`."""

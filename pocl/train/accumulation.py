@@ -103,14 +103,17 @@ class GradientAccumulator:
         means = torch.zeros(3, dtype=torch.float64, device=device)
         # The loss is multiplied already, since its gradient must be.
         scales = means.new_tensor([1.0, scale, scale])
+        product_weights = self.training_loss.product_weights
         try:
-            for micro_batch in self._micro_batches(samples):
-                sums = self.training_loss.objective(
-                    batch_of(micro_batch, device=device), temperature=temperature, kd_weight=kd_weight, scale=scale
-                )
-                torch.autograd.backward(sums.loss)
-                divergence = torch.zeros_like(sums.loss) if sums.divergence is None else sums.divergence
-                means += torch.stack([sums.loss.detach(), sums.cross_entropy, divergence]).double() * scales
+            with product_weights.in_use():
+                for micro_batch in self._micro_batches(samples):
+                    sums = self.training_loss.objective(
+                        batch_of(micro_batch, device=device), temperature=temperature, kd_weight=kd_weight, scale=scale
+                    )
+                    torch.autograd.backward(sums.loss)
+                    product_weights.collect_gradients()
+                    divergence = torch.zeros_like(sums.loss) if sums.divergence is None else sums.divergence
+                    means += torch.stack([sums.loss.detach(), sums.cross_entropy, divergence]).double() * scales
         except torch.OutOfMemoryError:
             return None
         return means

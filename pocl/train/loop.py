@@ -21,6 +21,7 @@ cached and a live teacher, and of the three ways to the loss, it takes one:
     teacher/signal              the same from the teacher itself
     data/batches                a micro-batch as tensors, padded or packed, with labels shifted by one
     models/precision            autocast
+    models/product_weights      copies of weights in the format of the products; their gradients in fp32
     models/heads                runs the student up to its output head, at the positions that predict a response token
     models/packed               attention that does not cross from one packed sample into the next
     models/positions            position ids that follow from the padding
