@@ -15,11 +15,10 @@ from bench.memory import peak_memories
 from bench.ours import fused_loss
 from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, time_interleaved
 from bench.report import Report, timing_rows
-from bench.rivals import DISTILLATION, GKD, PUBLISHED
+from bench.rivals import DISTILLATION, GKD, IGNORED, PUBLISHED
 from bench.rivals.published import published_loss
 from bench.rivals.trl_distillation import chunked_divergence, distillation_loss
 from bench.rivals.trl_gkd import gkd_loss, gkd_trainer
-from pocl.losses.objective import IGNORED
 from pocl.models.precision import Precision
 from pocl.spec import ForwardKL
 

@@ -3,3 +3,5 @@
 PUBLISHED = "published recipe"
 GKD = "TRL GKDTrainer"
 DISTILLATION = "TRL DistillationTrainer"
+IGNORED = -100
+"""The label of a position that torch and the rivals leave out of their losses."""

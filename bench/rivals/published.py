@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from bench.rivals import IGNORED
 from bench.rivals.optimizer_step import backward_and_step
 from pocl.data.batches import EncodedSample, collate
-from pocl.losses.objective import IGNORED
 from pocl.models.precision import Precision
 
 PADDED_LENGTH = 512

@@ -16,10 +16,10 @@ from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.generate import greedy, left_padded
+from bench.rivals import IGNORED
 from bench.rivals.published import Padded, PublishedStep
 from pocl.data.batches import EncodedSample, Prompting, encode
 from pocl.data.samples import read_samples
-from pocl.losses.objective import IGNORED
 from pocl.models.precision import Precision, choose_device, choose_precision
 from pocl.plan import stage_table
 from pocl.spec import DataRef, DistillationSpec, ModelRef

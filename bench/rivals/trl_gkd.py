@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from bench.rivals import IGNORED
 from bench.rivals.optimizer_step import backward_and_step
 from bench.rivals.published import Padded
 from pocl.data.batches import EncodedSample
-from pocl.losses.objective import IGNORED
 from pocl.models.precision import Precision
 
 FORWARD_KL = 0.0

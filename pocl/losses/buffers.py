@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pocl.losses.objective import IGNORED
 from pocl.models.output_head import Head, HeadInputs
 
 HALF = (torch.bfloat16, torch.float16)
@@ -90,15 +89,15 @@ class GradientBuffers:
     """Whether `weight` holds no sum yet, so that the first chunk overwrites it."""
 
 
-def valid_hidden_states(inputs: HeadInputs, labels: Tensor) -> Tensor:
-    """The hidden states whose label is not ignored, `[valid tokens, width]`, in the format of the head's products.
+def product_hidden_states(inputs: HeadInputs, labels: Tensor) -> Tensor:
+    """The hidden states, `[tokens, width]`, in the format of the head's products.
 
     Raises:
         ValueError: unless the hidden states are `[tokens, width of the head]` and the labels `[tokens]`.
     """
     if labels.dim() != 1 or inputs.hidden.shape != (len(labels), inputs.head.weight.shape[1]):
         raise ValueError("hidden states must be [tokens, width of their head] and labels [tokens]")
-    return inputs.hidden[labels != IGNORED].to(_product_dtype(inputs.head))
+    return inputs.hidden.to(_product_dtype(inputs.head))
 
 
 def loss_dtype(*hidden_states: Tensor) -> torch.dtype:

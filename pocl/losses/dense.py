@@ -1,8 +1,8 @@
 """The training objective from full logits: the reference that :mod:`pocl.losses.fused` equals, and the way of models
 whose output head is more than a scaled and capped linear map.
 
-Logits are `[tokens, vocabulary]`, labels `[tokens]` and already shifted: the token that each position predicts, or
-`IGNORED`. Softmax and divergence are computed in float32, or in float64 where the logits are.
+Logits are `[tokens, vocabulary]`, labels `[tokens]` and already shifted: the token that each position predicts. Every
+token counts. Softmax and divergence are computed in float32, or in float64 where the logits are.
 """
 
 import torch
@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn import functional as F
 
-from pocl.losses.objective import IGNORED, ObjectiveTerms
+from pocl.losses.objective import ObjectiveTerms
 from pocl.losses.registry import divergence_of
 from pocl.losses.sums import ObjectiveSum, mix
 from pocl.spec import KDMethod, Method
@@ -21,44 +21,40 @@ _METHOD: TypeAdapter[Method] = TypeAdapter(Method)
 def objective_sum(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, terms: ObjectiveTerms
 ) -> ObjectiveSum:
-    """The objective of :mod:`pocl.losses.objective`, summed over the tokens whose label is not `IGNORED`.
+    """The objective of :mod:`pocl.losses.objective`, summed over the tokens.
 
-    No gradient flows to the teacher. Without a valid token the loss is 0 and its gradient zero.
+    No gradient flows to the teacher. Without a token the loss is 0.
 
     Raises:
         ValueError: for shapes or numbers that do not fit together.
     """
     _check_shapes(student_logits, labels, teacher_logits)
-    valid = labels != IGNORED
-    student, teacher = _at_least_float32(student_logits[valid]), _at_least_float32(teacher_logits.detach()[valid])
+    student, teacher = _at_least_float32(student_logits), _at_least_float32(teacher_logits.detach())
     terms.check()
     width, tau_factor = terms.shared_width(student.shape[1], teacher.shape[1]), terms.tau_factor()
     log_p = torch.log_softmax(teacher[:, :width] / terms.temperature, dim=-1)
     log_q = torch.log_softmax(student[:, :width] / terms.temperature, dim=-1)
     divergence = divergence_of(terms.method).value(log_p, log_q).sum()
-    cross_entropy = F.cross_entropy(student, labels[valid], reduction="sum")
+    cross_entropy = F.cross_entropy(student, labels, reduction="sum")
     loss = mix(cross_entropy, tau_factor * divergence, terms.kd_weight)
-    return ObjectiveSum(loss, cross_entropy.detach(), divergence.detach(), student.shape[0])
+    return ObjectiveSum(loss, cross_entropy.detach(), divergence.detach())
 
 
 def cross_entropy_sum(student_logits: Tensor, labels: Tensor) -> ObjectiveSum:
-    """Cross-entropy alone, summed over the tokens whose label is not `IGNORED`.
+    """Cross-entropy alone, summed over the tokens.
 
     Raises:
         ValueError: for shapes that do not fit together.
     """
     _check_shapes(student_logits, labels)
-    valid = labels != IGNORED
-    cross_entropy = F.cross_entropy(_at_least_float32(student_logits[valid]), labels[valid], reduction="sum")
-    return ObjectiveSum(cross_entropy, cross_entropy.detach(), None, int(valid.sum()))
+    cross_entropy = F.cross_entropy(_at_least_float32(student_logits), labels, reduction="sum")
+    return ObjectiveSum(cross_entropy, cross_entropy.detach(), None)
 
 
 def token_losses(
     student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, terms: ObjectiveTerms
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of each token in nats at temperature 1, and its divergence without tau squared, `[tokens]` each.
-
-    Cross-entropy is 0 where the label is `IGNORED`.
 
     Raises:
         ValueError: for shapes or numbers that do not fit together.
@@ -74,8 +70,8 @@ def token_losses(
 
 
 def token_cross_entropy(student_logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each token in nats, `[tokens]`, 0 where the label is `IGNORED`."""
-    return F.cross_entropy(_at_least_float32(student_logits), labels, ignore_index=IGNORED, reduction="none")
+    """Cross-entropy of each token in nats, `[tokens]`."""
+    return F.cross_entropy(_at_least_float32(student_logits), labels, reduction="none")
 
 
 def divergence(

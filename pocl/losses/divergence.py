@@ -94,6 +94,8 @@ def head_share(p: Tensor, q: Tensor, head_mass: float) -> Tensor:
 
 def _smallest_of_head(p: Tensor, head_mass: float) -> Tensor:
     """The smallest probability in the head, `[tokens, 1]`."""
+    if p.device.type != "cpu" or torch.compiler.is_compiling():
+        return smallest_of_head_by_bisection(p, head_mass)
     vocabulary = p.shape[-1]
     count = min(64, vocabulary)
     while True:
@@ -105,6 +107,26 @@ def _smallest_of_head(p: Tensor, head_mass: float) -> Tensor:
         count = min(16 * count, vocabulary)
     last_of_head = (mass < head_mass).sum(dim=-1, keepdim=True).clamp_max(count - 1)
     return largest.gather(-1, last_of_head)
+
+
+def smallest_of_head_by_bisection(p: Tensor, head_mass: float) -> Tensor:
+    """The smallest probability in the head, `[tokens, 1]`, without a look at the numbers by the host.
+
+    It is the largest probability whose equals and betters have the mass `head_mass` together. Floats that are not
+    negative are in the order of their bits, so as many halvings as a float has bits find it exactly.
+    """
+    integer, bits = (torch.int64, 64) if p.dtype == torch.float64 else (torch.int32, 32)
+    lower = torch.zeros(*p.shape[:-1], 1, dtype=integer, device=p.device)
+    # Of the exponent's bits that of 2 has the first alone, in both formats.
+    upper = torch.full_like(lower, 1 << (bits - 2))
+    for _ in range(bits - 2):
+        # Written so that the sum of both cannot overflow.
+        middle = lower + (upper - lower) // 2
+        mass = p.masked_fill(p < middle.view(p.dtype), 0).sum(dim=-1, keepdim=True)
+        is_within_head = mass >= head_mass
+        lower = torch.where(is_within_head, middle, lower)
+        upper = torch.where(is_within_head, upper, middle)
+    return lower.view(p.dtype)
 
 
 def _floored(log_probabilities: Tensor) -> Tensor:

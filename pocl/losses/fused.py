@@ -21,10 +21,10 @@ from pocl.losses.buffers import (
     head_buffers,
     loss_dtype,
     plan_sizes,
+    product_hidden_states,
     tile_buffers,
-    valid_hidden_states,
 )
-from pocl.losses.objective import IGNORED, ObjectiveTerms
+from pocl.losses.objective import ObjectiveTerms
 from pocl.losses.projection import Projection
 from pocl.losses.registry import divergence_of
 from pocl.losses.sums import ObjectiveSum, join_graph, mix
@@ -43,7 +43,7 @@ def fused_objective_sum(
     accumulate_into_grad: bool = False,
     workspace: Workspace | None = None,
 ) -> ObjectiveSum:
-    """The objective of :mod:`pocl.losses.objective`, summed over the tokens whose label is not `IGNORED`.
+    """The objective of :mod:`pocl.losses.objective`, summed over the tokens.
 
     Gradients go to the student's hidden states, weight and bias, each if it requires one. They are computed here, and
     backward only passes them on, once.
@@ -51,7 +51,7 @@ def fused_objective_sum(
     Args:
         student: Hidden states `[tokens, width]` and the head to be trained.
         teacher: Hidden states `[tokens, its width]` and a head; neither receives a gradient.
-        labels: `[tokens]`, already shifted: the token that each hidden state predicts, or `IGNORED`.
+        labels: `[tokens]`, already shifted: the token that each hidden state predicts. Every token counts.
         terms: What the objective is made of.
         scale: Multiplies loss and gradient, not the other sums. With the step's normaliser here, backward starts
             from 1 and need not touch the gradients again.
@@ -76,10 +76,9 @@ def fused_objective_sum(
         cross_entropy=scale * student.head.scale * (1 - terms.kd_weight),
         divergence=scale * student.head.scale * terms.kd_weight * tau_factor,
     )
-    hidden = valid_hidden_states(student, labels)
+    hidden = product_hidden_states(student, labels)
     with torch.no_grad():
-        teacher_hidden = valid_hidden_states(teacher, labels)
-        labels = labels[labels != IGNORED]
+        teacher_hidden = product_hidden_states(teacher, labels)
         dtype = loss_dtype(hidden, teacher_hidden)
         gradients = gradient_buffers(hidden, student.head, dtype, in_place=in_place)
         sizes = plan_sizes(hidden, (student.head, teacher.head), dtype, chunk_tokens)
@@ -107,7 +106,7 @@ def fused_objective_sum(
         finish(gradients)
         cross_entropy, divergence = cross_entropies.sum(), divergences.sum()
         loss = mix(cross_entropy, tau_factor * divergence, terms.kd_weight) * scale
-    return ObjectiveSum(join_graph(loss, gradients, hidden, student.head), cross_entropy, divergence, len(labels))
+    return ObjectiveSum(join_graph(loss, gradients, hidden, student.head), cross_entropy, divergence)
 
 
 @torch.no_grad()
@@ -124,13 +123,13 @@ def fused_token_losses(
 
     Returns:
         Nats at temperature 1, `[tokens]`, and the divergence at the temperature of `terms` without tau squared,
-        `[tokens]`. Both are 0 where the label is `IGNORED`.
+        `[tokens]`.
     """
     workspace = workspace or Workspace()
     terms.check()
     shared_width = terms.shared_width(len(student.head.weight), len(teacher.head.weight))
     tile_terms = TileTerms(divergence_of(terms.method), terms.temperature, shared_width)
-    hidden, teacher_hidden = valid_hidden_states(student, labels), valid_hidden_states(teacher, labels)
+    hidden, teacher_hidden = product_hidden_states(student, labels), product_hidden_states(teacher, labels)
     dtype = loss_dtype(hidden, teacher_hidden)
     sizes = plan_sizes(hidden, (student.head, teacher.head), dtype, chunk_tokens)
     student_memory = head_buffers(student.head, sizes, workspace, "student")
@@ -140,15 +139,12 @@ def fused_token_losses(
     divergences = torch.empty_like(cross_entropies)
     student_head = Projection(student.head, hidden.dtype, student_memory)
     teacher_head = Projection(teacher.head, teacher_hidden.dtype, teacher_memory)
-    valid = labels != IGNORED
-    valid_labels = labels[valid]
     with torch.autocast(labels.device.type, enabled=False):
         for chunk, tiles in sizes.chunks:
             linear, teacher_linear = student_head.linear(hidden[chunk]), teacher_head.linear(teacher_hidden[chunk])
             for tokens, tile in tiles:
                 logits, teacher_logits = student_head.logits(linear[tile]), teacher_head.logits(teacher_linear[tile])
                 cross_entropies[tokens], divergences[tokens] = token_losses_(
-                    logits, teacher_logits, valid_labels[tokens], tile_terms, tile_memory
+                    logits, teacher_logits, labels[tokens], tile_terms, tile_memory
                 )
-    zeros = cross_entropies.new_zeros(labels.shape)
-    return zeros.masked_scatter(valid, cross_entropies), zeros.masked_scatter(valid, divergences)
+    return cross_entropies, divergences

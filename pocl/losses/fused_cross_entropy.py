@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pocl.losses.backprojection import add_chunk, finish, uncap_gradient
-from pocl.losses.buffers import Workspace, gradient_buffers, head_buffers, loss_dtype, plan_sizes, valid_hidden_states
-from pocl.losses.objective import IGNORED
+from pocl.losses.buffers import Workspace, gradient_buffers, head_buffers, loss_dtype, plan_sizes, product_hidden_states
 from pocl.losses.projection import Projection
 from pocl.losses.sums import ObjectiveSum, join_graph
 from pocl.losses.tile import cross_entropy_, cross_entropy_and_grad_
@@ -23,7 +22,7 @@ def fused_cross_entropy_sum(
     accumulate_into_grad: bool = False,
     workspace: Workspace | None = None,
 ) -> ObjectiveSum:
-    """Cross-entropy summed over the tokens whose label is not `IGNORED`, with its gradient.
+    """Cross-entropy summed over the tokens, with its gradient.
 
     Arguments and errors are those of :func:`pocl.losses.fused.fused_objective_sum`.
     """
@@ -32,9 +31,8 @@ def fused_cross_entropy_sum(
     workspace = workspace or Workspace()
     in_place = accumulate_into_grad and torch.is_grad_enabled()
     factor = scale * student.head.scale
-    hidden = valid_hidden_states(student, labels)
+    hidden = product_hidden_states(student, labels)
     with torch.no_grad():
-        labels = labels[labels != IGNORED]
         dtype = loss_dtype(hidden)
         gradients = gradient_buffers(hidden, student.head, dtype, in_place=in_place)
         sizes = plan_sizes(hidden, (student.head,), dtype, chunk_tokens)
@@ -55,25 +53,23 @@ def fused_cross_entropy_sum(
         finish(gradients)
         cross_entropy = cross_entropies.sum()
     loss = join_graph(cross_entropy * scale, gradients, hidden, student.head)
-    return ObjectiveSum(loss, cross_entropy, None, len(labels))
+    return ObjectiveSum(loss, cross_entropy, None)
 
 
 @torch.no_grad()
 def fused_token_cross_entropy(
     student: HeadInputs, labels: Tensor, *, chunk_tokens: int | None = None, workspace: Workspace | None = None
 ) -> Tensor:
-    """Cross-entropy of each token in nats, `[tokens]`, 0 where the label is `IGNORED`, without gradient."""
-    hidden = valid_hidden_states(student, labels)
+    """Cross-entropy of each token in nats, `[tokens]`, without gradient."""
+    hidden = product_hidden_states(student, labels)
     dtype = loss_dtype(hidden)
     sizes = plan_sizes(hidden, (student.head,), dtype, chunk_tokens)
     memory = head_buffers(student.head, sizes, workspace or Workspace(), "student")
     cross_entropies = torch.empty(len(hidden), dtype=dtype, device=labels.device)
     head = Projection(student.head, hidden.dtype, memory)
-    valid = labels != IGNORED
-    valid_labels = labels[valid]
     with torch.autocast(labels.device.type, enabled=False):
         for chunk, tiles in sizes.chunks:
             linear = head.linear(hidden[chunk])
             for tokens, tile in tiles:
-                cross_entropies[tokens] = cross_entropy_(head.logits(linear[tile]), valid_labels[tokens])
-    return cross_entropies.new_zeros(labels.shape).masked_scatter(valid, cross_entropies)
+                cross_entropies[tokens] = cross_entropy_(head.logits(linear[tile]), labels[tokens])
+    return cross_entropies

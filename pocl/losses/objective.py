@@ -16,9 +16,6 @@ from dataclasses import dataclass
 
 from pocl.spec import DistillationMethod
 
-IGNORED = -100
-"""The label of a position that is not trained on."""
-
 
 @dataclass(frozen=True)
 class ObjectiveTerms:

@@ -13,7 +13,7 @@ from pocl.models.output_head import Head
 
 @dataclass(frozen=True)
 class ObjectiveSum:
-    """Sums over the valid tokens of one micro-batch; each tensor is a scalar, float32 or float64."""
+    """Sums over the tokens of one micro-batch; each tensor is a scalar, float32 or float64."""
 
     loss: Tensor
     """The objective, to be differentiated."""
@@ -21,8 +21,6 @@ class ObjectiveSum:
     """Nats at temperature 1, detached, without weight and scale."""
     divergence: Tensor | None
     """Without tau squared, weight and scale, detached; None for cross-entropy alone."""
-    tokens: int
-    """Valid tokens that were summed over."""
 
     def scaled_by(self, scale: float) -> "ObjectiveSum":
         """The same sums with the loss, and so its gradient, multiplied by `scale`."""
@@ -70,9 +68,11 @@ class _PrecomputedGradients(torch.autograd.Function):
             raise RuntimeError("the gradients of a fused objective can be had once")
         # With no reference left here, autograd keeps the very buffers as `.grad`.
         ctx.gradients = None
-        if gradients.accumulates_into is not None and grad_output.item() != 1:
-            raise RuntimeError("a weight's gradient that is in place already needs backward to start from 1: use scale")
-        if grad_output.device.type != "cpu" or grad_output.item() != 1:
+        if gradients.accumulates_into is not None:
+            # Asserted on the device: to read the number would make the host wait for all that precedes it.
+            message = "a weight's gradient that is in place already needs backward to start from 1: use scale"
+            torch._assert_async(grad_output == 1, message)
+        else:
             for gradient in (gradients.hidden, gradients.weight, gradients.bias):
                 if gradient is not None:
                     gradient.mul_(grad_output)

@@ -1,8 +1,8 @@
 """The elementwise part of the objective on a tile of tokens: losses, and their gradient in place of the logits.
 
 A tile is as many tokens as stay in the processor's cache, so that the passes over it do not wait for memory. Every
-function overwrites the logits that it is given, `[tokens, vocabulary]` in the format of the losses; labels, `[tokens]`,
-hold no ignored position.
+function overwrites the logits that it is given, `[tokens, vocabulary]` in the format of the losses; labels are
+`[tokens]`.
 """
 
 import math

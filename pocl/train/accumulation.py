@@ -101,8 +101,6 @@ class GradientAccumulator:
         device = self.model.device
         batch_of = pack if self.packed else collate
         means = torch.zeros(3, dtype=torch.float64, device=device)
-        # The loss is multiplied already, since its gradient must be.
-        scales = means.new_tensor([1.0, scale, scale])
         product_weights = self.training_loss.product_weights
         try:
             with product_weights.in_use():
@@ -113,19 +111,25 @@ class GradientAccumulator:
                     torch.autograd.backward(sums.loss)
                     product_weights.collect_gradients()
                     divergence = torch.zeros_like(sums.loss) if sums.divergence is None else sums.divergence
-                    means += torch.stack([sums.loss.detach(), sums.cross_entropy, divergence]).double() * scales
+                    summands = torch.stack([sums.loss.detach(), sums.cross_entropy, divergence]).double()
+                    # The loss is multiplied already, since its gradient must be.
+                    summands[1:] *= scale
+                    means += summands
         except torch.OutOfMemoryError:
             return None
         return means
 
     def _reduce_and_clip(self, means: Tensor, tokens: int) -> StepMeans:
-        """Sum means and gradients over all ranks, and clip the gradient."""
+        """Sum means and gradients over all ranks, and clip the gradient.
+
+        What is reported is copied to the host as one tensor: the step's only wait for a GPU.
+        """
         self.ranks.all_reduce_(means)
         self.ranks.all_reduce_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        loss, cross_entropy, divergence = means.tolist()
+        loss, cross_entropy, divergence, grad_norm = torch.cat([means, norm.double().unsqueeze(0)]).tolist()
         has_divergence = self.training_loss.has_divergence
-        return StepMeans(loss, cross_entropy, divergence if has_divergence else None, tokens, norm.item())
+        return StepMeans(loss, cross_entropy, divergence if has_divergence else None, tokens, grad_norm)
 
 
 def _rng_states(device: torch.device) -> tuple[Tensor, ...]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.rivals import IGNORED
 from bench.rivals.published import PADDED_LENGTH, Padded, published_loss
 from bench.rivals.trl_distillation import distillation_loss
 from bench.rivals.trl_gkd import gkd_loss
 from pocl.data.batches import EncodedSample
-from pocl.losses.objective import IGNORED
 
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL comes with the extra `bench`")
 B, L, V, D = 3, 7, 40, 16

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pocl.losses import divergence
-from pocl.losses.divergence import FLOOR
+from pocl.losses.divergence import FLOOR, smallest_of_head_by_bisection
 from pocl.losses.registry import divergence_of
 from pocl.spec import METHODS, SFT, KDMethod
 
@@ -303,6 +303,18 @@ def test_adaptive_kl_does_not_depend_on_the_order_of_equal_probabilities(z_p: Ar
     masses = [softmax(z_p)[z_p >= each].sum() for each in (0.0, 0.5)]
     assume(all(abs(mass - 0.5) > 1e-9 for mass in masses))
     np.testing.assert_allclose(value_of("adaptive_kl", z_p[:, order], z_q[:, order]), value_of("adaptive_kl", z_p, z_q))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(logits, st.floats(0.05, 0.999))
+def test_the_head_is_found_alike_without_a_look_at_the_numbers(dtype: torch.dtype, z: Array, head_mass: float) -> None:
+    p = torch.softmax(torch.from_numpy(z), dim=-1).to(dtype)
+    smallest = smallest_of_head_by_bisection(p, head_mass)
+    for row, found in zip(p, smallest, strict=True):
+        assert found in row
+        # Without the smallest of the head, its mass is not reached; with it, it is.
+        assert row[row >= found].sum() >= head_mass or found == row.min()
+        assert row[row > found].sum() < head_mass
 
 
 def test_the_head_of_adaptive_kl_may_be_most_of_a_large_vocabulary() -> None:

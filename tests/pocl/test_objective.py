@@ -1,4 +1,4 @@
-"""The mixed objective: its formula, its mask, its scaling, and that micro-batches add up."""
+"""The mixed objective: its formula, its scaling, and that micro-batches add up."""
 
 import math
 from itertools import pairwise
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pocl.losses import divergence
 from pocl.losses.dense import cross_entropy_sum, objective_sum
-from pocl.losses.objective import IGNORED, ObjectiveTerms
+from pocl.losses.objective import ObjectiveTerms
 from pocl.losses.sums import ObjectiveSum
 from pocl.spec import (
     JS,
@@ -51,7 +51,7 @@ def logits(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 STUDENT, TEACHER = logits(6, 9, seed=0), logits(6, 9, seed=1)
-LABELS = torch.tensor([3, IGNORED, 0, 8, IGNORED, 3])
+LABELS = torch.tensor([3, 5, 0, 8, 5, 3])
 
 
 def objective(
@@ -79,30 +79,28 @@ def gradient(student: Tensor = STUDENT, *args: Tensor, **settings: Any) -> Tenso
 def numpy_cross_entropy(student: Tensor, labels: Tensor) -> float:
     z = student.double().numpy()
     probability = np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
-    return float(-sum(np.log(probability[i, label]) for i, label in enumerate(labels.tolist()) if label != IGNORED))
+    return float(-sum(np.log(probability[i, label]) for i, label in enumerate(labels.tolist())))
 
 
 @every_distilling
-def test_loss_is_the_weighted_sum_over_valid_tokens(method: Method) -> None:
+def test_loss_is_the_weighted_sum_over_tokens(method: Method) -> None:
     actual = objective(method=method, temperature=1.5, kd_weight=0.7)
     parameters = method.model_dump(exclude={"name", "scale_by_tau_squared"})
     per_token = divergence(method.name, TEACHER, STUDENT, temperature=1.5, **parameters)
-    expected = float(per_token[LABELS != IGNORED].sum())
+    expected = float(per_token.sum())
     cross_entropy = numpy_cross_entropy(STUDENT, LABELS)
     scale = 1 if isinstance(method, TVD) else 1.5**2
     assert actual.divergence is not None
     assert actual.divergence.item() == pytest.approx(expected)
     assert actual.cross_entropy.item() == pytest.approx(cross_entropy)
     assert actual.loss.item() == pytest.approx(0.3 * cross_entropy + 0.7 * scale * expected)
-    assert actual.tokens == 4
 
 
 def test_forward_kl_gradient_equals_its_closed_form() -> None:
     actual = gradient(method=ForwardKL(), temperature=2.0, kd_weight=0.6)
     p, q = torch.softmax(TEACHER / 2, -1), torch.softmax(STUDENT / 2, -1)
-    one_hot = torch.nn.functional.one_hot(LABELS.clamp_min(0), 9)
+    one_hot = torch.nn.functional.one_hot(LABELS, 9)
     expected = 0.6 * 2.0 * (q - p) + 0.4 * (torch.softmax(STUDENT, -1) - one_hot)
-    expected[LABELS == IGNORED] = 0
     torch.testing.assert_close(actual, expected)
 
 
@@ -160,20 +158,10 @@ def test_official_preset_scales_the_methods_that_the_published_code_scales(name:
 
 
 @every_method
-def test_ignored_tokens_change_nothing_and_receive_no_gradient(method: Method) -> None:
-    student, teacher = STUDENT.clone(), TEACHER.clone()
-    student[1], teacher[4] = 1e30, math.nan
-    assert objective(student, teacher, method=method).loss.item() == objective(method=method).loss.item()
-    assert (gradient(student, teacher, method=method)[LABELS == IGNORED] == 0).all()
-
-
-@every_method
-@pytest.mark.parametrize("tokens", [0, 6])
-def test_loss_and_gradient_are_zero_without_a_valid_token(method: Method, tokens: int) -> None:
-    student, teacher, labels = STUDENT[:tokens], TEACHER[:tokens], torch.full((tokens,), IGNORED)
-    actual = objective(student, teacher, labels, method=method)
-    assert (actual.loss.item(), actual.cross_entropy.item(), actual.tokens) == (0, 0, 0)
-    assert torch.equal(gradient(student, teacher, labels, method=method), torch.zeros_like(student))
+def test_the_loss_is_zero_without_a_token(method: Method) -> None:
+    actual = objective(STUDENT[:0], TEACHER[:0], LABELS[:0], method=method)
+    assert (actual.loss.item(), actual.cross_entropy.item()) == (0, 0)
+    assert gradient(STUDENT[:0], TEACHER[:0], LABELS[:0], method=method).shape == (0, 9)
 
 
 @every_method
