@@ -24,7 +24,7 @@ from pocl.spec.presets import resolve
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.cache import open_teacher
 from pocl.teacher.distillation_loss import training_loss
-from pocl.teacher.signal import LiveTeacher, TeacherSignal
+from pocl.teacher.signal import TeacherSignal, TeacherSource
 from pocl.train.accumulation import normaliser
 from pocl.train.checkpoint import MetricRow, TrainState
 from pocl.train.loop import Student, Trainer, make_optimizer
@@ -57,8 +57,7 @@ def stored_teacher(teacher: PreTrainedModel, samples: Sequence[EncodedSample], p
     atexit.register(held.close)
     directory = held.enter_context(tempfile.TemporaryDirectory(prefix="pocl-bench-"))
     opened = open_teacher(
-        LiveTeacher(teacher, precision),
-        "bench",
+        TeacherSource.loaded(teacher, "bench", precision),
         samples,
         shared_cache=SharedCache(Path(directory), _UNBOUNDED),
         sink=lambda _event: None,

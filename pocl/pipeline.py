@@ -48,9 +48,9 @@ from pocl.spec import DistillationSpec
 from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.storage.workdir import pin_again, pin_spec
-from pocl.teacher.cache import open_teacher
+from pocl.teacher.cache import CachedTeacher, open_teacher
 from pocl.teacher.distillation_loss import training_loss
-from pocl.teacher.signal import LiveTeacher, TeacherSignal
+from pocl.teacher.signal import LiveTeacher, TeacherSignal, TeacherSource
 from pocl.train import checkpoint
 from pocl.train.checkpoint import ResumePoint, TrainState
 from pocl.train.loop import Student, Trainer, make_optimizer
@@ -113,7 +113,7 @@ class Pipeline:
         evaluator = self._evaluator(models, corpus)
         ranking = self._rank(models, corpus)
         teacher_scores = [] if resume_point is not None else self._score_teacher(models, evaluator)
-        teacher = self._open_teacher(models, corpus)
+        teacher = self._open_teacher(models, corpus, resume_point)
         if models.teacher is not None and teacher is not None:
             # A cached teacher needs its layers no more: the memory goes to the student.
             models = replace(models, teacher=replace(models.teacher, model=teacher.model))
@@ -200,7 +200,7 @@ class Pipeline:
         self._sink(evaluated)
         return [evaluated]
 
-    def _open_teacher(self, models: Models, corpus: Corpus) -> TeacherSignal | None:
+    def _open_teacher(self, models: Models, corpus: Corpus, resume_point: ResumePoint | None) -> TeacherSignal | None:
         """The teacher's hidden states for every sample of the run, computed beforehand where there is room."""
         if models.teacher is None:
             return None
@@ -208,12 +208,13 @@ class Pipeline:
         scored_on = () if corpus.validation is None else corpus.validation.samples
         self._sink(PhaseChanged(phase="caching_teacher"))
         teacher = open_teacher(
-            LiveTeacher(models.teacher.model, self._precision),
-            models.teacher.digest,
+            TeacherSource.loaded(models.teacher.model, models.teacher.digest, self._precision),
             (*trained_on, *scored_on),
             shared_cache=self._shared_cache,
             sink=self._sink,
             should_stop=self._should_stop,
+            # A run goes on with the states that it began with, where out of memory had made their batches smaller too.
+            batch_tokens=None if resume_point is None else resume_point.state.teacher_batch_tokens,
         )
         return self._resources.enter_context(teacher)
 
@@ -230,13 +231,18 @@ class Pipeline:
         optimizer = make_optimizer(model, self._spec.training)
         state = self._initial_state() if resume_point is None else resume_point.state
         is_cached = not isinstance(teacher, LiveTeacher)
+        teacher_batch_tokens = teacher.batch_tokens if isinstance(teacher, CachedTeacher) else None
         if resume_point is not None:
             load_weights(model, resume_point.directory)
             checkpoint.restore_optimizer(resume_point.directory, model, optimizer)
             if state.cached_teacher != is_cached:
                 message = f"continued with the teacher {'cached' if is_cached else 'live'}, so not to the same bits"
                 self._sink(Warned(code="not_exact", message=message))
+            elif state.teacher_batch_tokens not in (None, teacher_batch_tokens):
+                message = "continued with a teacher that runs on smaller batches, so not to the same bits"
+                self._sink(Warned(code="not_exact", message=message))
         state.cached_teacher = is_cached
+        state.teacher_batch_tokens = teacher_batch_tokens
         loss = training_loss(
             model,
             teacher,

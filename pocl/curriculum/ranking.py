@@ -121,7 +121,8 @@ def load_or_rank(
         with Journal(directory / PARTIAL_RANKING_FILE, key.digest) as journal:
             ranking = rank(measure(journal), k=key.rrf_k)
         # Without room in the cache, the next run merely makes it again.
-        with suppress(DiskFull, OSError), cache.add(CACHE_KIND, key.digest) as scratch:
+        size = sum(len(text.encode()) for text in _content(key, ranking))
+        with suppress(DiskFull, OSError), cache.add(CACHE_KIND, key.digest, size) as scratch:
             _write(scratch, key, ranking)
     if loaded is None:
         _write(directory, key, ranking)
@@ -130,11 +131,17 @@ def load_or_rank(
 
 
 def _write(directory: Path, key: RankingCacheKey, ranking: Sequence[RankedSample]) -> None:
-    text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in ranking)
+    text, seal = _content(key, ranking)
     replace_file(directory / RANKING_FILE, text)
     # Written last: the seal vouches for the ranking file, by its digest too.
+    replace_file(directory / RANKING_INPUTS_FILE, seal)
+
+
+def _content(key: RankingCacheKey, ranking: Sequence[RankedSample]) -> tuple[str, str]:
+    """The content of the ranking file and of its seal."""
+    text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in ranking)
     seal = {"key": key.digest, "sha256": hashlib.sha256(text.encode()).hexdigest(), "inputs": key.model_dump()}
-    replace_file(directory / RANKING_INPUTS_FILE, json.dumps(seal, indent=1) + "\n")
+    return text, json.dumps(seal, indent=1) + "\n"
 
 
 def _read(directory: Path, matches: Callable[[RankingCacheKey], bool]) -> list[RankedSample] | None:
@@ -152,8 +159,9 @@ def _read(directory: Path, matches: Callable[[RankingCacheKey], bool]) -> list[R
 
 
 def _load_from_cache(cache: SharedCache, key: RankingCacheKey) -> list[RankedSample] | None:
-    entry = cache.find(CACHE_KIND, key.digest)
-    return None if entry is None else _read(entry, lambda other: other == key)
+    with suppress(OSError), cache.find(CACHE_KIND, key.digest) as entry:
+        return None if entry is None else _read(entry, lambda other: other == key)
+    return None
 
 
 def _competition_ranks(values: Sequence[float]) -> list[int]:

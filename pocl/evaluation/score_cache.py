@@ -43,11 +43,19 @@ class ScoreCacheKey(BaseModel):
 
 def load_or_score(cache: SharedCache, key: ScoreCacheKey, score: Callable[[], Scores]) -> Scores:
     """The scores under `key`, which another run left in `cache`, or else computed by `score` and left there."""
-    entry = cache.find(_KIND, key.digest)
-    if entry is not None:
-        return _SCORES.validate_json((entry / _SCORES_FILE).read_bytes())
-    scores = score()
-    # Without room in the cache, the next run merely computes them again.
-    with suppress(DiskFull, OSError), cache.add(_KIND, key.digest) as scratch:
-        (scratch / _SCORES_FILE).write_bytes(_SCORES.dump_json(scores))
+    scores = find_scores(cache, key)
+    if scores is None:
+        scores = score()
+        content = _SCORES.dump_json(scores)
+        # Without room in the cache, the next run merely computes them again.
+        with suppress(DiskFull, OSError), cache.add(_KIND, key.digest, len(content)) as scratch:
+            (scratch / _SCORES_FILE).write_bytes(content)
     return scores
+
+
+def find_scores(cache: SharedCache, key: ScoreCacheKey) -> Scores | None:
+    """The scores under `key`; None where the cache has none, or cannot be used."""
+    with suppress(OSError), cache.find(_KIND, key.digest) as entry:
+        if entry is not None:
+            return _SCORES.validate_json((entry / _SCORES_FILE).read_bytes())
+    return None

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from transformers import PreTrainedModel
 
+from pocl.models.heads import output_head
+
 # Config entries that change no output: where the model was read from and by which version. The dtype is hashed with
 # each tensor.
 _IGNORED_ENTRIES = {"transformers_version", "_name_or_path", "dtype"}
@@ -25,6 +27,14 @@ def model_digest(model: PreTrainedModel) -> str:
         digest = hashlib.sha256(_config_bytes(model))
         for name, tensor_digest in zip(tensors, digests, strict=True):
             digest.update(f"{name}\n".encode() + tensor_digest)
+    return digest.hexdigest()
+
+
+def head_digest(model: PreTrainedModel) -> str:
+    """SHA-256, in hexadecimal, over the tensors of the output head: name, type, shape and bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(output_head(model).state_dict().items()):
+        digest.update(f"{name}\n".encode() + _tensor_digest(tensor))
     return digest.hexdigest()
 
 

@@ -39,11 +39,15 @@ def choose_device(requested: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device(requested)
 
 
-def machine_fingerprint(device: torch.device) -> str:
-    """What the bits of a result depend on besides its inputs: versions, hardware and threads."""
+def machine_fingerprint(device: torch.device, *, with_threads: bool = True) -> str:
+    """What the bits of a result depend on besides its inputs: versions, hardware and threads.
+
+    Args:
+        with_threads: Whether threads of the host count: they divide the sums of a CPU, and none of a GPU.
+    """
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"{versions}, {hardware}, {torch.get_num_threads()} threads"
+    return f"{versions}, {hardware}" + (f", {torch.get_num_threads()} threads" if with_threads else "")
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

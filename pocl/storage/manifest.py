@@ -76,15 +76,20 @@ def new_directory(target: Path) -> Iterator[Path]:
         with translating_disk_full():
             scratch.mkdir(parents=True)
             yield scratch
-            if not (scratch / MANIFEST).exists():
-                write_manifest(scratch)
-            _flush_tree(scratch)
+            seal_directory(scratch)
             if target.exists():
                 discard(target)
             scratch.rename(target)
             flush_directory(target.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def seal_directory(directory: Path) -> None:
+    """Write the manifest of a directory, unless it has one, and make all its files durable (fsync)."""
+    if not (directory / MANIFEST).exists():
+        write_manifest(directory)
+    _flush_tree(directory)
 
 
 def write_manifest(directory: Path) -> Manifest:

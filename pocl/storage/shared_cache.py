@@ -1,10 +1,14 @@
 """The cache that runs share: a directory of entries, bounded in size, for any number of processes.
 
-    ROOT/KIND/KEY/...       an entry; KEY is a digest of all that its content depends on
-    ROOT/pins/JOB.json      entries that JOB will need again
+    ROOT/KIND/KEY/...       an entry: whole, never changed, with a manifest; KEY follows from all that it depends on
+    ROOT/holders/ID/        what one holder holds, has reserved, has claimed and is writing
+    ROOT/pins/JOB.txt       entries that JOB will need again, one a line
+    ROOT/lock               is locked while entries are counted, evicted, added or held
 
-The least recently used entries (LRU) are evicted when room is needed, but for those that a process holds and those
-that a job has pinned, for instance while it is paused. This module is free of torch, so that a service can unpin.
+The entries and the reservations of all holders together never exceed the bound. The least recently used entries (LRU)
+are evicted when room is needed, but for those that a process holds and those that a job has pinned, for instance while
+it is paused. The directory of a holder is locked for as long as its process lives: what it holds, has reserved or has
+half written ends with the process, however that ends. This module is free of torch, so that a service can unpin.
 """
 
 import fcntl
@@ -12,24 +16,35 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pocl.errors import CheckpointCorrupt
-from pocl.storage.manifest import SCRATCH_PREFIX, discard, new_directory, replace_file, verify
+from pocl.errors import CheckpointCorrupt, DiskFull
+from pocl.storage.manifest import SCRATCH_PREFIX, seal_directory, translating_disk_full, verify
 
 PINS = "pins"
+HOLDERS = "holders"
 PINNED_SECONDS = 30 * 24 * 3600
 """The time to live of a pin: the job of an older one was given up."""
 ABANDONED_SECONDS = 3600
-"""The age beyond which a scratch directory was left by a killed process: none is written for so long."""
+"""The age beyond which a scratch directory beside entries was left by a killed process: none is written for so long."""
+ENTRY_OVERHEAD_BYTES = 1024
+"""At most so many bytes does the manifest of an entry of one or two files take."""
+_LOCK = "lock"
+_HELD, _STATE = "held.txt", "state.json"
 
 
 @dataclass(frozen=True)
 class SharedCache:
-    """A bounded cache: the entries below `root` together have at most `max_bytes`."""
+    """A bounded cache: the entries below `root` and what is reserved for more have together at most `max_bytes`.
+
+    Every method may raise OSError, for instance where the disk has no inode or the process no file descriptor left;
+    whoever can do without the cache goes on without it.
+    """
 
     root: Path
     max_bytes: int
@@ -37,140 +52,315 @@ class SharedCache:
     """The job that pins the entries that are used here; None pins nothing."""
 
     @contextmanager
-    def hold(self, kind: str, key: str) -> Iterator[Path]:
-        """Give the directory of an entry, which is made if need be and is not evicted while the block runs."""
-        path = self.root / kind / key
-        while (handle := self._lock(path)) is None:
-            # The entry was evicted before it was locked.
-            continue
+    def holder(self) -> Iterator["CacheHolder"]:
+        """A new holder, which holds and reserves nothing once the block ends or the process dies."""
+        directory = self.root / HOLDERS / uuid.uuid4().hex
+        with self.locked():
+            directory.mkdir(parents=True)
+            # Locked before anyone else can look at it: an unlocked directory is that of a dead process.
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         try:
-            os.utime(path)
-            self._pin(f"{kind}/{key}")
-            yield path
+            yield CacheHolder(self, directory)
         finally:
+            shutil.rmtree(directory, ignore_errors=True)
             os.close(handle)
 
-    def _lock(self, path: Path) -> int | None:
-        """Take a shared lock on the directory; None where the directory was evicted since it was made."""
-        # An eviction between the failure of mkdir and its look at what is there makes it raise in spite of `exist_ok`.
-        with suppress(FileExistsError):
-            path.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:
-            return None
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(handle)):
-                return handle
-        os.close(handle)
-        return None
+    @contextmanager
+    def find(self, kind: str, key: str) -> Iterator[Path | None]:
+        """The directory of a whole entry, which is not evicted while the block runs; None if there is none.
 
-    def find(self, kind: str, key: str) -> Path | None:
-        """The directory of a whole entry that :meth:`add` made; None if there is none. A damaged entry is removed."""
-        path = self.root / kind / key
-        if not path.is_dir():
-            return None
-        try:
-            verify(path)
-            os.utime(path)
-        except (CheckpointCorrupt, FileNotFoundError):
-            # The entry is damaged, or was evicted meanwhile.
-            with suppress(FileNotFoundError):
-                discard(path)
-            return None
-        return path
+        A damaged entry is removed.
+        """
+        with self.holder() as holder:
+            found = key in holder.hold(kind, [key])
+            yield self.path(kind, key) if found and holder.verify(kind, key) is None else None
 
     @contextmanager
-    def add(self, kind: str, key: str) -> Iterator[Path]:
-        """Give a scratch directory, which becomes the entry when the block ends.
+    def add(self, kind: str, key: str, size_bytes: int) -> Iterator[Path]:
+        """Give a scratch directory for files of at most `size_bytes`, which becomes the entry when the block ends.
 
         Raises:
-            DiskFull: when there is no space; nothing is added then.
+            DiskFull: when there is no space, on the disk or within the bound; nothing is added then.
         """
-        with new_directory(self.root / kind / key) as scratch:
-            yield scratch
-        self.make_room(0, besides=f"{kind}/{key}")
+        with self.holder() as holder:
+            if not holder.reserve(size_bytes + ENTRY_OVERHEAD_BYTES):
+                raise DiskFull("the entry does not fit within the bound of the cache")
+            with holder.add(kind, key) as scratch:
+                yield scratch
 
-    def make_room(self, needed: int, *, besides: str) -> bool:
-        """Evict entries until the entry `besides` can grow by `needed` bytes.
+    def keys(self, kind: str) -> list[str]:
+        """The keys of all entries of a kind, in order; any of them may be evicted at any time."""
+        return sorted(path.name for path in _directories(self.root / kind))
 
-        Args:
-            besides: `KIND/KEY` of the entry that grows; it is not evicted.
-
-        Returns:
-            Whether the bytes fit now.
-        """
-        pinned = {*self._pinned_entries(), besides}
-        entries = {entry: _bytes_below(entry) for entry in self._entries()}
-        total = sum(entries.values()) + needed
-        for entry in sorted(entries, key=_last_used):
-            if total <= self.max_bytes:
-                break
-            if entry.relative_to(self.root).as_posix() not in pinned and _evict(entry):
-                total -= entries[entry]
-        return total <= self.max_bytes
+    def path(self, kind: str, key: str) -> Path:
+        """Where an entry is, or would be."""
+        return self.root / kind / key
 
     def sweep(self) -> None:
-        """Remove the scratch directories of killed processes; a young one may be in use."""
-        for scratch in self.root.rglob(f"{SCRATCH_PREFIX}*"):
-            if time.time() - _last_used(scratch) > ABANDONED_SECONDS:
-                shutil.rmtree(scratch, ignore_errors=True)
+        """Remove what killed processes left: scratch directories that are no holder's, expired pins, empty kinds."""
+        with self.locked():
+            now = time.time()
+            for kind in self._kinds():
+                for scratch in _directories(kind, hidden=True):
+                    if scratch.name.startswith(SCRATCH_PREFIX) and now - _last_used(scratch) > ABANDONED_SECONDS:
+                        shutil.rmtree(scratch, ignore_errors=True)
+                with suppress(OSError):
+                    # Fails unless it is empty.
+                    kind.rmdir()
+            for pin in _files(self.root / PINS):
+                if now - _last_used(pin) > PINNED_SECONDS:
+                    pin.unlink(missing_ok=True)
 
     def unpin(self) -> None:
         """Drop the pin of the job, which will not need its entries again."""
         if self.pinning_job is not None:
-            _pin_file(self.root, self.pinning_job).unlink(missing_ok=True)
+            self.pin_file(self.pinning_job).unlink(missing_ok=True)
 
     def pinning_jobs(self) -> set[str]:
         """The jobs that have a pin, expired or not."""
-        return {pin.stem for pin in (self.root / PINS).glob("*.json")}
+        return {pin.stem for pin in _files(self.root / PINS) if pin.suffix == ".txt"}
 
-    def _entries(self) -> list[Path]:
-        return [entry for entry in self.root.glob("*/*") if entry.is_dir() and not entry.name.startswith(".")]
+    def pin_file(self, job: str) -> Path:
+        """Where the pin of a job is."""
+        return self.root / PINS / f"{job}.txt"
 
-    def _pin(self, entry: str) -> None:
-        if self.pinning_job is None:
-            return
-        path = _pin_file(self.root, self.pinning_job)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(sorted({*_read_pin(path), entry})))
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Exclude all other holders, of this process and of others, while the block runs."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def fits(self, needed: int, evict: Callable[[Path], None]) -> bool:
+        """Evict entries until `needed` bytes fit; to be called under the lock. Evicts nothing if they cannot fit."""
+        entries = {entry: _bytes_in(entry) for kind in self._kinds() for entry in _directories(kind)}
+        uses = _live_uses(self.root / HOLDERS)
+        excess = sum(entries.values()) + sum(use.reserved for use in uses) + needed - self.max_bytes
+        if excess <= 0:
+            return True
+        spared = self._pinned_entries().union(*(use.held for use in uses))
+        evictable = [entry for entry in entries if entry.relative_to(self.root).as_posix() not in spared]
+        if sum(entries[entry] for entry in evictable) < excess:
+            return False
+        for entry in sorted(evictable, key=_last_used):
+            if excess > 0:
+                evict(entry)
+                excess -= entries[entry]
+        return True
+
+    def _kinds(self) -> list[Path]:
+        return [kind for kind in _directories(self.root) if kind.name not in (PINS, HOLDERS)]
 
     def _pinned_entries(self) -> set[str]:
         now = time.time()
-        pins = [pin for pin in (self.root / PINS).glob("*.json") if now - _last_used(pin) < PINNED_SECONDS]
-        return {entry for pin in pins for entry in _read_pin(pin)}
+        pins = [pin for pin in _files(self.root / PINS) if now - _last_used(pin) < PINNED_SECONDS]
+        return {entry for pin in pins for entry in _read_lines(pin)}
 
 
-def _pin_file(root: Path, job: str) -> Path:
-    return root / PINS / f"{job}.json"
+class CacheHolder:
+    """What one user of the cache holds: entries that are not evicted, reserved bytes, claimed work, scratch.
 
+    Its methods may be called from several threads.
+    """
 
-def _read_pin(path: Path) -> set[str]:
-    try:
-        entries = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return set()
-    return {entry for entry in entries if isinstance(entry, str)} if isinstance(entries, list) else set()
+    def __init__(self, cache: SharedCache, directory: Path) -> None:
+        """Made by :meth:`SharedCache.holder`."""
+        self._cache = cache
+        self._directory = directory
+        self._held: set[str] = set()
+        self._reserved = 0
+        self._claimed: set[str] = set()
 
+    def hold(self, kind: str, keys: Collection[str]) -> set[str]:
+        """Hold the entries that exist of these, and give their keys: they are used now, pinned, and not evicted."""
+        with self._cache.locked():
+            found = {key for key in keys if self._cache.path(kind, key).is_dir()}
+            for key in found:
+                os.utime(self._cache.path(kind, key))
+            self._keep(kind, found)
+        return found
 
-def _evict(entry: Path) -> bool:
-    """Remove an entry unless a process holds it; whether it is gone."""
-    try:
-        handle = os.open(entry, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
+    def verify(self, kind: str, key: str) -> str | None:
+        """Verify a held entry: None where it is whole; else what is wrong with it, and it is removed."""
+        try:
+            verify(self._cache.path(kind, key))
+        except CheckpointCorrupt as error:
+            self.discard(kind, key)
+            return str(error)
+        return None
+
+    def discard(self, kind: str, key: str) -> None:
+        """Remove an entry, whoever holds it: a memory-mapped file stays readable until it is unmapped."""
+        with self._cache.locked():
+            self._remove(self._cache.path(kind, key))
+
+    def reserve(self, size_bytes: int) -> bool:
+        """Reserve room for entries, evicting others; whether there is room."""
+        with self._cache.locked():
+            if not self._cache.fits(size_bytes, self._remove):
+                return False
+            self._reserved += size_bytes
+            self._write_state()
         return True
+
+    def release_reservation(self) -> None:
+        """Give back what is reserved and was not needed."""
+        with self._cache.locked():
+            self._reserved = 0
+            self._write_state()
+
+    def claim(self, names: Sequence[str]) -> set[str]:
+        """Claim pieces of work (single flight): give the names that no other live holder has claimed."""
+        with self._cache.locked():
+            others = set().union(*(use.claimed for use in _live_uses(self._cache.root / HOLDERS, self._directory)))
+            free = set(names) - others
+            self._claimed |= free
+            self._write_state()
+        return free
+
+    def drop_claims(self) -> None:
+        """Let others claim what this holder had claimed."""
+        with self._cache.locked():
+            self._claimed.clear()
+            self._write_state()
+
+    @contextmanager
+    def add(self, kind: str, key: str) -> Iterator[Path]:
+        """Give a scratch directory, which becomes an entry when the block ends; room for it was reserved before.
+
+        The entry is held. If another has added it meanwhile, that one stays.
+
+        Raises:
+            DiskFull: when there is no space; nothing is added then.
+        """
+        scratch = self._directory / f"{SCRATCH_PREFIX}{uuid.uuid4().hex}"
+        try:
+            with translating_disk_full():
+                scratch.mkdir()
+                yield scratch
+                seal_directory(scratch)
+                self._commit(scratch, kind, key)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _commit(self, scratch: Path, kind: str, key: str) -> None:
+        target = self._cache.path(kind, key)
+        with self._cache.locked():
+            # Of the reservation, only what this entry turned out to take is used up.
+            size = _bytes_in(scratch)
+            excess = size - self._reserved
+            if excess > 0 and not self._cache.fits(excess, self._remove):
+                raise DiskFull("the entry does not fit within the bound of the cache")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.is_dir():
+                scratch.rename(target)
+                self._reserved = max(0, self._reserved - size)
+                self._write_state()
+            self._keep(kind, {key})
+
+    def _keep(self, kind: str, keys: Collection[str]) -> None:
+        """Record that entries are held, and pin them."""
+        new = sorted({f"{kind}/{key}" for key in keys} - self._held)
+        _append_lines(self._directory / _HELD, new)
+        self._held |= set(new)
+        if self._cache.pinning_job is not None and keys:
+            pin = self._cache.pin_file(self._cache.pinning_job)
+            pin.parent.mkdir(exist_ok=True)
+            pinned = _read_lines(pin) if new else set()
+            _append_lines(pin, [entry for entry in new if entry not in pinned])
+            os.utime(pin)
+
+    def _remove(self, entry: Path) -> None:
+        """Remove an entry atomically: it moves into the directory of the holder, and is removed with that at last."""
+        doomed = self._directory / f"{SCRATCH_PREFIX}{uuid.uuid4().hex}"
+        with suppress(FileNotFoundError):
+            entry.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def _write_state(self) -> None:
+        state = {"reserved": self._reserved, "claimed": sorted(self._claimed)}
+        with translating_disk_full():
+            (self._directory / _STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Use:
+    """What a live holder has said about itself."""
+
+    held: frozenset[str]
+    reserved: int
+    claimed: frozenset[str]
+
+
+def _live_uses(holders: Path, besides: Path | None = None) -> list[_Use]:
+    """What the holders of live processes use; directories of dead ones are removed."""
+    uses = []
+    for directory in _directories(holders):
+        if directory == besides:
+            continue
+        with suppress(FileNotFoundError):
+            if _is_abandoned(directory):
+                shutil.rmtree(directory, ignore_errors=True)
+            else:
+                uses.append(_read_use(directory))
+    return uses
+
+
+def _is_abandoned(directory: Path) -> bool:
+    """Whether the process that had locked a directory is dead."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        discard(entry)
     except BlockingIOError:
         return False
-    except FileNotFoundError:
-        # Another process has evicted it meanwhile.
-        return True
     finally:
         os.close(handle)
     return True
+
+
+def _read_use(directory: Path) -> _Use:
+    state: dict[str, Any] = {}
+    with suppress(FileNotFoundError, ValueError):
+        # Writes happen under the lock, so a torn file is that of a process that has died meanwhile.
+        state = json.loads((directory / _STATE).read_bytes())
+    claimed = frozenset(state.get("claimed", ()))
+    return _Use(frozenset(_read_lines(directory / _HELD)), int(state.get("reserved", 0)), claimed)
+
+
+def _directories(parent: Path, *, hidden: bool = False) -> list[Path]:
+    """The directories in `parent` whose names are hidden, or are not; none where it is gone."""
+    try:
+        with os.scandir(parent) as found:
+            return [Path(item.path) for item in found if item.name.startswith(".") == hidden and item.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _files(directory: Path) -> list[Path]:
+    try:
+        with os.scandir(directory) as found:
+            return [Path(item.path) for item in found if item.is_file()]
+    except FileNotFoundError:
+        return []
+
+
+def _append_lines(path: Path, lines: Sequence[str]) -> None:
+    if lines:
+        with translating_disk_full(), path.open("a", encoding="utf-8") as out:
+            out.write("".join(f"{line}\n" for line in lines))
+
+
+def _read_lines(path: Path) -> set[str]:
+    """The lines of a file; none where it cannot be read."""
+    try:
+        return set(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError):
+        return set()
 
 
 def _last_used(path: Path) -> float:
@@ -181,12 +371,20 @@ def _last_used(path: Path) -> float:
         return 0.0
 
 
-def _bytes_below(directory: Path) -> int:
+def _bytes_in(directory: Path) -> int:
+    """The bytes of all files below a directory that may be removed meanwhile."""
     total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            # Another process has evicted it meanwhile.
-            continue
+    try:
+        with os.scandir(directory) as found:
+            for item in found:
+                total += _bytes_in(Path(item.path)) if item.is_dir(follow_symlinks=False) else _size_of(item)
+    except FileNotFoundError:
+        return total
     return total
+
+
+def _size_of(item: os.DirEntry[str]) -> int:
+    try:
+        return item.stat(follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0

@@ -84,6 +84,8 @@ class TrainState(BaseModel):
     """What the bits of the result depend on besides the inputs: versions, instruction set, device, threads."""
     cached_teacher: bool = True
     """Whether the teacher's hidden states come from the cache; those of a live teacher round with the batch."""
+    teacher_batch_tokens: int | None = None
+    """Tokens of the batches in which the cached states were computed; None where the teacher is live."""
     tokens_seen: int = 0
     finished_stages: list[FinishedStage] = []
     """In their order."""

@@ -24,7 +24,7 @@ from pocl.spec import DistillationSpec, resolve
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.cache import open_teacher
 from pocl.teacher.distillation_loss import training_loss
-from pocl.teacher.signal import LiveTeacher, TeacherSignal
+from pocl.teacher.signal import TeacherSignal, TeacherSource
 from pocl.train import loop
 from pocl.train.accumulation import normaliser
 from pocl.train.checkpoint import TrainState
@@ -111,11 +111,11 @@ class Case:
     def trainer(self, directory: Path, resources: ExitStack) -> Trainer:
         spec = specification(self.method)
         model = tiny("llama") if self.fused else with_opaque_head(tiny("llama"))
-        teacher: TeacherSignal = LiveTeacher(tiny("llama", seed=1), FP32)
+        source = TeacherSource.loaded(tiny("llama", seed=1), "digest", FP32)
+        teacher: TeacherSignal = source.live()
         if self.cached:
-            assert isinstance(teacher, LiveTeacher)
             cache = SharedCache(directory / "cache", 1 << 30)
-            opened = open_teacher(teacher, "digest", SAMPLES, shared_cache=cache, sink=lambda _event: None)
+            opened = open_teacher(source, SAMPLES, shared_cache=cache, sink=lambda _event: None)
             teacher = resources.enter_context(opened)
         loss = training_loss(model, teacher, spec.method, shared_vocabulary=VOCABULARY, precision=FP32)
         assert loss.is_fused == self.fused

@@ -84,7 +84,8 @@ class Engine:
         start = step_of(saved[-1]) if saved else 0
         self.emit(RunStarted(resumed_from_step=start or None, total_steps=STEPS, stages=STAGES))
         if self.options.cache is not None:
-            with SharedCache(self.options.cache, self.options.cache_bytes, self.options.keep_for).hold("teacher", "t"):
+            cache = SharedCache(self.options.cache, self.options.cache_bytes, self.options.keep_for)
+            with cache.add("teacher", "t", size_bytes=0):
                 pass
         self.emit(PhaseChanged(phase="ranking"))
         ranking, partial = self.workdir / RANKING_FILE, self.workdir / PARTIAL_RANKING_FILE
