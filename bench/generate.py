@@ -115,15 +115,15 @@ def counting_down(model: PreTrainedModel) -> Iterator[None]:
 
 
 def ours(model: PreTrainedModel, prompts: Prompts, batch_size: int, precision: Precision) -> list[list[int]]:
-    with precision.autocast():
-        return generate(
-            model,
-            prompts,
-            max_new_tokens=MAX_NEW_TOKENS,
-            batch_size=batch_size,
-            eos_token_ids={END},
-            pad_id=PAD,
-        )
+    return generate(
+        model,
+        prompts,
+        max_new_tokens=MAX_NEW_TOKENS,
+        batch_size=batch_size,
+        eos_token_ids={END},
+        pad_id=PAD,
+        precision=precision,
+    )
 
 
 @torch.no_grad()

@@ -15,6 +15,10 @@ from pocl.evaluation.token_scores import last_turn_cross_entropy
 from pocl.models.loading import LoadedModel
 from pocl.models.precision import machine_fingerprint
 
+_BATCH_ROUNDS = 4
+"""Samples that are measured together, in multiples of the rows in flight: the more there are, the longer all rows stay
+in flight, and the more is measured again after a kill."""
+
 
 @dataclass(frozen=True)
 class DifficultyMeasurer:
@@ -55,13 +59,31 @@ class DifficultyMeasurer:
         Raises:
             RunStopped: when `should_stop` turns true; finished batches are in the journal.
         """
-        batches = generation_batches(self.dataset.samples, self.generation.batch_size)
-        return measure_batches(batches, self._measure_batch, journal, throttle(self.on_progress))
+        batches = generation_batches(self.dataset.samples, _BATCH_ROUNDS * self.generation.batch_size)
+        report = throttle(self.on_progress)
+        measured = 0
 
-    def _measure_batch(self, indices: Sequence[int]) -> list[DifficultyMeasurement]:
+        def on_batch(done: int, total: int) -> None:
+            nonlocal measured
+            measured = done
+            report(done, total)
+
+        def measure_batch(indices: Sequence[int]) -> list[DifficultyMeasurement]:
+            return self._measure_batch(
+                indices, lambda answered, _: report(measured + answered, len(self.dataset.samples))
+            )
+
+        return measure_batches(batches, measure_batch, journal, on_batch)
+
+    def _measure_batch(self, indices: Sequence[int], on_progress: OnProgress) -> list[DifficultyMeasurement]:
         samples = [self.dataset.samples[i] for i in indices]
         answers = generate_answers(
-            self.student.model, self.tokenizer, samples, generation=self.generation, should_stop=self.should_stop
+            self.student.model,
+            self.tokenizer,
+            samples,
+            generation=self.generation,
+            on_progress=on_progress,
+            should_stop=self.should_stop,
         )
         entropies = last_turn_cross_entropy(
             self.student.model,

@@ -24,7 +24,7 @@ from pocl.storage.manifest import replace_file
 from pocl.storage.shared_cache import SharedCache
 
 CACHE_KIND = "rankings"
-BATCHING_VERSION = 1
+BATCHING_VERSION = 2
 """Version of how samples are batched and answered; to be raised when equal inputs get other bits."""
 
 

@@ -9,6 +9,7 @@ from pocl.callbacks import OnProgress, ShouldStop
 from pocl.data.batches import EncodedSample
 from pocl.evaluation.generate import generate, model_stop_token_ids
 from pocl.evaluation.sampling import Sampler
+from pocl.events import Sink
 from pocl.models.precision import Precision
 from pocl.spec import Sampling
 
@@ -19,11 +20,18 @@ class GenerationSettings:
 
     max_new_tokens: int
     batch_size: int
+    """Rows in flight: the prompts that are being answered at a time."""
     end_of_response_id: int
     """The token that ends a response in the data's template; the model's own stop tokens end an answer too."""
     precision: Precision
     sampling: Sampling | None = None
     """How answers are sampled beside the greedy ones; None samples none."""
+    scoring_tokens: int = 4096
+    """Prompt and response tokens that are scored at once, unless a single sample has more."""
+    graphs: bool = False
+    """Whether decode steps are replayed as CUDA graphs, on CUDA."""
+    sink: Sink = lambda _: None
+    """Is told of fall-backs."""
 
 
 def generate_answers(
@@ -43,19 +51,21 @@ def generate_answers(
     Raises:
         RunStopped: when `should_stop` turns true.
     """
-    with generation.precision.autocast():
-        answers = generate(
-            model,
-            [sample.prompt_ids for sample in samples],
-            max_new_tokens=generation.max_new_tokens,
-            batch_size=generation.batch_size,
-            eos_token_ids=stop_token_ids(model, tokenizer, generation),
-            pad_id=generation.end_of_response_id,
-            sampler=sampler,
-            keys=[sample.digest for sample in samples],
-            on_progress=on_progress,
-            should_stop=should_stop,
-        )
+    answers = generate(
+        model,
+        [sample.prompt_ids for sample in samples],
+        max_new_tokens=generation.max_new_tokens,
+        batch_size=generation.batch_size,
+        eos_token_ids=stop_token_ids(model, tokenizer, generation),
+        pad_id=generation.end_of_response_id,
+        precision=generation.precision,
+        sampler=sampler,
+        keys=[sample.digest for sample in samples],
+        graphs=generation.graphs,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        sink=generation.sink,
+    )
     return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
 
 

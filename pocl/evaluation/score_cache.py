@@ -14,6 +14,9 @@ from pocl.storage.shared_cache import SharedCache
 _SCORES = TypeAdapter(Scores)
 _KIND, _SCORES_FILE = "scores", "scores.json"
 
+GENERATION_VERSION = 2
+"""Version of how samples are answered and scored; to be raised when equal inputs get other bits."""
+
 
 class ScoreCacheKey(BaseModel):
     """All that the scores of a model depend on: equal keys have equal scores."""
@@ -30,6 +33,7 @@ class ScoreCacheKey(BaseModel):
     """The tokens that end an answer, ascending."""
     max_new_tokens: int
     batch_size: int
+    generation: int = GENERATION_VERSION
     sampling: Sampling | None
     precision: str
     machine: str

@@ -1,0 +1,160 @@
+"""Generation in padded batches, for models whose rows cannot be in flight at tokens of their own.
+
+These are models without position ids (ALiBi), with windows shorter than the text, with recurrent states or capped
+scores; all others are answered by :mod:`pocl.evaluation.continuous_batching`.
+"""
+
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from pocl.callbacks import ShouldStop
+from pocl.errors import RunStopped
+from pocl.evaluation.question import Question
+from pocl.evaluation.sampling import Sampler
+from pocl.models.growing_cache import growing_cache
+from pocl.models.heads import restrict_head
+from pocl.models.positions import position_arguments
+
+_MAX_ACTIVE_SHARE = 0.75
+"""Finished rows leave their batch once at most this share of it is active: leaving copies the cache."""
+
+
+def answer_padded(
+    model: PreTrainedModel,
+    questions: Sequence[Question],
+    *,
+    rows_in_flight: int,
+    eos_token_ids: Set[int],
+    pad_id: int,
+    sampler: Sampler | None,
+    on_answer: Callable[[int, list[int]], None],
+    should_stop: ShouldStop,
+) -> None:
+    """Answer questions in batches of `rows_in_flight`, in the order given.
+
+    `on_answer` is called with each one's index and new tokens once its batch is done. The rest as
+    :func:`~pocl.evaluation.generate.generate`.
+
+    Raises:
+        RunStopped: `should_stop`, polled before each token, returned true.
+    """
+    for start in range(0, len(questions), rows_in_flight):
+        batch = _Batch.start(model, questions[start : start + rows_in_flight], pad_id)
+        if sampler is not None:
+            batch.use_sampler(sampler, [question.key for question in questions[start : start + rows_in_flight]])
+        for offset, answer in enumerate(_decode(model, batch, eos_token_ids, should_stop)):
+            on_answer(start + offset, answer)
+
+
+@dataclass
+class _Batch:
+    """Prompts that are being answered, as the B rows of some tensors, from which finished rows are dropped together.
+
+    A slot is the index of a prompt in the batch at its start; rows change their index, slots do not.
+    """
+
+    slots: list[int]
+    """The slot of each row."""
+    limits: list[int]
+    """The most tokens of the answer in each slot."""
+    input_ids: torch.Tensor
+    """The tokens that the model has not read yet: the prompts, `[B, L]`, then one token for each row, `[B, 1]`."""
+    mask: torch.Tensor
+    """`[B, L + longest answer]`: 1 at prompt and answer, 0 at padding, after the end of an answer and ahead."""
+    width: int
+    """The columns of `mask` in use."""
+    cache: DynamicCache
+    finished: set[int] = field(default_factory=set)
+    """The slots whose answer has ended."""
+    sampler: Sampler | None = None
+    uniforms: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    """The random numbers of a sampler, `[B, longest answer]`; empty without one."""
+
+    @classmethod
+    def start(cls, model: PreTrainedModel, questions: Sequence[Question], pad_id: int) -> "_Batch":
+        """Pad prompts on the left, so that all answers begin in the same column."""
+        prompts = [question.prompt for question in questions]
+        limits = [question.limit for question in questions]
+        width = max(map(len, prompts))
+        padded = [[pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        real = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        mask = torch.zeros(len(prompts), width + max(limits), dtype=torch.long, device=model.device)
+        mask[:, :width] = torch.tensor(real, device=model.device)
+        return cls(
+            slots=list(range(len(prompts))),
+            limits=limits,
+            input_ids=torch.tensor(padded, device=model.device),
+            mask=mask,
+            width=width,
+            cache=growing_cache(model.config, mask.shape[1]),
+        )
+
+    def use_sampler(self, sampler: Sampler, keys: Sequence[str]) -> None:
+        """Let `sampler` draw the tokens; there is one key for each row."""
+        self.sampler = sampler
+        self.uniforms = sampler.uniforms(keys, max(self.limits)).to(self.input_ids.device)
+
+    def choose(self, logits: torch.Tensor, step: int) -> torch.Tensor:
+        """The next token of each row, `[B, V]` -> `[B]`; `step` is the number of tokens before it."""
+        if self.sampler is None:
+            return logits.argmax(dim=-1)
+        return self.sampler.choose(logits, self.uniforms[:, step])
+
+    def append(self, tokens: torch.Tensor) -> None:
+        """Append one token to each row, and drop finished rows where that pays."""
+        is_active = [slot not in self.finished for slot in self.slots]
+        self.input_ids = tokens.unsqueeze(1)
+        # The position of a finished row does not advance: no row outruns the model's positions.
+        self.mask[:, self.width] = torch.tensor(is_active, device=self.mask.device)
+        self.width += 1
+        if sum(is_active) <= _MAX_ACTIVE_SHARE * len(is_active):
+            self._select([row for row, active in enumerate(is_active) if active])
+
+    def _select(self, rows: list[int]) -> None:
+        index = torch.tensor(rows, dtype=torch.long, device=self.input_ids.device)
+        self.slots = [self.slots[row] for row in rows]
+        self.input_ids = self.input_ids[index]
+        self.mask = self.mask[index]
+        self.cache.batch_select_indices(index)
+        if self.sampler is not None:
+            self.uniforms = self.uniforms[index]
+
+
+def _decode(model: PreTrainedModel, batch: _Batch, eos_token_ids: Set[int], should_stop: ShouldStop) -> list[list[int]]:
+    answers: list[list[int]] = [[] for _ in batch.slots]
+    # The head is applied to the last column alone, also while the prompts are read (prefill).
+    with restrict_head(model, lambda hidden: hidden[:, -1:]):
+        for step in range(max(batch.limits)):
+            if should_stop():
+                raise RunStopped()
+            tokens = batch.choose(_next_logits(model, batch), step)
+            for slot, token in zip(batch.slots, tokens.tolist(), strict=True):
+                if slot in batch.finished:
+                    continue
+                if token not in eos_token_ids:
+                    answers[slot].append(token)
+                if token in eos_token_ids or len(answers[slot]) == batch.limits[slot]:
+                    batch.finished.add(slot)
+            if len(batch.finished) == len(answers):
+                break
+            batch.append(tokens)
+    return answers
+
+
+def _next_logits(model: PreTrainedModel, batch: _Batch) -> torch.Tensor:
+    """The logits of the next token of each row, `[B, V]`."""
+    mask = batch.mask[:, : batch.width]
+    positions = position_arguments(model, mask)
+    unread = batch.input_ids.shape[1]
+    output = model(
+        input_ids=batch.input_ids,
+        attention_mask=mask,
+        past_key_values=batch.cache,
+        use_cache=True,
+        **{name: value[:, -unread:] for name, value in positions.items()},
+    )
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits
