@@ -76,9 +76,10 @@ test-slow: $(STAMP) ## The cases that `make test` leaves out for their length
 
 test-all: test test-slow ## Both
 
-cuda: ## On a machine with a GPU: the tests that need one
+cuda: ## On a machine with a GPU: the tests that need one, and `bench gpu` (about 15 minutes; figures in runs/bench)
 	@# One release of torch warns of what another does not, so that a warning is shown here and is no failure.
-	@$(ANY_PYTHON) -m pytest -q -m cuda -W default -p no:cacheprovider
+	@tests=0; $(ANY_PYTHON) -m pytest -q -m cuda -W default -p no:cacheprovider || tests=$$?; \
+	  $(ANY_PYTHON) -m bench gpu --device cuda --json runs/bench/gpu.json && exit $$tests
 
 pictures: $(STAMP) ## Draw the pictures of docs/architecture.md from the code
 	@$(BIN)/python -m tools.pictures

@@ -17,12 +17,13 @@ COMMANDS = {
     "flops": "floating-point operations of each visit of a sample, counted",
     "rouge": "ROUGE-L of 500 answers",
     "generate": "greedy answers to many prompts",
+    "gpu": "every figure with a target on a GPU, and which are met; smaller on a CPU",
     "api": "polls, lists, submissions, streams and downloads of one API process",
     "chaos": "the whole service while faults are injected",
     "resume": "runs killed at random moments, and what that cost",
 }
-FAULTS = frozenset({"chaos", "resume"})
-"""The commands that break what they run; their modules are in `bench.faults`."""
+PACKAGES = {"chaos": "bench.faults.chaos", "resume": "bench.faults.resume", "gpu": "bench.gpu.command"}
+"""The modules of commands that have a package; all others are modules of `bench` itself."""
 
 
 class Command(Protocol):
@@ -43,8 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     chooser.add_argument("command", choices=COMMANDS)
     name: str = chooser.parse_args(arguments[:1]).command
     # Only the module of this command is imported: some need packages that others do not.
-    package = "bench.faults" if name in FAULTS else "bench"
-    command = cast(Command, importlib.import_module(f"{package}.{name}"))
+    command = cast(Command, importlib.import_module(PACKAGES.get(name, f"bench.{name}")))
     parser = argparse.ArgumentParser(prog=f"python -m bench {name}", description=COMMANDS[name])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--threads", type=int, help="number of threads (default: as many as there are cores)")

@@ -36,14 +36,17 @@ def dolly_lengths() -> tuple[Lengths, ...]:
 def representative_lengths(count: int) -> list[Lengths]:
     """`count` lengths that stand for Dolly's: the one nearest to the mean of each of as many equal strata.
 
+    All there are are taken as often as `count` exceeds them, and the rest stands for Dolly's.
+
     Raises:
-        ValueError: for fewer than one, or for more than there are.
+        ValueError: for fewer than one.
     """
+    if count < 1:
+        raise ValueError("count must be at least 1")
     pairs = dolly_lengths()
-    if not 1 <= count <= len(pairs):
-        raise ValueError(f"count must lie between 1 and {len(pairs)}")
-    edges = [len(pairs) * i // count for i in range(count + 1)]
-    return [_nearest_to_mean(pairs[low:high]) for low, high in pairwise(edges)]
+    times, rest = divmod(count, len(pairs))
+    edges = [len(pairs) * i // rest for i in range(rest + 1)] if rest else []
+    return [*pairs * times, *(_nearest_to_mean(pairs[low:high]) for low, high in pairwise(edges))]
 
 
 def random_samples(lengths: Sequence[Lengths], vocabulary: int, seed: int = 0) -> list[EncodedSample]:

@@ -36,13 +36,12 @@ def measure_peak(rival: Rival) -> Memory:
     """Prepare `rival` and do its work once in this process."""
     work = rival.prepare()
     gc.collect()
-    # What the preparation freed goes back to the system, lest the work reuse it unnoticed.
-    ctypes.CDLL(None).malloc_trim(0)
+    return_freed_memory()
     # This resets the peak, which was that of the preparation.
     Path("/proc/self/clear_refs").write_text("5")
-    prepared = _status("VmRSS")
+    prepared = status_bytes("VmRSS")
     work()
-    return Memory(prepared, _status("VmHWM"))
+    return Memory(prepared, status_bytes("VmHWM"))
 
 
 def peak_memories(args: Namespace, names: Sequence[str]) -> dict[str, Memory] | None:
@@ -64,7 +63,12 @@ def _in_child(args: Namespace, name: str) -> Memory:
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _status(field: str) -> int:
+def return_freed_memory() -> None:
+    """Give what this process has freed back to the system, lest later work reuse it unnoticed."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def status_bytes(field: str) -> int:
     """A field of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):

@@ -2,8 +2,8 @@
 
 import atexit
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from pocl.data.batches import EncodedSample
+from pocl.evaluation.generate import generate
+from pocl.evaluation.token_scores import token_scores
+from pocl.events import Sink
 from pocl.losses.buffers import Workspace
 from pocl.losses.fused import fused_objective_sum
 from pocl.losses.objective import ObjectiveTerms
@@ -19,6 +22,7 @@ from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
 from pocl.models.random import byte_level_tokenizer
 from pocl.plan import StagePlan
+from pocl.run import run
 from pocl.spec import DistillationMethod, DistillationSpec
 from pocl.spec.presets import resolve
 from pocl.storage.shared_cache import SharedCache
@@ -55,14 +59,23 @@ def stored_teacher(teacher: PreTrainedModel, samples: Sequence[EncodedSample], p
     """
     held = ExitStack()
     atexit.register(held.close)
-    directory = held.enter_context(tempfile.TemporaryDirectory(prefix="pocl-bench-"))
-    opened = open_teacher(
-        TeacherSource.loaded(teacher, "bench", precision),
-        samples,
-        shared_cache=SharedCache(Path(directory), _UNBOUNDED),
-        sink=lambda _event: None,
-    )
-    return held.enter_context(opened)
+    return held.enter_context(filled_teacher(teacher, samples, precision))
+
+
+@contextmanager
+def filled_teacher(
+    teacher: PreTrainedModel, samples: Sequence[EncodedSample], precision: Precision, directory: Path | None = None
+) -> Iterator[TeacherSignal]:
+    """The teacher from a cache in `directory`, after filling what it lacks; an empty one unless given."""
+    with ExitStack() as held:
+        place = directory or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="pocl-bench-")))
+        opened = open_teacher(
+            TeacherSource.loaded(teacher, "bench", precision),
+            samples,
+            shared_cache=SharedCache(place, _UNBOUNDED),
+            sink=lambda _event: None,
+        )
+        yield held.enter_context(opened)
 
 
 class OurStep:
@@ -108,6 +121,31 @@ class OurStep:
     def __call__(self, samples: Sequence[EncodedSample]) -> MetricRow:
         self._trainer.step(self._stage, samples)
         return self._trainer.state.metrics[-1]
+
+
+def answers(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], precision: Precision, *, new_tokens: int
+) -> list[list[int]]:
+    """Greedy answers of `new_tokens` tokens each, with all prompts in flight at once: no token ends an answer."""
+    with precision.autocast():
+        return generate(
+            model,
+            prompts,
+            max_new_tokens=new_tokens,
+            batch_size=len(prompts),
+            eos_token_ids=frozenset(),
+            pad_id=0,
+        )
+
+
+def cross_entropy(model: PreTrainedModel, samples: Sequence[EncodedSample], precision: Precision) -> float:
+    """Mean cross-entropy of all response tokens, in nats."""
+    mean, _divergence = token_scores(model, samples, batch_size=len(samples), precision=precision)
+    return mean
+
+
+def whole_run(spec: DistillationSpec, workdir: Path, sink: Sink) -> None:
+    run(spec, workdir, sink)
 
 
 def optimizer_of(student: PreTrainedModel, spec: DistillationSpec) -> AdamW:

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from bench import ours
 from bench.agreement import difference, require_agreement
 from bench.lengths import random_samples, representative_lengths
-from bench.machine import Machine
+from bench.machine import Machine, synchronize
 from bench.memory import peak_memories
 from bench.protocol import OURS, Rival, Work, add_timing_arguments, precision_of, time_interleaved
 from bench.report import Figure, Report, timing_rows
@@ -42,6 +42,8 @@ class StepFixture:
     pair: ModelPair
     precision: Precision
     samples: Sequence[EncodedSample]
+    rows_at_once: int | None = None
+    """Samples of a micro-batch of the others; None for all in one. Ours cuts its own."""
     last_results: dict[str, Any] = field(default_factory=dict)
     """What the last step of each rival returned."""
 
@@ -66,6 +68,7 @@ class StepFixture:
 
         def run_step() -> None:
             self.last_results[name] = step(self.samples)
+            synchronize(self.precision.device)
 
         return run_step
 
@@ -82,16 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rivals(args: argparse.Namespace) -> list[Rival]:
-    return _rivals(_fixture(args))
+    return step_rivals(_fixture(args))
 
 
 def run(args: argparse.Namespace) -> Report:
     machine = Machine.measure()
     fixture = _fixture(args)
     fill = Rival(FILL, lambda: fixture.fill)
-    timings = time_interleaved([*_rivals(fixture), fill], args.rounds)
+    timings = time_interleaved([*step_rivals(fixture), fill], args.rounds)
     filled = timings.pop(FILL)
-    checks = _agreement(fixture)
+    checks = agreement(fixture)
     require_agreement(FP32_LIMIT if fixture.precision.name == "fp32" else None, checks)
     share_of_fill = filled.median / VISITS
     results = timing_rows(timings, peak_memories(args, list(timings)), once=share_of_fill)
@@ -129,7 +132,7 @@ def _fixture(args: argparse.Namespace) -> StepFixture:
     )
 
 
-def _rivals(fixture: StepFixture) -> list[Rival]:
+def step_rivals(fixture: StepFixture) -> list[Rival]:
     return [
         Rival(OURS, partial(_ours, fixture)),
         Rival(PUBLISHED, partial(_published, fixture)),
@@ -159,38 +162,56 @@ def _published(fixture: StepFixture) -> Work:
         fixture.precision,
         temperature=TEMPERATURE,
         kd_weight=KD_WEIGHT,
+        rows_at_once=fixture.rows_at_once,
     )
     return fixture.work(PUBLISHED, step)
 
 
 def _gkd(fixture: StepFixture) -> Work:
     gkd_trainer()
-    return fixture.work(GKD, GKDStep(fixture.pair.student, fixture.pair.teacher, fixture.optimizer, fixture.precision))
+    step = GKDStep(
+        fixture.pair.student,
+        fixture.pair.teacher,
+        fixture.optimizer,
+        fixture.precision,
+        rows_at_once=fixture.rows_at_once,
+    )
+    return fixture.work(GKD, step)
 
 
 def _distillation(fixture: StepFixture) -> Work:
     chunked_divergence()
-    step = DistillationStep(fixture.pair.student, fixture.pair.teacher, fixture.optimizer, fixture.precision)
+    step = DistillationStep(
+        fixture.pair.student,
+        fixture.pair.teacher,
+        fixture.optimizer,
+        fixture.precision,
+        rows_at_once=fixture.rows_at_once,
+    )
     return fixture.work(DISTILLATION, step)
 
 
-def _agreement(fixture: StepFixture) -> dict[str, float]:
+def agreement(fixture: StepFixture) -> dict[str, float]:
     """The differences of the rivals' last losses from ours; all had the same weights, which no step moves."""
-    our_step: MetricRow = fixture.last_results[OURS]
+    results = fixture.last_results
+    our_step: MetricRow = results[OURS]
     assert our_step.divergence is not None  # The method has one.
-    entropy_term = KD_WEIGHT * _teacher_entropy(fixture)
-    return {
-        f"{PUBLISHED}: loss differs by": difference(our_step.loss, fixture.last_results[PUBLISHED] - entropy_term),
-        f"{GKD}: divergence differs by": difference(our_step.divergence, fixture.last_results[GKD]),
-        f"{DISTILLATION}: divergence differs by": difference(our_step.divergence, fixture.last_results[DISTILLATION]),
-    }
+    checks = {}
+    if PUBLISHED in results:
+        entropy_term = KD_WEIGHT * _teacher_entropy(fixture)
+        checks[f"{PUBLISHED}: loss differs by"] = difference(our_step.loss, results[PUBLISHED] - entropy_term)
+    for name in (GKD, DISTILLATION):
+        if name in results:
+            checks[f"{name}: divergence differs by"] = difference(our_step.divergence, results[name])
+    return checks
 
 
 def _teacher_entropy(fixture: StepFixture) -> float:
     """The teacher's entropy at temperature 1, in nats per response token, which the published loss includes."""
     total = 0.0
     for sample in fixture.samples:
-        log_p = torch.log_softmax(teacher_logits(fixture.stored, collate([sample])), dim=-1)
+        batch = collate([sample], device=fixture.precision.device)
+        log_p = torch.log_softmax(teacher_logits(fixture.stored, batch), dim=-1)
         total -= (log_p.exp() * log_p).sum().item()
     return total / _response_tokens(fixture.samples)
 

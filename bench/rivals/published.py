@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from bench.rivals import IGNORED
-from bench.rivals.optimizer_step import backward_and_step
+from bench.rivals.optimizer_step import step_by_parts
 from pocl.data.batches import EncodedSample, collate
 from pocl.models.precision import Precision
 
@@ -36,9 +36,14 @@ class Padded:
     """`[B, L]`, shifted: the token that a position predicts, or `IGNORED`."""
 
     @classmethod
-    def collate(cls, samples: Sequence[EncodedSample], length: int | None = PADDED_LENGTH) -> "Padded":
+    def collate(
+        cls,
+        samples: Sequence[EncodedSample],
+        length: int | None = PADDED_LENGTH,
+        device: torch.device | str = "cpu",
+    ) -> "Padded":
         """Pad samples to `length`, or to the longest if it is None."""
-        batch = collate(samples, length=length)
+        batch = collate(samples, length=length, device=torch.device(device))
         labels = torch.full_like(batch.input_ids, IGNORED)
         labels[batch.predicts] = batch.labels
         return cls(batch.input_ids, batch.attention_mask, labels)
@@ -62,7 +67,7 @@ def published_loss(
 
 @dataclass(frozen=True)
 class PublishedStep:
-    """One optimiser step over the samples of a batch, all in one micro-batch."""
+    """One optimiser step over the samples of a batch."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
@@ -71,15 +76,27 @@ class PublishedStep:
     temperature: float
     kd_weight: float
     max_grad_norm: float = 1.0
+    rows_at_once: int | None = None
+    """Samples of a micro-batch; None for all of the step in one."""
 
     def __call__(self, samples: Sequence[EncodedSample]) -> float:
-        batch = Padded.collate(samples)
+        return step_by_parts(
+            samples,
+            self._loss,
+            self.student,
+            self.optimizer,
+            rows_at_once=self.rows_at_once,
+            max_grad_norm=self.max_grad_norm,
+        )
+
+    def _loss(self, samples: Sequence[EncodedSample], share: float) -> Tensor:
+        batch = Padded.collate(samples, device=self.student.device)
         with self.precision.autocast():
             with torch.no_grad():
                 teacher = self._logits(self.teacher, batch)
             student = self._logits(self.student, batch)
         loss = published_loss(student, teacher, batch.labels, temperature=self.temperature, kd_weight=self.kd_weight)
-        return backward_and_step(loss, self.student, self.optimizer, self.max_grad_norm)
+        return loss * share
 
     @staticmethod
     def _logits(model: PreTrainedModel, batch: Padded) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from bench.rivals.optimizer_step import backward_and_step
+from bench.rivals.optimizer_step import step_by_parts
 from pocl.data.batches import Batch, EncodedSample, collate
 from pocl.models.heads import output_head
 from pocl.models.precision import Precision
@@ -39,7 +39,7 @@ def distillation_loss(
     beta: float = FORWARD_KL,
 ) -> Tensor:
     """Mean divergence over the tokens of hidden states `[T, d]`, through heads `[V, d]`."""
-    full_mask = torch.ones(1, student_hidden.shape[0], dtype=torch.long)
+    full_mask = torch.ones(1, student_hidden.shape[0], dtype=torch.long, device=student_hidden.device)
     loss, _entropy, _tokens = chunked_divergence()(
         student_hidden.unsqueeze(0),
         teacher_hidden.unsqueeze(0),
@@ -55,16 +55,28 @@ def distillation_loss(
 
 @dataclass(frozen=True)
 class DistillationStep:
-    """One optimiser step over the samples of a batch, all in one micro-batch."""
+    """One optimiser step over the samples of a batch."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
     optimizer: Optimizer
     precision: Precision
     max_grad_norm: float = 1.0
+    rows_at_once: int | None = None
+    """Samples of a micro-batch; None for all of the step in one."""
 
     def __call__(self, samples: Sequence[EncodedSample]) -> float:
-        batch = collate(samples)
+        return step_by_parts(
+            samples,
+            self._loss,
+            self.student,
+            self.optimizer,
+            rows_at_once=self.rows_at_once,
+            max_grad_norm=self.max_grad_norm,
+        )
+
+    def _loss(self, samples: Sequence[EncodedSample], share: float) -> Tensor:
+        batch = collate(samples, device=self.student.device)
         with self.precision.autocast():
             student = self._hidden(self.student, batch)
             with torch.no_grad():
@@ -72,7 +84,7 @@ class DistillationStep:
             loss = distillation_loss(
                 student, teacher, self._head(self.student), self._head(self.teacher), temperature=1.0
             )
-        return backward_and_step(loss, self.student, self.optimizer, self.max_grad_norm)
+        return loss * share
 
     @staticmethod
     def _hidden(model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from bench.rivals import IGNORED
-from bench.rivals.optimizer_step import backward_and_step
+from bench.rivals.optimizer_step import step_by_parts
 from bench.rivals.published import Padded
 from pocl.data.batches import EncodedSample
 from pocl.models.precision import Precision
@@ -49,16 +49,28 @@ def gkd_loss(
 
 @dataclass(frozen=True)
 class GKDStep:
-    """One optimiser step over the samples of a batch, all in one micro-batch."""
+    """One optimiser step over the samples of a batch."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
     optimizer: Optimizer
     precision: Precision
     max_grad_norm: float = 1.0
+    rows_at_once: int | None = None
+    """Samples of a micro-batch; None for all of the step in one."""
 
     def __call__(self, samples: Sequence[EncodedSample]) -> float:
-        padded = Padded.collate(samples, length=None)
+        return step_by_parts(
+            samples,
+            self._loss,
+            self.student,
+            self.optimizer,
+            rows_at_once=self.rows_at_once,
+            max_grad_norm=self.max_grad_norm,
+        )
+
+    def _loss(self, samples: Sequence[EncodedSample], share: float) -> Tensor:
+        padded = Padded.collate(samples, length=None, device=self.student.device)
         # `compute_loss` shifts the labels itself.
         labels = padded.labels.roll(1, dims=1)
         labels[:, 0] = IGNORED
@@ -68,7 +80,7 @@ class GKDStep:
         stand_in = SimpleNamespace(
             teacher_model=self.teacher, beta=FORWARD_KL, generalized_jsd_loss=trainer.generalized_jsd_loss
         )
-        tokens = int((labels != IGNORED).sum())
+        tokens = sum(sample.predicted_tokens for sample in samples)
         with self.precision.autocast():
             loss: Tensor = trainer.compute_loss(stand_in, self.student, inputs, num_items_in_batch=tokens)
-        return backward_and_step(loss, self.student, self.optimizer, self.max_grad_norm)
+        return loss * share
