@@ -36,6 +36,7 @@ FINAL_DIR: Final = "final"
 RESULT_FILE: Final = "result.json"
 REPORT_FILE: Final = "report.html"
 CACHE_DIR: Final = "cache"
+MODEL_DIGESTS_FILE: Final = "model-digests.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 """The weights within the directory of a checkpoint, as transformers names them."""
 

@@ -2,7 +2,7 @@
 
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -31,12 +31,14 @@ from pocl.events import (
 from pocl.layout import (
     CHECKPOINTS_DIR,
     FINAL_DIR,
+    MODEL_DIGESTS_FILE,
     RANKING_FILE,
     REPORT_FILE,
     RESULT_FILE,
     SPEC_FILE,
     checkpoint_dir,
 )
+from pocl.models.digest import DigestStore
 from pocl.models.loading import load_weights
 from pocl.models.packed import can_pack
 from pocl.models.precision import choose_device, choose_precision, machine_fingerprint
@@ -107,16 +109,17 @@ class Pipeline:
             )
         )
         self._sink(PhaseChanged(phase="loading"))
-        models = load_models(self._spec, device=self._device, precision=self._precision)
+        digests = DigestStore(self._shared_cache.root / MODEL_DIGESTS_FILE)
+        models = load_models(self._spec, device=self._device, precision=self._precision, digests=digests)
         self._pin_sizes()
         corpus = encode_corpus(self._spec.data, models, train_samples, validation_samples)
         evaluator = self._evaluator(models, corpus)
         ranking = self._rank(models, corpus)
         teacher_scores = [] if resume_point is not None else self._score_teacher(models, evaluator)
         teacher = self._open_teacher(models, corpus, resume_point)
-        if models.teacher is not None and teacher is not None:
+        if models.teacher is not None:
             # A cached teacher needs its layers no more: the memory goes to the student.
-            models = replace(models, teacher=replace(models.teacher, model=teacher.model))
+            models.teacher.release()
         training_samples = [corpus.train.samples[sample.row] for sample in ranking]
         trainer = self._trainer(models, training_samples, table, resume_point, teacher, evaluator)
         trainer.state.evaluations += teacher_scores
@@ -206,10 +209,19 @@ class Pipeline:
             return None
         trained_on = corpus.train.samples if self._spec.method.needs_teacher else ()
         scored_on = () if corpus.validation is None else corpus.validation.samples
+        if not (samples := (*trained_on, *scored_on)):
+            return None
         self._sink(PhaseChanged(phase="caching_teacher"))
+        source = TeacherSource(
+            models.teacher.digest,
+            models.teacher.structure,
+            self._precision,
+            load=models.teacher.whole,
+            head_only=models.teacher.head_only,
+        )
         teacher = open_teacher(
-            TeacherSource.loaded(models.teacher.model, models.teacher.digest, self._precision),
-            (*trained_on, *scored_on),
+            source,
+            samples,
             shared_cache=self._shared_cache,
             sink=self._sink,
             should_stop=self._should_stop,

@@ -11,7 +11,8 @@ from pocl.data.samples import Sample, read_samples
 from pocl.errors import DatasetInvalid
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.inspect import check_sequence_length
-from pocl.models.loading import LoadedModel, load_student, load_teacher, shared_vocabulary
+from pocl.models.digest import DigestStore
+from pocl.models.loading import LazyModel, LoadedModel, load_lazily, load_student, shared_vocabulary
 from pocl.models.precision import Precision
 from pocl.models.product_weights import ProductWeights
 from pocl.spec import Data, DataRef, DistillationSpec
@@ -22,7 +23,7 @@ class Models:
     """Teacher and student, loaded and found to fit together."""
 
     student: LoadedModel
-    teacher: LoadedModel | None
+    teacher: LazyModel | None
     shared_vocabulary: int | None
     """Both heads agree on the ids below it; None without a teacher."""
     tokenizer: PreTrainedTokenizerBase
@@ -54,16 +55,23 @@ def read_splits(spec: DistillationSpec) -> tuple[list[Sample], list[Sample]]:
     return train, validation[: spec.evaluation.max_rows]
 
 
-def load_models(spec: DistillationSpec, *, device: torch.device, precision: Precision) -> Models:
-    """Load teacher and student, and check that they can work together.
+def load_models(spec: DistillationSpec, *, device: torch.device, precision: Precision, digests: DigestStore) -> Models:
+    """Load the student, and of the teacher what is needed to check that they can work together.
+
+    Args:
+        digests: Where the digests of models on disk are kept.
 
     Raises:
         ModelNotFound, ModelUnsupported, VocabularyMismatch, SpecInvalid: with what to do about it.
     """
-    teacher = None if spec.teacher is None else load_teacher(spec.teacher, device=device, dtype=precision.weights)
-    student = load_student(spec.student, teacher, device=device, dropout=spec.training.dropout)
-    for loaded in filter(None, (teacher, student)):
-        check_sequence_length(spec.data.max_length, getattr(loaded.model.config, "max_position_embeddings", None))
+    teacher = (
+        None
+        if spec.teacher is None
+        else load_lazily(spec.teacher, device=device, dtype=precision.weights, digests=digests)
+    )
+    student = load_student(spec.student, teacher, device=device, dropout=spec.training.dropout, digests=digests)
+    for structure in (student.structure, *([] if teacher is None else [teacher.structure])):
+        check_sequence_length(spec.data.max_length, getattr(structure.config, "max_position_embeddings", None))
     shared = None if teacher is None else shared_vocabulary(teacher, student)
     return Models(student, teacher, shared, _tokenizer(student, teacher), ProductWeights(student.model, precision))
 
@@ -97,7 +105,7 @@ def _file_of(ref: DataRef) -> Path:
     return Path(ref.path)
 
 
-def _tokenizer(student: LoadedModel, teacher: LoadedModel | None) -> PreTrainedTokenizerBase:
+def _tokenizer(student: LoadedModel, teacher: LazyModel | None) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer, with the template that the teacher was trained on, unless the student lacks embeddings
     for some of its ids.
     """

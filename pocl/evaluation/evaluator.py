@@ -11,7 +11,7 @@ from pocl.evaluation.answers import GenerationSettings, stop_token_ids
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.score_cache import ScoreCacheKey, load_or_score
 from pocl.evaluation.scores import Scores, evaluate
-from pocl.models.loading import LoadedModel
+from pocl.models.loading import LazyModel
 from pocl.models.precision import machine_fingerprint
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.signal import TeacherSignal
@@ -54,21 +54,21 @@ class Evaluator:
             raise LossDiverged("the loss on the validation samples is not finite")
         return scores
 
-    def score_teacher(self, teacher: LoadedModel, cache: SharedCache) -> Scores:
-        """Score the teacher itself, unless another run has left its scores in `cache`.
+    def score_teacher(self, teacher: LazyModel, cache: SharedCache) -> Scores:
+        """Score the teacher itself, unless another run has left its scores in `cache`: only then is it loaded.
 
         Raises:
             LossDiverged, RunStopped: as :meth:`score`.
         """
-        return load_or_score(cache, self._cache_key(teacher), lambda: self.score(teacher.model, None))
+        return load_or_score(cache, self._cache_key(teacher), lambda: self.score(teacher.whole(), None))
 
-    def _cache_key(self, model: LoadedModel) -> ScoreCacheKey:
+    def _cache_key(self, model: LazyModel) -> ScoreCacheKey:
         generation = self.generation
         return ScoreCacheKey(
             model=model.digest,
             data=self.dataset.digest,
             references=self.dataset.references_digest,
-            end_ids=tuple(sorted(stop_token_ids(model.model, self.tokenizer, generation))),
+            end_ids=tuple(sorted(stop_token_ids(model.structure, self.tokenizer, generation))),
             max_new_tokens=generation.max_new_tokens,
             batch_size=generation.batch_size,
             sampling=generation.sampling,

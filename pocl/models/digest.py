@@ -1,18 +1,32 @@
-"""The digest of a model: equal for equal weights and config, so that equal digests mean equal outputs."""
+"""The digest of a model: equal for equal weights and config, so that equal digests mean equal outputs.
+
+The digest of a model on disk is kept by its files (:class:`DigestStore`), since computing it reads all weights.
+"""
 
 import hashlib
 import json
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import transformers
 from transformers import PreTrainedModel
 
+from pocl.errors import DiskFull
 from pocl.models.heads import output_head
+from pocl.storage.manifest import replace_file
 
 # Config entries that change no output: where the model was read from and by which version. The dtype is hashed with
 # each tensor.
 _IGNORED_ENTRIES = {"transformers_version", "_name_or_path", "dtype"}
+_MODEL_FILES = {".safetensors", ".json"}
+_MAX_KEPT_DIGESTS = 256
+_SETTLED_SECONDS = 2.0
+"""A file that is younger may change once more without a change of its modification time."""
 
 
 def model_digest(model: PreTrainedModel) -> str:
@@ -36,6 +50,56 @@ def head_digest(model: PreTrainedModel) -> str:
     for name, tensor in sorted(output_head(model).state_dict().items()):
         digest.update(f"{name}\n".encode() + _tensor_digest(tensor))
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class DigestStore:
+    """Digests of models on disk, by path, size, modification time and inode of their files."""
+
+    path: Path
+    """A file, which is made if need be; what is damaged counts as empty."""
+
+    def key(self, model: Path, part: str = "") -> str | None:
+        """The key of a model's files as they are now; None where they cannot be looked at, or are too new.
+
+        Args:
+            model: A directory, or a single file.
+            part: Which part of the model the digest is of; the whole unless given.
+        """
+        try:
+            files = (
+                [model] if model.is_file() else sorted(path for path in model.iterdir() if path.suffix in _MODEL_FILES)
+            )
+            stats = [(path.name, path.stat()) for path in files]
+        except OSError:
+            return None
+        newest = max((stat.st_mtime for _, stat in stats), default=0.0)
+        if not stats or time.time() - newest < _SETTLED_SECONDS:
+            return None
+        facts = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats]
+        content = [transformers.__version__, str(model.absolute()), part, facts]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def find(self, key: str | None) -> str | None:
+        """The digest that is kept under `key`."""
+        return None if key is None else self._read().get(key)
+
+    def keep(self, key: str | None, digest: str) -> None:
+        """Keep a digest, and drop the oldest beyond a bound; a disk without room keeps nothing."""
+        if key is None:
+            return
+        digests = {name: kept for name, kept in self._read().items() if name != key} | {key: digest}
+        latest = dict(list(digests.items())[-_MAX_KEPT_DIGESTS:])
+        with suppress(OSError, DiskFull):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self.path, json.dumps(latest, indent=0) + "\n")
+
+    def _read(self) -> dict[str, str]:
+        try:
+            content = json.loads(self.path.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return {str(key): str(digest) for key, digest in content.items()} if isinstance(content, dict) else {}
 
 
 def _distinct_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -24,17 +24,40 @@ def select_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMo
         SpecInvalid: there is no such layer.
         ModelUnsupported: the layers cannot be told from the other parts of the model.
     """
+    weights = model.state_dict()
+    names = names_in_whole(model, layers)
+    return rebuild_with_layers(model, layers, {new: weights[old] for new, old in names.items()})
+
+
+def names_in_whole(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, str]:
+    """The weights of a model with these layers of `model`: their names in it, and those in `model`.
+
+    Raises:
+        SpecInvalid: there is no such layer.
+        ModelUnsupported: the layers cannot be told from the other parts of the model.
+    """
     check_layers_exist(layers, model.config.num_hidden_layers)
     prefix = _layers_prefix(model)
     new_index = {old: new for new, old in enumerate(layers)}
-    weights = {}
-    for name, tensor in model.state_dict().items():
+    names = {}
+    for name in model.state_dict():
         if not name.startswith(prefix):
-            weights[name] = tensor
+            names[name] = name
             continue
         index, _, rest = name.removeprefix(prefix).partition(".")
         if int(index) in new_index:
-            weights[f"{prefix}{new_index[int(index)]}.{rest}"] = tensor
+            names[f"{prefix}{new_index[int(index)]}.{rest}"] = name
+    return names
+
+
+def rebuild_with_layers(
+    model: PreTrainedModel, layers: Sequence[int], weights: Mapping[str, torch.Tensor]
+) -> PreTrainedModel:
+    """A model in fp32 with these layers of `model`, and these weights under their new names.
+
+    Raises:
+        ModelUnsupported: they are not the weights of such a model.
+    """
     return _rebuild(model, _config_with_layers(model.config, layers), weights)
 
 

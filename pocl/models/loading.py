@@ -3,10 +3,11 @@
 Weights are read from safetensors or GGUF only, and no code of a model repository is ever run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import torch
 from safetensors import SafetensorError
@@ -14,15 +15,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from pocl.errors import CheckpointCorrupt, ModelNotFound, ModelUnsupported
 from pocl.inspect import inspect_model, shared_vocabulary_size
-from pocl.models.digest import model_digest
+from pocl.models.digest import DigestStore, head_digest, model_digest
 from pocl.models.gguf import load_gguf
-from pocl.models.heads import output_head
+from pocl.models.heads import output_head, without_layers
 from pocl.models.hub import HubClient, HuggingFaceHub, fetch
-from pocl.models.layers import select_layers, with_dropout
+from pocl.models.layers import names_in_whole, rebuild_with_layers, select_layers, with_dropout
 from pocl.models.random import byte_level_tokenizer, random_model
+from pocl.models.stored_tensors import read_head, read_tensors, structure_of
 from pocl.spec import ModelRef, RandomModel, StudentRef
 
 Origin = Mapping[str, str | None]
+_UNREADABLE = (OSError, ValueError, KeyError, SafetensorError, RuntimeError, ModelUnsupported)
+"""What reading a part of a model may raise; the whole is then read, and says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,125 @@ class LoadedModel:
     read_again: Callable[[], PreTrainedModel] | None = field(default=None, repr=False, compare=False)
     """Reads the model again with its weights as stored; None where `model` holds them unrounded."""
 
+    @property
+    def structure(self) -> PreTrainedModel:
+        """The model with its configs and the shapes of its weights."""
+        return self.model
+
+    def with_layers(self, layers: Sequence[int]) -> PreTrainedModel:
+        """A model in fp32 with these layers, counted from 0, of the weights as stored.
+
+        Raises:
+            SpecInvalid: there is no such layer.
+            ModelUnsupported: the layers cannot be told from the other parts of the model.
+        """
+        # A teacher rounded to bf16 would start its student with rounded weights.
+        return select_layers(self.model if self.read_again is None else self.read_again(), layers)
+
+
+class LazyModel:
+    """A frozen model on disk of which only what is asked for is read."""
+
+    def __init__(
+        self,
+        structure: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        digest: str,
+        origin: Origin,
+        *,
+        load: Callable[[], LoadedModel],
+        stored: "_StoredModel | None",
+    ) -> None:
+        """`load` reads the whole model; `stored` is the directory that parts are read from, None where only the whole
+        can be.
+        """
+        self.structure = structure
+        """The model with its configs and the shapes of its weights."""
+        self.tokenizer = tokenizer
+        self.digest = digest
+        """SHA-256 over config and weights as they are stored."""
+        self.origin = origin
+        """Provenance, as of a :class:`LoadedModel`."""
+        self._load = load
+        self._stored = stored
+        self._loaded: LoadedModel | None = None
+
+    @classmethod
+    def of(cls, loaded: LoadedModel, *, load: Callable[[], LoadedModel], stored: "_StoredModel | None") -> Self:
+        """A model that has been read; `load` reads it again after a release."""
+        model = cls(loaded.model, loaded.tokenizer, loaded.digest, loaded.origin, load=load, stored=stored)
+        model._loaded = loaded
+        return model
+
+    def whole(self) -> PreTrainedModel:
+        """The whole model, frozen and in eval mode, on its device; read once until it is released."""
+        return self._whole().model
+
+    def release(self) -> None:
+        """Let go of the layers, which are read again if they are asked for."""
+        if self._loaded is not None and self.structure is self._loaded.model:
+            self.structure = without_layers(self.structure)
+        self._loaded = None
+
+    def head_only(self, digest: str) -> PreTrainedModel | None:
+        """The model without its layers if its head has this digest; None in doubt."""
+        if self._loaded is None and self._stored is not None:
+            head = self._stored.head()
+        else:
+            head = without_layers(self.whole())
+        return head if head is not None and head_digest(head) == digest else None
+
+    def with_layers(self, layers: Sequence[int]) -> PreTrainedModel:
+        """As :meth:`LoadedModel.with_layers`; only these layers are read where their digest is known."""
+        student = None
+        if self._stored is not None and self._loaded is None:
+            student = self._stored.with_layers(self.structure, layers)
+        if student is None:
+            student = self._whole().with_layers(layers)
+            if self._stored is not None:
+                self._stored.keep_digest(layers, student)
+        return student
+
+    def _whole(self) -> LoadedModel:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return self._loaded
+
+
+@dataclass(frozen=True)
+class _StoredModel:
+    """A directory with a model in safetensors, of which parts are read."""
+
+    directory: Path
+    digests: DigestStore
+    device: torch.device
+    dtype: torch.dtype
+
+    def head(self) -> PreTrainedModel | None:
+        with suppress(*_UNREADABLE):
+            return read_head(self.directory, device=self.device, dtype=self.dtype)
+        return None
+
+    def with_layers(self, structure: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel | None:
+        """The model with these layers alone; None unless it has the digest that was kept when the whole was read."""
+        expected = self.digests.find(self._key(layers))
+        if expected is None:
+            return None
+        with suppress(*_UNREADABLE):
+            names = names_in_whole(structure, layers)
+            tensors = read_tensors(structure, self.directory, names.values())
+            if tensors is None:
+                return None
+            model = rebuild_with_layers(structure, layers, {new: tensors[old] for new, old in names.items()})
+            return model if model_digest(model) == expected else None
+        return None
+
+    def keep_digest(self, layers: Sequence[int], model: PreTrainedModel) -> None:
+        self.digests.keep(self._key(layers), model_digest(model))
+
+    def _key(self, layers: Sequence[int]) -> str | None:
+        return self.digests.key(self.directory, f"layers {list(layers)}")
+
 
 def load_teacher(
     ref: ModelRef, *, device: torch.device, dtype: torch.dtype, hub: HubClient | None = None
@@ -49,27 +172,47 @@ def load_teacher(
         ModelNotFound, ModelUnsupported: with what to do about it.
         DiskFull, EngineFailure: the files of the Hub could not be fetched.
     """
-    loaded = _load(ref, hub)
-    rounds = torch.promote_types(loaded.model.dtype, dtype) != dtype
-    _move_and_cast(loaded.model, device, dtype)
-    loaded.model.requires_grad_(False)
-    loaded.model.train(False)
-    return loaded if rounds else replace(loaded, read_again=None)
+    return _frozen(_load(ref, hub), device, dtype)
+
+
+def load_lazily(
+    ref: ModelRef, *, device: torch.device, dtype: torch.dtype, digests: DigestStore, hub: HubClient | None = None
+) -> LazyModel:
+    """As :func:`load_teacher`, but nothing is read beyond the config and the tokenizer where the digest is known.
+
+    Raises:
+        ModelNotFound, ModelUnsupported: with what to do about it.
+        DiskFull, EngineFailure: the files of the Hub could not be fetched.
+    """
+    located = _locate(ref, hub)
+    stored = None if located is None or located[0].is_file() else _StoredModel(located[0], digests, device, dtype)
+
+    def load() -> LoadedModel:
+        return _frozen(_load(ref, hub, digests, located), device, dtype)
+
+    known = None if located is None or stored is None else digests.find(digests.key(located[0]))
+    if located is not None and known is not None:
+        with suppress(*_UNREADABLE):
+            tokenizer = _tokenizer_in(located[0])
+            return LazyModel(structure_of(located[0]), tokenizer, known, located[1], load=load, stored=stored)
+    return LazyModel.of(load(), load=load, stored=stored)
 
 
 def load_student(
     ref: StudentRef,
-    teacher: LoadedModel | None,
+    teacher: LoadedModel | LazyModel | None,
     *,
     device: torch.device,
     dropout: float | None = None,
     hub: HubClient | None = None,
+    digests: DigestStore | None = None,
 ) -> LoadedModel:
     """A model to be trained: in train mode, with fp32 weights of its own on `device`.
 
     Args:
         teacher: Needed for a student that is cut out of it; it is not changed.
         dropout: Probability for every dropout that the family has; None keeps the config's.
+        digests: Where the digest of a model on disk is kept; None computes it.
 
     Raises:
         ModelNotFound, ModelUnsupported: with what to do about it.
@@ -77,7 +220,7 @@ def load_student(
         DiskFull, EngineFailure: the files of the Hub could not be fetched.
     """
     if ref.from_teacher is None:
-        loaded = _load(ref, hub)
+        loaded = _load(ref, hub, digests)
     elif teacher is None:
         raise ModelNotFound("A student cut out of the teacher needs a teacher; name one.")
     else:
@@ -89,7 +232,7 @@ def load_student(
     return replace(loaded, model=model, read_again=None)
 
 
-def shared_vocabulary(teacher: LoadedModel, student: LoadedModel) -> int:
+def shared_vocabulary(teacher: LoadedModel | LazyModel, student: LoadedModel) -> int:
     """The number of ids that mean the same to both models and that both heads score: those from 0 up to it.
 
     Raises:
@@ -130,27 +273,57 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
         raise CheckpointCorrupt(f"The weights of {directory.name} are damaged or of a different model.") from error
 
 
-def _load(ref: ModelRef, hub: HubClient | None) -> LoadedModel:
+def _locate(ref: ModelRef, hub: HubClient | None) -> tuple[Path, Origin] | None:
+    """Where a model's files are, and their provenance; None of a random model."""
     if ref.path is not None:
         path = Path(ref.path)
         # Refuses pickles, remote code and damaged files before transformers sees them.
         inspect_model(path)
-        return _read(path, {"kind": "path", "name": path.absolute().name})
+        return path, {"kind": "path", "name": path.absolute().name}
     if ref.hub is not None:
         commit, directory = fetch(ref.hub, hub or HuggingFaceHub())
         inspect_model(directory)
-        return _read(directory, {"kind": "hub", "name": ref.hub.repo, "revision": ref.hub.revision, "commit": commit})
+        return directory, {"kind": "hub", "name": ref.hub.repo, "revision": ref.hub.revision, "commit": commit}
     if ref.random is not None:
-        return _random(ref.random)
+        return None
     raise ModelNotFound("The engine reads files; the service resolves a checkpoint id to a path before it starts one.")
 
 
-def _read(path: Path, origin: Origin) -> LoadedModel:
+def _load(
+    ref: ModelRef,
+    hub: HubClient | None,
+    digests: DigestStore | None = None,
+    located: tuple[Path, Origin] | None = None,
+) -> LoadedModel:
+    """Read a model, which was `located` before or is now."""
+    if ref.random is not None:
+        return _random(ref.random)
+    located = located or _locate(ref, hub)
+    assert located is not None  # Only a random model has no files.
+    path, origin = located
+    key = None if digests is None else digests.key(path)
+    loaded = _read(path, origin, None if digests is None else digests.find(key))
+    # Files that changed while they were read have another key now.
+    if digests is not None and digests.key(path) == key:
+        digests.keep(key, loaded.digest)
+    return loaded
+
+
+def _read(path: Path, origin: Origin, digest: str | None) -> LoadedModel:
+    """Read a model from disk; `digest` is its digest where that is known."""
     if path.is_file():
         model, tokenizer = load_gguf(path)
-        return LoadedModel(model, tokenizer, model_digest(model), origin, lambda: load_gguf(path)[0])
+        return LoadedModel(model, tokenizer, digest or model_digest(model), origin, lambda: load_gguf(path)[0])
     model = _model_in(path)
-    return LoadedModel(model, _tokenizer_in(path), model_digest(model), origin, lambda: _model_in(path))
+    return LoadedModel(model, _tokenizer_in(path), digest or model_digest(model), origin, lambda: _model_in(path))
+
+
+def _frozen(loaded: LoadedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    rounds = torch.promote_types(loaded.model.dtype, dtype) != dtype
+    _move_and_cast(loaded.model, device, dtype)
+    loaded.model.requires_grad_(False)
+    loaded.model.train(False)
+    return loaded if rounds else replace(loaded, read_again=None)
 
 
 def _random(ref: RandomModel) -> LoadedModel:
@@ -160,10 +333,8 @@ def _random(ref: RandomModel) -> LoadedModel:
     return LoadedModel(model, tokenizer, model_digest(model), origin, lambda: random_model(ref))
 
 
-def _from_teacher(teacher: LoadedModel, layers: tuple[int, ...]) -> LoadedModel:
-    # A teacher rounded to bf16 would start its student with rounded weights.
-    unrounded = teacher.model if teacher.read_again is None else teacher.read_again()
-    model = select_layers(unrounded, layers)
+def _from_teacher(teacher: LoadedModel | LazyModel, layers: tuple[int, ...]) -> LoadedModel:
+    model = teacher.with_layers(layers)
     origin = {"kind": "from_teacher", "name": teacher.origin["name"], "layers": ",".join(map(str, layers))}
     return LoadedModel(model, teacher.tokenizer, model_digest(model), origin)
 
@@ -208,5 +379,5 @@ def _move_and_cast(model: PreTrainedModel, device: torch.device, dtype: torch.dt
     model.config.dtype = dtype
 
 
-def _head_vocabulary(loaded: LoadedModel) -> int:
-    return int(output_head(loaded.model).get_parameter("weight").shape[0])
+def _head_vocabulary(loaded: LoadedModel | LazyModel) -> int:
+    return int(output_head(loaded.structure).get_parameter("weight").shape[0])

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from pocl.curriculum.ranking import RankedSample
 from pocl.events import Evaluated
 from pocl.layout import REPORT_FILE, RESULT_FILE
-from pocl.models.loading import LoadedModel
+from pocl.models.loading import LazyModel, LoadedModel
 from pocl.prepare import Models
 from pocl.report.render import ReportData, StageFigures, TrainingCurve, render
 from pocl.spec import Control, DistillationSpec
@@ -95,7 +95,7 @@ def _stage_figures(state: TrainState, spec: DistillationSpec) -> tuple[StageFigu
     )
 
 
-def _origin(loaded: LoadedModel) -> dict[str, str | None]:
+def _origin(loaded: LoadedModel | LazyModel) -> dict[str, str | None]:
     return {**loaded.origin, "digest": loaded.digest}
 
 

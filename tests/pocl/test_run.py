@@ -32,12 +32,15 @@ from pocl.events import (
     from_line,
 )
 from pocl.layout import ExitCode
+from pocl.models.loading import save_model
+from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.report import render
 from pocl.report.result import Result
 from pocl.run import run
-from pocl.spec import ENGINE_CHOICES, KDMethod
+from pocl.spec import ENGINE_CHOICES, KDMethod, RandomModel
 from pocl.storage import manifest
 from pocl.storage.shared_cache import SharedCache
+from tests.pocl.test_lazy_loading import is_of_a_layer, overwrite, settle
 
 pytestmark = pytest.mark.system
 
@@ -465,6 +468,21 @@ def test_second_job_with_another_method_does_not_run_the_teacher(tmp_path: Path)
     assert teacher_samples("first") >= 64
     assert teacher_samples("second", "method=js", "seed=3", "curriculum.temperature.end=3") == 0
     assert not (tmp_path / "cache" / "pins").exists()
+
+
+@pytest.mark.system
+def test_second_job_with_a_full_cache_reads_no_layer_of_the_teacher(tmp_path: Path) -> None:
+    store, teacher = SharedCache(tmp_path / "cache", 1 << 30), tmp_path / "teacher"
+    size = {"family": "llama", "layers": 3, "hidden_size": 64, "heads": 4, "seed": 1}
+    save_model(random_model(RandomModel.model_validate(size)), byte_level_tokenizer(1024), teacher)
+    settle(teacher)
+    models = (f"teacher={{path: {teacher}}}", "student={random: {layers: 1, hidden_size: 64, heads: 4, seed: 2}}")
+    for name in ("first", "second"):
+        spec = read_spec(TINY, (*FEW, *models, "curriculum.stages=1"))
+        run(spec, tmp_path / name, lambda _: None, shared_cache=store)
+        # Whatever reads a layer after the first job reads NaN.
+        assert overwrite(teacher, is_of_a_layer)
+    assert final_weights_digest(tmp_path / "first") == final_weights_digest(tmp_path / "second")
 
 
 def test_run_continues_elsewhere_from_a_mid_stage_checkpoint_alone(tmp_path: Path, undisturbed: Path) -> None:
