@@ -14,7 +14,7 @@ from pocl.data.batches import EncodedSample
 from pocl.evaluation.generate import generate
 from pocl.evaluation.token_scores import token_scores
 from pocl.events import Sink
-from pocl.losses.buffers import Workspace
+from pocl.losses.buffers import LossExecution, Workspace
 from pocl.losses.fused import fused_objective_sum
 from pocl.losses.objective import ObjectiveTerms
 from pocl.models.output_head import Head, HeadInputs
@@ -36,7 +36,7 @@ from pocl.train.loop import Student, Trainer, make_optimizer
 NO_LEARNING = 1e-20
 """A learning rate that does all the work of a step and leaves fp32 weights as they are."""
 _UNBOUNDED = 1 << 50
-_WORKSPACE = Workspace()
+_EXECUTION = LossExecution(workspace=Workspace())
 """Kept from step to step, as in training."""
 
 
@@ -172,5 +172,5 @@ def fused_loss(
         # As in training: the step's normaliser is the scale, and the head's gradient is accumulated in place.
         scale=normaliser(len(labels)),
         accumulate_into_grad=True,
-        workspace=_WORKSPACE,
+        execution=_EXECUTION,
     ).loss

@@ -38,6 +38,7 @@ from pocl.layout import (
     SPEC_FILE,
     checkpoint_dir,
 )
+from pocl.losses.buffers import LossExecution
 from pocl.models.digest import DigestStore
 from pocl.models.loading import load_weights
 from pocl.models.packed import can_pack
@@ -261,7 +262,9 @@ class Pipeline:
             self._spec.method,
             shared_vocabulary=models.shared_vocabulary,
             precision=self._precision,
-            chunk_tokens=self._sizes.loss_chunk_tokens,
+            execution=LossExecution(
+                self._sizes.loss_chunk_tokens, backend="inductor" if self._spec.resources.compile else None
+            ),
             product_weights=models.product_weights,
         )
 

@@ -1,8 +1,9 @@
 """Formats, sizes and memory of a pass over the tokens of a micro-batch, settled before its first product."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,18 @@ class Workspace:
 
 
 @dataclass(frozen=True)
+class LossExecution:
+    """How a pass over the tokens is run; results differ by rounding at most."""
+
+    chunk_tokens: int | None = None
+    """The most tokens whose logits exist at a time; None takes :data:`CHUNK_TOKENS`."""
+    workspace: Workspace | None = None
+    """Buffers of earlier passes, which then need not be allocated again; None allocates anew."""
+    backend: str | Callable[..., Any] | None = None
+    """The backend of torch.compile for the elementwise part of the distillation objective; None compiles nothing."""
+
+
+@dataclass(frozen=True)
 class Sizes:
     """How many tokens are worked on at a time, and in which format losses are computed."""
 
@@ -46,7 +59,7 @@ class Sizes:
     chunk: int
     """Tokens of the largest chunk, at least 1."""
     tile: int
-    """Tokens of a chunk whose losses are computed at a time."""
+    """Tokens of a chunk whose losses are computed at a time; 0 where a compiled function takes whole chunks."""
     dtype: torch.dtype
     """Of the losses: float64 where a product is in float64, else float32."""
     device: torch.device
@@ -105,7 +118,9 @@ def loss_dtype(*hidden_states: Tensor) -> torch.dtype:
     return torch.float64 if any(hidden.dtype == torch.float64 for hidden in hidden_states) else torch.float32
 
 
-def plan_sizes(hidden: Tensor, heads: Sequence[Head], dtype: torch.dtype, chunk_tokens: int | None) -> Sizes:
+def plan_sizes(
+    hidden: Tensor, heads: Sequence[Head], dtype: torch.dtype, chunk_tokens: int | None, *, in_tiles: bool = True
+) -> Sizes:
     """How many tokens to work on at a time.
 
     Args:
@@ -113,6 +128,7 @@ def plan_sizes(hidden: Tensor, heads: Sequence[Head], dtype: torch.dtype, chunk_
         heads: The output heads whose logits exist at the same time.
         dtype: The format of the losses.
         chunk_tokens: The most tokens of a chunk; None takes `CHUNK_TOKENS`.
+        in_tiles: Whether chunks are cut into tiles.
 
     Raises:
         ValueError: for a chunk of less than 1 token.
@@ -126,6 +142,9 @@ def plan_sizes(hidden: Tensor, heads: Sequence[Head], dtype: torch.dtype, chunk_
     in_cache = max(1, _TILE_BYTES // (vocabulary * dtype.itemsize))
     tile = min(in_cache, chunk) if device.type == "cpu" else chunk
     chunks = []
+    if not in_tiles:
+        edges = [(start, min(start + chunk, tokens)) for start in range(0, tokens, chunk)]
+        return Sizes(tuple((slice(*edge), ()) for edge in edges), chunk, tile=0, dtype=dtype, device=device)
     for start in range(0, tokens, chunk):
         stop = min(start + chunk, tokens)
         edges = [(first, min(first + tile, stop)) for first in range(start, stop, tile)]

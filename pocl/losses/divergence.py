@@ -86,15 +86,18 @@ def alpha_beta(log_p: Tensor, log_q: Tensor, *, alpha: float, beta: float) -> Te
 
 def head_share(p: Tensor, q: Tensor, head_mass: float) -> Tensor:
     """The part of sum |p - q| on the head of p as :func:`adaptive_kl` defines it, `[tokens]`, from 0 to 1."""
+    smallest = _smallest_of_head(p, head_mass)
     gap = (p - q).abs()
-    head = gap.masked_fill(p < _smallest_of_head(p, head_mass), 0).sum(dim=-1)
+    head = gap.masked_fill(p < smallest, 0).sum(dim=-1)
     total = gap.sum(dim=-1)
     return torch.where(total > 0, (head / total).clamp_max(1), 0.5)
 
 
+# Thirty halvings compiled into one function would take its compiler minutes.
+@torch.compiler.disable  # type: ignore[untyped-decorator] # torch leaves it unannotated.
 def _smallest_of_head(p: Tensor, head_mass: float) -> Tensor:
     """The smallest probability in the head, `[tokens, 1]`."""
-    if p.device.type != "cpu" or torch.compiler.is_compiling():
+    if p.device.type != "cpu":
         return smallest_of_head_by_bisection(p, head_mass)
     vocabulary = p.shape[-1]
     count = min(64, vocabulary)

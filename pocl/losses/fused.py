@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pocl.losses.backprojection import add_chunk, finish, uncap_gradient
 from pocl.losses.buffers import (
+    LossExecution,
     Workspace,
     gradient_buffers,
     head_buffers,
@@ -24,6 +25,7 @@ from pocl.losses.buffers import (
     product_hidden_states,
     tile_buffers,
 )
+from pocl.losses.compiled_tile import Formats, HeadShape, Numbers, compiled_tile
 from pocl.losses.objective import ObjectiveTerms
 from pocl.losses.projection import Projection
 from pocl.losses.registry import divergence_of
@@ -39,9 +41,8 @@ def fused_objective_sum(
     terms: ObjectiveTerms,
     *,
     scale: float = 1.0,
-    chunk_tokens: int | None = None,
     accumulate_into_grad: bool = False,
-    workspace: Workspace | None = None,
+    execution: LossExecution | None = None,
 ) -> ObjectiveSum:
     """The objective of :mod:`pocl.losses.objective`, summed over the tokens.
 
@@ -55,18 +56,18 @@ def fused_objective_sum(
         terms: What the objective is made of.
         scale: Multiplies loss and gradient, not the other sums. With the step's normaliser here, backward starts
             from 1 and need not touch the gradients again.
-        chunk_tokens: The most tokens whose logits exist at a time; None takes :data:`pocl.losses.buffers.CHUNK_TOKENS`.
         accumulate_into_grad: Add the weight's gradient to `weight.grad` here rather than in backward, which saves a
             buffer of its size. Forward and backward then come in pairs, backward starts from 1, and nothing may wait
             for this gradient: no hook, no reduction over several processes. Nothing is added where gradients are off.
-        workspace: Buffers of earlier calls, which then need not be allocated again.
+        execution: How the pass is run.
 
     Raises:
         ValueError: for shapes or numbers that do not fit together.
     """
     if not math.isfinite(scale):
         raise ValueError("scale must be finite")
-    workspace = workspace or Workspace()
+    execution = execution or LossExecution()
+    workspace = execution.workspace or Workspace()
     in_place = accumulate_into_grad and torch.is_grad_enabled()
     terms.check()
     tau_factor = terms.tau_factor()
@@ -81,7 +82,21 @@ def fused_objective_sum(
         teacher_hidden = product_hidden_states(teacher, labels)
         dtype = loss_dtype(hidden, teacher_hidden)
         gradients = gradient_buffers(hidden, student.head, dtype, in_place=in_place)
-        sizes = plan_sizes(hidden, (student.head, teacher.head), dtype, chunk_tokens)
+        compiled = (
+            None
+            if execution.backend is None
+            else compiled_tile(
+                terms.method,
+                shared_width,
+                HeadShape.of(student.head),
+                HeadShape.of(teacher.head),
+                Formats(dtype, hidden.dtype),
+                execution.backend,
+            )
+        )
+        sizes = plan_sizes(
+            hidden, (student.head, teacher.head), dtype, execution.chunk_tokens, in_tiles=compiled is None
+        )
         student_memory = head_buffers(student.head, sizes, workspace, "student", with_gradient=True)
         teacher_memory = head_buffers(teacher.head, sizes, workspace, "teacher")
         tile_memory = tile_buffers(sizes, shared_width, workspace)
@@ -93,7 +108,13 @@ def fused_objective_sum(
         with torch.autocast(labels.device.type, enabled=False):
             for chunk, tiles in sizes.chunks:
                 linear, teacher_linear = student_head.linear(hidden[chunk]), teacher_head.linear(teacher_hidden[chunk])
-                gradient = linear if linear.dtype == hidden.dtype else torch.empty_like(linear, dtype=hidden.dtype)
+                if compiled is not None:
+                    numbers = Numbers.of(tile_terms, factors, dtype, labels.device)
+                    cross_entropies[chunk], divergences[chunk], gradient = compiled(
+                        linear, teacher_linear, labels[chunk], numbers
+                    )
+                else:
+                    gradient = linear if linear.dtype == hidden.dtype else torch.empty_like(linear, dtype=hidden.dtype)
                 for tokens, tile in tiles:
                     logits = student_head.logits(linear[tile])
                     cap_derivative = student_head.cap_derivative(logits)
@@ -116,8 +137,7 @@ def fused_token_losses(
     labels: Tensor,
     terms: ObjectiveTerms,
     *,
-    chunk_tokens: int | None = None,
-    workspace: Workspace | None = None,
+    execution: LossExecution | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and divergence of each token without gradient; arguments, errors: :func:`fused_objective_sum`.
 
@@ -125,13 +145,14 @@ def fused_token_losses(
         Nats at temperature 1, `[tokens]`, and the divergence at the temperature of `terms` without tau squared,
         `[tokens]`.
     """
-    workspace = workspace or Workspace()
+    execution = execution or LossExecution()
+    workspace = execution.workspace or Workspace()
     terms.check()
     shared_width = terms.shared_width(len(student.head.weight), len(teacher.head.weight))
     tile_terms = TileTerms(divergence_of(terms.method), terms.temperature, shared_width)
     hidden, teacher_hidden = product_hidden_states(student, labels), product_hidden_states(teacher, labels)
     dtype = loss_dtype(hidden, teacher_hidden)
-    sizes = plan_sizes(hidden, (student.head, teacher.head), dtype, chunk_tokens)
+    sizes = plan_sizes(hidden, (student.head, teacher.head), dtype, execution.chunk_tokens)
     student_memory = head_buffers(student.head, sizes, workspace, "student")
     teacher_memory = head_buffers(teacher.head, sizes, workspace, "teacher")
     tile_memory = tile_buffers(sizes, shared_width, workspace)

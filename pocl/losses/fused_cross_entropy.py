@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from pocl.losses.backprojection import add_chunk, finish, uncap_gradient
-from pocl.losses.buffers import Workspace, gradient_buffers, head_buffers, loss_dtype, plan_sizes, product_hidden_states
+from pocl.losses.buffers import (
+    LossExecution,
+    Workspace,
+    gradient_buffers,
+    head_buffers,
+    loss_dtype,
+    plan_sizes,
+    product_hidden_states,
+)
 from pocl.losses.projection import Projection
 from pocl.losses.sums import ObjectiveSum, join_graph
 from pocl.losses.tile import cross_entropy_, cross_entropy_and_grad_
@@ -18,9 +26,8 @@ def fused_cross_entropy_sum(
     labels: Tensor,
     *,
     scale: float = 1.0,
-    chunk_tokens: int | None = None,
     accumulate_into_grad: bool = False,
-    workspace: Workspace | None = None,
+    execution: LossExecution | None = None,
 ) -> ObjectiveSum:
     """Cross-entropy summed over the tokens, with its gradient.
 
@@ -28,14 +35,15 @@ def fused_cross_entropy_sum(
     """
     if not math.isfinite(scale):
         raise ValueError("scale must be finite")
-    workspace = workspace or Workspace()
+    execution = execution or LossExecution()
+    workspace = execution.workspace or Workspace()
     in_place = accumulate_into_grad and torch.is_grad_enabled()
     factor = scale * student.head.scale
     hidden = product_hidden_states(student, labels)
     with torch.no_grad():
         dtype = loss_dtype(hidden)
         gradients = gradient_buffers(hidden, student.head, dtype, in_place=in_place)
-        sizes = plan_sizes(hidden, (student.head,), dtype, chunk_tokens)
+        sizes = plan_sizes(hidden, (student.head,), dtype, execution.chunk_tokens)
         memory = head_buffers(student.head, sizes, workspace, "student", with_gradient=True)
         cross_entropies = torch.empty(len(labels), dtype=dtype, device=labels.device)
         head = Projection(student.head, hidden.dtype, memory)
@@ -57,14 +65,13 @@ def fused_cross_entropy_sum(
 
 
 @torch.no_grad()
-def fused_token_cross_entropy(
-    student: HeadInputs, labels: Tensor, *, chunk_tokens: int | None = None, workspace: Workspace | None = None
-) -> Tensor:
+def fused_token_cross_entropy(student: HeadInputs, labels: Tensor, *, execution: LossExecution | None = None) -> Tensor:
     """Cross-entropy of each token in nats, `[tokens]`, without gradient."""
+    execution = execution or LossExecution()
     hidden = product_hidden_states(student, labels)
     dtype = loss_dtype(hidden)
-    sizes = plan_sizes(hidden, (student.head,), dtype, chunk_tokens)
-    memory = head_buffers(student.head, sizes, workspace or Workspace(), "student")
+    sizes = plan_sizes(hidden, (student.head,), dtype, execution.chunk_tokens)
+    memory = head_buffers(student.head, sizes, execution.workspace or Workspace(), "student")
     cross_entropies = torch.empty(len(hidden), dtype=dtype, device=labels.device)
     head = Projection(student.head, hidden.dtype, memory)
     with torch.autocast(labels.device.type, enabled=False):

@@ -82,7 +82,7 @@ def token_losses_and_grad_(
         if factors.cross_entropy == 0:
             student.zero_()
         return cross_entropy, terms.divergence.value(log_p, log_q)
-    divergence, g = _through_softmax_(terms.divergence, log_p, log_q, p, q)
+    divergence, g = through_softmax_(terms.divergence, log_p, log_q, p, q)
     if factors.cross_entropy == 0:
         torch.mul(g, factors.divergence / terms.temperature, out=student[:, : terms.shared_width])
         student[:, terms.shared_width :].zero_()
@@ -153,7 +153,7 @@ def _subtract_one_hot_(values: Tensor, labels: Tensor, factor: float) -> None:
     values.scatter_add_(1, at_label, values.new_full((1, 1), -factor).expand_as(at_label))
 
 
-def _through_softmax_(
+def through_softmax_(
     divergence: Divergence, log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor
 ) -> tuple[Tensor, Tensor]:
     """D `[tokens]` and tau dD/dz = g - q sum(g), g = dD/d(log q); a token that q rules out has g = 0."""
@@ -169,7 +169,8 @@ def _through_softmax_(
 
 def _ruled_out(log_probabilities: Tensor) -> Tensor | None:
     """Where a log-probability is -inf, `[tokens, vocabulary]`; None where none is known to be."""
-    # Elsewhere than on the CPU the question would cost a wait for the device, and the mask costs little.
-    if log_probabilities.device.type == "cpu" and bool(log_probabilities.amin() > -math.inf):
+    # Elsewhere than on the CPU the question would cost a wait for the device; compiled, the mask costs no pass.
+    is_readable = log_probabilities.device.type == "cpu" and not torch.compiler.is_compiling()
+    if is_readable and bool(log_probabilities.amin() > -math.inf):
         return None
     return log_probabilities == -math.inf

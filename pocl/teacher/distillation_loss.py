@@ -6,13 +6,14 @@ are computed, micro-batch by micro-batch (:mod:`pocl.losses.dense`).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.data.batches import Batch
-from pocl.losses.buffers import Workspace
+from pocl.losses.buffers import LossExecution, Workspace
 from pocl.losses.dense import cross_entropy_sum, objective_sum, token_cross_entropy, token_losses
 from pocl.losses.fused import fused_objective_sum, fused_token_losses
 from pocl.losses.fused_cross_entropy import fused_cross_entropy_sum, fused_token_cross_entropy
@@ -34,16 +35,16 @@ class CrossEntropyLoss:
         student: PreTrainedModel,
         precision: Precision,
         *,
-        chunk_tokens: int | None = None,
+        execution: LossExecution | None = None,
         product_weights: ProductWeights | None = None,
     ) -> None:
         """The cross-entropy of `student`.
 
         Args:
-            chunk_tokens: The most response tokens whose logits exist at a time; None takes the loss's own.
+            execution: How the loss passes over the response tokens; on a CPU its buffers are kept.
             product_weights: Of the student; they are made here unless given.
         """
-        self._student = _Student(student, precision, chunk_tokens, product_weights)
+        self._student = _Student(student, precision, execution, product_weights)
 
     @property
     def product_weights(self) -> ProductWeights:
@@ -73,9 +74,8 @@ class CrossEntropyLoss:
                 self._student.head_inputs(batch, self._student.head),
                 batch.labels,
                 scale=scale,
-                chunk_tokens=self._student.chunk_tokens,
                 accumulate_into_grad=True,
-                workspace=self._student.workspace,
+                execution=self._student.execution,
             )
 
     @torch.no_grad()
@@ -89,8 +89,7 @@ class CrossEntropyLoss:
                 return fused_token_cross_entropy(
                     inputs,
                     batch.labels,
-                    chunk_tokens=self._student.chunk_tokens,
-                    workspace=self._student.workspace,
+                    execution=self._student.execution,
                 )
 
 
@@ -105,17 +104,17 @@ class DistillationLoss:
         *,
         shared_vocabulary: int | None,
         precision: Precision,
-        chunk_tokens: int | None = None,
+        execution: LossExecution | None = None,
         product_weights: ProductWeights | None = None,
     ) -> None:
         """Join a student and its teacher.
 
         Args:
             shared_vocabulary: How many ids mean the same to both; None where the vocabularies are equal.
-            chunk_tokens: The most response tokens whose logits exist at a time; None takes the loss's own.
+            execution: How the loss passes over the response tokens; on a CPU its buffers are kept.
             product_weights: Of the student; they are made here unless given.
         """
-        self._student = _Student(student, precision, chunk_tokens, product_weights)
+        self._student = _Student(student, precision, execution, product_weights)
         self._teacher = teacher
         self._method = method
         self._shared_vocabulary = shared_vocabulary
@@ -153,9 +152,8 @@ class DistillationLoss:
                 batch.labels,
                 terms,
                 scale=scale,
-                chunk_tokens=self._student.chunk_tokens,
                 accumulate_into_grad=True,
-                workspace=self._student.workspace,
+                execution=self._student.execution,
             )
 
     @torch.no_grad()
@@ -177,8 +175,7 @@ class DistillationLoss:
                     teacher,
                     batch.labels,
                     terms,
-                    chunk_tokens=self._student.chunk_tokens,
-                    workspace=self._student.workspace,
+                    execution=self._student.execution,
                 )
 
 
@@ -192,13 +189,13 @@ def training_loss(
     *,
     shared_vocabulary: int | None,
     precision: Precision,
-    chunk_tokens: int | None = None,
+    execution: LossExecution | None = None,
     product_weights: ProductWeights | None = None,
 ) -> TrainingLoss:
     """The loss that `method` trains with.
 
     Args:
-        chunk_tokens: The most response tokens whose logits exist at a time; None takes the loss's own.
+        execution: How the loss passes over the response tokens; on a CPU its buffers are kept.
         shared_vocabulary: How many ids mean the same to both; None where the vocabularies are equal.
         product_weights: Of the student; they are made here unless given.
 
@@ -206,7 +203,7 @@ def training_loss(
         ValueError: if the method needs a teacher and there is none.
     """
     if not method.needs_teacher:
-        return CrossEntropyLoss(student, precision, chunk_tokens=chunk_tokens, product_weights=product_weights)
+        return CrossEntropyLoss(student, precision, execution=execution, product_weights=product_weights)
     if teacher is None:
         raise ValueError(f"{method.name} needs a teacher")
     return DistillationLoss(
@@ -215,7 +212,7 @@ def training_loss(
         method,
         shared_vocabulary=shared_vocabulary,
         precision=precision,
-        chunk_tokens=chunk_tokens,
+        execution=execution,
         product_weights=product_weights,
     )
 
@@ -227,16 +224,16 @@ class _Student:
         self,
         model: PreTrainedModel,
         precision: Precision,
-        chunk_tokens: int | None,
+        execution: LossExecution | None,
         product_weights: ProductWeights | None,
     ) -> None:
         self._model = model
         self.autocast = precision.autocast
-        self.chunk_tokens = chunk_tokens
         self.product_weights = ProductWeights(model, precision) if product_weights is None else product_weights
         self.head = extract_head(model)
         # A GPU's allocator caches memory itself, and has better use for it between two losses.
-        self.workspace = Workspace() if model.device.type == "cpu" else None
+        workspace = Workspace() if model.device.type == "cpu" else None
+        self.execution = replace(execution or LossExecution(), workspace=workspace)
 
     def head_inputs(self, batch: Batch, head: Head) -> HeadInputs:
         """The hidden states at the positions that predict a response token, `[T, width]`, with the head."""

@@ -11,9 +11,10 @@ from hypothesis import example as explicit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pocl.losses.buffers import Workspace
+from pocl.losses.buffers import LossExecution, Workspace
 from pocl.losses.dense import cross_entropy_sum, objective_sum
 from pocl.losses.fused import fused_objective_sum, fused_token_losses
 from pocl.losses.fused_cross_entropy import fused_cross_entropy_sum, fused_token_cross_entropy
@@ -60,7 +61,8 @@ class Case:
         return objective_sum(logits, self.teacher.logits(self.teacher_hidden), self.labels, self._terms(self.method))
 
     def fused(self, **options: Any) -> ObjectiveSum:
-        options = {"chunk_tokens": 3, **options}
+        chosen = {key: options.pop(key) for key in ("chunk_tokens", "workspace", "backend") if key in options}
+        options["execution"] = LossExecution(**{"chunk_tokens": 3, **chosen})
         if not self.method.needs_teacher:
             return fused_cross_entropy_sum(self._student_inputs, self.labels, **options)
         return fused_objective_sum(
@@ -70,9 +72,11 @@ class Case:
     def fused_token_losses(self) -> tuple[Tensor, ...]:
         """Cross-entropy and, with a teacher, divergence of each token."""
         if not self.method.needs_teacher:
-            return (fused_token_cross_entropy(self._student_inputs, self.labels, chunk_tokens=3),)
+            return (fused_token_cross_entropy(self._student_inputs, self.labels, execution=LossExecution(3)),)
         terms = self._terms(self.method)
-        return fused_token_losses(self._student_inputs, self._teacher_inputs, self.labels, terms, chunk_tokens=3)
+        return fused_token_losses(
+            self._student_inputs, self._teacher_inputs, self.labels, terms, execution=LossExecution(3)
+        )
 
     @property
     def _student_inputs(self) -> HeadInputs:
@@ -368,3 +372,31 @@ def test_full_logits_are_never_allocated(method: Method) -> None:
 def test_inconsistent_arguments_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"temperature|lie between"):
         replace(case(ForwardKL()), **change).fused()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", DISTILLING, ids=lambda method: method.name)
+def test_compiled_equals_dense(method: DistillationMethod) -> None:
+    """For every method, with chunks of two sizes, a cap, two vocabularies and the head's own scale."""
+    torch._dynamo.reset()  # Other tests compile the same function, and their number is limited.
+    example = case(
+        method, tokens=8, vocabulary=12, teacher_vocabulary=10, scale=0.5, softcap=3.0, size=2.0, kd_weight=0.7
+    )
+    assert_same(example, 1e-10, backend="aot_eager")
+
+
+def test_compiled_once_for_all_steps_and_stages() -> None:
+    torch._dynamo.reset()  # Other tests compile the same function, and their number is limited.
+    compilations = CompileCounter()
+    for tokens, temperature, kd_weight, scale in ((5, 1.0, 0.7, 0.1), (8, 1.5, 0.8, 0.2), (6, 2.0, 0.9, 0.3)):
+        example = case(ForwardKL(), tokens=tokens, temperature=temperature, kd_weight=kd_weight)
+        fused = example.fused(chunk_tokens=9, backend=compilations, scale=scale)
+        torch.testing.assert_close(fused.loss, example.dense().loss * scale)
+    assert compilations.frame_count == 1
+
+
+@pytest.mark.slow
+# Inductor imports a module of torch that still uses TorchScript.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_by_inductor_equals_dense() -> None:
+    assert_same(case(JS(), tokens=8, vocabulary=12), 1e-10, backend="inductor")

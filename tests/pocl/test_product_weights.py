@@ -11,7 +11,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from pocl.data.batches import EncodedSample
-from pocl.losses.buffers import Workspace
 from pocl.losses.fused import fused_objective_sum
 from pocl.losses.objective import ObjectiveTerms
 from pocl.models.output_head import HeadInputs, extract_head
@@ -194,7 +193,7 @@ def test_the_head_is_read_from_its_copy_while_that_is_in_use_and_else_from_the_m
             inputs = HeadInputs(hidden, product_weights.of_head(head))
             teacher = HeadInputs(hidden.flip(0), head)
             terms = ObjectiveTerms(JS(), 1.0, 0.5, None)
-            return fused_objective_sum(inputs, teacher, labels, terms, workspace=Workspace()).loss
+            return fused_objective_sum(inputs, teacher, labels, terms).loss
 
     # The copies hold nothing yet when the first of the two reads the head.
     assert torch.equal(loss(nullcontext()), loss(product_weights.in_use()))
