@@ -189,7 +189,13 @@ class Pipeline:
             should_stop=self._should_stop,
         )
         with models.product_weights.in_use():
-            ranking, was_here = load_or_rank(self._workdir, measurer.cache_key, measurer.measure, self._shared_cache)
+            ranking, was_here = load_or_rank(
+                self._workdir,
+                measurer.cache_key,
+                corpus.train.sample_digests,
+                measurer.measure,
+                self._shared_cache,
+            )
         if not was_here:
             self._sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
         return ranking

@@ -34,7 +34,7 @@ def run(
         sink: Is given every event.
         should_stop: Polled between steps and answers; once it is true the training state is saved and
             :class:`~pocl.errors.RunStopped` is raised.
-        shared_cache: Where the teacher's hidden states, its scores and rankings are kept for other runs; below
+        shared_cache: Where the teacher's hidden states, its scores and measurements are kept for other runs; below
             `workdir` unless given.
         should_pause: Polled at the end of each stage but the last; once it is true the run stops there, as above.
 

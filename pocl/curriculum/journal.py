@@ -1,7 +1,8 @@
 """A journal of difficulty measurements: a killed process loses the batch that it was measuring, and nothing else.
 
-ranking.partial.jsonl holds one line for each finished batch, sealed with a digest over itself and the key of the
-inputs. A line that is torn or damaged, or has another key, ends what is read.
+ranking.partial.jsonl holds one line with what other runs had measured, and one for each finished batch, each sealed
+with a digest over itself and the key of the inputs. A line that is torn or damaged, or has another key, ends what is
+read.
 """
 
 import hashlib
@@ -46,7 +47,9 @@ class Journal:
         """Read what `path` holds under `key`, the digest of the inputs, and cut off the rest."""
         self._key = key
         self._clock = clock
-        size, self._measurements = _read(path, key)
+        size, self._measurements, reused = _read(path, key)
+        self.reused = reused
+        """Measurements that other runs had made, by row; None where they were not looked up yet."""
         with translating_disk_full():
             # The file is unbuffered: what did not fit must not be written again when it is closed.
             self._out = path.open("ab", buffering=0)
@@ -57,6 +60,13 @@ class Journal:
         """The measurements of these samples; None unless all are in the journal."""
         batch = [self._measurements[index] for index in indices if index in self._measurements]
         return batch if len(batch) == len(indices) else None
+
+    def reuse(self, measurements: Sequence[DifficultyMeasurement]) -> None:
+        """Record what other runs had measured: whoever goes on with this journal takes the same."""
+        with translating_disk_full():
+            write_all(self._out, _line(self._key, [asdict(each) for each in measurements], is_reused=True))
+        self.reused = {each.row: each for each in measurements}
+        self._measurements |= self.reused
 
     def append(self, batch: Sequence[DifficultyMeasurement]) -> None:
         """Write a finished batch, which survives a kill at once and a power cut after a few seconds."""
@@ -77,32 +87,40 @@ class Journal:
         self._out.close()
 
 
-def _line(key: str, batch: list[dict[str, Any]]) -> bytes:
-    return json.dumps({"seal": _seal(key, batch), "measured": batch}).encode() + b"\n"
+def _line(key: str, batch: list[dict[str, Any]], *, is_reused: bool = False) -> bytes:
+    return json.dumps({"seal": _seal(key, batch, is_reused), "reused": is_reused, "measured": batch}).encode() + b"\n"
 
 
-def _seal(key: str, batch: list[dict[str, Any]]) -> str:
-    return hashlib.sha256(f"{key} {json.dumps(batch, sort_keys=True)}".encode()).hexdigest()
+def _seal(key: str, batch: list[dict[str, Any]], is_reused: bool) -> str:
+    return hashlib.sha256(f"{key} {is_reused} {json.dumps(batch, sort_keys=True)}".encode()).hexdigest()
 
 
-def _read(path: Path, key: str) -> tuple[int, dict[int, DifficultyMeasurement]]:
-    """The size in bytes of the valid lines under this key, and the measurements in them by index."""
+def _read(
+    path: Path, key: str
+) -> tuple[int, dict[int, DifficultyMeasurement], dict[int, DifficultyMeasurement] | None]:
+    """The size in bytes of the valid lines under this key, all measurements in them by row, and those reused."""
     size, measurements = 0, dict[int, DifficultyMeasurement]()
+    reused: dict[int, DifficultyMeasurement] | None = None
     content = path.read_bytes() if path.exists() else b""
     for line in content.splitlines(keepends=True):
-        batch = _parse_line(line, key)
-        if batch is None:
+        parsed = _parse_line(line, key)
+        if parsed is None:
             break
         size += len(line)
-        measurements |= {each.row: each for each in batch}
-    return size, measurements
+        is_reused, batch = parsed
+        by_row = {each.row: each for each in batch}
+        measurements |= by_row
+        if is_reused:
+            reused = by_row
+    return size, measurements, reused
 
 
-def _parse_line(line: bytes, key: str) -> list[DifficultyMeasurement] | None:
+def _parse_line(line: bytes, key: str) -> tuple[bool, list[DifficultyMeasurement]] | None:
     try:
         content = json.loads(line)
-        if not line.endswith(b"\n") or content["seal"] != _seal(key, content["measured"]):
+        is_reused = bool(content["reused"])
+        if not line.endswith(b"\n") or content["seal"] != _seal(key, content["measured"], is_reused):
             return None
-        return [DifficultyMeasurement(**each) for each in content["measured"]]
+        return is_reused, [DifficultyMeasurement(**each) for each in content["measured"]]
     except (ValueError, KeyError, TypeError):
         return None

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pocl.callbacks import OnProgress, ShouldStop, throttle
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
-from pocl.curriculum.ranking import RankingCacheKey
+from pocl.curriculum.ranking import RankingKey
 from pocl.evaluation.answers import GenerationSettings, generate_answers, generation_batches, stop_token_ids
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.rouge import rouge_l
@@ -38,10 +38,10 @@ class DifficultyMeasurer:
     should_stop: ShouldStop
 
     @property
-    def cache_key(self) -> RankingCacheKey:
+    def cache_key(self) -> RankingKey:
         """All that the ranking by these measurements depends on."""
         generation = self.generation
-        return RankingCacheKey(
+        return RankingKey(
             student=self.student.digest,
             data=self.dataset.digest,
             template=self.template,
@@ -54,26 +54,31 @@ class DifficultyMeasurer:
         )
 
     def measure(self, journal: Journal) -> list[DifficultyMeasurement]:
-        """Measure, batch by batch, what `journal` lacks.
+        """Measure, batch by batch, what `journal` lacks; what it has reused forms no batch.
 
         Raises:
             RunStopped: when `should_stop` turns true; finished batches are in the journal.
         """
-        batches = generation_batches(self.dataset.samples, _BATCH_ROUNDS * self.generation.batch_size)
+        reused = journal.reused or {}
+        missing = [row for row in range(len(self.dataset.samples)) if row not in reused]
+        batches = generation_batches(
+            [self.dataset.samples[row] for row in missing], _BATCH_ROUNDS * self.generation.batch_size
+        )
         report = throttle(self.on_progress)
-        measured = 0
+        measured = len(reused)
 
-        def on_batch(done: int, total: int) -> None:
+        def on_batch(done: int, _: int) -> None:
             nonlocal measured
-            measured = done
-            report(done, total)
+            measured = len(reused) + done
+            report(measured, len(self.dataset.samples))
 
         def measure_batch(indices: Sequence[int]) -> list[DifficultyMeasurement]:
             return self._measure_batch(
                 indices, lambda answered, _: report(measured + answered, len(self.dataset.samples))
             )
 
-        return measure_batches(batches, measure_batch, journal, on_batch)
+        rows = [[missing[index] for index in batch] for batch in batches]
+        return [*reused.values(), *measure_batches(rows, measure_batch, journal, on_batch)]
 
     def _measure_batch(self, indices: Sequence[int], on_progress: OnProgress) -> list[DifficultyMeasurement]:
         samples = [self.dataset.samples[i] for i in indices]

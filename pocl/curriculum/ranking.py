@@ -10,22 +10,16 @@ import json
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
-from pocl.errors import DiskFull, LossDiverged
+from pocl.curriculum.measurement_cache import MeasurementCache, MeasurementKey
+from pocl.errors import LossDiverged
 from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
 from pocl.storage.manifest import replace_file
 from pocl.storage.shared_cache import SharedCache
-
-CACHE_KIND = "rankings"
-BATCHING_VERSION = 2
-"""Version of how samples are batched and answered; to be raised when equal inputs get other bits."""
 
 
 @dataclass(frozen=True)
@@ -42,33 +36,19 @@ class RankedSample(DifficultyMeasurement):
     """The rank by cross-entropy, ascending; equal values share a rank."""
 
 
-class RankingCacheKey(BaseModel):
+class RankingKey(MeasurementKey):
     """All that a ranking depends on: equal keys have equal rankings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    student: str
-    """Digest of the student's weights and config."""
     data: str
     """Digest of the encoded samples, in file order."""
-    template: str
-    end_ids: tuple[int, ...]
-    """The tokens that end an answer, ascending."""
     rrf_k: int
-    max_new_tokens: int
-    sampling: Literal["greedy"] = "greedy"
-    batch_size: int
-    batching: int = BATCHING_VERSION
-    precision: str
-    machine: str
-    """What bits depend on besides: versions, hardware and threads."""
 
     @property
-    def digest(self) -> str:
-        """SHA-256 over all fields."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+    def of_measurements(self) -> MeasurementKey:
+        """What the measurement of each sample depends on."""
+        return MeasurementKey(**{name: getattr(self, name) for name in MeasurementKey.model_fields})
 
-    def equals_except_machine(self, other: "RankingCacheKey") -> bool:
+    def equals_except_machine(self, other: "RankingKey") -> bool:
         """Whether the two rankings differ by rounding at most."""
         return self == other.model_copy(update={"machine": self.machine})
 
@@ -100,14 +80,21 @@ def rank(measurements: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[
 
 def load_or_rank(
     directory: Path,
-    key: RankingCacheKey,
+    key: RankingKey,
+    digests: Sequence[str],
     measure: Callable[[Journal], Sequence[DifficultyMeasurement]],
     cache: SharedCache,
 ) -> tuple[list[RankedSample], bool]:
-    """The ranking under `key`, saved in `directory`: loaded from there, taken from another run, or made anew.
+    """The ranking under `key`, saved in `directory`: loaded from there, or made of measurements.
 
     The one in `directory` counts even if another machine made it: a run that continues must not change its order of
-    samples. A new one is measured with a journal in `directory`, and left in `cache` for other runs.
+    samples. For a new one, what other runs have measured is taken from `cache`, and only the rest is measured and left
+    there. The journal in `directory` begins with what was taken, so that a killed ranking goes on with the same rest,
+    whatever becomes of the cache.
+
+    Args:
+        digests: The digest of each sample with its references, by row.
+        measure: Gives the measurement of every sample, measuring what the journal lacks.
 
     Returns:
         The ranking, and whether it was loaded from `directory`.
@@ -115,53 +102,41 @@ def load_or_rank(
     Raises:
         DiskFull: when `directory` has no space.
     """
-    loaded = _read(directory, key.equals_except_machine)
-    ranking = loaded if loaded is not None else _load_from_cache(cache, key)
+    ranking = loaded = _read(directory, key.equals_except_machine)
     if ranking is None:
+        measured_before = MeasurementCache(cache, key.of_measurements)
         with Journal(directory / PARTIAL_RANKING_FILE, key.digest) as journal:
-            ranking = rank(measure(journal), k=key.rrf_k)
-        # Without room in the cache, the next run merely makes it again.
-        size = sum(len(text.encode()) for text in _content(key, ranking))
-        with suppress(DiskFull, OSError), cache.add(CACHE_KIND, key.digest, size) as scratch:
-            _write(scratch, key, ranking)
-    if loaded is None:
+            if journal.reused is None:
+                journal.reuse(measured_before.find(digests))
+            measurements = measure(journal)
+            taken = journal.reused or {}
+        ranking = rank(measurements, k=key.rrf_k)
+        measured_before.add([each for each in measurements if each.row not in taken], digests)
         _write(directory, key, ranking)
     (directory / PARTIAL_RANKING_FILE).unlink(missing_ok=True)
     return ranking, loaded is not None
 
 
-def _write(directory: Path, key: RankingCacheKey, ranking: Sequence[RankedSample]) -> None:
-    text, seal = _content(key, ranking)
+def _write(directory: Path, key: RankingKey, ranking: Sequence[RankedSample]) -> None:
+    text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in ranking)
     replace_file(directory / RANKING_FILE, text)
     # Written last: the seal vouches for the ranking file, by its digest too.
-    replace_file(directory / RANKING_INPUTS_FILE, seal)
-
-
-def _content(key: RankingCacheKey, ranking: Sequence[RankedSample]) -> tuple[str, str]:
-    """The content of the ranking file and of its seal."""
-    text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in ranking)
     seal = {"key": key.digest, "sha256": hashlib.sha256(text.encode()).hexdigest(), "inputs": key.model_dump()}
-    return text, json.dumps(seal, indent=1) + "\n"
+    replace_file(directory / RANKING_INPUTS_FILE, json.dumps(seal, indent=1) + "\n")
 
 
-def _read(directory: Path, matches: Callable[[RankingCacheKey], bool]) -> list[RankedSample] | None:
+def _read(directory: Path, matches: Callable[[RankingKey], bool]) -> list[RankedSample] | None:
     """The ranking in `directory`; None where there is none, it is damaged, or its key does not match."""
     try:
         seal: dict[str, Any] = json.loads((directory / RANKING_INPUTS_FILE).read_bytes())
         content = (directory / RANKING_FILE).read_bytes()
-        key = RankingCacheKey.model_validate(seal["inputs"])
+        key = RankingKey.model_validate(seal["inputs"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     is_whole = seal.get("sha256") == hashlib.sha256(content).hexdigest()
     if not is_whole or seal.get("key") != key.digest or not matches(key):
         return None
     return [RankedSample(**json.loads(line)) for line in content.splitlines()]
-
-
-def _load_from_cache(cache: SharedCache, key: RankingCacheKey) -> list[RankedSample] | None:
-    with suppress(OSError), cache.find(CACHE_KIND, key.digest) as entry:
-        return None if entry is None else _read(entry, lambda other: other == key)
-    return None
 
 
 def _competition_ranks(values: Sequence[float]) -> list[int]:

@@ -22,6 +22,14 @@ class EncodedDataset:
         return digest.hexdigest()
 
     @property
+    def sample_digests(self) -> tuple[str, ...]:
+        """SHA-256 over each sample as tokens with its references, in their order."""
+        return tuple(
+            hashlib.sha256(f"{sample.digest} {sample.content_digest} {references!r}".encode()).hexdigest()
+            for sample, references in zip(self.samples, self.references, strict=True)
+        )
+
+    @property
     def references_digest(self) -> str:
         """SHA-256 over the references, in the order of the samples."""
         return hashlib.sha256(repr(self.references).encode()).hexdigest()

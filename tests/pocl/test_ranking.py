@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
-from pocl.curriculum.ranking import CACHE_KIND, RankingCacheKey, load_or_rank, rank
-from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
+from pocl.curriculum.measurement_cache import MeasurementCache
+from pocl.curriculum.ranking import RankingKey, load_or_rank, rank
+from pocl.layout import PARTIAL_RANKING_FILE
 from pocl.storage.shared_cache import SharedCache
 
 # Few distinct values: most real answers of an untrained student tie at ROUGE-L 0.
@@ -22,10 +23,11 @@ measurement_lists = st.lists(
         for i, (rouge, ce) in enumerate(pairs)
     ]
 )
-INPUTS = RankingCacheKey(
+INPUTS = RankingKey(
     student="s", data="d", template="chat", end_ids=(2,), rrf_k=60, max_new_tokens=8, batch_size=16,
     precision="fp32", machine="cpu",
 )  # fmt: skip
+DIGESTS = ("sample a",)
 SAMPLE = DifficultyMeasurement(row=0, digest="a", rouge_l=1, cross_entropy=1, response="é\u2028")
 
 
@@ -75,8 +77,8 @@ def test_sample_easier_by_both_measures_comes_first(measurements: list[Difficult
 
 
 def test_ranking_of_equal_inputs_is_loaded(tmp_path: Path) -> None:
-    first, was_loaded = load_or_rank(tmp_path, INPUTS, measure_once, cache_in(tmp_path))
-    again, was_loaded_again = load_or_rank(tmp_path, INPUTS, must_not_measure, cache_in(tmp_path))
+    first, was_loaded = load_or_rank(tmp_path, INPUTS, DIGESTS, measure_once, cache_in(tmp_path))
+    again, was_loaded_again = load_or_rank(tmp_path, INPUTS, DIGESTS, must_not_measure, cache_in(tmp_path))
     assert (first, was_loaded, was_loaded_again) == (again, False, True)
 
 
@@ -87,12 +89,22 @@ CHANGES: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_changed_inputs_are_measured_anew(tmp_path: Path, change: dict[str, object]) -> None:
+def test_changed_inputs_are_measured_anew_unless_the_fusion_alone_has_changed(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
     shared = cache_in(tmp_path)
-    load_or_rank(tmp_path, INPUTS, measure_once, shared)
+    load_or_rank(tmp_path, INPUTS, DIGESTS, measure_once, shared)
     changed = INPUTS.model_copy(update=change)
-    other, was_loaded = load_or_rank(tmp_path, changed, lambda _: [replace(SAMPLE, digest="z")], shared)
+    reused: list[int] = []
+
+    def measure(journal: Journal) -> list[DifficultyMeasurement]:
+        reused.extend(journal.reused or {})
+        return [replace(SAMPLE, digest="z")]
+
+    other, was_loaded = load_or_rank(tmp_path, changed, DIGESTS, measure, shared)
     assert (other[0].digest, was_loaded) == ("z", False)
+    # Data are kept by sample, and the constant of the fusion enters no measurement.
+    assert reused == ([0] if change.keys() <= {"rrf_k", "data"} else [])
 
 
 def test_every_input_changes_the_cache_key() -> None:
@@ -102,15 +114,15 @@ def test_every_input_changes_the_cache_key() -> None:
 
 
 def test_damaged_ranking_is_measured_anew(tmp_path: Path) -> None:
-    load_or_rank(tmp_path, INPUTS, measure_once, cache_in(tmp_path))
+    load_or_rank(tmp_path, INPUTS, DIGESTS, measure_once, cache_in(tmp_path))
     (tmp_path / "ranking.jsonl").write_text("{}\n")
-    assert load_or_rank(tmp_path, INPUTS, measure_once, cache_in(tmp_path))[1] is False
+    assert load_or_rank(tmp_path, INPUTS, DIGESTS, measure_once, cache_in(tmp_path))[1] is False
 
 
 def test_run_continued_on_another_machine_keeps_its_ranking(tmp_path: Path) -> None:
-    ranking, _ = load_or_rank(tmp_path, INPUTS, measure_once, cache_in(tmp_path))
+    ranking, _ = load_or_rank(tmp_path, INPUTS, DIGESTS, measure_once, cache_in(tmp_path))
     moved = INPUTS.model_copy(update={"machine": "cuda"})
-    assert load_or_rank(tmp_path, moved, must_not_measure, cache_in(tmp_path)) == (ranking, True)
+    assert load_or_rank(tmp_path, moved, DIGESTS, must_not_measure, cache_in(tmp_path)) == (ranking, True)
 
 
 def test_journal_exists_until_the_ranking_is_complete(tmp_path: Path) -> None:
@@ -124,16 +136,16 @@ def test_journal_exists_until_the_ranking_is_complete(tmp_path: Path) -> None:
         return measurements
 
     with pytest.raises(KeyboardInterrupt):
-        load_or_rank(tmp_path, INPUTS, interrupted, cache_in(tmp_path))
-    ranking, _ = load_or_rank(tmp_path, INPUTS, continued, cache_in(tmp_path))
+        load_or_rank(tmp_path, INPUTS, DIGESTS, interrupted, cache_in(tmp_path))
+    ranking, _ = load_or_rank(tmp_path, INPUTS, DIGESTS, continued, cache_in(tmp_path))
     assert ranking == rank([SAMPLE])
     assert not (tmp_path / PARTIAL_RANKING_FILE).exists()
 
 
 def test_journal_of_a_complete_ranking_is_removed(tmp_path: Path) -> None:
-    load_or_rank(tmp_path, INPUTS, measure_once, cache_in(tmp_path))
+    load_or_rank(tmp_path, INPUTS, DIGESTS, measure_once, cache_in(tmp_path))
     (tmp_path / PARTIAL_RANKING_FILE).write_text("left by a kill")
-    load_or_rank(tmp_path, INPUTS, must_not_measure, cache_in(tmp_path))
+    load_or_rank(tmp_path, INPUTS, DIGESTS, must_not_measure, cache_in(tmp_path))
     assert not (tmp_path / PARTIAL_RANKING_FILE).exists()
 
 
@@ -142,33 +154,95 @@ def directory(tmp_path: Path, name: str) -> Path:
     return tmp_path / name
 
 
-def test_cached_ranking_is_copied_bit_for_bit(tmp_path: Path) -> None:
-    shared, first, second = cache_in(tmp_path), directory(tmp_path, "1"), directory(tmp_path, "2")
-    ranking, _ = load_or_rank(first, INPUTS, measure_once, shared)
-    assert load_or_rank(second, INPUTS, must_not_measure, shared) == (ranking, False)
-    for name in (RANKING_FILE, RANKING_INPUTS_FILE):
-        assert (first / name).read_bytes() == (second / name).read_bytes()
+def measured(row: int) -> DifficultyMeasurement:
+    return DifficultyMeasurement(row=row, digest=f"{row}", rouge_l=row, cross_entropy=1 / (1 + row), response="é")
 
 
-def test_cached_ranking_of_another_machine_is_ignored(tmp_path: Path) -> None:
+def names(*rows: int) -> list[str]:
+    return [f"sample {row}" for row in rows]
+
+
+def test_measurements_are_found_by_sample_in_whichever_entry_has_them(tmp_path: Path) -> None:
+    found = MeasurementCache(cache_in(tmp_path), INPUTS.of_measurements)
+    assert found.find(names(0, 1)) == []
+    found.add([measured(0), measured(1)], names(0, 1))
+    found.add([measured(2)], names(0, 1, 2))
+    assert found.find(names(2, 7, 1)) == [replace(measured(2), row=0), replace(measured(1), row=2)]
+    elsewhere = INPUTS.model_copy(update={"machine": "cuda"}).of_measurements
+    assert MeasurementCache(cache_in(tmp_path), elsewhere).find(names(0)) == []
+
+
+@pytest.mark.parametrize("name", ["measurements.jsonl", "manifest.json"])
+def test_damaged_measurements_are_made_anew(tmp_path: Path, name: str) -> None:
+    found = MeasurementCache(cache_in(tmp_path), INPUTS.of_measurements)
+    found.add([measured(0)], names(0))
+    (victim,) = (tmp_path / "cache" / found.kind).glob(f"*/{name}")
+    victim.write_text("damaged")
+    assert found.find(names(0)) == []
+    found.add([measured(0)], names(0))
+    assert found.find(names(0)) == [measured(0)]
+
+
+def ranked_with(directory: Path, shared: SharedCache, *rows: int, rrf_k: int = 60) -> tuple[list[str], list[int]]:
+    """Order of the samples `rows`, easiest first, and which of them had to be measured."""
+    directory.mkdir(exist_ok=True)
+    had_to: list[int] = []
+
+    def measure(journal: Journal) -> list[DifficultyMeasurement]:
+        reused = journal.reused or {}
+        had_to.extend(row for place, row in enumerate(rows) if place not in reused)
+        new = [replace(measured(row), row=place) for place, row in enumerate(rows) if place not in reused]
+        return [*reused.values(), *new]
+
+    key = INPUTS.model_copy(update={"data": f"{rows}", "rrf_k": rrf_k})
+    ranking, _ = load_or_rank(directory, key, names(*rows), measure, shared)
+    return [sample.digest for sample in ranking], had_to
+
+
+def test_another_fusion_a_subset_or_one_more_sample_measures_what_is_missing(tmp_path: Path) -> None:
     shared = cache_in(tmp_path)
-    load_or_rank(directory(tmp_path, "1"), INPUTS, measure_once, shared)
-    moved = INPUTS.model_copy(update={"machine": "cuda"})
-    other, _ = load_or_rank(directory(tmp_path, "2"), moved, lambda _: [replace(SAMPLE, digest="z")], shared)
-    assert other[0].digest == "z"
+    first, measured_first = ranked_with(tmp_path / "1", shared, 0, 1, 2, 3)
+    assert measured_first == [0, 1, 2, 3]
+    assert ranked_with(tmp_path / "2", shared, 0, 1, 2, 3, rrf_k=5) == (first, [])
+    assert ranked_with(tmp_path / "3", shared, 3, 1)[1] == []
+    more, measured_more = ranked_with(tmp_path / "4", shared, 4, 0, 1, 2, 3)
+    assert measured_more == [4]
+    assert more == ranked_with(tmp_path / "5", cache_in(tmp_path / "empty"), 4, 0, 1, 2, 3)[0]
 
 
-@pytest.mark.parametrize("name", [RANKING_FILE, RANKING_INPUTS_FILE, "manifest.json"])
-def test_damaged_cached_ranking_is_measured_anew(tmp_path: Path, name: str) -> None:
+def test_killed_ranking_takes_from_the_cache_what_it_took_at_first(tmp_path: Path) -> None:
     shared = cache_in(tmp_path)
-    load_or_rank(directory(tmp_path, "1"), INPUTS, measure_once, shared)
-    (shared.root / CACHE_KIND / INPUTS.digest / name).write_text("damaged")
-    ranking, was_loaded = load_or_rank(directory(tmp_path, "2"), INPUTS, measure_once, shared)
-    assert (ranking, was_loaded) == (rank([SAMPLE]), False)
-    assert load_or_rank(directory(tmp_path, "3"), INPUTS, must_not_measure, shared)[0] == ranking
+    MeasurementCache(shared, INPUTS.of_measurements).add([SAMPLE], DIGESTS)
+
+    def interrupted(journal: Journal) -> list[DifficultyMeasurement]:
+        assert journal.reused == {0: SAMPLE}
+        raise KeyboardInterrupt
+
+    def continued(journal: Journal) -> list[DifficultyMeasurement]:
+        assert journal.reused == {0: SAMPLE}
+        return [SAMPLE]
+
+    with pytest.raises(KeyboardInterrupt):
+        load_or_rank(tmp_path, INPUTS, DIGESTS, interrupted, shared)
+    # Neither what was evicted meanwhile nor what was added changes the batches of the rest.
+    load_or_rank(tmp_path, INPUTS, DIGESTS, continued, cache_in(tmp_path / "other"))
+    late = cache_in(tmp_path / "late")
+    fresh = directory(tmp_path, "fresh")
+    with pytest.raises(KeyboardInterrupt):
+        load_or_rank(fresh, INPUTS, DIGESTS, lambda journal: stop_unless(journal.reused == {}), late)
+    MeasurementCache(late, INPUTS.of_measurements).add([SAMPLE], DIGESTS)
+    with pytest.raises(KeyboardInterrupt):
+        load_or_rank(fresh, INPUTS, DIGESTS, lambda journal: stop_unless(journal.reused == {}), late)
+
+
+def stop_unless(holds: bool) -> list[DifficultyMeasurement]:
+    assert holds
+    raise KeyboardInterrupt
 
 
 def test_unusable_cache_does_not_prevent_a_ranking(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert load_or_rank(tmp_path, INPUTS, measure_once, SharedCache(tmp_path / "file", 1 << 20))[0] == rank([SAMPLE])
-    assert load_or_rank(tmp_path, INPUTS, must_not_measure, cache_in(tmp_path))[1] is True
+    assert load_or_rank(tmp_path, INPUTS, DIGESTS, measure_once, SharedCache(tmp_path / "file", 1 << 20))[0] == rank(
+        [SAMPLE]
+    )
+    assert load_or_rank(tmp_path, INPUTS, DIGESTS, must_not_measure, cache_in(tmp_path))[1] is True
