@@ -503,7 +503,7 @@ GIB = 1 << 30
 
 @pytest.mark.parametrize(
     ("total_memory", "tokens"),
-    [(None, 4096), (4 * GIB, 4096), (16 * GIB, 8192), (24 * GIB - 1, 8192), (80 * GIB - 7, 32768), (141 * GIB, 65536),
+    [(None, 512), (4 * GIB, 4096), (16 * GIB, 8192), (24 * GIB - 1, 8192), (80 * GIB - 7, 32768), (141 * GIB, 65536),
      (1000 * GIB, 65536)],
 )  # fmt: skip
 def test_batch_follows_from_the_total_memory_in_powers_of_two(total_memory: int | None, tokens: int) -> None:
