@@ -124,18 +124,24 @@ class OurStep:
 
 
 def answers(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], precision: Precision, *, new_tokens: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    precision: Precision,
+    *,
+    new_tokens: int,
+    graphs: bool = False,
 ) -> list[list[int]]:
     """Greedy answers of `new_tokens` tokens each, with all prompts in flight at once: no token ends an answer."""
-    with precision.autocast():
-        return generate(
-            model,
-            prompts,
-            max_new_tokens=new_tokens,
-            batch_size=len(prompts),
-            eos_token_ids=frozenset(),
-            pad_id=0,
-        )
+    return generate(
+        model,
+        prompts,
+        max_new_tokens=new_tokens,
+        batch_size=len(prompts),
+        eos_token_ids=frozenset(),
+        pad_id=0,
+        precision=precision,
+        graphs=graphs,
+    )
 
 
 def cross_entropy(model: PreTrainedModel, samples: Sequence[EncodedSample], precision: Precision) -> float:

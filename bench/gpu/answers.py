@@ -49,11 +49,14 @@ def measure_answers(setting: Setting) -> Section:
 
         return Rival(name, prepare)
 
+    our_answers = partial(ours.answers, student, prompts, setting.precision, new_tokens=scale.new_tokens)
+    with_graphs = [rival(f"{OURS}, CUDA graphs", partial(our_answers, graphs=True))] if device.type == "cuda" else []
     # transformers compiles a static cache's forward pass by itself on a GPU.
     static = f"{STATIC}, compiled" if device.type == "cuda" else STATIC
     contenders = time_contenders(
         [
-            rival(OURS, partial(ours.answers, student, prompts, setting.precision, new_tokens=scale.new_tokens)),
+            rival(OURS, our_answers),
+            *with_graphs,
             rival(DYNAMIC, partial(_transformers, rounded, prompts, scale.new_tokens)),
             rival(static, partial(_transformers, rounded, prompts, scale.new_tokens, cache_implementation="static")),
         ],
