@@ -12,17 +12,18 @@ from transformers import PreTrainedModel
 
 from pocl.data.batches import EncodedSample
 from pocl.evaluation.generate import generate
-from pocl.evaluation.token_scores import token_scores
+from pocl.evaluation.token_scores import ScoringSizes, token_scores
 from pocl.events import Sink
 from pocl.losses.buffers import LossExecution, Workspace
 from pocl.losses.fused import fused_objective_sum
 from pocl.losses.objective import ObjectiveTerms
-from pocl.models.output_head import Head, HeadInputs
+from pocl.models.output_head import Head, HeadInputs, extract_head
 from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
 from pocl.models.random import byte_level_tokenizer
 from pocl.plan import StagePlan
 from pocl.run import run
+from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
 from pocl.spec import DistillationMethod, DistillationSpec
 from pocl.spec.presets import resolve
 from pocl.storage.shared_cache import SharedCache
@@ -78,6 +79,15 @@ def filled_teacher(
         yield held.enter_context(opened)
 
 
+def sizes_of_run(
+    spec: DistillationSpec, student: PreTrainedModel, teacher: PreTrainedModel | None, precision: Precision
+) -> RunSizes:
+    """The sizes that a run would choose now, with the memory that is free."""
+    has_fused_head = extract_head(student) is not None
+    workload = Workload.of(spec, student, teacher, precision=precision, has_fused_head=has_fused_head)
+    return choose_sizes(workload, measure_free_memory(student.device))
+
+
 class OurStep:
     """One optimiser step of the product's own trainer over the samples of a batch."""
 
@@ -103,7 +113,15 @@ class OurStep:
             first_step=0,
             steps_per_epoch=1,
         )
-        loss = training_loss(student, teacher, spec.method, shared_vocabulary=None, precision=precision)
+        sizes = sizes_of_run(spec, student, teacher.model, precision)
+        loss = training_loss(
+            student,
+            teacher,
+            spec.method,
+            shared_vocabulary=None,
+            precision=precision,
+            execution=LossExecution(sizes.loss_chunk_tokens),
+        )
         self._trainer = Trainer(
             spec=spec,
             table=(self._stage,),
@@ -111,6 +129,7 @@ class OurStep:
             student=Student(student, byte_level_tokenizer(1024), optimizer),
             training_loss=loss,
             packed=loss.is_fused and can_pack(student, spec.data.max_length),
+            micro_batch_tokens=sizes.micro_batch_tokens,
             workdir=Path(),
             sink=lambda _event: None,
             should_stop=lambda: False,
@@ -146,7 +165,9 @@ def answers(
 
 def cross_entropy(model: PreTrainedModel, samples: Sequence[EncodedSample], precision: Precision) -> float:
     """Mean cross-entropy of all response tokens, in nats."""
-    mean, _divergence = token_scores(model, samples, batch_size=len(samples), precision=precision)
+    sizes = sizes_of_run(step_spec(len(samples)), model, None, precision)
+    scoring = ScoringSizes(sizes.scoring_tokens, sizes.loss_chunk_tokens)
+    mean, _divergence = token_scores(model, samples, sizes=scoring, precision=precision)
     return mean
 
 

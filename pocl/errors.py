@@ -11,7 +11,7 @@ PoclError
 |-- WorkdirMismatch        the directory holds a run of another specification
 |-- CheckpointCorrupt      no whole checkpoint is left
 |-- LossDiverged           the loss is not finite
-|-- OutOfMemory            the smallest micro-batch does not fit
+|-- OutOfMemory            the smallest piece of the work does not fit
 |-- DiskFull               no space to write
 `-- EngineFailure          anything that was not foreseen
 """
@@ -149,11 +149,11 @@ class LossDiverged(PoclError):
 
 
 class OutOfMemory(PoclError):
-    """The smallest micro-batch does not fit into memory."""
+    """The smallest piece of the work does not fit into memory."""
 
     code = "out_of_memory"
     fault = "capacity"
-    hint = "Use a smaller student, a shorter data.max_length, or a device with more memory."
+    hint = "Use smaller models, a shorter data.max_length or shorter answers, or a device with more memory."
 
 
 class DiskFull(PoclError):

@@ -3,6 +3,7 @@
 import os
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +14,17 @@ from pocl.callbacks import OnProgress, ShouldStop
 from pocl.curriculum.measurer import DifficultyMeasurer
 from pocl.curriculum.ranking import RankedSample, load_or_rank
 from pocl.data.batches import EncodedSample
+from pocl.determinism import deterministic_kernels, reasons_not_exact
 from pocl.evaluation.answers import GenerationSettings
+from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.evaluator import Evaluator
 from pocl.evaluation.scores import Scores
+from pocl.evaluation.token_scores import ScoringSizes
 from pocl.events import (
     ArtifactWritten,
     CheckpointSaved,
     Evaluated,
+    Event,
     Phase,
     PhaseChanged,
     Progressed,
@@ -41,22 +46,25 @@ from pocl.layout import (
 from pocl.losses.buffers import LossExecution
 from pocl.models.digest import DigestStore
 from pocl.models.loading import load_weights
+from pocl.models.output_head import extract_head
 from pocl.models.packed import can_pack
 from pocl.models.precision import choose_device, choose_precision, machine_fingerprint
+from pocl.out_of_memory import HALVED_IS_NOT_EXACT, HalvedSize, fit_or_refuse, retry_halved
 from pocl.plan import StagePlan, stage_table
 from pocl.prepare import Corpus, Models, encode_corpus, load_models, read_splits
 from pocl.report.result import Result, build_result, write_result
-from pocl.sizes import Sizes, choose_sizes
-from pocl.spec import DistillationSpec
+from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
+from pocl.spec import DistillationSpec, Sampling
 from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.storage.workdir import pin_again, pin_spec
 from pocl.teacher.cache import CachedTeacher, open_teacher
 from pocl.teacher.distillation_loss import training_loss
+from pocl.teacher.shards import choose_batch_tokens
 from pocl.teacher.signal import LiveTeacher, TeacherSignal, TeacherSource
 from pocl.train import checkpoint
 from pocl.train.checkpoint import ResumePoint, TrainState
-from pocl.train.loop import Student, Trainer, make_optimizer
+from pocl.train.loop import Score, Student, Trainer, make_optimizer
 
 
 class Pipeline:
@@ -89,6 +97,10 @@ class Pipeline:
         # Progress bars would fill a log file; the events say how far a run is.
         transformers.utils.logging.disable_progress_bar()
         self._device = choose_device(self._spec.resources.device)
+        if self._spec.resources.deterministic:
+            resources.enter_context(deterministic_kernels(self._device))
+        self._not_exact = reasons_not_exact(spec, self._device)
+        self._warned_codes: set[str] = set()
         self._precision = choose_precision(self._spec.training.precision, self._device)
         sink(ArtifactWritten(kind="spec", path=SPEC_FILE))
 
@@ -112,17 +124,17 @@ class Pipeline:
         self._sink(PhaseChanged(phase="loading"))
         digests = DigestStore(self._shared_cache.root / MODEL_DIGESTS_FILE)
         models = load_models(self._spec, device=self._device, precision=self._precision, digests=digests)
-        self._pin_sizes()
+        self._choose_sizes(models)
         corpus = encode_corpus(self._spec.data, models, train_samples, validation_samples)
-        evaluator = self._evaluator(models, corpus)
         ranking = self._rank(models, corpus)
-        teacher_scores = [] if resume_point is not None else self._score_teacher(models, evaluator)
+        teacher_scores = [] if resume_point is not None else self._score_teacher(models, corpus)
         teacher = self._open_teacher(models, corpus, resume_point)
         if models.teacher is not None:
             # A cached teacher needs its layers no more: the memory goes to the student.
             models.teacher.release()
         training_samples = [corpus.train.samples[sample.row] for sample in ranking]
-        trainer = self._trainer(models, training_samples, table, resume_point, teacher, evaluator)
+        score = None if corpus.validation is None else partial(self._score_student, models, corpus, teacher)
+        trainer = self._trainer(models, training_samples, table, resume_point, teacher, score)
         trainer.state.evaluations += teacher_scores
         state = trainer.run()
         return self._export(models, state, ranking)
@@ -134,81 +146,140 @@ class Pipeline:
         if resume_point is None and damaged:
             self._sink(Warned(code="started_again", message="no whole checkpoint is left: starting again from step 0"))
         if resume_point is not None and resume_point.state.machine != machine_fingerprint(self._device):
-            message = f"continued on another machine, so not to the same bits: {machine_fingerprint(self._device)}"
-            self._sink(Warned(code="not_exact", message=message))
+            self._warn_not_exact(
+                f"continued on another machine, so not to the same bits: {machine_fingerprint(self._device)}"
+            )
         return resume_point
 
-    @property
-    def _sizes(self) -> Sizes:
-        return Sizes.pinned_in(self._spec)
+    def _warn_once(self, event: Event) -> None:
+        """Report a fall-back that would be met again and again."""
+        if isinstance(event, Warned) and event.code in self._warned_codes:
+            return
+        if isinstance(event, Warned):
+            self._warned_codes.add(event.code)
+        self._sink(event)
 
-    def _pin_sizes(self) -> None:
+    def _warn_not_exact(self, reason: str) -> None:
+        self._sink(Warned(code="not_exact", message=reason))
+        self._note_not_exact(reason)
+
+    def _note_not_exact(self, reason: str) -> None:
+        if reason not in self._not_exact:
+            self._not_exact.append(reason)
+
+    @property
+    def _sizes(self) -> RunSizes:
+        return RunSizes.pinned_in(self._spec)
+
+    def _choose_sizes(self, models: Models) -> None:
         """Choose and pin those sizes that are neither posted nor pinned already."""
-        spec = self._spec.with_choices(choose_sizes().choices)
+        teacher = None if models.teacher is None else models.teacher.structure
+        workload = Workload.of(
+            self._spec,
+            models.student.model,
+            teacher,
+            precision=self._precision,
+            has_fused_head=extract_head(models.student.model) is not None,
+        )
+        self._pin(self._spec.with_choices(choose_sizes(workload, measure_free_memory(self._device)).choices))
+
+    def _halve(self, size: HalvedSize) -> None:
+        """Pin half the size: a run that goes on after an interruption must not begin with the whole one again."""
+        sizes = self._sizes.halved(size)
+        self._pin(self._spec.with_fields(sizes.choices))
+        message = f"out of memory: begun again with {getattr(sizes, size)} {size.replace('_', ' ')}"
+        self._sink(Warned(code=f"{size}_halved", message=message))
+        self._note_not_exact(HALVED_IS_NOT_EXACT)
+
+    def _pin(self, spec: DistillationSpec) -> None:
         if spec != self._spec:
             pin_again(self._workdir, spec)
             self._spec = spec
             self._sink(ArtifactWritten(kind="spec", path=SPEC_FILE))
 
-    def _evaluator(self, models: Models, corpus: Corpus) -> Evaluator | None:
-        if corpus.validation is None:
-            return None
-        evaluation = self._spec.evaluation
+    def _evaluator(self, models: Models, corpus: Corpus, validation: EncodedDataset) -> Evaluator:
         return Evaluator(
-            corpus.validation,
+            validation,
             models.tokenizer,
-            GenerationSettings(
-                evaluation.max_new_tokens,
-                self._sizes.generation_rows,
-                end_of_response_id=corpus.end_of_response_id,
-                precision=self._precision,
-                sampling=evaluation.sampling,
-            ),
+            self._generation(self._spec.evaluation.max_new_tokens, corpus, sampling=self._spec.evaluation.sampling),
+            self._scoring,
             shared_vocabulary=models.shared_vocabulary,
             on_progress=self._progress("evaluating", "rows"),
             should_stop=self._should_stop,
         )
 
+    def _generation(
+        self, max_new_tokens: int, corpus: Corpus, *, sampling: Sampling | None = None
+    ) -> GenerationSettings:
+        return GenerationSettings(
+            max_new_tokens,
+            self._sizes.generation_rows,
+            end_of_response_id=corpus.end_of_response_id,
+            precision=self._precision,
+            sampling=sampling,
+            graphs=self._spec.resources.graphs,
+            sink=self._warn_once,
+        )
+
+    @property
+    def _scoring(self) -> ScoringSizes:
+        return ScoringSizes(self._sizes.scoring_tokens, self._sizes.loss_chunk_tokens)
+
     def _rank(self, models: Models, corpus: Corpus) -> list[RankedSample]:
         """Rank the training samples by their difficulty for the untrained student, or load an equal ranking."""
         self._sink(PhaseChanged(phase="ranking"))
-        spec = self._spec
-        measurer = DifficultyMeasurer(
-            models.student,
-            models.tokenizer,
-            corpus.train,
-            template=corpus.template,
-            rrf_k=spec.curriculum.ranking.rrf_k,
-            generation=GenerationSettings(
-                spec.curriculum.ranking.max_new_tokens,
-                self._sizes.generation_rows,
-                end_of_response_id=corpus.end_of_response_id,
-                precision=self._precision,
-            ),
-            on_progress=self._progress("ranking", "samples"),
-            should_stop=self._should_stop,
-        )
-        with models.product_weights.in_use():
-            ranking, was_here = load_or_rank(
-                self._workdir,
-                measurer.cache_key,
-                corpus.train.sample_digests,
-                measurer.measure,
-                self._shared_cache,
+        ranking_spec = self._spec.curriculum.ranking
+
+        def rank() -> tuple[list[RankedSample], bool]:
+            measurer = DifficultyMeasurer(
+                models.student,
+                models.tokenizer,
+                corpus.train,
+                template=corpus.template,
+                rrf_k=ranking_spec.rrf_k,
+                generation=self._generation(ranking_spec.max_new_tokens, corpus),
+                scoring=self._scoring,
+                on_progress=self._progress("ranking", "samples"),
+                should_stop=self._should_stop,
             )
+            with models.product_weights.in_use():
+                return load_or_rank(
+                    self._workdir,
+                    measurer.cache_key,
+                    corpus.train.sample_digests,
+                    measurer.measure,
+                    self._shared_cache,
+                )
+
+        ranking, was_here = retry_halved(rank, self._halve)
         if not was_here:
             self._sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
         return ranking
 
-    def _score_teacher(self, models: Models, evaluator: Evaluator | None) -> list[Evaluated]:
+    def _score_teacher(self, models: Models, corpus: Corpus) -> list[Evaluated]:
         """The evaluation of the teacher, where the specification asks for one."""
-        if evaluator is None or models.teacher is None or not self._spec.evaluation.teacher:
+        teacher, validation = models.teacher, corpus.validation
+        if validation is None or teacher is None or not self._spec.evaluation.teacher:
             return []
         self._sink(PhaseChanged(phase="evaluating"))
-        scores = evaluator.score_teacher(models.teacher, self._shared_cache)
+        scores = retry_halved(
+            lambda: self._evaluator(models, corpus, validation).score_teacher(teacher, self._shared_cache),
+            self._halve,
+        )
         evaluated = Evaluated(subject="teacher", **asdict(scores))
         self._sink(evaluated)
         return [evaluated]
+
+    def _score_student(self, models: Models, corpus: Corpus, teacher: TeacherSignal | None, *, sampled: bool) -> Scores:
+        validation = corpus.validation
+        assert validation is not None  # The caller has looked.
+
+        def score() -> Scores:
+            with models.product_weights.in_use():
+                evaluator = self._evaluator(models, corpus, validation)
+                return evaluator.score(models.student.model, teacher, sampled=sampled)
+
+        return retry_halved(score, self._halve)
 
     def _open_teacher(self, models: Models, corpus: Corpus, resume_point: ResumePoint | None) -> TeacherSignal | None:
         """The teacher's hidden states for every sample of the run, computed beforehand where there is room."""
@@ -244,7 +315,7 @@ class Pipeline:
         table: tuple[StagePlan, ...],
         resume_point: ResumePoint | None,
         teacher: TeacherSignal | None,
-        evaluator: Evaluator | None,
+        score: Score | None,
     ) -> Trainer:
         model = models.student.model
         optimizer = make_optimizer(model, self._spec.training)
@@ -253,15 +324,23 @@ class Pipeline:
         teacher_batch_tokens = teacher.batch_tokens if isinstance(teacher, CachedTeacher) else None
         if resume_point is not None:
             load_weights(model, resume_point.directory)
-            checkpoint.restore_optimizer(resume_point.directory, model, optimizer)
+            fit_or_refuse(
+                lambda: checkpoint.restore_optimizer(resume_point.directory, model, optimizer),
+                "The state of the optimiser",
+            )
             if state.cached_teacher != is_cached:
-                message = f"continued with the teacher {'cached' if is_cached else 'live'}, so not to the same bits"
-                self._sink(Warned(code="not_exact", message=message))
+                self._warn_not_exact(
+                    f"continued with the teacher {'cached' if is_cached else 'live'}, so not to the same bits"
+                )
             elif state.teacher_batch_tokens not in (None, teacher_batch_tokens):
-                message = "continued with a teacher that runs on smaller batches, so not to the same bits"
-                self._sink(Warned(code="not_exact", message=message))
+                self._warn_not_exact("continued with a teacher that runs on smaller batches, so not to the same bits")
         state.cached_teacher = is_cached
         state.teacher_batch_tokens = teacher_batch_tokens
+        if teacher_batch_tokens is not None and teacher_batch_tokens < choose_batch_tokens(self._device):
+            self._note_not_exact(HALVED_IS_NOT_EXACT)
+        state.note_not_exact(*self._not_exact)
+        # What is noted from here on enters the training state.
+        self._not_exact = state.not_exact
         loss = training_loss(
             model,
             teacher,
@@ -273,11 +352,6 @@ class Pipeline:
             ),
             product_weights=models.product_weights,
         )
-
-        def score(*, sampled: bool) -> Scores:
-            assert evaluator is not None  # Without one the trainer is given no score.
-            with models.product_weights.in_use():
-                return evaluator.score(model, teacher, sampled=sampled)
 
         return Trainer(
             spec=self._spec,
@@ -291,7 +365,7 @@ class Pipeline:
             sink=self._sink,
             should_stop=self._should_stop,
             should_pause=self._should_pause,
-            score=None if evaluator is None else score,
+            score=score,
             state=state,
         )
 

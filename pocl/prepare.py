@@ -15,6 +15,7 @@ from pocl.models.digest import DigestStore
 from pocl.models.loading import LazyModel, LoadedModel, load_lazily, load_student, shared_vocabulary
 from pocl.models.precision import Precision
 from pocl.models.product_weights import ProductWeights
+from pocl.out_of_memory import fit_or_refuse
 from pocl.spec import Data, DataRef, DistillationSpec
 
 
@@ -63,17 +64,25 @@ def load_models(spec: DistillationSpec, *, device: torch.device, precision: Prec
 
     Raises:
         ModelNotFound, ModelUnsupported, VocabularyMismatch, SpecInvalid: with what to do about it.
+        OutOfMemory: one of them does not fit into the memory of the device.
     """
+    teacher_ref = spec.teacher
     teacher = (
         None
-        if spec.teacher is None
-        else load_lazily(spec.teacher, device=device, dtype=precision.weights, digests=digests)
+        if teacher_ref is None
+        else fit_or_refuse(
+            lambda: load_lazily(teacher_ref, device=device, dtype=precision.weights, digests=digests), "The teacher"
+        )
     )
-    student = load_student(spec.student, teacher, device=device, dropout=spec.training.dropout, digests=digests)
+    student = fit_or_refuse(
+        lambda: load_student(spec.student, teacher, device=device, dropout=spec.training.dropout, digests=digests),
+        "The student",
+    )
     for structure in (student.structure, *([] if teacher is None else [teacher.structure])):
         check_sequence_length(spec.data.max_length, getattr(structure.config, "max_position_embeddings", None))
     shared = None if teacher is None else shared_vocabulary(teacher, student)
-    return Models(student, teacher, shared, _tokenizer(student, teacher), ProductWeights(student.model, precision))
+    copies = fit_or_refuse(lambda: ProductWeights(student.model, precision), "The copy of the student's weights")
+    return Models(student, teacher, shared, _tokenizer(student, teacher), copies)
 
 
 def encode_corpus(data: Data, models: Models, train: list[Sample], validation: list[Sample]) -> Corpus:

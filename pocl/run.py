@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from pocl.callbacks import ShouldStop
-from pocl.errors import DiskFull, EngineFailure, OutOfMemory, PoclError, is_disk_full
+from pocl.determinism import is_without_deterministic_kernel
+from pocl.errors import DiskFull, EngineFailure, FieldError, OutOfMemory, PoclError, SpecInvalid, is_disk_full
 from pocl.events import Event, RunEnded, Sink, StepLogged
 from pocl.layout import CACHE_DIR, EVENTS_FILE
 from pocl.pipeline import Pipeline
@@ -95,12 +96,23 @@ def _run_ended(error: PoclError, step: int) -> RunEnded:
     )
 
 
+def _without_deterministic_kernel(error: Exception) -> FieldError:
+    operation = str(error).split(maxsplit=1)[0]
+    return FieldError(
+        pointer="/resources/deterministic",
+        code="no_deterministic_kernel",
+        detail=f"a model or method needs {operation}, which has no deterministic kernel; set it to false",
+    )
+
+
 def _to_pocl_error(error: Exception) -> PoclError:
     """Translate any exception to an error of the engine."""
     if isinstance(error, PoclError):
         return error
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return OutOfMemory()
+        return OutOfMemory("Memory ran out where nothing could be made smaller.")
+    if is_without_deterministic_kernel(error):
+        return SpecInvalid([_without_deterministic_kernel(error)])
     if is_disk_full(error):
         return DiskFull()
     # The message may name paths and stays in the log; the class is safe to show.

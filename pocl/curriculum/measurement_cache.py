@@ -36,6 +36,8 @@ class MeasurementKey(BaseModel):
     max_new_tokens: int
     sampling: Literal["greedy"] = "greedy"
     batch_size: int
+    scoring_tokens: int
+    chunk_tokens: int
     batching: int = BATCHING_VERSION
     precision: str
     machine: str

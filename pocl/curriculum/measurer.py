@@ -11,7 +11,7 @@ from pocl.curriculum.ranking import RankingKey
 from pocl.evaluation.answers import GenerationSettings, generate_answers, generation_batches, stop_token_ids
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.rouge import rouge_l
-from pocl.evaluation.token_scores import last_turn_cross_entropy
+from pocl.evaluation.token_scores import ScoringSizes, last_turn_cross_entropy
 from pocl.models.loading import LoadedModel
 from pocl.models.precision import machine_fingerprint
 
@@ -33,6 +33,7 @@ class DifficultyMeasurer:
     rrf_k: int
     """The constant of reciprocal rank fusion."""
     generation: GenerationSettings
+    scoring: ScoringSizes
     on_progress: OnProgress
     """Called with (samples measured, samples), once a second at most."""
     should_stop: ShouldStop
@@ -49,6 +50,8 @@ class DifficultyMeasurer:
             rrf_k=self.rrf_k,
             max_new_tokens=generation.max_new_tokens,
             batch_size=generation.batch_size,
+            scoring_tokens=self.scoring.tokens,
+            chunk_tokens=self.scoring.chunk_tokens,
             precision=generation.precision.name,
             machine=machine_fingerprint(generation.precision.device),
         )
@@ -58,6 +61,7 @@ class DifficultyMeasurer:
 
         Raises:
             RunStopped: when `should_stop` turns true; finished batches are in the journal.
+            SizeTooLarge: memory ran out.
         """
         reused = journal.reused or {}
         missing = [row for row in range(len(self.dataset.samples)) if row not in reused]
@@ -93,7 +97,7 @@ class DifficultyMeasurer:
         entropies = last_turn_cross_entropy(
             self.student.model,
             samples,
-            batch_size=self.generation.batch_size,
+            sizes=self.scoring,
             precision=self.generation.precision,
             should_stop=self.should_stop,
         )

@@ -48,9 +48,10 @@ class RankingKey(MeasurementKey):
         """What the measurement of each sample depends on."""
         return MeasurementKey(**{name: getattr(self, name) for name in MeasurementKey.model_fields})
 
-    def equals_except_machine(self, other: "RankingKey") -> bool:
-        """Whether the two rankings differ by rounding at most."""
-        return self == other.model_copy(update={"machine": self.machine})
+    def equals_but_for_rounding(self, other: "RankingKey") -> bool:
+        """Whether the two rankings are of the same inputs, on whatever machine and with whatever sizes."""
+        rounding = {name: getattr(self, name) for name in ("machine", "batch_size", "scoring_tokens", "chunk_tokens")}
+        return self == other.model_copy(update=rounding)
 
 
 def rank(measurements: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[RankedSample]:
@@ -87,10 +88,10 @@ def load_or_rank(
 ) -> tuple[list[RankedSample], bool]:
     """The ranking under `key`, saved in `directory`: loaded from there, or made of measurements.
 
-    The one in `directory` counts even if another machine made it: a run that continues must not change its order of
-    samples. For a new one, what other runs have measured is taken from `cache`, and only the rest is measured and left
-    there. The journal in `directory` begins with what was taken, so that a killed ranking goes on with the same rest,
-    whatever becomes of the cache.
+    The one in `directory` counts even if another machine or other sizes made it: a run that continues must not change
+    its order of samples, not even where memory made it halve a size since. For a new one, what other runs have measured
+    is taken from `cache`, and only the rest is measured and left there. The journal in `directory` begins with what was
+    taken, so that a killed ranking goes on with the same rest, whatever becomes of the cache.
 
     Args:
         digests: The digest of each sample with its references, by row.
@@ -102,7 +103,7 @@ def load_or_rank(
     Raises:
         DiskFull: when `directory` has no space.
     """
-    ranking = loaded = _read(directory, key.equals_except_machine)
+    ranking = loaded = _read(directory, key.equals_but_for_rounding)
     if ranking is None:
         measured_before = MeasurementCache(cache, key.of_measurements)
         with Journal(directory / PARTIAL_RANKING_FILE, key.digest) as journal:

@@ -8,21 +8,29 @@ from pocl.data.batches import EncodedSample
 def micro_batches(
     samples: Sequence[EncodedSample], *, max_samples: int, max_tokens: int, packed: bool
 ) -> list[list[EncodedSample]]:
-    """Sort samples by length and split them, so that no micro-batch has more samples or tokens than is allowed.
+    """The samples of each batch of :func:`indices_by_length`."""
+    batches = indices_by_length(samples, max_samples=max_samples, max_tokens=max_tokens, packed=packed)
+    return [[samples[index] for index in batch] for batch in batches]
+
+
+def indices_by_length(
+    samples: Sequence[EncodedSample], *, max_samples: int, max_tokens: int, packed: bool
+) -> list[list[int]]:
+    """Sort samples by length and split them, so that no batch has more samples or tokens than is allowed.
 
     Tokens include padding unless `packed`. The composition of the optimiser batch is not touched: the sum over its
-    samples is the same however they are split. A sample longer than `max_tokens` is alone in its micro-batch. The
-    result depends on the set of samples, not on their order.
+    samples is the same however they are split. A sample longer than `max_tokens` is alone in its batch. The result
+    depends on the set of samples, not on their order.
     """
-    pieces: list[list[EncodedSample]] = []
+    pieces: list[list[int]] = []
     tokens = 0
-    for sample in sorted(samples, key=lambda sample: (len(sample.input_ids), sample.digest)):
-        length = len(sample.input_ids)
+    for index in sorted(range(len(samples)), key=lambda i: (len(samples[i].input_ids), samples[i].digest, i)):
+        length = len(samples[index].input_ids)
         # The samples before are not longer, and padded would be as long.
         grown = tokens + length if packed or not pieces else (len(pieces[-1]) + 1) * length
         if not pieces or len(pieces[-1]) >= max_samples or grown > max_tokens:
             pieces.append([])
             grown = length
-        pieces[-1].append(sample)
+        pieces[-1].append(index)
         tokens = grown
     return pieces

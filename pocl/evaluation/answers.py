@@ -11,6 +11,7 @@ from pocl.evaluation.generate import generate, model_stop_token_ids
 from pocl.evaluation.sampling import Sampler
 from pocl.events import Sink
 from pocl.models.precision import Precision
+from pocl.out_of_memory import limited_by
 from pocl.spec import Sampling
 
 
@@ -26,8 +27,6 @@ class GenerationSettings:
     precision: Precision
     sampling: Sampling | None = None
     """How answers are sampled beside the greedy ones; None samples none."""
-    scoring_tokens: int = 4096
-    """Prompt and response tokens that are scored at once, unless a single sample has more."""
     graphs: bool = False
     """Whether decode steps are replayed as CUDA graphs, on CUDA."""
     sink: Sink = lambda _: None
@@ -50,22 +49,24 @@ def generate_answers(
 
     Raises:
         RunStopped: when `should_stop` turns true.
+        SizeTooLarge: memory ran out.
     """
-    answers = generate(
-        model,
-        [sample.prompt_ids for sample in samples],
-        max_new_tokens=generation.max_new_tokens,
-        batch_size=generation.batch_size,
-        eos_token_ids=stop_token_ids(model, tokenizer, generation),
-        pad_id=generation.end_of_response_id,
-        precision=generation.precision,
-        sampler=sampler,
-        keys=[sample.digest for sample in samples],
-        graphs=generation.graphs,
-        on_progress=on_progress,
-        should_stop=should_stop,
-        sink=generation.sink,
-    )
+    with limited_by("generation_rows"):
+        answers = generate(
+            model,
+            [sample.prompt_ids for sample in samples],
+            max_new_tokens=generation.max_new_tokens,
+            batch_size=generation.batch_size,
+            eos_token_ids=stop_token_ids(model, tokenizer, generation),
+            pad_id=generation.end_of_response_id,
+            precision=generation.precision,
+            sampler=sampler,
+            keys=[sample.digest for sample in samples],
+            graphs=generation.graphs,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            sink=generation.sink,
+        )
     return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
 
 

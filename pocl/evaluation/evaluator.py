@@ -11,6 +11,7 @@ from pocl.evaluation.answers import GenerationSettings, stop_token_ids
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.score_cache import ScoreCacheKey, load_or_score
 from pocl.evaluation.scores import Scores, evaluate
+from pocl.evaluation.token_scores import ScoringSizes
 from pocl.models.loading import LazyModel
 from pocl.models.precision import machine_fingerprint
 from pocl.storage.shared_cache import SharedCache
@@ -24,6 +25,7 @@ class Evaluator:
     dataset: EncodedDataset
     tokenizer: PreTrainedTokenizerBase
     generation: GenerationSettings
+    scoring: ScoringSizes
     shared_vocabulary: int | None
     """Both heads agree on the ids below it; None without a teacher."""
     on_progress: OnProgress
@@ -39,12 +41,14 @@ class Evaluator:
         Raises:
             LossDiverged: the cross-entropy or the divergence is not finite.
             RunStopped: when `should_stop` turns true.
+            SizeTooLarge: memory ran out.
         """
         scores = evaluate(
             model,
             self.tokenizer,
             self.dataset,
             generation=self.generation if sampled else replace(self.generation, sampling=None),
+            scoring=self.scoring,
             teacher=teacher,
             shared_vocabulary=self.shared_vocabulary,
             on_progress=throttle(self.on_progress),
@@ -58,7 +62,7 @@ class Evaluator:
         """Score the teacher itself, unless another run has left its scores in `cache`: only then is it loaded.
 
         Raises:
-            LossDiverged, RunStopped: as :meth:`score`.
+            LossDiverged, RunStopped, SizeTooLarge: as :meth:`score`.
         """
         return load_or_score(cache, self._cache_key(teacher), lambda: self.score(teacher.whole(), None))
 
@@ -71,6 +75,8 @@ class Evaluator:
             end_ids=tuple(sorted(stop_token_ids(model.structure, self.tokenizer, generation))),
             max_new_tokens=generation.max_new_tokens,
             batch_size=generation.batch_size,
+            scoring_tokens=self.scoring.tokens,
+            chunk_tokens=self.scoring.chunk_tokens,
             sampling=generation.sampling,
             precision=generation.precision.name,
             machine=machine_fingerprint(generation.precision.device),

@@ -11,7 +11,7 @@ from pocl.evaluation.answers import GenerationSettings, generate_answers
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.rouge import exact_match, rouge_l
 from pocl.evaluation.sampling import Sampler
-from pocl.evaluation.token_scores import token_scores
+from pocl.evaluation.token_scores import ScoringSizes, token_scores
 from pocl.events import SampledScores, SeedStats
 from pocl.spec import Sampling
 from pocl.teacher.signal import TeacherSignal
@@ -40,6 +40,7 @@ def evaluate(
     dataset: EncodedDataset,
     *,
     generation: GenerationSettings,
+    scoring: ScoringSizes,
     teacher: TeacherSignal | None = None,
     shared_vocabulary: int | None = None,
     on_progress: OnProgress | None = None,
@@ -54,6 +55,7 @@ def evaluate(
 
     Raises:
         RunStopped: when `should_stop` turns true.
+        SizeTooLarge: memory ran out.
         ValueError: without a sample.
     """
     samplers = _samplers(generation.sampling)
@@ -72,7 +74,7 @@ def evaluate(
     cross_entropy, divergence = token_scores(
         model,
         dataset.samples,
-        batch_size=generation.batch_size,
+        sizes=scoring,
         precision=generation.precision,
         teacher=teacher,
         shared_vocabulary=shared_vocabulary,

@@ -1,6 +1,7 @@
 """Scores of a model on the reference responses, token by token (teacher forcing): cross-entropy and divergence."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,21 +9,31 @@ from transformers import PreTrainedModel
 
 from pocl.callbacks import ShouldStop
 from pocl.data.batches import Batch, EncodedSample, collate
+from pocl.data.micro_batches import indices_by_length
 from pocl.errors import RunStopped
+from pocl.losses.buffers import LossExecution
 from pocl.models.precision import Precision
+from pocl.out_of_memory import limited_by
 from pocl.spec import ForwardKL
 from pocl.teacher.distillation_loss import CrossEntropyLoss, DistillationLoss
 from pocl.teacher.signal import TeacherSignal
 
-_MAX_LOGITS = 1 << 25
-"""Response tokens x vocabulary of a batch, unless a single sample exceeds it: 128 MiB in fp32."""
+
+@dataclass(frozen=True)
+class ScoringSizes:
+    """How much is scored at once."""
+
+    tokens: int
+    """The most tokens of a batch, padding included; a longer sample is alone in its batch."""
+    chunk_tokens: int
+    """The most response tokens whose logits exist at a time, where the head is fused with the loss."""
 
 
 def token_scores(
     model: PreTrainedModel,
     samples: Sequence[EncodedSample],
     *,
-    batch_size: int,
+    sizes: ScoringSizes,
     precision: Precision,
     teacher: TeacherSignal | None = None,
     shared_vocabulary: int | None = None,
@@ -34,17 +45,19 @@ def token_scores(
 
     Raises:
         RunStopped: when `should_stop` turns true.
+        SizeTooLarge: memory ran out.
     """
-    score_batch = _batch_scorer(model, teacher, shared_vocabulary, precision)
     ce_sum = kl_sum = 0.0
     tokens = 0
-    for _, batch in scoring_batches(samples, batch_size, model):
-        if should_stop():
-            raise RunStopped
-        cross_entropies, *divergences = score_batch(batch)
-        ce_sum += cross_entropies.sum().item()
-        kl_sum += sum(divergence.sum().item() for divergence in divergences)
-        tokens += batch.tokens
+    with limited_by("scoring_tokens"):
+        score_batch = _batch_scorer(model, teacher, shared_vocabulary, precision, sizes.chunk_tokens)
+        for _, batch in scoring_batches(samples, sizes.tokens, model.device):
+            if should_stop():
+                raise RunStopped
+            cross_entropies, *divergences = score_batch(batch)
+            ce_sum += cross_entropies.sum().item()
+            kl_sum += sum(divergence.sum().item() for divergence in divergences)
+            tokens += batch.tokens
     return ce_sum / max(1, tokens), kl_sum / max(1, tokens) if teacher is not None else None
 
 
@@ -52,7 +65,7 @@ def last_turn_cross_entropy(
     model: PreTrainedModel,
     samples: Sequence[EncodedSample],
     *,
-    batch_size: int,
+    sizes: ScoringSizes,
     precision: Precision,
     should_stop: ShouldStop = lambda: False,
 ) -> list[float]:
@@ -60,52 +73,57 @@ def last_turn_cross_entropy(
 
     Raises:
         RunStopped: when `should_stop` turns true.
+        SizeTooLarge: memory ran out.
     """
-    loss = CrossEntropyLoss(model, precision)
     means = [0.0] * len(samples)
-    for indices, batch in scoring_batches(samples, batch_size, model):
-        if should_stop():
-            raise RunStopped
-        entropies = loss.scores(batch)
-        row_of_token = batch.predicts.nonzero()[:, 0]
-        is_last_turn = batch.last_turn.to(entropies.dtype)
-        zeros = torch.zeros(len(indices), dtype=entropies.dtype, device=entropies.device)
-        sums = zeros.index_add(0, row_of_token, entropies * is_last_turn)
-        tokens = zeros.index_add(0, row_of_token, is_last_turn)
-        for index, mean in zip(indices, (sums / tokens.clamp(min=1)).tolist(), strict=True):
-            means[index] = mean
+    with limited_by("scoring_tokens"):
+        loss = CrossEntropyLoss(model, precision, execution=LossExecution(sizes.chunk_tokens))
+        for indices, batch in scoring_batches(samples, sizes.tokens, model.device):
+            if should_stop():
+                raise RunStopped
+            for index, mean in zip(indices, _last_turn_means(loss.scores(batch), batch), strict=True):
+                means[index] = mean
     return means
 
 
 def scoring_batches(
-    samples: Sequence[EncodedSample], size: int, model: PreTrainedModel, *, max_logits: int = _MAX_LOGITS
+    samples: Sequence[EncodedSample], max_tokens: int, device: torch.device
 ) -> Iterator[tuple[list[int], Batch]]:
     """Batches of samples of similar length, each with the indices of its samples, collated lazily.
 
-    At most `size` samples each, and fewer where response tokens times vocabulary would exceed `max_logits`, down to
-    one. The composition follows from the samples, these two bounds and the vocabulary alone.
+    The composition follows from the set of samples and `max_tokens`, the most tokens of a batch with its padding.
     """
-    order = sorted(range(len(samples)), key=lambda i: (len(samples[i].input_ids), samples[i].digest, i))
-    max_tokens = max_logits // model.config.get_text_config().vocab_size
-    batches: list[list[int]] = []
-    tokens = 0
-    for index in order:
-        response_tokens = sum(samples[index].label_mask)
-        if not batches or len(batches[-1]) == size or tokens + response_tokens > max_tokens:
-            batches.append([])
-            tokens = 0
-        batches[-1].append(index)
-        tokens += response_tokens
-    return ((indices, collate([samples[i] for i in indices], device=model.device)) for indices in batches)
+    batches = indices_by_length(samples, max_samples=len(samples), max_tokens=max_tokens, packed=False)
+    return ((indices, collate([samples[i] for i in indices], device=device)) for indices in batches)
+
+
+def _last_turn_means(entropies: Tensor, batch: Batch) -> list[float]:
+    """The mean over the last turn of each sample of the batch; `entropies` are those of its response tokens, `[T]`."""
+    row_of_token = batch.predicts.nonzero()[:, 0]
+    is_last_turn = batch.last_turn.to(entropies.dtype)
+    zeros = torch.zeros(len(batch.samples), dtype=entropies.dtype, device=entropies.device)
+    sums = zeros.index_add(0, row_of_token, entropies * is_last_turn)
+    tokens = zeros.index_add(0, row_of_token, is_last_turn)
+    means: list[float] = (sums / tokens.clamp(min=1)).tolist()
+    return means
 
 
 def _batch_scorer(
-    model: PreTrainedModel, teacher: TeacherSignal | None, shared_vocabulary: int | None, precision: Precision
+    model: PreTrainedModel,
+    teacher: TeacherSignal | None,
+    shared_vocabulary: int | None,
+    precision: Precision,
+    chunk_tokens: int,
 ) -> Callable[[Batch], tuple[Tensor, ...]]:
     """From a batch to the cross-entropy of its response tokens, `[T]`, and with a teacher their forward KL, `[T]`."""
     if teacher is None:
-        cross_entropy = CrossEntropyLoss(model, precision)
+        cross_entropy = CrossEntropyLoss(model, precision, execution=LossExecution(chunk_tokens))
         return lambda batch: (cross_entropy.scores(batch),)
     return DistillationLoss(
-        model, teacher, ForwardKL(), shared_vocabulary=shared_vocabulary, precision=precision
+        model,
+        teacher,
+        ForwardKL(),
+        shared_vocabulary=shared_vocabulary,
+        precision=precision,
+        execution=LossExecution(chunk_tokens),
     ).scores

@@ -22,6 +22,7 @@ from pocl.models.hub import HubClient, HuggingFaceHub, fetch
 from pocl.models.layers import names_in_whole, rebuild_with_layers, select_layers, with_dropout
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.models.stored_tensors import read_head, read_tensors, structure_of
+from pocl.out_of_memory import fit_or_refuse
 from pocl.spec import ModelRef, RandomModel, StudentRef
 
 Origin = Mapping[str, str | None]
@@ -94,7 +95,11 @@ class LazyModel:
         return model
 
     def whole(self) -> PreTrainedModel:
-        """The whole model, frozen and in eval mode, on its device; read once until it is released."""
+        """The whole model, frozen and in eval mode, on its device; read once until it is released.
+
+        Raises:
+            OutOfMemory: it does not fit into the memory of the device.
+        """
         return self._whole().model
 
     def release(self) -> None:
@@ -124,7 +129,7 @@ class LazyModel:
 
     def _whole(self) -> LoadedModel:
         if self._loaded is None:
-            self._loaded = self._load()
+            self._loaded = fit_or_refuse(self._load, "The teacher")
         return self._loaded
 
 

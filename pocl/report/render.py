@@ -63,6 +63,8 @@ class ReportData:
     ranking: Sequence[RankedSample]
     provenance: Mapping[str, str | None]
     """What the run can be reproduced from: digests, versions, seed."""
+    not_exact: Sequence[str] = ()
+    """Why the run may end in other bits when it is repeated or resumed."""
 
 
 def render(data: ReportData) -> str:
@@ -93,6 +95,7 @@ def render(data: ReportData) -> str:
         difficulty_plot=_difficulty_plot(data.ranking, data.stages if by_difficulty else ()),
         by_difficulty=by_difficulty,
         provenance=data.provenance,
+        not_exact=data.not_exact,
     )
 
 

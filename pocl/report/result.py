@@ -43,6 +43,8 @@ class Result(BaseModel):
     precision: str
     machine: str
     """What the bits of the result depend on besides: versions, hardware and threads."""
+    not_exact: tuple[str, ...] = ()
+    """Why the run may end in other bits when it is repeated or resumed, a sentence each; empty where it would not."""
 
 
 def build_result(
@@ -63,6 +65,7 @@ def build_result(
         student=_origin(models.student),
         precision=precision,
         machine=state.machine,
+        not_exact=tuple(state.not_exact),
     )
 
 
@@ -116,6 +119,7 @@ def _report_data(
             temperature=[row.temperature for row in metrics],
         ),
         ranking=ranking,
+        not_exact=result.not_exact,
         provenance={
             "preset": spec.preset,
             "seed": str(spec.seed),

@@ -58,7 +58,7 @@ class DistillationSpec(FrozenModel):
 
     def with_choices(self, chosen: Mapping[str, Mapping[str, int]]) -> Self:
         """The specification with `chosen`, by part and field, in place of those choices that are null."""
-        return self._with_fields(
+        return self.with_fields(
             {
                 part: {field: value for field, value in fields.items() if getattr(getattr(self, part), field) is None}
                 for part, fields in chosen.items()
@@ -66,15 +66,20 @@ class DistillationSpec(FrozenModel):
         )
 
     def without_choices(self, posted: Self) -> Self:
-        """The specification with every choice set to null again that `posted` left to the engine."""
-        return self._with_fields(
+        """The specification with every choice as `posted` has it that the engine made or had to make smaller."""
+        return self.with_fields(
             {
-                part: {field: None for field in fields if getattr(getattr(posted, part), field) is None}
+                part: {
+                    field: getattr(getattr(posted, part), field)
+                    for field in fields
+                    if _may_be_chosen(field, getattr(getattr(self, part), field), getattr(getattr(posted, part), field))
+                }
                 for part, fields in ENGINE_CHOICES.items()
             }
         )
 
-    def _with_fields(self, fields_of_parts: Mapping[str, Mapping[str, Any]]) -> Self:
+    def with_fields(self, fields_of_parts: Mapping[str, Mapping[str, Any]]) -> Self:
+        """The specification with other values in these fields, by part; nothing is validated."""
         parts = {part: getattr(self, part).model_copy(update=fields) for part, fields in fields_of_parts.items()}
         return self.model_copy(update=parts)
 
@@ -87,3 +92,8 @@ class DistillationSpec(FrozenModel):
         if isinstance(self.curriculum.advance, ByConvergence) and self.data.validation is None:
             raise ValueError("curriculum.advance by convergence needs data.validation")
         return self
+
+
+def _may_be_chosen(field: str, pinned: int | None, posted: int | None) -> bool:
+    """Whether `pinned` may be what the engine made of `posted`: memory can make every choice smaller but threads."""
+    return posted is None or (field != "threads" and pinned is not None and pinned < posted)

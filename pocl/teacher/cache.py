@@ -24,6 +24,7 @@ from pocl.events import Sink, Warned
 from pocl.models.digest import head_digest
 from pocl.models.heads import without_layers
 from pocl.models.precision import Precision
+from pocl.out_of_memory import release_memory
 from pocl.storage.shared_cache import CacheHolder, SharedCache
 from pocl.teacher.filling import Filling, spot_check
 from pocl.teacher.found_shards import FoundShards
@@ -134,7 +135,7 @@ class _Opening:
             except torch.OutOfMemoryError:
                 if not self._has_batch_of_several(batch_tokens):
                     raise
-            torch.cuda.empty_cache()
+            release_memory()
             batch_tokens //= 2
             message = f"the teacher runs on {batch_tokens} tokens at once, as more do not fit: its rounding changes"
             self._sink(Warned(code="teacher_batch_halved", message=message))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from pocl.data.batches import EncodedSample, collate, pack
 from pocl.data.micro_batches import micro_batches
 from pocl.errors import OutOfMemory
+from pocl.out_of_memory import release_memory
 from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train.ranks import Ranks, SingleProcess
 
@@ -76,10 +77,10 @@ class GradientAccumulator:
             if self.ranks.all_reduce_number(means is None) == 0 and means is not None:
                 return self._reduce_and_clip(means, tokens)
             if self.micro_batch_size == 1:
-                raise OutOfMemory
+                raise OutOfMemory("A micro-batch of one sample does not fit into memory.")
             self.model.zero_grad(set_to_none=True)
             _restore_rng_states(self.model.device, rng_states)
-            torch.cuda.empty_cache()
+            release_memory()
             # Halving a limit that no micro-batch had reached would change nothing.
             self.micro_batch_size = max(map(len, self._micro_batches(samples))) // 2 or 1
             self.on_halved(self.micro_batch_size)

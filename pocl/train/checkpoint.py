@@ -86,6 +86,8 @@ class TrainState(BaseModel):
     """Whether the teacher's hidden states come from the cache; those of a live teacher round with the batch."""
     teacher_batch_tokens: int | None = None
     """Tokens of the batches in which the cached states were computed; None where the teacher is live."""
+    not_exact: list[str] = []
+    """Why the run may end in other bits when it is repeated or resumed, a sentence each."""
     tokens_seen: int = 0
     finished_stages: list[FinishedStage] = []
     """In their order."""
@@ -93,6 +95,10 @@ class TrainState(BaseModel):
     """The convergence metric after each epoch of this stage."""
     evaluations: list[Evaluated] = []
     metrics: list[MetricRow] = []
+
+    def note_not_exact(self, *reasons: str) -> None:
+        """Add to `not_exact` those reasons that it lacks."""
+        self.not_exact += [reason for reason in reasons if reason not in self.not_exact]
 
     @property
     def stage_ends(self) -> list[int]:

@@ -48,6 +48,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+import torch
+from torch import Tensor
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -65,6 +67,7 @@ from pocl.events import (
     Warned,
 )
 from pocl.layout import BEST_DIR, CHECKPOINTS_DIR, checkpoint_dir
+from pocl.out_of_memory import HALVED_IS_NOT_EXACT, fit_or_refuse
 from pocl.plan import StagePlan
 from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
 from pocl.storage.manifest import read_manifest
@@ -174,6 +177,8 @@ class Trainer:
                 first_step=state.step - state.stage_step,
             )
         )
+        # Before the first micro-batch, which can be halved; the state of the optimiser cannot.
+        fit_or_refuse(lambda: allocate_moments(self.student.optimizer), "The state of the optimiser")
         while not self._stage_is_over(stage):
             for samples in self._batches_left_in_epoch(stage):
                 self._save_if_due()
@@ -211,7 +216,7 @@ class Trainer:
 
         Raises:
             LossDiverged: the loss or its gradient is not finite; the weights are as before.
-            OutOfMemory: a single row does not fit.
+            OutOfMemory: a single sample does not fit.
         """
         state, optimizer = self.state, self.student.optimizer
         tokens = sum(len(sample.input_ids) for sample in samples)
@@ -245,6 +250,7 @@ class Trainer:
 
     def _note_halved(self, micro_batch_size: int) -> None:
         self.state.micro_batch_size = micro_batch_size
+        self.state.note_not_exact(HALVED_IS_NOT_EXACT)
         message = f"out of memory: the micro-batch is now {micro_batch_size} rows"
         self.sink(Warned(code="micro_batch_halved", message=message))
 
@@ -382,6 +388,24 @@ def make_optimizer(model: PreTrainedModel, training: Training) -> AdamW:
         weight_decay=training.weight_decay,
         fused=True,
     )
+
+
+def allocate_moments(optimizer: AdamW, zeros_like: Callable[[Tensor], Tensor] = torch.zeros_like) -> None:
+    """Give every parameter that has no state yet the one with which AdamW begins: step 0 and moments of zero.
+
+    AdamW does so itself in its first step, where running out of memory would leave a part of it behind.
+
+    Raises:
+        torch.OutOfMemoryError: a parameter has its whole state or none; the next call goes on.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                    "exp_avg": zeros_like(parameter),
+                    "exp_avg_sq": zeros_like(parameter),
+                }
 
 
 def best_stage(evaluations: Sequence[Evaluated], metric: Literal["rouge_l", "exact_match"]) -> int | None:

@@ -12,6 +12,7 @@ from pocl.curriculum.measurer import DifficultyMeasurer
 from pocl.data.batches import EncodedSample
 from pocl.evaluation.answers import GenerationSettings
 from pocl.evaluation.dataset import EncodedDataset
+from pocl.evaluation.token_scores import ScoringSizes
 from pocl.models.loading import LoadedModel
 from pocl.models.precision import Precision
 from pocl.models.random import byte_level_tokenizer
@@ -34,6 +35,7 @@ def measurer_of(numbers: Sequence[int], reports: list[tuple[int, int]]) -> Diffi
         template="plain",
         rrf_k=60,
         generation=GenerationSettings(2, 2, end_of_response_id=1, precision=FP32),
+        scoring=ScoringSizes(tokens=32, chunk_tokens=8),
         on_progress=lambda done, total: reports.append((done, total)),
         should_stop=lambda: False,
     )

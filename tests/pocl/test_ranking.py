@@ -25,7 +25,7 @@ measurement_lists = st.lists(
 )
 INPUTS = RankingKey(
     student="s", data="d", template="chat", end_ids=(2,), rrf_k=60, max_new_tokens=8, batch_size=16,
-    precision="fp32", machine="cpu",
+    scoring_tokens=64, chunk_tokens=8, precision="fp32", machine="cpu",
 )  # fmt: skip
 DIGESTS = ("sample a",)
 SAMPLE = DifficultyMeasurement(row=0, digest="a", rouge_l=1, cross_entropy=1, response="é\u2028")
@@ -83,8 +83,11 @@ def test_ranking_of_equal_inputs_is_loaded(tmp_path: Path) -> None:
 
 
 CHANGES: list[dict[str, object]] = [
-    {"student": "t"}, {"data": "e"}, {"rrf_k": 1}, {"precision": "bf16"}, {"batch_size": 8}, {"batching": 99},
+    {"student": "t"}, {"data": "e"}, {"rrf_k": 1}, {"precision": "bf16"}, {"batching": 99},
     {"end_ids": (1, 2)}, {"template": "plain"}, {"max_new_tokens": 9},
+]  # fmt: skip
+ROUNDING: list[dict[str, object]] = [
+    {"machine": "cuda"}, {"batch_size": 8}, {"scoring_tokens": 32}, {"chunk_tokens": 4},
 ]  # fmt: skip
 
 
@@ -108,9 +111,9 @@ def test_changed_inputs_are_measured_anew_unless_the_fusion_alone_has_changed(
 
 
 def test_every_input_changes_the_cache_key() -> None:
-    changes: list[dict[str, object]] = [{}, {"machine": "cuda"}, *CHANGES]
+    changes: list[dict[str, object]] = [{}, *ROUNDING, *CHANGES]
     keys = {INPUTS.model_copy(update=change).digest for change in changes}
-    assert len(keys) == len(CHANGES) + 2
+    assert len(keys) == len(changes)
 
 
 def test_damaged_ranking_is_measured_anew(tmp_path: Path) -> None:
@@ -119,9 +122,12 @@ def test_damaged_ranking_is_measured_anew(tmp_path: Path) -> None:
     assert load_or_rank(tmp_path, INPUTS, DIGESTS, measure_once, cache_in(tmp_path))[1] is False
 
 
-def test_run_continued_on_another_machine_keeps_its_ranking(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ROUNDING)
+def test_run_continued_on_another_machine_or_with_other_sizes_keeps_its_ranking(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
     ranking, _ = load_or_rank(tmp_path, INPUTS, DIGESTS, measure_once, cache_in(tmp_path))
-    moved = INPUTS.model_copy(update={"machine": "cuda"})
+    moved = INPUTS.model_copy(update=change)
     assert load_or_rank(tmp_path, moved, DIGESTS, must_not_measure, cache_in(tmp_path)) == (ranking, True)
 
 
@@ -168,8 +174,9 @@ def test_measurements_are_found_by_sample_in_whichever_entry_has_them(tmp_path: 
     found.add([measured(0), measured(1)], names(0, 1))
     found.add([measured(2)], names(0, 1, 2))
     assert found.find(names(2, 7, 1)) == [replace(measured(2), row=0), replace(measured(1), row=2)]
-    elsewhere = INPUTS.model_copy(update={"machine": "cuda"}).of_measurements
-    assert MeasurementCache(cache_in(tmp_path), elsewhere).find(names(0)) == []
+    for change in ROUNDING:
+        elsewhere = INPUTS.model_copy(update=change).of_measurements
+        assert MeasurementCache(cache_in(tmp_path), elsewhere).find(names(0)) == []
 
 
 @pytest.mark.parametrize("name", ["measurements.jsonl", "manifest.json"])

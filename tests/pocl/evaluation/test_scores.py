@@ -15,7 +15,7 @@ from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.rouge import exact_match, rouge_l
 from pocl.evaluation.sampling import Sampler
 from pocl.evaluation.scores import Scores, evaluate
-from pocl.evaluation.token_scores import last_turn_cross_entropy, scoring_batches, token_scores
+from pocl.evaluation.token_scores import ScoringSizes, last_turn_cross_entropy, scoring_batches, token_scores
 from pocl.models.precision import Precision
 from pocl.spec import Sampling
 from pocl.teacher.signal import LiveTeacher
@@ -25,6 +25,8 @@ from tests.pocl.tiny_models import EOS, VOCABULARY, tiny
 FP32 = Precision("fp32", torch.device("cpu"))
 TOKENIZER = byte_tokenizer()
 GENERATION = GenerationSettings(max_new_tokens=6, batch_size=3, end_of_response_id=EOS, precision=FP32)
+# Two or three of the samples below at a time.
+SCORING = ScoringSizes(tokens=36, chunk_tokens=8)
 
 
 def encoded_sample(number: int) -> EncodedSample:
@@ -41,7 +43,7 @@ DATASET = EncodedDataset(SAMPLES, tuple((f"answer {number}", "word") for number 
 
 def scores(sampling: Sampling | None = None, on_progress: OnProgress | None = None) -> Scores:
     generation = replace(GENERATION, sampling=sampling)
-    return evaluate(tiny("llama"), TOKENIZER, DATASET, generation=generation, on_progress=on_progress)
+    return evaluate(tiny("llama"), TOKENIZER, DATASET, generation=generation, scoring=SCORING, on_progress=on_progress)
 
 
 def unbatched_log_probabilities(model_name: str, sample: EncodedSample, seed: int = 0) -> torch.Tensor:
@@ -64,7 +66,7 @@ def test_cross_entropy_and_divergence_are_means_over_response_tokens() -> None:
             gap = teacher[position - 1] - student[position - 1]
             kl.append((teacher[position - 1].exp() * gap).sum().item())
     result = token_scores(
-        tiny("llama"), SAMPLES, batch_size=3, precision=FP32, teacher=LiveTeacher(tiny("llama", 1), FP32)
+        tiny("llama"), SAMPLES, sizes=SCORING, precision=FP32, teacher=LiveTeacher(tiny("llama", 1), FP32)
     )
     assert result == pytest.approx((mean(ce), mean(kl)), rel=1e-5)
 
@@ -75,16 +77,16 @@ def test_last_turn_cross_entropy_leaves_out_earlier_turns() -> None:
         log_probabilities = unbatched_log_probabilities("llama", sample)
         last_turn = [position for position in response_positions(sample) if position > 1]
         expected.append(-mean(log_probabilities[at - 1, sample.input_ids[at]].item() for at in last_turn))
-    result = last_turn_cross_entropy(tiny("llama"), SAMPLES, batch_size=4, precision=FP32)
+    result = last_turn_cross_entropy(tiny("llama"), SAMPLES, sizes=SCORING, precision=FP32)
     assert result == pytest.approx(expected, rel=1e-5)
 
 
-def test_scoring_batches_bound_the_logits_and_hold_every_sample() -> None:
-    # Room for the logits of two samples of six response tokens.
-    batches = list(scoring_batches(SAMPLES, 5, tiny("llama"), max_logits=12 * VOCABULARY))
-    assert [batch.tokens for _, batch in batches] == [12, 12, 12, 6]
+def test_scoring_batches_bound_the_tokens_and_hold_every_sample() -> None:
+    batches = list(scoring_batches(SAMPLES, 36, torch.device("cpu")))
+    # The samples have 9 to 15 tokens.
+    assert [tuple(batch.input_ids.shape) for _, batch in batches] == [(3, 11), (2, 13), (2, 15)]
     assert sorted(index for indices, _ in batches for index in indices) == list(range(7))
-    single = scoring_batches(SAMPLES, 5, tiny("llama"), max_logits=1)
+    single = scoring_batches(SAMPLES, 1, torch.device("cpu"))
     assert [len(indices) for indices, _ in single] == [1] * 7
 
 
@@ -146,6 +148,6 @@ def test_scoring_tokens_stops_between_batches(batches: int) -> None:
     for score in (token_scores, last_turn_cross_entropy):
         forwards.clear()
         with pytest.raises(RunStopped):
-            score(model, SAMPLES, batch_size=3, precision=FP32, should_stop=stop_after(batches))
+            score(model, SAMPLES, sizes=SCORING, precision=FP32, should_stop=stop_after(batches))
         assert len(forwards) == batches
     assert model.training

@@ -1,0 +1,87 @@
+"""Running out of a device's memory: what was too large is halved, and the work begins again.
+
+Every phase of a run comes here. Work whose size can be halved says by which size it is limited (:func:`limited_by`),
+and whoever pinned that size runs the work with :func:`retry_halved`. A size that was halved is pinned again, so that a
+resumed run takes the same one and ends in the same bits. Work that cannot be made smaller is tried a second time once
+memory is released (:func:`fit_or_refuse`). Micro-batches of training are halved in :mod:`pocl.train.accumulation`,
+where all processes of a step must agree, and batches of the teacher where its states are stored.
+"""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+import torch
+
+from pocl.errors import OutOfMemory
+
+T = TypeVar("T")
+HalvedSize = Literal["generation_rows", "scoring_tokens"]
+"""The sizes of :class:`pocl.sizes.RunSizes` that are halved for a whole phase."""
+HALVED_IS_NOT_EXACT = "memory ran out, and a size was halved: with more free memory sums would round differently"
+"""Why a run in which a size was halved may end in other bits when it is repeated."""
+
+
+class SizeTooLarge(Exception):
+    """Memory ran out in work that `size` limits."""
+
+    def __init__(self, size: HalvedSize) -> None:
+        super().__init__(f"out of memory: {size} is too large")
+        self.size = size
+
+
+@contextmanager
+def limited_by(size: HalvedSize) -> Iterator[None]:
+    """While the context lasts, running out of memory is :class:`SizeTooLarge`.
+
+    Raises:
+        SizeTooLarge: memory ran out.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SizeTooLarge(size) from error
+
+
+def retry_halved(work: Callable[[], T], halve: Callable[[HalvedSize], None]) -> T:
+    """The result of `work`, begun again as often as a size is too large for it, after `halve` of that size.
+
+    Raises:
+        OutOfMemory: `halve` found nothing left to halve.
+    """
+    while True:
+        try:
+            return work()
+        except SizeTooLarge as error:
+            size = error.size
+        # The exception is gone by here, and with it the frames that held tensors.
+        release_memory()
+        halve(size)
+
+
+def fit_or_refuse(work: Callable[[], T], what: str) -> T:
+    """The result of `work`, which cannot be made smaller; tried a second time once memory is released.
+
+    Args:
+        work: May be called twice.
+        what: Names, in a sentence, what the memory is for.
+
+    Raises:
+        OutOfMemory: memory ran out both times.
+    """
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        pass
+    release_memory()
+    try:
+        return work()
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"{what} does not fit into the memory of the device.") from error
+
+
+def release_memory() -> None:
+    """Collect what nobody refers to, and give the memory that the allocator keeps back to the device."""
+    gc.collect()
+    torch.cuda.empty_cache()
