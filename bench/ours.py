@@ -128,7 +128,7 @@ class OurStep:
             samples=(),
             student=Student(student, byte_level_tokenizer(1024), optimizer),
             training_loss=loss,
-            packed=loss.is_fused and can_pack(student, spec.data.max_length),
+            packed=loss.is_fused and can_pack(student, spec.data.max_length, precision),
             micro_batch_tokens=sizes.micro_batch_tokens,
             workdir=Path(),
             sink=lambda _event: None,

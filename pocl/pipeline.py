@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from pocl.callbacks import OnProgress, ShouldStop
 from pocl.curriculum.measurer import DifficultyMeasurer
@@ -47,7 +48,7 @@ from pocl.losses.buffers import LossExecution
 from pocl.models.digest import DigestStore
 from pocl.models.loading import load_weights
 from pocl.models.output_head import extract_head
-from pocl.models.packed import can_pack
+from pocl.models.packed import reason_not_to_pack
 from pocl.models.precision import choose_device, choose_precision, machine_fingerprint
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, HalvedSize, fit_or_refuse, retry_halved
 from pocl.plan import StagePlan, stage_table
@@ -59,7 +60,7 @@ from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.storage.workdir import pin_again, pin_spec
 from pocl.teacher.cache import CachedTeacher, open_teacher
-from pocl.teacher.distillation_loss import training_loss
+from pocl.teacher.distillation_loss import TrainingLoss, training_loss
 from pocl.teacher.shards import choose_batch_tokens
 from pocl.teacher.signal import LiveTeacher, TeacherSignal, TeacherSource
 from pocl.train import checkpoint
@@ -359,7 +360,7 @@ class Pipeline:
             samples=samples,
             student=Student(model, models.tokenizer, optimizer),
             training_loss=loss,
-            packed=loss.is_fused and can_pack(model, self._spec.data.max_length),
+            packed=self._can_pack(model, loss, teacher),
             micro_batch_tokens=self._sizes.micro_batch_tokens,
             workdir=self._workdir,
             sink=self._sink,
@@ -368,6 +369,20 @@ class Pipeline:
             score=score,
             state=state,
         )
+
+    def _can_pack(self, model: PreTrainedModel, loss: TrainingLoss, teacher: TeacherSignal | None) -> bool:
+        """Whether micro-batches are packed; a model that pads them instead is reported."""
+        max_length = self._spec.data.max_length
+        if loss.is_fused:
+            reason = reason_not_to_pack(model, max_length, self._precision)
+        else:
+            reason = "an output head is no linear map, so that full logits are computed"
+        if reason is not None:
+            self._sink(Warned(code="not_packed", message=f"the student's samples are padded, not packed: {reason}"))
+            return False
+        if isinstance(teacher, LiveTeacher) and (reason := teacher.reason_not_to_pack(max_length)) is not None:
+            self._sink(Warned(code="not_packed", message=f"the teacher's samples are padded, not packed: {reason}"))
+        return True
 
     def _initial_state(self) -> TrainState:
         # Dropout draws from here on; until then loading may have drawn any number of times.

@@ -1,24 +1,36 @@
 """From samples to token ids with their response tokens marked, and from those to padded or packed batches.
 
-Labels are shifted in one place, :func:`collate`: `predicts` marks the positions whose next token is a
-response token, and `labels` are those next tokens. Callers must not shift them again.
+Labels are shifted in one place, for padded and packed batches alike: `predicts` marks the positions whose next token is
+a response token, and `labels` are those next tokens. Callers must not shift them again.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pocl.data.packing import Packing, PackingLayout
 from pocl.data.prompting import Prompting, assistant_turns, end_of_response_id, token_ids
 from pocl.data.samples import Sample
+from pocl.data.transfer import Array, to_device
 
-__all__ = ["Batch", "EncodedSample", "Prompting", "collate", "encode", "end_of_response_id", "pack"]
+__all__ = [
+    "Batch",
+    "EncodedSample",
+    "FixedShape",
+    "Packing",
+    "Prompting",
+    "collate",
+    "encode",
+    "end_of_response_id",
+    "pack",
+]
 
 
 @dataclass(frozen=True)
@@ -76,17 +88,19 @@ class Batch:
     attention_mask: Tensor
     """[B, L] int64: 1 for tokens, 0 for padding."""
     predicts: Tensor
-    """[B, L] bool: the next token is a response token. `hidden[predicts]` is [T, width], in row-major order."""
+    """[B, L] bool: the next token is a response token."""
+    predicting: Tensor
+    """[T] int64: the positions that `predicts` marks, as ascending indices into the B x L positions."""
     labels: Tensor
-    """[T] int64: those next tokens, in the order of `hidden[predicts]`."""
+    """[T] int64: those next tokens, in the order of `predicting`."""
     last_turn: Tensor
     """[T] bool: the label belongs to the last turn."""
     tokens: int
     """T."""
     samples: tuple[EncodedSample, ...]
     """The samples, in the order of the batch."""
-    lengths: tuple[int, ...] | None = None
-    """Tokens of each sample of a packed batch, where the samples are concatenated and B is 1; None where padded."""
+    packing: Packing | None = None
+    """Where the samples of a packed batch are, which are concatenated, with B = 1; None where padded."""
 
 
 def encode(
@@ -152,59 +166,102 @@ def collate(
     width = longest if length is None else length
     if longest > width:
         raise ValueError(f"a sample has {longest} tokens, more than {width}")
-    input_ids = np.full((len(samples), width), pad_id, dtype=np.int64)
-    attention_mask = np.zeros((len(samples), width), dtype=np.int64)
-    labelled, last_turn = (np.zeros((len(samples), width), dtype=np.bool_) for _ in range(2))
-    for row, sample in enumerate(samples):
-        tokens = len(sample.input_ids)
-        input_ids[row, :tokens] = sample.input_ids
-        attention_mask[row, :tokens] = 1
-        last_turn[row, sample.prompt_length : tokens] = True
-        for start, stop in sample.response_spans:
-            labelled[row, start:stop] = True
-
-    # The shift: position t predicts token t + 1, and the last position predicts nothing.
-    predicts = np.zeros_like(labelled)
-    shifted = labelled[:, 1:]
-    predicts[:, :-1] = shifted
-    labels = input_ids[:, 1:][shifted]
-
-    def tensor(array: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    return Batch(
-        input_ids=tensor(input_ids),
-        attention_mask=tensor(attention_mask),
-        predicts=tensor(predicts),
-        labels=tensor(labels),
-        last_turn=tensor(last_turn[:, 1:][shifted]),
-        tokens=len(labels),
-        samples=tuple(samples),
-    )
+    arrays = _arrays(samples, range(0, len(samples) * width, width), (len(samples), width), pad_id)
+    return _batch(samples, to_device(arrays, device))
 
 
-def pack(samples: Sequence[EncodedSample], *, device: torch.device | str | None = None) -> Batch:
+@dataclass(frozen=True)
+class FixedShape:
+    """The shape of packed batches that are to be alike, for compiled layers and CUDA graphs."""
+
+    tokens: int
+    """Of a batch; what its samples leave is filled up."""
+    sequences: int
+    """Of a batch: its samples and what fills it up."""
+    max_length: int
+    """Tokens of a sequence."""
+
+    def fill(self, lengths: Sequence[int]) -> tuple[int, ...]:
+        """The lengths of the sequences that fill a batch of samples of these lengths up; the last ones may be empty.
+
+        Raises:
+            ValueError: where the samples, or what fills the batch up, do not fit.
+        """
+        left = self.tokens - sum(lengths)
+        full, rest = divmod(left, self.max_length)
+        filling = [self.max_length] * full + [rest] * (rest > 0)
+        empty = self.sequences - len(lengths) - len(filling)
+        if left < 0 or empty < 0 or max(lengths) > self.max_length:
+            raise ValueError(f"samples of {sum(lengths)} tokens, {len(lengths)} in all, do not fit {self}")
+        return (*filling, *[0] * empty)
+
+
+def pack(
+    samples: Sequence[EncodedSample], *, device: torch.device | str | None = None, shape: FixedShape | None = None
+) -> Batch:
     """Concatenate samples without padding to a batch of one row (sequence packing), with labels as in :func:`collate`.
 
+    With `shape` the batch is filled up to it by sequences of token 0, which predict nothing: they are in neither the
+    loss nor the gradient. Their attention mask is 0.
+
     Raises:
-        ValueError: without a sample.
+        ValueError: without a sample, or where the samples do not fit `shape`.
     """
-    singles = [collate([sample]) for sample in samples]
-    if not singles:
+    if not samples:
         raise ValueError("a batch needs a sample")
+    lengths = [len(sample.input_ids) for sample in samples]
+    starts = [0, *accumulate(lengths)][:-1]
+    filling = () if shape is None else shape.fill(lengths)
+    layout = PackingLayout.of([*lengths, *filling], None if shape is None else shape.max_length)
+    arrays = _arrays(samples, starts, (1, sum(layout.lengths)), pad_id=0)
+    tensors = to_device(arrays | layout.arrays, device)
+    return _batch(samples, tensors, layout.packing(tensors))
 
-    def concatenated(name: str, dim: int) -> Tensor:
-        return torch.cat([getattr(single, name) for single in singles], dim).to(device)
 
+def _arrays(
+    samples: Sequence[EncodedSample], starts: Sequence[int], shape: tuple[int, int], pad_id: int
+) -> dict[str, Array]:
+    """The arrays of a batch of `shape`, by their names in :class:`Batch`; each sample begins at its place of `starts`
+    among all positions in row-major order.
+    """
+    size = shape[0] * shape[1]
+    input_ids = np.full(size, pad_id, dtype=np.int64)
+    attention_mask = np.zeros(size, dtype=np.int64)
+    # One position more than there are, after which the last one has a next one too.
+    labelled, last_turn = (np.zeros(size + 1, dtype=np.bool_) for _ in range(2))
+    for sample, start in zip(samples, starts, strict=True):
+        stop = start + len(sample.input_ids)
+        input_ids[start:stop] = sample.input_ids
+        attention_mask[start:stop] = 1
+        last_turn[start + sample.prompt_length : stop] = True
+        for first, end in sample.response_spans:
+            # No position of its own sample predicts a sample's first token.
+            labelled[start + max(first, 1) : start + end] = True
+
+    # The shift: position t predicts token t + 1.
+    predicts = labelled[1:]
+    predicting = np.flatnonzero(predicts)
+    return {
+        "input_ids": input_ids.reshape(shape),
+        "attention_mask": attention_mask.reshape(shape),
+        "predicts": predicts.reshape(shape),
+        "predicting": predicting,
+        "labels": input_ids[predicting + 1],
+        "last_turn": last_turn[predicting + 1],
+    }
+
+
+def _batch(samples: Sequence[EncodedSample], tensors: dict[str, Tensor], packing: Packing | None = None) -> Batch:
     return Batch(
-        input_ids=concatenated("input_ids", 1),
-        attention_mask=concatenated("attention_mask", 1),
-        predicts=concatenated("predicts", 1),
-        labels=concatenated("labels", 0),
-        last_turn=concatenated("last_turn", 0),
-        tokens=sum(single.tokens for single in singles),
+        input_ids=tensors["input_ids"],
+        attention_mask=tensors["attention_mask"],
+        predicts=tensors["predicts"],
+        predicting=tensors["predicting"],
+        labels=tensors["labels"],
+        last_turn=tensors["last_turn"],
+        tokens=len(tensors["labels"]),
         samples=tuple(samples),
-        lengths=tuple(single.input_ids.shape[1] for single in singles),
+        packing=packing,
     )
 
 

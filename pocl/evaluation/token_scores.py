@@ -99,7 +99,7 @@ def scoring_batches(
 
 def _last_turn_means(entropies: Tensor, batch: Batch) -> list[float]:
     """The mean over the last turn of each sample of the batch; `entropies` are those of its response tokens, `[T]`."""
-    row_of_token = batch.predicts.nonzero()[:, 0]
+    row_of_token = batch.predicting // batch.predicts.shape[1]
     is_last_turn = batch.last_turn.to(entropies.dtype)
     zeros = torch.zeros(len(batch.samples), dtype=entropies.dtype, device=entropies.device)
     sums = zeros.index_add(0, row_of_token, entropies * is_last_turn)

@@ -5,14 +5,15 @@ model, so a forward pre-hook restricts it to those positions. The rest of the mo
 whatever an architecture does after the head (bias, soft-capping, logit scale) still happens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pocl.data.packing import Packing
 from pocl.errors import ModelUnsupported
 from pocl.models.packed import packed_attention
 from pocl.models.positions import position_arguments
@@ -22,25 +23,27 @@ HiddenStateMap = Callable[[torch.Tensor], torch.Tensor]
 
 
 def response_logits(
-    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, predicts: torch.Tensor
+    model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, predicting: torch.Tensor
 ) -> torch.Tensor:
-    """Logits at the positions that `predicts` marks.
+    """Logits at the positions `predicting`.
 
     Args:
         model: In train or eval mode, which stays as it is.
         input_ids: Token ids, `[B, L]`.
         attention_mask: 1 where `input_ids` holds a token, 0 at padding on either side, `[B, L]`.
-        predicts: True where the next token belongs to a response, `[B, L]` bool; T of them.
+        predicting: The positions whose next token belongs to a response, `[T]` int64, ascending, as indices into the
+            B x L positions in row-major order.
 
     Returns:
-        `[T, V]` in row-major order of `predicts`: the same as `logits[predicts]` of the whole batch.
+        `[T, V]`: the rows `predicting` of the logits of the whole batch as `[B x L, V]`.
 
     Raises:
         ModelUnsupported: the model has no output head.
+        IndexError: a position lies outside the batch.
     """
 
     def gather(hidden: torch.Tensor) -> torch.Tensor:
-        return hidden[predicts].unsqueeze(0)
+        return _rows_at(hidden, predicting).unsqueeze(0)
 
     return _forward(model, input_ids, attention_mask, gather).squeeze(0)
 
@@ -49,26 +52,25 @@ def response_hidden_states(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
-    predicts: torch.Tensor,
-    lengths: Sequence[int] | None = None,
+    predicting: torch.Tensor,
+    packing: Packing | None = None,
 ) -> torch.Tensor:
-    """The input of the output head at the positions that `predicts` marks, `[T, width]`.
+    """The input of the output head at the positions `predicting`, `[T, width]`.
 
-    Arguments and errors as :func:`response_logits`; `lengths` are those of packed samples, for a model that
+    Arguments and errors as :func:`response_logits`; `packing` is that of packed samples, for a model that
     :func:`~pocl.models.packed.can_pack` accepts. :func:`apply_head` turns the result into logits.
     """
     captured: list[torch.Tensor] = []
 
     def capture(hidden: torch.Tensor) -> torch.Tensor:
-        captured.append(hidden[predicts])
+        captured.append(_rows_at(hidden, predicting))
         return hidden[:, :0]
 
-    if lengths is None:
+    if packing is None:
         _forward(model, input_ids, attention_mask, capture)
         return captured[0]
-    positions = torch.cat([torch.arange(length, device=input_ids.device) for length in lengths])
-    with restrict_head(model, capture), packed_attention(model, lengths):
-        model(input_ids=input_ids, position_ids=positions[None], use_cache=False)
+    with restrict_head(model, capture), packed_attention(model, packing):
+        model(input_ids=input_ids, position_ids=packing.position_ids, use_cache=False)
     return captured[0]
 
 
@@ -133,6 +135,27 @@ def _forward(
             **position_arguments(model, attention_mask),
         )
     return cast(torch.Tensor, output.logits)
+
+
+def _rows_at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """`[B, L, width]` -> `[T, width]`: the states at these of the B x L positions, each at most once."""
+    # The method is typed as returning anything.
+    return cast(torch.Tensor, _RowsAt.apply(hidden.flatten(0, 1), positions))  # type: ignore[no-untyped-call] # torch does not type it.
+
+
+class _RowsAt(torch.autograd.Function):
+    """Rows of a matrix, each at most once: so the gradient is put in place, where that of any index is summed."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(rows)
+        ctx.height = len(matrix)
+        return matrix.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.height, gradient.shape[1]).index_put_((rows,), gradient), None
 
 
 class _ConstantBody(nn.Module):

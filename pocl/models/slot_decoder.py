@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pocl.data.packing import Packing
 from pocl.models.heads import restrict_head
 from pocl.models.packed import packed_attention
+from pocl.models.rounding import difference_beyond_rounding
 from pocl.models.slot_cache import SlotCache, bucket_of, decode_attention, decode_mask
 
 _PROBE_LENGTHS = (9, 4, 9)
@@ -24,16 +26,16 @@ class SlotDecoder:
 
     def read(self, prompts: Sequence[Sequence[int]], slots: Tensor) -> Tensor:
         """Read packed prompts into `slots`, `[prompts]` int64: the logits of the token after each, `[prompts, V]`."""
-        lengths = [len(prompt) for prompt in prompts]
         device = slots.device
         ids = torch.tensor([token for prompt in prompts for token in prompt], device=device)
-        lengths_there = torch.tensor(lengths, device=device)
-        position_ids = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        self._cache.write_prompts(slots.repeat_interleave(lengths_there, output_size=len(ids)), position_ids)
-        last = lengths_there.cumsum(0) - 1
-        with restrict_head(self._model, lambda hidden: hidden[:, last]), packed_attention(self._model, lengths):
+        packing = Packing.of([len(prompt) for prompt in prompts], device)
+        starts = packing.cu_seqlens.long()
+        slot_of_token = slots.repeat_interleave(starts.diff(), output_size=len(ids))
+        self._cache.write_prompts(slot_of_token, packing.position_ids[0])
+        last = starts[1:] - 1
+        with restrict_head(self._model, lambda hidden: hidden[:, last]), packed_attention(self._model, packing):
             output = self._model(
-                input_ids=ids[None], position_ids=position_ids[None], past_key_values=self._cache, use_cache=True
+                input_ids=ids[None], position_ids=packing.position_ids, past_key_values=self._cache, use_cache=True
             )
         logits: Tensor = output.logits[0]
         return logits
@@ -95,10 +97,8 @@ def _agrees(model: PreTrainedModel) -> bool:
     positions = torch.tensor(lengths, device=model.device) - 1
     with decode_attention(model):
         second = decoder.step(torch.stack([row[-1] for row in rows]), positions, bucket_of(max(lengths)))
-    actual = torch.stack([first, second]).float()
-    # Rounding of half-precision weights is of the order of a hundredth; attention across rows, of one.
-    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
-    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
+    is_exact = model.dtype == torch.float32
+    return difference_beyond_rounding(torch.stack([first, second]), expected, is_exact=is_exact) is None
 
 
 def _last_logits(model: PreTrainedModel, row: Tensor) -> Tensor:

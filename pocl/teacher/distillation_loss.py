@@ -238,14 +238,14 @@ class _Student:
     def head_inputs(self, batch: Batch, head: Head) -> HeadInputs:
         """The hidden states at the positions that predict a response token, `[T, width]`, with the head."""
         hidden = response_hidden_states(
-            self._model, batch.input_ids, batch.attention_mask, batch.predicts, batch.lengths
+            self._model, batch.input_ids, batch.attention_mask, batch.predicting, batch.packing
         )
         return HeadInputs(hidden, self.product_weights.of_head(head))
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits at the positions that predict a response token, `[T, V]`."""
         with self.autocast():
-            return response_logits(self._model, batch.input_ids, batch.attention_mask, batch.predicts)
+            return response_logits(self._model, batch.input_ids, batch.attention_mask, batch.predicting)
 
     @contextmanager
     def in_eval_mode(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from pocl.data.batches import Batch, collate
 from pocl.models.digest import head_digest
 from pocl.models.heads import apply_head, response_hidden_states, without_layers
+from pocl.models.packed import reason_not_to_pack
 from pocl.models.precision import Precision
 
 
@@ -32,15 +33,37 @@ class LiveTeacher:
     def __init__(self, model: PreTrainedModel, precision: Precision) -> None:
         self.model = model
         self.precision = precision
+        self._longest_packed = 0
+        self._shortest_padded: int | None = None
+        self._reason: str | None = None
+        """Why samples as long as that are padded."""
 
     @torch.no_grad()
     def hidden(self, batch: Batch) -> Tensor:
         """Input of the output head at the positions that predict a response token, `[T, width]`."""
-        if batch.lengths is not None:
-            # The batch is packed for a student that was tried for it; the teacher was not.
+        if batch.packing is not None and self.reason_not_to_pack(batch.packing.max_length):
+            # The batch is packed for a student that can be; this teacher cannot.
             batch = collate(batch.samples, device=batch.labels.device)
         with self.precision.autocast():
-            return response_hidden_states(self.model, batch.input_ids, batch.attention_mask, batch.predicts)
+            return response_hidden_states(
+                self.model, batch.input_ids, batch.attention_mask, batch.predicting, batch.packing
+            )
+
+    def reason_not_to_pack(self, max_length: int) -> str | None:
+        """Why packed samples of up to `max_length` tokens are padded for this teacher; None where they are run as they
+        are.
+
+        The model is tried at the first call, and again for longer samples than before.
+        """
+        if max_length <= self._longest_packed:
+            return None
+        if self._shortest_padded is None or max_length < self._shortest_padded:
+            reason = reason_not_to_pack(self.model, max_length, self.precision)
+            if reason is None:
+                self._longest_packed = max_length
+                return None
+            self._shortest_padded, self._reason = max_length, reason
+        return self._reason
 
 
 @dataclass(frozen=True)

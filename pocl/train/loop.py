@@ -20,10 +20,14 @@ cached and a live teacher, and of the three ways to the loss, it takes one:
     teacher/cache               the teacher's final hidden states from memory-mapped files
     teacher/signal              the same from the teacher itself
     data/batches                a micro-batch as tensors, padded or packed, with labels shifted by one
-    models/precision            autocast
     models/product_weights      copies of weights in the format of the products; their gradients in fp32
     models/heads                runs the student up to its output head, at the positions that predict a response token
     models/packed               attention that does not cross from one packed sample into the next
+    models/batched_attention    the same by products over padded rows, where no varlen kernel can run
+    data/packing              where the samples of a packed batch are
+    data/transfer             arrays of the host on the device, in one copy
+    models/precision            autocast
+    models/rounding             whether a packed batch was computed right, when a model is tried
     models/positions            position ids that follow from the padding
     losses/fused                the objective from hidden states, chunk by chunk of tokens
     losses/fused_cross_entropy  the same without a teacher

@@ -1,0 +1,16 @@
+"""Whether two ways to compute the same logits differ by rounding alone."""
+
+from torch import Tensor
+
+_TOLERANCE = {"fp32": 1e-4, "half": 0.2}
+"""Largest Euclidean norm of a difference, relative to the logits: half precision changes those of random weights by up
+to a tenth, whichever way they are computed, and tokens that see what they must not change them by about one."""
+
+
+def difference_beyond_rounding(actual: Tensor, expected: Tensor, *, is_exact: bool) -> float | None:
+    """The relative difference where it is more than rounding, else None; also where it is no number.
+
+    `is_exact`: weights and products are in fp32, and not in half precision.
+    """
+    difference = ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
+    return None if difference <= _TOLERANCE["fp32" if is_exact else "half"] else difference
