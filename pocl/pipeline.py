@@ -16,6 +16,7 @@ from pocl.curriculum.measurer import DifficultyMeasurer
 from pocl.curriculum.ranking import RankedSample, load_or_rank
 from pocl.data.batches import EncodedSample
 from pocl.determinism import deterministic_kernels, reasons_not_exact
+from pocl.errors import ModelUnsupported
 from pocl.evaluation.answers import GenerationSettings
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.evaluator import Evaluator
@@ -45,7 +46,9 @@ from pocl.layout import (
     checkpoint_dir,
 )
 from pocl.losses.buffers import LossExecution
+from pocl.models.compiled_layers import CompiledLayers, layer_compiler
 from pocl.models.digest import DigestStore
+from pocl.models.layers import decoder_layers
 from pocl.models.loading import load_weights
 from pocl.models.output_head import extract_head
 from pocl.models.packed import reason_not_to_pack
@@ -318,7 +321,7 @@ class Pipeline:
         teacher: TeacherSignal | None,
         score: Score | None,
     ) -> Trainer:
-        model = models.student.model
+        model, resources = models.student.model, self._spec.resources
         optimizer = make_optimizer(model, self._spec.training)
         state = self._initial_state() if resume_point is None else resume_point.state
         is_cached = not isinstance(teacher, LiveTeacher)
@@ -349,7 +352,7 @@ class Pipeline:
             shared_vocabulary=models.shared_vocabulary,
             precision=self._precision,
             execution=LossExecution(
-                self._sizes.loss_chunk_tokens, backend="inductor" if self._spec.resources.compile else None
+                self._sizes.loss_chunk_tokens, backend="inductor" if resources.compile and self._on_gpu else None
             ),
             product_weights=models.product_weights,
         )
@@ -361,6 +364,7 @@ class Pipeline:
             student=Student(model, models.tokenizer, optimizer),
             training_loss=loss,
             packed=self._can_pack(model, loss, teacher),
+            compiled_layers=self._compiled_layers(model),
             micro_batch_tokens=self._sizes.micro_batch_tokens,
             workdir=self._workdir,
             sink=self._sink,
@@ -383,6 +387,31 @@ class Pipeline:
         if isinstance(teacher, LiveTeacher) and (reason := teacher.reason_not_to_pack(max_length)) is not None:
             self._sink(Warned(code="not_packed", message=f"the teacher's samples are padded, not packed: {reason}"))
         return True
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
+    def _compiled_layers(self, student: PreTrainedModel) -> CompiledLayers:
+        """The student's layers, compiled where the specification asks for it and the device is one for it."""
+        resources = self._spec.resources
+        wanted = [name for name in ("compile", "graphs", "prefetch") if getattr(resources, name)]
+        if wanted and not self._on_gpu:
+            message = f"{', '.join(wanted)} of resources: on a GPU alone, and this run is on a CPU"
+            self._sink(Warned(code="resources_ignored", message=message))
+            return CompiledLayers()
+        if resources.prefetch:
+            message = "prefetch of resources: teacher states are copied on the stream of the step in this version"
+            self._sink(Warned(code="resources_ignored", message=message))
+        compiler = layer_compiler(compiled=resources.compile, graphs=resources.graphs)
+        if compiler is None:
+            return CompiledLayers()
+        try:
+            layers = decoder_layers(student)
+        except ModelUnsupported as error:
+            self._sink(Warned(code="resources_ignored", message=f"the student is not compiled: {error}"))
+            return CompiledLayers()
+        return CompiledLayers(layers, compiler, graphs=resources.graphs)
 
     def _initial_state(self) -> TrainState:
         # Dropout draws from here on; until then loading may have drawn any number of times.

@@ -71,6 +71,15 @@ def with_dropout(model: PreTrainedModel, probability: float) -> PreTrainedModel:
     return _rebuild(model, config, model.state_dict())
 
 
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers of `model` in their order.
+
+    Raises:
+        ModelUnsupported: they cannot be told from its other parts.
+    """
+    return list(model.get_submodule(_layers_prefix(model).removesuffix(".")).children())
+
+
 def _layers_prefix(model: PreTrainedModel) -> str:
     """`model.layers.` or the like: the outermost module list with one entry for each layer."""
     count = model.config.num_hidden_layers

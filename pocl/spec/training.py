@@ -108,7 +108,8 @@ class Resources(FrozenModel):
     ends in the same weights; it is slower, and an operation without such a kernel is refused. A run on a CPU is exact
     without it."""
     compile: bool = False
-    """Whether the student's layers are compiled (torch.compile) before training; on a GPU alone."""
+    """Whether the student's layers and the elementwise part of the loss are compiled (torch.compile) for training; on a
+    GPU alone."""
     graphs: bool = False
     """Whether the student's passes are recorded as CUDA graphs and replayed; on a GPU alone."""
     prefetch: bool = False

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from pocl.data.batches import EncodedSample, collate, pack
 from pocl.data.micro_batches import micro_batches
 from pocl.errors import OutOfMemory
+from pocl.models.compiled_layers import CompiledLayers
 from pocl.out_of_memory import release_memory
 from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train.ranks import Ranks, SingleProcess
@@ -59,6 +60,8 @@ class GradientAccumulator:
     ranks: Ranks = field(default_factory=SingleProcess)
     micro_batch_tokens: int = MICRO_BATCH_TOKENS
     """Tokens of a micro-batch at most, unless a single sample is longer."""
+    compiled_layers: CompiledLayers = field(default_factory=CompiledLayers)
+    """The student's layers as they run in a step."""
 
     def step(self, samples: Sequence[EncodedSample], *, temperature: float, kd_weight: float) -> StepMeans:
         """Accumulate over `samples`, which are the same on all ranks.
@@ -102,10 +105,11 @@ class GradientAccumulator:
         device = self.model.device
         batch_of = pack if self.packed else collate
         means = torch.zeros(3, dtype=torch.float64, device=device)
-        product_weights = self.training_loss.product_weights
+        product_weights, layers = self.training_loss.product_weights, self.compiled_layers
         try:
-            with product_weights.in_use():
+            with product_weights.in_use(), layers.in_use():
                 for micro_batch in self._micro_batches(samples):
+                    layers.begin_micro_batch()
                     sums = self.training_loss.objective(
                         batch_of(micro_batch, device=device), temperature=temperature, kd_weight=kd_weight, scale=scale
                     )

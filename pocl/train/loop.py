@@ -21,6 +21,7 @@ cached and a live teacher, and of the three ways to the loss, it takes one:
     teacher/signal              the same from the teacher itself
     data/batches                a micro-batch as tensors, padded or packed, with labels shifted by one
     models/product_weights      copies of weights in the format of the products; their gradients in fp32
+    models/compiled_layers      decoder layers with a compiled forward, where the specification asks for it
     models/heads                runs the student up to its output head, at the positions that predict a response token
     models/packed               attention that does not cross from one packed sample into the next
     models/batched_attention    the same by products over padded rows, where no varlen kernel can run
@@ -71,6 +72,7 @@ from pocl.events import (
     Warned,
 )
 from pocl.layout import BEST_DIR, CHECKPOINTS_DIR, checkpoint_dir
+from pocl.models.compiled_layers import CompiledLayers
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, fit_or_refuse
 from pocl.plan import StagePlan
 from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
@@ -124,6 +126,8 @@ class Trainer:
     eta: EtaEstimator = field(default_factory=EtaEstimator)
     ranks: Ranks = field(default_factory=SingleProcess)
     """The processes that share each step."""
+    compiled_layers: CompiledLayers = field(default_factory=CompiledLayers)
+    """The student's layers as they run in a step."""
     should_pause: Callable[[], bool] = lambda: False
     """Called at the end of each stage but the last; true stops the run there."""
     saved: tuple[int, int] = field(init=False)
@@ -140,6 +144,7 @@ class Trainer:
             micro_batch_size=self.state.micro_batch_size,
             on_halved=self._note_halved,
             ranks=self.ranks,
+            compiled_layers=self.compiled_layers,
             micro_batch_tokens=self.micro_batch_tokens,
         )
 
