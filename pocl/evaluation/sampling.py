@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+_FIXED_POINT = 2.0**52
+"""Probabilities times this are summed as integers where sums must not depend on their order."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -38,7 +41,7 @@ class Sampler:
         if self.top_p == 1:
             return _invert(probabilities, uniforms)
         sorted_, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = torch.nn.functional.pad(sorted_.cumsum(dim=-1)[:, :-1], (1, 0))
+        before = torch.nn.functional.pad(_cumulative(sorted_)[:, :-1], (1, 0))
         nucleus = sorted_.masked_fill(before >= self.top_p, 0.0)
         return tokens.gather(1, _invert(nucleus, uniforms).unsqueeze(1)).squeeze(1)
 
@@ -50,9 +53,17 @@ class Sampler:
 
 def _invert(masses: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The first index whose cumulative mass exceeds the uniform's share of the total; its own mass is never zero."""
-    cumulative = masses.cumsum(dim=-1)
+    cumulative = _cumulative(masses)
     total = cumulative[:, -1:]
     # Rounding may lift a share to the total, beyond which there is no index.
     share = torch.minimum(uniforms.unsqueeze(1) * total, torch.nextafter(total, torch.zeros_like(total)))
     indices = torch.searchsorted(cumulative, share, right=True).squeeze(1)
     return indices.clamp(max=masses.shape[-1] - 1)
+
+
+def _cumulative(masses: torch.Tensor) -> torch.Tensor:
+    """Cumulative sums of probabilities in float64, `[B, V]`."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return masses.cumsum(dim=-1)
+    # PyTorch has no deterministic sum of this kind for floats on a GPU; sums of integers are exact in any order.
+    return (masses * _FIXED_POINT).long().cumsum(dim=-1).double() / _FIXED_POINT

@@ -46,8 +46,13 @@ def machine_fingerprint(device: torch.device, *, with_threads: bool = True) -> s
         with_threads: Whether threads of the host count: they divide the sums of a CPU, and none of a GPU.
     """
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    return f"{versions}, {hardware}" + (f", {torch.get_num_threads()} threads" if with_threads else "")
+    parts = [f"torch {torch.__version__}", f"transformers {transformers.__version__}", hardware]
+    if device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        # Other kernels, whose results a run must not take from the cache for its own.
+        parts.append("deterministic")
+    if with_threads:
+        parts.append(f"{torch.get_num_threads()} threads")
+    return ", ".join(parts)
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

@@ -129,3 +129,17 @@ def test_keys_and_seeds_give_independent_streams() -> None:
 def test_invalid_samplers_are_refused(temperature: float, top_p: float) -> None:
     with pytest.raises(ValueError, match="temperature"):
         Sampler(temperature, top_p, seed=0)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_sums_of_a_deterministic_run_draw_the_same_tokens(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(200, 60, generator=generator)
+    uniforms = torch.rand(200, dtype=torch.float64, generator=generator)
+    sampler = Sampler(temperature=1.0, top_p=top_p, seed=0)
+    drawn = sampler.choose(logits, uniforms)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(sampler.choose(logits, uniforms), drawn)
+    finally:
+        torch.use_deterministic_algorithms(False)
