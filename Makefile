@@ -27,7 +27,8 @@ help: ## Show this list
 
 # Of pip's output, the lines that show how far it is; errors go to stderr.
 SHORTLY := awk '/^ *(Downloading|Using cached|Building wheel|Installing collected)/ && !/metadata/ { print substr($$0, 1, 100); fflush() }'
-PIP     := set -o pipefail; $(BIN)/pip --disable-pip-version-check install
+# Python compiles what it imports, a part of the 14,000 files; to compile all of them takes a minute.
+PIP     := set -o pipefail; $(BIN)/pip --disable-pip-version-check install --no-compile
 define INSTALL
 @echo "[1/3] torch, the largest download"
 @$(PYTHON) -m venv $(VENV)
@@ -68,13 +69,16 @@ bench: $(STAMP) ## Time it side by side with others (about 20 minutes; figures i
 unit: $(STAMP) ## The tests that need no server, no process and no long run (under a minute)
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist worksteal --unit
 
+SUITE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+
 test: check ## Lint, types, import contracts and the test suite
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+	@$(SUITE)
 
 test-slow: $(STAMP) ## The cases that `make test` leaves out for their length
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m slow
+	@$(SUITE) -m slow
 
-test-all: test test-slow ## Both
+test-all: check ## Both, in one run: what CI runs
+	@$(SUITE) -m ''
 
 cuda: ## On a machine with a GPU: the tests that need one, and `bench gpu` (about 15 minutes; figures in runs/bench)
 	@# One release of torch warns of what another does not, so that a warning is shown here and is no failure.

@@ -1,7 +1,12 @@
 """How a run of the tests is configured: its settings, what it collects, and what it says at its end."""
 
+import os
+from collections.abc import Generator
+from contextlib import nullcontext
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -19,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    unit_run.watch_processes()
     # A slow machine is no failure: no test asserts wall-clock time.
     hypothesis.settings.register_profile("whole", deadline=None)
     hypothesis.settings.register_profile("unit", deadline=None, max_examples=10)
@@ -40,7 +46,43 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cuda_run.skip_without_gpu(items)
     if unit_run.is_asked_for(config):
         unit_run.deselect_others(config, items)
-        unit_run.forbid_processes()
+    slowest_first(items, workers=int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def slowest_first(items: list[pytest.Item], *, workers: int) -> None:
+    """Have each of several processes begin with its share of the slow tests, lest one of them be left to the end.
+
+    The processes begin with equal parts of the list. Of slow tests those with the longest time limit come first.
+    """
+
+    def limit(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("timeout")
+        return float(mark.args[0]) if mark is not None else 0.0
+
+    slow = sorted((item for item in items if item.get_closest_marker("slow")), key=limit, reverse=True)
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    if not (slow and others):
+        return
+    ends = [len(items) * part // workers for part in range(workers + 1)]
+    ordered: list[pytest.Item] = []
+    for part, (start, end) in enumerate(pairwise(ends)):
+        share = slow[part::workers]
+        count = max(0, end - start - len(share))
+        ordered += [*share, *others[:count]]
+        del others[:count]
+    items[:] = [*ordered, *others]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    with unit_run.starting_no_process() if unit_run.is_unit(item) else nullcontext():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    with unit_run.starting_no_process() if unit_run.is_unit(item) else nullcontext():
+        return (yield)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,14 +3,17 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 import sqlalchemy as sa
 
 from domain.db import Database
-from tests.support import servers
+from tests.conftest import slowest_first
+from tests.support import servers, unit_run
 from tests.support.databases import DATABASES, refuse_half_covered, selects_variants
 from tests.support.rows import dump_tables
 from tests.support.waiting import eventually
@@ -98,3 +101,33 @@ def test_servers_die_with_a_test_run_that_is_killed(server: str) -> None:
         assert answers(url)
         os.kill(run.pid, 9)
         eventually(lambda: not answers(url), what="the server is gone")
+
+
+@pytest.mark.system
+def test_no_process_starts_while_a_unit_test_runs() -> None:
+    with unit_run.starting_no_process(), pytest.raises(RuntimeError, match="Mark it `system`"):
+        subprocess.run(["true"], check=True)
+    subprocess.run(["true"], check=True)
+
+
+@pytest.mark.parametrize(("slow", "others", "workers"), [(5, 20, 3), (2, 9, 1), (4, 3, 2), (0, 5, 3), (3, 0, 2)])
+def test_every_process_begins_with_its_share_of_the_slow_tests(slow: int, others: int, workers: int) -> None:
+    items = [FakeItem(index, is_slow=index >= others) for index in range(others + slow)]
+    ordered: list[Any] = list(items)
+    slowest_first(ordered, workers=workers)
+    assert sorted(item.index for item in ordered) == list(range(len(items)))
+    assert [item.index for item in ordered if not item.is_slow] == list(range(others))
+    if slow and others >= slow:
+        part = len(ordered) // workers
+        assert all(ordered[part * worker].is_slow for worker in range(min(workers, slow)))
+
+
+@dataclass
+class FakeItem:
+    """What is looked at of a test."""
+
+    index: int
+    is_slow: bool
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return pytest.mark.slow.mark if self.is_slow and name == "slow" else None

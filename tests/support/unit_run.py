@@ -10,10 +10,12 @@ A test belongs to it unless
 Properties are tried on fewer examples, where a test does not say on how many.
 
 So a test that asks for a database is run on SQLite alone, and one that asks for none is run as it is. Nobody has to
-believe the marks: in such a run the start of any process is an error.
+believe the marks: while such a test is set up and called, in any run, the start of any process is an error.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ import pytest
 OTHER_DIRECTORIES = ("api/http", "bench", "docs", "e2e", "faults", "fuzz", "integration")
 OTHER_FIXTURES = {"postgres_server", "processes", "redis_server"}
 _TESTS = Path(__file__).parents[1]
+_forbidden = False
 _STARTS = ("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen")
 
 
@@ -53,11 +56,23 @@ def deselect_others(config: pytest.Config, items: list[pytest.Item]) -> None:
     items[:] = [item for item in items if is_unit(item)]
 
 
-def forbid_processes() -> None:
-    """Make the start of any process an error, for the rest of this one."""
+def watch_processes() -> None:
+    """From now on have :func:`starting_no_process` look at the start of any process; for once in a run."""
+    # An audit hook stays for good.
     sys.addaudithook(_refuse)
 
 
+@contextmanager
+def starting_no_process() -> Iterator[None]:
+    """While the context lasts, the start of any process is an error."""
+    global _forbidden
+    _forbidden = True
+    try:
+        yield
+    finally:
+        _forbidden = False
+
+
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    if event in _STARTS:
+    if _forbidden and event in _STARTS:
         raise RuntimeError(f"a unit test starts no process: {event} {arguments[:2]}. Mark it `system`.")
