@@ -15,10 +15,6 @@ from pocl.evaluation.token_scores import ScoringSizes, last_turn_cross_entropy
 from pocl.models.loading import LoadedModel
 from pocl.models.precision import machine_fingerprint
 
-_BATCH_ROUNDS = 4
-"""Samples that are measured together, in multiples of the rows in flight: the more there are, the longer all rows stay
-in flight, and the more is measured again after a kill."""
-
 
 @dataclass(frozen=True)
 class DifficultyMeasurer:
@@ -65,9 +61,7 @@ class DifficultyMeasurer:
         """
         reused = journal.reused or {}
         missing = [row for row in range(len(self.dataset.samples)) if row not in reused]
-        batches = generation_batches(
-            [self.dataset.samples[row] for row in missing], _BATCH_ROUNDS * self.generation.batch_size
-        )
+        batches = generation_batches([self.dataset.samples[row] for row in missing], self.generation.samples_at_once)
         report = throttle(self.on_progress)
         measured = len(reused)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -9,10 +10,14 @@ from pocl.callbacks import OnProgress, ShouldStop
 from pocl.data.batches import EncodedSample
 from pocl.evaluation.generate import generate, model_stop_token_ids
 from pocl.evaluation.sampling import Sampler
+from pocl.evaluation.vllm_generation import generate_with_vllm
 from pocl.events import Sink
 from pocl.models.precision import Precision
 from pocl.out_of_memory import limited_by
 from pocl.spec import Sampling
+
+_ROUNDS = 4
+_VLLM_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,20 @@ class GenerationSettings:
     precision: Precision
     sampling: Sampling | None = None
     """How answers are sampled beside the greedy ones; None samples none."""
+    generator: Literal["engine", "vllm"] = "engine"
+    """What generates them: the engine's own loop, or vLLM."""
     graphs: bool = False
     """Whether decode steps are replayed as CUDA graphs, on CUDA."""
     sink: Sink = lambda _: None
     """Is told of fall-backs."""
+
+    @property
+    def samples_at_once(self) -> int:
+        """Samples worth giving to the generator in one call, where there are more.
+
+        The more there are, the longer all rows stay in flight; vLLM moreover starts anew at each call.
+        """
+        return max(_VLLM_SAMPLES, self.batch_size) if self.generator == "vllm" else _ROUNDS * self.batch_size
 
 
 def generate_answers(
@@ -51,8 +66,9 @@ def generate_answers(
         RunStopped: when `should_stop` turns true.
         SizeTooLarge: memory ran out.
     """
+    generate_all = generate_with_vllm if generation.generator == "vllm" else generate
     with limited_by("generation_rows"):
-        answers = generate(
+        answers = generate_all(
             model,
             [sample.prompt_ids for sample in samples],
             max_new_tokens=generation.max_new_tokens,

@@ -67,7 +67,7 @@ def generate(
         ValueError: a prompt is empty or leaves no position for an answer, a number is below 1, or there are
             more or fewer keys than prompts.
     """
-    questions = _questions(model, prompts, max_new_tokens, batch_size, keys)
+    questions = questions_of(model, prompts, max_new_tokens, batch_size, keys)
     precision = precision or Precision("fp32", model.device)
     decoding = _Decoding(batch_size, eos_token_ids, pad_id, precision, sampler, graphs)
     answers: dict[int, list[int]] = {}
@@ -109,13 +109,14 @@ class _Decoding:
     graphs: bool
 
 
-def _questions(
+def questions_of(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     batch_size: int,
     keys: Sequence[str] | None,
 ) -> list[Question]:
+    """What :func:`generate` is asked, in the order of `prompts`; arguments and errors are those of it."""
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError("max_new_tokens and batch_size must be at least 1")
     keys = [str(index) for index in range(len(prompts))] if keys is None else keys

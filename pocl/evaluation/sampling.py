@@ -45,10 +45,13 @@ class Sampler:
         nucleus = sorted_.masked_fill(before >= self.top_p, 0.0)
         return tokens.gather(1, _invert(nucleus, uniforms).unsqueeze(1)).squeeze(1)
 
-    def _generator(self, key: str) -> torch.Generator:
+    def seed_of(self, key: str) -> int:
+        """The seed of a key's own generator, of at most 63 bits."""
         digest = hashlib.sha256(f"{self.seed} {key}".encode()).digest()
-        # Seeds of a generator have at most 63 bits.
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+        return int.from_bytes(digest[:8]) >> 1
+
+    def _generator(self, key: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed_of(key))
 
 
 def _invert(masses: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
