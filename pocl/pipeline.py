@@ -221,6 +221,7 @@ class Pipeline:
             end_of_response_id=corpus.end_of_response_id,
             precision=self._precision,
             sampling=sampling,
+            generator=self._spec.resources.generator,
             graphs=self._spec.resources.graphs,
             sink=self._warn_once,
         )

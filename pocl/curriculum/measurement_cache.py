@@ -39,6 +39,8 @@ class MeasurementKey(BaseModel):
     scoring_tokens: int
     chunk_tokens: int
     batching: int = BATCHING_VERSION
+    generator: str
+    """What generated the answers: the engine's own loop, or vLLM."""
     precision: str
     machine: str
     """What bits depend on besides: versions, hardware and threads."""

@@ -46,6 +46,7 @@ class DifficultyMeasurer:
             rrf_k=self.rrf_k,
             max_new_tokens=generation.max_new_tokens,
             batch_size=generation.batch_size,
+            generator=generation.generator,
             scoring_tokens=self.scoring.tokens,
             chunk_tokens=self.scoring.chunk_tokens,
             precision=generation.precision.name,

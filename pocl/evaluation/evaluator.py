@@ -75,6 +75,7 @@ class Evaluator:
             end_ids=tuple(sorted(stop_token_ids(model.structure, self.tokenizer, generation))),
             max_new_tokens=generation.max_new_tokens,
             batch_size=generation.batch_size,
+            generator=generation.generator,
             scoring_tokens=self.scoring.tokens,
             chunk_tokens=self.scoring.chunk_tokens,
             sampling=generation.sampling,

@@ -34,6 +34,8 @@ class ScoreCacheKey(BaseModel):
     max_new_tokens: int
     batch_size: int
     generation: int = GENERATION_VERSION
+    generator: str
+    """What generated the answers: the engine's own loop, or vLLM."""
     scoring_tokens: int
     chunk_tokens: int
     sampling: Sampling | None

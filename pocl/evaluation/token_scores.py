@@ -1,6 +1,6 @@
 """Scores of a model on the reference responses, token by token (teacher forcing): cross-entropy and divergence."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,14 +8,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.callbacks import ShouldStop
-from pocl.data.batches import Batch, EncodedSample, collate
+from pocl.data.batches import Batch, EncodedSample, collate, pack
 from pocl.data.micro_batches import indices_by_length
 from pocl.errors import RunStopped
 from pocl.losses.buffers import LossExecution
+from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
 from pocl.out_of_memory import limited_by
 from pocl.spec import ForwardKL
-from pocl.teacher.distillation_loss import CrossEntropyLoss, DistillationLoss
+from pocl.teacher.distillation_loss import CrossEntropyLoss, DistillationLoss, TrainingLoss
 from pocl.teacher.signal import TeacherSignal
 
 
@@ -24,7 +25,7 @@ class ScoringSizes:
     """How much is scored at once."""
 
     tokens: int
-    """The most tokens of a batch, padding included; a longer sample is alone in its batch."""
+    """The most tokens of a batch, padding included where it is not packed; a longer sample is alone in its batch."""
     chunk_tokens: int
     """The most response tokens whose logits exist at a time, where the head is fused with the loss."""
 
@@ -47,18 +48,20 @@ def token_scores(
         RunStopped: when `should_stop` turns true.
         SizeTooLarge: memory ran out.
     """
-    ce_sum = kl_sum = 0.0
     tokens = 0
     with limited_by("scoring_tokens"):
-        score_batch = _batch_scorer(model, teacher, shared_vocabulary, precision, sizes.chunk_tokens)
-        for _, batch in scoring_batches(samples, sizes.tokens, model.device):
+        loss = _loss(model, teacher, shared_vocabulary, precision, sizes.chunk_tokens)
+        # Read once at the end: each read would wait for the device.
+        sums = torch.zeros(2, dtype=torch.float64, device=model.device)
+        packed = _packs(loss, model, samples, precision)
+        for _, batch in scoring_batches(samples, sizes.tokens, model.device, packed=packed):
             if should_stop():
                 raise RunStopped
-            cross_entropies, *divergences = score_batch(batch)
-            ce_sum += cross_entropies.sum().item()
-            kl_sum += sum(divergence.sum().item() for divergence in divergences)
+            for place, scores in enumerate(_scores(loss, batch)):
+                sums[place] += scores.sum(dtype=torch.float64)
             tokens += batch.tokens
-    return ce_sum / max(1, tokens), kl_sum / max(1, tokens) if teacher is not None else None
+        cross_entropy, divergence = (sums / max(1, tokens)).tolist()
+    return cross_entropy, divergence if teacher is not None else None
 
 
 def last_turn_cross_entropy(
@@ -75,50 +78,73 @@ def last_turn_cross_entropy(
         RunStopped: when `should_stop` turns true.
         SizeTooLarge: memory ran out.
     """
-    means = [0.0] * len(samples)
+    order: list[int] = []
+    means = []
     with limited_by("scoring_tokens"):
         loss = CrossEntropyLoss(model, precision, execution=LossExecution(sizes.chunk_tokens))
-        for indices, batch in scoring_batches(samples, sizes.tokens, model.device):
+        packed = _packs(loss, model, samples, precision)
+        for indices, batch in scoring_batches(samples, sizes.tokens, model.device, packed=packed):
             if should_stop():
                 raise RunStopped
-            for index, mean in zip(indices, _last_turn_means(loss.scores(batch), batch), strict=True):
-                means[index] = mean
-    return means
+            order += indices
+            means.append(_last_turn_means(loss.scores(batch), batch))
+        # Read once at the end: each read would wait for the device.
+        mean_of = dict(zip(order, torch.cat(means).tolist() if means else [], strict=True))
+    return [mean_of[index] for index in range(len(samples))]
 
 
 def scoring_batches(
-    samples: Sequence[EncodedSample], max_tokens: int, device: torch.device
+    samples: Sequence[EncodedSample], max_tokens: int, device: torch.device, *, packed: bool
 ) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of samples of similar length, each with the indices of its samples, collated lazily.
+    """Batches of samples of similar length, packed or padded, each with the indices of its samples, made lazily.
 
     The composition follows from the set of samples and `max_tokens`, the most tokens of a batch with its padding.
     """
-    batches = indices_by_length(samples, max_samples=len(samples), max_tokens=max_tokens, packed=False)
-    return ((indices, collate([samples[i] for i in indices], device=device)) for indices in batches)
+    batches = indices_by_length(samples, max_samples=len(samples), max_tokens=max_tokens, packed=packed)
+    batch_of = pack if packed else collate
+    return ((indices, batch_of([samples[i] for i in indices], device=device)) for indices in batches)
 
 
-def _last_turn_means(entropies: Tensor, batch: Batch) -> list[float]:
-    """The mean over the last turn of each sample of the batch; `entropies` are those of its response tokens, `[T]`."""
-    row_of_token = batch.predicting // batch.predicts.shape[1]
-    is_last_turn = batch.last_turn.to(entropies.dtype)
-    zeros = torch.zeros(len(batch.samples), dtype=entropies.dtype, device=entropies.device)
-    sums = zeros.index_add(0, row_of_token, entropies * is_last_turn)
-    tokens = zeros.index_add(0, row_of_token, is_last_turn)
-    means: list[float] = (sums / tokens.clamp(min=1)).tolist()
-    return means
+def _last_turn_means(entropies: Tensor, batch: Batch) -> Tensor:
+    """The mean over the last turn of each sample of the batch, `[samples]` float64.
+
+    `entropies` are those of its response tokens, `[T]`, which come sample by sample.
+    """
+    counts = torch.tensor([sample.predicted_tokens for sample in batch.samples])
+    sample_of_token = torch.arange(len(counts)).repeat_interleave(counts).to(entropies.device, non_blocking=True)
+    is_last_turn = batch.last_turn.double()
+    zeros = torch.zeros(len(counts), dtype=torch.float64, device=entropies.device)
+    sums = zeros.index_add(0, sample_of_token, entropies.double() * is_last_turn)
+    return sums / zeros.index_add(0, sample_of_token, is_last_turn).clamp(min=1)
 
 
-def _batch_scorer(
+def _packs(loss: TrainingLoss, model: PreTrainedModel, samples: Sequence[EncodedSample], precision: Precision) -> bool:
+    """Whether samples are packed: the head is fused with the loss, and the model, tried in eval mode, allows it."""
+    if not loss.is_fused:
+        return False
+    was_training = model.training
+    model.train(False)
+    try:
+        return can_pack(model, max((len(sample.input_ids) for sample in samples), default=1), precision)
+    finally:
+        model.train(was_training)
+
+
+def _scores(loss: TrainingLoss, batch: Batch) -> tuple[Tensor, ...]:
+    """The cross-entropy of the response tokens of `batch`, `[T]`, and with a teacher their forward KL, `[T]`."""
+    scores = loss.scores(batch)
+    return (scores,) if isinstance(scores, Tensor) else scores
+
+
+def _loss(
     model: PreTrainedModel,
     teacher: TeacherSignal | None,
     shared_vocabulary: int | None,
     precision: Precision,
     chunk_tokens: int,
-) -> Callable[[Batch], tuple[Tensor, ...]]:
-    """From a batch to the cross-entropy of its response tokens, `[T]`, and with a teacher their forward KL, `[T]`."""
+) -> TrainingLoss:
     if teacher is None:
-        cross_entropy = CrossEntropyLoss(model, precision, execution=LossExecution(chunk_tokens))
-        return lambda batch: (cross_entropy.scores(batch),)
+        return CrossEntropyLoss(model, precision, execution=LossExecution(chunk_tokens))
     return DistillationLoss(
         model,
         teacher,
@@ -126,4 +152,4 @@ def _batch_scorer(
         shared_vocabulary=shared_vocabulary,
         precision=precision,
         execution=LossExecution(chunk_tokens),
-    ).scores
+    )

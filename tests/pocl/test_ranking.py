@@ -24,6 +24,7 @@ measurement_lists = st.lists(
     ]
 )
 INPUTS = RankingKey(
+    generator="engine",
     student="s", data="d", template="chat", end_ids=(2,), rrf_k=60, max_new_tokens=8, batch_size=16,
     scoring_tokens=64, chunk_tokens=8, precision="fp32", machine="cpu",
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """Scores against independent formulas; bounded batches; stopping and progress."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, count
 from statistics import mean, stdev
@@ -21,6 +22,7 @@ from pocl.spec import Sampling
 from pocl.teacher.signal import LiveTeacher
 from tests.pocl.byte_tokenizers import byte_tokenizer
 from tests.pocl.tiny_models import EOS, VOCABULARY, tiny
+from tests.support.operator_count import count_host_reads
 
 FP32 = Precision("fp32", torch.device("cpu"))
 TOKENIZER = byte_tokenizer()
@@ -82,12 +84,35 @@ def test_last_turn_cross_entropy_leaves_out_earlier_turns() -> None:
 
 
 def test_scoring_batches_bound_the_tokens_and_hold_every_sample() -> None:
-    batches = list(scoring_batches(SAMPLES, 36, torch.device("cpu")))
+    padded, packed = (
+        list(scoring_batches(SAMPLES, 36, torch.device("cpu"), packed=packed)) for packed in (False, True)
+    )
     # The samples have 9 to 15 tokens.
-    assert [tuple(batch.input_ids.shape) for _, batch in batches] == [(3, 11), (2, 13), (2, 15)]
-    assert sorted(index for indices, _ in batches for index in indices) == list(range(7))
-    single = scoring_batches(SAMPLES, 1, torch.device("cpu"))
+    assert [tuple(batch.input_ids.shape) for _, batch in padded] == [(3, 11), (2, 13), (2, 15)]
+    assert [tuple(batch.input_ids.shape) for _, batch in packed] == [(1, 30), (1, 25), (1, 29)]
+    for batches in (padded, packed):
+        assert sorted(index for indices, _ in batches for index in indices) == list(range(7))
+    single = scoring_batches(SAMPLES, 1, torch.device("cpu"), packed=True)
     assert [len(indices) for indices, _ in single] == [1] * 7
+
+
+def test_host_reads_of_scoring_do_not_grow_with_the_batches() -> None:
+    def reads(score: Callable[..., object], tokens: int) -> int:
+        sizes = replace(SCORING, tokens=tokens)
+        return count_host_reads(lambda: score(tiny("llama"), SAMPLES, sizes=sizes, precision=FP32))
+
+    for score in (token_scores, last_turn_cross_entropy):
+        assert reads(score, 1) == reads(score, 1000)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2"])
+def test_scores_do_not_depend_on_how_samples_are_batched(family: str) -> None:
+    def scored(tokens: int) -> list[float]:
+        sizes = replace(SCORING, tokens=tokens)
+        mean, _ = token_scores(tiny(family), SAMPLES, sizes=sizes, precision=FP32)
+        return [mean, *last_turn_cross_entropy(tiny(family), SAMPLES, sizes=sizes, precision=FP32)]
+
+    assert scored(1) == pytest.approx(scored(1000), rel=1e-5)
 
 
 def test_generation_batches_do_not_depend_on_the_order_of_samples() -> None:
@@ -146,8 +171,12 @@ def test_scoring_tokens_stops_between_batches(batches: int) -> None:
     # The hook is on the layers: probing the head at the start is not scoring.
     model.get_decoder().register_forward_hook(lambda *_: forwards.append(1))
     for score in (token_scores, last_turn_cross_entropy):
-        forwards.clear()
-        with pytest.raises(RunStopped):
-            score(model, SAMPLES, sizes=SCORING, precision=FP32, should_stop=stop_after(batches))
-        assert len(forwards) == batches
+        counts = []
+        for polls in (0, batches):
+            forwards.clear()
+            with pytest.raises(RunStopped):
+                score(model, SAMPLES, sizes=SCORING, precision=FP32, should_stop=stop_after(polls))
+            counts.append(len(forwards))
+        # Stopped at once, the model is only tried.
+        assert counts[1] - counts[0] == batches
     assert model.training
