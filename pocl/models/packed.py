@@ -238,4 +238,5 @@ def _widened(states: Tensor, width: int) -> Tensor:
     return F.pad(states, (0, missing)) if missing else states
 
 
-AttentionInterface.register(NAME, _attention)
+# Compiled layers leave the attention as it is: it is one kernel, or a function with a backward of its own.
+AttentionInterface.register(NAME, torch.compiler.disable(_attention))
