@@ -1,14 +1,19 @@
 """The outcome of a run, in a form in which two runs can be compared to the bit."""
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pocl.errors import CheckpointCorrupt
 from pocl.layout import BEST_DIR, CACHE_DIR, EVENTS_FILE, FINAL_DIR, RANKING_FILE, RESULT_FILE, WEIGHTS_FILE
 from pocl.storage import manifest
+from pocl.storage.shared_cache import HOLDERS
+from pocl.teacher.shards import ShardRows
 
 _TIMES = ("tokens_per_second", "eta_seconds", "eta_low_seconds", "eta_high_seconds")
 
@@ -28,7 +33,7 @@ class RunOutcome:
     steps: dict[int, dict[str, Any]]
     """The last event of each optimiser step, without its times."""
     cached: dict[str, str]
-    """SHA-256 of each file of the shared cache, the teacher's hidden states among them, by path."""
+    """SHA-256 of what the shared cache has for other runs: of hidden states by sample, of other files by path."""
     best_event: dict[str, Any]
     """The last event that names the weights of the best stage."""
 
@@ -44,17 +49,27 @@ class RunOutcome:
             ranking=manifest.sha256_of(workdir / RANKING_FILE),
             result=(workdir / RESULT_FILE).read_text(encoding="utf-8"),
             steps={step: {k: v for k, v in event.items() if k not in _TIMES} for step, event in steps.items()},
-            cached={
-                path.relative_to(workdir).as_posix(): manifest.sha256_of(path)
-                for path in (workdir / CACHE_DIR).rglob("*")
-                if path.is_file()
-            },
+            cached=_cached(workdir / CACHE_DIR),
             best_event=best[-1],
         )
 
     def differences(self, other: "RunOutcome") -> list[str]:
         """Names of the fields that are not equal."""
         return [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
+
+
+def _cached(cache: Path) -> dict[str, str]:
+    files = [path for path in cache.glob("*/*/*") if path.is_file() and path.parts[-3] != HOLDERS]
+    shards = {path.parent for path in files if path.parts[-3].startswith("teacher-")}
+    # An interruption may divide samples into other shards, and changes no bit of their states.
+    states = {
+        f"{shard.parent.name} {content}": hashlib.sha256(hidden.view(torch.uint8).numpy().tobytes()).hexdigest()
+        for shard in shards
+        if (rows := ShardRows.read(shard)) is not None
+        for content, hidden in rows.map_states(shard)
+    }
+    others = [path for path in files if path.parent not in shards]
+    return states | {path.relative_to(cache).as_posix(): manifest.sha256_of(path) for path in others}
 
 
 def read_events(workdir: Path, offset: int = 0) -> list[dict[str, Any]]:

@@ -98,8 +98,9 @@ class SharedCache:
         return self.root / kind / key
 
     def sweep(self) -> None:
-        """Remove what killed processes left: scratch directories that are no holder's, expired pins, empty kinds."""
+        """Remove what killed processes left: holders, scratch directories beside entries, expired pins, empty kinds."""
         with self.locked():
+            _live_uses(self.root / HOLDERS)
             now = time.time()
             for kind in self._kinds():
                 for scratch in _directories(kind, hidden=True):
