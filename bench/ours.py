@@ -17,6 +17,8 @@ from pocl.events import Sink
 from pocl.losses.buffers import LossExecution, Workspace
 from pocl.losses.fused import fused_objective_sum
 from pocl.losses.objective import ObjectiveTerms
+from pocl.models.compiled_layers import CompiledLayers, layer_compiler
+from pocl.models.layers import decoder_layers
 from pocl.models.output_head import Head, HeadInputs, extract_head
 from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
@@ -41,14 +43,20 @@ _EXECUTION = LossExecution(workspace=Workspace())
 """Kept from step to step, as in training."""
 
 
-def step_spec(batch_size: int) -> DistillationSpec:
-    """The paper's settings with batches of `batch_size` samples. The models are made by the benchmark, not read."""
+def step_spec(batch_size: int, *, compiled: bool = False, graphs: bool = False) -> DistillationSpec:
+    """The paper's settings with batches of `batch_size` samples. The models are made by the benchmark, not read.
+
+    Args:
+        compiled: Whether a GPU runs compiled layers and a compiled loss.
+        graphs: Whether a GPU replays CUDA graphs.
+    """
     return resolve(
         {
             "teacher": {"random": {}},
             "student": {"random": {}},
             "data": {"train": {"path": "samples.jsonl"}},
             "training": {"batch_size": batch_size, "learning_rate": NO_LEARNING, "min_learning_rate": 0.0},
+            "resources": {"compile": compiled, "graphs": graphs},
         }
     )
 
@@ -113,15 +121,16 @@ class OurStep:
             first_step=0,
             steps_per_epoch=1,
         )
-        sizes = sizes_of_run(spec, student, teacher.model, precision)
+        resources, sizes = spec.resources, sizes_of_run(spec, student, teacher.model, precision)
         loss = training_loss(
             student,
             teacher,
             spec.method,
             shared_vocabulary=None,
             precision=precision,
-            execution=LossExecution(sizes.loss_chunk_tokens),
+            execution=LossExecution(sizes.loss_chunk_tokens, backend="inductor" if resources.compile else None),
         )
+        compiler = layer_compiler(compiled=resources.compile, graphs=resources.graphs)
         self._trainer = Trainer(
             spec=spec,
             table=(self._stage,),
@@ -129,6 +138,9 @@ class OurStep:
             student=Student(student, byte_level_tokenizer(1024), optimizer),
             training_loss=loss,
             packed=loss.is_fused and can_pack(student, spec.data.max_length, precision),
+            compiled_layers=CompiledLayers(
+                () if compiler is None else decoder_layers(student), compiler, graphs=resources.graphs
+            ),
             micro_batch_tokens=sizes.micro_batch_tokens,
             workdir=Path(),
             sink=lambda _event: None,
@@ -165,7 +177,7 @@ def answers(
 
 def cross_entropy(model: PreTrainedModel, samples: Sequence[EncodedSample], precision: Precision) -> float:
     """Mean cross-entropy of all response tokens, in nats."""
-    sizes = sizes_of_run(step_spec(len(samples)), model, None, precision)
+    sizes = sizes_of_run(step_spec(1), model, None, precision)
     scoring = ScoringSizes(sizes.scoring_tokens, sizes.loss_chunk_tokens)
     mean, _divergence = token_scores(model, samples, sizes=scoring, precision=precision)
     return mean

@@ -141,17 +141,34 @@ def step_rivals(fixture: StepFixture) -> list[Rival]:
     ]
 
 
-def _ours(fixture: StepFixture) -> Work:
+def compiled_steps(fixture: StepFixture) -> list[Rival]:
+    """Ours with what is off unless it is asked for, and is for a GPU alone."""
+    switches = {"compiled": (True, False), "compiled, CUDA graphs": (True, True)}
+    return [
+        Rival(
+            f"{OURS}, {name}",
+            partial(
+                _ours,
+                fixture,
+                f"{OURS}, {name}",
+                ours.step_spec(len(fixture.samples), compiled=compiled, graphs=graphs),
+            ),
+        )
+        for name, (compiled, graphs) in switches.items()
+    ]
+
+
+def _ours(fixture: StepFixture, name: str = OURS, spec: DistillationSpec | None = None) -> Work:
     step = ours.OurStep(
         fixture.pair.student,
         fixture.stored,
         fixture.optimizer,
-        fixture.spec,
+        spec or fixture.spec,
         fixture.precision,
         temperature=TEMPERATURE,
         kd_weight=KD_WEIGHT,
     )
-    return fixture.work(OURS, step)
+    return fixture.work(name, step)
 
 
 def _published(fixture: StepFixture) -> Work:

@@ -13,7 +13,7 @@ from bench.protocol import OURS
 from bench.report import Figure
 from bench.rivals import DISTILLATION, PUBLISHED
 from bench.sizes import ModelPair, Size
-from bench.step import StepFixture, agreement, step_rivals
+from bench.step import StepFixture, agreement, compiled_steps, step_rivals
 from pocl.models.heads import output_head
 
 _GIB = 1 << 30
@@ -23,7 +23,8 @@ def measure_steps(setting: Setting, size: Size) -> Section:
     """Seconds, memory and activity of a step, and the ratios of the rivals' seconds to ours."""
     fixture = _fixture(setting, size)
     _create_optimizer_state(fixture)
-    contenders = time_contenders(step_rivals(fixture), setting.scale.rounds)
+    on_request = compiled_steps(fixture) if setting.device.type == "cuda" else []
+    contenders = time_contenders([*step_rivals(fixture), *on_request], setting.scale.rounds)
     ours_first = contenders[0]
     rows = [_row(contender, ours_first, fixture, setting) for contender in contenders]
     checks = agreement(fixture) if OURS in fixture.last_results else {}
