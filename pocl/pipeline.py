@@ -55,7 +55,7 @@ from pocl.models.packed import reason_not_to_pack
 from pocl.models.precision import choose_device, choose_precision, machine_fingerprint
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, HalvedSize, fit_or_refuse, retry_halved
 from pocl.plan import StagePlan, stage_table
-from pocl.prepare import Corpus, Models, encode_corpus, load_models, read_splits
+from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_models, read_splits
 from pocl.report.result import Result, build_result, write_result
 from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
 from pocl.spec import DistillationSpec, Sampling
@@ -115,6 +115,7 @@ class Pipeline:
             PoclError: whose class says what went wrong.
         """
         self._sink(PhaseChanged(phase="validating"))
+        check_generator(self._spec.resources.generator)
         train_samples, validation_samples = read_splits(self._spec)
         table = stage_table(self._spec, len(train_samples))
         resume_point = self._find_resume_point()

@@ -1,14 +1,16 @@
 """What a run works with: its samples, its models, and the samples as tokens of those models."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from pocl.data.batches import Prompting, encode, end_of_response_id
 from pocl.data.samples import Sample, read_samples
-from pocl.errors import DatasetInvalid
+from pocl.errors import DatasetInvalid, FieldError, SpecInvalid
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.inspect import check_sequence_length
 from pocl.models.digest import DigestStore
@@ -54,6 +56,17 @@ def read_splits(spec: DistillationSpec) -> tuple[list[Sample], list[Sample]]:
     train = read_samples(_file_of(spec.data.train))
     validation = [] if spec.data.validation is None else read_samples(_file_of(spec.data.validation))
     return train, validation[: spec.evaluation.max_rows]
+
+
+def check_generator(generator: Literal["engine", "vllm"]) -> None:
+    """Refuse a generator that is not installed, before anything long is done.
+
+    Raises:
+        SpecInvalid: naming the field.
+    """
+    if generator == "vllm" and find_spec("vllm") is None:
+        detail = "vLLM is not installed on this worker; install it there, or leave the generator at engine"
+        raise SpecInvalid([FieldError("/resources/generator", "unavailable", detail)])
 
 
 def load_models(spec: DistillationSpec, *, device: torch.device, precision: Precision, digests: DigestStore) -> Models:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,7 @@ from pocl.events import (
     CheckpointSaved,
     Evaluated,
     Event,
+    PhaseChanged,
     Progressed,
     RunEnded,
     RunFinished,
@@ -117,6 +119,16 @@ def test_run_leaves_every_file_of_its_layout(undisturbed: Path) -> None:
     for directory in ("best", "final"):
         manifest.verify(undisturbed / directory)
     assert not list(undisturbed.rglob(".tmp-*"))
+
+
+def test_generator_that_is_not_installed_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    if find_spec("vllm") is not None:
+        pytest.skip("vLLM is installed")
+    events: list[Event] = []
+    with pytest.raises(SpecInvalid) as caught:
+        run(read_spec(TINY, (*FEW, "resources.generator=vllm")), tmp_path, events.append)
+    assert [error.pointer for error in caught.value.field_errors] == ["/resources/generator"]
+    assert [event.phase for event in events if isinstance(event, PhaseChanged)] == ["validating"]
 
 
 def test_every_choice_of_the_engine_is_pinned(undisturbed: Path) -> None:
