@@ -71,14 +71,14 @@ unit: $(STAMP) ## The tests that need no server, no process and no long run (und
 
 SUITE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-test: check ## Lint, types, import contracts and the test suite
-	@$(SUITE)
+test: check ## Lint, types, import contracts and the test suite; SLOW=1: with the longest cases, as CI runs it
+	@$(SUITE) $(if $(SLOW),-m '')
 
 test-slow: $(STAMP) ## The cases that `make test` leaves out for their length
 	@$(SUITE) -m slow
 
-test-all: check ## Both, in one run: what CI runs
-	@$(SUITE) -m ''
+test-all: ## Both, in one run
+	@$(MAKE) test SLOW=1
 
 cuda: ## On a machine with a GPU: the tests that need one, and `bench gpu` (about 15 minutes; figures in runs/bench)
 	@# One release of torch warns of what another does not, so that a warning is shown here and is no failure.
