@@ -200,10 +200,12 @@ def group_by_length(lengths: Array) -> list[tuple[int, int]]:
     """[start, stop) of at most `MAX_GROUPS` groups of ascending `lengths`, for which attention over padded rows is
     cheapest: the fewest scores, rows x length squared.
     """
-    count = len(lengths)
-    padded = _padded(lengths)
-    rows = np.arange(1, count + 1)[None] - np.arange(count)[:, None]
-    # The cost of a group of the rows from i up to j, where it is not empty.
+    padded, firsts = np.unique(_padded(lengths), return_index=True)
+    count = len(padded)
+    # Where the rows of each distinct length begin, and how many there are in all.
+    edges = np.append(firsts, len(lengths))
+    rows = edges[1:][None] - edges[:-1][:, None]
+    # The cost of a group of the lengths from i up to j, where it is not empty.
     cost = np.where(rows > 0, rows * padded.astype(np.float64) ** 2, np.inf)
     best = [np.concatenate([[0.0], np.full(count, np.inf)])]
     cuts: list[Array] = []
@@ -217,7 +219,7 @@ def group_by_length(lengths: Array) -> list[tuple[int, int]]:
     stop = count
     for cut in reversed(cuts[:used]):
         start = int(cut[stop - 1])
-        groups.append((start, stop))
+        groups.append((int(edges[start]), int(edges[stop])))
         stop = start
     return groups[::-1]
 
