@@ -130,14 +130,15 @@ class OurStep:
             precision=precision,
             execution=LossExecution(sizes.loss_chunk_tokens, backend="inductor" if resources.compile else None),
         )
-        compiler = layer_compiler(compiled=resources.compile, graphs=resources.graphs)
+        packed = loss.is_fused and can_pack(student, spec.data.max_length, precision)
+        compiler = layer_compiler(compiled=resources.compile, graphs=resources.graphs, few_shapes=packed)
         self._trainer = Trainer(
             spec=spec,
             table=(self._stage,),
             samples=(),
             student=Student(student, byte_level_tokenizer(1024), optimizer),
             training_loss=loss,
-            packed=loss.is_fused and can_pack(student, spec.data.max_length, precision),
+            packed=packed,
             compiled_layers=CompiledLayers(
                 () if compiler is None else decoder_layers(student), compiler, graphs=resources.graphs
             ),

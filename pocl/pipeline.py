@@ -69,6 +69,7 @@ from pocl.teacher.signal import LiveTeacher, TeacherSignal, TeacherSource
 from pocl.train import checkpoint
 from pocl.train.checkpoint import ResumePoint, TrainState
 from pocl.train.loop import Score, Student, Trainer, make_optimizer
+from pocl.train.prefetch import Prefetcher
 
 
 class Pipeline:
@@ -358,15 +359,16 @@ class Pipeline:
             ),
             product_weights=models.product_weights,
         )
-
+        packed = self._can_pack(model, loss, teacher)
         return Trainer(
             spec=self._spec,
             table=table,
             samples=samples,
             student=Student(model, models.tokenizer, optimizer),
             training_loss=loss,
-            packed=self._can_pack(model, loss, teacher),
-            compiled_layers=self._compiled_layers(model),
+            packed=packed,
+            compiled_layers=self._compiled_layers(model, packed=packed),
+            prefetcher=self._prefetcher(teacher),
             micro_batch_tokens=self._sizes.micro_batch_tokens,
             workdir=self._workdir,
             sink=self._sink,
@@ -394,7 +396,20 @@ class Pipeline:
     def _on_gpu(self) -> bool:
         return self._device.type == "cuda"
 
-    def _compiled_layers(self, student: PreTrainedModel) -> CompiledLayers:
+    def _prefetcher(self, teacher: TeacherSignal | None) -> Prefetcher | None:
+        """What prepares micro-batches ahead, where the specification asks for it and the teacher's states are cached.
+
+        A live teacher works on the stream of the step, so that nothing could overlap.
+        """
+        if not self._spec.resources.prefetch or not self._on_gpu:
+            return None
+        if isinstance(teacher, LiveTeacher):
+            message = "prefetch of resources: the teacher runs at each visit of a sample, so nothing is prefetched"
+            self._sink(Warned(code="resources_ignored", message=message))
+            return None
+        return Prefetcher(self._device)
+
+    def _compiled_layers(self, student: PreTrainedModel, *, packed: bool) -> CompiledLayers:
         """The student's layers, compiled where the specification asks for it and the device is one for it."""
         resources = self._spec.resources
         wanted = [name for name in ("compile", "graphs", "prefetch") if getattr(resources, name)]
@@ -402,10 +417,7 @@ class Pipeline:
             message = f"{', '.join(wanted)} of resources: on a GPU alone, and this run is on a CPU"
             self._sink(Warned(code="resources_ignored", message=message))
             return CompiledLayers()
-        if resources.prefetch:
-            message = "prefetch of resources: teacher states are copied on the stream of the step in this version"
-            self._sink(Warned(code="resources_ignored", message=message))
-        compiler = layer_compiler(compiled=resources.compile, graphs=resources.graphs)
+        compiler = layer_compiler(compiled=resources.compile, graphs=resources.graphs, few_shapes=packed)
         if compiler is None:
             return CompiledLayers()
         try:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from pocl.data.batches import EncodedSample
 
+BUCKETS = 4
+"""Sizes of micro-batches that are to have few shapes, up to the budget of tokens: torch.compile keeps eight at most."""
+
 
 def micro_batches(
     samples: Sequence[EncodedSample], *, max_samples: int, max_tokens: int, packed: bool
@@ -34,3 +37,12 @@ def indices_by_length(
         pieces[-1].append(index)
         tokens = grown
     return pieces
+
+
+def bucket_of(tokens: int, max_tokens: int) -> int:
+    """The tokens that a micro-batch of `tokens` tokens is filled up to: a multiple of a fourth of its budget.
+
+    Only a single sample that is longer than the budget has more than that.
+    """
+    part = -(-max_tokens // BUCKETS)
+    return -(-tokens // part) * part

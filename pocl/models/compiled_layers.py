@@ -16,11 +16,15 @@ Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 """From a layer's forward to the compiled one."""
 
 
-def layer_compiler(*, compiled: bool, graphs: bool) -> Compile | None:
-    """What compiles a layer: kernels joined by Inductor, CUDA graphs, both, or None for neither."""
+def layer_compiler(*, compiled: bool, graphs: bool, few_shapes: bool) -> Compile | None:
+    """What compiles a layer: kernels joined by Inductor, CUDA graphs, both, or None for neither.
+
+    With `few_shapes` each shape is compiled by itself; else one that changes becomes a variable of the kernels.
+    """
+    dynamic = False if few_shapes else None
     if compiled:
-        return torch.compile(options={"triton.cudagraphs": True}) if graphs else torch.compile()
-    return torch.compile(backend="cudagraphs") if graphs else None
+        return torch.compile(dynamic=dynamic, options={"triton.cudagraphs": True} if graphs else None)
+    return torch.compile(dynamic=dynamic, backend="cudagraphs") if graphs else None
 
 
 class CompiledLayers:
@@ -33,6 +37,11 @@ class CompiledLayers:
         self._layers = () if compiler is None else tuple(layers)
         self._forwards = () if compiler is None else tuple(compiler(layer.forward) for layer in layers)
         self._graphs = graphs
+
+    @property
+    def are_compiled(self) -> bool:
+        """Whether there are compiled layers."""
+        return bool(self._layers)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

@@ -113,7 +113,7 @@ class Resources(FrozenModel):
     graphs: bool = False
     """Whether the student's passes are recorded as CUDA graphs and replayed; on a GPU alone."""
     prefetch: bool = False
-    """Whether the teacher's states of the next micro-batch are copied to the GPU on a stream of their own. This version
-    copies them on the stream of the step, and says so in a warning."""
+    """Whether the next micro-batch is prepared while the GPU works on the one before, and copied to it with the cached
+    states of the teacher on a stream of their own; on a GPU alone."""
     generator: Literal["engine", "vllm"] = "engine"
     """What generates answers: the engine's own loop, or vLLM, which must be installed and must know the student."""

@@ -61,12 +61,25 @@ class CrossEntropyLoss:
         """Whether the head is fused with the loss."""
         return self._student.head is not None
 
-    def objective(self, batch: Batch, *, temperature: float, kd_weight: float, scale: float) -> ObjectiveSum:
+    def teacher_states(self, batch: Batch) -> Tensor | None:
+        """None: the loss takes no states of a teacher."""
+        del batch
+        return None
+
+    def objective(
+        self,
+        batch: Batch,
+        *,
+        temperature: float,
+        kd_weight: float,
+        scale: float,
+        teacher_states: Tensor | None = None,
+    ) -> ObjectiveSum:
         """The cross-entropy of `batch` times `scale`, with the head's gradient accumulated into its `.grad`.
 
-        It is all of the loss, at temperature 1, whatever `temperature` and `kd_weight` are.
+        It is all of the loss, at temperature 1, whatever the other arguments are.
         """
-        del temperature, kd_weight
+        del temperature, kd_weight, teacher_states
         if self._student.head is None:
             return cross_entropy_sum(self._student.logits(batch), batch.labels).scaled_by(scale)
         with self._student.autocast():
@@ -135,8 +148,23 @@ class DistillationLoss:
         """Whether both heads are fused with the loss."""
         return self._heads is not None
 
-    def objective(self, batch: Batch, *, temperature: float, kd_weight: float, scale: float) -> ObjectiveSum:
-        """The objective of `batch` times `scale`, with the head's gradient accumulated into its `.grad`."""
+    def teacher_states(self, batch: Batch) -> Tensor | None:
+        """The teacher's hidden states that :meth:`objective` takes, `[T, width]`; None where it takes logits."""
+        return None if self._heads is None else self._teacher.hidden(batch)
+
+    def objective(
+        self,
+        batch: Batch,
+        *,
+        temperature: float,
+        kd_weight: float,
+        scale: float,
+        teacher_states: Tensor | None = None,
+    ) -> ObjectiveSum:
+        """The objective of `batch` times `scale`, with the head's gradient accumulated into its `.grad`.
+
+        `teacher_states` are those of :meth:`teacher_states`, where they are there already.
+        """
         terms = ObjectiveTerms(self._method, temperature, kd_weight, self._shared_vocabulary)
         if self._heads is None:
             student_logits = self._student.logits(batch)
@@ -144,7 +172,8 @@ class DistillationLoss:
                 scale
             )
         student_head, teacher_head = self._heads
-        teacher = HeadInputs(self._teacher.hidden(batch), teacher_head)
+        states = self._teacher.hidden(batch) if teacher_states is None else teacher_states
+        teacher = HeadInputs(states, teacher_head)
         with self._student.autocast():
             return fused_objective_sum(
                 self._student.head_inputs(batch, student_head),

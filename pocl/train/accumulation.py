@@ -1,18 +1,20 @@
 """Gradient accumulation: the gradient of one optimiser step, from any number of micro-batches and processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pocl.data.batches import EncodedSample, collate, pack
-from pocl.data.micro_batches import micro_batches
+from pocl.data.batches import Batch, EncodedSample, FixedShape, collate, pack
+from pocl.data.micro_batches import bucket_of, micro_batches
 from pocl.errors import OutOfMemory
 from pocl.models.compiled_layers import CompiledLayers
 from pocl.out_of_memory import release_memory
 from pocl.teacher.distillation_loss import TrainingLoss
+from pocl.train.prefetch import MicroBatchInputs, Prefetcher
 from pocl.train.ranks import Ranks, SingleProcess
 
 MICRO_BATCH_TOKENS = 4096
@@ -62,6 +64,11 @@ class GradientAccumulator:
     """Tokens of a micro-batch at most, unless a single sample is longer."""
     compiled_layers: CompiledLayers = field(default_factory=CompiledLayers)
     """The student's layers as they run in a step."""
+    longest_sample: int | None = None
+    """No sample has more tokens; where this is given, packed batches are filled up to a few shapes for compiled layers,
+    which are compiled for each shape anew."""
+    prefetcher: Prefetcher | None = None
+    """Prepares micro-batches one ahead; None prepares each when it is its turn."""
 
     def step(self, samples: Sequence[EncodedSample], *, temperature: float, kd_weight: float) -> StepMeans:
         """Accumulate over `samples`, which are the same on all ranks.
@@ -102,16 +109,18 @@ class GradientAccumulator:
             This rank's summands of the means of loss, cross-entropy and divergence, `[3]` float64; None when memory
             ran out.
         """
-        device = self.model.device
-        batch_of = pack if self.packed else collate
-        means = torch.zeros(3, dtype=torch.float64, device=device)
+        means = torch.zeros(3, dtype=torch.float64, device=self.model.device)
         product_weights, layers = self.training_loss.product_weights, self.compiled_layers
         try:
-            with product_weights.in_use(), layers.in_use():
-                for micro_batch in self._micro_batches(samples):
+            with product_weights.in_use(), layers.in_use(), closing(self._inputs(samples)) as micro_batches_inputs:
+                for inputs in micro_batches_inputs:
                     layers.begin_micro_batch()
                     sums = self.training_loss.objective(
-                        batch_of(micro_batch, device=device), temperature=temperature, kd_weight=kd_weight, scale=scale
+                        inputs.batch,
+                        temperature=temperature,
+                        kd_weight=kd_weight,
+                        scale=scale,
+                        teacher_states=inputs.teacher_states,
                     )
                     torch.autograd.backward(sums.loss)
                     product_weights.collect_gradients()
@@ -123,6 +132,29 @@ class GradientAccumulator:
         except torch.OutOfMemoryError:
             return None
         return means
+
+    def _inputs(self, samples: Sequence[EncodedSample]) -> Generator[MicroBatchInputs]:
+        """The inputs of each micro-batch of `samples`."""
+        pieces = self._micro_batches(samples)
+        if self.prefetcher is not None:
+            yield from self.prefetcher.ahead(pieces, self._prepare)
+            return
+        for piece in pieces:
+            yield self._prepare(piece)
+
+    def _prepare(self, samples: Sequence[EncodedSample]) -> MicroBatchInputs:
+        batch = self._batch(samples)
+        return MicroBatchInputs(batch, self.training_loss.teacher_states(batch))
+
+    def _batch(self, samples: Sequence[EncodedSample]) -> Batch:
+        device = self.model.device
+        if not self.packed:
+            return collate(samples, device=device)
+        if self.longest_sample is None:
+            return pack(samples, device=device)
+        bucket = bucket_of(sum(len(sample.input_ids) for sample in samples), self.micro_batch_tokens)
+        sequences = len(samples) + -(-bucket // self.longest_sample)
+        return pack(samples, device=device, shape=FixedShape(bucket, sequences, self.longest_sample))
 
     def _reduce_and_clip(self, means: Tensor, tokens: int) -> StepMeans:
         """Sum means and gradients over all ranks, and clip the gradient.

@@ -82,6 +82,7 @@ from pocl.train import checkpoint
 from pocl.train.accumulation import MICRO_BATCH_TOKENS, GradientAccumulator, StepMeans
 from pocl.train.checkpoint import FinishedStage, MetricRow, TrainState
 from pocl.train.eta import EtaEstimator
+from pocl.train.prefetch import Prefetcher
 from pocl.train.ranks import Ranks, SingleProcess
 from pocl.train.schedule import batches, cosine, shuffled
 
@@ -127,6 +128,7 @@ class Trainer:
     ranks: Ranks = field(default_factory=SingleProcess)
     """The processes that share each step."""
     compiled_layers: CompiledLayers = field(default_factory=CompiledLayers)
+    prefetcher: Prefetcher | None = None
     """The student's layers as they run in a step."""
     should_pause: Callable[[], bool] = lambda: False
     """Called at the end of each stage but the last; true stops the run there."""
@@ -145,6 +147,8 @@ class Trainer:
             on_halved=self._note_halved,
             ranks=self.ranks,
             compiled_layers=self.compiled_layers,
+            longest_sample=self.spec.data.max_length if self.compiled_layers.are_compiled else None,
+            prefetcher=self.prefetcher,
             micro_batch_tokens=self.micro_batch_tokens,
         )
 

@@ -67,7 +67,9 @@ def test_layers_have_their_own_forward_after_an_error() -> None:
 
 
 def test_what_compiles_a_layer_follows_from_the_two_choices() -> None:
-    assert layer_compiler(compiled=False, graphs=False) is None
+    assert layer_compiler(compiled=False, graphs=False, few_shapes=True) is None
     assert all(
-        layer_compiler(compiled=one, graphs=other) for one, other in ((True, False), (False, True), (True, True))
+        layer_compiler(compiled=one, graphs=other, few_shapes=few)
+        for one, other in ((True, False), (False, True), (True, True))
+        for few in (True, False)
     )
