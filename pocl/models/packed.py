@@ -81,6 +81,8 @@ class VarlenKernel:
         return attended[..., :value_width]
 
 
+# Compiled layers have the kernel within their graph, but leave a function with a backward of its own as it is.
+_batched_attention = torch.compiler.disable(batched_attention)
 _kernel = VarlenKernel()
 _active: tuple[Packing, VarlenKernel] | None = None
 """What :func:`packed_attention` has set. A global and no context variable, which torch.compile cannot trace."""
@@ -228,7 +230,7 @@ def _attention(
     if kernel.applies(query, value, dropout):
         attended = kernel(query, key, value, packing, scale=scale)
     else:
-        attended = batched_attention(query, key, value, packing, scale=scale, dropout=dropout)
+        attended = _batched_attention(query, key, value, packing, scale=scale, dropout=dropout)
     return attended.unsqueeze(0), None
 
 
@@ -238,5 +240,4 @@ def _widened(states: Tensor, width: int) -> Tensor:
     return F.pad(states, (0, missing)) if missing else states
 
 
-# Compiled layers leave the attention as it is: it is one kernel, or a function with a backward of its own.
-AttentionInterface.register(NAME, torch.compiler.disable(_attention))
+AttentionInterface.register(NAME, _attention)

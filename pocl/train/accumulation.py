@@ -153,7 +153,8 @@ class GradientAccumulator:
         if self.longest_sample is None:
             return pack(samples, device=device)
         bucket = bucket_of(sum(len(sample.input_ids) for sample in samples), self.micro_batch_tokens)
-        sequences = len(samples) + -(-bucket // self.longest_sample)
+        # A bound that is the same for all batches of the bucket.
+        sequences = self.micro_batch_size + -(-bucket // self.longest_sample)
         return pack(samples, device=device, shape=FixedShape(bucket, sequences, self.longest_sample))
 
     def _reduce_and_clip(self, means: Tensor, tokens: int) -> StepMeans:
