@@ -76,14 +76,17 @@ def test_every_operation_answers_as_documented(target: FuzzTarget, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_five_thousand_requests_are_answered_as_documented(
+def test_thousands_of_requests_are_answered_as_documented(
     target: FuzzTarget, database_url: str, tmp_path: Path
 ) -> None:
-    # Fixed on one database and random on the other, since few errors depend on the database.
-    seed = SEED if database_url.startswith("sqlite") else int(os.environ.get("FUZZ_SEED", secrets.randbelow(2**32)))
+    # The seed is fixed on one database and random on the other, with fewer requests, since few errors depend on it.
+    is_fixed = database_url.startswith("sqlite")
+    seed = SEED if is_fixed else int(os.environ.get("FUZZ_SEED", secrets.randbelow(2**32)))
     # To reproduce a failure; pytest shows it with a failure, and with -s.
     sys.stdout.write(f"seed {seed}\n")
-    report = fuzz(target, tmp_path, seed=seed, examples=60, phases="examples,coverage,fuzzing,stateful")
+    report = fuzz(
+        target, tmp_path, seed=seed, examples=60 if is_fixed else 20, phases="examples,coverage,fuzzing,stateful"
+    )
     assert {phase["status"] for phase in report["phases"].values()} <= {"success", "skip"}
     sys.stdout.write(f"{report['test_cases']}\n")
-    assert report["test_cases"]["generated"] >= 5000
+    assert report["test_cases"]["generated"] >= (5000 if is_fixed else 2000)
