@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from pocl.data.batches import Prompting, encode, end_of_response_id
 from pocl.data.samples import Sample, read_samples
-from pocl.errors import DatasetInvalid, FieldError, SpecInvalid
+from pocl.errors import DatasetInvalid
 from pocl.evaluation.dataset import EncodedDataset
+from pocl.evaluation.vllm_generation import vllm_missing
 from pocl.inspect import check_sequence_length
 from pocl.models.digest import DigestStore
 from pocl.models.loading import LazyModel, LoadedModel, load_lazily, load_student, shared_vocabulary
@@ -65,8 +66,7 @@ def check_generator(generator: Literal["engine", "vllm"]) -> None:
         SpecInvalid: naming the field.
     """
     if generator == "vllm" and find_spec("vllm") is None:
-        detail = "vLLM is not installed on this worker; install it there, or leave the generator at engine"
-        raise SpecInvalid([FieldError("/resources/generator", "unavailable", detail)])
+        raise vllm_missing()
 
 
 def load_models(spec: DistillationSpec, *, device: torch.device, precision: Precision, digests: DigestStore) -> Models:

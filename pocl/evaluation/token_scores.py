@@ -15,8 +15,8 @@ from pocl.losses.buffers import LossExecution
 from pocl.models.packed import can_pack
 from pocl.models.precision import Precision
 from pocl.out_of_memory import limited_by
-from pocl.spec import ForwardKL
-from pocl.teacher.distillation_loss import CrossEntropyLoss, DistillationLoss, TrainingLoss
+from pocl.spec import SFT, ForwardKL
+from pocl.teacher.distillation_loss import CrossEntropyLoss, TrainingLoss, training_loss
 from pocl.teacher.signal import TeacherSignal
 
 
@@ -50,7 +50,14 @@ def token_scores(
     """
     tokens = 0
     with limited_by("scoring_tokens"):
-        loss = _loss(model, teacher, shared_vocabulary, precision, sizes.chunk_tokens)
+        loss = training_loss(
+            model,
+            teacher,
+            SFT() if teacher is None else ForwardKL(),
+            shared_vocabulary=shared_vocabulary,
+            precision=precision,
+            execution=LossExecution(sizes.chunk_tokens),
+        )
         # Read once at the end: each read would wait for the device.
         sums = torch.zeros(2, dtype=torch.float64, device=model.device)
         packed = _packs(loss, model, samples, precision)
@@ -134,22 +141,3 @@ def _scores(loss: TrainingLoss, batch: Batch) -> tuple[Tensor, ...]:
     """The cross-entropy of the response tokens of `batch`, `[T]`, and with a teacher their forward KL, `[T]`."""
     scores = loss.scores(batch)
     return (scores,) if isinstance(scores, Tensor) else scores
-
-
-def _loss(
-    model: PreTrainedModel,
-    teacher: TeacherSignal | None,
-    shared_vocabulary: int | None,
-    precision: Precision,
-    chunk_tokens: int,
-) -> TrainingLoss:
-    if teacher is None:
-        return CrossEntropyLoss(model, precision, execution=LossExecution(chunk_tokens))
-    return DistillationLoss(
-        model,
-        teacher,
-        ForwardKL(),
-        shared_vocabulary=shared_vocabulary,
-        precision=precision,
-        execution=LossExecution(chunk_tokens),
-    )

@@ -117,12 +117,17 @@ def _answers(
     return [tokens[:-1] if tokens and tokens[-1] in eos_token_ids else tokens for tokens in found]
 
 
+def vllm_missing() -> SpecInvalid:
+    """The refusal of a job that asks for vLLM where it is not installed."""
+    detail = "vLLM is not installed on this worker: `pip install '.[vllm]'` there, or leave the generator at engine"
+    return SpecInvalid([FieldError("/resources/generator", "unavailable", detail)])
+
+
 def _import_vllm() -> Any:
     try:
         return import_module("vllm")
     except ImportError as error:
-        detail = "vLLM is not installed on this worker: `pip install '.[vllm]'`, or leave it at engine"
-        raise SpecInvalid([FieldError("/resources/generator", "unavailable", detail)]) from error
+        raise vllm_missing() from error
 
 
 def _export(model: PreTrainedModel, precision: Precision, directory: str) -> None:

@@ -142,15 +142,12 @@ def plan_sizes(
     in_cache = max(1, _TILE_BYTES // (vocabulary * dtype.itemsize))
     tile = min(in_cache, chunk) if device.type == "cpu" else chunk
     chunks = []
-    if not in_tiles:
-        edges = [(start, min(start + chunk, tokens)) for start in range(0, tokens, chunk)]
-        return Sizes(tuple((slice(*edge), ()) for edge in edges), chunk, tile=0, dtype=dtype, device=device)
     for start in range(0, tokens, chunk):
         stop = min(start + chunk, tokens)
-        edges = [(first, min(first + tile, stop)) for first in range(start, stop, tile)]
+        edges = [(first, min(first + tile, stop)) for first in range(start, stop, tile)] if in_tiles else []
         tiles = tuple((slice(first, last), slice(first - start, last - start)) for first, last in edges)
         chunks.append((slice(start, stop), tiles))
-    return Sizes(chunks=tuple(chunks), chunk=chunk, tile=tile, dtype=dtype, device=device)
+    return Sizes(chunks=tuple(chunks), chunk=chunk, tile=tile if in_tiles else 0, dtype=dtype, device=device)
 
 
 def head_buffers(
