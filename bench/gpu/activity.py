@@ -30,7 +30,7 @@ class Activity:
     """How often the host waits for the device, but for the wait that ends the work."""
 
     @classmethod
-    def of_trace(cls, events: Sequence[TraceEvent]) -> "Activity":
+    def from_trace(cls, events: Sequence[TraceEvent]) -> "Activity":
         """The activity in the events of a trace, whose times are in microseconds."""
         timed = [event for event in events if event.get("ph") == "X"]
         spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in timed if e.get("cat") in _ON_DEVICE)
@@ -58,7 +58,7 @@ def profile(work: Callable[[], object], device: torch.device) -> Activity | None
     with tempfile.TemporaryDirectory(prefix="pocl-bench-") as directory:
         file = Path(directory) / "trace.json"
         profiler.export_chrome_trace(str(file))
-        return Activity.of_trace(json.loads(file.read_text())["traceEvents"])
+        return Activity.from_trace(json.loads(file.read_text())["traceEvents"])
 
 
 def _covered(spans: Sequence[tuple[float, float]]) -> float:

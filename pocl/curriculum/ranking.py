@@ -44,7 +44,7 @@ class RankingKey(MeasurementKey):
     rrf_k: int
 
     @property
-    def of_measurements(self) -> MeasurementKey:
+    def measurement_key(self) -> MeasurementKey:
         """What the measurement of each sample depends on."""
         return MeasurementKey(**{name: getattr(self, name) for name in MeasurementKey.model_fields})
 
@@ -105,7 +105,7 @@ def load_or_rank(
     """
     ranking = loaded = _read(directory, key.equals_but_for_rounding)
     if ranking is None:
-        measured_before = MeasurementCache(cache, key.of_measurements)
+        measured_before = MeasurementCache(cache, key.measurement_key)
         with Journal(directory / PARTIAL_RANKING_FILE, key.digest) as journal:
             if journal.reused is None:
                 journal.reuse(measured_before.find(digests))

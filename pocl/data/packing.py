@@ -116,7 +116,7 @@ class Packing:
         places = torch.arange(len(self.padded_to_packed) * kv_heads, device=self.padded_to_packed.device)
         heads = places[:kv_heads]
 
-        def by_head(of_group: Tensor, group: RowGroup) -> Tensor:
+        def head_major(of_group: Tensor, group: RowGroup) -> Tensor:
             """`[rows x length, kv_heads]` ordered as padded states are, `[rows x kv_heads x length]`."""
             return of_group.view(group.rows, group.length, kv_heads).transpose(1, 2).reshape(-1)
 
@@ -131,9 +131,9 @@ class Packing:
         ]
         slices = [(slice(group.start, group.start + group.size), group) for group in self.groups]
         return HeadIndex(
-            padded_to_packed=torch.cat([by_head(packed[part], group) for part, group in slices]),
+            padded_to_packed=torch.cat([head_major(packed[part], group) for part, group in slices]),
             packed_to_padded=torch.cat(places_by_token).index_select(0, self.packed_to_padded).reshape(-1),
-            is_padding=torch.cat([by_head(padding[part], group) for part, group in slices]).unsqueeze(1),
+            is_padding=torch.cat([head_major(padding[part], group) for part, group in slices]).unsqueeze(1),
         )
 
 

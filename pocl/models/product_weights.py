@@ -111,7 +111,7 @@ class ProductWeights:
         if later:
             _add_(*zip(*later, strict=True))
 
-    def of_head(self, head: Head) -> Head:
+    def with_copies(self, head: Head) -> Head:
         """`head` with the copies of its weight and bias, where there are some; outside :meth:`in_use`, `head`."""
         if not self._is_in_use:
             return head

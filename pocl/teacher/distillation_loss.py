@@ -269,7 +269,7 @@ class _Student:
         hidden = response_hidden_states(
             self._model, batch.input_ids, batch.attention_mask, batch.predicting, batch.packing
         )
-        return HeadInputs(hidden, self.product_weights.of_head(head))
+        return HeadInputs(hidden, self.product_weights.with_copies(head))
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits at the positions that predict a response token, `[T, V]`."""

@@ -121,10 +121,10 @@ def test_activity_is_the_union_of_kernels_and_the_calls_of_the_host() -> None:
         traced("kernel", "inside", 25, 5),
         traced("gpu_memcpy", "Memcpy DtoH", 50, 10),
     ]
-    activity = Activity.of_trace(events)
+    activity = Activity.from_trace(events)
     assert activity.busy_seconds == pytest.approx(40e-6)
     assert (activity.launches, activity.synchronisations) == (3, 1)
-    assert Activity.of_trace([]) == Activity(0, 0, 0)
+    assert Activity.from_trace([]) == Activity(0, 0, 0)
 
 
 def test_targets_are_met_missed_or_not_run() -> None:

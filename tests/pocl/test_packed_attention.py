@@ -18,15 +18,15 @@ from tests.pocl.varlen_functions import varlen_attn_2_11, varlen_attn_2_12
 Attention = Callable[[Tensor, Tensor, Tensor, Packing, float], Tensor]
 
 
-def by_batched_products(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+def attend_in_batches(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     return batched_attention(query, key, value, packing, scale=scale, dropout=0.0)
 
 
-def by_kernel_of_2_11(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+def attend_by_kernel_2_11(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     return VarlenKernel(varlen_attn_2_11)(query, key, value, packing, scale=scale)
 
 
-def by_kernel_of_2_12(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+def attend_by_kernel_2_12(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
     return VarlenKernel(varlen_attn_2_12)(query, key, value, packing, scale=scale)
 
 
@@ -58,7 +58,7 @@ def output_and_gradients(attend: Callable[..., Tensor], inputs: list[Tensor], *r
     return [output, *torch.autograd.grad(output, inputs, weights)]
 
 
-@pytest.mark.parametrize("attend", [by_batched_products, by_kernel_of_2_11, by_kernel_of_2_12])
+@pytest.mark.parametrize("attend", [attend_in_batches, attend_by_kernel_2_11, attend_by_kernel_2_12])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "width", "value_width"),
     [(2, 2, 8, 8), (6, 2, 16, 16), (3, 1, 7, 7), (4, 4, 20, 12), (4, 2, 9, 16)],
@@ -81,7 +81,7 @@ def test_packed_attention_is_that_of_each_sample(
 def test_long_samples_attend_as_short_ones_do(lengths: list[int]) -> None:
     inputs = states(sum(lengths), 2, 1, 4, 4)
     expected = output_and_gradients(sample_by_sample, inputs, lengths, 0.5)
-    found = output_and_gradients(by_batched_products, inputs, Packing.of(lengths), 0.5)
+    found = output_and_gradients(attend_in_batches, inputs, Packing.of(lengths), 0.5)
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
@@ -93,7 +93,7 @@ def test_attention_in_bf16_is_as_near_to_the_exact_one_as_torch_is(spread: float
     halves = [each.bfloat16() for each in exact]
     inputs = [half.double().requires_grad_() for half in halves]
 
-    def by_torch(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend_by_torch(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         parts = zip(*(each.transpose(0, 1)[None].split(lengths, 2) for each in (query, key, value)), strict=True)
         attended = [
             torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
@@ -103,9 +103,9 @@ def test_attention_in_bf16_is_as_near_to_the_exact_one_as_torch_is(spread: float
 
     truth = output_and_gradients(sample_by_sample, inputs, lengths, 0.2)
     ours = output_and_gradients(
-        by_batched_products, [half.clone().requires_grad_() for half in halves], Packing.of(lengths), 0.2
+        attend_in_batches, [half.clone().requires_grad_() for half in halves], Packing.of(lengths), 0.2
     )
-    theirs = output_and_gradients(by_torch, [half.clone().requires_grad_() for half in halves], 0.2)
+    theirs = output_and_gradients(attend_by_torch, [half.clone().requires_grad_() for half in halves], 0.2)
     for got, other, want in zip(ours, theirs, truth, strict=True):
         error, allowed = ((each.double() - want).norm() / want.norm() for each in (got, other))
         assert error <= 1.5 * allowed

@@ -190,7 +190,7 @@ def test_the_head_is_read_from_its_copy_while_that_is_in_use_and_else_from_the_m
 
     def loss(context: Any) -> Tensor:
         with context, BF16.autocast():
-            inputs = HeadInputs(hidden, product_weights.of_head(head))
+            inputs = HeadInputs(hidden, product_weights.with_copies(head))
             teacher = HeadInputs(hidden.flip(0), head)
             terms = ObjectiveTerms(JS(), 1.0, 0.5, None)
             return fused_objective_sum(inputs, teacher, labels, terms).loss

@@ -170,19 +170,19 @@ def names(*rows: int) -> list[str]:
 
 
 def test_measurements_are_found_by_sample_in_whichever_entry_has_them(tmp_path: Path) -> None:
-    found = MeasurementCache(cache_in(tmp_path), INPUTS.of_measurements)
+    found = MeasurementCache(cache_in(tmp_path), INPUTS.measurement_key)
     assert found.find(names(0, 1)) == []
     found.add([measured(0), measured(1)], names(0, 1))
     found.add([measured(2)], names(0, 1, 2))
     assert found.find(names(2, 7, 1)) == [replace(measured(2), row=0), replace(measured(1), row=2)]
     for change in ROUNDING:
-        elsewhere = INPUTS.model_copy(update=change).of_measurements
+        elsewhere = INPUTS.model_copy(update=change).measurement_key
         assert MeasurementCache(cache_in(tmp_path), elsewhere).find(names(0)) == []
 
 
 @pytest.mark.parametrize("name", ["measurements.jsonl", "manifest.json"])
 def test_damaged_measurements_are_made_anew(tmp_path: Path, name: str) -> None:
-    found = MeasurementCache(cache_in(tmp_path), INPUTS.of_measurements)
+    found = MeasurementCache(cache_in(tmp_path), INPUTS.measurement_key)
     found.add([measured(0)], names(0))
     (victim,) = (tmp_path / "cache" / found.kind).glob(f"*/{name}")
     victim.write_text("damaged")
@@ -220,7 +220,7 @@ def test_another_fusion_a_subset_or_one_more_sample_measures_what_is_missing(tmp
 
 def test_killed_ranking_takes_from_the_cache_what_it_took_at_first(tmp_path: Path) -> None:
     shared = cache_in(tmp_path)
-    MeasurementCache(shared, INPUTS.of_measurements).add([SAMPLE], DIGESTS)
+    MeasurementCache(shared, INPUTS.measurement_key).add([SAMPLE], DIGESTS)
 
     def interrupted(journal: Journal) -> list[DifficultyMeasurement]:
         assert journal.reused == {0: SAMPLE}
@@ -238,7 +238,7 @@ def test_killed_ranking_takes_from_the_cache_what_it_took_at_first(tmp_path: Pat
     fresh = directory(tmp_path, "fresh")
     with pytest.raises(KeyboardInterrupt):
         load_or_rank(fresh, INPUTS, DIGESTS, lambda journal: stop_unless(journal.reused == {}), late)
-    MeasurementCache(late, INPUTS.of_measurements).add([SAMPLE], DIGESTS)
+    MeasurementCache(late, INPUTS.measurement_key).add([SAMPLE], DIGESTS)
     with pytest.raises(KeyboardInterrupt):
         load_or_rank(fresh, INPUTS, DIGESTS, lambda journal: stop_unless(journal.reused == {}), late)
 
