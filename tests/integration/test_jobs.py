@@ -99,8 +99,7 @@ def test_worker_frozen_past_its_lease_changes_nothing(cluster: ClusterHarness, g
     first = cluster.start_worker()
     cluster.wait_for_step(job, 5)
     frozen = [first.pid, *children_of(first.pid)]
-    for process in frozen:
-        kill(process, signal.SIGSTOP)
+    cluster.freeze(frozen)
     cluster.start_worker()
     eventually(lambda: engines(cluster.harness, job, 2), within=60, what="the second attempt")
     for process in frozen:

@@ -1,9 +1,14 @@
 """A harness whose jobs are run by real processes: workers and a scheduler, on a real broker."""
 
+import signal
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+from domain.db import Database
 from domain.jobs.states import JobStatus
-from tests.support.harness import ServiceHarness, processes_mentioning
+from tests.support.harness import ServiceHarness, kill, processes_mentioning
 from tests.support.processes import Processes, ProcessHandle
 from tests.support.waiting import eventually
 from worker.app import celery_app
@@ -36,6 +41,37 @@ class ClusterHarness:
             return self.harness.job(job).status is status
 
         eventually(has_status, within=60, what=f"{status}; statuses so far: {self.harness.status_history(job)}")
+
+    def freeze(self, processes: Sequence[int]) -> None:
+        """Stop processes (SIGSTOP) between two of their transactions.
+
+        SQLite has one writer at a time: one that is stopped while it writes would stop all others with it, which is
+        another fault than that of a process which is frozen.
+        """
+
+        def stopped_without_lock() -> bool:
+            for process in processes:
+                kill(process, signal.SIGSTOP)
+            if is_write_lock_free(self.harness.database):
+                return True
+            for process in processes:
+                kill(process, signal.SIGCONT)
+            return False
+
+        eventually(stopped_without_lock, what="a moment when none of the processes writes")
+
+
+def is_write_lock_free(database: Database) -> bool:
+    """Whether nobody holds SQLite's write lock just now; PostgreSQL has none."""
+    if database.engine.dialect.name != "sqlite":
+        return True
+    with closing(sqlite3.connect(str(database.engine.url.database), timeout=0.2, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+    return True
 
 
 def engines(harness: ServiceHarness, job: str, attempt: int) -> dict[int, str]:
