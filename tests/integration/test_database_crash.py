@@ -38,12 +38,26 @@ def harness(server: str, redis_url: str, tmp_path: Path) -> Iterator[ServiceHarn
 
 
 def crash(server: str) -> None:
-    """Kill a backend process: the server drops every connection and its memory, and recovers from its log."""
+    """Kill a backend process and return once the server has dropped its connections and recovered from its log.
+
+    The server notices the killed process a moment later, and answers until then. A second connection that stays open
+    shows when the crash has really happened: the server closes it before it recovers.
+    """
     engine = sa.create_engine(server, poolclass=sa.NullPool)
-    with engine.connect() as connection:
+    with engine.connect() as witness, engine.connect() as connection:
         os.kill(connection.scalar(sa.select(sa.func.pg_backend_pid())) or 0, signal.SIGKILL)
         connection.invalidate()
+        eventually(lambda: is_closed(witness), within=30, what="PostgreSQL drops its connections")
+        witness.invalidate()
     eventually(lambda: servers.postgres_answers(server), within=30, what="PostgreSQL has recovered")
+
+
+def is_closed(connection: sa.Connection) -> bool:
+    try:
+        connection.scalar(sa.select(1))
+    except sa.exc.DBAPIError:
+        return True
+    return False
 
 
 def has_no_engine(harness: ServiceHarness, job: str) -> bool:
