@@ -76,7 +76,7 @@ def _measure(data: Path, tokenizer_directory: str) -> list[Lengths]:
     from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
     from pocl.data.prompting import Prompting, assistant_turns, token_ids
-    from pocl.data.samples import read_samples
+    from pocl.samples.rows import read_samples
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_directory)
     lengths = []

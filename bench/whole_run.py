@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from bench.lengths import MAX_LENGTH, MAX_PROMPT_LENGTH, representative_lengths
 from bench.sizes import Size, build_model
 from pocl.data.prompting import Prompting, assistant_turns, token_ids
-from pocl.data.samples import read_samples
 from pocl.events import Event, PhaseChanged
 from pocl.models.loading import save_model
+from pocl.samples.rows import read_samples
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 

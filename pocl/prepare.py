@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pocl.data.batches import Prompting, encode, end_of_response_id
-from pocl.data.samples import Sample, read_samples
 from pocl.errors import DatasetInvalid
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.vllm_generation import vllm_missing
@@ -19,6 +18,8 @@ from pocl.models.loading import LazyModel, LoadedModel, load_lazily, load_studen
 from pocl.models.precision import Precision
 from pocl.models.product_weights import ProductWeights
 from pocl.out_of_memory import fit_or_refuse
+from pocl.samples.rows import read_samples
+from pocl.samples.sample import Sample
 from pocl.spec import Data, DataRef, DistillationSpec
 
 

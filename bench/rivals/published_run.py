@@ -19,9 +19,9 @@ from bench.generate import greedy, left_padded
 from bench.rivals import IGNORED
 from bench.rivals.published import Padded, PublishedStep
 from pocl.data.batches import EncodedSample, Prompting, encode
-from pocl.data.samples import read_samples
 from pocl.models.precision import Precision, choose_device, choose_precision
 from pocl.plan import stage_table
+from pocl.samples.rows import read_samples
 from pocl.spec import DataRef, DistillationSpec, ModelRef
 from pocl.train.schedule import batches, cosine, shuffled
 

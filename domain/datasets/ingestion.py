@@ -10,8 +10,9 @@ from domain.datasets import repository
 from domain.datasets.models import Dataset
 from domain.errors import EngineRefusal
 from domain.ids import new_id
-from pocl.data.samples import MAX_NAMED, RowInvalid, parse_rows
 from pocl.errors import DatasetInvalid, FieldError
+from pocl.samples.row_invalid import RowInvalid
+from pocl.samples.rows import MAX_NAMED, parse_rows
 from pocl.storage.manifest import ManifestFile
 
 

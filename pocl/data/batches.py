@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pocl.data.packing import Packing, PackingLayout
 from pocl.data.prompting import Prompting, assistant_turns, end_of_response_id, token_ids
-from pocl.data.samples import Sample
 from pocl.data.transfer import Array, to_device
+from pocl.samples.sample import Sample
 
 __all__ = [
     "Batch",
@@ -38,7 +38,7 @@ class EncodedSample:
     """One sample as token ids: a prompt and its response."""
 
     digest: str
-    """SHA-256 of the :class:`~pocl.data.samples.Sample` that was encoded."""
+    """SHA-256 of the :class:`~pocl.samples.sample.Sample` that was encoded."""
     input_ids: tuple[int, ...]
     prompt_length: int
     """Tokens before the last turn's response."""

@@ -8,8 +8,8 @@ from typing import Literal
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from pocl.data.samples import Message, Sample
 from pocl.errors import DatasetInvalid, FieldError, ModelUnsupported, SpecInvalid
+from pocl.samples.sample import Message, Sample
 
 _PREAMBLE = (
     "Below is an instruction that describes a task. "
@@ -105,9 +105,13 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _alpaca_turns(sample: Sample) -> list[Turn]:
     preamble = _PREAMBLE_WITH_INPUT if sample.context else _PREAMBLE
-    rest = sample.messages
+    rest = sample.prompt_messages
     if rest[0].role == "system":
         preamble, rest = rest[0].content, rest[1:]
+    if [message.role for message in rest] != [("user", "assistant")[index % 2] for index in range(len(rest))]:
+        raise DatasetInvalid(
+            "The Alpaca template has a place for user and assistant in turn, and a sample is otherwise."
+        )
     instructions = [message.content for message in rest if message.role == "user"]
     answers = [message.content for message in rest if message.role == "assistant"]
     headings = [f"\n\n### Instruction:\n{instruction}" for instruction in instructions]
@@ -122,8 +126,8 @@ def _alpaca_turns(sample: Sample) -> list[Turn]:
 
 def _with_context(sample: Sample) -> tuple[Message, ...]:
     if not sample.context:
-        return sample.messages
-    *before, last = sample.messages
+        return sample.prompt_messages
+    *before, last = sample.prompt_messages
     return (*before, Message("user", f"{last.content}\n\n{sample.context}"))
 
 

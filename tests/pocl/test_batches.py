@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from pocl.data.batches import Batch, EncodedSample, Prompting, collate, encode
-from pocl.data.samples import Message, Sample
+from pocl.samples.sample import Message, Sample
 from tests.pocl.byte_tokenizers import CHATML, byte_tokenizer
 
 PLAIN = byte_tokenizer()
@@ -27,7 +27,7 @@ def conversations(draw: st.DrawFn) -> Sample:
     messages = [
         message for asked, answered in exchanges for message in (Message("user", asked), Message("assistant", answered))
     ]
-    return Sample(tuple(messages[:-1]), "", (messages[-1].content,))
+    return Sample(tuple(messages))
 
 
 @st.composite
@@ -61,14 +61,21 @@ def labelled_text(encoded: EncodedSample) -> str:
 
 
 def say(instruction: str, output: str) -> Sample:
-    return Sample((Message("user", instruction),), "", (output,))
+    return Sample((Message("user", instruction), Message("assistant", output)))
 
 
-TALK = Sample((Message("user", "Why?"), Message("assistant", "Because."), Message("user", "Really?")), "", ("Yes.",))
+TALK = Sample(
+    (
+        Message("user", "Why?"),
+        Message("assistant", "Because."),
+        Message("user", "Really?"),
+        Message("assistant", "Yes."),
+    )
+)
 
 
 def test_chat_is_tokenised_as_its_rendered_text() -> None:
-    whole = [message._asdict() for message in (*TALK.messages, Message("assistant", "Yes."))]
+    whole = [message._asdict() for message in TALK.conversation]
     ids = CHAT(CHAT.apply_chat_template(whole, tokenize=False))["input_ids"]
     ids_of_sample = encode_with(TALK).input_ids
     assert list(ids_of_sample) == ids[: len(ids_of_sample)]
@@ -86,13 +93,13 @@ def test_last_turn_is_separated_from_earlier_turns() -> None:
 
 
 def test_prompt_equals_the_generation_prompt_of_the_template() -> None:
-    turns = [message._asdict() for message in TALK.messages]
+    turns = [message._asdict() for message in TALK.prompt_messages]
     opened = CHAT.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     assert list(encode_with(TALK).prompt_ids) == CHAT(opened)["input_ids"]
 
 
 def test_first_reference_is_trained_on_and_the_digest_kept() -> None:
-    sample = Sample((Message("user", "Why?"),), "", ("Because.", "So."))
+    sample = Sample((Message("user", "Why?"), Message("assistant", "Because.")), "", ("Because.", "So."))
     encoded = encode_with(sample, Prompting.ALPACA)
     assert labelled_text(encoded) == "Because.<|im_end|>"
     assert encoded.digest == sample.digest
@@ -101,7 +108,7 @@ def test_first_reference_is_trained_on_and_the_digest_kept() -> None:
 @given(conversations(), st.sampled_from(Prompting))
 def test_responses_are_labelled_whatever_the_text(sample: Sample, prompting: Prompting) -> None:
     encoded = encode_with(sample, prompting)
-    answers = [message.content for message in sample.messages if message.role == "assistant"]
+    answers = [message.content for message in sample.prompt_messages if message.role == "assistant"]
     assert labelled_text(encoded) == "".join(answer + "<|im_end|>" for answer in [*answers, sample.references[0]])
     assert encoded.prompt_ids + encoded.reference_ids == encoded.input_ids
 

@@ -4,25 +4,28 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from pocl.data.prompting import Prompting, Turn, assistant_turns, end_of_response_id
-from pocl.data.samples import Message, Sample
 from pocl.errors import DatasetInvalid, ModelUnsupported, SpecInvalid
+from pocl.samples.sample import Message, Sample
 from tests.pocl.byte_tokenizers import CHATML, byte_tokenizer
 
 PLAIN = byte_tokenizer()
 CHAT = byte_tokenizer(CHATML)
 END = PLAIN.eos_token_id
-QUESTION = Sample((Message("user", "Why?"),), "", ("Because.", "So."))
-TALK = Sample(
-    (
-        Message("system", "Be brief."),
-        Message("user", "Why?"),
-        Message("assistant", "Because."),
-        Message("user", "Really?"),
-    ),
-    "",
-    ("Yes.",),
+
+
+def asked(*messages: Message, answers: tuple[str, ...], context: str = "") -> Sample:
+    return Sample((*messages, Message("assistant", answers[0])), context, answers)
+
+
+QUESTION = asked(Message("user", "Why?"), answers=("Because.", "So."))
+TALK = asked(
+    Message("system", "Be brief."),
+    Message("user", "Why?"),
+    Message("assistant", "Because."),
+    Message("user", "Really?"),
+    answers=("Yes.",),
 )
-TALK_MESSAGES = [*TALK.messages, Message("assistant", "Yes.")]
+TALK_MESSAGES = list(TALK.conversation)
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, messages: list[Message]) -> str:
@@ -58,7 +61,7 @@ def test_alpaca_prompt_equals_that_of_the_experiments() -> None:
 
 
 def test_alpaca_prompt_with_an_input_equals_that_of_the_experiments() -> None:
-    sample = Sample((Message("user", "Sum up."),), "A text.", ("Text.",))
+    sample = asked(Message("user", "Sum up."), context="A text.", answers=("Text.",))
     assert assistant_turns(sample, PLAIN, Prompting.ALPACA, END)[0].prompt == (
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request.\n\n### Instruction:\nSum up.\n\n"
@@ -79,14 +82,14 @@ def test_concatenated_chat_turns_are_the_rendered_conversation() -> None:
 
 
 def test_an_input_follows_its_instruction_in_a_chat() -> None:
-    sample = Sample((Message("user", "Sum up."),), "A text.", ("Text.",))
+    sample = asked(Message("user", "Sum up."), context="A text.", answers=("Text.",))
     prompt = "<|im_start|>user\nSum up.\n\nA text.<|im_end|>\n<|im_start|>assistant\n"
     assert turns(sample, CHATML) == [Turn(prompt, "Text.", has_end_token=True)]
 
 
 def test_template_that_strips_text_keeps_its_turns() -> None:
     messages = (Message("user", "Why?"), Message("assistant", " Because. \n"), Message("user", "Really?"))
-    first, _ = turns(Sample(messages, "", ("Yes.",)), CHATML.replace("message.content", "message.content | trim"))
+    first, _ = turns(asked(*messages, answers=("Yes.",)), CHATML.replace("message.content", "message.content | trim"))
     assert (first.answer, first.has_end_token) == ("Because.", True)
 
 
@@ -109,7 +112,7 @@ def test_template_without_end_tokens_leaves_earlier_turns_unclosed() -> None:
 def test_turns_rewritten_by_the_template_become_prompt() -> None:
     forgets = CHATML.replace("{{ message.content }}", "{{ message.content.split('</think>')[-1] }}")
     messages = (Message("user", "Why?"), Message("assistant", "<think>Hm</think>So."), Message("user", "Really?"))
-    (only,) = turns(Sample(messages, "", ("Yes.",)), forgets)
+    (only,) = turns(asked(*messages, answers=("Yes.",)), forgets)
     assert only.answer == "Yes."
     assert "So.<|im_end|>" in only.prompt
     assert "Hm" not in only.prompt

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from api.datasets.upload import remove_stale_spool_files, spool_directory
 from domain.artifacts import ArtifactStore
 from domain.settings import Settings
-from pocl.data.samples import read_samples
+from pocl.samples.rows import read_samples
 from pocl.storage.manifest import ManifestFile
 from tests.support.requests import JSONL, expect_problem, http_scope, jsonl, pointers, upload
 

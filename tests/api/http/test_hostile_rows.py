@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from api.datasets.upload import spool_directory
 from domain.settings import Settings
-from pocl.data.samples import MAX_LINE_BYTES, read_samples
+from pocl.samples.rows import MAX_LINE_BYTES, read_samples
 from tests.support.requests import JSONL, expect_problem, pointers, upload
 
 GOOD = b'{"instruction": "a", "output": "b"}'
@@ -45,7 +45,7 @@ INVALID = {
     "a list": (b"[" + GOOD + b"]", "not_an_object"),
     "a prototype": (b'{"__proto__": {"instruction": "a"}, "output": "b"}', "missing"),
     "a role of its own": (b'{"messages": [{"role": "root", "content": "a"}]}', "role_unknown"),
-    "a number for a text": (b'{"instruction": 1, "output": "b"}', "wrong_type"),
+    "a number for a text": (b'{"instruction": 1.5, "output": "b"}', "wrong_type"),
     "a thousand references": (b'{"instruction": "a", "output": [' + b'"b",' * 999 + b'"b"]}', "too_many"),
 }
 

@@ -11,23 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pocl.data.samples import (
-    MAX_DEPTH,
-    MAX_LINE_BYTES,
-    MAX_MESSAGES,
-    MAX_REFERENCES,
-    Message,
-    RowInvalid,
-    Sample,
-    parse_row,
-    parse_rows,
-    read_samples,
-)
 from pocl.errors import DatasetInvalid
+from pocl.samples.messages import MAX_MESSAGES
+from pocl.samples.row_invalid import RowInvalid
+from pocl.samples.rows import MAX_LINE_BYTES, MAX_REFERENCES, parse_row, parse_rows, read_samples
+from pocl.samples.sample import Message, Sample
+from pocl.samples.strict_json import MAX_DEPTH
 
 ROW = {"instruction": "Why?", "input": "A text.", "output": "Because."}
 LINE = json.dumps(ROW).encode()
-SAMPLE = Sample((Message("user", "Why?"),), "A text.", ("Because.",))
+SAMPLE = Sample((Message("user", "Why?"), Message("assistant", "Because.")), "A text.")
 
 text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 any_json = st.recursive(
@@ -57,7 +50,7 @@ def parse_outcomes(content: bytes) -> list[tuple[int, Sample | str]]:
 def test_instruction_row_keeps_its_text(instruction: str, context: str | None, output: str | list[str]) -> None:
     row = {"instruction": instruction, "input": context, "output": output}
     sample = parse_row(json.dumps(row, ensure_ascii=False).encode())
-    assert sample.messages == (("user", instruction),)
+    assert sample.prompt_messages == (Message("user", instruction),)
     assert sample.context == (context or "")
     assert sample.references == ((output,) if isinstance(output, str) else tuple(output))
 
@@ -71,7 +64,8 @@ def test_conversation_row_keeps_its_text(system: str | None, exchanges: list[tup
     pairs = [pair for asked, said in exchanges for pair in (("user", asked), ("assistant", said))]
     pairs = [("system", system), *pairs] if system else pairs
     sample = parse_row(chat(*pairs))
-    assert [*sample.messages, ("assistant", *sample.references)] == pairs
+    assert [(message.role, message.content) for message in sample.conversation] == pairs
+    assert sample.references == (pairs[-1][1],)
     assert sample.turns == len(exchanges)
 
 
@@ -114,9 +108,9 @@ def test_any_bytes_are_parsed_or_refused(line: bytes) -> None:
         (b'{"instruction": "a"}', "missing"),
         (b'{"output": "b"}', "missing"),
         (b'{"instruction": "a", "output": null}', "wrong_type"),
-        (b'{"instruction": 1, "output": "b"}', "wrong_type"),
-        (b'{"instruction": "a", "input": 1, "output": "b"}', "wrong_type"),
-        (b'{"instruction": "a", "output": ["b", 1]}', "wrong_type"),
+        (b'{"instruction": 1.5, "output": "b"}', "wrong_type"),
+        (b'{"instruction": "a", "input": true, "output": "b"}', "wrong_type"),
+        (b'{"instruction": "a", "output": ["b", {}]}', "wrong_type"),
         (b'{"instruction": " \\n", "output": "b"}', "empty"),
         (b'{"instruction": "a", "output": ""}', "empty"),
         (b'{"instruction": "a", "output": []}', "empty"),
@@ -125,14 +119,11 @@ def test_any_bytes_are_parsed_or_refused(line: bytes) -> None:
         (b'{"messages": ["hi"]}', "wrong_type"),
         (b'{"messages": [{"role": "user", "content": ["hi"]}]}', "wrong_type"),
         (b'{"messages": [{"role": "user"}]}', "missing"),
-        (b'{"messages": [{"role": "tool", "content": "x"}]}', "role_unknown"),
+        (b'{"messages": [{"role": "tool", "content": "x"}]}', "roles_out_of_order"),
         (b'{"messages": [{"role": ["user"], "content": "x"}]}', "role_unknown"),
         (b'{"messages": []}', "roles_out_of_order"),
         (chat(("system", "s")), "roles_out_of_order"),
         (chat(("user", "u")), "roles_out_of_order"),
-        (chat(("assistant", "a")), "roles_out_of_order"),
-        (chat(("user", "u"), ("user", "u"), ("assistant", "a")), "roles_out_of_order"),
-        (chat(("user", "u"), ("system", "s"), ("assistant", "a")), "roles_out_of_order"),
         (chat(("user", "u"), ("assistant", "")), "empty"),
         (chat(*[("user", "u"), ("assistant", "a")] * (MAX_MESSAGES // 2 + 1)), "too_many"),
         (json.dumps({**ROW, "output": ["b"] * (MAX_REFERENCES + 1)}).encode(), "too_many"),
@@ -143,7 +134,7 @@ def test_invalid_row_is_refused_with_its_code(line: bytes, code: str) -> None:
 
 
 def test_error_does_not_repeat_the_text_of_the_row() -> None:
-    for line in (b'{"instruction": 1, "output": "hush"}', b'{"instruction": "a", "output": "hush"', b'"hush"'):
+    for line in (b'{"instruction": 1.5, "output": "hush"}', b'{"instruction": "a", "output": "hush"', b'"hush"'):
         with pytest.raises(RowInvalid) as refused:
             parse_row(line)
         assert "hush" not in str(refused.value)
@@ -224,7 +215,10 @@ def test_digest_is_stable_across_versions() -> None:
 )
 def test_samples_of_equal_content_are_interchangeable_in_an_order_by_digest(pair: tuple[list[str], list[str]]) -> None:
     one, other = (
-        sorted((Sample((Message("user", said),), "", ("x",)) for said in rows), key=lambda sample: sample.digest)
+        sorted(
+            (Sample((Message("user", said), Message("assistant", "x"))) for said in rows),
+            key=lambda sample: sample.digest,
+        )
         for rows in pair
     )
     assert one == other
@@ -233,7 +227,7 @@ def test_samples_of_equal_content_are_interchangeable_in_an_order_by_digest(pair
 def test_samples_are_read_in_file_order(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"\n".join(json.dumps({**ROW, "instruction": str(n)}).encode() for n in range(30)))
-    assert [sample.messages[0].content for sample in read_samples(path)] == [str(n) for n in range(30)]
+    assert [sample.conversation[0].content for sample in read_samples(path)] == [str(n) for n in range(30)]
 
 
 def test_invalid_lines_are_counted_and_the_first_named(tmp_path: Path) -> None:
@@ -265,5 +259,5 @@ def test_unreadable_file_is_refused_without_its_path(tmp_path: Path) -> None:
 
 @pytest.mark.system
 def test_reading_samples_imports_neither_torch_nor_transformers() -> None:
-    check = "import sys, pocl.data.samples; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    check = "import sys, pocl.samples.rows; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
