@@ -7,6 +7,7 @@ from types import MappingProxyType
 from pydantic import JsonValue
 
 from pocl.errors import ModelUnsupported
+from pocl.inspect.chat_templates import read_chat_templates
 from pocl.inspect.facts import MAX_LAYERS, ModelFacts
 from pocl.inspect.reading import JsonObject, bounded_int, read_object
 from pocl.inspect.tokens import read_tokens
@@ -47,7 +48,7 @@ def inspect_directory(directory: Path) -> ModelFacts:
         layer_parameters=_parameters_by_layer(weights, layers),
         size_bytes=weights.size_bytes,
         max_positions=_optional_size(config, _POSITIONS),
-        has_chat_template=_has_chat_template(directory, tokenizer_config),
+        has_chat_template=bool(read_chat_templates(directory, tokenizer_config)),
         tied_embeddings=tied,
         tokens=MappingProxyType(read_tokens(directory, tokenizer_config)),
     )
@@ -130,9 +131,3 @@ def _parameters_by_layer(weights: StoredWeights, layers: int) -> tuple[int, ...]
     if missing:
         raise ModelUnsupported(f"The model's weights lack {missing} of the {layers} layers of its config.json.")
     return tuple(weights.layer_parameters[index] for index in range(layers))
-
-
-def _has_chat_template(directory: Path, tokenizer_config: JsonObject) -> bool:
-    if tokenizer_config.get("chat_template"):
-        return True
-    return any((directory / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))

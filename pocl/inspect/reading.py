@@ -22,6 +22,20 @@ def read_object(path: Path, *, limit: int) -> JsonObject:
     Raises:
         ModelUnsupported: too large, not a plain file, or not a JSON object in UTF-8.
     """
+    return parse_object(read_bytes(path, limit=limit), path.name)
+
+
+def read_optional_object(path: Path, *, limit: int) -> JsonObject:
+    """As :func:`read_object`; an empty object where there is no such file."""
+    return read_object(path, limit=limit) if path.is_file() else {}
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """Read a file of at most `limit` bytes.
+
+    Raises:
+        ModelUnsupported: too large, or not a plain file.
+    """
     # Reading a named pipe would block for ever.
     if not path.is_file():
         raise ModelUnsupported(f"The model has no file {path.name}.")
@@ -29,7 +43,17 @@ def read_object(path: Path, *, limit: int) -> JsonObject:
         raw = file.read(limit + 1)
     if len(raw) > limit:
         raise ModelUnsupported(f"The model's {path.name} is larger than {limit >> 20} MiB.")
-    return parse_object(raw, path.name)
+    return raw
+
+
+def check_value_count(raw: bytes, name: str) -> None:
+    """Refuse JSON that would take far more memory than its bytes.
+
+    Raises:
+        ModelUnsupported: it may hold too many values; the message calls it `name`.
+    """
+    if raw.count(b"[") + raw.count(b"{") > _MAX_CONTAINERS or raw.count(b",") > _MAX_VALUES:
+        raise ModelUnsupported(f"The model's {name} holds more values than any model needs.")
 
 
 def parse_object(raw: bytes, name: str) -> JsonObject:
@@ -38,8 +62,7 @@ def parse_object(raw: bytes, name: str) -> JsonObject:
     Raises:
         ModelUnsupported: `raw` is something else, or holds too many values; the message calls it `name`.
     """
-    if raw.count(b"[") + raw.count(b"{") > _MAX_CONTAINERS or raw.count(b",") > _MAX_VALUES:
-        raise ModelUnsupported(f"The model's {name} holds more values than any model needs.")
+    check_value_count(raw, name)
     try:
         parsed = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError):

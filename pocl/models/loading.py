@@ -11,7 +11,7 @@ from typing import Self, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import CheckpointCorrupt, ModelNotFound, ModelUnsupported
 from pocl.inspect import inspect_model, shared_vocabulary_size
@@ -22,7 +22,9 @@ from pocl.models.hub import HubClient, HuggingFaceHub, fetch
 from pocl.models.layers import names_in_whole, rebuild_with_layers, select_layers, with_dropout
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.models.stored_tensors import read_head, read_tensors, structure_of
+from pocl.models.tokenizers import transformers_tokenizer
 from pocl.out_of_memory import fit_or_refuse
+from pocl.prompting.tokenizer_files import read_tokenizer
 from pocl.spec import ModelRef, RandomModel, StudentRef
 
 Origin = Mapping[str, str | None]
@@ -368,12 +370,9 @@ def _model_in(directory: Path) -> PreTrainedModel:
 
 def _tokenizer_in(directory: Path) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelUnsupported(f"The tokenizer of {directory.name} could not be loaded.") from error
-    if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise ModelUnsupported(f"The tokenizer of {directory.name} could not be loaded.")
-    return tokenizer
+        return transformers_tokenizer(read_tokenizer(directory))
+    except OSError as error:
+        raise ModelUnsupported(f"The tokenizer files of {directory.name} could not be read.") from error
 
 
 def _move_and_cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:

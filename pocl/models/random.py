@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -11,20 +10,14 @@ from transformers import (
     OPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
 from pocl.inspect.random import SPECIAL_TOKENS, TIED_FAMILIES, byte_level_vocabulary, intermediate_size
+from pocl.models.tokenizers import transformers_tokenizer
+from pocl.prompting.byte_level import BOS, EOS, PAD, byte_level_text_tokenizer
 from pocl.spec import RandomModel
-
-PAD, BOS, EOS = SPECIAL_TOKENS
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
 
 
 def random_model(ref: RandomModel) -> PreTrainedModel:
@@ -35,16 +28,9 @@ def random_model(ref: RandomModel) -> PreTrainedModel:
     return model
 
 
-def byte_level_tokenizer(max_positions: int) -> PreTrainedTokenizerBase:
+def byte_level_tokenizer(max_positions: int) -> PreTrainedTokenizerFast:
     """One token for each byte, and pad, begin and end of sequence."""
-    backend = Tokenizer(models.BPE(vocab=byte_level_vocabulary(), merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS, model_max_length=max_positions
-    )
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
+    return transformers_tokenizer(byte_level_text_tokenizer(max_positions))
 
 
 def _config(ref: RandomModel) -> PreTrainedConfig:

@@ -32,7 +32,7 @@ SECRETS = {"POSTGRES_PASSWORD": "postgres1", "REDIS_PASSWORD": "redis1", "POCL_A
 NEEDED = {**SECRETS, "MODELS_DIRECTORY": "/srv/models"}
 OURS = ("migrate", "api", "scheduler", "worker")
 STAY = ("api", "scheduler", "worker", "postgres", "redis")
-ENGINE = {"torch", "transformers", "accelerate", "tokenizers", "safetensors", "numpy"}
+ENGINE = {"torch", "transformers", "accelerate", "safetensors", "numpy"}
 
 
 @pytest.fixture(scope="module")

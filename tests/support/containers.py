@@ -19,7 +19,7 @@ from worker.processes import spawn, terminate
 
 _HOME = "/var/lib/pocl"
 # Modules that the image of the API lacks. A stub of the same name shadows the installed one.
-_NOT_IN_THE_API_IMAGE = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+_NOT_IN_THE_API_IMAGE = ("torch", "transformers", "safetensors", "numpy")
 # Stands in for redis-cli where redis-tools is not installed.
 _PING = """
 import os, redis

@@ -1,0 +1,1 @@
+"""How samples become text and token ids: templates and tokenizers, without torch and transformers."""
