@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pocl.errors import OutOfMemory
-from pocl.losses.buffers import CHUNK_TOKENS
+from pocl.losses.buffers import default_chunk_tokens
 from pocl.models.precision import Precision
 from pocl.out_of_memory import HalvedSize, release_memory
 from pocl.spec import DistillationSpec
@@ -202,25 +202,25 @@ class Workload:
     @property
     def micro_batch_token_bytes(self) -> int:
         """What a token of a micro-batch takes until its backward pass."""
-        logits = 0 if self.has_fused_head else _LOGIT_BYTES_TRAINED * self._vocabulary
+        logits = 0 if self.has_fused_head else _LOGIT_BYTES_TRAINED * self.vocabulary
         return _KEPT_BYTES[self.number_bytes] * self.student.products + logits
 
     @property
     def chunk_token_bytes(self) -> int:
         """What a response token of a chunk of the fused loss takes."""
-        return 4 * _CHUNK_BUFFERS * self._vocabulary
+        return 4 * _CHUNK_BUFFERS * self.vocabulary
 
     @property
     def generation_row_bytes(self) -> int:
         """What a row in flight of generation takes, of the larger model."""
         cached = max(shape.cached for shape in self._shapes) * (self.prompt_tokens + self.answer_tokens)
         prefill = self.prompt_tokens * self._layer_bytes
-        return self.number_bytes * cached + prefill + _LOGIT_BYTES_SAMPLED * self._vocabulary
+        return self.number_bytes * cached + prefill + _LOGIT_BYTES_SAMPLED * self.vocabulary
 
     @property
     def scoring_token_bytes(self) -> int:
         """What a token that is scored takes, of the larger model."""
-        logits = 0 if self.has_fused_head else _LOGIT_BYTES_SCORED * self._vocabulary
+        logits = 0 if self.has_fused_head else _LOGIT_BYTES_SCORED * self.vocabulary
         return self._layer_bytes + logits
 
     @property
@@ -228,7 +228,8 @@ class Workload:
         return (self.student,) if self.teacher is None else (self.student, self.teacher)
 
     @property
-    def _vocabulary(self) -> int:
+    def vocabulary(self) -> int:
+        """Tokens of the larger head."""
         return max(shape.vocabulary for shape in self._shapes)
 
     @property
@@ -243,7 +244,8 @@ def choose_sizes(workload: Workload, free_bytes: int | None) -> RunSizes:
         scoring = CPU_SCORING_TOKENS
         if not workload.has_fused_head:
             scoring = max(1, min(scoring, _CPU_LOGITS // workload.student.vocabulary))
-        return RunSizes(MICRO_BATCH_TOKENS, CHUNK_TOKENS, CPU_GENERATION_ROWS, scoring)
+        chunk = default_chunk_tokens(workload.vocabulary, workload.number_bytes)
+        return RunSizes(MICRO_BATCH_TOKENS, chunk, CPU_GENERATION_ROWS, scoring)
     room = _power_of_two_below(free_bytes - workload.training_state_bytes - workload.unloaded_bytes)
     return RunSizes(
         micro_batch_tokens=_fitting(room // 2, workload.micro_batch_token_bytes, _SMALLEST, _LARGEST_BATCH),

@@ -11,11 +11,24 @@ from torch import Tensor
 from pocl.models.output_head import Head, HeadInputs
 
 HALF = (torch.bfloat16, torch.float16)
-CHUNK_TOKENS = 512
-"""Tokens of a chunk unless the caller says: with fewer, a CPU's passes over the gradient of the head's weight begin to
-cost."""
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 512, 2048
+_CHUNK_BYTES = 160 << 20
+"""Of the logits of one model in a chunk on a CPU, as the product gives them."""
 _TILE_BYTES = 6 << 20
 """Of one buffer of a tile on a CPU, which is to stay in the processor's cache."""
+
+
+def default_chunk_tokens(vocabulary: int, number_bytes: int) -> int:
+    """Tokens of a chunk on a CPU: the fewer chunks, the fewer passes over the gradient of the head's weight.
+
+    It is the largest power of two whose logits fit into 160 MiB, and from 512 to 2,048.
+
+    Args:
+        vocabulary: Tokens of the larger head.
+        number_bytes: Of a number in products.
+    """
+    fitting = _CHUNK_BYTES // (vocabulary * number_bytes)
+    return min(_LARGEST_CHUNK, max(_SMALLEST_CHUNK, 1 << max(0, fitting.bit_length() - 1)))
 
 
 class Workspace:
@@ -42,7 +55,7 @@ class LossExecution:
     """How a pass over the tokens is run; results differ by rounding at most."""
 
     chunk_tokens: int | None = None
-    """The most tokens whose logits exist at a time; None takes :data:`CHUNK_TOKENS`."""
+    """The most tokens whose logits exist at a time; None takes :func:`default_chunk_tokens`."""
     workspace: Workspace | None = None
     """Buffers of earlier passes, which then need not be allocated again; None allocates anew."""
     backend: str | Callable[..., Any] | None = None
@@ -127,7 +140,7 @@ def plan_sizes(
         hidden: The hidden states of all tokens, `[tokens, width]`.
         heads: The output heads whose logits exist at the same time.
         dtype: The format of the losses.
-        chunk_tokens: The most tokens of a chunk; None takes `CHUNK_TOKENS`.
+        chunk_tokens: The most tokens of a chunk; None takes :func:`default_chunk_tokens`.
         in_tiles: Whether chunks are cut into tiles.
 
     Raises:
@@ -137,8 +150,9 @@ def plan_sizes(
         raise ValueError("chunk_tokens must be at least 1")
     tokens, device = len(hidden), hidden.device
     vocabulary = max(len(head.weight) for head in heads)
+    limit = chunk_tokens or default_chunk_tokens(vocabulary, hidden.dtype.itemsize)
     # Chunks of one size need smaller buffers than full ones and a rest.
-    chunk = max(1, math.ceil(tokens / max(1, math.ceil(tokens / (chunk_tokens or CHUNK_TOKENS)))))
+    chunk = max(1, math.ceil(tokens / max(1, math.ceil(tokens / limit))))
     in_cache = max(1, _TILE_BYTES // (vocabulary * dtype.itemsize))
     tile = min(in_cache, chunk) if device.type == "cpu" else chunk
     chunks = []

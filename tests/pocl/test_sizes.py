@@ -150,8 +150,11 @@ def test_a_teacher_that_is_not_loaded_yet_leaves_the_same_room_as_one_that_is() 
     assert read.unloaded_parameters == loaded.teacher.parameters
 
 
-def test_sizes_on_a_cpu_are_constants_unless_the_logits_of_a_batch_exist() -> None:
-    assert choose_sizes(workload("gpt2", "gpt2-xl"), None) == choose_sizes(workload("qwen2-0.5b", "qwen2-1.5b"), None)
+def test_sizes_on_a_cpu_follow_from_the_vocabulary_alone() -> None:
+    small, large = workload("gpt2", "gpt2-xl"), workload("qwen2-0.5b", "qwen2-1.5b")
+    sizes = choose_sizes(small, None)
+    assert (sizes.loss_chunk_tokens, choose_sizes(large, None).loss_chunk_tokens) == (1024, 512)
+    assert choose_sizes(large, None) == replace(sizes, loss_chunk_tokens=512)
     dense = choose_sizes(workload("qwen2-0.5b", "qwen2-1.5b", has_fused_head=False), None)
     assert dense.scoring_tokens * shape("qwen2-0.5b").vocabulary <= 1 << 25
 
