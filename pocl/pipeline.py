@@ -117,8 +117,8 @@ class Pipeline:
         """
         self._sink(PhaseChanged(phase="validating"))
         check_generator(self._spec.resources.generator)
-        train_samples, validation_samples = read_splits(self._spec)
-        table = stage_table(self._spec, len(train_samples))
+        splits = read_splits(self._spec)
+        table = stage_table(self._spec, len(splits.train))
         resume_point = self._find_resume_point()
         self._sink(
             RunStarted(
@@ -131,7 +131,7 @@ class Pipeline:
         digests = DigestStore(self._shared_cache.root / MODEL_DIGESTS_FILE)
         models = load_models(self._spec, device=self._device, precision=self._precision, digests=digests)
         self._choose_sizes(models)
-        corpus = encode_corpus(self._spec.data, models, train_samples, validation_samples)
+        corpus = encode_corpus(self._spec.data, models, splits.train, splits.validation)
         ranking = self._rank(models, corpus)
         teacher_scores = [] if resume_point is not None else self._score_teacher(models, corpus)
         teacher = self._open_teacher(models, corpus, resume_point)

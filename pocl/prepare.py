@@ -20,7 +20,8 @@ from pocl.models.product_weights import ProductWeights
 from pocl.out_of_memory import fit_or_refuse
 from pocl.samples.rows import read_samples
 from pocl.samples.sample import Sample
-from pocl.spec import Data, DataRef, DistillationSpec
+from pocl.samples.splits import Splits, split_samples
+from pocl.spec import Data, DataRef, DataSplit, DistillationSpec
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,20 @@ class Corpus:
     """The token that ends a response."""
 
 
-def read_splits(spec: DistillationSpec) -> tuple[list[Sample], list[Sample]]:
-    """Read the training samples, and the validation samples that are evaluated on.
+def read_splits(spec: DistillationSpec) -> Splits:
+    """Read the samples of a run; of those for validation and test as many as are evaluated on.
 
     Raises:
-        DatasetInvalid: naming the lines that are wrong.
+        DatasetInvalid: naming the lines that are wrong, or the part that would be empty.
     """
-    train = read_samples(_file_of(spec.data.train))
-    validation = [] if spec.data.validation is None else read_samples(_file_of(spec.data.validation))
-    return train, validation[: spec.evaluation.max_rows]
+    data = spec.data
+    splits = Splits(
+        *([] if ref is None else read_samples(_file_of(ref)) for ref in (data.train, data.validation, data.test))
+    )
+    if data.split is not None:
+        splits = _split_training_samples(splits, data.split)
+    rows = spec.evaluation.max_rows
+    return Splits(splits.train, splits.validation[:rows], splits.test[:rows])
 
 
 def check_generator(generator: Literal["engine", "vllm"]) -> None:
@@ -120,6 +126,21 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], validation: l
         return EncodedDataset(encoded, tuple(sample.references for sample in samples))
 
     return Corpus(encode_all(train), encode_all(validation) if validation else None, prompting.value, end_id)
+
+
+def _split_training_samples(splits: Splits, split: DataSplit) -> Splits:
+    """
+    Raises:
+        DatasetInvalid: a part that was asked for is empty.
+    """
+    parts = split_samples(splits.train, validation=split.validation, test=split.test, seed=split.seed)
+    for part, share in (("validation", split.validation), ("test", split.test), ("train", 1.0)):
+        if share and not getattr(parts, part):
+            raise DatasetInvalid(
+                f"data.split leaves no sample for {part} out of {len(splits.train)}: "
+                "give larger shares, or another seed."
+            )
+    return Splits(parts.train, parts.validation or splits.validation, parts.test or splits.test)
 
 
 def _file_of(ref: DataRef) -> Path:

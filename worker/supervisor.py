@@ -346,6 +346,7 @@ def localize_spec(session: Session, store: ArtifactStore, settings: Settings, cl
     paths = {
         "train": data(references.train),
         "validation": None if references.validation is None else data(references.validation),
+        "test": None if references.test is None else data(references.test),
     }
     return spec.model_copy(
         update={

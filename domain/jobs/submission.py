@@ -203,7 +203,7 @@ def _resolve_references(
     field_errors: list[FieldError] = []
     get_checkpoint = checkpoints.get_checkpoint_for_share if lock else checkpoints.get_checkpoint
     samples: dict[str, int] = {}
-    for part, data in (("train", spec.data.train), ("validation", spec.data.validation)):
+    for part, data in (("train", spec.data.train), ("validation", spec.data.validation), ("test", spec.data.test)):
         if data is None:
             continue
         pointer = f"/data/{part}"
@@ -225,7 +225,13 @@ def _resolve_references(
             field_errors.append(FieldError(f"/{part}/checkpoint", error.code, error.detail))
     if field_errors:
         raise SpecInvalid(field_errors)
-    return samples["train"], keys
+    return _planned_samples(spec, samples["train"]), keys
+
+
+def _planned_samples(spec: DistillationSpec, rows: int) -> int:
+    """The number of samples that are trained on, of so many; about, where a split takes some of them away."""
+    split = spec.data.split
+    return rows if split is None else max(1, round(rows * (1 - split.validation - split.test)))
 
 
 def _estimate(spec: DistillationSpec, stages: tuple[StagePlan, ...], models: InspectedModels) -> Estimate | None:
@@ -248,8 +254,8 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanW
     if uninspected:
         roles = " and ".join(uninspected)
         yield PlanWarning("models_not_inspected", f"The files of the {roles} are not at hand: the worker checks them.")
-    if spec.data.validation is None:
-        yield PlanWarning("no_validation", "Without data.validation nothing is evaluated.")
+    if not spec.data.has_validation:
+        yield PlanWarning("no_validation", "Without data.validation or data.split nothing is evaluated.")
 
 
 def _check_options(options: JobOptions, settings: Settings) -> None:

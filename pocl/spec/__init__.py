@@ -18,7 +18,7 @@ from pocl.spec.curriculum import (
     TemperatureRange,
     WeightRange,
 )
-from pocl.spec.data import Data, DataRef
+from pocl.spec.data import Data, DataRef, DataSplit
 from pocl.spec.distillation import ENGINE_CHOICES, DistillationSpec, PresetName
 from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import (
@@ -58,6 +58,7 @@ __all__ = [
     "Curriculum",
     "Data",
     "DataRef",
+    "DataSplit",
     "DistillationMethod",
     "DistillationSpec",
     "Evaluation",

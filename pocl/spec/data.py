@@ -20,6 +20,29 @@ class DataRef(ExactlyOneOf):
         return ("path", "dataset")
 
 
+class DataSplit(FrozenModel):
+    """Held-out samples that are taken out of the training samples.
+
+    Which samples those are follows from their content and the seed alone, and not from their order or from other
+    samples: a sample that is added moves none of the others, and equal samples are never on two sides.
+    """
+
+    validation: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """The share that becomes validation samples, about so many: 0.1 takes a tenth."""
+    test: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """The share that becomes test samples."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Another seed takes other samples."""
+
+    @model_validator(mode="after")
+    def _something_is_split(self) -> Self:
+        if not 0 < self.validation + self.test < 1:
+            raise ValueError(
+                "validation and test together must be above 0 and below 1, so that samples to train on stay"
+            )
+        return self
+
+
 class Data(FrozenModel):
     """The samples of a job, and how they become tokens."""
 
@@ -27,6 +50,11 @@ class Data(FrozenModel):
     """The samples that are ranked and trained on."""
     validation: DataRef | None = None
     """Held-out samples, which are never trained on; without them nothing is evaluated."""
+    test: DataRef | None = None
+    """Held-out samples that choose nothing, neither the best stage nor when a stage ends: the final scores are reported
+    on them."""
+    split: DataSplit | None = None
+    """Takes validation and test samples out of the training samples, instead of `validation` and `test`."""
     template: Literal["auto", "chat", "alpaca"] = "auto"
     """How an instruction becomes a prompt; `auto` takes the teacher's chat template where it has one, else Alpaca's."""
     max_length: int = Field(default=512, ge=8, le=32768)
@@ -39,3 +67,15 @@ class Data(FrozenModel):
         if self.max_prompt_length >= self.max_length:
             raise ValueError("max_prompt_length must be smaller than max_length, so that a response fits")
         return self
+
+    @model_validator(mode="after")
+    def _held_out_once(self) -> Self:
+        for part in ("validation", "test"):
+            if self.split is not None and getattr(self.split, part) and getattr(self, part) is not None:
+                raise ValueError(f"give {part} or split.{part}, and not both")
+        return self
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are validation samples, of their own or out of the training samples."""
+        return self.validation is not None or (self.split is not None and self.split.validation > 0)

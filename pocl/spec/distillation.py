@@ -89,8 +89,8 @@ class DistillationSpec(FrozenModel):
             raise ValueError(f"method {self.method.name.value} needs a teacher")
         if self.teacher is None and self.student.from_teacher is not None:
             raise ValueError("student.from_teacher needs a teacher")
-        if isinstance(self.curriculum.advance, ByConvergence) and self.data.validation is None:
-            raise ValueError("curriculum.advance by convergence needs data.validation")
+        if isinstance(self.curriculum.advance, ByConvergence) and not self.data.has_validation:
+            raise ValueError("curriculum.advance by convergence needs data.validation or data.split.validation")
         return self
 
 
