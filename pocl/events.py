@@ -121,6 +121,9 @@ class StageFinished(HistoryEvent):
     step: int
     epochs: int
     """The epochs that were run; fewer than planned after convergence."""
+    kept_epoch: int | None = None
+    """How many epochs the stage's weights were trained for, where `advance` is by convergence: they are those of its
+    best epoch; null where its epochs are not scored."""
 
 
 class SeedStats(_Value):

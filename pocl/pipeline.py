@@ -55,6 +55,7 @@ from pocl.models.packed import reason_not_to_pack
 from pocl.models.precision import choose_device, choose_precision, machine_fingerprint
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, HalvedSize, fit_or_refuse, retry_halved
 from pocl.plan import StagePlan, stage_table
+from pocl.plan_warnings import plan_warnings
 from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_models, read_splits
 from pocl.report.result import Result, build_result, write_result
 from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
@@ -70,6 +71,7 @@ from pocl.train import checkpoint
 from pocl.train.checkpoint import ResumePoint, TrainState
 from pocl.train.loop import Score, Student, Trainer, make_optimizer
 from pocl.train.prefetch import Prefetcher
+from pocl.train.schedule import training_order
 
 
 class Pipeline:
@@ -120,6 +122,9 @@ class Pipeline:
         splits = read_splits(self._spec)
         table = stage_table(self._spec, len(splits.train))
         resume_point = self._find_resume_point()
+        if resume_point is None:
+            for warning in plan_warnings(self._spec, table):
+                self._sink(Warned(code=warning.code, message=warning.message))
         self._sink(
             RunStarted(
                 resumed_from_step=None if resume_point is None else resume_point.state.step,
@@ -138,7 +143,13 @@ class Pipeline:
         if models.teacher is not None:
             # A cached teacher needs its layers no more: the memory goes to the student.
             models.teacher.release()
-        training_samples = [corpus.train.samples[sample.row] for sample in ranking]
+        rows = training_order(
+            self._spec.curriculum.control,
+            [sample.row for sample in ranking],
+            corpus.train.sample_digests,
+            self._spec.seed,
+        )
+        training_samples = [corpus.train.samples[row] for row in rows]
         score = None if corpus.validation is None else partial(self._score_student, models, corpus, teacher)
         trainer = self._trainer(models, training_samples, table, resume_point, teacher, score)
         trainer.state.evaluations += teacher_scores
@@ -233,7 +244,11 @@ class Pipeline:
         return ScoringSizes(self._sizes.scoring_tokens, self._sizes.loss_chunk_tokens)
 
     def _rank(self, models: Models, corpus: Corpus) -> list[RankedSample]:
-        """Rank the training samples by their difficulty for the untrained student, or load an equal ranking."""
+        """Rank the training samples by their difficulty for the untrained student, or load an equal ranking; where
+        nothing uses a ranking there is none, and it is empty.
+        """
+        if not self._spec.curriculum.uses_ranking:
+            return []
         self._sink(PhaseChanged(phase="ranking"))
         ranking_spec = self._spec.curriculum.ranking
 
@@ -376,6 +391,9 @@ class Pipeline:
             should_pause=self._should_pause,
             score=score,
             state=state,
+            best_epoch_weights=(
+                None if resume_point is None else checkpoint.read_best_epoch_weights(resume_point.directory)
+            ),
         )
 
     def _can_pack(self, model: PreTrainedModel, loss: TrainingLoss, teacher: TeacherSignal | None) -> bool:

@@ -1,16 +1,23 @@
 """The stages of a curriculum: their samples, temperature, KD weight and steps; and the estimated cost of a run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import ceil
+from typing import assert_never
 
 from pocl.errors import FieldError, SpecInvalid
 from pocl.spec import (
+    AllSamples,
+    ByConvergence,
     ConstantTemperature,
+    ConstantWeight,
+    Control,
     Curriculum,
     DistillationSpec,
     NoCurriculum,
-    Range,
+    ReversedOrder,
+    ShuffledStages,
+    Training,
 )
 
 
@@ -21,11 +28,11 @@ class StagePlan:
     index: int
     """The number of the stage, counted from 0."""
     samples: int
-    """How many samples it trains on, the easiest of all."""
+    """How many samples it trains on: the easiest of all, but for a control about just that."""
     temperature: float
     kd_weight: float
     epochs: int
-    """The planned epochs; convergence may end the stage earlier."""
+    """The planned epochs, the last of which may be a part of one; convergence may end the stage earlier."""
     steps: int
     """The planned optimiser steps."""
     first_step: int
@@ -36,29 +43,39 @@ class StagePlan:
 def stage_table(spec: DistillationSpec, samples: int) -> tuple[StagePlan, ...]:
     """The stages of `spec` over `samples` training samples (Baby Step, arXiv 2506.05695 section 3).
 
+    Those of a control differ from the curriculum's in the one thing that the control is about, and have as many
+    optimiser steps; `no_curriculum` has them in a single stage.
+
     Raises:
-        SpecInvalid: when there are more stages than samples.
+        SpecInvalid: when there are more stages than samples, or a control names a job whose steps are not filled in.
     """
-    stages = _curriculum_stages(spec.curriculum, samples, spec.training.batch_size)
-    control = spec.curriculum.control
-    if not isinstance(control, NoCurriculum):
-        return stages
-    budget = sum(stage.steps for stage in stages)
-    steps_per_epoch = ceil(samples / spec.training.batch_size)
-    assert control.temperature is not None  # resolve() fills in both.
-    assert control.kd_weight is not None
-    return (
-        StagePlan(
-            index=0,
-            samples=samples,
-            temperature=control.temperature,
-            kd_weight=control.kd_weight,
-            epochs=ceil(budget / steps_per_epoch),
-            steps=budget,
-            first_step=0,
-            steps_per_epoch=steps_per_epoch,
-        ),
-    )
+    curriculum, training = spec.curriculum, spec.training
+    stages = _curriculum_stages(curriculum, samples, training)
+    control = curriculum.control
+    if control is not None:
+        stages = _with_budget(stages, control)
+    match control:
+        case None | ShuffledStages() | ReversedOrder():
+            pass
+        case NoCurriculum():
+            steps = sum(stage.steps for stage in stages)
+            stages = [
+                replace(
+                    _over(stages[0], samples, steps, training),
+                    temperature=_resolved(control.temperature),
+                    kd_weight=_resolved(control.kd_weight),
+                )
+            ]
+        case AllSamples():
+            stages = [_over(stage, samples, stage.steps, training) for stage in stages]
+        case ConstantTemperature():
+            stages = [replace(stage, temperature=_resolved(control.temperature)) for stage in stages]
+        case ConstantWeight():
+            stages = [replace(stage, kd_weight=_resolved(control.kd_weight)) for stage in stages]
+        case _:
+            assert_never(control)
+    first_steps = accumulate((stage.steps for stage in stages), initial=0)
+    return tuple(replace(stage, first_step=first) for stage, first in zip(stages, first_steps, strict=False))
 
 
 def subset_sizes(samples: int, stages: int) -> tuple[int, ...]:
@@ -67,14 +84,8 @@ def subset_sizes(samples: int, stages: int) -> tuple[int, ...]:
     return (*(share * (i + 1) for i in range(stages - 1)), samples)
 
 
-def value_at(range_: Range, stage: int, stages: int) -> float:
-    """The value of a stage: start + (end - start) i / (n - 1), or start when there is one stage."""
-    if stages == 1:
-        return range_.start
-    return range_.start + (range_.end - range_.start) * stage / (stages - 1)
-
-
-def _curriculum_stages(curriculum: Curriculum, samples: int, batch_size: int) -> tuple[StagePlan, ...]:
+def _curriculum_stages(curriculum: Curriculum, samples: int, training: Training) -> list[StagePlan]:
+    """The stages without a control; their first steps are not filled in."""
     n = curriculum.stages
     if samples < n:
         raise SpecInvalid(
@@ -86,30 +97,45 @@ def _curriculum_stages(curriculum: Curriculum, samples: int, batch_size: int) ->
                 )
             ]
         )
-    sizes = subset_sizes(samples, n)
-    steps_per_epoch = [ceil(size / batch_size) for size in sizes]
-    steps = [epoch_steps * curriculum.epochs_per_stage for epoch_steps in steps_per_epoch]
-    return tuple(
+    return [
         StagePlan(
             index=i,
-            samples=sizes[i],
-            temperature=_temperature(curriculum, i),
-            kd_weight=value_at(curriculum.kd_weight, i, n),
+            samples=size,
+            temperature=curriculum.temperature.at(i, n),
+            kd_weight=curriculum.kd_weight.at(i, n),
             epochs=curriculum.epochs_per_stage,
-            steps=steps[i],
-            first_step=first_step,
-            steps_per_epoch=steps_per_epoch[i],
+            steps=training.steps_per_epoch(size) * curriculum.epochs_per_stage,
+            first_step=0,
+            steps_per_epoch=training.steps_per_epoch(size),
         )
-        for i, first_step in zip(range(n), accumulate(steps, initial=0), strict=False)
+        for i, size in enumerate(subset_sizes(samples, n))
+    ]
+
+
+def _with_budget(stages: list[StagePlan], control: Control) -> list[StagePlan]:
+    """The stages with the steps that the control is to spend, where they are not the planned ones."""
+    if control.stage_steps is None:
+        if control.budget_of is not None:
+            detail = "only the service knows the steps of a job; give them as stage_steps"
+            raise SpecInvalid([FieldError("/curriculum/control/budget_of", "budget_unknown", detail)])
+        return stages
+    return [
+        replace(stage, steps=steps, epochs=ceil(steps / stage.steps_per_epoch))
+        for stage, steps in zip(stages, control.stage_steps, strict=True)
+    ]
+
+
+def _over(stage: StagePlan, samples: int, steps: int, training: Training) -> StagePlan:
+    """The stage over this many samples and steps; the last epoch may be a part of one."""
+    steps_per_epoch = training.steps_per_epoch(samples)
+    return replace(
+        stage, samples=samples, steps=steps, steps_per_epoch=steps_per_epoch, epochs=ceil(steps / steps_per_epoch)
     )
 
 
-def _temperature(curriculum: Curriculum, stage: int) -> float:
-    control = curriculum.control
-    if isinstance(control, ConstantTemperature):
-        assert control.temperature is not None  # resolve() fills it in.
-        return control.temperature
-    return value_at(curriculum.temperature, stage, curriculum.stages)
+def _resolved(constant: float | None) -> float:
+    assert constant is not None  # resolve() fills in the constants of a control.
+    return constant
 
 
 # --- Cost -----------------------------------------------------------------------------------------------
@@ -150,14 +176,23 @@ def estimate(
     with_teacher = spec.method.needs_teacher
     logits = _CHUNK_TOKENS * 4 * 2 * (student.vocabulary + (teacher.vocabulary if with_teacher else 0))
     teacher_weights = 4 * teacher.parameters if with_teacher else 0
-    visits = sum(stage.samples * stage.epochs for stage in table)
+    visits = sum(_visits(stage, spec.training) for stage in table)
     samples = max(stage.samples for stage in table)
     teacher_flops = 2 * teacher.parameters * samples if with_teacher else 0
     weights = 4 * student.parameters
-    training_state = 3 * weights
+    # Weights and two moments; where a stage ends by convergence, also the weights of its best epoch.
+    training_state = (4 if isinstance(spec.curriculum.advance, ByConvergence) else 3) * weights
     return Estimate(
         memory_bytes=ADAMW_BYTES_PER_PARAMETER * student.parameters + teacher_weights + logits,
         # While the newest training state is written there is one more.
         disk_bytes=training_state * (spec.checkpoints.keep + 1) + weights * (len(table) + 2),
         training_flops=length * (6 * student.parameters * visits + teacher_flops),
     )
+
+
+def _visits(stage: StagePlan, training: Training) -> int:
+    """How often the stage visits a sample, all samples together."""
+    epochs, steps = divmod(stage.steps, stage.steps_per_epoch)
+    if training.last_batch == "drop" and stage.samples >= training.batch_size:
+        return stage.steps * training.batch_size
+    return epochs * stage.samples + steps * min(training.batch_size, stage.samples)

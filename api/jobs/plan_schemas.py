@@ -12,7 +12,8 @@ class StagePlanView(Resource):
     index: int
     """The position of the stage in the curriculum, counted from 0."""
     samples: int
-    """The number of samples that the stage trains on: the easiest ones of the ranking."""
+    """The number of samples that the stage trains on: the easiest ones of the ranking, but for a control experiment
+    about just that."""
     temperature: float
     """The temperature of the distillation."""
     kd_weight: float
@@ -20,7 +21,7 @@ class StagePlanView(Resource):
     epochs: int
     """The number of epochs over the samples; of a stage that has ended, as many as were run."""
     steps: int
-    """The number of optimiser steps."""
+    """The number of optimiser steps; of a stage that has ended, as many as were run."""
     first_step: int
     """The number of optimiser steps before the stage begins."""
 

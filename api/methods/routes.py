@@ -1,6 +1,5 @@
 """The distillation methods over HTTP."""
 
-import inspect
 from typing import Literal
 
 from fastapi import APIRouter
@@ -9,7 +8,7 @@ from pydantic import JsonValue
 from api.auth import Caller
 from api.pagination import Resource
 from api.problems import COMMON_PROBLEMS
-from pocl.spec import METHODS, KDMethod
+from pocl.spec import METHODS, KDMethod, describe_method
 
 router = APIRouter(prefix="/methods", tags=["methods"], responses=COMMON_PROBLEMS)
 
@@ -20,7 +19,8 @@ class MethodView(Resource):
     name: KDMethod
     """The name of the method, which `spec.method` may be for the default parameters."""
     description: str
-    """What the method minimises."""
+    """What the method minimises, and how large its gradient is beside that of cross-entropy, where that was measured: a
+    KD weight means another mixture with each method."""
     parameters: dict[str, JsonValue]
     """The JSON Schema of the object that `spec.method` may be; every parameter has a default."""
 
@@ -36,7 +36,7 @@ class MethodList(Resource):
 
 _ALL = MethodList(
     data=[
-        MethodView(name=name, description=inspect.cleandoc(method.__doc__ or ""), parameters=method.model_json_schema())
+        MethodView(name=name, description=describe_method(method), parameters=method.model_json_schema())
         for name, method in METHODS.items()
     ]
 )

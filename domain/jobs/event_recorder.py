@@ -261,6 +261,8 @@ class _EventBatch:
         stage = self._stages.get(event.stage)
         if stage is not None:
             stage.status, stage.finished_at, stage.epochs = StageStatus.SUCCEEDED, at, event.epochs
+            # Convergence may have ended the stage before its planned steps.
+            stage.steps = event.step - stage.first_step
 
     def _evaluated(self, event: engine.Evaluated, at: datetime) -> None:
         scores = event.model_dump(exclude={"type"})

@@ -223,7 +223,7 @@ class JobStage(Base):
     epochs: Mapped[int]
     """Planned epochs until the stage ends; then the epochs that were run."""
     steps: Mapped[int]
-    """Optimiser steps of the stage."""
+    """Planned optimiser steps until the stage ends; then the steps that were run."""
     first_step: Mapped[int]
     """Optimiser steps before the stage."""
     status: Mapped[StageStatus] = mapped_column(_enumeration(StageStatus), default=StageStatus.PENDING)

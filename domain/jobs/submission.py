@@ -13,25 +13,19 @@ from domain.datasets import repository as datasets
 from domain.db import Database, db_now
 from domain.errors import CheckpointNotFound, DatasetNotFound, QuotaExceeded, Unprocessable, engine_refusals
 from domain.ids import new_id
+from domain.jobs.budget import with_budget
 from domain.jobs.model_checks import InspectedModels, inspect_models
 from domain.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
 from domain.jobs.repository import count_queued_jobs
 from domain.settings import Settings
 from pocl.errors import FieldError, SpecInvalid
 from pocl.plan import Estimate, ModelSize, StagePlan, estimate, stage_table
+from pocl.plan_warnings import PlanWarning, plan_warnings
 from pocl.spec import DistillationSpec, resolve
 
 MAX_LABELS: Final = 16
 MAX_TEXT_LENGTH: Final = 200
 MAX_PRIORITY: Final = 100
-
-
-@dataclass(frozen=True)
-class PlanWarning:
-    """A warning about a specification that is valid."""
-
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -110,11 +104,12 @@ def plan_job(
 
     Raises:
         EngineRefusal: fields are wrong, the project does not have a data set or checkpoint, a path stands where an
-            uploaded data set is needed, there are more stages than samples, or the models cannot be used together.
+            uploaded data set is needed, there are more stages than samples, the budget of a control is
+            not known, or the models cannot be used together.
         PathOutsideModelRoots: a model is not where the service may read it.
     """
     with engine_refusals(pointer_prefix):
-        spec = resolve(posted_spec)
+        spec = with_budget(session, project, resolve(posted_spec))
         samples, store_keys = _resolve_references(session, project, spec)
         stages = stage_table(spec, samples)
     models = inspect_models(settings, spec, store_keys, pointer_prefix=pointer_prefix)
@@ -124,7 +119,7 @@ def plan_job(
         samples=samples,
         stages=stages,
         estimate=_estimate(spec, stages, models),
-        warnings=tuple(_warnings(spec, models)),
+        warnings=(*_warnings(spec, models), *plan_warnings(spec, stages)),
         pointer_prefix=pointer_prefix,
     )
 

@@ -13,7 +13,16 @@ from pydantic import BaseModel, ConfigDict
 from pocl.curriculum.ranking import RankedSample
 from pocl.events import Evaluated, SeedStats
 from pocl.layout import REPORT_FILE
-from pocl.spec import ConstantTemperature, Control, Method, NoCurriculum, ShuffledStages
+from pocl.spec import (
+    AllSamples,
+    ConstantTemperature,
+    ConstantWeight,
+    Control,
+    Method,
+    NoCurriculum,
+    ReversedOrder,
+    ShuffledStages,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +46,8 @@ class StageFigures(BaseModel):
     steps: int
     end_step: int
     """Optimiser steps of the run at its end."""
+    kept_epoch: int | None = None
+    """How many of its epochs its weights were trained for, where they are those of its best epoch."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,6 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    by_difficulty = not isinstance(data.control, NoCurriculum | ShuffledStages)
     stage_scores = [each for each in data.evaluations if each.subject in ("initial", "stage")]
     return environment.get_template(REPORT_FILE).render(
         headline=describe_stages(data.stages),
@@ -92,8 +102,7 @@ def render(data: ReportData) -> str:
         seed_stats=seed_stats_text,
         training_plot=_training_plot(data),
         scores_plot=_scores_plot(data.evaluations, stage_scores) if stage_scores else "",
-        difficulty_plot=_difficulty_plot(data.ranking, data.stages if by_difficulty else ()),
-        by_difficulty=by_difficulty,
+        difficulty_plot=_difficulty_plot(data.ranking, data.stages, data.control) if data.ranking else "",
         provenance=data.provenance,
         not_exact=data.not_exact,
     )
@@ -116,7 +125,7 @@ def describe_stages(stages: Sequence[StageFigures]) -> str:
 
 
 def describe_control(control: Control | None) -> str | None:
-    """What a control experiment leaves out of the curriculum; None for the curriculum itself."""
+    """In what a control experiment differs from the curriculum; None for the curriculum itself."""
     match control:
         case None:
             return None
@@ -124,8 +133,14 @@ def describe_control(control: Control | None) -> str | None:
             return f"Control experiment {control.kind}: all samples in one stage, at one temperature."
         case ShuffledStages():
             return f"Control experiment {control.kind}: the stages take the samples in a random order."
+        case AllSamples():
+            return f"Control experiment {control.kind}: each stage takes all samples."
+        case ReversedOrder():
+            return f"Control experiment {control.kind}: the stages take the samples from hard to easy."
         case ConstantTemperature():
             return f"Control experiment {control.kind}: all stages have one temperature."
+        case ConstantWeight():
+            return f"Control experiment {control.kind}: all stages have one KD weight."
         case _:
             assert_never(control)
 
@@ -210,24 +225,22 @@ def _plot_sampled(axes: "Axes", scored: Sequence[Evaluated]) -> None:
         axes.errorbar(places, means, yerr=deviations, color=_GREEN, marker="^", capsize=4, label="sampled, ± sd")
 
 
-def _difficulty_plot(ranking: Sequence[RankedSample], stages: Sequence[StageFigures]) -> str:
-    """The samples by their two measures, in the colour of the stage that first trains on them if there are stages."""
+def _difficulty_plot(ranking: Sequence[RankedSample], stages: Sequence[StageFigures], control: Control | None) -> str:
+    """The samples by their two measures, in the colour of the stage that first trains on them."""
     figure, axes = _figure()
-    if not stages:
-        _scatter(axes, ranking, _BLUE)
+    order = ranking[::-1] if isinstance(control, ReversedOrder) else ranking
     first_trained = 0
     shades = [_BLUE, "#4f8fce", "#e09a5b", _RED]
     for stage in stages:
         shade = shades[min(stage.index, len(shades) - 1)]
-        _scatter(axes, ranking[first_trained : stage.samples], shade, label=f"stage {stage.index + 1}")
+        _scatter(axes, order[first_trained : stage.samples], shade, label=f"stage {stage.index + 1}")
         first_trained = max(first_trained, stage.samples)
     axes.set(xlabel="cross-entropy of the reference, nats per token", ylabel="ROUGE-L of the own answer")
-    if stages:
-        axes.legend(frameon=False, ncols=4)
+    axes.legend(frameon=False, ncols=4)
     return _svg(figure)
 
 
-def _scatter(axes: "Axes", samples: Sequence[RankedSample], color: str, label: str | None = None) -> None:
+def _scatter(axes: "Axes", samples: Sequence[RankedSample], color: str, *, label: str) -> None:
     entropies, scores = [each.cross_entropy for each in samples], [each.rouge_l for each in samples]
     axes.scatter(entropies, scores, s=14, color=color, alpha=0.75, label=label)
 

@@ -93,6 +93,7 @@ def _stage_figures(state: TrainState, spec: DistillationSpec) -> tuple[StageFigu
             inherited=stage.recipe != spec.recipe_digest,
             steps=stage.end_step - start,
             end_step=stage.end_step,
+            kept_epoch=stage.kept_epoch,
         )
         for index, (stage, start) in enumerate(zip(state.finished_stages, starts, strict=True))
     )

@@ -5,15 +5,19 @@ fields over a preset and returns a specification that names every value; that is
 """
 
 from pocl.spec.curriculum import (
+    CONTROL_KINDS,
     Advance,
+    AllSamples,
     ByConvergence,
     ByEpochs,
     ConstantTemperature,
+    ConstantWeight,
     Control,
     Curriculum,
     NoCurriculum,
     Range,
     Ranking,
+    ReversedOrder,
     ShuffledStages,
     TemperatureRange,
     WeightRange,
@@ -35,12 +39,14 @@ from pocl.spec.methods import (
     ReverseKL,
     SkewForwardKL,
     SkewReverseKL,
+    describe_method,
 )
 from pocl.spec.models import HubModel, LayersOfTeacher, ModelRef, RandomModel, StudentRef
 from pocl.spec.presets import PRESETS, field_errors, resolve
 from pocl.spec.training import Checkpoints, Evaluation, Resources, Sampling, Training
 
 __all__ = [
+    "CONTROL_KINDS",
     "ENGINE_CHOICES",
     "JS",
     "METHODS",
@@ -49,11 +55,13 @@ __all__ = [
     "TVD",
     "AdaptiveKL",
     "Advance",
+    "AllSamples",
     "AlphaBeta",
     "ByConvergence",
     "ByEpochs",
     "Checkpoints",
     "ConstantTemperature",
+    "ConstantWeight",
     "Control",
     "Curriculum",
     "Data",
@@ -76,6 +84,7 @@ __all__ = [
     "Ranking",
     "Resources",
     "ReverseKL",
+    "ReversedOrder",
     "Sampling",
     "ShuffledStages",
     "SkewForwardKL",
@@ -84,6 +93,7 @@ __all__ = [
     "TemperatureRange",
     "Training",
     "WeightRange",
+    "describe_method",
     "field_errors",
     "resolve",
 ]

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pocl.errors import FieldError, SpecInvalid
-from pocl.spec.curriculum import ConstantTemperature, NoCurriculum
+from pocl.spec.curriculum import CONTROL_KINDS, ConstantTemperature, ConstantWeight, NoCurriculum
 from pocl.spec.distillation import DistillationSpec
 from pocl.spec.methods import METHODS, KDMethod
 
@@ -74,8 +74,8 @@ def _resolve_control(spec: DistillationSpec) -> DistillationSpec:
     defaults: dict[str, float] = {}
     if isinstance(control, NoCurriculum | ConstantTemperature) and control.temperature is None:
         defaults["temperature"] = curriculum.temperature.start
-    if isinstance(control, NoCurriculum) and control.kd_weight is None:
-        defaults["kd_weight"] = (curriculum.kd_weight.start + curriculum.kd_weight.end) / 2
+    if isinstance(control, NoCurriculum | ConstantWeight) and control.kd_weight is None:
+        defaults["kd_weight"] = curriculum.kd_weight.mean_over_visits(curriculum.stages)
     if not defaults or control is None:
         return spec
     control = control.model_copy(update=defaults)
@@ -89,7 +89,7 @@ def _sentence(details: ErrorDetails) -> str:
     return details["msg"].removeprefix("Value error, ")
 
 
-_TAGS = {*KDMethod, "epochs", "convergence", "no_curriculum", "shuffled_stages", "constant_temperature"}
+_TAGS = {*KDMethod, "epochs", "convergence", *CONTROL_KINDS}
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:

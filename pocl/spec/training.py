@@ -1,5 +1,6 @@
 """How the student is trained, evaluated and saved, and what the run may use."""
 
+from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -25,9 +26,17 @@ class Training(FrozenModel):
     min_learning_rate: float = Field(default=1e-7, ge=0, le=1)
     """The learning rate at the end of the cosine schedule."""
     warmup_steps: int = Field(default=0, ge=0, le=1_000_000)
-    """The number of optimiser steps over which the learning rate rises from 0."""
+    """The number of optimiser steps over which the learning rate rises from 0 to its peak, at the start of each
+    schedule. Where a schedule has fewer steps, it reaches the peak with its last one."""
+    last_batch: Literal["partial", "even", "drop"] = "partial"
+    """What becomes of the samples of an epoch that fill no whole batch. `partial`: a batch of their own, whose step is
+    as large as any (as published). `even`: as many steps, but all batches of the epoch are of equal size, but for one
+    sample. `drop`: they are left out of the epoch, where there is a whole batch; the next epoch is shuffled anew."""
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     """The decoupled weight decay of AdamW."""
+    decayed_parameters: Literal["matrices", "all"] = "matrices"
+    """What the weight decay applies to: the weight matrices and embeddings, but no bias and no norm; or `all`
+    parameters."""
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.999,
@@ -45,6 +54,12 @@ class Training(FrozenModel):
         if self.min_learning_rate > self.learning_rate:
             raise ValueError("min_learning_rate must not exceed learning_rate")
         return self
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """The optimiser steps of an epoch over this many samples."""
+        if self.last_batch == "drop":
+            return max(1, samples // self.batch_size)
+        return ceil(samples / self.batch_size)
 
 
 class Sampling(FrozenModel):

@@ -4,6 +4,7 @@
         config.json, model.safetensors, tokenizer.json, ..., manifest.json
         training/                  what resuming needs besides the weights
             optimizer.safetensors  the moments of each parameter
+            best_epoch.safetensors  the weights after the best epoch of the stage, where it ends by convergence
             rng.safetensors        the states of the generators
             state.json             position and history
             manifest.json
@@ -31,6 +32,7 @@ from pocl.spec import Method
 from pocl.storage import manifest
 
 _STATE, _OPTIMIZER, _RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
+_BEST_EPOCH = "best_epoch.safetensors"
 _WEIGHTS = {"config.json", WEIGHTS_FILE}
 _POSITION = {_STATE, _OPTIMIZER, _RNG}
 
@@ -63,6 +65,8 @@ class FinishedStage(BaseModel):
     """The `recipe_digest` of the specification that it was trained with."""
     end_step: int
     """Optimiser steps of the run at its end."""
+    kept_epoch: int | None = None
+    """How many of its epochs its weights were trained for, where they are those of its best epoch."""
 
 
 class TrainState(BaseModel):
@@ -121,8 +125,12 @@ def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     optimizer: AdamW,
+    best_epoch_weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write the training state below `root` and return its directory.
+
+    Args:
+        best_epoch_weights: Those of :func:`copy_weights` after the best epoch of the stage; None where there are none.
 
     Raises:
         DiskFull: when there is no space; older checkpoints are untouched.
@@ -137,6 +145,8 @@ def save(
         training.mkdir()
         save_file(moments, training / _OPTIMIZER)
         save_file(_rng_tensors(), training / _RNG)
+        if best_epoch_weights is not None:
+            save_file(dict(best_epoch_weights), training / _BEST_EPOCH)
         (training / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
         manifest.write_manifest(training)
     return target
@@ -174,6 +184,24 @@ def restore_optimizer(directory: Path, model: PreTrainedModel, optimizer: AdamW)
     torch.set_rng_state(generators["cpu"])
     if "cuda" in generators and torch.cuda.is_available():
         torch.cuda.set_rng_state(generators["cuda"])
+
+
+def copy_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A copy of the trained weights on the host, by name."""
+    return {name: parameter.detach().to("cpu", copy=True).contiguous() for name, parameter in _trained(model)}
+
+
+def set_weights(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give `model` the weights of :func:`copy_weights`."""
+    with torch.no_grad():
+        for name, parameter in _trained(model):
+            parameter.copy_(weights[name])
+
+
+def read_best_epoch_weights(directory: Path) -> dict[str, torch.Tensor] | None:
+    """The weights after the best epoch of the stage in the training state `directory`; None where there are none."""
+    path = directory / TRAINING_DIR / _BEST_EPOCH
+    return load_file(path) if path.exists() else None
 
 
 def prune(root: Path, *, step: int, keep: int, stage_ends: set[int]) -> None:

@@ -55,6 +55,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -75,7 +76,7 @@ from pocl.layout import BEST_DIR, CHECKPOINTS_DIR, checkpoint_dir
 from pocl.models.compiled_layers import CompiledLayers
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, fit_or_refuse
 from pocl.plan import StagePlan
-from pocl.spec import ByConvergence, DistillationSpec, ShuffledStages, Training
+from pocl.spec import ByConvergence, DistillationSpec, Training
 from pocl.storage.manifest import read_manifest
 from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train import checkpoint
@@ -109,7 +110,7 @@ class Trainer:
     spec: DistillationSpec
     table: tuple[StagePlan, ...]
     samples: Sequence[EncodedSample]
-    """Training samples from easy to hard."""
+    """Training samples in the order of the curriculum, of which each stage takes the first ones."""
     student: Student
     training_loss: TrainingLoss
     """The loss of a micro-batch."""
@@ -132,6 +133,8 @@ class Trainer:
     """The student's layers as they run in a step."""
     should_pause: Callable[[], bool] = lambda: False
     """Called at the end of each stage but the last; true stops the run there."""
+    best_epoch_weights: dict[str, Tensor] | None = None
+    """The weights, on the host, after the best epoch so far of a stage that is scored after each."""
     saved: tuple[int, int] = field(init=False)
     """Steps and scores of the training state on disk."""
     accumulator: GradientAccumulator = field(init=False)
@@ -207,18 +210,19 @@ class Trainer:
             return False
         if self.state.stage_step >= stage.steps:
             return True
-        advance = self.spec.curriculum.advance
-        return isinstance(advance, ByConvergence) and has_converged(
-            self.state.epoch_scores, patience=advance.patience, min_delta=advance.min_delta
+        curriculum, advance = self.spec.curriculum, self.spec.curriculum.advance
+        return (
+            isinstance(advance, ByConvergence)
+            and curriculum.ends_by_convergence
+            and has_converged(self.state.epoch_scores, patience=advance.patience, min_delta=advance.min_delta)
         )
 
     def _batches_left_in_epoch(self, stage: StagePlan) -> list[Sequence[EncodedSample]]:
-        state, seed = self.state, self.spec.seed
-        order = self.samples
-        if isinstance(self.spec.curriculum.control, ShuffledStages):
-            order = shuffled(order, seed)
+        state, training = self.state, self.spec.training
         epoch_batches = batches(
-            shuffled(order[: stage.samples], seed, stage.index, state.epoch), self.spec.training.batch_size
+            shuffled(self.samples[: stage.samples], self.spec.seed, stage.index, state.epoch),
+            training.batch_size,
+            last_batch=training.last_batch,
         )
         # A control with a fixed number of steps may end inside an epoch.
         budget = stage.steps - state.stage_step
@@ -305,13 +309,17 @@ class Trainer:
         # The greedy score decides; sampled answers would cost as much again for each seed.
         scores = self._score_student(sampled=False)
         self.state.epoch_scores.append(getattr(scores, advance.metric))
+        if best_epoch(self.state.epoch_scores) == len(self.state.epoch_scores):
+            self.best_epoch_weights = checkpoint.copy_weights(self.student.model)
         self.sink(Evaluated(subject="epoch", stage=self.state.stage, step=self.state.step, **asdict(scores)))
         self.sink(PhaseChanged(phase="training", stage=self.state.stage))
 
     def _finish_stage(self, stage: StagePlan) -> None:
         state, epochs = self.state, self.state.epoch
+        kept_epoch = self._restore_best_epoch()
         state.finished_stages.append(
             FinishedStage(
+                kept_epoch=kept_epoch,
                 samples=stage.samples,
                 temperature=stage.temperature,
                 kd_weight=stage.kd_weight,
@@ -326,7 +334,24 @@ class Trainer:
         if self.spec.curriculum.optimizer_at_stage == "restart":
             self.student.optimizer = make_optimizer(self.student.model, self.spec.training)
         self._save("stage", stage.index)
-        self.sink(StageFinished(stage=stage.index, step=state.step, epochs=epochs))
+        self.sink(StageFinished(stage=stage.index, step=state.step, epochs=epochs, kept_epoch=kept_epoch))
+
+    def _restore_best_epoch(self) -> int | None:
+        """Give the student the weights of the stage's best epoch, where it was scored after each.
+
+        The moments of an optimiser that is carried into the next stage stay those of the last epoch.
+
+        Returns:
+            How many epochs of the stage the weights were trained for; None where no epoch was scored.
+        """
+        scores, weights = self.state.epoch_scores, self.best_epoch_weights
+        if weights is None:
+            return None
+        kept_epoch = best_epoch(scores)
+        if kept_epoch < len(scores):
+            checkpoint.set_weights(self.student.model, weights)
+        self.best_epoch_weights = None
+        return kept_epoch
 
     def _evaluate(self, subject: Literal["initial", "stage"], stage: int | None = None) -> None:
         done = {(evaluated.subject, evaluated.stage) for evaluated in self.state.evaluations}
@@ -374,6 +399,7 @@ class Trainer:
             model=self.student.model,
             tokenizer=self.student.tokenizer,
             optimizer=self.student.optimizer,
+            best_epoch_weights=self.best_epoch_weights,
         )
         self.saved = self._progress()
         self._announce(kind, directory, stage, step=self.state.step)
@@ -394,13 +420,38 @@ class Trainer:
 
 def make_optimizer(model: PreTrainedModel, training: Training) -> AdamW:
     """AdamW over all trained parameters; the loop sets the learning rate of each step."""
+    decayed, undecayed = decay_groups(model, training)
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     return AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        [group for group in groups if group["params"]],
         lr=training.learning_rate,
         betas=training.adam_betas,
-        weight_decay=training.weight_decay,
         fused=True,
     )
+
+
+def decay_groups(model: PreTrainedModel, training: Training) -> tuple[list[Parameter], list[Parameter]]:
+    """The trained parameters that the weight decay applies to, and those that it spares: biases and norms.
+
+    A parameter is spared where it is a vector, where its name ends in `bias` (experts stack theirs to a matrix), or
+    where the class of its module is a norm (one with a weight for each head has a matrix).
+    """
+    decayed: list[Parameter] = []
+    spared: list[Parameter] = []
+    seen: set[Parameter] = set()
+    for module in model.modules():
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, parameter in module.named_parameters(recurse=False):
+            # A tied weight belongs to several modules.
+            if parameter in seen or not parameter.requires_grad:
+                continue
+            seen.add(parameter)
+            is_spared = parameter.ndim < 2 or name.endswith("bias") or is_norm
+            if is_spared and training.decayed_parameters == "matrices":
+                spared.append(parameter)
+            else:
+                decayed.append(parameter)
+    return decayed, spared
 
 
 def allocate_moments(optimizer: AdamW, zeros_like: Callable[[Tensor], Tensor] = torch.zeros_like) -> None:
@@ -426,6 +477,11 @@ def best_stage(evaluations: Sequence[Evaluated], metric: Literal["rouge_l", "exa
     stages = [evaluated for evaluated in evaluations if evaluated.subject == "stage"]
     best = max(stages, key=lambda evaluated: float(getattr(evaluated, metric)), default=None)
     return None if best is None else best.stage
+
+
+def best_epoch(scores: Sequence[float]) -> int:
+    """The epoch with the highest score, counted from 1; of equals the last, which was trained longest."""
+    return max(range(len(scores)), key=lambda index: (scores[index], index)) + 1
 
 
 def has_converged(scores: Sequence[float], *, patience: int, min_delta: float) -> bool:

@@ -30,6 +30,7 @@ from pocl.events import (
     RunFinished,
     StageFinished,
     StepLogged,
+    Warned,
     from_line,
 )
 from pocl.layout import ExitCode
@@ -38,7 +39,7 @@ from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.report import render
 from pocl.report.result import Result
 from pocl.run import run
-from pocl.spec import ENGINE_CHOICES, KDMethod, RandomModel
+from pocl.spec import CONTROL_KINDS, ENGINE_CHOICES, KDMethod, RandomModel
 from pocl.storage import manifest
 from pocl.storage.shared_cache import SharedCache
 from tests.pocl.test_lazy_loading import is_of_a_layer, overwrite, settle
@@ -47,6 +48,8 @@ pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "examples" / "tiny.yaml"
+QUICK_CONTROLS = {"no_curriculum", "all_samples"}
+RANKED_CONTROLS = {"reversed_order", "constant_temperature", "constant_weight"}
 FEW = ("curriculum.epochs_per_stage=1", "checkpoints.every_steps=3")
 
 
@@ -282,12 +285,17 @@ def test_another_specification_is_refused_in_the_same_directory(undisturbed: Pat
         run_tiny(undisturbed, "seed=11")
 
 
-@pytest.mark.parametrize("kind", ["no_curriculum", "shuffled_stages", "constant_temperature"])
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK_CONTROLS else pytest.param(kind, marks=pytest.mark.slow) for kind in CONTROL_KINDS]
+)
 def test_control_takes_as_many_steps_and_is_reported_as_one(undisturbed: Path, tmp_path: Path, kind: str) -> None:
     few = ("evaluation.max_rows=1", "evaluation.max_new_tokens=1")
-    result, _ = run_tiny(tmp_path, f"curriculum.control={{kind: {kind}}}", *few)
+    result, events = run_tiny(tmp_path, f"curriculum.control={{kind: {kind}}}", *few)
     assert result.steps == max(logged_steps(undisturbed))
     assert result.control is not None
+    skipped = any(isinstance(event, Warned) and event.code == "ranking_skipped" for event in events)
+    assert (tmp_path / "ranking.jsonl").exists() == (kind in RANKED_CONTROLS)
+    assert skipped == (kind not in RANKED_CONTROLS)
     assert f"Control experiment {kind}:" in (tmp_path / "report.html").read_text()
 
 
@@ -346,7 +354,13 @@ def test_stage_ends_early_on_convergence_and_resumes_to_the_same_weights(tmp_pat
         "curriculum.stages=2",
     )
     _, events = run_tiny(tmp_path / "whole", *settings)
-    assert [event.epochs for event in events if isinstance(event, StageFinished)] == [2, 2]
+    ends = [event for event in events if isinstance(event, StageFinished)]
+    assert [event.epochs for event in ends] == [2, 2]
+    scores = {
+        event.step: event.rouge_l for event in events if isinstance(event, Evaluated) and event.subject == "epoch"
+    }
+    first, last = list(scores.values())[2:]
+    assert ends[1].kept_epoch == (1 if first > last else 2)
     assert sum(isinstance(event, Evaluated) and event.subject == "epoch" for event in events) == 4
     stop_tiny_run_at(7, tmp_path / "cut", *settings)
     run_tiny(tmp_path / "cut", *settings)

@@ -2,14 +2,18 @@
 
 import math
 from itertools import product
+from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pocl.events import Evaluated
+from pocl.spec import AllSamples, ReversedOrder, ShuffledStages, Training
 from pocl.train.eta import EtaEstimator
-from pocl.train.loop import best_stage, has_converged
-from pocl.train.schedule import batches, cosine, shuffled
+from pocl.train.loop import best_epoch, best_stage, has_converged
+from pocl.train.schedule import batches, cosine, shuffled, training_order
+
+LastBatch = Literal["partial", "even", "drop"]
 
 
 def test_cosine_goes_from_peak_through_the_middle_to_the_floor() -> None:
@@ -44,6 +48,49 @@ def test_batches_concatenate_to_the_items(items: list[int], size: int) -> None:
     pieces = batches(items, size)
     assert [item for piece in pieces for item in piece] == items
     assert all(len(piece) == size for piece in pieces[:-1])
+
+
+@given(st.lists(st.integers(), min_size=1), st.integers(1, 9))
+def test_even_batches_have_all_items_in_as_many_steps(items: list[int], size: int) -> None:
+    pieces = batches(items, size, last_batch="even")
+    assert [item for piece in pieces for item in piece] == items
+    assert len(pieces) == len(batches(items, size))
+    assert max(map(len, pieces)) <= min(size, min(map(len, pieces)) + 1)
+
+
+@given(st.lists(st.integers(), min_size=1), st.integers(1, 9), st.sampled_from(["partial", "even", "drop"]))
+def test_planned_steps_are_those_of_the_batches(items: list[int], size: int, last_batch: LastBatch) -> None:
+    training = Training(batch_size=size, last_batch=last_batch)
+    assert len(batches(items, size, last_batch=last_batch)) == training.steps_per_epoch(len(items))
+
+
+@given(st.lists(st.integers(), min_size=1), st.integers(1, 9))
+def test_dropped_samples_are_those_that_fill_no_batch(items: list[int], size: int) -> None:
+    left = [item for piece in batches(items, size, last_batch="drop") for item in piece]
+    assert left == (items[: len(items) // size * size] if len(items) >= size else items)
+
+
+def test_warm_up_longer_than_the_schedule_reaches_the_peak_with_the_last_step() -> None:
+    curve = [cosine(step, total=4, peak=1.0, floor=0.1, warmup=100) for step in range(4)]
+    assert curve == [0.25, 0.5, 0.75, 1.0]
+
+
+@given(st.permutations(range(9)), st.integers(0, 99))
+def test_order_of_training_follows_from_the_control(ranking: list[int], seed: int) -> None:
+    digests = [f"{(row * 7) % 9}" for row in range(9)]
+    assert training_order(None, ranking, digests, seed) == ranking
+    assert training_order(ReversedOrder(kind="reversed_order"), ranking, digests, seed) == ranking[::-1]
+    # Without a ranking the order follows from the samples, wherever they stand in the file.
+    by_digest = training_order(AllSamples(kind="all_samples"), [], digests, seed)
+    assert [digests[row] for row in by_digest] == sorted(digests)
+    moved = [digests[row] for row in ranking]
+    shuffles = [training_order(ShuffledStages(kind="shuffled_stages"), [], each, seed) for each in (digests, moved)]
+    assert [digests[row] for row in shuffles[0]] == [moved[row] for row in shuffles[1]]
+    assert sorted(shuffles[0]) == list(range(9))
+
+
+def test_best_epoch_is_the_last_of_equals() -> None:
+    assert [best_epoch(scores) for scores in ([3.0], [3.0, 5.0, 4.0], [0.0, 0.0, 0.0])] == [1, 2, 3]
 
 
 def test_convergence_requires_patience_scores_without_improvement() -> None:

@@ -1,6 +1,7 @@
 """The specification: every default is named, nothing unknown passes, every refusal points at its field."""
 
 from contextlib import suppress
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -8,11 +9,14 @@ from hypothesis import strategies as st
 
 from pocl.errors import SpecInvalid
 from pocl.spec import (
+    CONTROL_KINDS,
     ENGINE_CHOICES,
     JS,
     METHODS,
     PRESETS,
     ConstantTemperature,
+    ConstantWeight,
+    Control,
     DistillationSpec,
     KDMethod,
     NoCurriculum,
@@ -71,7 +75,10 @@ def test_official_preset_scales_three_losses_by_tau_squared_and_weighs_js_by_a_t
 def test_resolve_fills_in_the_constants_of_a_control() -> None:
     no_curriculum = resolve(MINIMAL | {"curriculum": {"control": {"kind": "no_curriculum"}}}).curriculum.control
     constant = resolve(MINIMAL | {"curriculum": {"control": {"kind": "constant_temperature"}}}).curriculum.control
-    assert no_curriculum == NoCurriculum(kind="no_curriculum", temperature=1.0, kd_weight=0.85)
+    weight = resolve(MINIMAL | {"curriculum": {"control": {"kind": "constant_weight"}}}).curriculum.control
+    # The mean over 1, 2, 3 and 4 quarters of the samples at 0.7, 0.8, 0.9 and 1.
+    assert no_curriculum == NoCurriculum(kind="no_curriculum", temperature=1.0, kd_weight=0.9)
+    assert weight == ConstantWeight(kind="constant_weight", kd_weight=0.9)
     assert constant == ConstantTemperature(kind="constant_temperature", temperature=1.0)
 
 
@@ -136,6 +143,34 @@ def test_what_was_never_tried_on_a_gpu_is_off_by_default() -> None:
 def test_every_method_but_sft_requires_a_teacher() -> None:
     assert resolve(MINIMAL | {"teacher": None, "method": "sft"}).teacher is None
     assert refused(teacher=None) == {("", "value_error")}
+
+
+def test_every_kind_of_control_has_a_name() -> None:
+    union, _ = get_args(Control)
+    assert {get_args(control.model_fields["kind"].annotation)[0] for control in get_args(union)} == set(CONTROL_KINDS)
+
+
+@pytest.mark.parametrize("kind", CONTROL_KINDS)
+def test_control_of_stages_that_end_by_convergence_names_its_budget(kind: str) -> None:
+    by_convergence = {"advance": {"by": "convergence"}, "stages": 2}
+    control: dict[str, object] = {"kind": kind}
+    assert refused(**WITH_VALIDATION, curriculum=by_convergence | {"control": control}) == {
+        ("/curriculum", "value_error")
+    }
+    for budget in ({"stage_steps": [3, 5]}, {"budget_of": "job_00000000"}):
+        resolve(MINIMAL | WITH_VALIDATION | {"curriculum": by_convergence | {"control": control | budget}})
+    wrong = by_convergence | {"control": control | {"stage_steps": [3]}}
+    assert refused(**WITH_VALIDATION, curriculum=wrong) == {("/curriculum", "value_error")}
+
+
+def test_ranking_is_used_where_the_order_of_samples_matters() -> None:
+    def uses(**curriculum: object) -> bool:
+        return resolve(MINIMAL | {"curriculum": curriculum}).curriculum.uses_ranking
+
+    unranked = {"no_curriculum", "all_samples", "shuffled_stages"}
+    assert uses()
+    assert not uses(stages=1)
+    assert {kind for kind in CONTROL_KINDS if not uses(control={"kind": kind})} == unranked
 
 
 def test_convergence_requires_validation_data() -> None:

@@ -128,9 +128,9 @@ def test_stages_go_from_pending_over_running_to_succeeded(database: Database) ->
     first, second = stages_of(database, claim)
     assert (first.status, first.samples, first.temperature) == (StageStatus.RUNNING, 33, 1.5)
     assert second.status is StageStatus.PENDING
-    apply(database, claim, engine.StageFinished(stage=0, step=10, epochs=3), offset=2)
+    apply(database, claim, engine.StageFinished(stage=0, step=9, epochs=3), offset=2)
     first, _ = stages_of(database, claim)
-    assert (first.status, first.epochs, first.finished_at) == (StageStatus.SUCCEEDED, 3, EPOCH)
+    assert (first.status, first.epochs, first.steps, first.finished_at) == (StageStatus.SUCCEEDED, 3, 9, EPOCH)
 
 
 def test_a_stage_that_was_not_planned_is_added(database: Database) -> None:

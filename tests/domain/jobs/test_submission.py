@@ -170,7 +170,9 @@ def test_a_student_cannot_keep_layers_that_the_teacher_lacks(plan: Planner, spec
 def test_a_plan_warns_of_models_that_were_not_inspected(plan: Planner, spec: Spec) -> None:
     job_plan = plan(spec(teacher={"hub": {"repo": "openai/gpt2"}}))
     assert job_plan.estimate is None
-    assert {warning.code for warning in job_plan.warnings} == {"models_not_inspected", "no_validation"}
+    # The first stage has 50 samples in batches of 8.
+    expected = {"models_not_inspected", "no_validation", "small_last_batch"}
+    assert {warning.code for warning in job_plan.warnings} == expected
 
 
 def test_samples_longer_than_a_models_positions_are_refused(plan: Planner, spec: Spec) -> None:
@@ -209,6 +211,54 @@ def publish(database: Database, claim: Claim, store_key: str) -> str:
             size_bytes=1,
             manifest_sha256="0" * 64,
         ).id
+
+
+# --- The budget of a control ----------------------------------------------------------------------------
+
+
+def add_compared_job(database: Database, spec: dict[str, Any], **columns: Any) -> str:
+    """A job of two stages that spent 7 and 13 steps."""
+    with database.transaction(write=True) as session:
+        columns = {"status": JobStatus.SUCCEEDED, **columns}
+        job = add_job(session, posted_spec=spec, **columns)
+        session.execute(sa.update(JobStage).where(JobStage.job_id == job.id).values(steps=7 + 6 * JobStage.index))
+        return job.id
+
+
+def control_of(job_id: str, **fields: Any) -> dict[str, Any]:
+    return {"stages": 2, "control": {"kind": "reversed_order", "budget_of": job_id, **fields}}
+
+
+def test_a_control_has_the_steps_that_its_job_has_spent(database: Database, plan: Planner, spec: Spec) -> None:
+    job_id = add_compared_job(database, spec())
+    planned = plan(spec(curriculum=control_of(job_id)))
+    assert [stage.steps for stage in planned.stages] == [7, 13]
+    assert planned.spec.curriculum.control is not None
+    assert planned.spec.curriculum.control.stage_steps == (7, 13)
+    # What was resolved once, such as the specification of a retry, needs the job no more.
+    resolved = planned.spec.model_dump(mode="json")
+    with database.transaction(write=True) as session:
+        session.execute(sa.delete(Job).where(Job.id == job_id))
+    assert plan(resolved).spec == planned.spec
+
+
+@pytest.mark.parametrize(
+    ("code", "job_spec", "columns", "fields"),
+    [
+        ("job_not_found", {}, {"project": "theirs"}, {}),
+        ("budget_not_spent", {}, {"status": JobStatus.FAILED}, {}),
+        ("budget_of_other_specification", {"training": {"batch_size": 4}}, {}, {}),
+        ("budget_of_control", {"curriculum": {"stages": 2, "control": {"kind": "shuffled_stages"}}}, {}, {}),
+        ("budget_differs", {}, {}, {"stage_steps": [7, 12]}),
+    ],
+)
+def test_the_budget_of_an_unsuitable_job_is_refused(
+    database: Database, plan: Planner, spec: Spec, code: str, job_spec: Any, columns: Any, fields: Any
+) -> None:
+    job_id = add_compared_job(database, spec(**job_spec), **columns)
+    with refusal("spec_invalid") as raised:
+        plan(spec(curriculum=control_of(job_id, **fields)))
+    assert pointers(raised) == {"/curriculum/control/budget_of": code}
 
 
 # --- Creation -------------------------------------------------------------------------------------------
