@@ -1,8 +1,9 @@
 """The phases of one run, in the order in which they happen."""
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from pocl.errors import ModelUnsupported
 from pocl.evaluation.answers import GenerationSettings
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.evaluator import Evaluator
+from pocl.evaluation.sampling import Sampler
 from pocl.evaluation.scores import Scores
 from pocl.evaluation.token_scores import ScoringSizes
 from pocl.events import (
@@ -57,6 +59,7 @@ from pocl.out_of_memory import HALVED_IS_NOT_EXACT, HalvedSize, fit_or_refuse, r
 from pocl.plan import StagePlan, stage_table
 from pocl.plan_warnings import plan_warnings
 from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_models, read_splits
+from pocl.rankers import RankerSetup, choose_ranker
 from pocl.report.result import Result, build_result, write_result
 from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
 from pocl.spec import DistillationSpec, Sampling
@@ -137,7 +140,7 @@ class Pipeline:
         models = load_models(self._spec, device=self._device, precision=self._precision, digests=digests)
         self._choose_sizes(models)
         corpus = encode_corpus(self._spec.data, models, splits.train, splits.validation)
-        ranking = self._rank(models, corpus)
+        ranking = self._rank(models, corpus, digests)
         teacher_scores = [] if resume_point is not None else self._score_teacher(models, corpus)
         teacher = self._open_teacher(models, corpus, resume_point)
         if models.teacher is not None:
@@ -243,40 +246,53 @@ class Pipeline:
     def _scoring(self) -> ScoringSizes:
         return ScoringSizes(self._sizes.scoring_tokens, self._sizes.loss_chunk_tokens)
 
-    def _rank(self, models: Models, corpus: Corpus) -> list[RankedSample]:
-        """Rank the training samples by their difficulty for the untrained student, or load an equal ranking; where
-        nothing uses a ranking there is none, and it is empty.
-        """
+    def _rank(self, models: Models, corpus: Corpus, digests: DigestStore) -> list[RankedSample]:
+        """Rank the training samples by their difficulty, or load an equal ranking; empty where nothing uses it."""
         if not self._spec.curriculum.uses_ranking:
             return []
         self._sink(PhaseChanged(phase="ranking"))
         ranking_spec = self._spec.curriculum.ranking
+        temperature = ranking_spec.temperature
+        sampler = None if temperature is None else Sampler(temperature=temperature, top_p=1.0, seed=self._spec.seed)
 
         def rank() -> tuple[list[RankedSample], bool]:
+            setup = RankerSetup(models, corpus, self._precision, self._sizes, digests, self._sink, self._should_stop)
+            generation = self._generation(ranking_spec.max_new_tokens, corpus)
             measurer = DifficultyMeasurer(
-                models.student,
+                choose_ranker(self._spec, setup),
                 models.tokenizer,
                 corpus.train,
                 template=corpus.template,
                 rrf_k=ranking_spec.rrf_k,
-                generation=self._generation(ranking_spec.max_new_tokens, corpus),
+                generation=replace(generation, no_repeat_ngram=ranking_spec.no_repeat_ngram),
+                sampler=sampler,
                 scoring=self._scoring,
                 on_progress=self._progress("ranking", "samples"),
                 should_stop=self._should_stop,
             )
-            with models.product_weights.in_use():
-                return load_or_rank(
-                    self._workdir,
-                    measurer.cache_key,
-                    corpus.train.sample_digests,
-                    measurer.measure,
-                    self._shared_cache,
-                )
+            return load_or_rank(
+                self._workdir,
+                measurer.cache_key,
+                corpus.train.sample_digests,
+                measurer.measure,
+                self._shared_cache,
+            )
 
         ranking, was_here = retry_halved(rank, self._halve)
         if not was_here:
             self._sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
+            self._warn_of_zeros(ranking)
         return ranking
+
+    def _warn_of_zeros(self, ranking: Sequence[RankedSample]) -> None:
+        """Warn where ROUGE-L says nothing about most samples, so that cross-entropy alone orders them."""
+        zeros = sum(sample.rouge_l == 0 for sample in ranking)
+        if 2 * zeros > len(ranking):
+            message = (
+                f"{zeros} of {len(ranking)} answers have a ROUGE-L of 0, so that cross-entropy alone tells easy from "
+                "hard: another curriculum.ranking.ranker may tell more"
+            )
+            self._sink(Warned(code="ranking_mostly_zero", message=message))
 
     def _score_teacher(self, models: Models, corpus: Corpus) -> list[Evaluated]:
         """The evaluation of the teacher, where the specification asks for one."""

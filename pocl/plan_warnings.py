@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pocl.plan import StagePlan
-from pocl.spec import SFT, DistillationSpec
+from pocl.spec import SFT, DistillationSpec, StudentRanker
 
 _SMALL_GRADIENT: Final = 0.3
 """Below this ratio to the gradient of cross-entropy, a KD weight means another mixture than with the KL divergences."""
@@ -88,3 +88,9 @@ def _ranking_warnings(spec: DistillationSpec) -> Iterator[PlanWarning]:
     if not spec.curriculum.uses_ranking:
         message = "No ranking is computed: no stage of this specification takes its samples by difficulty."
         yield PlanWarning("ranking_skipped", message)
+    elif spec.student.from_teacher is not None and isinstance(spec.curriculum.ranking.ranker, StudentRanker):
+        message = (
+            "A student that was cut out of its teacher answers almost nothing before it is trained, so that its ranks "
+            "are near chance: curriculum.ranking.ranker names another model, such as the teacher."
+        )
+        yield PlanWarning("ranking_by_cut_student", message)

@@ -30,7 +30,7 @@ from domain.model_paths import locate_model
 from domain.settings import Settings
 from domain.workers.models import Device
 from domain.workers.repository import accepts_jobs
-from pocl.spec import DataRef, DistillationSpec, ModelRef
+from pocl.spec import RANKING_MODEL_POINTER, DataRef, DistillationSpec, ModelRef
 from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
 from worker.attempt_dir import AttemptDir
@@ -333,16 +333,18 @@ def localize_spec(session: Session, store: ArtifactStore, settings: Settings, cl
         key = get_dataset(session, claim.project, reference.dataset).store_key
         return DataRef(path=str(store.locate(key)))
 
-    def model(role: str, reference: ModelRef) -> ModelRef:
+    def model(pointer: str, reference: ModelRef) -> ModelRef:
         if reference.checkpoint is not None:
             path = store.directory(get_checkpoint(session, claim.project, reference.checkpoint).store_key)
         elif reference.path is not None:
-            path = locate_model(settings.model_roots, reference.path, pointer=f"/{role}/path")
+            path = locate_model(settings.model_roots, reference.path, pointer=f"{pointer}/path")
         else:
             return reference
         return reference.model_copy(update={"path": str(path), "checkpoint": None})
 
     spec, references = claim.spec, claim.spec.data
+    if spec.ranking_model is not None:
+        spec = spec.with_ranking_model(model(RANKING_MODEL_POINTER, spec.ranking_model))
     paths = {
         "train": data(references.train),
         "validation": None if references.validation is None else data(references.validation),
@@ -350,8 +352,8 @@ def localize_spec(session: Session, store: ArtifactStore, settings: Settings, cl
     }
     return spec.model_copy(
         update={
-            "teacher": None if spec.teacher is None else model("teacher", spec.teacher),
-            "student": model("student", spec.student),
+            "teacher": None if spec.teacher is None else model("/teacher", spec.teacher),
+            "student": model("/student", spec.student),
             "data": references.model_copy(update=paths),
         }
     )

@@ -25,7 +25,7 @@ from pocl.errors import FieldError, SpecInvalid
 from pocl.events import RESUMABLE_KINDS
 from pocl.spec import DistillationSpec
 
-_UNION_FIELDS: Final = frozenset({"method", "teacher", "advance", "control", "sampling"})
+_UNION_FIELDS: Final = frozenset({"method", "teacher", "advance", "control", "ranker", "sampling"})
 """Fields with one of several types: the parts of one type mean nothing to another, so that a change replaces them."""
 _FIXED_FIELDS: Final = ("student", "data", "seed")
 """Fields on which a training state and a ranking depend, so that a branch cannot change them."""

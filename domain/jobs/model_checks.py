@@ -15,7 +15,7 @@ from pocl.inspect import (
     random_facts,
     shared_vocabulary,
 )
-from pocl.spec import DistillationSpec, ModelRef
+from pocl.spec import RANKING_MODEL_POINTER, DistillationSpec, ModelRef
 
 # Each inspection may take some hundred megabytes for a moment, and more of them at once would be no faster.
 _inspection_slots = BoundedSemaphore(2)
@@ -32,7 +32,7 @@ class InspectedModels:
 def inspect_models(
     settings: Settings, spec: DistillationSpec, checkpoints: Mapping[str, str], *, pointer_prefix: str = ""
 ) -> InspectedModels:
-    """Inspect teacher and student as far as their files are at hand, and check them against each other.
+    """Inspect teacher, student and the model that ranks as far as their files are at hand, and check that they agree.
 
     Args:
         checkpoints: id of each checkpoint that the specification names -> its key in the artifact store.
@@ -41,13 +41,21 @@ def inspect_models(
     Raises:
         PathOutsideModelRoots: a model is not where the service may read it.
         EngineRefusal: a model is missing or unsupported, the student keeps layers that the teacher does not have,
-            samples are longer than a model allows, or teacher and student have different vocabularies.
+            samples are longer than a model allows, or the student has another vocabulary than the teacher or the model
+            that ranks.
     """
     teacher = _inspect(settings, spec.teacher, f"{pointer_prefix}/teacher", checkpoints)
+    ranking_pointer = f"{pointer_prefix}{RANKING_MODEL_POINTER}"
+    ranking_model = _inspect(settings, spec.ranking_model, ranking_pointer, checkpoints)
+    with engine_refusals(pointer_prefix):
+        _check_sequence_length(spec, ranking_model)
     with engine_refusals(pointer_prefix):
         _check_sequence_length(spec, teacher)
         if spec.student.from_teacher is not None:
             layers = spec.student.from_teacher.layers
+            if teacher is not None and ranking_model is not None:
+                with engine_refusals(ranking_pointer):
+                    shared_vocabulary(ranking_model, teacher)
             return InspectedModels(teacher, None if teacher is None else facts_of_selected_layers(teacher, layers))
     student = _inspect(settings, spec.student, f"{pointer_prefix}/student", checkpoints)
     with engine_refusals(pointer_prefix):
@@ -55,6 +63,9 @@ def inspect_models(
     if teacher is not None and student is not None:
         with engine_refusals(f"{pointer_prefix}/student"):
             shared_vocabulary(teacher, student)
+    if ranking_model is not None and student is not None:
+        with engine_refusals(ranking_pointer):
+            shared_vocabulary(ranking_model, student)
     return InspectedModels(teacher, student)
 
 

@@ -158,8 +158,10 @@ def count_queued_jobs(session: Session, *, project: str | None = None) -> int:
 
 
 def count_live_jobs_using(session: Session, project: str, *, checkpoint: str) -> int:
-    """The number of jobs that have not ended, and whose teacher, student or start is the checkpoint."""
-    references = [Job.spec[role]["checkpoint"].as_string() == checkpoint for role in ("teacher", "student")]
+    """The number of jobs that have not ended, and whose teacher, student, ranking model or start is the checkpoint."""
+    ranking_model = Job.spec["curriculum", "ranking", "ranker", "model"]
+    models = (Job.spec["teacher"], Job.spec["student"], ranking_model)
+    references = [model["checkpoint"].as_string() == checkpoint for model in models]
     references.append(Job.starts_from == checkpoint)
     statement = sa.select(sa.func.count()).where(
         Job.project == project, Job.status.not_in(TERMINAL), sa.or_(*references)

@@ -211,13 +211,13 @@ def _resolve_references(
         except DatasetNotFound as error:
             field_errors.append(FieldError(f"{pointer}/dataset", error.code, error.detail))
     keys: dict[str, str] = {}
-    for part, model in (("teacher", spec.teacher), ("student", spec.student)):
-        if model is None or model.checkpoint is None:
+    for pointer, model in spec.model_refs.items():
+        if model.checkpoint is None:
             continue
         try:
             keys[model.checkpoint] = get_checkpoint(session, project, model.checkpoint).store_key
         except CheckpointNotFound as error:
-            field_errors.append(FieldError(f"/{part}/checkpoint", error.code, error.detail))
+            field_errors.append(FieldError(f"{pointer}/checkpoint", error.code, error.detail))
     if field_errors:
         raise SpecInvalid(field_errors)
     return _planned_samples(spec, samples["train"]), keys

@@ -22,18 +22,18 @@ _SECONDS_UNSYNCED = 5.0
 
 @dataclass(frozen=True)
 class DifficultyMeasurement:
-    """How well the untrained student did on one sample."""
+    """How well the model that ranks did on one sample."""
 
     row: int
     """The position of the sample in its data file, counted from 0."""
     digest: str
     """SHA-256 of the sample's content."""
     rouge_l: float
-    """ROUGE-L F1 of the greedy answer, 0 to 100."""
+    """ROUGE-L F1 of the answer, 0 to 100."""
     cross_entropy: float
     """Cross-entropy of the reference's last turn, in nats per token."""
     response: str
-    """The greedy answer."""
+    """The answer."""
 
 
 class Journal:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -28,13 +27,16 @@ class MeasurementKey(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    student: str
-    """Digest of the student's weights and config."""
+    model: str
+    """Digest of the model that is measured."""
     template: str
     end_ids: tuple[int, ...]
     """The tokens that end an answer, ascending."""
     max_new_tokens: int
-    sampling: Literal["greedy"] = "greedy"
+    sampling: str = "greedy"
+    """`greedy`, or the temperature and seed of sampled answers."""
+    no_repeat_ngram: int | None = None
+    """The size of the n-grams that no answer repeats."""
     batch_size: int
     scoring_tokens: int
     chunk_tokens: int

@@ -1,9 +1,10 @@
-"""The difficulty measurer: how well the untrained student does on the training samples."""
+"""The difficulty measurer: how well a model does on the training samples."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.callbacks import OnProgress, ShouldStop, throttle
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
@@ -11,17 +12,28 @@ from pocl.curriculum.ranking import RankingKey
 from pocl.evaluation.answers import GenerationSettings, generate_answers, generation_batches, stop_token_ids
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.rouge import rouge_l
+from pocl.evaluation.sampling import Sampler
 from pocl.evaluation.token_scores import ScoringSizes, last_turn_cross_entropy
-from pocl.models.loading import LoadedModel
 from pocl.models.precision import machine_fingerprint
 
 
 @dataclass(frozen=True)
-class DifficultyMeasurer:
-    """Scores the student's greedy answers and its cross-entropy on the last turns of the samples."""
+class MeasuredModel:
+    """The model that the samples are easy or hard for."""
 
-    student: LoadedModel
-    """The student before training."""
+    digest: str
+    """Equal digests mean equal answers."""
+    structure: PreTrainedModel
+    """The model with its configs; its weights need not be there."""
+    ready: Callable[[], AbstractContextManager[PreTrainedModel]]
+    """The model with all that it answers with, for the length of a block; entered only where something is measured."""
+
+
+@dataclass(frozen=True)
+class DifficultyMeasurer:
+    """Scores a model's answers and its cross-entropy on the last turns of the samples."""
+
+    ranker: MeasuredModel
     tokenizer: PreTrainedTokenizerBase
     dataset: EncodedDataset
     template: str
@@ -29,6 +41,8 @@ class DifficultyMeasurer:
     rrf_k: int
     """The constant of reciprocal rank fusion."""
     generation: GenerationSettings
+    sampler: Sampler | None
+    """Draws the answers; None takes the likeliest tokens."""
     scoring: ScoringSizes
     on_progress: OnProgress
     """Called with (samples measured, samples), once a second at most."""
@@ -39,12 +53,14 @@ class DifficultyMeasurer:
         """All that the ranking by these measurements depends on."""
         generation = self.generation
         return RankingKey(
-            student=self.student.digest,
+            model=self.ranker.digest,
             data=self.dataset.digest,
             template=self.template,
-            end_ids=tuple(sorted(stop_token_ids(self.student.model, self.tokenizer, generation))),
+            end_ids=tuple(sorted(stop_token_ids(self.ranker.structure, self.tokenizer, generation))),
             rrf_k=self.rrf_k,
             max_new_tokens=generation.max_new_tokens,
+            sampling=_sampling_name(self.sampler),
+            no_repeat_ngram=generation.no_repeat_ngram,
             batch_size=generation.batch_size,
             generator=generation.generator,
             scoring_tokens=self.scoring.tokens,
@@ -71,26 +87,33 @@ class DifficultyMeasurer:
             measured = len(reused) + done
             report(measured, len(self.dataset.samples))
 
-        def measure_batch(indices: Sequence[int]) -> list[DifficultyMeasurement]:
-            return self._measure_batch(
-                indices, lambda answered, _: report(measured + answered, len(self.dataset.samples))
-            )
-
         rows = [[missing[index] for index in batch] for batch in batches]
-        return [*reused.values(), *measure_batches(rows, measure_batch, journal, on_batch)]
+        if not rows:
+            return list(reused.values())
+        with self.ranker.ready() as model:
 
-    def _measure_batch(self, indices: Sequence[int], on_progress: OnProgress) -> list[DifficultyMeasurement]:
+            def measure_batch(indices: Sequence[int]) -> list[DifficultyMeasurement]:
+                return self._measure_batch(
+                    model, indices, lambda answered, _: report(measured + answered, len(self.dataset.samples))
+                )
+
+            return [*reused.values(), *measure_batches(rows, measure_batch, journal, on_batch)]
+
+    def _measure_batch(
+        self, model: PreTrainedModel, indices: Sequence[int], on_progress: OnProgress
+    ) -> list[DifficultyMeasurement]:
         samples = [self.dataset.samples[i] for i in indices]
         answers = generate_answers(
-            self.student.model,
+            model,
             self.tokenizer,
             samples,
             generation=self.generation,
+            sampler=self.sampler,
             on_progress=on_progress,
             should_stop=self.should_stop,
         )
         entropies = last_turn_cross_entropy(
-            self.student.model,
+            model,
             samples,
             sizes=self.scoring,
             precision=self.generation.precision,
@@ -106,6 +129,11 @@ class DifficultyMeasurer:
             )
             for index, answer, entropy in zip(indices, answers, entropies, strict=True)
         ]
+
+
+def _sampling_name(sampler: Sampler | None) -> str:
+    """How answers are drawn, as it enters the key of measurements."""
+    return "greedy" if sampler is None else f"temperature {sampler.temperature}, seed {sampler.seed}"
 
 
 def measure_batches(

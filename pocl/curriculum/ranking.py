@@ -1,6 +1,6 @@
-"""Difficulty of the training samples for the student as it starts, and their order from easy to hard.
+"""Difficulty of the training samples for the model that ranks, and their order from easy to hard.
 
-Two ranks are fused: ROUGE-L of the student's own answer (descending) and its mean cross-entropy on the
+Two ranks are fused: ROUGE-L of the model's own answer (descending) and its mean cross-entropy on the
 reference (ascending), 1 the easiest; score = 1/(k + rank_a) + 1/(k + rank_b) (reciprocal rank fusion,
 Cormack et al. 2009; POCL, arXiv 2506.05695 section 3.1).
 """
@@ -65,7 +65,7 @@ def rank(measurements: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[
     """
     for sample in measurements:
         if not math.isfinite(sample.cross_entropy):
-            raise LossDiverged(f"the untrained student's loss on sample {sample.digest[:12]} is not finite")
+            raise LossDiverged(f"the loss of the model that ranks is not finite on sample {sample.digest[:12]}")
     rouge_ranks = _competition_ranks([-sample.rouge_l for sample in measurements])
     ce_ranks = _competition_ranks([sample.cross_entropy for sample in measurements])
     scored = [

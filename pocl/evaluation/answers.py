@@ -32,6 +32,8 @@ class GenerationSettings:
     precision: Precision
     sampling: Sampling | None = None
     """How answers are sampled beside the greedy ones; None samples none."""
+    no_repeat_ngram: int | None = None
+    """The size of the n-grams that no answer repeats; None bans none."""
     generator: Literal["engine", "vllm"] = "engine"
     """What generates them: the engine's own loop, or vLLM."""
     graphs: bool = False
@@ -78,6 +80,7 @@ def generate_answers(
             precision=generation.precision,
             sampler=sampler,
             keys=[sample.digest for sample in samples],
+            no_repeat_ngram=generation.no_repeat_ngram,
             graphs=generation.graphs,
             on_progress=on_progress,
             should_stop=should_stop,

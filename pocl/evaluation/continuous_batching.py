@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from pocl.callbacks import ShouldStop
 from pocl.errors import RunStopped
 from pocl.evaluation.question import Question
+from pocl.evaluation.repeated_ngrams import RepeatedNgrams
 from pocl.evaluation.sampling import Sampler
 from pocl.models.slot_cache import bucket_of, decode_attention
 from pocl.models.slot_decoder import SlotDecoder
@@ -47,9 +48,15 @@ class ContinuousBatching:
         rows_in_flight: int,
         eos_token_ids: Set[int],
         sampler: Sampler | None = None,
+        no_repeat_ngram: int | None = None,
         graphs: bool = False,
     ) -> None:
-        """`graphs`: replay each decode step as a CUDA graph, one for each bucket; on CUDA alone."""
+        """Prepare slots for the questions.
+
+        Args:
+            no_repeat_ngram: The size of the n-grams that no answer repeats; None bans none.
+            graphs: Replay each decode step as a CUDA graph, one for each bucket; on CUDA alone.
+        """
         self._model = model
         self._questions = questions
         self._sampler = sampler
@@ -58,6 +65,8 @@ class ContinuousBatching:
         width = max(question.limit for question in questions)
         max_length = max(len(question.prompt) + question.limit for question in questions)
         self._rows = _Rows.empty(slots, width, sampler is not None, sorted(eos_token_ids), model.device)
+        if no_repeat_ngram is not None:
+            self._rows.repeats = RepeatedNgrams.empty(no_repeat_ngram, slots, max_length, model.device)
         self._decoder = SlotDecoder(model, slots, max_length)
         self._graphs = StepGraphs() if graphs and model.device.type == "cuda" else None
         self._waiting = deque(range(len(questions)))
@@ -109,6 +118,8 @@ class ContinuousBatching:
         uniforms = None
         if self._sampler is not None:
             uniforms = self._sampler.uniforms([question.key for question in read], self._rows.width).to(device)
+        if self._rows.repeats is not None:
+            self._rows.repeats.begin(slots, [question.prompt for question in read])
         self._rows.begin(state, logits, self._sampler, uniforms)
 
     def _decode(self, bucket: int) -> None:
@@ -196,6 +207,8 @@ class _Rows:
     """`[slots, width]` float64: the random numbers of each token; `[slots, 0]` where none are drawn."""
     eos: Tensor
     """`[ids]` int64: the tokens that end an answer."""
+    repeats: RepeatedNgrams | None = None
+    """What bans repeated n-grams; None where none are banned."""
 
     @classmethod
     def empty(cls, slots: int, width: int, has_sampler: bool, eos: Sequence[int], device: torch.device) -> "_Rows":
@@ -229,7 +242,13 @@ class _Rows:
         slots, lengths, limits = state
         if uniforms is not None:
             self.uniforms.index_copy_(0, slots, uniforms)
+        if self.repeats is not None:
+            logits = self.repeats.select(slots).banned(logits)
         chosen = logits.argmax(-1) if sampler is None or uniforms is None else sampler.choose(logits, uniforms[:, 0])
+        if self.repeats is not None:
+            # Of the other slots nothing is appended.
+            begun = torch.zeros_like(self.ended).index_fill_(0, slots, True)
+            self.repeats.append(self.tokens.index_copy(0, slots, chosen), begun)
         self.tokens.index_copy_(0, slots, chosen)
         self.lengths.index_copy_(0, slots, lengths)
         self.made.index_fill_(0, slots, 1)
@@ -239,6 +258,8 @@ class _Rows:
 
     def append(self, logits: Tensor, sampler: Sampler | None) -> None:
         """Choose a token for each slot, `[slots, V]`, and append it to the rows that have not ended."""
+        if self.repeats is not None:
+            logits = self.repeats.banned(logits)
         if sampler is None:
             chosen = logits.argmax(-1)
         else:
@@ -250,6 +271,8 @@ class _Rows:
         going_on = self.ended.logical_not()
         self.lengths.add_(going_on)
         self.made.add_(going_on)
+        if self.repeats is not None:
+            self.repeats.append(chosen, going_on)
         self.ended.logical_or_(self._is_end(chosen)).logical_or_(self.made >= self.limits)
 
     def made_or_ended(self) -> Tensor:
@@ -258,8 +281,8 @@ class _Rows:
 
     def select(self, slots: Tensor) -> "_Rows":
         """These slots alone, in this order."""
-        state = {name: value if name == "eos" else value[slots] for name, value in vars(self).items()}
-        return _Rows(**state)
+        state = {name: value[slots] for name, value in vars(self).items() if name not in ("eos", "repeats")}
+        return _Rows(**state, eos=self.eos, repeats=None if self.repeats is None else self.repeats.select(slots))
 
     def _is_end(self, chosen: Tensor) -> Tensor:
         return (chosen.unsqueeze(1) == self.eos).any(1)

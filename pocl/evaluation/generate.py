@@ -33,6 +33,7 @@ def generate(
     precision: Precision | None = None,
     sampler: Sampler | None = None,
     keys: Sequence[str] | None = None,
+    no_repeat_ngram: int | None = None,
     graphs: bool = False,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop = lambda: False,
@@ -54,6 +55,8 @@ def generate(
         sampler: Draws each token; without it the most likely token is taken.
         keys: One key for each prompt, from which its random draws follow together with the seed of the sampler;
             its index in `prompts` unless given.
+        no_repeat_ngram: The size of the n-grams, at least 2, that no answer repeats, be they of the prompt or its own;
+            None bans none.
         graphs: Replay decode steps as CUDA graphs, where the model is on CUDA.
         on_progress: Called with (prompts answered, prompts) whenever answers have ended.
         should_stop: Polled before each prefill and each token.
@@ -69,7 +72,7 @@ def generate(
     """
     questions = questions_of(model, prompts, max_new_tokens, batch_size, keys)
     precision = precision or Precision("fp32", model.device)
-    decoding = _Decoding(batch_size, eos_token_ids, pad_id, precision, sampler, graphs)
+    decoding = _Decoding(batch_size, eos_token_ids, pad_id, precision, sampler, no_repeat_ngram, graphs)
     answers: dict[int, list[int]] = {}
 
     def on_answer(index: int, answer: list[int]) -> None:
@@ -106,6 +109,7 @@ class _Decoding:
     pad_id: int
     precision: Precision
     sampler: Sampler | None
+    no_repeat_ngram: int | None
     graphs: bool
 
 
@@ -153,6 +157,7 @@ def _answer(
                 rows_in_flight=decoding.rows_in_flight,
                 eos_token_ids=decoding.eos_token_ids,
                 sampler=decoding.sampler,
+                no_repeat_ngram=decoding.no_repeat_ngram,
                 graphs=decoding.graphs,
             ).run(on_answer, should_stop)
             return
@@ -164,6 +169,7 @@ def _answer(
             eos_token_ids=decoding.eos_token_ids,
             pad_id=decoding.pad_id,
             sampler=decoding.sampler,
+            no_repeat_ngram=decoding.no_repeat_ngram,
             on_answer=on_answer,
             should_stop=should_stop,
         )

@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from pocl.callbacks import ShouldStop
 from pocl.errors import RunStopped
 from pocl.evaluation.question import Question
+from pocl.evaluation.repeated_ngrams import RepeatedNgrams
 from pocl.evaluation.sampling import Sampler
 from pocl.models.growing_cache import growing_cache
 from pocl.models.heads import restrict_head
@@ -30,6 +31,7 @@ def answer_padded(
     eos_token_ids: Set[int],
     pad_id: int,
     sampler: Sampler | None,
+    no_repeat_ngram: int | None,
     on_answer: Callable[[int, list[int]], None],
     should_stop: ShouldStop,
 ) -> None:
@@ -45,6 +47,10 @@ def answer_padded(
         batch = _Batch.start(model, questions[start : start + rows_in_flight], pad_id)
         if sampler is not None:
             batch.use_sampler(sampler, [question.key for question in questions[start : start + rows_in_flight]])
+        if no_repeat_ngram is not None:
+            batch.ban_repeats(
+                no_repeat_ngram, [question.prompt for question in questions[start : start + rows_in_flight]]
+            )
         for offset, answer in enumerate(_decode(model, batch, eos_token_ids, should_stop)):
             on_answer(start + offset, answer)
 
@@ -72,6 +78,8 @@ class _Batch:
     sampler: Sampler | None = None
     uniforms: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0))
     """The random numbers of a sampler, `[B, longest answer]`; empty without one."""
+    repeats: RepeatedNgrams | None = None
+    """What bans repeated n-grams; None where none are banned."""
 
     @classmethod
     def start(cls, model: PreTrainedModel, questions: Sequence[Question], pad_id: int) -> "_Batch":
@@ -97,11 +105,19 @@ class _Batch:
         self.sampler = sampler
         self.uniforms = sampler.uniforms(keys, max(self.limits)).to(self.input_ids.device)
 
+    def ban_repeats(self, size: int, prompts: Sequence[Sequence[int]]) -> None:
+        """Let no answer repeat an n-gram of this size."""
+        self.repeats = RepeatedNgrams.empty(size, len(prompts), self.mask.shape[1], self.input_ids.device)
+        self.repeats.begin(range(len(prompts)), prompts)
+
     def choose(self, logits: torch.Tensor, step: int) -> torch.Tensor:
         """The next token of each row, `[B, V]` -> `[B]`; `step` is the number of tokens before it."""
-        if self.sampler is None:
-            return logits.argmax(dim=-1)
-        return self.sampler.choose(logits, self.uniforms[:, step])
+        if self.repeats is not None:
+            logits = self.repeats.banned(logits)
+        chosen = logits.argmax(dim=-1) if self.sampler is None else self.sampler.choose(logits, self.uniforms[:, step])
+        if self.repeats is not None:
+            self.repeats.append(chosen, torch.ones_like(chosen, dtype=torch.bool))
+        return chosen
 
     def append(self, tokens: torch.Tensor) -> None:
         """Append one token to each row, and drop finished rows where that pays."""
@@ -121,6 +137,8 @@ class _Batch:
         self.cache.batch_select_indices(index)
         if self.sampler is not None:
             self.uniforms = self.uniforms[index]
+        if self.repeats is not None:
+            self.repeats = self.repeats.select(index)
 
 
 def _decode(model: PreTrainedModel, batch: _Batch, eos_token_ids: Set[int], should_stop: ShouldStop) -> list[list[int]]:

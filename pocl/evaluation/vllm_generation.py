@@ -38,6 +38,7 @@ def generate_with_vllm(
     precision: Precision | None = None,
     sampler: Sampler | None = None,
     keys: Sequence[str] | None = None,
+    no_repeat_ngram: int | None = None,
     graphs: bool = False,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop = lambda: False,
@@ -47,16 +48,20 @@ def generate_with_vllm(
     """Generate an answer to each prompt; arguments and result as :func:`~pocl.evaluation.generate.generate`.
 
     Args:
+        no_repeat_ngram: vLLM has no such ban.
         graphs: Let vLLM compile the model and record CUDA graphs at its start.
         should_stop: Polled before each chunk of prompts.
         vllm: The module; imported unless given.
 
     Raises:
-        SpecInvalid: vLLM is not installed.
+        SpecInvalid: vLLM is not installed, or repeated n-grams are to be banned.
         ModelUnsupported: vLLM does not know the model's architecture.
         RunStopped, ValueError: as :func:`~pocl.evaluation.generate.generate`.
     """
     del pad_id, sink
+    if no_repeat_ngram is not None:
+        detail = "vLLM cannot ban repeated n-grams: leave resources.generator at engine"
+        raise SpecInvalid([FieldError("/curriculum/ranking/no_repeat_ngram", "unsupported_by_vllm", detail)])
     questions = questions_of(model, prompts, max_new_tokens, batch_size, keys)
     vllm = _import_vllm() if vllm is None else vllm
     architecture = type(model).__name__

@@ -6,6 +6,7 @@ fields over a preset and returns a specification that names every value; that is
 
 from pocl.spec.curriculum import (
     CONTROL_KINDS,
+    RANKER_KINDS,
     Advance,
     AllSamples,
     ByConvergence,
@@ -14,16 +15,21 @@ from pocl.spec.curriculum import (
     ConstantWeight,
     Control,
     Curriculum,
+    ModelRanker,
     NoCurriculum,
     Range,
+    Ranker,
     Ranking,
     ReversedOrder,
     ShuffledStages,
+    StudentRanker,
+    TeacherRanker,
     TemperatureRange,
+    WarmStudentRanker,
     WeightRange,
 )
 from pocl.spec.data import Data, DataRef, DataSplit
-from pocl.spec.distillation import ENGINE_CHOICES, DistillationSpec, PresetName
+from pocl.spec.distillation import ENGINE_CHOICES, RANKING_MODEL_POINTER, DistillationSpec, PresetName
 from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import (
     JS,
@@ -51,6 +57,8 @@ __all__ = [
     "JS",
     "METHODS",
     "PRESETS",
+    "RANKER_KINDS",
+    "RANKING_MODEL_POINTER",
     "SFT",
     "TVD",
     "AdaptiveKL",
@@ -76,11 +84,13 @@ __all__ = [
     "KDMethod",
     "LayersOfTeacher",
     "Method",
+    "ModelRanker",
     "ModelRef",
     "NoCurriculum",
     "PresetName",
     "RandomModel",
     "Range",
+    "Ranker",
     "Ranking",
     "Resources",
     "ReverseKL",
@@ -89,9 +99,12 @@ __all__ = [
     "ShuffledStages",
     "SkewForwardKL",
     "SkewReverseKL",
+    "StudentRanker",
     "StudentRef",
+    "TeacherRanker",
     "TemperatureRange",
     "Training",
+    "WarmStudentRanker",
     "WeightRange",
     "describe_method",
     "field_errors",

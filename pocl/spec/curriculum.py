@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pocl.spec.frozen import FrozenModel
+from pocl.spec.models import ModelRef
 
 
 class Range(FrozenModel):
@@ -51,13 +52,56 @@ class WeightRange(Range):
         return self
 
 
-class Ranking(FrozenModel):
-    """The difficulty measurer: the untrained student answers every training sample and is scored on it."""
+class StudentRanker(FrozenModel):
+    """The student ranks as it is before training (the paper)."""
 
+    kind: Literal["student"] = "student"
+
+
+class TeacherRanker(FrozenModel):
+    """The teacher ranks."""
+
+    kind: Literal["teacher"]
+
+
+class ModelRanker(FrozenModel):
+    """Another model ranks, for instance a checkpoint of an earlier job. It is used for nothing else."""
+
+    kind: Literal["model"]
+    model: ModelRef
+    """The model; its vocabulary must agree with that of the student."""
+
+
+class WarmStudentRanker(FrozenModel):
+    """A copy of the student ranks that is trained a little: by cross-entropy, on random batches of all samples.
+
+    The curriculum itself begins with the untrained student, as it does with every other ranker.
+    """
+
+    kind: Literal["warm_student"]
+    steps: int = Field(default=100, ge=1, le=100_000)
+    """The optimiser steps of the copy, with batch size, learning rate and schedule of `training`."""
+
+
+RANKER_KINDS = ("student", "teacher", "model", "warm_student")
+Ranker = Annotated[StudentRanker | TeacherRanker | ModelRanker | WarmStudentRanker, Field(discriminator="kind")]
+
+
+class Ranking(FrozenModel):
+    """The difficulty measurer: a model answers every training sample and is scored on it."""
+
+    ranker: Ranker = StudentRanker()
+    """The model that the samples are easy or hard for; where nothing is ranked it is not used."""
     rrf_k: int = Field(default=60, ge=1, le=10_000)
     """The constant k of reciprocal rank fusion, which scores a rank as 1/(k + rank)."""
     max_new_tokens: int = Field(default=256, ge=1, le=4096)
     """The most tokens that an answer may have."""
+    no_repeat_ngram: int | None = Field(default=None, ge=2, le=1024)
+    """The size of the n-grams that no answer repeats, be they of the prompt or its own; null bans none. Greedy answers
+    of base models often loop; the published measurer bans repeated 6-grams."""
+    temperature: float | None = Field(default=None, gt=0, le=100)
+    """The temperature at which answers are sampled, with the seed of the job; null takes the likeliest token at each
+    step. The published measurer samples at 0.01."""
 
 
 class ByEpochs(FrozenModel):

@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pocl.spec.curriculum import ByConvergence, Curriculum
+from pocl.spec.curriculum import ByConvergence, Curriculum, ModelRanker, TeacherRanker
 from pocl.spec.data import Data
 from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import ForwardKL, Method
@@ -14,6 +14,7 @@ from pocl.spec.models import ModelRef, StudentRef
 from pocl.spec.training import Checkpoints, Evaluation, Resources, Training
 
 PresetName = Literal["paper", "pocl_official", "quick"]
+RANKING_MODEL_POINTER: Final = "/curriculum/ranking/ranker/model"
 ENGINE_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "training": ("micro_batch_size", "micro_batch_tokens", "loss_chunk_tokens"),
     "evaluation": ("batch_size", "scoring_tokens"),
@@ -27,7 +28,8 @@ class DistillationSpec(FrozenModel):
     """One distillation job."""
 
     preset: PresetName = "paper"
-    """The defaults of all other fields: `paper`, `pocl_official` (the published code's loss scaling) or `quick`."""
+    """The defaults of all other fields: `paper`, `pocl_official` (the published code's loss scaling, and how it answers
+    when it ranks) or `quick`."""
     teacher: ModelRef | None = None
     """The model to learn from. Every method but `sft` needs one; with `sft` the student is only compared with it."""
     student: StudentRef
@@ -55,6 +57,25 @@ class DistillationSpec(FrozenModel):
         training_json = training.model_dump_json(exclude=set(ENGINE_CHOICES["training"]) - {"micro_batch_size"})
         parts = (self.method.model_dump_json(), self.curriculum.model_dump_json(), training_json)
         return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    @property
+    def ranking_model(self) -> ModelRef | None:
+        """The model that ranks and is used for nothing else; None where there is none, or nothing is ranked."""
+        ranker = self.curriculum.ranking.ranker
+        return ranker.model if isinstance(ranker, ModelRanker) and self.curriculum.uses_ranking else None
+
+    @property
+    def model_refs(self) -> dict[str, ModelRef]:
+        """All models that are read, by the pointer to each."""
+        refs = {"/teacher": self.teacher, "/student": self.student, RANKING_MODEL_POINTER: self.ranking_model}
+        return {pointer: ref for pointer, ref in refs.items() if ref is not None}
+
+    def with_ranking_model(self, ref: ModelRef) -> Self:
+        """The specification with another reference to the model that ranks."""
+        ranking = self.curriculum.ranking
+        ranker = ranking.ranker.model_copy(update={"model": ref})
+        ranking = ranking.model_copy(update={"ranker": ranker})
+        return self.with_fields({"curriculum": {"ranking": ranking}})
 
     def with_choices(self, chosen: Mapping[str, Mapping[str, int]]) -> Self:
         """The specification with `chosen`, by part and field, in place of those choices that are null."""
@@ -89,6 +110,14 @@ class DistillationSpec(FrozenModel):
             raise ValueError(f"method {self.method.name.value} needs a teacher")
         if self.teacher is None and self.student.from_teacher is not None:
             raise ValueError("student.from_teacher needs a teacher")
+        ranking = self.curriculum.ranking
+        if self.teacher is None and isinstance(ranking.ranker, TeacherRanker):
+            raise ValueError("curriculum.ranking by the teacher needs a teacher")
+        if ranking.no_repeat_ngram is not None and self.resources.generator == "vllm":
+            raise ValueError(
+                "vLLM cannot ban repeated n-grams: leave resources.generator at engine, or set "
+                "curriculum.ranking.no_repeat_ngram to null"
+            )
         if isinstance(self.curriculum.advance, ByConvergence) and not self.data.has_validation:
             raise ValueError("curriculum.advance by convergence needs data.validation or data.split.validation")
         return self

@@ -8,14 +8,14 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pocl.errors import FieldError, SpecInvalid
-from pocl.spec.curriculum import CONTROL_KINDS, ConstantTemperature, ConstantWeight, NoCurriculum
+from pocl.spec.curriculum import CONTROL_KINDS, RANKER_KINDS, ConstantTemperature, ConstantWeight, NoCurriculum
 from pocl.spec.distillation import DistillationSpec
 from pocl.spec.methods import METHODS, KDMethod
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The defaults of the classes above are the paper's.
     "paper": {},
-    "pocl_official": {},
+    "pocl_official": {"curriculum": {"ranking": {"temperature": 0.01, "no_repeat_ngram": 6}}},
     "quick": {
         "data": {"max_length": 256, "max_prompt_length": 192},
         "curriculum": {"epochs_per_stage": 1, "ranking": {"max_new_tokens": 32}},
@@ -89,7 +89,7 @@ def _sentence(details: ErrorDetails) -> str:
     return details["msg"].removeprefix("Value error, ")
 
 
-_TAGS = {*KDMethod, "epochs", "convergence", *CONTROL_KINDS}
+_TAGS = {*KDMethod, "epochs", "convergence", *CONTROL_KINDS, *RANKER_KINDS}
 
 
 def _pointer(location: tuple[int | str, ...]) -> str:
@@ -97,6 +97,6 @@ def _pointer(location: tuple[int | str, ...]) -> str:
     parts = [
         str(part)
         for parent, part in zip(("", *location), location, strict=False)
-        if not (part in _TAGS and parent in ("method", "advance", "control"))
+        if not (part in _TAGS and parent in ("method", "advance", "control", "ranker"))
     ]
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)

@@ -1,6 +1,7 @@
 """The measurer answers only what no other run has answered, and what it measures does not depend on that."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,11 @@ import pytest
 import torch
 
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
-from pocl.curriculum.measurer import DifficultyMeasurer
+from pocl.curriculum.measurer import DifficultyMeasurer, MeasuredModel
 from pocl.data.batches import EncodedSample
 from pocl.evaluation.answers import GenerationSettings
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.token_scores import ScoringSizes
-from pocl.models.loading import LoadedModel
 from pocl.models.precision import Precision
 from pocl.models.random import byte_level_tokenizer
 from tests.pocl.tiny_models import VOCABULARY, tiny
@@ -28,13 +28,15 @@ def encoded_sample(number: int) -> EncodedSample:
 
 def measurer_of(numbers: Sequence[int], reports: list[tuple[int, int]]) -> DifficultyMeasurer:
     tokenizer = byte_level_tokenizer(64)
+    model = tiny("llama")
     return DifficultyMeasurer(
-        LoadedModel(tiny("llama"), tokenizer, "s", {}),
+        MeasuredModel("s", model, lambda: nullcontext(model)),
         tokenizer,
         EncodedDataset(tuple(map(encoded_sample, numbers)), tuple((f"{number}",) for number in numbers)),
         template="plain",
         rrf_k=60,
         generation=GenerationSettings(2, 2, end_of_response_id=1, precision=FP32),
+        sampler=None,
         scoring=ScoringSizes(tokens=32, chunk_tokens=8),
         on_progress=lambda done, total: reports.append((done, total)),
         should_stop=lambda: False,
@@ -60,7 +62,7 @@ def test_reused_samples_are_not_measured_and_the_others_are_as_alone(tmp_path: P
 
 def test_a_run_that_reuses_everything_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measurer = measurer_of(range(3), [])
-    monkeypatch.setattr(type(measurer.student.model), "forward", lambda *_args, **_options: pytest.fail("ran"))
+    monkeypatch.setattr(type(measurer.ranker.structure), "forward", lambda *_args, **_options: pytest.fail("ran"))
     other_run = [DifficultyMeasurement(row, "d", 1.0, 2.0, "r") for row in range(3)]
     with Journal(tmp_path / "journal", "k") as journal:
         journal.reuse(other_run)

@@ -25,7 +25,7 @@ measurement_lists = st.lists(
 )
 INPUTS = RankingKey(
     generator="engine",
-    student="s", data="d", template="chat", end_ids=(2,), rrf_k=60, max_new_tokens=8, batch_size=16,
+    model="s", data="d", template="chat", end_ids=(2,), rrf_k=60, max_new_tokens=8, batch_size=16,
     scoring_tokens=64, chunk_tokens=8, precision="fp32", machine="cpu",
 )  # fmt: skip
 DIGESTS = ("sample a",)
@@ -84,7 +84,8 @@ def test_ranking_of_equal_inputs_is_loaded(tmp_path: Path) -> None:
 
 
 CHANGES: list[dict[str, object]] = [
-    {"student": "t"}, {"data": "e"}, {"rrf_k": 1}, {"precision": "bf16"}, {"batching": 99},
+    {"model": "t"}, {"sampling": "temperature 0.01, seed 10"}, {"no_repeat_ngram": 6},
+    {"data": "e"}, {"rrf_k": 1}, {"precision": "bf16"}, {"batching": 99},
     {"end_ids": (1, 2)}, {"template": "plain"}, {"max_new_tokens": 9},
 ]  # fmt: skip
 ROUNDING: list[dict[str, object]] = [

@@ -14,12 +14,15 @@ from pocl.spec import (
     JS,
     METHODS,
     PRESETS,
+    RANKER_KINDS,
     ConstantTemperature,
     ConstantWeight,
     Control,
     DistillationSpec,
     KDMethod,
     NoCurriculum,
+    Ranking,
+    StudentRanker,
     resolve,
 )
 
@@ -52,6 +55,21 @@ def test_sampling_is_off_by_default_and_has_the_settings_of_the_paper() -> None:
     sampling = resolve(MINIMAL | {"evaluation": {"sampling": {}}}).evaluation.sampling
     assert sampling is not None
     assert (sampling.temperature, sampling.top_p, sampling.seeds) == (1.0, 1.0, (10, 20, 30, 40, 50))
+
+
+def test_official_preset_answers_as_the_published_measurer_does() -> None:
+    ranking = resolve(MINIMAL | {"preset": "pocl_official"}).curriculum.ranking
+    assert (ranking.temperature, ranking.no_repeat_ngram, ranking.rrf_k) == (0.01, 6, 60)
+    assert resolve(MINIMAL).curriculum.ranking == Ranking(ranker=StudentRanker())
+
+
+def test_every_ranker_may_be_named_and_the_teacher_must_be_there_to_rank() -> None:
+    fields: dict[str, dict[str, object]] = {"model": {"model": {"random": {}}}}
+    for kind in RANKER_KINDS:
+        ranking = {"ranker": {"kind": kind, **fields.get(kind, {})}}
+        assert resolve(MINIMAL | {"curriculum": {"ranking": ranking}}).curriculum.ranking.ranker.kind == kind
+    by_teacher = {"ranking": {"ranker": {"kind": "teacher"}}}
+    assert refused(teacher=None, method="sft", curriculum=by_teacher) == {("", "value_error")}
 
 
 def test_client_fields_override_the_preset_one_by_one() -> None:
@@ -91,6 +109,9 @@ def test_resolve_fills_in_the_constants_of_a_control() -> None:
         ({"curriculum": {"kd_weight": {"start": 1, "end": 0.5}}}, "/curriculum/kd_weight", "value_error"),
         ({"curriculum": {"stages": 0}}, "/curriculum/stages", "greater_than_equal"),
         ({"curriculum": {"control": {"kind": "none"}}}, "/curriculum/control", "union_tag_invalid"),
+        ({"curriculum": {"ranking": {"ranker": {"kind": "warm_student", "steps": 0}}}},
+         "/curriculum/ranking/ranker/steps", "greater_than_equal"),
+        ({"curriculum": {"ranking": {"no_repeat_ngram": 6}}, "resources": {"generator": "vllm"}}, "", "value_error"),
         ({"curriculum": {"advance": {"by": "convergence", "metric": "cross_entropy"}}},
          "/curriculum/advance/metric", "literal_error"),
         ({"method": "kld"}, "/method", "union_tag_invalid"),

@@ -24,6 +24,7 @@ from domain.jobs.actions import cancel_job
 from domain.jobs.event_recorder import add_checkpoint
 from domain.jobs.leases import Claim, claim_next, settle
 from domain.jobs.models import Job, JobEvent, JobStage
+from domain.jobs.repository import count_live_jobs_using
 from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.jobs.submission import (
     JobOptions,
@@ -197,6 +198,38 @@ def test_a_checkpoint_of_the_project_can_be_the_teacher(
     write_model(settings.artifact_root / "jobs/a/final", tokens={"wrong": 0})
     with refusal("vocabulary_mismatch"):
         plan(spec(teacher={"checkpoint": checkpoint}))
+
+
+def test_the_model_that_ranks_is_checked_as_the_others_are(plan: Planner, spec: Spec, settings: Settings) -> None:
+    write_model(settings.model_roots[0] / "student", tokens={"a": 0, "b": 1})
+    write_model(settings.model_roots[0] / "ranker", tokens={"a": 1, "b": 0})
+    models = {"teacher": {"path": "student"}, "student": {"path": "student"}}
+
+    def curriculum(**model: str) -> dict[str, Any]:
+        return {"stages": 2, "ranking": {"ranker": {"kind": "model", "model": model}}}
+
+    pointer = "/curriculum/ranking/ranker/model"
+    for wrong, code, part in (
+        ({"path": "ranker"}, "vocabulary_mismatch", ""),
+        ({"path": "absent"}, "model_not_found", "/path"),
+        ({"checkpoint": "ckpt_00000000"}, "checkpoint_not_found", "/checkpoint"),
+    ):
+        with pytest.raises(EngineRefusal) as raised:
+            plan(spec(**models, curriculum=curriculum(**wrong)))
+        assert pointers(raised) == {pointer + part: code}
+    assert plan(spec(**models, curriculum=curriculum(path="student"))).estimate is not None
+    # A model that ranks nothing is not looked at.
+    assert plan(spec(**models, curriculum={**curriculum(path="absent"), "stages": 1})).estimate is not None
+
+
+def test_a_checkpoint_that_is_to_rank_for_a_live_job_is_in_use(
+    database: Database, settings: Settings, spec: Spec
+) -> None:
+    checkpoint = publish(database, claim_job(database), "jobs/a/final")
+    ranking = {"ranker": {"kind": "model", "model": {"checkpoint": checkpoint}}}
+    submit_job(database, settings, spec(curriculum={"stages": 2, "ranking": ranking}), project="default")
+    with database.transaction(write=False) as session:
+        assert count_live_jobs_using(session, "default", checkpoint=checkpoint) == 1
 
 
 def publish(database: Database, claim: Claim, store_key: str) -> str:

@@ -38,14 +38,21 @@ def answers(model: PreTrainedModel, prompts: Prompts, *, new: int = 12, batch: i
     return generate(model, prompts, max_new_tokens=new, batch_size=batch, eos_token_ids=eos, pad_id=PAD)
 
 
-def reference(model: Any, prompts: Prompts, eos: set[int], new: int = 12) -> Prompts:
+def reference(
+    model: Any, prompts: Prompts, eos: set[int], new: int = 12, *, no_repeat_ngram: int | None = None
+) -> Prompts:
     """What `model.generate` answers to each prompt alone, cut before the first end of sequence."""
     found = []
     for prompt in prompts:
         # Without any, it would fall back to the model's own.
         end = sorted(eos) or [VOCABULARY]
         config = GenerationConfig(
-            max_new_tokens=new, do_sample=False, eos_token_id=end, pad_token_id=PAD, bos_token_id=BOS
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            no_repeat_ngram_size=no_repeat_ngram,
         )
         ids = torch.tensor([prompt])
         row = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
@@ -89,6 +96,21 @@ def test_pad_and_end_tokens_in_a_prompt_are_ordinary(family: str) -> None:
     model = tiny(family)
     prompts = [[PAD, 9, PAD, 11], [PAD], [5, 6, PAD, PAD, PAD, 8, 9]]
     assert answers(model, prompts, eos={PAD}) == reference(model, prompts, {PAD})
+
+
+# The answers of gemma2 are generated padded, since it caps its scores.
+@pytest.mark.parametrize(("family", "size"), [("gpt2", 3), ("llama", 2), ("gemma2", 2)])
+def test_banned_ngrams_are_those_of_transformers(family: str, size: int) -> None:
+    model, prompts = tiny(family), prompts_of([5, 1, 9, 3, 7, 2])
+    # A prompt that repeats itself bans tokens from the first one on.
+    prompts[3] = [5, 6, 7, 5, 6, 7, 5, 6]
+    eos = common_tokens(model, prompts)
+    for end in (eos, set[int]()):
+        banned = generate(
+            model, prompts, max_new_tokens=24, batch_size=4, eos_token_ids=end, pad_id=PAD, no_repeat_ngram=size
+        )
+        assert banned == reference(model, prompts, end, 24, no_repeat_ngram=size)
+    assert banned != answers(model, prompts, new=24, eos=set())
 
 
 def test_answer_ends_before_the_end_token() -> None:
