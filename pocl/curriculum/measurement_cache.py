@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.journal import DifficultyMeasurement
 from pocl.errors import DiskFull
+from pocl.evaluation.rouge import METRICS_VERSION
 from pocl.storage.shared_cache import SharedCache
 
 BATCHING_VERSION = 2
@@ -41,6 +42,7 @@ class MeasurementKey(BaseModel):
     scoring_tokens: int
     chunk_tokens: int
     batching: int = BATCHING_VERSION
+    metrics: int = METRICS_VERSION
     generator: str
     """What generated the answers: the engine's own loop, or vLLM."""
     precision: str

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from pocl.errors import DiskFull
+from pocl.evaluation.rouge import METRICS_VERSION
 from pocl.evaluation.scores import Scores
 from pocl.spec import Sampling
 from pocl.storage.shared_cache import SharedCache
@@ -34,6 +35,7 @@ class ScoreCacheKey(BaseModel):
     max_new_tokens: int
     batch_size: int
     generation: int = GENERATION_VERSION
+    metrics: int = METRICS_VERSION
     generator: str
     """What generated the answers: the engine's own loop, or vLLM."""
     scoring_tokens: int
