@@ -180,8 +180,7 @@ def cross_entropy(model: PreTrainedModel, samples: Sequence[EncodedSample], prec
     """Mean cross-entropy of all response tokens, in nats."""
     sizes = sizes_of_run(step_spec(1), model, None, precision)
     scoring = ScoringSizes(sizes.scoring_tokens, sizes.loss_chunk_tokens)
-    mean, _divergence = token_scores(model, samples, sizes=scoring, precision=precision)
-    return mean
+    return token_scores(model, samples, sizes=scoring, precision=precision).cross_entropy
 
 
 def whole_run(spec: DistillationSpec, workdir: Path, sink: Sink) -> None:

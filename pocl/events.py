@@ -153,15 +153,18 @@ class SampledScores(_Value):
 
 
 class Evaluated(HistoryEvent):
-    """Scores on the validation samples; `rouge_l` and `exact_match` are those of greedy answers."""
+    """Scores on held-out samples; `rouge_l` and `exact_match` are those of greedy answers."""
 
     type: Literal["evaluated"] = "evaluated"
-    subject: Literal["teacher", "initial", "epoch", "stage", "final"]
+    subject: Literal["teacher", "initial", "epoch", "stage", "best", "final"]
+    """`best` is the student after the stage that was chosen on the validation samples, scored on other samples."""
+    split: str = "validation"
+    """The samples: `validation`, `test`, or the name of an evaluation set."""
     stage: int | None = None
     step: int = 0
     """The optimiser steps that the student had been trained for."""
     rows: int
-    """The number of validation samples."""
+    """The number of samples that were scored."""
     rouge_l: float
     """ROUGE-L F1, 0 to 100."""
     exact_match: float

@@ -1,9 +1,8 @@
 """The phases of one run, in the order in which they happen."""
 
 import os
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -19,6 +18,7 @@ from pocl.data.batches import EncodedSample
 from pocl.determinism import deterministic_kernels, reasons_not_exact
 from pocl.errors import ModelUnsupported
 from pocl.evaluation.answers import GenerationSettings
+from pocl.evaluation.constant_scores import constant_metric, constant_ranking
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.evaluator import Evaluator
 from pocl.evaluation.sampling import Sampler
@@ -51,16 +51,16 @@ from pocl.losses.buffers import LossExecution
 from pocl.models.compiled_layers import CompiledLayers, layer_compiler
 from pocl.models.digest import DigestStore
 from pocl.models.layers import decoder_layers
-from pocl.models.loading import load_weights
+from pocl.models.loading import LazyModel, load_weights
 from pocl.models.output_head import extract_head
 from pocl.models.packed import reason_not_to_pack
 from pocl.models.precision import choose_device, choose_precision, machine_fingerprint
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, HalvedSize, fit_or_refuse, retry_halved
 from pocl.plan import StagePlan, stage_table
 from pocl.plan_warnings import plan_warnings
-from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_models, read_splits
+from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_models, read_held_out, read_splits
 from pocl.rankers import RankerSetup, choose_ranker
-from pocl.report.result import Result, build_result, write_result
+from pocl.report.result import Result, build_result, conclude, write_result
 from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
 from pocl.spec import DistillationSpec, Sampling
 from pocl.storage.manifest import read_manifest
@@ -71,7 +71,7 @@ from pocl.teacher.distillation_loss import TrainingLoss, training_loss
 from pocl.teacher.shards import choose_batch_tokens
 from pocl.teacher.signal import LiveTeacher, TeacherSignal, TeacherSource
 from pocl.train import checkpoint
-from pocl.train.checkpoint import ResumePoint, TrainState
+from pocl.train.checkpoint import EvaluatedRows, ResumePoint, TrainState
 from pocl.train.loop import Score, Student, Trainer, make_optimizer
 from pocl.train.prefetch import Prefetcher
 from pocl.train.schedule import training_order
@@ -123,6 +123,7 @@ class Pipeline:
         self._sink(PhaseChanged(phase="validating"))
         check_generator(self._spec.resources.generator)
         splits = read_splits(self._spec)
+        held_out = read_held_out(self._spec, splits)
         table = stage_table(self._spec, len(splits.train))
         resume_point = self._find_resume_point()
         if resume_point is None:
@@ -139,7 +140,8 @@ class Pipeline:
         digests = DigestStore(self._shared_cache.root / MODEL_DIGESTS_FILE)
         models = load_models(self._spec, device=self._device, precision=self._precision, digests=digests)
         self._choose_sizes(models)
-        corpus = encode_corpus(self._spec.data, models, splits.train, splits.validation)
+        corpus = encode_corpus(self._spec.data, models, splits.train, held_out)
+        self._report_unscored(corpus)
         ranking = self._rank(models, corpus, digests)
         teacher_scores = [] if resume_point is not None else self._score_teacher(models, corpus)
         teacher = self._open_teacher(models, corpus, resume_point)
@@ -153,9 +155,12 @@ class Pipeline:
             self._spec.seed,
         )
         training_samples = [corpus.train.samples[row] for row in rows]
-        score = None if corpus.validation is None else partial(self._score_student, models, corpus, teacher)
+        score = partial(self._score_student, models, corpus, teacher) if corpus.held_out else None
         trainer = self._trainer(models, training_samples, table, resume_point, teacher, score)
-        trainer.state.evaluations += teacher_scores
+        trainer.splits = tuple(corpus.held_out)
+        for evaluated, row_scores in teacher_scores:
+            trainer.state.evaluations += evaluated
+            trainer.state.row_scores.append(row_scores)
         state = trainer.run()
         return self._export(models, state, ranking)
 
@@ -217,9 +222,16 @@ class Pipeline:
             self._spec = spec
             self._sink(ArtifactWritten(kind="spec", path=SPEC_FILE))
 
-    def _evaluator(self, models: Models, corpus: Corpus, validation: EncodedDataset) -> Evaluator:
+    def _report_unscored(self, corpus: Corpus) -> None:
+        """Say of which samples to evaluate on the answers are kept without a score."""
+        for name, dataset in corpus.held_out.items():
+            if unscored := len(dataset.samples) - len(dataset.scored.samples):
+                message = f"{unscored} {name} samples have no reference answer: they are answered, and not scored"
+                self._sink(Warned(code="answers_not_scored", message=message))
+
+    def _evaluator(self, models: Models, corpus: Corpus, dataset: EncodedDataset) -> Evaluator:
         return Evaluator(
-            validation,
+            dataset,
             models.tokenizer,
             self._generation(self._spec.evaluation.max_new_tokens, corpus, sampling=self._spec.evaluation.sampling),
             self._scoring,
@@ -281,40 +293,43 @@ class Pipeline:
         ranking, was_here = retry_halved(rank, self._halve)
         if not was_here:
             self._sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
-            self._warn_of_zeros(ranking)
+            if (warning := constant_ranking([sample.rouge_l for sample in ranking])) is not None:
+                self._sink(warning)
         return ranking
 
-    def _warn_of_zeros(self, ranking: Sequence[RankedSample]) -> None:
-        """Warn where ROUGE-L says nothing about most samples, so that cross-entropy alone orders them."""
-        zeros = sum(sample.rouge_l == 0 for sample in ranking)
-        if 2 * zeros > len(ranking):
-            message = (
-                f"{zeros} of {len(ranking)} answers have a ROUGE-L of 0, so that cross-entropy alone tells easy from "
-                "hard: another curriculum.ranking.ranker may tell more"
-            )
-            self._sink(Warned(code="ranking_mostly_zero", message=message))
-
-    def _score_teacher(self, models: Models, corpus: Corpus) -> list[Evaluated]:
-        """The evaluation of the teacher, where the specification asks for one."""
-        teacher, validation = models.teacher, corpus.validation
-        if validation is None or teacher is None or not self._spec.evaluation.teacher:
+    def _score_teacher(self, models: Models, corpus: Corpus) -> list[tuple[list[Evaluated], EvaluatedRows]]:
+        """The evaluations of the teacher, where the specification asks for them, with the scores of each sample."""
+        teacher = models.teacher
+        if teacher is None or not self._spec.evaluation.teacher:
             return []
+        return [self._score_teacher_on(name, teacher, models, corpus) for name in corpus.held_out]
+
+    def _score_teacher_on(
+        self, split: str, teacher: LazyModel, models: Models, corpus: Corpus
+    ) -> tuple[list[Evaluated], EvaluatedRows]:
         self._sink(PhaseChanged(phase="evaluating"))
+        dataset = corpus.held_out[split]
         scores = retry_halved(
-            lambda: self._evaluator(models, corpus, validation).score_teacher(teacher, self._shared_cache),
+            lambda: self._evaluator(models, corpus, dataset).score_teacher(teacher, self._shared_cache),
             self._halve,
         )
-        evaluated = Evaluated(subject="teacher", **asdict(scores))
+        assert scores.by_row is not None  # As whatever the evaluator scores.
+        rows = EvaluatedRows(subject="teacher", stage=None, split=split, rows=scores.by_row)
+        if not scores.rows:
+            return [], rows
+        evaluated = Evaluated(subject="teacher", split=split, **scores.reported)
         self._sink(evaluated)
-        return [evaluated]
+        warning = constant_metric("rouge_l", scores.by_row.rouge_l, model="teacher", samples=f"{split} samples")
+        if warning is not None:
+            self._sink(warning)
+        return [evaluated], rows
 
-    def _score_student(self, models: Models, corpus: Corpus, teacher: TeacherSignal | None, *, sampled: bool) -> Scores:
-        validation = corpus.validation
-        assert validation is not None  # The caller has looked.
-
+    def _score_student(
+        self, models: Models, corpus: Corpus, teacher: TeacherSignal | None, split: str, *, sampled: bool
+    ) -> Scores:
         def score() -> Scores:
             with models.product_weights.in_use():
-                evaluator = self._evaluator(models, corpus, validation)
+                evaluator = self._evaluator(models, corpus, corpus.held_out[split])
                 return evaluator.score(models.student.model, teacher, sampled=sampled)
 
         return retry_halved(score, self._halve)
@@ -324,7 +339,7 @@ class Pipeline:
         if models.teacher is None:
             return None
         trained_on = corpus.train.samples if self._spec.method.needs_teacher else ()
-        scored_on = () if corpus.validation is None else corpus.validation.samples
+        scored_on = [sample for dataset in corpus.held_out.values() for sample in dataset.scored.samples]
         if not (samples := (*trained_on, *scored_on)):
             return None
         self._sink(PhaseChanged(phase="caching_teacher"))
@@ -471,11 +486,11 @@ class Pipeline:
     def _export(self, models: Models, state: TrainState, ranking: list[RankedSample]) -> Result:
         self._sink(PhaseChanged(phase="exporting"))
         checkpoint.link_weights(self._workdir / checkpoint_dir(state.step), self._workdir / FINAL_DIR)
-        final = [each.model_copy(update={"subject": "final", "stage": None}) for each in state.evaluations[-1:]]
-        for evaluated in final:
+        conclusions = conclude(state.evaluations, last_stage=state.stage - 1, best_by=self._spec.evaluation.best_by)
+        for evaluated in conclusions:
             self._sink(evaluated)
         result = build_result(
-            state, [*state.evaluations, *final], models=models, spec=self._spec, precision=self._precision.name
+            state, [*state.evaluations, *conclusions], models=models, spec=self._spec, precision=self._precision.name
         )
         write_result(self._workdir, self._spec, result, state.metrics, ranking)
         self._sink(ArtifactWritten(kind="result", path=RESULT_FILE))

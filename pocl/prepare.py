@@ -1,6 +1,7 @@
 """What a run works with: its samples, its models, and the samples as tokens of those models."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -43,7 +44,8 @@ class Corpus:
     """The samples of a run as token ids."""
 
     train: EncodedDataset
-    validation: EncodedDataset | None
+    held_out: Mapping[str, EncodedDataset]
+    """The samples to evaluate on by name: `validation`, `test`, and the evaluation sets."""
     template: str
     """The name of the template that the samples are encoded with."""
     end_of_response_id: int
@@ -51,7 +53,7 @@ class Corpus:
 
 
 def read_splits(spec: DistillationSpec) -> Splits:
-    """Read the samples of a run; of those for validation and test as many as are evaluated on.
+    """Read the samples of a run; of those for validation as many as are evaluated on.
 
     Raises:
         DatasetInvalid: naming the lines that are wrong, or the part that would be empty.
@@ -62,8 +64,24 @@ def read_splits(spec: DistillationSpec) -> Splits:
     )
     if data.split is not None:
         splits = _split_training_samples(splits, data.split)
-    rows = spec.evaluation.max_rows
-    return Splits(splits.train, splits.validation[:rows], splits.test[:rows])
+    splits = replace(splits, validation=splits.validation[: spec.evaluation.max_rows])
+    if splits.validation and not any(sample.references for sample in splits.validation):
+        raise DatasetInvalid(
+            "No validation sample has a reference answer, so no stage can be scored; "
+            "what is only to be answered belongs into evaluation.sets."
+        )
+    return splits
+
+
+def read_held_out(spec: DistillationSpec, splits: Splits) -> dict[str, list[Sample]]:
+    """The samples to evaluate on by name: `validation`, `test`, and the evaluation sets, which are read.
+
+    Raises:
+        DatasetInvalid: naming the lines that are wrong.
+    """
+    sets = {name: read_samples(_file_of(ref)) for name, ref in spec.evaluation.sets.items()}
+    held_out = {"validation": splits.validation, "test": splits.test, **sets}
+    return {name: samples for name, samples in held_out.items() if samples}
 
 
 def check_generator(generator: Literal["engine", "vllm"]) -> None:
@@ -105,7 +123,7 @@ def load_models(spec: DistillationSpec, *, device: torch.device, precision: Prec
     return Models(student, teacher, shared, _tokenizer(student, teacher), copies)
 
 
-def encode_corpus(data: Data, models: Models, train: list[Sample], validation: list[Sample]) -> Corpus:
+def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Mapping[str, list[Sample]]) -> Corpus:
     """Encode the samples with the template of the specification."""
     tokenizer = models.tokenizer
     prompting = Prompting.choose(data.template, tokenizer)
@@ -125,7 +143,8 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], validation: l
         )
         return EncodedDataset(encoded, tuple(sample.references for sample in samples))
 
-    return Corpus(encode_all(train), encode_all(validation) if validation else None, prompting.value, end_id)
+    encoded = {name: encode_all(samples) for name, samples in held_out.items()}
+    return Corpus(encode_all(train), encoded, prompting.value, end_id)
 
 
 def _split_training_samples(splits: Splits, split: DataSplit) -> Splits:

@@ -342,19 +342,13 @@ def localize_spec(session: Session, store: ArtifactStore, settings: Settings, cl
             return reference
         return reference.model_copy(update={"path": str(path), "checkpoint": None})
 
-    spec, references = claim.spec, claim.spec.data
+    spec = claim.spec.with_data_refs({pointer: data(ref) for pointer, ref in claim.spec.data_refs.items()})
     if spec.ranking_model is not None:
         spec = spec.with_ranking_model(model(RANKING_MODEL_POINTER, spec.ranking_model))
-    paths = {
-        "train": data(references.train),
-        "validation": None if references.validation is None else data(references.validation),
-        "test": None if references.test is None else data(references.test),
-    }
     return spec.model_copy(
         update={
             "teacher": None if spec.teacher is None else model("/teacher", spec.teacher),
             "student": model("/student", spec.student),
-            "data": references.model_copy(update=paths),
         }
     )
 

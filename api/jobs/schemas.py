@@ -171,7 +171,7 @@ class StageView(StagePlanView):
     finished_at: datetime | None
     """When the stage ended; null until then."""
     evaluation: dict[str, JsonValue] | None
-    """The scores at the end of the stage; null before it, or where nothing is evaluated."""
+    """The scores on the validation samples at the end of the stage; null before it, or without such samples."""
 
 
 class StageList(Resource):
@@ -235,10 +235,14 @@ class SeriesView(Resource):
 
 
 class EvaluationView(Resource):
-    """Scores on the validation samples."""
+    """Scores on held-out samples."""
 
     subject: str
-    """The model that was scored: `teacher`, `initial`, or the student after an `epoch`, a `stage` or all (`final`)."""
+    """The model that was scored: `teacher`, `initial`, or the student after an `epoch`, a `stage`, the `best` stage or
+    all (`final`)."""
+    split: str
+    """The samples that it was scored on: `validation`, by which the best stage is chosen, `test`, or the name of an
+    evaluation set."""
     step: int
     """The number of optimiser steps that were done."""
     stage: int | None
@@ -246,7 +250,7 @@ class EvaluationView(Resource):
     at: datetime
     """When the scores were reported."""
     rows: int
-    """The number of validation samples."""
+    """The number of samples that were scored."""
     rouge_l: float
     """The ROUGE-L F1 score of greedy responses, 0 to 100."""
     exact_match: float

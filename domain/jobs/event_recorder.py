@@ -268,7 +268,7 @@ class _EventBatch:
         scores = event.model_dump(exclude={"type"})
         self._session.merge(JobEvaluation(job_id=self._job.id, at=at, **scores))
         stage = None if event.stage is None else self._stages.get(event.stage)
-        if event.subject == "stage" and stage is not None:
+        if (event.subject, event.split) == ("stage", "validation") and stage is not None:
             stage.evaluation = _event_data(event)
 
     def _write_metrics(self) -> None:

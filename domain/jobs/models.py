@@ -250,13 +250,15 @@ class JobMetric(Base):
 
 
 class JobEvaluation(Base):
-    """Scores on the validation samples."""
+    """Scores on held-out samples."""
 
     __tablename__ = "job_evaluations"
 
     job_id: Mapped[str] = _owned_by_job()
     subject: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """`teacher`, `initial`, `epoch`, `stage` or `final`."""
+    """`teacher`, `initial`, `epoch`, `stage`, `best` or `final`."""
+    split: Mapped[str] = mapped_column(String(32), primary_key=True, default="validation")
+    """`validation`, `test` or the name of an evaluation set."""
     step: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     stage: Mapped[int | None]
     at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -197,17 +197,14 @@ def _resolve_references(
     """
     field_errors: list[FieldError] = []
     get_checkpoint = checkpoints.get_checkpoint_for_share if lock else checkpoints.get_checkpoint
-    samples: dict[str, int] = {}
-    for part, data in (("train", spec.data.train), ("validation", spec.data.validation), ("test", spec.data.test)):
-        if data is None:
-            continue
-        pointer = f"/data/{part}"
+    rows: dict[str, int] = {}
+    for pointer, data in spec.data_refs.items():
         if data.dataset is None:
             detail = "upload the rows as a data set and give its id as `dataset`; the service reads no other files"
             field_errors.append(FieldError(f"{pointer}/path", "dataset_required", detail))
             continue
         try:
-            samples[part] = datasets.get_dataset(session, project, data.dataset).rows
+            rows[pointer] = datasets.get_dataset(session, project, data.dataset).rows
         except DatasetNotFound as error:
             field_errors.append(FieldError(f"{pointer}/dataset", error.code, error.detail))
     keys: dict[str, str] = {}
@@ -220,7 +217,7 @@ def _resolve_references(
             field_errors.append(FieldError(f"{pointer}/checkpoint", error.code, error.detail))
     if field_errors:
         raise SpecInvalid(field_errors)
-    return _planned_samples(spec, samples["train"]), keys
+    return _planned_samples(spec, rows["/data/train"]), keys
 
 
 def _planned_samples(spec: DistillationSpec, rows: int) -> int:
@@ -250,7 +247,8 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanW
         roles = " and ".join(uninspected)
         yield PlanWarning("models_not_inspected", f"The files of the {roles} are not at hand: the worker checks them.")
     if not spec.data.has_validation:
-        yield PlanWarning("no_validation", "Without data.validation or data.split nothing is evaluated.")
+        message = "Without data.validation or data.split no stage is scored, and none is the best."
+        yield PlanWarning("no_validation", message)
 
 
 def _check_options(options: JobOptions, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 from pocl.data.batches import EncodedSample
 
@@ -12,6 +13,16 @@ class EncodedDataset:
 
     samples: tuple[EncodedSample, ...]
     references: tuple[tuple[str, ...], ...]
+
+    @cached_property
+    def scored(self) -> "EncodedDataset":
+        """The samples that have a reference; what waits for an answer cannot be scored."""
+        kept = [index for index, references in enumerate(self.references) if references]
+        if len(kept) == len(self.samples):
+            return self
+        return EncodedDataset(
+            tuple(self.samples[index] for index in kept), tuple(self.references[index] for index in kept)
+        )
 
     @property
     def digest(self) -> str:

@@ -1,8 +1,9 @@
 """Scores of a model on held-out samples: ROUGE-L and exact match of its answers, cross-entropy and divergence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -10,6 +11,7 @@ from pocl.callbacks import OnProgress, ShouldStop
 from pocl.evaluation.answers import GenerationSettings, generate_answers
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.rouge import exact_match, rouge_l
+from pocl.evaluation.row_scores import MAX_ROWS, MAX_SHOWN, RowScores, shown
 from pocl.evaluation.sampling import Sampler
 from pocl.evaluation.token_scores import ScoringSizes, token_scores
 from pocl.events import SampledScores, SeedStats
@@ -19,10 +21,10 @@ from pocl.teacher.signal import TeacherSignal
 
 @dataclass(frozen=True)
 class Scores:
-    """The fields of :class:`~pocl.events.Evaluated` that are measured."""
+    """The fields of :class:`~pocl.events.Evaluated` that are measured, and the scores of each sample."""
 
     rows: int
-    """The number of samples."""
+    """The number of samples that have a reference; where it is 0 nothing is measured, and all figures are 0."""
     rouge_l: float
     """Mean F1 of the greedy answers, 0 to 100."""
     exact_match: float
@@ -32,6 +34,20 @@ class Scores:
     divergence: float | None
     """Forward KL to the teacher at temperature 1, nats per response token; None without a teacher."""
     sampled: SampledScores | None = None
+    by_row: RowScores | None = None
+    """Scores of each sample, and some of the answers."""
+
+    @property
+    def reported(self) -> dict[str, Any]:
+        """The fields of the event, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "by_row"}
+
+
+class _AnswerScores(NamedTuple):
+    """The scores of the answers to the samples that have a reference, in their order."""
+
+    rouge_l: tuple[float, ...]
+    exact_match: tuple[float, ...]
 
 
 def evaluate(
@@ -48,6 +64,8 @@ def evaluate(
 ) -> Scores:
     """Score greedy answers, sampled answers where `generation` asks for them, and the reference responses.
 
+    Samples without a reference are answered, once and greedily, and not scored.
+
     Args:
         teacher: The model whose distributions the divergence is from; without one there is no divergence.
         on_progress: Called with (answers given, answers to give), over all seeds.
@@ -58,43 +76,63 @@ def evaluate(
         SizeTooLarge: memory ran out.
         ValueError: without a sample.
     """
-    samplers = _samplers(generation.sampling)
-    scores_by_sampler = []
-    for index, sampler in enumerate((None, *samplers)):
-        answers = generate_answers(
+    if not dataset.samples:
+        raise ValueError("an evaluation needs a sample")
+    scored = dataset.scored
+    samplers = _samplers(generation.sampling) if scored.samples else []
+    answers_by_sampler = [
+        generate_answers(
             model,
             tokenizer,
-            dataset.samples,
+            dataset.samples if sampler is None else scored.samples,
             generation=generation,
             sampler=sampler,
             on_progress=_part_of(on_progress, index, 1 + len(samplers)),
             should_stop=should_stop,
         )
-        scores_by_sampler.append(text_scores(answers, dataset.references))
-    cross_entropy, divergence = token_scores(
+        for index, sampler in enumerate((None, *samplers))
+    ]
+    first_answers = answers_by_sampler[0][:MAX_SHOWN]
+    answers_by_sampler[0] = [
+        answer for answer, references in zip(answers_by_sampler[0], dataset.references, strict=True) if references
+    ]
+    greedy, *sampled = [_answer_scores(answers, scored) for answers in answers_by_sampler]
+    tokens = token_scores(
         model,
-        dataset.samples,
+        scored.samples,
         sizes=scoring,
         precision=generation.precision,
         teacher=teacher,
         shared_vocabulary=shared_vocabulary,
         should_stop=should_stop,
     )
-    greedy, *sampled = scores_by_sampler
     return Scores(
-        rows=len(dataset.samples),
-        rouge_l=greedy[0],
-        exact_match=greedy[1],
-        cross_entropy=cross_entropy,
-        divergence=divergence,
-        sampled=None if generation.sampling is None else _summarize(generation.sampling, sampled),
+        rows=len(scored.samples),
+        rouge_l=_mean(greedy.rouge_l),
+        exact_match=_mean(greedy.exact_match),
+        cross_entropy=tokens.cross_entropy,
+        divergence=tokens.divergence,
+        sampled=_summarize(generation.sampling, sampled) if generation.sampling is not None and sampled else None,
+        by_row=RowScores(
+            rouge_l=tuple(round(score, 4) for score in greedy.rouge_l[:MAX_ROWS]),
+            exact_match=greedy.exact_match[:MAX_ROWS],
+            cross_entropy=tuple(round(nats, 6) for nats in tokens.cross_entropy_sums[:MAX_ROWS]),
+            tokens=tuple(sample.predicted_tokens for sample in scored.samples[:MAX_ROWS]),
+            shown=tuple(
+                shown(str(tokenizer.decode(list(sample.prompt_ids), skip_special_tokens=True)), references, answer)
+                for sample, references, answer in zip(dataset.samples, dataset.references, first_answers, strict=False)
+            ),
+        ),
     )
 
 
-def text_scores(answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """Mean ROUGE-L F1, 0 to 100, and exact match in per cent."""
-    pairs = list(zip(answers, references, strict=True))
-    return fmean(rouge_l(*pair) for pair in pairs), 100 * fmean(exact_match(*pair) for pair in pairs)
+def _answer_scores(answers: Sequence[str], dataset: EncodedDataset) -> _AnswerScores:
+    pairs = list(zip(answers, dataset.references, strict=True))
+    return _AnswerScores(tuple(rouge_l(*pair) for pair in pairs), tuple(100.0 * exact_match(*pair) for pair in pairs))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0
 
 
 def _samplers(sampling: Sampling | None) -> list[Sampler]:
@@ -103,14 +141,13 @@ def _samplers(sampling: Sampling | None) -> list[Sampler]:
     return [Sampler(temperature=sampling.temperature, top_p=sampling.top_p, seed=seed) for seed in sampling.seeds]
 
 
-def _summarize(sampling: Sampling, scores_by_seed: Sequence[tuple[float, float]]) -> SampledScores:
-    rouge, exact = zip(*scores_by_seed, strict=True)
+def _summarize(sampling: Sampling, scores_by_seed: Sequence[_AnswerScores]) -> SampledScores:
     return SampledScores(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         seeds=sampling.seeds,
-        rouge_l=_seed_stats(rouge),
-        exact_match=_seed_stats(exact),
+        rouge_l=_seed_stats(tuple(fmean(scores.rouge_l) for scores in scores_by_seed)),
+        exact_match=_seed_stats(tuple(fmean(scores.exact_match) for scores in scores_by_seed)),
     )
 
 

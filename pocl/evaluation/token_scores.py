@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,17 @@ class ScoringSizes:
     """The most response tokens whose logits exist at a time, where the head is fused with the loss."""
 
 
+class TokenScores(NamedTuple):
+    """Scores of the response tokens of some samples."""
+
+    cross_entropy: float
+    """The mean over all response tokens, in nats."""
+    divergence: float | None
+    """The mean forward KL to the teacher at temperature 1, in nats per response token; None without a teacher."""
+    cross_entropy_sums: tuple[float, ...]
+    """The cross-entropy of each sample, summed over its response tokens, in the order of the samples."""
+
+
 def token_scores(
     model: PreTrainedModel,
     samples: Sequence[EncodedSample],
@@ -39,16 +51,16 @@ def token_scores(
     teacher: TeacherSignal | None = None,
     shared_vocabulary: int | None = None,
     should_stop: ShouldStop = lambda: False,
-) -> tuple[float, float | None]:
-    """Mean cross-entropy, and mean forward KL to the teacher at temperature 1; both in nats per response token.
-
-    Without a teacher there is no KL.
+) -> TokenScores:
+    """Cross-entropy, and with a teacher the divergence from it.
 
     Raises:
         RunStopped: when `should_stop` turns true.
         SizeTooLarge: memory ran out.
     """
     tokens = 0
+    order: list[int] = []
+    sums_by_batch = []
     with limited_by("scoring_tokens"):
         loss = training_loss(
             model,
@@ -61,14 +73,23 @@ def token_scores(
         # Read once at the end: each read would wait for the device.
         sums = torch.zeros(2, dtype=torch.float64, device=model.device)
         packed = _packs(loss, model, samples, precision)
-        for _, batch in scoring_batches(samples, sizes.tokens, model.device, packed=packed):
+        for indices, batch in scoring_batches(samples, sizes.tokens, model.device, packed=packed):
             if should_stop():
                 raise RunStopped
             for place, scores in enumerate(_scores(loss, batch)):
                 sums[place] += scores.sum(dtype=torch.float64)
+                if place == 0:
+                    order += indices
+                    sums_by_batch.append(_sample_sums(scores.double(), batch))
             tokens += batch.tokens
         cross_entropy, divergence = (sums / max(1, tokens)).tolist()
-    return cross_entropy, divergence if teacher is not None else None
+        by_sample = torch.cat(sums_by_batch).tolist() if sums_by_batch else []
+    sum_of = dict(zip(order, by_sample, strict=True))
+    return TokenScores(
+        cross_entropy,
+        divergence if teacher is not None else None,
+        tuple(sum_of[index] for index in range(len(samples))),
+    )
 
 
 def last_turn_cross_entropy(
@@ -117,12 +138,17 @@ def _last_turn_means(entropies: Tensor, batch: Batch) -> Tensor:
 
     `entropies` are those of its response tokens, `[T]`, which come sample by sample.
     """
-    counts = torch.tensor([sample.predicted_tokens for sample in batch.samples])
-    sample_of_token = torch.arange(len(counts)).repeat_interleave(counts).to(entropies.device, non_blocking=True)
     is_last_turn = batch.last_turn.double()
-    zeros = torch.zeros(len(counts), dtype=torch.float64, device=entropies.device)
-    sums = zeros.index_add(0, sample_of_token, entropies.double() * is_last_turn)
-    return sums / zeros.index_add(0, sample_of_token, is_last_turn).clamp(min=1)
+    sums = _sample_sums(entropies.double() * is_last_turn, batch)
+    return sums / _sample_sums(is_last_turn, batch).clamp(min=1)
+
+
+def _sample_sums(values: Tensor, batch: Batch) -> Tensor:
+    """The sums over each sample of the batch, `[samples]` float64, of the values of its response tokens, `[T]`."""
+    counts = torch.tensor([sample.predicted_tokens for sample in batch.samples])
+    sample_of_token = torch.arange(len(counts)).repeat_interleave(counts).to(values.device, non_blocking=True)
+    zeros = torch.zeros(len(counts), dtype=torch.float64, device=values.device)
+    return zeros.index_add(0, sample_of_token, values)
 
 
 def _packs(loss: TrainingLoss, model: PreTrainedModel, samples: Sequence[EncodedSample], precision: Precision) -> bool:

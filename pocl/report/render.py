@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.ranking import RankedSample
+from pocl.evaluation.intervals import ScoreDifference
 from pocl.events import Evaluated, SeedStats
 from pocl.layout import REPORT_FILE
+from pocl.report.comparison import ComparedAnswers
 from pocl.spec import (
     AllSamples,
     ConstantTemperature,
@@ -27,6 +29,17 @@ from pocl.spec import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_MODEL_NAMES = {
+    "teacher": "teacher",
+    "initial": "untrained student",
+    "best": "best student",
+    "final": "final student",
+}
+_METRIC_NAMES = {
+    "rouge_l": "ROUGE-L, points",
+    "exact_match": "exact match, points",
+    "cross_entropy": "cross-entropy, nats per token (less is better)",
+}
 _BANDS = ("#eef4fb", "#dce8f6", "#cadcf1", "#b8d0ec")
 _BLUE, _RED, _GREY, _GREEN = "#1f5fa8", "#c2452d", "#7a8794", "#2f7d4f"
 
@@ -74,6 +87,10 @@ class ReportData:
     ranking: Sequence[RankedSample]
     provenance: Mapping[str, str | None]
     """What the run can be reproduced from: digests, versions, seed."""
+    differences: Sequence[ScoreDifference] = ()
+    """By how much the trained student scores above the others."""
+    answers: Sequence[ComparedAnswers] = ()
+    """Answers of all models to the first samples of each set."""
     not_exact: Sequence[str] = ()
     """Why the run may end in other bits when it is repeated or resumed."""
 
@@ -87,7 +104,12 @@ def render(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    stage_scores = [each for each in data.evaluations if each.subject in ("initial", "stage")]
+    splits: dict[str, list[Evaluated]] = {}
+    for each in data.evaluations:
+        splits.setdefault(each.split, []).append(each)
+    # The validation samples come first, where there are any: each stage is scored on them.
+    plotted = next(iter(splits.values()), [])
+    stage_scores = [each for each in plotted if each.subject in ("initial", "stage")]
     return environment.get_template(REPORT_FILE).render(
         headline=describe_stages(data.stages),
         control=describe_control(data.control),
@@ -96,12 +118,16 @@ def render(data: ReportData) -> str:
         steps=data.stages[-1].end_step if data.stages else 0,
         tokens_seen=data.tokens_seen,
         stages=data.stages,
-        evaluations=data.evaluations,
+        splits=splits,
+        differences=data.differences,
+        metric_name=_METRIC_NAMES.__getitem__,
+        answers=data.answers,
         sampled=next((each.sampled for each in data.evaluations if each.sampled is not None), None),
         subject_name=subject_name,
+        model_name=model_name,
         seed_stats=seed_stats_text,
         training_plot=_training_plot(data),
-        scores_plot=_scores_plot(data.evaluations, stage_scores) if stage_scores else "",
+        scores_plot=_scores_plot(plotted, stage_scores) if stage_scores else "",
         difficulty_plot=_difficulty_plot(data.ranking, data.stages, data.control) if data.ranking else "",
         provenance=data.provenance,
         not_exact=data.not_exact,
@@ -156,9 +182,14 @@ def subject_name(evaluated: Evaluated) -> str:
     """The name of what was scored, for people."""
     if evaluated.subject == "stage" and evaluated.stage is not None:
         return f"after stage {evaluated.stage + 1}"
-    return {"teacher": "teacher", "initial": "untrained student", "final": "final student"}.get(
-        evaluated.subject, evaluated.subject
-    )
+    if evaluated.subject == "best" and evaluated.stage is not None:
+        return f"best student (stage {evaluated.stage + 1})"
+    return model_name(evaluated.subject)
+
+
+def model_name(subject: str) -> str:
+    """The name of a model that was scored, for people."""
+    return _MODEL_NAMES.get(subject, subject)
 
 
 def seed_stats_text(stats: SeedStats) -> str:

@@ -1,20 +1,23 @@
 """What a run leaves for people and programs to read: `result.json` and `report.html`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.ranking import RankedSample
+from pocl.evaluation.intervals import ScoreDifference
 from pocl.events import Evaluated
 from pocl.layout import REPORT_FILE, RESULT_FILE
 from pocl.models.loading import LazyModel, LoadedModel
 from pocl.prepare import Models
+from pocl.report.comparison import ComparedAnswers, ModelComparison
 from pocl.report.render import ReportData, StageFigures, TrainingCurve, render
 from pocl.spec import Control, DistillationSpec
 from pocl.storage.manifest import replace_file
 from pocl.train.checkpoint import MetricRow, TrainState
-from pocl.train.loop import best_stage
+from pocl.train.loop import VALIDATION, best_chosen_by, best_stage
 
 
 class Result(BaseModel):
@@ -32,10 +35,16 @@ class Result(BaseModel):
     """The control experiment that the run was; null for the curriculum itself."""
     stages: tuple[StageFigures, ...]
     evaluations: tuple[Evaluated, ...]
+    differences: tuple[ScoreDifference, ...] = ()
+    """By how much the trained student scores above the untrained one and the teacher, with 95 % intervals."""
+    answers: tuple[ComparedAnswers, ...] = ()
+    """Answers of all models to the first samples of each set."""
     best_stage: int | None
     """The stage whose weights are in `best/`; `final/` holds the last stage's."""
     best_by: Literal["rouge_l", "exact_match"] = "rouge_l"
-    """The score of the greedy answers by which that stage was chosen."""
+    """The score of the greedy answers to the validation samples by which that stage was to be chosen."""
+    best_chosen_by: Literal["rouge_l", "exact_match", "cross_entropy"] = "rouge_l"
+    """The score that chose it: `cross_entropy` where `best_by` was the same after every stage, and so chose nothing."""
     teacher: dict[str, str | None] | None
     """Where the teacher came from, and its digest."""
     student: dict[str, str | None]
@@ -51,6 +60,7 @@ def build_result(
     state: TrainState, evaluations: list[Evaluated], *, models: Models, spec: DistillationSpec, precision: str
 ) -> Result:
     """The figures of a finished run."""
+    comparison = ModelComparison(state, best_stage(evaluations, spec.evaluation.best_by))
     best_by = spec.evaluation.best_by
     return Result(
         steps=state.step,
@@ -59,14 +69,35 @@ def build_result(
         control=spec.curriculum.control,
         stages=_stage_figures(state, spec),
         evaluations=tuple(evaluations),
+        differences=comparison.differences(seed=spec.seed),
+        answers=comparison.answers(),
         best_stage=best_stage(evaluations, best_by),
         best_by=best_by,
+        best_chosen_by=best_chosen_by(evaluations, best_by),
         teacher=None if models.teacher is None else _origin(models.teacher),
         student=_origin(models.student),
         precision=precision,
         machine=state.machine,
         not_exact=tuple(state.not_exact),
     )
+
+
+def conclude(
+    evaluations: Sequence[Evaluated], *, last_stage: int, best_by: Literal["rouge_l", "exact_match"]
+) -> list[Evaluated]:
+    """The scores of the final student, and of the best one on the samples that did not choose it: those of its stage
+    under names of their own.
+    """
+    stages = [each for each in evaluations if each.subject == "stage"]
+    best = best_stage(evaluations, best_by)
+    return [
+        *(
+            each.model_copy(update={"subject": "best"})
+            for each in stages
+            if each.stage == best and each.split != VALIDATION
+        ),
+        *(each.model_copy(update={"subject": "final", "stage": None}) for each in stages if each.stage == last_stage),
+    ]
 
 
 def write_result(
@@ -112,6 +143,8 @@ def _report_data(
         tokens_seen=result.tokens_seen,
         stages=result.stages,
         evaluations=result.evaluations,
+        differences=result.differences,
+        answers=result.answers,
         curve=TrainingCurve(
             steps=[row.step for row in metrics],
             loss=[row.loss for row in metrics],
@@ -124,7 +157,7 @@ def _report_data(
         provenance={
             "preset": spec.preset,
             "seed": str(spec.seed),
-            "best stage by": result.best_by,
+            "best stage by": result.best_chosen_by,
             "precision": result.precision,
             "machine": result.machine,
             "teacher": None if result.teacher is None else result.teacher["digest"],

@@ -49,10 +49,10 @@ class Data(FrozenModel):
     train: DataRef
     """The samples that are ranked and trained on."""
     validation: DataRef | None = None
-    """Held-out samples, which are never trained on; without them nothing is evaluated."""
+    """Held-out samples, which are never trained on, and by which the best stage is chosen."""
     test: DataRef | None = None
-    """Held-out samples that choose nothing, neither the best stage nor when a stage ends: the final scores are reported
-    on them."""
+    """Held-out samples that choose nothing, neither the best stage nor when a stage ends: their scores are those to
+    report. Teacher, untrained student, each stage that becomes the best, and the final student are scored on them."""
     split: DataSplit | None = None
     """Takes validation and test samples out of the training samples, instead of `validation` and `test`."""
     template: Literal["auto", "chat", "alpaca"] = "auto"

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from pocl.spec.curriculum import ByConvergence, Curriculum, ModelRanker, TeacherRanker
-from pocl.spec.data import Data
+from pocl.spec.data import Data, DataRef
 from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import ForwardKL, Method
 from pocl.spec.models import ModelRef, StudentRef
@@ -77,6 +77,24 @@ class DistillationSpec(FrozenModel):
         ranking = ranking.model_copy(update={"ranker": ranker})
         return self.with_fields({"curriculum": {"ranking": ranking}})
 
+    @property
+    def data_refs(self) -> dict[str, DataRef]:
+        """Every data set that the specification names, by the JSON pointer of its field."""
+        parts = {"train": self.data.train, "validation": self.data.validation, "test": self.data.test}
+        return {
+            **{f"/data/{name}": ref for name, ref in parts.items() if ref is not None},
+            **{f"/evaluation/sets/{name}": ref for name, ref in self.evaluation.sets.items()},
+        }
+
+    def with_data_refs(self, refs: Mapping[str, DataRef]) -> Self:
+        """The specification with these data sets, by the JSON pointers that :attr:`data_refs` has."""
+        by_part: dict[str, dict[str, DataRef]] = {"data": {}, "evaluation": {}}
+        for pointer, ref in refs.items():
+            _, part, *_, name = pointer.split("/")
+            by_part[part][name] = ref
+        sets = {**self.evaluation.sets, **by_part["evaluation"]}
+        return self.with_fields({"data": by_part["data"], "evaluation": {"sets": sets}})
+
     def with_choices(self, chosen: Mapping[str, Mapping[str, int]]) -> Self:
         """The specification with `chosen`, by part and field, in place of those choices that are null."""
         return self.with_fields(
@@ -99,9 +117,9 @@ class DistillationSpec(FrozenModel):
             }
         )
 
-    def with_fields(self, fields_of_parts: Mapping[str, Mapping[str, Any]]) -> Self:
+    def with_fields(self, fields_by_parts: Mapping[str, Mapping[str, Any]]) -> Self:
         """The specification with other values in these fields, by part; nothing is validated."""
-        parts = {part: getattr(self, part).model_copy(update=fields) for part, fields in fields_of_parts.items()}
+        parts = {part: getattr(self, part).model_copy(update=fields) for part, fields in fields_by_parts.items()}
         return self.model_copy(update=parts)
 
     @model_validator(mode="after")

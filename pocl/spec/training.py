@@ -1,11 +1,16 @@
 """How the student is trained, evaluated and saved, and what the run may use."""
 
+from collections.abc import Mapping
 from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pocl.spec.data import DataRef
 from pocl.spec.frozen import FrozenModel
+
+SetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+"""The name of an evaluation set."""
 
 
 class Training(FrozenModel):
@@ -82,10 +87,14 @@ class Sampling(FrozenModel):
 
 
 class Evaluation(FrozenModel):
-    """How answers to the validation samples are scored: before training, after each stage, and of the teacher."""
+    """What is scored, and how: the teacher, the student before training, after each stage and at its end."""
 
+    sets: Mapping[SetName, DataRef] = Field(default={}, max_length=8)
+    """More held-out samples beside `data.test`, by names of your own, which scores are reported under. They are scored
+    as the test samples are, and choose nothing."""
     max_rows: int | None = Field(default=None, ge=1, le=1_000_000)
-    """The number of validation samples that are evaluated on, the first of the file; null takes all."""
+    """The number of validation samples that are evaluated on, the first of the file; null takes all. Test samples and
+    `sets` are always taken whole."""
     max_new_tokens: int = Field(default=256, ge=1, le=4096)
     """The most tokens that an answer may have."""
     batch_size: int | None = Field(default=None, ge=1, le=4096)
@@ -99,7 +108,14 @@ class Evaluation(FrozenModel):
     sampling: Sampling | None = None
     """How answers are sampled beside the greedy ones, which remain the main figures; null samples none."""
     best_by: Literal["rouge_l", "exact_match"] = "rouge_l"
-    """The score of the greedy answers by which a stage's weights are chosen for `best/`."""
+    """The score of the greedy answers to the validation samples by which a stage's weights are chosen for `best/`. Of
+    stages with equal scores the one with the lower cross-entropy is the best, and of equals the earlier."""
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        if taken := sorted({"train", "validation", "test"} & set(self.sets)):
+            raise ValueError(f"{taken[0]} names a data set of `data`: give the evaluation set another name")
+        return self
 
 
 class Checkpoints(FrozenModel):

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,6 +26,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import CheckpointCorrupt, LossDiverged, WorkdirMismatch
+from pocl.evaluation.row_scores import RowScores
 from pocl.events import Evaluated
 from pocl.layout import TRAINING_DIR, WEIGHTS_FILE, checkpoint_name, checkpoints_in, step_of
 from pocl.models.loading import save_model
@@ -69,6 +71,17 @@ class FinishedStage(BaseModel):
     """How many of its epochs its weights were trained for, where they are those of its best epoch."""
 
 
+class EvaluatedRows(BaseModel):
+    """The scores of each sample of an evaluation, which intervals are computed from at the end of the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    subject: Literal["teacher", "initial", "stage"]
+    stage: int | None
+    split: str
+    rows: RowScores
+
+
 class TrainState(BaseModel):
     """The position of a run. The order of samples and the learning rate follow from it and the specification."""
 
@@ -98,6 +111,8 @@ class TrainState(BaseModel):
     epoch_scores: list[float] = []
     """The convergence metric after each epoch of this stage."""
     evaluations: list[Evaluated] = []
+    row_scores: list[EvaluatedRows] = []
+    """Of each evaluation; one that had no sample to score is here alone."""
     metrics: list[MetricRow] = []
 
     def note_not_exact(self, *reasons: str) -> None:

@@ -49,9 +49,10 @@ needs to see the same batches in the same order.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -61,6 +62,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.data.batches import EncodedSample
 from pocl.errors import LossDiverged, RunStopped
+from pocl.evaluation.constant_scores import constant_metric
 from pocl.evaluation.scores import Scores
 from pocl.events import (
     CheckpointSaved,
@@ -81,7 +83,7 @@ from pocl.storage.manifest import read_manifest
 from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train import checkpoint
 from pocl.train.accumulation import MICRO_BATCH_TOKENS, GradientAccumulator, StepMeans
-from pocl.train.checkpoint import FinishedStage, MetricRow, TrainState
+from pocl.train.checkpoint import EvaluatedRows, FinishedStage, MetricRow, TrainState
 from pocl.train.eta import EtaEstimator
 from pocl.train.prefetch import Prefetcher
 from pocl.train.ranks import Ranks, SingleProcess
@@ -98,9 +100,15 @@ class Student:
 
 
 class Score(Protocol):
-    def __call__(self, *, sampled: bool) -> Scores:
-        """Score the student; with `sampled` also by sampled answers where the specification has sampling."""
+    def __call__(self, split: str, *, sampled: bool) -> Scores:
+        """Score the student on the samples that `split` names; with `sampled` also by sampled answers where the
+        specification has sampling.
+        """
         ...
+
+
+VALIDATION: Final = "validation"
+"""The samples on which the best stage is chosen, and convergence is seen."""
 
 
 @dataclass
@@ -118,7 +126,7 @@ class Trainer:
     sink: Sink
     should_stop: Callable[[], bool]
     score: Score | None
-    """Scores the student on the validation samples; None without validation samples."""
+    """Scores the student; None without samples to evaluate on."""
     state: TrainState
     """Where to go on; it is changed in place."""
     packed: bool
@@ -135,9 +143,13 @@ class Trainer:
     """Called at the end of each stage but the last; true stops the run there."""
     best_epoch_weights: dict[str, Tensor] | None = None
     """The weights, on the host, after the best epoch so far of a stage that is scored after each."""
-    saved: tuple[int, int] = field(init=False)
+    splits: tuple[str, ...] = (VALIDATION,)
+    """The names of the samples to evaluate on, where there are any."""
+    saved: tuple[int, ...] = field(init=False)
     """Steps and scores of the training state on disk."""
     accumulator: GradientAccumulator = field(init=False)
+    warned_metrics: set[tuple[str, str]] = field(init=False, default_factory=set)
+    """Metrics with their samples that a warning has called constant."""
 
     def __post_init__(self) -> None:
         self.saved = self._progress()
@@ -163,14 +175,14 @@ class Trainer:
             LossDiverged, OutOfMemory, DiskFull: the last checkpoint is whole.
         """
         try:
-            self._evaluate("initial")
+            for split in self.splits:
+                self._evaluate("initial", split)
             for stage in self.table:
                 if self.state.stage == stage.index:
                     self._run_stage(stage)
                 # Just ended. Of a state further on, this was done before it was saved, perhaps on another machine.
                 if self.state.stage == stage.index + 1 and self.state.stage_step == 0:
-                    self._evaluate("stage", stage.index)
-                    self._keep_best(stage.index)
+                    self._score_stage(stage)
                     if stage is not self.table[-1] and self.should_pause():
                         raise RunStopped
         except RunStopped:
@@ -178,6 +190,9 @@ class Trainer:
             if self._progress() != self.saved:
                 self._save("training", self.state.stage)
             raise
+        if best_chosen_by(self.state.evaluations, self.spec.evaluation.best_by) == "cross_entropy":
+            message = f"{self.spec.evaluation.best_by} is the same after every stage: the best one is by cross-entropy"
+            self.sink(Warned(code="best_by_cross_entropy", message=message))
         return self.state
 
     def _run_stage(self, stage: StagePlan) -> None:
@@ -285,7 +300,7 @@ class Trainer:
             learning_rate=learning_rate,
         )
         state.metrics.append(row)
-        evaluations = 1 + len(stages_after) if self.score is not None else 0
+        evaluations = len(self.splits) * (1 + len(stages_after)) if self.score is not None else 0
         low, high = self.eta.seconds_left_range(steps=steps_left, evaluations=evaluations)
         self.sink(
             StepLogged(
@@ -307,11 +322,11 @@ class Trainer:
         if not isinstance(advance, ByConvergence) or self.score is None:
             return
         # The greedy score decides; sampled answers would cost as much again for each seed.
-        scores = self._score_student(sampled=False)
+        scores = self._score_student(VALIDATION, sampled=False)
         self.state.epoch_scores.append(getattr(scores, advance.metric))
         if best_epoch(self.state.epoch_scores) == len(self.state.epoch_scores):
             self.best_epoch_weights = checkpoint.copy_weights(self.student.model)
-        self.sink(Evaluated(subject="epoch", stage=self.state.stage, step=self.state.step, **asdict(scores)))
+        self.sink(Evaluated(subject="epoch", stage=self.state.stage, step=self.state.step, **scores.reported))
         self.sink(PhaseChanged(phase="training", stage=self.state.stage))
 
     def _finish_stage(self, stage: StagePlan) -> None:
@@ -353,21 +368,56 @@ class Trainer:
         self.best_epoch_weights = None
         return kept_epoch
 
-    def _evaluate(self, subject: Literal["initial", "stage"], stage: int | None = None) -> None:
-        done = {(evaluated.subject, evaluated.stage) for evaluated in self.state.evaluations}
-        if self.score is None or (subject, stage) in done:
+    def _score_stage(self, stage: StagePlan) -> None:
+        """Score the stage that has just ended: on the validation samples, and if it is the best so far or the last one
+        on all others too. Another machine may not have its weights any more once the run has ended.
+        """
+        if VALIDATION in self.splits:
+            self._evaluate("stage", VALIDATION, stage.index)
+            self._keep_best(stage.index)
+        is_best = best_stage(self.state.evaluations, self.spec.evaluation.best_by) == stage.index
+        if is_best or stage is self.table[-1]:
+            for split in self.splits:
+                self._evaluate("stage", split, stage.index)
+        best = best_stage(self.state.evaluations, self.spec.evaluation.best_by)
+        # What is compared in the end; of other stages the means are enough.
+        self.state.row_scores = [
+            each for each in self.state.row_scores if each.subject != "stage" or each.stage in (best, stage.index)
+        ]
+
+    def _evaluate(self, subject: Literal["initial", "stage"], split: str, stage: int | None = None) -> None:
+        done = {(each.subject, each.stage, each.split) for each in self.state.evaluations}
+        done |= {(each.subject, each.stage, each.split) for each in self.state.row_scores}
+        if self.score is None or (subject, stage, split) in done:
             return
         self.sink(PhaseChanged(phase="evaluating", stage=stage))
-        evaluated = Evaluated(
-            subject=subject, stage=stage, step=self.state.step, **asdict(self._score_student(sampled=True))
-        )
-        self.state.evaluations.append(evaluated)
-        self.sink(evaluated)
+        scores = self._score_student(split, sampled=True)
+        if scores.rows:
+            evaluated = Evaluated(subject=subject, split=split, stage=stage, step=self.state.step, **scores.reported)
+            self.state.evaluations.append(evaluated)
+            self.sink(evaluated)
+        if scores.by_row is not None:
+            rows = EvaluatedRows(subject=subject, stage=stage, split=split, rows=scores.by_row)
+            self.state.row_scores.append(rows)
 
-    def _score_student(self, *, sampled: bool) -> Scores:
+    def _score_student(self, split: str, *, sampled: bool) -> Scores:
         assert self.score is not None  # The callers have looked.
         with self.eta.evaluation():
-            return self.score(sampled=sampled)
+            scores = self.score(split, sampled=sampled)
+        if scores.by_row is not None:
+            for metric in sorted({"rouge_l", *self._steering_metrics}):
+                values = getattr(scores.by_row, metric)
+                warning = constant_metric(metric, values, model="student", samples=f"{split} samples")
+                if warning is not None and (metric, split) not in self.warned_metrics:
+                    self.warned_metrics.add((metric, split))
+                    self.sink(warning)
+        return scores
+
+    @property
+    def _steering_metrics(self) -> set[str]:
+        """The metrics that choose the best stage and end stages."""
+        advance = self.spec.curriculum.advance
+        return {self.spec.evaluation.best_by, *([advance.metric] if isinstance(advance, ByConvergence) else [])}
 
     def _keep_best(self, stage: int) -> None:
         """Keep the weights of the stage that scores best."""
@@ -388,8 +438,8 @@ class Trainer:
         if self.should_stop():
             raise RunStopped
 
-    def _progress(self) -> tuple[int, int]:
-        return self.state.step, len(self.state.evaluations)
+    def _progress(self) -> tuple[int, ...]:
+        return self.state.step, len(self.state.evaluations), len(self.state.row_scores)
 
     def _save(self, kind: Literal["training", "stage"], stage: int) -> None:
         root = self.workdir / CHECKPOINTS_DIR
@@ -473,9 +523,16 @@ def allocate_moments(optimizer: AdamW, zeros_like: Callable[[Tensor], Tensor] = 
 
 
 def best_stage(evaluations: Sequence[Evaluated], metric: Literal["rouge_l", "exact_match"]) -> int | None:
-    """The stage whose greedy answers score highest by `metric`, of equals the earlier; None without scores."""
-    stages = [evaluated for evaluated in evaluations if evaluated.subject == "stage"]
-    best = max(stages, key=lambda evaluated: float(getattr(evaluated, metric)), default=None)
+    """The stage whose greedy answers to the validation samples score highest by `metric`; None without scores.
+
+    Of stages with equal scores it is the one with the lower cross-entropy, and of equals the earlier. So a metric that
+    is the same after every stage chooses nothing, and no later stage changes the order of earlier ones.
+    """
+    best = max(
+        _stages_on_validation(evaluations),
+        key=lambda evaluated: (float(getattr(evaluated, metric)), -evaluated.cross_entropy),
+        default=None,
+    )
     return None if best is None else best.stage
 
 
@@ -484,8 +541,24 @@ def best_epoch(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=lambda index: (scores[index], index)) + 1
 
 
+def best_chosen_by(
+    evaluations: Sequence[Evaluated], metric: Literal["rouge_l", "exact_match"]
+) -> Literal["rouge_l", "exact_match", "cross_entropy"]:
+    """The score that decided which stage is the best: cross-entropy where `metric` is the same after every stage."""
+    values = [getattr(evaluated, metric) for evaluated in _stages_on_validation(evaluations)]
+    return "cross_entropy" if len(values) > 1 and len(set(values)) == 1 else metric
+
+
+def _stages_on_validation(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
+    return [each for each in evaluations if (each.subject, each.split) == ("stage", VALIDATION)]
+
+
 def has_converged(scores: Sequence[float], *, patience: int, min_delta: float) -> bool:
-    """Whether the last `patience` scores all failed to rise by `min_delta` over the best before them."""
+    """Whether the last `patience` scores all failed to rise by `min_delta` over the best before them.
+
+    Scores count from the first that is not 0: while every answer scores 0, nothing is known of how they improve.
+    """
+    scores = list(dropwhile(lambda score: score == 0, scores))
     if len(scores) <= patience:
         return False
     best_before = max(scores[:-patience])

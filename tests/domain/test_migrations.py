@@ -285,10 +285,10 @@ def constraints_of(engine: sa.Engine) -> set[str | None]:
     return names
 
 
-def test_rows_of_the_old_schema_stand_under_their_new_names(engine: sa.Engine, settings: Settings) -> None:
+def test_rows_of_the_old_schema_stand_under_their_new_names(engine: sa.Engine) -> None:
     migrate(engine, "0004")
     insert_rows(engine, rows_of_0004(engine.dialect.name))
-    upgrade(settings)
+    migrate(engine, "0005")
     assert read_rows(engine) == rows_of_0005(engine.dialect.name)
     with engine.begin() as connection:
         connection.execute(sa.text("DELETE FROM jobs"))
@@ -304,3 +304,19 @@ def test_downgrade_gives_rows_their_old_names_back(engine: sa.Engine) -> None:
     migrate(engine, "0004", down=True)
     assert read_rows(engine) == rows_of_0004(engine.dialect.name)
     assert constraints_of(engine) == before
+
+
+def test_evaluations_of_an_older_version_are_on_the_validation_samples(engine: sa.Engine, settings: Settings) -> None:
+    migrate(engine, "0004")
+    insert_rows(engine, rows_of_0004(engine.dialect.name))
+    migrate(engine, "0005")
+    before, names = read_rows(engine)["job_evaluations"], constraints_of(engine)
+    upgrade(settings)
+    (row,) = read_rows(engine)["job_evaluations"]
+    assert row == before[0] | {"split": "validation"}
+    table = reflected(engine).tables["job_evaluations"]
+    with engine.begin() as connection:
+        connection.execute(sa.insert(table).values(row | {"split": "test"}))
+    migrate(engine, "0005", down=True)
+    assert read_rows(engine)["job_evaluations"] == before
+    assert constraints_of(engine) == names

@@ -257,6 +257,36 @@ def test_result_and_report_have_sampled_scores_beside_the_greedy_ones(tmp_path: 
     assert "over seeds 10, 20 at temperature 1.0" in " ".join(html.split())
 
 
+def test_other_samples_are_scored_at_the_start_at_the_end_and_of_the_best_stage(tmp_path: Path) -> None:
+    probes = tmp_path / "probes.jsonl"
+    probes.write_text(
+        '{"messages": [{"role": "user", "content": "Say so."}, {"role": "assistant", "content": "so"}]}\n'
+    )
+    few = ("curriculum.stages=2", "evaluation.max_rows=4", f"evaluation.sets={{probes: {{path: {probes}}}}}")
+    settings = (*few, "data.test.path=examples/tiny/validation.jsonl", "seed=4")
+    result, events = run_tiny(tmp_path / "run", *settings)
+    by_split: dict[str, list[Evaluated]] = {}
+    for each in result.evaluations:
+        by_split.setdefault(each.split, []).append(each)
+    assert [*by_split] == ["validation", "test", "probes"]
+    assert [each.subject for each in by_split["validation"]] == ["teacher", "initial", "stage", "stage", "final"]
+    for split, rows in (("test", 16), ("probes", 1)):
+        scored = {each.subject: each for each in by_split[split] if each.subject != "stage"}
+        assert [*scored] == ["teacher", "initial", "best", "final"]
+        assert {each.rows for each in by_split[split]} == {rows}
+        assert scored["best"].stage == result.best_stage
+    assert [event for event in events if isinstance(event, Evaluated)] == list(result.evaluations)
+    differences = {(each.split, each.model, each.compared_with, each.metric): each for each in result.differences}
+    initial, final = (next(each for each in by_split["test"] if each.subject == name) for name in ("initial", "final"))
+    fell = differences["test", "final", "initial", "cross_entropy"]
+    assert fell.difference == pytest.approx(final.cross_entropy - initial.cross_entropy, abs=1e-4)
+    assert fell.low <= fell.difference <= fell.high
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert all(f"Scores on {rows} {split} samples" in html for split, rows in (("test", 16), ("validation", 4)))
+    stop_tiny_run_at(7, tmp_path / "cut", *settings)
+    assert run_tiny(tmp_path / "cut", *settings)[0] == result
+
+
 def test_sigterm_saves_and_exits_with_75(tmp_path: Path) -> None:
     attempt, lines = forked_engine(tmp_path / "run")
     for line in lines:
@@ -354,14 +384,12 @@ def test_stage_ends_early_on_convergence_and_resumes_to_the_same_weights(tmp_pat
         "curriculum.stages=2",
     )
     _, events = run_tiny(tmp_path / "whole", *settings)
-    ends = [event for event in events if isinstance(event, StageFinished)]
-    assert [event.epochs for event in ends] == [2, 2]
-    scores = {
-        event.step: event.rouge_l for event in events if isinstance(event, Evaluated) and event.subject == "epoch"
-    }
-    first, last = list(scores.values())[2:]
-    assert ends[1].kept_epoch == (1 if first > last else 2)
-    assert sum(isinstance(event, Evaluated) and event.subject == "epoch" for event in events) == 4
+    # No later score can rise by 100 points over the first one that is not 0.
+    epochs = [event for event in events if isinstance(event, Evaluated) and event.subject == "epoch"]
+    for stage in (event for event in events if isinstance(event, StageFinished)):
+        scores = [each.rouge_l for each in epochs if each.stage == stage.stage]
+        assert len(scores) == stage.epochs == min(4, next((at for at, score in enumerate(scores) if score), 4) + 2)
+        assert stage.kept_epoch == max(range(len(scores)), key=lambda epoch: (scores[epoch], epoch)) + 1
     stop_tiny_run_at(7, tmp_path / "cut", *settings)
     run_tiny(tmp_path / "cut", *settings)
     assert final_weights_digest(tmp_path / "cut") == final_weights_digest(tmp_path / "whole")

@@ -1,7 +1,7 @@
 """Learning-rate curves and sample order."""
 
 import math
-from itertools import product
+from itertools import pairwise, product
 from typing import Literal
 
 from hypothesis import given
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pocl.events import Evaluated
 from pocl.spec import AllSamples, ReversedOrder, ShuffledStages, Training
 from pocl.train.eta import EtaEstimator
-from pocl.train.loop import best_epoch, best_stage, has_converged
+from pocl.train.loop import best_chosen_by, best_epoch, best_stage, has_converged
 from pocl.train.schedule import batches, cosine, shuffled, training_order
 
 LastBatch = Literal["partial", "even", "drop"]
@@ -101,6 +101,12 @@ def test_convergence_requires_patience_scores_without_improvement() -> None:
     assert has_converged([10.0, 9.0, 10.0], patience=2, min_delta=0.1)
 
 
+def test_scores_of_zero_are_no_sign_of_convergence_until_another_came() -> None:
+    assert not has_converged([0.0] * 9, patience=1, min_delta=0.1)
+    assert not has_converged([0.0, 0.0, 3.0], patience=1, min_delta=0.1)
+    assert has_converged([0.0, 3.0, 0.0], patience=1, min_delta=0.1)
+
+
 def test_seconds_left_count_steps_and_evaluations() -> None:
     now = iter([0.0, 2.0, 2.0, 12.0])
     eta = EtaEstimator(clock=lambda: next(now))
@@ -124,3 +130,32 @@ def test_best_stage_has_the_highest_named_score_and_the_earlier_of_equals() -> N
     assert best_stage(evaluations, "rouge_l") == 1
     assert best_stage(evaluations, "exact_match") == 0
     assert best_stage(evaluations[:1], "rouge_l") is None
+
+
+def scored_stages(*scores: tuple[float, float], split: str = "validation") -> list[Evaluated]:
+    """The evaluations of stages with ROUGE-L and cross-entropy."""
+    return [
+        Evaluated(subject="stage", split=split, stage=stage, rows=2, rouge_l=rouge, exact_match=0, cross_entropy=nats)
+        for stage, (rouge, nats) in enumerate(scores)
+    ]
+
+
+def test_metric_that_is_the_same_after_every_stage_chooses_none() -> None:
+    stages = scored_stages((0, 3.0), (0, 2.0), (0, 2.5))
+    assert best_stage(stages, "rouge_l") == best_stage(stages, "exact_match") == 1
+    assert best_chosen_by(stages, "rouge_l") == "cross_entropy"
+    stages = scored_stages((0, 3.0), (4, 9.0), (0, 2.5))
+    assert (best_stage(stages, "rouge_l"), best_chosen_by(stages, "rouge_l")) == (1, "rouge_l")
+    assert best_chosen_by(stages[:1], "rouge_l") == "rouge_l"
+
+
+def test_other_samples_than_those_of_validation_choose_no_stage() -> None:
+    stages = [*scored_stages((5, 3.0), (4, 3.0)), *scored_stages((1, 3.0), (90, 1.0), split="test")]
+    assert best_stage(stages, "rouge_l") == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([1.0, 2.0])), min_size=1, max_size=8))
+def test_best_stage_so_far_is_the_best_of_all_or_the_newest(scores: list[tuple[float, float]]) -> None:
+    stages = scored_stages(*scores)
+    best = [best_stage(stages[: count + 1], "rouge_l") for count in range(len(stages))]
+    assert all(later in (earlier, index) for index, (earlier, later) in enumerate(pairwise(best), start=1))

@@ -72,6 +72,26 @@ def test_every_ranker_may_be_named_and_the_teacher_must_be_there_to_rank() -> No
     assert refused(teacher=None, method="sft", curriculum=by_teacher) == {("", "value_error")}
 
 
+def test_evaluation_sets_are_named_freely_and_few() -> None:
+    sets = {"maths": {"path": "maths.jsonl"}, "chat-de": {"path": "chat.jsonl"}}
+    data = WITH_VALIDATION["data"] | {"test": {"path": "test.jsonl"}}
+    spec = resolve(MINIMAL | {"data": data, "evaluation": {"sets": sets}})
+    assert [*spec.data_refs] == [
+        "/data/train", "/data/validation", "/data/test", "/evaluation/sets/maths", "/evaluation/sets/chat-de",
+    ]  # fmt: skip
+    moved = {pointer: ref.model_copy(update={"path": f"/x/{ref.path}"}) for pointer, ref in spec.data_refs.items()}
+    assert spec.with_data_refs(moved).data_refs == moved
+    assert DistillationSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    "sets", [{"test": {"path": "x"}}, {"A b": {"path": "x"}}, {f"s{i}": {"path": "x"} for i in range(9)}]
+)
+def test_evaluation_sets_of_other_names_or_too_many_are_refused(sets: dict[str, object]) -> None:
+    ((pointer, _),) = refused(evaluation={"sets": sets})
+    assert pointer.startswith("/evaluation")
+
+
 def test_client_fields_override_the_preset_one_by_one() -> None:
     spec = resolve(MINIMAL | {"preset": "quick", "training": {"batch_size": 3}})
     assert spec.training.batch_size == 3

@@ -59,7 +59,8 @@ def trainer_in(
         checkpoint.restore_optimizer(point.directory, model, optimizer)
         state = point.state
 
-    def score(*, sampled: bool) -> Scores:
+    def score(split: str, *, sampled: bool) -> Scores:
+        assert split == "validation"
         rouge_l = EPOCH_SCORES[min(state.epoch, 4)] if not sampled else 0.0
         return Scores(rows=1, rouge_l=rouge_l, exact_match=0.0, cross_entropy=1.0, divergence=None)
 

@@ -165,7 +165,8 @@ def test_no_stage_stays_running_after_its_attempt(
 
 def test_a_stage_carries_the_scores_of_its_end(database: Database) -> None:
     claim = claim_job(database)
-    apply(database, claim, evaluated(rouge_l=21.5), evaluated(subject="epoch", rouge_l=9.0))
+    others = evaluated(subject="epoch", rouge_l=9.0), evaluated(split="test", rouge_l=8.0)
+    apply(database, claim, evaluated(rouge_l=21.5), *others)
     evaluation = stages_of(database, claim)[0].evaluation
     assert evaluation is not None
     assert evaluation["rouge_l"] == 21.5

@@ -141,7 +141,7 @@ SENTENCES = {
     "Devanagari": ("बिल्ली लाल चटाई पर बैठी है।", 6),
     "Ethiopic": ("ድመቷ፡ቀይ፡ምንጣፍ፡ላይ፡ተቀምጣለች", 5),
     "Georgian": ("კატა წითელ ხალიჩაზე ზის", 4),
-    "Greek": ("Η γάτα κάθεται στο κόκκινο χαλί.", 6),
+    "Greek": ("η γάτα κάθεται στο κόκκινο χαλί.", 6),
     "Hebrew": ("החתול יושב על השטיח האדום", 5),
     "Japanese": ("猫は赤いマットに座っている", None),
     "Khmer": ("ឆ្មាអង្គុយលើកន្ទេល", None),
@@ -193,7 +193,7 @@ def test_normal_forms_do_not_matter_beyond_latin(script: str) -> None:
     ("one", "other"),
     [
         ("ПРИВЕТ", "привет"),
-        ("ΟΔΟΣ", "οδός".replace("ό", "ο")),
+        ("ΓΆΤΑΣ", "γάτας"),
         ("اَلْعَرَبِيَّةُ", "العربية"),
         ("العـــربية", "العربية"),
         ("שָׁלוֹם", "שלום"),
@@ -223,7 +223,10 @@ def test_words_of_mixed_scripts(text: str, words: list[str]) -> None:
     assert split_words(text) == words
 
 
-@pytest.mark.parametrize(("prediction", "reference"), [("", "word"), ("word", ""), ("", ""), ("¿?", "word"), ("", "猫"), (".", "."), ("\u200b", "\u200b")])
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [("", "word"), ("word", ""), ("", ""), ("¿?", "word"), ("", "猫"), (".", "."), ("\u200b", "\u200b")],
+)
 def test_text_without_words_scores_zero(prediction: str, reference: str) -> None:
     assert rouge_l(prediction, [reference]) == 0
 
@@ -243,7 +246,9 @@ def test_exact_match_requires_the_same_words(other: str) -> None:
     assert not exact_match(other, ["The answer."])
 
 
-@pytest.mark.parametrize(("one", "other"), [("", "..."), ("", "?!"), ("!", "?"), ("", ":-)"), ("the", "A"), ("the", ".")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("", "..."), ("", "?!"), ("!", "?"), ("", ":-)"), ("the", "A"), ("the", ".")]
+)
 def test_texts_of_which_normalisation_leaves_nothing_match_only_themselves(one: str, other: str) -> None:
     assert not exact_match(one, [other])
     assert not exact_match(other, [one])

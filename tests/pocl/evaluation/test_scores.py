@@ -70,7 +70,9 @@ def test_cross_entropy_and_divergence_are_means_over_response_tokens() -> None:
     result = token_scores(
         tiny("llama"), SAMPLES, sizes=SCORING, precision=FP32, teacher=LiveTeacher(tiny("llama", 1), FP32)
     )
-    assert result == pytest.approx((mean(ce), mean(kl)), rel=1e-5)
+    assert result[:2] == pytest.approx((mean(ce), mean(kl)), rel=1e-5)
+    by_sample = [sum(ce.pop(0) for _ in response_positions(sample)) for sample in SAMPLES]
+    assert result.cross_entropy_sums == pytest.approx(by_sample, rel=1e-5)
 
 
 def test_last_turn_cross_entropy_leaves_out_earlier_turns() -> None:
@@ -109,8 +111,12 @@ def test_host_reads_of_scoring_do_not_grow_with_the_batches() -> None:
 def test_scores_do_not_depend_on_how_samples_are_batched(family: str) -> None:
     def scored(tokens: int) -> list[float]:
         sizes = replace(SCORING, tokens=tokens)
-        mean, _ = token_scores(tiny(family), SAMPLES, sizes=sizes, precision=FP32)
-        return [mean, *last_turn_cross_entropy(tiny(family), SAMPLES, sizes=sizes, precision=FP32)]
+        scored = token_scores(tiny(family), SAMPLES, sizes=sizes, precision=FP32)
+        return [
+            scored.cross_entropy,
+            *scored.cross_entropy_sums,
+            *last_turn_cross_entropy(tiny(family), SAMPLES, sizes=sizes, precision=FP32),
+        ]
 
     assert scored(1) == pytest.approx(scored(1000), rel=1e-5)
 
@@ -150,6 +156,38 @@ def test_sampling_leaves_the_greedy_figures_alone_and_one_seed_has_no_deviation(
     assert (both.rouge_l, both.exact_match, both.cross_entropy) == (
         greedy.rouge_l, greedy.exact_match, greedy.cross_entropy,
     )  # fmt: skip
+
+
+def test_scores_of_each_sample_have_the_means_of_all() -> None:
+    result = scores()
+    rows = result.by_row
+    assert rows is not None
+    assert mean(rows.rouge_l) == pytest.approx(result.rouge_l, abs=1e-4)
+    assert mean(rows.exact_match) == pytest.approx(result.exact_match)
+    assert sum(rows.cross_entropy) / sum(rows.tokens) == pytest.approx(result.cross_entropy, rel=1e-5)
+    assert [shown.reference for shown in rows.shown] == [f"answer {number}" for number in range(5)]
+
+
+@pytest.mark.parametrize("waiting", [(0, 5), (6,), tuple(range(7))])
+def test_samples_without_a_reference_are_answered_and_not_scored(waiting: tuple[int, ...]) -> None:
+    kept = [number for number in range(7) if number not in waiting]
+    references = tuple(() if number in waiting else DATASET.references[number] for number in range(7))
+
+    def scored(dataset: EncodedDataset) -> Scores:
+        return evaluate(tiny("llama"), TOKENIZER, dataset, generation=GENERATION, scoring=SCORING)
+
+    result = scored(EncodedDataset(SAMPLES, references))
+    assert result.rows == len(kept)
+    assert result.by_row is not None
+    assert [shown.reference is None for shown in result.by_row.shown] == [number in waiting for number in range(5)]
+    if kept:
+        alone = scored(
+            EncodedDataset(tuple(SAMPLES[number] for number in kept), tuple(references[number] for number in kept))
+        )
+        assert (result.rouge_l, result.exact_match) == (alone.rouge_l, alone.exact_match)
+        assert result.cross_entropy == pytest.approx(alone.cross_entropy)
+        assert alone.by_row is not None
+        assert result.by_row.tokens == alone.by_row.tokens
 
 
 def test_progress_rises_over_all_seeds_to_its_end() -> None:
