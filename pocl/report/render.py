@@ -21,9 +21,14 @@ from pocl.spec import (
     ConstantWeight,
     Control,
     Method,
+    ModelRanker,
     NoCurriculum,
+    Ranker,
     ReversedOrder,
     ShuffledStages,
+    StudentRanker,
+    TeacherRanker,
+    WarmStudentRanker,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +90,9 @@ class ReportData:
     evaluations: Sequence[Evaluated]
     curve: TrainingCurve
     ranking: Sequence[RankedSample]
+    """From easy to hard; empty where nothing was ranked."""
+    ranker: Ranker
+    """The model that the samples were ranked by, where they were."""
     provenance: Mapping[str, str | None]
     """What the run can be reproduced from: digests, versions, seed."""
     differences: Sequence[ScoreDifference] = ()
@@ -129,6 +137,7 @@ def render(data: ReportData) -> str:
         training_plot=_training_plot(data),
         scores_plot=_scores_plot(plotted, stage_scores) if stage_scores else "",
         difficulty_plot=_difficulty_plot(data.ranking, data.stages, data.control) if data.ranking else "",
+        ranker=describe_ranker(data.ranker),
         provenance=data.provenance,
         not_exact=data.not_exact,
     )
@@ -169,6 +178,21 @@ def describe_control(control: Control | None) -> str | None:
             return f"Control experiment {control.kind}: all stages have one KD weight."
         case _:
             assert_never(control)
+
+
+def describe_ranker(ranker: Ranker) -> str:
+    """The model that the samples were ranked by, for people."""
+    match ranker:
+        case StudentRanker():
+            return "the untrained student"
+        case TeacherRanker():
+            return "the teacher"
+        case ModelRanker():
+            return "another model"
+        case WarmStudentRanker():
+            return f"a copy of the student after {ranker.steps} steps of warm-up"
+        case _:
+            assert_never(ranker)
 
 
 def method_name(method: Method) -> str:
@@ -266,7 +290,7 @@ def _difficulty_plot(ranking: Sequence[RankedSample], stages: Sequence[StageFigu
         shade = shades[min(stage.index, len(shades) - 1)]
         _scatter(axes, order[first_trained : stage.samples], shade, label=f"stage {stage.index + 1}")
         first_trained = max(first_trained, stage.samples)
-    axes.set(xlabel="cross-entropy of the reference, nats per token", ylabel="ROUGE-L of the own answer")
+    axes.set(xlabel="cross-entropy of the reference, nats per token", ylabel="ROUGE-L of the answer")
     axes.legend(frameon=False, ncols=4)
     return _svg(figure)
 

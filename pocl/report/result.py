@@ -153,6 +153,7 @@ def _report_data(
             temperature=[row.temperature for row in metrics],
         ),
         ranking=ranking,
+        ranker=spec.curriculum.ranking.ranker,
         not_exact=result.not_exact,
         provenance={
             "preset": spec.preset,

@@ -1,21 +1,29 @@
 """What the report says about a run: which method trained each stage, and whether the run is a control experiment."""
 
 import re
+from collections.abc import Sequence
 
 import pytest
 
 from pocl.curriculum.ranking import RankedSample
-from pocl.report.render import ReportData, StageFigures, TrainingCurve, describe_stages, render
+from pocl.report.render import ReportData, StageFigures, TrainingCurve, describe_control, describe_stages, render
 from pocl.spec import (
     JS,
     SFT,
+    AllSamples,
     ConstantTemperature,
+    ConstantWeight,
     Control,
     ForwardKL,
     Method,
     NoCurriculum,
+    Ranker,
+    ReversedOrder,
     ReverseKL,
     ShuffledStages,
+    StudentRanker,
+    TeacherRanker,
+    WarmStudentRanker,
 )
 
 # It draws plots, which takes seconds.
@@ -44,7 +52,13 @@ def stages(*methods: Method, inherited: int = 0) -> list[StageFigures]:
     ]
 
 
-def report(figures: list[StageFigures], control: Control | None = None) -> str:
+def report(
+    figures: list[StageFigures],
+    control: Control | None = None,
+    *,
+    ranking: Sequence[RankedSample] = RANKING,
+    ranker: Ranker = StudentRanker(),  # noqa: B008 # It is immutable.
+) -> str:
     """The text of a report, without its markup and with single spaces."""
     html = render(
         ReportData(
@@ -54,7 +68,8 @@ def report(figures: list[StageFigures], control: Control | None = None) -> str:
             stages=figures,
             evaluations=(),
             curve=TrainingCurve(steps=(), loss=(), cross_entropy=(), divergence=(), temperature=()),
-            ranking=RANKING,
+            ranking=ranking,
+            ranker=ranker,
             provenance={"seed": "10"},
         )
     )
@@ -97,13 +112,29 @@ def test_stage_table_names_the_method_of_each_stage() -> None:
     ("control", "sentence"),
     [
         (NoCurriculum(kind="no_curriculum"), "all samples in one stage, at one temperature"),
+        (AllSamples(kind="all_samples"), "each stage takes all samples"),
         (ShuffledStages(kind="shuffled_stages"), "the stages take the samples in a random order"),
+        (ReversedOrder(kind="reversed_order"), "the stages take the samples from hard to easy"),
         (ConstantTemperature(kind="constant_temperature"), "all stages have one temperature"),
+        (ConstantWeight(kind="constant_weight"), "all stages have one KD weight"),
     ],
 )
-def test_report_of_a_control_experiment_says_so(control: Control, sentence: str) -> None:
-    text = report(stages(ForwardKL()), control)
-    assert f"Control experiment {control.kind}: {sentence}." in text
+def test_control_experiment_is_described(control: Control, sentence: str) -> None:
+    assert describe_control(control) == f"Control experiment {control.kind}: {sentence}."
+
+
+def test_report_names_the_control_and_has_no_difficulties_where_nothing_was_ranked() -> None:
+    text = report(stages(ForwardKL()), AllSamples(kind="all_samples"), ranking=())
+    assert "Control experiment all_samples: each stage takes all samples." in text
+    assert "Difficulty" not in text
+
+
+def test_report_says_for_whom_the_samples_were_easy_or_hard() -> None:
+    figures = stages(ForwardKL())
+    assert "were for the untrained student;" in report(figures)
+    assert "were for the teacher;" in report(figures, ranker=TeacherRanker(kind="teacher"))
+    warm = WarmStudentRanker(kind="warm_student", steps=7)
+    assert "were for a copy of the student after 7 steps of warm-up;" in report(figures, ranker=warm)
 
 
 def test_report_of_a_curriculum_mentions_no_control() -> None:
