@@ -73,16 +73,15 @@ def _nearest_to_mean(pairs: Sequence[Lengths]) -> Lengths:
 
 def _measure(data: Path, tokenizer_directory: str) -> list[Lengths]:
     # These are needed only to make the file.
-    from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
-    from pocl.data.prompting import Prompting, assistant_turns, token_ids
+    from pocl.prompting.alpaca import alpaca_turns
+    from pocl.prompting.tokenizer_files import read_tokenizer
     from pocl.samples.rows import read_samples
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tokenizer_directory)
+    tokenizer = read_tokenizer(Path(tokenizer_directory))
     lengths = []
     for sample in read_samples(data)[: len(dolly_lengths())]:
-        (turn,) = assistant_turns(sample, tokenizer, Prompting.ALPACA, 0)
-        prompt, whole = (len(token_ids(tokenizer, text)) for text in (turn.prompt, turn.prompt + turn.answer))
+        (turn,) = alpaca_turns(sample)
+        prompt, whole = (len(tokenizer.encode(text).ids) for text in (turn.prompt, f"{turn.prompt}{turn.answer}"))
         lengths.append((prompt, whole - prompt + 1))
     return lengths
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 from bench.lengths import MAX_LENGTH, MAX_PROMPT_LENGTH, representative_lengths
 from bench.sizes import Size, build_model
-from pocl.data.prompting import Prompting, assistant_turns, token_ids
 from pocl.events import Event, PhaseChanged
 from pocl.models.loading import save_model
+from pocl.prompting.alpaca import alpaca_turns
 from pocl.samples.rows import read_samples
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
@@ -96,8 +96,8 @@ def _write_samples(path: Path, count: int, size: Size, tokenizer: PreTrainedToke
         return json.dumps(row) + "\n"
 
     path.write_text(line(1, 1))
-    (turn,) = assistant_turns(read_samples(path)[0], tokenizer, Prompting.ALPACA, 0)
-    template_tokens = len(token_ids(tokenizer, turn.prompt)) - 1
+    (turn,) = alpaca_turns(read_samples(path)[0])
+    template_tokens = len(tokenizer(turn.prompt, add_special_tokens=False)["input_ids"]) - 1
     path.write_text(
         "".join(line(prompt - template_tokens, response - 1) for prompt, response in representative_lengths(count))
     )

@@ -3,6 +3,7 @@
 import os
 from contextlib import ExitStack
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -96,7 +97,9 @@ class Pipeline:
         Args:
             resources: Is given what must be released when the run ends.
         """
-        self._spec = pin_spec(workdir, spec, spec.with_choices(_choices_at_start(spec)))
+        self._spec = pin_spec(
+            workdir, spec, spec.with_choices(_choices_at_start(spec)).with_day(datetime.now(UTC).date())
+        )
         self._workdir = workdir
         self._sink = sink
         self._should_stop = should_stop
@@ -141,6 +144,9 @@ class Pipeline:
         models = load_models(self._spec, device=self._device, precision=self._precision, digests=digests)
         self._choose_sizes(models)
         corpus = encode_corpus(self._spec.data, models, splits.train, held_out)
+        if resume_point is None:
+            for about_samples in corpus.warnings:
+                self._sink(Warned(code=about_samples.code, message=about_samples.message))
         self._report_unscored(corpus)
         ranking = self._rank(models, corpus, digests)
         teacher_scores = [] if resume_point is not None else self._score_teacher(models, corpus)
@@ -246,7 +252,10 @@ class Pipeline:
         return GenerationSettings(
             max_new_tokens,
             self._sizes.generation_rows,
-            end_of_response_id=corpus.end_of_response_id,
+            end_of_response_id=corpus.ending.end_of_response_id,
+            end_tokens=corpus.ending.end_tokens,
+            stop_sequence=corpus.ending.stop_sequence,
+            thought=corpus.ending.thought,
             precision=self._precision,
             sampling=sampling,
             generator=self._spec.resources.generator,

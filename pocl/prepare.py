@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from pocl.data.batches import Prompting, encode, end_of_response_id
+from pocl.encoding_counts import EncodingCounts
 from pocl.errors import DatasetInvalid
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.vllm_generation import vllm_missing
@@ -18,7 +18,14 @@ from pocl.models.digest import DigestStore
 from pocl.models.loading import LazyModel, LoadedModel, load_lazily, load_student, shared_vocabulary
 from pocl.models.precision import Precision
 from pocl.models.product_weights import ProductWeights
+from pocl.models.tokenizers import text_tokenizer
 from pocl.out_of_memory import fit_or_refuse
+from pocl.prompting.encoding import SampleEncoder
+from pocl.prompting.encoding_warnings import EncodingWarning, encoding_warnings
+from pocl.prompting.template_choice import DEFAULT, chat_template_sources, make_encoder
+from pocl.prompting.template_renderer import call_shared_process
+from pocl.prompting.text_tokenizer import TextTokenizer
+from pocl.prompting.thoughts import Thought, visible_answer
 from pocl.samples.rows import read_samples
 from pocl.samples.sample import Sample
 from pocl.samples.splits import Splits, split_samples
@@ -40,6 +47,20 @@ class Models:
 
 
 @dataclass(frozen=True)
+class AnswerEnding:
+    """What tells an answer from what is generated around it."""
+
+    end_of_response_id: int
+    """The token that ends a response; the end-of-sequence token where a response ends in plain text."""
+    end_tokens: frozenset[int]
+    """All tokens that end a response."""
+    stop_sequence: tuple[int, ...]
+    """The tokens of the plain text that ends a response; empty where a token does."""
+    thought: Thought | None
+    """What stands around the thought that a response begins with; None where the template knows none."""
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The samples of a run as token ids."""
 
@@ -47,9 +68,13 @@ class Corpus:
     held_out: Mapping[str, EncodedDataset]
     """The samples to evaluate on by name: `validation`, `test`, and the evaluation sets."""
     template: str
-    """The name of the template that the samples are encoded with."""
-    end_of_response_id: int
-    """The token that ends a response."""
+    """What the samples are encoded with, as far as it decides what of an answer is compared."""
+    ending: AnswerEnding
+    """How answers end, and how they begin with a thought."""
+    counts: Mapping[str, EncodingCounts]
+    """What was cut and left out, by the set of samples: `train`, and those of `held_out`."""
+    warnings: tuple[EncodingWarning, ...]
+    """What whoever runs the job should know about the samples as tokens."""
 
 
 def read_splits(spec: DistillationSpec) -> Splits:
@@ -124,27 +149,66 @@ def load_models(spec: DistillationSpec, *, device: torch.device, precision: Prec
 
 
 def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Mapping[str, list[Sample]]) -> Corpus:
-    """Encode the samples with the template of the specification."""
-    tokenizer = models.tokenizer
-    prompting = Prompting.choose(data.template, tokenizer)
-    end_id = end_of_response_id(tokenizer, prompting)
+    """Encode the samples with the template of the specification, which is saved with the distilled student.
 
-    def encode_all(samples: list[Sample]) -> EncodedDataset:
-        encoded = tuple(
-            encode(
-                sample,
-                tokenizer,
-                prompting,
-                max_length=data.max_length,
-                max_prompt_length=data.max_prompt_length,
-                eos_token_id=end_id,
-            )
-            for sample in samples
+    Raises:
+        SpecInvalid, DatasetInvalid, ModelUnsupported: see :func:`~pocl.prompting.template_choice.make_encoder` and
+            :meth:`~pocl.prompting.encoding.SampleEncoder.encode`.
+    """
+    tokenizer = _text_tokenizer(models)
+    encoder = make_encoder(data, tokenizer, call_shared_process)
+    if data.chat_template is not None or data.template_name is not None:
+        models.tokenizer.chat_template = chat_template_sources(data, tokenizer)[DEFAULT]
+    counts: dict[str, EncodingCounts] = {}
+    datasets: dict[str, EncodedDataset] = {}
+    _check_answers(train)
+    for name, samples in {"train": train, **held_out}.items():
+        encoded = encoder.named(f"the {name} set").encode(samples)
+        references = tuple(
+            tuple(visible_answer(reference, encoder.thought) for reference in sample.references) for sample in samples
         )
-        return EncodedDataset(encoded, tuple(sample.references for sample in samples))
+        counts[name], datasets[name] = encoded.counts, EncodedDataset(encoded.samples, references)
+    return Corpus(
+        datasets.pop("train"),
+        datasets,
+        encoder.answer_form,
+        _ending(encoder),
+        counts,
+        tuple(encoding_warnings(encoder, counts)),
+    )
 
-    encoded = {name: encode_all(samples) for name, samples in held_out.items()}
-    return Corpus(encode_all(train), encoded, prompting.value, end_id)
+
+def _check_answers(samples: list[Sample]) -> None:
+    """
+    Raises:
+        DatasetInvalid: a sample has nothing to train on.
+    """
+    without = [index + 1 for index, sample in enumerate(samples) if not sample.has_answer]
+    if without:
+        first = f"the first of them is sample {without[0]}"
+        raise DatasetInvalid(f"{len(without)} of {len(samples)} training samples have no answer: {first}.")
+
+
+def _text_tokenizer(models: Models) -> TextTokenizer:
+    """The tokenizer of the data for texts, with the ends that the generation config of its model names."""
+    is_teachers = models.teacher is not None and models.tokenizer is models.teacher.tokenizer
+    owner = models.teacher if is_teachers else models.student
+    assert owner is not None  # The teacher's tokenizer has a teacher.
+    generation_config = owner.structure.generation_config
+    configured = None if generation_config is None else generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return text_tokenizer(models.tokenizer, [id_ for id_ in ids if isinstance(id_, int)])
+
+
+def _ending(encoder: SampleEncoder) -> AnswerEnding:
+    end, eos = encoder.end, encoder.tokenizer.eos_id
+    token = end.token if end.token is not None else eos
+    return AnswerEnding(
+        end_of_response_id=token if token is not None else end.ids[-1],
+        end_tokens=encoder.end_tokens,
+        stop_sequence=end.ids if end.token is None else (),
+        thought=encoder.thought,
+    )
 
 
 def _split_training_samples(splits: Splits, split: DataSplit) -> Splits:

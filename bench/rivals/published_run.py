@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from bench.generate import greedy, left_padded
 from bench.rivals import IGNORED
 from bench.rivals.published import Padded, PublishedStep
-from pocl.data.batches import EncodedSample, Prompting, encode
+from pocl.data.batches import EncodedSample
 from pocl.models.precision import Precision, choose_device, choose_precision
+from pocl.models.tokenizers import text_tokenizer
 from pocl.plan import stage_table
+from pocl.prompting.encoding import SampleEncoder
 from pocl.samples.rows import read_samples
 from pocl.spec import DataRef, DistillationSpec, ModelRef
 from pocl.train.schedule import batches, cosine, shuffled
@@ -42,18 +44,10 @@ class _Run:
         assert ref is not None  # The benchmark names files.
         assert ref.path is not None
         data, samples = self.spec.data, read_samples(Path(ref.path))
-        encoded = [
-            encode(
-                sample,
-                self.tokenizer,
-                Prompting.ALPACA,
-                max_length=data.max_length,
-                max_prompt_length=data.max_prompt_length,
-                eos_token_id=self.end_id,
-            )
-            for sample in samples
-        ]
-        return encoded, [sample.references[0] for sample in samples]
+        encoder = SampleEncoder(
+            text_tokenizer(self.tokenizer), None, data.system, data.max_length, data.max_prompt_length
+        )
+        return list(encoder.encode(samples).samples), [sample.references[0] for sample in samples]
 
     @torch.no_grad()
     def scores(

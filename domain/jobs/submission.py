@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -109,7 +110,8 @@ def plan_job(
         PathOutsideModelRoots: a model is not where the service may read it.
     """
     with engine_refusals(pointer_prefix):
-        spec = with_budget(session, project, resolve(posted_spec))
+        # Templates that print the date would else print another one when a job is resumed.
+        spec = with_budget(session, project, resolve(posted_spec)).with_day(datetime.now(UTC).date())
         samples, store_keys = _resolve_references(session, project, spec)
         stages = stage_table(spec, samples)
     models = inspect_models(settings, spec, store_keys, pointer_prefix=pointer_prefix)

@@ -1,82 +1,22 @@
-"""From samples to token ids with their response tokens marked, and from those to padded or packed batches.
+"""Padded and packed batches of encoded samples.
 
 Labels are shifted in one place, for padded and packed batches alike: `predicts` marks the positions whose next token is
 a response token, and `labels` are those next tokens. Callers must not shift them again.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from pocl.data.packing import Packing, PackingLayout
-from pocl.data.prompting import Prompting, assistant_turns, end_of_response_id, token_ids
 from pocl.data.transfer import Array, to_device
-from pocl.samples.sample import Sample
+from pocl.prompting.encoded_sample import EncodedSample
 
-__all__ = [
-    "Batch",
-    "EncodedSample",
-    "FixedShape",
-    "Packing",
-    "Prompting",
-    "collate",
-    "encode",
-    "end_of_response_id",
-    "pack",
-]
-
-
-@dataclass(frozen=True)
-class EncodedSample:
-    """One sample as token ids: a prompt and its response."""
-
-    digest: str
-    """SHA-256 of the :class:`~pocl.samples.sample.Sample` that was encoded."""
-    input_ids: tuple[int, ...]
-    prompt_length: int
-    """Tokens before the last turn's response."""
-    earlier_spans: tuple[tuple[int, int], ...] = ()
-    """[start, stop) of the responses of earlier turns; they lie inside the prompt."""
-
-    @cached_property
-    def content_digest(self) -> str:
-        """SHA-256 over token ids and label mask; a model cannot tell samples of equal digest apart."""
-        return hashlib.sha256(f"{self.input_ids} {self.response_spans}".encode()).hexdigest()
-
-    @property
-    def response_spans(self) -> tuple[tuple[int, int], ...]:
-        """[start, stop) of the responses of all turns."""
-        return (*self.earlier_spans, (self.prompt_length, len(self.input_ids)))
-
-    @property
-    def predicted_tokens(self) -> int:
-        """Number of response tokens that some position predicts; no position predicts a sample's first token."""
-        return sum(stop - max(start, 1) for start, stop in self.response_spans if stop > max(start, 1))
-
-    @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        """What generation of the last turn starts from; always the beginning of `input_ids`."""
-        return self.input_ids[: self.prompt_length]
-
-    @property
-    def reference_ids(self) -> tuple[int, ...]:
-        """The last turn's response, with its end token unless it was cut."""
-        return self.input_ids[self.prompt_length :]
-
-    @property
-    def label_mask(self) -> tuple[bool, ...]:
-        """For each token whether it is a response token, of any turn, its end token included."""
-        mask = [False] * len(self.input_ids)
-        for start, stop in self.response_spans:
-            mask[start:stop] = [True] * (stop - start)
-        return tuple(mask)
+__all__ = ["Batch", "EncodedSample", "FixedShape", "Packing", "collate", "pack"]
 
 
 @dataclass(frozen=True)
@@ -101,49 +41,6 @@ class Batch:
     """The samples, in the order of the batch."""
     packing: Packing | None = None
     """Where the samples of a packed batch are, which are concatenated, with B = 1; None where padded."""
-
-
-def encode(
-    sample: Sample,
-    tokenizer: PreTrainedTokenizerBase,
-    prompting: Prompting,
-    *,
-    max_length: int,
-    max_prompt_length: int,
-    eos_token_id: int,
-) -> EncodedSample:
-    """Turn a sample into token ids.
-
-    The prompt is all before the last response. Where it has more than `max_prompt_length` tokens it is cut
-    from its left, so that the response marker stays; a begin-of-sequence token that the tokenizer adds by
-    itself stays too. The first reference follows, closed by `eos_token_id` (see :func:`end_of_response_id`);
-    what exceeds `max_length` is cut from its end, so the end token is lost first.
-
-    Raises:
-        ValueError: unless 1 <= max_prompt_length < max_length.
-        DatasetInvalid: if the chat template refuses the sample.
-    """
-    if not 1 <= max_prompt_length < max_length:
-        raise ValueError("max_prompt_length must be at least 1 and below max_length")
-    ids: list[int] = []
-    spans: list[tuple[int, int]] = []
-    for turn in assistant_turns(sample, tokenizer, prompting, eos_token_id):
-        prompt, answer = _prompt_and_answer(tokenizer, turn.prompt, turn.answer)
-        start = len(ids) + len(prompt)
-        ids += [*prompt, *answer, *([eos_token_id] if turn.has_end_token else [])]
-        spans.append((start, len(ids)))
-
-    last_start, _ = spans.pop()
-    begin = _begin_ids(tokenizer, prompting)[: max_prompt_length - 1]
-    cut = max(0, len(begin) + last_start - max_prompt_length)
-    shift = len(begin) - cut
-    earlier_spans = [(max(start + shift, len(begin)), stop + shift) for start, stop in spans if stop > cut]
-    return EncodedSample(
-        digest=sample.digest,
-        input_ids=tuple([*begin, *ids[cut:]][:max_length]),
-        prompt_length=last_start + shift,
-        earlier_spans=tuple(earlier_spans),
-    )
 
 
 def collate(
@@ -233,7 +130,7 @@ def _arrays(
         stop = start + len(sample.input_ids)
         input_ids[start:stop] = sample.input_ids
         attention_mask[start:stop] = 1
-        last_turn[start + sample.prompt_length : stop] = True
+        last_turn[start + sample.prompt_length : start + sample.response_stop] = True
         for first, end in sample.response_spans:
             # No position of its own sample predicts a sample's first token.
             labelled[start + max(first, 1) : start + end] = True
@@ -263,20 +160,3 @@ def _batch(samples: Sequence[EncodedSample], tensors: dict[str, Tensor], packing
         samples=tuple(samples),
         packing=packing,
     )
-
-
-def _prompt_and_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    # Generation starts from the prompt's own ids, so they must be a prefix of the joint ids. Where the tokenizer merges
-    # tokens across the border, prompt and answer are tokenised apart.
-    prompt_ids, joint_ids = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + answer)
-    if joint_ids[: len(prompt_ids)] == prompt_ids:
-        return prompt_ids, joint_ids[len(prompt_ids) :]
-    return prompt_ids, token_ids(tokenizer, answer)
-
-
-def _begin_ids(tokenizer: PreTrainedTokenizerBase, prompting: Prompting) -> list[int]:
-    """The begin-of-sequence token where the tokenizer adds one; with a chat template the text has its own."""
-    if prompting is Prompting.CHAT or tokenizer.bos_token_id is None:
-        return []
-    ids: list[int] = tokenizer("a")["input_ids"]
-    return ids[:1] if ids[0] == tokenizer.bos_token_id and len(ids) > 1 else []

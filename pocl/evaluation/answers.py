@@ -14,6 +14,7 @@ from pocl.evaluation.vllm_generation import generate_with_vllm
 from pocl.events import Sink
 from pocl.models.precision import Precision
 from pocl.out_of_memory import limited_by
+from pocl.prompting.thoughts import Thought, visible_answer
 from pocl.spec import Sampling
 
 _ROUNDS = 4
@@ -30,6 +31,12 @@ class GenerationSettings:
     end_of_response_id: int
     """The token that ends a response in the data's template; the model's own stop tokens end an answer too."""
     precision: Precision
+    end_tokens: frozenset[int] = frozenset()
+    """Further tokens that end a response in the data's template."""
+    stop_sequence: tuple[int, ...] = ()
+    """The tokens of the plain text that ends a response, where no token does."""
+    thought: Thought | None = None
+    """What stands around the thought that a response begins with; answers are given without it."""
     sampling: Sampling | None = None
     """How answers are sampled beside the greedy ones; None samples none."""
     no_repeat_ngram: int | None = None
@@ -86,14 +93,34 @@ def generate_answers(
             should_stop=should_stop,
             sink=generation.sink,
         )
-    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in answers]
+    return [_visible_text(ids, tokenizer, generation) for ids in answers]
 
 
 def stop_token_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generation: GenerationSettings
 ) -> frozenset[int]:
     """Every token that ends an answer."""
-    return model_stop_token_ids(model, tokenizer) | {generation.end_of_response_id}
+    return model_stop_token_ids(model, tokenizer) | {generation.end_of_response_id} | generation.end_tokens
+
+
+def _visible_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, generation: GenerationSettings) -> str:
+    """What an answer says: up to the plain text that ends it, and without the thought that it begins with."""
+    ids = up_to_sequence(ids, generation.stop_sequence)
+    thought = generation.thought
+    if thought is not None:
+        # A tag that is a special token would be lost with the others.
+        stop = tokenizer.convert_tokens_to_ids(thought.stop)
+        if stop in ids and stop in tokenizer.all_special_ids:
+            ids = ids[ids.index(stop) + 1 :]
+    return visible_answer(str(tokenizer.decode(ids, skip_special_tokens=True)), thought).strip()
+
+
+def up_to_sequence(ids: Sequence[int], sequence: Sequence[int]) -> list[int]:
+    """The ids before the first occurrence of a sequence; all of them where it is empty or does not occur."""
+    size, ends_with = len(sequence), tuple(sequence)
+    places = range(len(ids) - size + 1 if size else 0)
+    stop = next((place for place in places if tuple(ids[place : place + size]) == ends_with), len(ids))
+    return list(ids[:stop])
 
 
 def generation_batches(samples: Sequence[EncodedSample], size: int) -> list[list[int]]:

@@ -26,10 +26,10 @@ class EncodedDataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the samples as tokens, in their order."""
+        """SHA-256 over the samples as tokens and what of them is a prompt, in their order."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            digest.update(f"{sample.digest} {list(sample.input_ids)}\n".encode())
+            digest.update(f"{sample.digest} {sample.content_digest}\n".encode())
         return digest.hexdigest()
 
     @property

@@ -32,6 +32,8 @@ class ScoreCacheKey(BaseModel):
     """Digest of what the answers are compared with."""
     end_ids: tuple[int, ...]
     """The tokens that end an answer, ascending."""
+    answer_form: str = ""
+    """What of an answer is taken off before it is compared."""
     max_new_tokens: int
     batch_size: int
     generation: int = GENERATION_VERSION

@@ -1,10 +1,17 @@
 """The samples that a job trains on and is evaluated on, and how they become tokens."""
 
-from typing import Literal, Self
+import json
+from datetime import date as calendar_date
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from pocl.spec.frozen import ExactlyOneOf, FrozenModel
+
+MAX_TEMPLATE_CHARACTERS: Final = 1 << 17
+MAX_KWARGS_CHARACTERS: Final = 1 << 14
+_RESERVED_KWARGS: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+_VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 
 class DataRef(ExactlyOneOf):
@@ -56,16 +63,44 @@ class Data(FrozenModel):
     split: DataSplit | None = None
     """Takes validation and test samples out of the training samples, instead of `validation` and `test`."""
     template: Literal["auto", "chat", "alpaca"] = "auto"
-    """How an instruction becomes a prompt; `auto` takes the teacher's chat template where it has one, else Alpaca's."""
+    """How a sample becomes text; `auto` takes the teacher's chat template where it has one, else Alpaca's prompt."""
+    chat_template: str | None = Field(default=None, min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)
+    """The source of a chat template that is used in place of the teacher's, and saved with the student."""
+    template_name: str | None = Field(default=None, min_length=1, max_length=64)
+    """Which of several named chat templates is used; null takes `default`, and `tool_use` for samples with tools."""
+    chat_template_kwargs: dict[_VariableName, JsonValue] = Field(default_factory=dict, max_length=32)
+    """Variables that the chat template reads, as `{"enable_thinking": false}`; one that it does not read is refused."""
+    date: calendar_date | None = None
+    """The day that templates which print today's date are given; null takes the day on which the job is submitted."""
+    system: str | None = Field(default=None, min_length=1, max_length=1 << 16)
+    """The system message of samples that have none."""
     max_length: int = Field(default=512, ge=8, le=32768)
     """The most tokens of prompt and response together; a longer response is cut at its end."""
     max_prompt_length: int = Field(default=256, ge=1, le=32767)
-    """The most tokens of the prompt; a longer prompt is cut from its left."""
+    """The most tokens of the prompt. A longer chat prompt keeps its system message and what the template writes, and
+    loses its oldest turns, then the oldest text of the last question; Alpaca's prompt is cut from its left."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _usable_kwargs(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if reserved := sorted(_RESERVED_KWARGS & kwargs.keys()):
+            raise ValueError(f"{', '.join(reserved)}: given by the samples, not by chat_template_kwargs")
+        if len(json.dumps(kwargs)) > MAX_KWARGS_CHARACTERS:
+            raise ValueError(f"chat_template_kwargs may have {MAX_KWARGS_CHARACTERS} characters of JSON at most")
+        return kwargs
 
     @model_validator(mode="after")
     def _room_for_a_response(self) -> Self:
         if self.max_prompt_length >= self.max_length:
             raise ValueError("max_prompt_length must be smaller than max_length, so that a response fits")
+        return self
+
+    @model_validator(mode="after")
+    def _one_chat_template(self) -> Self:
+        if self.chat_template is not None and self.template_name is not None:
+            raise ValueError("give chat_template or template_name, not both")
+        if self.template == "alpaca" and (self.chat_template or self.template_name or self.chat_template_kwargs):
+            raise ValueError("template alpaca uses no chat_template, template_name and chat_template_kwargs")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -105,8 +106,11 @@ class DistillationSpec(FrozenModel):
         )
 
     def without_choices(self, posted: Self) -> Self:
-        """The specification with every choice as `posted` has it that the engine made or had to make smaller."""
-        return self.with_fields(
+        """The specification with every choice as `posted` has it that the engine made or had to make smaller, and
+        without the day where that was left open.
+        """
+        spec = self if posted.data.date is not None else self.with_fields({"data": {"date": None}})
+        return spec.with_fields(
             {
                 part: {
                     field: getattr(getattr(posted, part), field)
@@ -116,6 +120,10 @@ class DistillationSpec(FrozenModel):
                 for part, fields in ENGINE_CHOICES.items()
             }
         )
+
+    def with_day(self, day: date) -> Self:
+        """The specification with the day that templates are given, where it was left open."""
+        return self if self.data.date is not None else self.with_fields({"data": {"date": day}})
 
     def with_fields(self, fields_by_parts: Mapping[str, Mapping[str, Any]]) -> Self:
         """The specification with other values in these fields, by part; nothing is validated."""

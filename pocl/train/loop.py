@@ -20,6 +20,7 @@ cached and a live teacher, and of the three ways to the loss, it takes one:
     teacher/cache               the teacher's final hidden states from memory-mapped files
     teacher/signal              the same from the teacher itself
     data/batches                a micro-batch as tensors, padded or packed, with labels shifted by one
+    prompting/encoded_sample    which tokens of a sample are its responses
     models/product_weights      copies of weights in the format of the products; their gradients in fp32
     models/compiled_layers      decoder layers with a compiled forward, where the specification asks for it
     models/heads                runs the student up to its output head, at the positions that predict a response token

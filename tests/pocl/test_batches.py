@@ -1,33 +1,15 @@
-"""Samples to token ids and padded batches, with real byte-level tokenizers whose pad token is the end token."""
+"""Padded batches of encoded samples, whose pad token is the end token."""
 
 import itertools
-from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
-from pocl.data.batches import Batch, EncodedSample, Prompting, collate, encode
-from pocl.samples.sample import Message, Sample
-from tests.pocl.byte_tokenizers import CHATML, byte_tokenizer
-
-PLAIN = byte_tokenizer()
-CHAT = byte_tokenizer(CHATML)
-BEGINS = byte_tokenizer(begins=True)
-END = CHAT.eos_token_id
-
-text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
-
-
-@st.composite
-def conversations(draw: st.DrawFn) -> Sample:
-    exchanges = draw(st.lists(st.tuples(text, text), min_size=1, max_size=3))
-    messages = [
-        message for asked, answered in exchanges for message in (Message("user", asked), Message("assistant", answered))
-    ]
-    return Sample(tuple(messages))
+from pocl.data.batches import Batch, EncodedSample, collate
+from pocl.samples.sample import Sample
+from tests.pocl.encoders import CHAT, END, TALK, encode_with, say
 
 
 @st.composite
@@ -35,146 +17,8 @@ def encodings(draw: st.DrawFn) -> EncodedSample:
     ids = draw(st.lists(st.integers(0, 9), min_size=2, max_size=9))
     prompt = draw(st.integers(1, len(ids) - 1))
     start, stop = sorted(draw(st.tuples(st.integers(0, prompt), st.integers(0, prompt))))
-    return EncodedSample("d", tuple(ids), prompt, ((start, stop),))
-
-
-def encode_with(
-    sample: Sample,
-    prompting: Prompting = Prompting.CHAT,
-    *,
-    length: int = 10_000,
-    prompt: int = 9_000,
-    begins: bool = False,
-) -> EncodedSample:
-    tokenizer = CHAT if prompting is Prompting.CHAT else BEGINS if begins else PLAIN
-    return encode(sample, tokenizer, prompting, max_length=length, max_prompt_length=prompt, eos_token_id=END)
-
-
-def decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast = CHAT) -> str:
-    found = tokenizer.decode(list(ids))
-    assert isinstance(found, str)
-    return found
-
-
-def labelled_text(encoded: EncodedSample) -> str:
-    return decode([token for token, response in zip(encoded.input_ids, encoded.label_mask, strict=True) if response])
-
-
-def say(instruction: str, output: str) -> Sample:
-    return Sample((Message("user", instruction), Message("assistant", output)))
-
-
-TALK = Sample(
-    (
-        Message("user", "Why?"),
-        Message("assistant", "Because."),
-        Message("user", "Really?"),
-        Message("assistant", "Yes."),
-    )
-)
-
-
-def test_chat_is_tokenised_as_its_rendered_text() -> None:
-    whole = [message._asdict() for message in TALK.conversation]
-    ids = CHAT(CHAT.apply_chat_template(whole, tokenize=False))["input_ids"]
-    ids_of_sample = encode_with(TALK).input_ids
-    assert list(ids_of_sample) == ids[: len(ids_of_sample)]
-    assert decode(ids[len(ids_of_sample) :]) == "\n"
-
-
-def test_labels_are_the_assistant_turns_with_their_end_tokens() -> None:
-    assert labelled_text(encode_with(TALK)) == "Because.<|im_end|>Yes.<|im_end|>"
-
-
-def test_last_turn_is_separated_from_earlier_turns() -> None:
-    encoded = encode_with(TALK)
-    assert decode(encoded.reference_ids) == "Yes.<|im_end|>"
-    assert decode(encoded.prompt_ids).endswith("Really?<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_prompt_equals_the_generation_prompt_of_the_template() -> None:
-    turns = [message._asdict() for message in TALK.prompt_messages]
-    opened = CHAT.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert list(encode_with(TALK).prompt_ids) == CHAT(opened)["input_ids"]
-
-
-def test_first_reference_is_trained_on_and_the_digest_kept() -> None:
-    sample = Sample((Message("user", "Why?"), Message("assistant", "Because.")), "", ("Because.", "So."))
-    encoded = encode_with(sample, Prompting.ALPACA)
-    assert labelled_text(encoded) == "Because.<|im_end|>"
-    assert encoded.digest == sample.digest
-
-
-@given(conversations(), st.sampled_from(Prompting))
-def test_responses_are_labelled_whatever_the_text(sample: Sample, prompting: Prompting) -> None:
-    encoded = encode_with(sample, prompting)
-    answers = [message.content for message in sample.prompt_messages if message.role == "assistant"]
-    assert labelled_text(encoded) == "".join(answer + "<|im_end|>" for answer in [*answers, sample.references[0]])
-    assert encoded.prompt_ids + encoded.reference_ids == encoded.input_ids
-
-
-def test_prompt_and_answer_are_tokenised_apart_where_tokens_would_merge() -> None:
-    # "\n\n" is one token, so the joint ids of "...Response:\n" and "\n\nWord" do not begin with the prompt's.
-    assert len(PLAIN("\n\n")["input_ids"]) == 1
-    encoded = encode_with(say("Why?", "\n\nWord"), Prompting.ALPACA)
-    prompt = decode(encoded.prompt_ids, PLAIN)
-    assert prompt.endswith("### Response:\n")
-    assert list(encoded.prompt_ids) == PLAIN(prompt)["input_ids"]
-    assert decode(encoded.reference_ids, PLAIN) == "\n\nWord<|im_end|>"
-
-
-@given(conversations(), st.sampled_from(Prompting), st.integers(1, 60), st.integers(1, 60), st.booleans())
-def test_truncation_cuts_the_prompt_left_and_the_response_right(
-    sample: Sample, prompting: Prompting, prompt: int, room: int, begins: bool
-) -> None:
-    begins = begins and prompting is Prompting.ALPACA
-    whole = encode_with(sample, prompting, begins=begins)
-    cut = encode_with(sample, prompting, length=prompt + room, prompt=prompt, begins=begins)
-    assert len(cut.prompt_ids) == min(prompt, len(whole.prompt_ids))
-    assert len(cut.input_ids) <= prompt + room
-    kept = len(cut.prompt_ids) - (1 if begins and prompt > 1 else 0)
-    assert cut.prompt_ids[-kept:] == whole.prompt_ids[-kept:]
-    assert cut.reference_ids == whole.reference_ids[: prompt + room - len(cut.prompt_ids)]
-    assert len(cut.reference_ids) >= 1
-
-
-@given(conversations(), st.integers(1, 60))
-def test_truncation_moves_the_labels_with_their_tokens(sample: Sample, prompt: int) -> None:
-    whole, cut = encode_with(sample), encode_with(sample, prompt=prompt)
-    assert cut.label_mask == whole.label_mask[-len(cut.input_ids) :]
-
-
-def test_only_an_uncut_response_has_its_end_token() -> None:
-    sample = say("Why?", "The answer is a word.")
-    whole = encode_with(sample)
-    fits, short = (
-        encode_with(sample, length=len(whole.input_ids) - less, prompt=len(whole.prompt_ids)) for less in (0, 1)
-    )
-    assert fits == whole
-    assert whole.reference_ids[-1] == END
-    assert short.reference_ids == whole.reference_ids[:-1]
-    assert END not in short.reference_ids
-
-
-def test_response_marker_survives_a_long_prompt() -> None:
-    encoded = encode_with(say("long " * 500, "Word."), Prompting.ALPACA, prompt=20)
-    assert decode(encoded.prompt_ids, PLAIN).endswith("long \n\n### Response:\n")
-
-
-def test_begin_token_comes_first_and_survives_truncation() -> None:
-    sample = say("long " * 50, "Word.")
-    whole = encode_with(sample, Prompting.ALPACA, begins=True)
-    cut = encode_with(sample, Prompting.ALPACA, begins=True, prompt=20)
-    assert decode(whole.prompt_ids, BEGINS).startswith("<s>Below is")
-    assert cut.prompt_ids[0] == BEGINS.bos_token_id
-    assert cut.prompt_ids.count(BEGINS.bos_token_id) == 1
-    assert len(cut.prompt_ids) == 20
-
-
-@pytest.mark.parametrize(("length", "prompt"), [(8, 8), (8, 0), (8, 9)])
-def test_lengths_without_room_for_a_response_are_refused(length: int, prompt: int) -> None:
-    with pytest.raises(ValueError, match="max_prompt_length"):
-        encode_with(TALK, length=length, prompt=prompt)
+    trailing = draw(st.integers(0, len(ids) - prompt))
+    return EncodedSample("d", tuple(ids), prompt, ((start, stop),), trailing)
 
 
 def labels_of_samples(encoded_samples: list[EncodedSample]) -> list[tuple[int, int, int, bool]]:

@@ -1,0 +1,119 @@
+"""Prompts that are too long, made to fit.
+
+A chat prompt keeps its begin-of-sequence token, its system message and all that the template writes around messages.
+It loses its oldest turns, each question with its answer, and then the oldest text of what the user says last.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pocl.errors import DatasetInvalid
+from pocl.prompting.chat_rendering import ChatConversation, RenderedConversation
+from pocl.prompting.text_tokenizer import TextTokenizer
+from pocl.prompting.tokenised import TokenisedConversation, TokenPlaces
+from pocl.samples.sample import Message
+
+_MAX_CUTS: Final = 8
+"""How often the last question is cut at most: the text that is left may have a few tokens more than it had before."""
+
+Encode = Callable[[ChatConversation], tuple[RenderedConversation, TokenisedConversation]]
+"""Renders and tokenises one conversation."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    conversation: ChatConversation
+    rendered: RenderedConversation
+    tokenised: TokenisedConversation
+
+
+def cut_chat_prompt(
+    conversation: ChatConversation, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
+) -> tuple[TokenisedConversation, int]:
+    """The conversation with a prompt of at most `max_prompt_length` tokens, and the assistant's turns that it lost."""
+    attempt = _Attempt(conversation, *encode(conversation))
+    attempt = _without_oldest_turns(attempt, max_prompt_length, encode)
+    dropped = _answers(conversation.messages) - _answers(attempt.conversation.messages)
+    attempt = _without_oldest_text(attempt, max_prompt_length, encode, tokenizer)
+    begins = attempt.tokenised.ids[:1] == (tokenizer.bos_id,)
+    return cut_left(attempt.tokenised, max_prompt_length, keep=1 if begins else 0), dropped
+
+
+def cut_left(tokenised: TokenisedConversation, max_prompt_length: int, *, keep: int) -> TokenisedConversation:
+    """The conversation with a prompt cut from its left, but for its first `keep` tokens; it is whole where it fits."""
+    cut = tokenised.prompt_length - max_prompt_length
+    if cut <= 0:
+        return tokenised
+    keep = min(keep, max_prompt_length - 1)
+    gone = keep + cut
+    # A turn that the cut goes through keeps what follows the cut.
+    spans = [(max(start - cut, keep), stop - cut) for start, stop in tokenised.spans if stop > gone]
+    return replace(
+        tokenised,
+        ids=(*tokenised.ids[:keep], *tokenised.ids[gone:]),
+        spans=tuple(spans),
+        prompt_length=max_prompt_length,
+    )
+
+
+def _without_oldest_turns(attempt: _Attempt, max_prompt_length: int, encode: Encode) -> _Attempt:
+    """Without as few of the oldest turns as the prompt fits, or all but the last."""
+    messages = attempt.conversation.messages
+    starts = _exchange_starts(messages)[1:]
+    if attempt.tokenised.prompt_length <= max_prompt_length or not starts:
+        return attempt
+    head = tuple(message for message in messages[: _exchange_starts(messages)[0]] if message.role == "system")
+    low, high, best = 0, len(starts) - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        shorter = attempt.conversation._replace(messages=(*head, *messages[starts[middle] :]))
+        try:
+            tried = _Attempt(shorter, *encode(shorter))
+        except DatasetInvalid:
+            # The template wants what is left to begin otherwise.
+            low = middle + 1
+            continue
+        if tried.tokenised.prompt_length <= max_prompt_length or middle == len(starts) - 1:
+            best, high = tried, middle - 1
+        else:
+            low = middle + 1
+    return attempt if best is None else best
+
+
+def _without_oldest_text(
+    attempt: _Attempt, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
+) -> _Attempt:
+    for _ in range(_MAX_CUTS):
+        excess = attempt.tokenised.prompt_length - max_prompt_length
+        if excess <= 0 or attempt.rendered.last_user is None:
+            return attempt
+        start, stop = attempt.rendered.last_user
+        offsets = tokenizer.encode(attempt.rendered.text).offsets
+        first = TokenPlaces(offsets).index(start)
+        last = min(first + excess, len(offsets)) - 1
+        left = attempt.rendered.text[max(offsets[last][1], start + 1) : stop]
+        if not left.strip():
+            return attempt
+        messages = list(attempt.conversation.messages)
+        index = max(index for index, message in enumerate(messages) if message.role == "user")
+        messages[index] = messages[index]._replace(content=left)
+        shorter = attempt.conversation._replace(messages=tuple(messages))
+        try:
+            attempt = _Attempt(shorter, *encode(shorter))
+        except DatasetInvalid:
+            return attempt
+    return attempt
+
+
+def _exchange_starts(messages: Sequence[Message]) -> list[int]:
+    """The messages of users that begin an exchange: those that follow no other message of a user."""
+    return [
+        index
+        for index, message in enumerate(messages)
+        if message.role == "user" and (index == 0 or messages[index - 1].role != "user")
+    ]
+
+
+def _answers(messages: Sequence[Message]) -> int:
+    return sum(message.role == "assistant" for message in messages)

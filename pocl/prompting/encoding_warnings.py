@@ -1,0 +1,71 @@
+"""What encoding a data set cut, left out and fell back to, in sentences for whoever runs the job."""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from pocl.encoding_counts import EncodingCounts
+from pocl.prompting.encoding import SampleEncoder
+
+
+class EncodingWarning(NamedTuple):
+    """One thing to know about the samples as tokens."""
+
+    code: str
+    message: str
+
+
+def encoding_warnings(encoder: SampleEncoder, counts_by_set: Mapping[str, EncodingCounts]) -> list[EncodingWarning]:
+    """Everything to know, by a stable code each; the names of the sets begin the sentences about them."""
+    warnings = list(_about_template(encoder))
+    for name, counts in counts_by_set.items():
+        warnings += _about_set(name, counts)
+    return warnings
+
+
+def _about_template(encoder: SampleEncoder) -> Iterator[EncodingWarning]:
+    if encoder.chat is None:
+        return
+    profile = encoder.chat.profile
+    if profile.opens_thought:
+        opened = "a thought" if profile.thought is None else profile.thought.start
+        yield EncodingWarning(
+            "thought_not_trained",
+            f"the generation prompt of the chat template opens {opened}, which finished answers without a thought do "
+            "not have: they are trained and scored behind the prompt without it",
+        )
+    if profile.end is not None and profile.end.token is None:
+        yield EncodingWarning(
+            "end_is_plain_text",
+            f"answers end with {profile.end.text!r}, which is no token of its own: answers are cut there, and whoever "
+            "uses the student has to stop there",
+        )
+
+
+def _about_set(name: str, counts: EncodingCounts) -> Iterator[EncodingWarning]:
+    if counts.rows_too_long:
+        yield EncodingWarning("samples_cut", f"{name}: {_cuts(counts)}")
+    if counts.left_out:
+        parts = ", ".join(f"{part} ({rows} of {counts.rows})" for part, rows in sorted(counts.left_out.items()))
+        yield EncodingWarning("text_left_out", f"{name}: the template leaves out what samples hold as {parts}")
+    if counts.turns_unlabelled:
+        message = f"{counts.turns_unlabelled} answers of earlier turns are not trained on: the template rewrites them"
+        yield EncodingWarning("turns_unlabelled", f"{name}: {message}")
+    if counts.ends_added:
+        message = "the chat template writes no end of an answer: the end-of-sequence token is added to last answers"
+        yield EncodingWarning("end_added", f"{name}: {message}")
+    if counts.tokenised_apart:
+        message = f"prompt and answer of {counts.tokenised_apart} of {counts.rows} samples are tokenised apart"
+        yield EncodingWarning("tokenised_apart", f"{name}: {message}: tokens would merge across their border")
+
+
+def _cuts(counts: EncodingCounts) -> str:
+    parts = []
+    if counts.prompts_cut:
+        dropped = f", and {counts.turns_dropped} earlier turns dropped" if counts.turns_dropped else ""
+        parts.append(f"{counts.prompts_cut} of {counts.rows} prompts are cut to data.max_prompt_length{dropped}")
+    if counts.answers_cut:
+        parts.append(
+            f"{counts.answers_cut} of {counts.rows} answers are cut at data.max_length and do not teach where to stop"
+        )
+    share = 100 * counts.tokens_cut / max(1, counts.tokens + counts.tokens_cut)
+    return f"{'; '.join(parts)}; {share:.1f} % of all tokens are gone"

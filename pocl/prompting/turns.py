@@ -1,0 +1,193 @@
+"""Which characters of a rendered conversation are the assistant's.
+
+A turn of the assistant begins where the generation prompt of the template ends, and ends behind the end that the
+template writes. Both are found by rendering parts of the conversation, never by looking for the text of the answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pocl.prompting.jinja_templates import MARK_START, MARK_STOP
+from pocl.prompting.profile import TemplateProfile
+from pocl.prompting.template_messages import SENTINELS, common_start, template_messages
+from pocl.prompting.template_renderer import Conversation, Rendered
+from pocl.prompting.text_tokenizer import TextTokenizer
+from pocl.samples.sample import Message
+
+SENTINEL = SENTINELS[-1]
+"""Stands for the content of the turn that is looked for."""
+
+
+class Turn(NamedTuple):
+    """One turn of the assistant in a text, in characters."""
+
+    message: int
+    """Which message of the conversation it is."""
+    start: int
+    """Where the prompt ends and the assistant begins."""
+    answer_stop: int
+    """Behind what the assistant says, where its end begins."""
+    stop: int
+    """Behind the end of the turn; `answer_stop` where the template writes none."""
+
+
+@dataclass(frozen=True)
+class TurnRenderings:
+    """What is rendered to find one turn of the assistant."""
+
+    opened: Rendered
+    """The messages before it, with the generation prompt."""
+    unopened: Rendered
+    """The same without."""
+    finished: Rendered
+    """Up to the turn, which ends the conversation."""
+    with_sentinel: Rendered
+    """The same with the sentinel as its content."""
+    whole_with_sentinel: Rendered
+    """The whole conversation with the sentinel as its content."""
+
+
+def turn_requests(
+    messages: Sequence[Message], index: int, tools: list[dict[str, Any]] | None, profile: TemplateProfile
+) -> list[Conversation]:
+    """What is to be rendered to find the turn of message `index`: the fields of :class:`TurnRenderings` in order."""
+    shape = profile.shape
+    before, turn = template_messages(messages[:index], shape), messages[index]
+    (given,) = template_messages([turn], shape)
+    (sentinel,) = template_messages([turn._replace(content=SENTINEL)], shape)
+    after = template_messages(messages[index + 1 :], shape)
+    return [
+        Conversation(before, tools, add_generation_prompt=True),
+        Conversation(before, tools),
+        Conversation([*before, given], tools),
+        Conversation([*before, sentinel], tools),
+        Conversation([*before, sentinel, *after], tools),
+    ]
+
+
+def find_turn(
+    text: str,
+    message: Message,
+    index: int,
+    renderings: TurnRenderings,
+    profile: TemplateProfile,
+    tokenizer: TextTokenizer,
+) -> Turn | None:
+    """The turn of a message in the rendering of the whole conversation; None where it cannot be told."""
+    start = _start(text, renderings, profile)
+    if start is None:
+        return None
+    answer_stop = _answer_stop(text, start, message, renderings)
+    if answer_stop is None:
+        return None
+    finished = renderings.finished.text
+    limit = len(finished) if finished and text.startswith(finished) else len(text)
+    ends = profile.end_texts
+    if not message.tool_calls:
+        # Calls stand between the content and the end of the turn; without them nothing does.
+        ends = tuple(end for end in ends if text.startswith(end, answer_stop))
+    return Turn(index, start, answer_stop, _stop(text, answer_stop, limit, ends, tokenizer))
+
+
+def marked_spans(marked: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text without its marks, and [start, stop) of what stands between them."""
+    text, spans, starts = "", [], []
+    for piece in _split_at_marks(marked):
+        if piece == MARK_START:
+            starts.append(len(text))
+        elif piece == MARK_STOP:
+            spans.append((starts.pop() if starts else 0, len(text)))
+        else:
+            text += piece
+    return text, spans
+
+
+def apply_marks(turns: Sequence[Turn | None], spans: Sequence[tuple[int, int]]) -> list[Turn | None]:
+    """The turns as the marks of the template have them: each from the start of its first mark to the stop of its last
+    one, and through the end of the turn. A turn without a mark is none of the assistant's.
+
+    A mark that begins with the header of the assistant gives two turns of one message: the prompt of the second one
+    ends where the generation prompt does.
+    """
+    marked: list[Turn | None] = []
+    for turn in turns:
+        own = [] if turn is None else [span for span in spans if span[0] < turn.stop and span[1] > turn.start]
+        if turn is None or not own:
+            marked.append(None)
+            continue
+        start, stop = min(span[0] for span in own), max(span[1] for span in own)
+        # A mark may leave out the end of the turn, which is taught all the same.
+        stop = max(stop, turn.stop) if stop >= turn.answer_stop else stop
+        if start < turn.start:
+            marked.append(Turn(turn.message, start, turn.start, turn.start))
+        marked.append(Turn(turn.message, max(start, turn.start), min(turn.answer_stop, stop), stop))
+    return marked
+
+
+def _start(text: str, renderings: TurnRenderings, profile: TemplateProfile) -> int | None:
+    opened, before = renderings.opened, renderings.with_sentinel.text.rpartition(SENTINEL)[0]
+    has_sentinel = SENTINEL in renderings.with_sentinel.text
+    if profile.knows_generation_prompt and opened.error is None:
+        if text.startswith(opened.text):
+            return len(opened.text)
+        for whole in (before if has_sentinel else "", renderings.whole_with_sentinel.text.rpartition(SENTINEL)[0]):
+            # The generation prompt says more than a finished answer begins with, for instance opens a thought.
+            common = _whole_words(common_start(opened.text, whole), whole)
+            if len(common) >= len(common_start(renderings.unopened.text, whole)) > 0 and text.startswith(common):
+                return len(common)
+    for whole in (before if has_sentinel else "", renderings.whole_with_sentinel.text.rpartition(SENTINEL)[0]):
+        # Without a generation prompt the header that stands before the answer is the prompt's. A space before the
+        # answer is its own: tokenizers join it with the word behind.
+        header = whole.rstrip(" ")
+        if header and text.startswith(header):
+            return len(header)
+    return None
+
+
+def _whole_words(common: str, whole: str) -> str:
+    """A common beginning without the part of a word or tag that two texts happen to share."""
+    if common == whole:
+        return common
+    return common[: max(common.rfind("\n"), common.rfind(">"), common.rfind("]")) + 1] or common
+
+
+def _answer_stop(text: str, start: int, message: Message, renderings: TurnRenderings) -> int | None:
+    if not message.content.strip():
+        return start
+    finished = renderings.finished.text
+    alone, in_whole = (
+        rendered.text.rpartition(SENTINEL)[2] if SENTINEL in rendered.text else None
+        for rendered in (renderings.with_sentinel, renderings.whole_with_sentinel)
+    )
+    if finished and alone is not None and text.startswith(finished) and finished.endswith(alone):
+        stop = len(finished) - len(alone)
+    elif in_whole is not None and text.endswith(in_whole):
+        stop = len(text) - len(in_whole)
+    else:
+        return None
+    return stop if stop >= start else None
+
+
+def _stop(text: str, answer_stop: int, limit: int, ends: Sequence[str], tokenizer: TextTokenizer) -> int:
+    """Behind the first end that follows within `limit`, or behind the token that follows and ends answers."""
+    stops = [place + len(end) for end in ends if (place := text.find(end, answer_stop)) >= 0]
+    within = [stop for stop in stops if stop <= limit]
+    if within:
+        return min(within)
+    for token in tokenizer.end_ids:
+        spelled = tokenizer.token_of(token)
+        if spelled and text.startswith(spelled, answer_stop):
+            return answer_stop + len(spelled)
+    return answer_stop
+
+
+def _split_at_marks(marked: str) -> list[str]:
+    pieces: list[str] = []
+    for part in marked.split(MARK_START):
+        pieces += [MARK_START] if pieces else []
+        first, *rest = part.split(MARK_STOP)
+        pieces.append(first)
+        for piece in rest:
+            pieces += [MARK_STOP, piece]
+    return pieces
