@@ -142,6 +142,7 @@ class Pipeline:
         self._sink(PhaseChanged(phase="loading"))
         digests = DigestStore(self._shared_cache.root / MODEL_DIGESTS_FILE)
         models = load_models(self._spec, device=self._device, precision=self._precision, digests=digests)
+        self._warn_of_models(models)
         self._choose_sizes(models)
         corpus = encode_corpus(self._spec.data, models, splits.train, held_out)
         if resume_point is None:
@@ -181,6 +182,11 @@ class Pipeline:
                 f"continued on another machine, so not to the same bits: {machine_fingerprint(self._device)}"
             )
         return resume_point
+
+    def _warn_of_models(self, models: Models) -> None:
+        for role, model in (("student", models.student), ("teacher", models.teacher)):
+            for warning in () if model is None else model.warnings:
+                self._sink(Warned(code=warning.code, message=f"{role}: {warning.message}"))
 
     def _warn_once(self, event: Event) -> None:
         """Report a fall-back that would be met again and again."""

@@ -248,9 +248,17 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanW
     if uninspected:
         roles = " and ".join(uninspected)
         yield PlanWarning("models_not_inspected", f"The files of the {roles} are not at hand: the worker checks them.")
+    for role, model in facts.items():
+        for warning in () if model is None or _is_cut_out(spec, role) else model.warnings:
+            yield PlanWarning(warning.code, f"{role}: {warning.message}")
     if not spec.data.has_validation:
         message = "Without data.validation or data.split no stage is scored, and none is the best."
         yield PlanWarning("no_validation", message)
+
+
+def _is_cut_out(spec: DistillationSpec, role: str) -> bool:
+    """Whether a model consists of layers of the teacher, whose warnings are given once."""
+    return role == "student" and spec.student.from_teacher is not None
 
 
 def _check_options(options: JobOptions, settings: Settings) -> None:

@@ -9,13 +9,20 @@ from typing import Literal
 
 from pocl.errors import ModelNotFound, ModelUnsupported
 from pocl.inspect.directory import inspect_directory, read_supported_configs
-from pocl.inspect.facts import ModelFacts, check_layers_exist, check_sequence_length, facts_of_selected_layers
+from pocl.inspect.facts import (
+    ModelFacts,
+    ModelWarning,
+    check_layers_exist,
+    check_sequence_length,
+    facts_of_selected_layers,
+)
 from pocl.inspect.gguf import inspect_gguf
 from pocl.inspect.random import random_facts
 from pocl.inspect.vocabulary import shared_vocabulary, shared_vocabulary_size
 
 __all__ = [
     "ModelFacts",
+    "ModelWarning",
     "check_layers_exist",
     "check_sequence_length",
     "facts_of_selected_layers",

@@ -1,26 +1,18 @@
 """Facts of a model directory, as `save_pretrained` writes it."""
 
-import re
 from pathlib import Path
 from types import MappingProxyType
 
-from pydantic import JsonValue
-
 from pocl.errors import ModelUnsupported
 from pocl.inspect.chat_templates import read_chat_templates
-from pocl.inspect.facts import MAX_LAYERS, ModelFacts
-from pocl.inspect.reading import JsonObject, bounded_int, read_object
+from pocl.inspect.config import ModelConfig, read_config
+from pocl.inspect.facts import ModelFacts, ModelWarning
+from pocl.inspect.reading import JsonObject, read_object
+from pocl.inspect.shapes import check_shapes
 from pocl.inspect.tokens import read_tokens
-from pocl.inspect.weights import StoredWeights, read_weights
+from pocl.inspect.weights import StoredModel, StoredWeights, is_mtp, layer_of, read_weights
 
-_CONFIG_LIMIT = 4 << 20
 _TOKENIZER_CONFIG_LIMIT = 16 << 20
-_SIZE_LIMIT = 1 << 24
-
-# Families name the same size differently.
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_HIDDEN = ("hidden_size", "n_embd", "d_model")
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 
 
 def inspect_directory(directory: Path) -> ModelFacts:
@@ -31,102 +23,85 @@ def inspect_directory(directory: Path) -> ModelFacts:
         OSError: a file cannot be read.
     """
     config, tokenizer_config = read_supported_configs(directory)
-    weights = read_weights(directory)
-    layers = _size(config, _LAYERS)
-    if layers > MAX_LAYERS:
-        raise ModelUnsupported(f"The model has more than {MAX_LAYERS} layers.")
-    vocabulary, hidden = _size(config, ("vocab_size",)), _size(config, _HIDDEN)
+    stored = read_weights(directory, text_part=config.whole_family is not None, quantised_by=config.quantised_by)
+    layers, vocabulary, hidden = (config.size(name) for name in ("num_hidden_layers", "vocab_size", "hidden_size"))
+    weights = stored.sizes(layers)
     if vocabulary * hidden > weights.parameters:
         raise ModelUnsupported("The model's weights are smaller than the embeddings that its config.json describes.")
-    tied = _is_tied(config, weights)
+    _check_layer_count(config, stored, layers)
+    layer_parameters = _parameters_by_layer(weights, layers)
+    check_shapes(config, stored)
+    tied = config.ties_embeddings()
+    if tied is None:
+        tied = weights.head_parameters == 0
+    tokens = read_tokens(directory, tokenizer_config)
     return ModelFacts(
-        family=_family(config),
+        family=config.family,
         vocabulary_size=vocabulary,
         layers=layers,
         hidden_size=hidden,
         parameters=weights.parameters - (weights.head_parameters if tied else 0),
-        layer_parameters=_parameters_by_layer(weights, layers),
+        layer_parameters=layer_parameters,
         size_bytes=weights.size_bytes,
-        max_positions=_optional_size(config, _POSITIONS),
+        max_positions=config.optional_size("max_position_embeddings"),
         has_chat_template=bool(read_chat_templates(directory, tokenizer_config)),
         tied_embeddings=tied,
-        tokens=MappingProxyType(read_tokens(directory, tokenizer_config)),
+        tokens=MappingProxyType(tokens),
+        warnings=(*config.warnings, *_weight_warnings(stored, layers), *_token_warnings(tokens, vocabulary)),
     )
 
 
-def read_supported_configs(directory: Path) -> tuple[JsonObject, JsonObject]:
+def read_supported_configs(directory: Path) -> tuple[ModelConfig, JsonObject]:
     """Read the config and the tokenizer's config of a model that can be distilled; its weights need not be there.
 
     Raises:
-        ModelUnsupported: it needs code of its own, or is no causal language model in full precision.
+        ModelUnsupported: as :func:`pocl.inspect.config.read_config` says, or the tokenizer needs code of its own.
         OSError: a file cannot be read.
     """
-    config = read_object(directory / "config.json", limit=_CONFIG_LIMIT)
-    tokenizer_config = _tokenizer_config(directory)
-    _check_no_remote_code(config, tokenizer_config)
-    _check_causal_language_model(config)
+    config = read_config(directory)
+    path = directory / "tokenizer_config.json"
+    tokenizer_config = read_object(path, limit=_TOKENIZER_CONFIG_LIMIT) if path.is_file() else {}
+    if tokenizer_config.get("auto_map"):
+        raise ModelUnsupported(
+            "The model's tokenizer needs code of its own (auto_map), which is never run; use an architecture that "
+            "transformers ships."
+        )
     return config, tokenizer_config
 
 
-def _tokenizer_config(directory: Path) -> JsonObject:
-    path = directory / "tokenizer_config.json"
-    return read_object(path, limit=_TOKENIZER_CONFIG_LIMIT) if path.is_file() else {}
+def _check_layer_count(config: ModelConfig, stored: StoredModel, layers: int) -> None:
+    """Check that what lies behind the layers is for multi-token prediction."""
+    behind = {number for tensor in stored.tensors if (number := layer_of(tensor.name)) is not None and number >= layers}
+    if len(behind) > config.mtp_layers():
+        raise ModelUnsupported("The model's weights have more layers than its config.json says.")
 
 
-def _check_no_remote_code(config: JsonObject, tokenizer_config: JsonObject) -> None:
-    if config.get("auto_map") or tokenizer_config.get("auto_map"):
-        raise ModelUnsupported(
-            "The model needs code of its own (auto_map), which is never run; use an architecture that "
-            "transformers ships."
-        )
+def _weight_warnings(stored: StoredModel, layers: int) -> list[ModelWarning]:
+    warnings = []
+    if stored.names.removed:
+        prefixes = ", ".join(repr(prefix) for prefix in stored.names.removed)
+        message = f"the weights were saved out of a wrapper: {prefixes} is taken off their names"
+        warnings.append(ModelWarning("weights_prefix_removed", message))
+    extra = sum(is_mtp(tensor.name, layers) for tensor in stored.tensors)
+    if extra:
+        message = f"{extra} weights for multi-token prediction are not loaded, trained or saved"
+        warnings.append(ModelWarning("mtp_layers_ignored", message))
+    return warnings
 
 
-def _check_causal_language_model(config: JsonObject) -> None:
-    architectures = config.get("architectures") or []
-    if not isinstance(architectures, list):
-        raise ModelUnsupported("The model's config.json has architectures that are no list.")
-    if architectures and not any(_is_causal(name) for name in architectures):
-        name = repr(architectures[0])[:80] if isinstance(architectures[0], str) else "What config.json names"
-        raise ModelUnsupported(f"{name} is not a causal language model.")
-    if config.get("is_encoder_decoder"):
-        raise ModelUnsupported("The model is an encoder-decoder; only causal language models can be distilled.")
-    if config.get("quantization_config"):
-        raise ModelUnsupported("The model is quantised; give its full-precision weights, or a GGUF file.")
-
-
-def _is_causal(architecture: JsonValue) -> bool:
-    return isinstance(architecture, str) and architecture.endswith(("ForCausalLM", "LMHeadModel"))
-
-
-def _family(config: JsonObject) -> str:
-    family = config.get("model_type")
-    if not isinstance(family, str) or not re.fullmatch(r"[\w.-]{1,64}", family):
-        raise ModelUnsupported("The model's config.json names no model_type.")
-    return family
-
-
-def _size(config: JsonObject, names: tuple[str, ...]) -> int:
-    size = _optional_size(config, names)
-    if size is None:
-        raise ModelUnsupported(f"The model's config.json has no usable {names[0]}.")
-    return size
-
-
-def _optional_size(config: JsonObject, names: tuple[str, ...]) -> int | None:
-    for name in names:
-        if size := bounded_int(config.get(name), at_most=_SIZE_LIMIT):
-            return size
-    return None
-
-
-def _is_tied(config: JsonObject, weights: StoredWeights) -> bool:
-    configured = config.get("tie_word_embeddings")
-    return configured if isinstance(configured, bool) else weights.head_parameters == 0
+def _token_warnings(tokens: dict[str, int], vocabulary: int) -> list[ModelWarning]:
+    beyond = sorted((id_, token) for token, id_ in tokens.items() if id_ >= vocabulary)
+    if not beyond:
+        return []
+    id_, token = beyond[0]
+    message = (
+        f"{len(beyond)} tokens have no embedding, among them {token[:40]!r} (id {id_} of {vocabulary} embeddings): "
+        "rows that need one are refused"
+    )
+    return [ModelWarning("tokens_without_embedding", message)]
 
 
 def _parameters_by_layer(weights: StoredWeights, layers: int) -> tuple[int, ...]:
-    if set(weights.layer_parameters) - set(range(layers)):
-        raise ModelUnsupported("The model's weights have more layers than its config.json says.")
     missing = layers - len(weights.layer_parameters)
     if missing:
         raise ModelUnsupported(f"The model's weights lack {missing} of the {layers} layers of its config.json.")

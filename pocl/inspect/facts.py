@@ -10,13 +10,21 @@ MAX_LAYERS = 1024
 
 
 @dataclass(frozen=True)
+class ModelWarning:
+    """What a client should know of a model that is used."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """A causal language model as its files describe it."""
 
     family: str
     """`model_type` of config.json, or the architecture that a GGUF header names."""
     vocabulary_size: int
-    """The rows of the output head, which may be more than the tokens of the tokenizer."""
+    """The rows of embeddings and output head, which may be more or fewer than the tokens of the tokenizer."""
     layers: int
     hidden_size: int
     parameters: int
@@ -31,6 +39,8 @@ class ModelFacts:
     tied_embeddings: bool
     tokens: Mapping[str, int] = field(repr=False, compare=False)
     """The id of every token that the tokenizer knows, added tokens included."""
+    warnings: tuple[ModelWarning, ...] = field(default=(), compare=False)
+    """What is not used of the files, or used in another way than they say."""
 
 
 def facts_of_selected_layers(teacher: ModelFacts, layers: Sequence[int]) -> ModelFacts:

@@ -10,7 +10,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from pocl.errors import ModelUnsupported
+from pocl.inspect.formats import explain_missing_weights
 from pocl.inspect.reading import bounded_int, parse_object, read_object
+from pocl.inspect.weight_names import WeightNames, model_names
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -25,9 +27,29 @@ _BITS = {
 }  # fmt: skip
 _TRAINED = {"F16", "BF16", "F32", "F64"}
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|blk)\.(\d{1,4})\.")
-# Masks and frequencies that older models stored beside their weights.
-_BUFFERS = re.compile(r"\.attn\.(?:masked_)?bias$|\.rotary_emb\.inv_freq$|\.attention\.(?:masked_)?bias$")
+# Masks and frequencies that older models stored beside their weights, and what routers count.
+_BUFFERS = re.compile(
+    r"\.attn\.(?:masked_)?bias$|\.rotary_emb\.inv_freq$|\.attention\.(?:masked_)?bias$|\.e_score_correction_bias$"
+)
 _HEADS = {"lm_head.weight", "embed_out.weight", "output.weight"}
+_EMBEDDINGS = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|tokens_embed|embeddings|token_embd)\.weight$"
+)
+_SCALES = re.compile(r"(?:_scale|_scale_inv|_scales|_zero_point)$")
+# Layers of multi-token prediction of Qwen 3 Next and MiMo; those of DeepSeek and GLM are numbered behind the others.
+_MTP = re.compile(r"^(?:model\.)?mtp\w*\.")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as its header describes it."""
+
+    name: str
+    """The name in the model, without prefixes of wrappers."""
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+    """The name of the safetensors file that holds it."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +64,82 @@ class StoredWeights:
     size_bytes: int
 
 
-def read_weights(directory: Path) -> StoredWeights:
+@dataclass(frozen=True)
+class StoredModel:
+    """The headers of a model's safetensors."""
+
+    tensors: tuple[StoredTensor, ...]
+    names: WeightNames
+    size_bytes: int
+    is_quantised: bool
+
+    def sizes(self, layers: int) -> StoredWeights:
+        """The sizes of the tensors that are loaded of a model with so many layers, beyond which there are those of
+        multi-token prediction.
+        """
+        loaded = (
+            tensor
+            for tensor in self.tensors
+            if not is_mtp(tensor.name, layers) and not (self.is_quantised and _SCALES.search(tensor.name))
+        )
+        return sum_tensor_sizes(((tensor.name, _elements(tensor)) for tensor in loaded), self.size_bytes)
+
+    def embeddings(self) -> StoredTensor | None:
+        """The token embeddings; None where they have no name that is known."""
+        found = [tensor for tensor in self.tensors if _EMBEDDINGS.search(tensor.name) and len(tensor.shape) == 2]
+        return min(found, key=lambda tensor: len(tensor.name), default=None)
+
+    def head(self) -> StoredTensor | None:
+        """The output head; None where it is not stored under a name of its own."""
+        return next((tensor for tensor in self.tensors if tensor.name in _HEADS), None)
+
+
+def is_mtp(name: str, layers: int) -> bool:
+    """Whether a tensor belongs to multi-token prediction, in a model of so many layers: it is not loaded."""
+    match = _LAYER.search(name)
+    return _MTP.search(name) is not None or (match is not None and int(match[1]) >= layers)
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer that a tensor belongs to; None outside of layers."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+def name_within_layer(name: str) -> tuple[int, str] | None:
+    """The number of a tensor's layer and the rest of its name; None outside of layers."""
+    match = _LAYER.search(name)
+    return (int(match[1]), name[match.end() :]) if match else None
+
+
+def read_weights(directory: Path, *, text_part: bool = False, quantised_by: str | None = None) -> StoredModel:
     """Read the headers of `model.safetensors`, or of every shard that its index names.
 
+    Args:
+        text_part: Of a model of several modalities the text model alone is loaded.
+        quantised_by: The method by which the weights are quantised; None for full weights.
+
     Raises:
-        ModelUnsupported: there are no safetensors, a shard is missing, or a header does not fit its file.
+        ModelUnsupported: there are no safetensors, a shard is missing, a header does not fit its file, or the tensors
+            are not those of a whole model in full weights.
     """
     shards = list(_shards(directory))
-    tensors: list[tuple[str, int]] = []
+    stored: dict[str, StoredTensor] = {}
     for shard in shards:
-        tensors += _header(shard)
-        if len(tensors) > _MAX_TENSORS:
+        stored |= {tensor.name: tensor for tensor in _header(shard)}
+        if len(stored) > _MAX_TENSORS:
             raise ModelUnsupported(f"The model has more than {_MAX_TENSORS} tensors.")
-    return sum_tensor_sizes(tensors, sum(shard.stat().st_size for shard in shards))
+    names = model_names(stored, text_part=text_part)
+    tensors = [
+        StoredTensor(name, stored[old].shape, stored[old].dtype, stored[old].file)
+        for name, old in names.stored.items()
+        if not _BUFFERS.search(name)
+    ]
+    if quantised_by is None:
+        _check_full(tensors)
+        tensors = [tensor for tensor in tensors if tensor.dtype in _TRAINED]
+    size_bytes = sum(shard.stat().st_size for shard in shards)
+    return StoredModel(tuple(tensors), names, size_bytes, is_quantised=quantised_by is not None)
 
 
 def sum_tensor_sizes(tensors: Iterable[tuple[str, int]], size_bytes: int) -> StoredWeights:
@@ -67,9 +152,23 @@ def sum_tensor_sizes(tensors: Iterable[tuple[str, int]], size_bytes: int) -> Sto
         total += size
         if name in _HEADS:
             head = size
-        if match := _LAYER.search(name):
-            layers[int(match[1])] += size
+        if (layer := layer_of(name)) is not None:
+            layers[layer] += size
     return StoredWeights(total, head, layers, size_bytes)
+
+
+def _elements(tensor: StoredTensor) -> int:
+    # A byte of mxfp4 holds two weights.
+    return prod(tensor.shape) * (2 if tensor.name.endswith("_blocks") else 1)
+
+
+def _check_full(tensors: Iterable[StoredTensor]) -> None:
+    for tensor in tensors:
+        if tensor.name.endswith(".weight") and tensor.dtype not in _TRAINED:
+            raise ModelUnsupported(
+                f"The model's {tensor.name[:80]} is stored as {tensor.dtype}, which cannot be trained, and its "
+                "config.json does not say how it is quantised; give the model in F32, BF16 or F16."
+            )
 
 
 def _shards(directory: Path) -> Iterator[Path]:
@@ -78,7 +177,7 @@ def _shards(directory: Path) -> Iterator[Path]:
         yield single
         return
     if not index.is_file():
-        raise ModelUnsupported(_explain_no_weights(directory))
+        raise ModelUnsupported(explain_missing_weights(directory))
     weight_map = read_object(index, limit=_INDEX_LIMIT).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelUnsupported(f"The model's {INDEX} names no shards.")
@@ -94,14 +193,7 @@ def _shards(directory: Path) -> Iterator[Path]:
         yield directory / name
 
 
-def _explain_no_weights(directory: Path) -> str:
-    pickled = any(path.suffix in {".bin", ".pt", ".pth", ".ckpt"} for path in directory.iterdir())
-    if pickled:
-        return "The model's weights are pickled, which can run code; save them as safetensors."
-    return f"The model directory has neither {SINGLE} nor {INDEX}."
-
-
-def _header(shard: Path) -> list[tuple[str, int]]:
+def _header(shard: Path) -> list[StoredTensor]:
     size = shard.stat().st_size
     with shard.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -111,17 +203,16 @@ def _header(shard: Path) -> list[tuple[str, int]]:
     header.pop("__metadata__", None)
     tensors, ends = [], [0]
     for name, description in header.items():
-        elements, end, is_trained = _tensor(description, shard.name)
+        tensor, end = _tensor(name, description, shard.name)
         ends.append(end)
-        if is_trained:
-            tensors.append((name, elements))
+        tensors.append(tensor)
     if max(ends) != size - 8 - length:
         raise ModelUnsupported(f"{shard.name} is damaged: its tensors and its size differ; copy it again.")
     return tensors
 
 
-def _tensor(description: JsonValue, file: str) -> tuple[int, int, bool]:
-    """The elements and the end offset of a tensor, and whether its type can be trained."""
+def _tensor(name: str, description: JsonValue, file: str) -> tuple[StoredTensor, int]:
+    """A tensor and its end offset."""
     bad = ModelUnsupported(f"{file} is damaged: its header describes a tensor that cannot be.")
     if not isinstance(description, dict):
         raise bad
@@ -130,12 +221,12 @@ def _tensor(description: JsonValue, file: str) -> tuple[int, int, bool]:
     offsets = _counts(description.get("data_offsets"), 2)
     if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
         raise bad
-    elements, (begin, end) = prod(shape), offsets
+    begin, end = offsets
     if dtype not in _BITS:
         raise ModelUnsupported(f"{file} holds tensors of type {dtype[:16]!r}, which cannot be distilled.")
-    if 8 * (end - begin) != elements * _BITS[dtype]:
+    if 8 * (end - begin) != prod(shape) * _BITS[dtype]:
         raise bad
-    return elements, end, dtype in _TRAINED
+    return StoredTensor(name, tuple(shape), dtype, file), end
 
 
 def _counts(value: JsonValue, longest: int) -> list[int] | None:

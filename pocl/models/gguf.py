@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 
 from pocl.errors import ModelUnsupported
 from pocl.inspect.gguf import CONTROL, USER_DEFINED, GGUFHeader, read_header
+from pocl.models.model_files import loading_foreign, remove_quantiser
 
 # Values of tokenizer.ggml.pre, which name the rule that splits text before byte-level BPE. A wrong rule raises no error
 # and costs quality, so a value that is in none of these sets is refused.
@@ -31,14 +32,12 @@ def load_gguf(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     header = read_header(path)
     _refuse_unknown_pre_tokenizer(header)
     options = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
-    try:
+    with loading_foreign(path, "The GGUF file"):
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
         # By default transformers may keep the weights quantised, and those cannot be trained.
         dequantized = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(path.parent, quantization_config=dequantized, **options)
-    except (OSError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise ModelUnsupported(f"The GGUF file {path.name} could not be converted: its kind is not known.") from error
-    _remove_quantisation_config(model)
+    remove_quantiser(model)
     _remove_added_tokens(tokenizer, header)
     _set_pre_tokenizer(tokenizer, header)
     _refuse_lost_special_tokens(tokenizer, header)
@@ -97,12 +96,3 @@ def _split(header: GGUFHeader) -> str | None:
     named = header.text("tokenizer.ggml.pre")
     # Files of GPT-2 itself are older than the key.
     return "gpt-2" if named is None and header.architecture() == "gpt2" else named or "unnamed"
-
-
-def _remove_quantisation_config(model: PreTrainedModel) -> None:
-    """The weights are full again; with these entries left, saving would call the quantiser and fail."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        if name in vars(model):
-            delattr(model, name)

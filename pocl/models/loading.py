@@ -7,19 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import CheckpointCorrupt, ModelNotFound, ModelUnsupported
-from pocl.inspect import inspect_model, shared_vocabulary_size
+from pocl.inspect import ModelWarning, inspect_model, shared_vocabulary_size
 from pocl.models.digest import DigestStore, head_digest, model_digest
 from pocl.models.gguf import load_gguf
 from pocl.models.heads import output_head, without_layers
 from pocl.models.hub import HubClient, HuggingFaceHub, fetch
 from pocl.models.layers import names_in_whole, rebuild_with_layers, select_layers, with_dropout
+from pocl.models.model_files import model_in
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.models.stored_tensors import read_head, read_tensors, structure_of
 from pocl.models.tokenizers import transformers_tokenizer
@@ -45,6 +46,8 @@ class LoadedModel:
     `layers`."""
     read_again: Callable[[], PreTrainedModel] | None = field(default=None, repr=False, compare=False)
     """Reads the model again with its weights as stored; None where `model` holds them unrounded."""
+    warnings: tuple[ModelWarning, ...] = ()
+    """What is not used of its files, or used in another way than they say."""
 
     @property
     def structure(self) -> PreTrainedModel:
@@ -74,6 +77,7 @@ class LazyModel:
         *,
         load: Callable[[], LoadedModel],
         stored: "_StoredModel | None",
+        warnings: tuple[ModelWarning, ...] = (),
     ) -> None:
         """`load` reads the whole model; `stored` is the directory that parts are read from, None where only the whole
         can be.
@@ -85,6 +89,8 @@ class LazyModel:
         """SHA-256 over config and weights as they are stored."""
         self.origin = origin
         """Provenance, as of a :class:`LoadedModel`."""
+        self.warnings = warnings
+        """As of a :class:`LoadedModel`."""
         self._load = load
         self._stored = stored
         self._loaded: LoadedModel | None = None
@@ -92,7 +98,15 @@ class LazyModel:
     @classmethod
     def of(cls, loaded: LoadedModel, *, load: Callable[[], LoadedModel], stored: "_StoredModel | None") -> Self:
         """A model that has been read; `load` reads it again after a release."""
-        model = cls(loaded.model, loaded.tokenizer, loaded.digest, loaded.origin, load=load, stored=stored)
+        model = cls(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.digest,
+            loaded.origin,
+            load=load,
+            stored=stored,
+            warnings=loaded.warnings,
+        )
         model._loaded = loaded
         return model
 
@@ -133,6 +147,15 @@ class LazyModel:
         if self._loaded is None:
             self._loaded = fit_or_refuse(self._load, "The teacher")
         return self._loaded
+
+
+@dataclass(frozen=True)
+class _LocatedModel:
+    """A model whose files are at hand and have been inspected."""
+
+    path: Path
+    origin: Origin
+    warnings: tuple[ModelWarning, ...]
 
 
 @dataclass(frozen=True)
@@ -192,16 +215,23 @@ def load_lazily(
         DiskFull, EngineFailure: the files of the Hub could not be fetched.
     """
     located = _locate(ref, hub)
-    stored = None if located is None or located[0].is_file() else _StoredModel(located[0], digests, device, dtype)
+    stored = None if located is None or located.path.is_file() else _StoredModel(located.path, digests, device, dtype)
 
     def load() -> LoadedModel:
         return _frozen(_load(ref, hub, digests, located), device, dtype)
 
-    known = None if located is None or stored is None else digests.find(digests.key(located[0]))
+    known = None if located is None or stored is None else digests.find(digests.key(located.path))
     if located is not None and known is not None:
         with suppress(*_UNREADABLE):
-            tokenizer = _tokenizer_in(located[0])
-            return LazyModel(structure_of(located[0]), tokenizer, known, located[1], load=load, stored=stored)
+            return LazyModel(
+                structure_of(located.path),
+                _tokenizer_in(located.path),
+                known,
+                located.origin,
+                load=load,
+                stored=stored,
+                warnings=located.warnings,
+            )
     return LazyModel.of(load(), load=load, stored=stored)
 
 
@@ -274,23 +304,22 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
         CheckpointCorrupt: they are damaged, or not the weights of such a model.
     """
     try:
-        stored = _model_in(directory)
+        stored = model_in(directory)
         model.load_state_dict(stored.state_dict(), strict=True)
     except (ModelUnsupported, RuntimeError) as error:
         raise CheckpointCorrupt(f"The weights of {directory.name} are damaged or of a different model.") from error
 
 
-def _locate(ref: ModelRef, hub: HubClient | None) -> tuple[Path, Origin] | None:
+def _locate(ref: ModelRef, hub: HubClient | None) -> _LocatedModel | None:
     """Where a model's files are, and their provenance; None of a random model."""
     if ref.path is not None:
         path = Path(ref.path)
         # Refuses pickles, remote code and damaged files before transformers sees them.
-        inspect_model(path)
-        return path, {"kind": "path", "name": path.absolute().name}
+        return _LocatedModel(path, {"kind": "path", "name": path.absolute().name}, inspect_model(path).warnings)
     if ref.hub is not None:
         commit, directory = fetch(ref.hub, hub or HuggingFaceHub())
-        inspect_model(directory)
-        return directory, {"kind": "hub", "name": ref.hub.repo, "revision": ref.hub.revision, "commit": commit}
+        origin = {"kind": "hub", "name": ref.hub.repo, "revision": ref.hub.revision, "commit": commit}
+        return _LocatedModel(directory, origin, inspect_model(directory).warnings)
     if ref.random is not None:
         return None
     raise ModelNotFound("The engine reads files; the service resolves a checkpoint id to a path before it starts one.")
@@ -300,29 +329,31 @@ def _load(
     ref: ModelRef,
     hub: HubClient | None,
     digests: DigestStore | None = None,
-    located: tuple[Path, Origin] | None = None,
+    located: _LocatedModel | None = None,
 ) -> LoadedModel:
     """Read a model, which was `located` before or is now."""
     if ref.random is not None:
         return _random(ref.random)
     located = located or _locate(ref, hub)
     assert located is not None  # Only a random model has no files.
-    path, origin = located
-    key = None if digests is None else digests.key(path)
-    loaded = _read(path, origin, None if digests is None else digests.find(key))
+    key = None if digests is None else digests.key(located.path)
+    loaded = _read(located, None if digests is None else digests.find(key))
     # Files that changed while they were read have another key now.
-    if digests is not None and digests.key(path) == key:
+    if digests is not None and digests.key(located.path) == key:
         digests.keep(key, loaded.digest)
     return loaded
 
 
-def _read(path: Path, origin: Origin, digest: str | None) -> LoadedModel:
+def _read(located: _LocatedModel, digest: str | None) -> LoadedModel:
     """Read a model from disk; `digest` is its digest where that is known."""
+    path, origin, warnings = located.path, located.origin, located.warnings
     if path.is_file():
         model, tokenizer = load_gguf(path)
-        return LoadedModel(model, tokenizer, digest or model_digest(model), origin, lambda: load_gguf(path)[0])
-    model = _model_in(path)
-    return LoadedModel(model, _tokenizer_in(path), digest or model_digest(model), origin, lambda: _model_in(path))
+        digest = digest or model_digest(model)
+        return LoadedModel(model, tokenizer, digest, origin, lambda: load_gguf(path)[0], warnings)
+    model = model_in(path)
+    digest = digest or model_digest(model)
+    return LoadedModel(model, _tokenizer_in(path), digest, origin, lambda: model_in(path), warnings)
 
 
 def _frozen(loaded: LoadedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -344,28 +375,6 @@ def _from_teacher(teacher: LoadedModel | LazyModel, layers: tuple[int, ...]) -> 
     model = teacher.with_layers(layers)
     origin = {"kind": "from_teacher", "name": teacher.origin["name"], "layers": ",".join(map(str, layers))}
     return LoadedModel(model, teacher.tokenizer, model_digest(model), origin)
-
-
-def _model_in(directory: Path) -> PreTrainedModel:
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype="auto",
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
-        raise ModelUnsupported(f"{directory.name} could not be loaded as a causal language model.") from error
-    # With `output_loading_info` it returns a pair, which its annotation does not say.
-    model, loading_info = cast(tuple[PreTrainedModel, dict[str, set[str]]], loaded)
-    if missing := sorted(loading_info["missing_keys"]):
-        # transformers has filled them with random numbers.
-        raise ModelUnsupported(f"{directory.name} lacks {len(missing)} weights, among them {missing[0]}.")
-    # Saved models must not disclose the paths of this machine.
-    model.config.name_or_path = directory.name
-    return model
 
 
 def _tokenizer_in(directory: Path) -> PreTrainedTokenizerBase:

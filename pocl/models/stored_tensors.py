@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from pocl.models.heads import output_head, without_layers
+from pocl.models.model_files import config_in, loading_foreign
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -19,17 +20,16 @@ def structure_of(directory: Path) -> PreTrainedModel:
     """The model of a directory with its configs, whose weights have shapes and no memory (`meta` tensors).
 
     Raises:
-        OSError, ValueError, KeyError: transformers does not know the config.
+        ModelUnsupported: transformers does not know the config.
     """
-    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    with torch.device("meta"), no_init_weights():
+    config = config_in(directory)
+    with loading_foreign(directory, "The model"), torch.device("meta"), no_init_weights():
         # The method carries no annotations in transformers.
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     # Initialisation would tie weights, and it was left out.
     model.tie_weights()
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    model.config.name_or_path = directory.name
     return model
 
 

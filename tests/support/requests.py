@@ -4,6 +4,7 @@ import asyncio
 import json
 import struct
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +124,25 @@ def write_model(directory: Path, *, tokens: Mapping[str, int], layers: int = 1, 
         "architectures": ["LlamaForCausalLM"],
         "vocab_size": len(tokens),
         "num_hidden_layers": layers,
+        "num_attention_heads": 1,
         "hidden_size": hidden,
+        "intermediate_size": hidden,
+        "tie_word_embeddings": True,
     }
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "tokenizer.json").write_text(json.dumps({"model": {"type": "BPE", "vocab": dict(tokens)}}))
-    shapes = {"model.embed_tokens.weight": [len(tokens), hidden]}
-    shapes |= {f"model.layers.{layer}.mlp.weight": [hidden, hidden] for layer in range(layers)}
+    within_layer: dict[str, list[int]] = {
+        **{f"self_attn.{name}_proj.weight": [hidden, hidden] for name in "qkvo"},
+        **{f"mlp.{name}_proj.weight": [hidden, hidden] for name in ("gate", "up", "down")},
+        **{f"{name}_layernorm.weight": [hidden] for name in ("input", "post_attention")},
+    }
+    shapes = {"model.embed_tokens.weight": [len(tokens), hidden], "model.norm.weight": [hidden]}
+    for layer in range(layers):
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in within_layer.items()}
     header, at = {}, 0
-    for name, (rows, columns) in shapes.items():
-        size = 4 * rows * columns
-        header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [at, at + size]}
+    for name, shape in shapes.items():
+        size = 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
         at += size
     described = json.dumps(header).encode()
     (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(described)) + described + bytes(at))

@@ -1,0 +1,87 @@
+"""Whether stored tensors have the shapes that config.json describes."""
+
+from collections.abc import Mapping
+
+from pocl.errors import ModelUnsupported
+from pocl.inspect.config import ModelConfig
+from pocl.inspect.families import family_table
+from pocl.inspect.weights import StoredModel, StoredTensor, is_mtp, name_within_layer
+
+_ADVICE = "give the config.json with which the weights were saved"
+
+
+def check_shapes(config: ModelConfig, stored: StoredModel) -> None:
+    """Check the embeddings, the head and, of families whose layers are all alike, every weight of a layer.
+
+    Raises:
+        ModelUnsupported: naming a tensor that is missing or has another shape.
+    """
+    _check_vocabulary(config, stored)
+    expected = family_table().layers.get(config.family)
+    # Quantised weights are packed, and their shapes follow from the method.
+    if expected is not None and not stored.is_quantised:
+        _check_layers(config, stored, expected)
+
+
+def _check_vocabulary(config: ModelConfig, stored: StoredModel) -> None:
+    vocabulary = config.size("vocab_size")
+    for tensor, what in ((stored.embeddings(), "token embeddings"), (stored.head(), "output head")):
+        # This family has more rows for prompts.
+        if tensor is not None and tensor.shape[0] != vocabulary and config.family != "cpmant":
+            raise ModelUnsupported(
+                f"The rows of the model's {what} ({tensor.name[:80]}) are {tensor.shape[0]}, and its config.json has a "
+                f"vocab_size of {vocabulary}; {_ADVICE}."
+            )
+    family_is_known = config.family in family_table().layers
+    embeddings = stored.embeddings()
+    if family_is_known and (embeddings is None or embeddings.name.removeprefix("model.") != "embed_tokens.weight"):
+        raise ModelUnsupported(_explain_names(stored))
+    if family_is_known and stored.head() is None and config.ties_embeddings() is False:
+        raise ModelUnsupported(
+            "The model's weights lack the output head (lm_head.weight), which its config.json does not tie to the "
+            "embeddings; save the model with its head, or set tie_word_embeddings to true where it is tied."
+        )
+
+
+def _explain_names(stored: StoredModel) -> str:
+    name = stored.tensors[0].name[:80] if stored.tensors else "none"
+    return (
+        f"The model's weights lack the token embeddings (model.embed_tokens.weight); the first name in its files is "
+        f"{name}: where a wrapper put a prefix before the names, save the model within it with save_pretrained()."
+    )
+
+
+def _check_layers(config: ModelConfig, stored: StoredModel, expected: Mapping[str, str]) -> None:
+    layers, sizes = config.size("num_hidden_layers"), _sizes(config)
+    found: dict[int, dict[str, StoredTensor]] = {index: {} for index in range(layers)}
+    for tensor in stored.tensors:
+        place = name_within_layer(tensor.name)
+        if place is not None and not is_mtp(tensor.name, layers):
+            found[place[0]][place[1]] = tensor
+    for name, words in expected.items():
+        shape = tuple(sizes[word] for word in words.split(","))
+        for index, weights in found.items():
+            weight = weights.get(name)
+            if weight is None:
+                raise ModelUnsupported(
+                    f"The model's weights lack {name} of layer {index}; save the whole model with save_pretrained()."
+                )
+            if None not in shape and weight.shape != shape:
+                raise ModelUnsupported(
+                    f"The model's {weight.name[:80]} has the shape {list(weight.shape)}, and its config.json describes "
+                    f"{list(shape)}; {_ADVICE}."
+                )
+
+
+def _sizes(config: ModelConfig) -> dict[str, int | None]:
+    """The sizes of a layer by their words; None where the config does not say."""
+    hidden, heads = config.size("hidden_size"), config.optional_size("num_attention_heads")
+    groups = config.optional_size("num_key_value_heads") or heads
+    head = config.optional_size("head_dim") or (hidden // heads if heads else None)
+    return {
+        "hidden": hidden,
+        "inter": config.optional_size("intermediate_size"),
+        "q": heads * head if heads and head else None,
+        "kv": groups * head if groups and head else None,
+        "head": head,
+    }
