@@ -191,7 +191,8 @@ def _line_for_people(event: Event) -> str | None:
                 f"{event.tokens_per_second:.0f} tok/s, {event.eta_seconds:.0f} s left"
             )
         case Evaluated():
-            return f"{event.subject}: ROUGE-L {event.rouge_l:.2f}, CE {event.cross_entropy:.3f} on {event.rows} samples"
+            scores = f"ROUGE-L {event.rouge_l:.2f}, CE {event.cross_entropy:.3f}"
+            return f"{event.subject}: {scores} on {event.rows} {event.split} samples"
         case CheckpointSaved():
             return f"saved {event.path} ({event.size_bytes / 1e6:.0f} MB)"
         case Warned() | RunEnded():

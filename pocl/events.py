@@ -194,7 +194,7 @@ class ArtifactWritten(FileEvent):
     """A file of the working directory is written."""
 
     type: Literal["artifact"] = "artifact"
-    kind: Literal["spec", "ranking", "result", "report"]
+    kind: Literal["spec", "ranking", "answers", "result", "report"]
     path: str
     """Relative to the working directory."""
 

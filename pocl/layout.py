@@ -10,6 +10,7 @@ WORKDIR/
     checkpoints/
         step-00000120/       the weights after a step, loadable by from_pretrained
             training/        what continuing needs besides the weights
+    answers.jsonl            the greedy answers of all evaluations, one a line
     best/                    the weights of the stage that scores best
     final/                   the weights of the last stage
     result.json              the figures
@@ -33,6 +34,7 @@ CHECKPOINTS_DIR: Final = "checkpoints"
 TRAINING_DIR: Final = "training"
 BEST_DIR: Final = "best"
 FINAL_DIR: Final = "final"
+ANSWERS_FILE: Final = "answers.jsonl"
 RESULT_FILE: Final = "result.json"
 REPORT_FILE: Final = "report.html"
 CACHE_DIR: Final = "cache"

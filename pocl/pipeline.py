@@ -1,6 +1,7 @@
 """The phases of one run, in the order in which they happen."""
 
 import os
+from collections.abc import Set
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from pocl.data.batches import EncodedSample
 from pocl.determinism import deterministic_kernels, reasons_not_exact
 from pocl.errors import ModelUnsupported
 from pocl.evaluation.answers import GenerationSettings
+from pocl.evaluation.answers_file import AnswersFile, EvaluationKey
 from pocl.evaluation.constant_scores import constant_metric, constant_ranking
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.evaluator import Evaluator
@@ -39,6 +41,7 @@ from pocl.events import (
     Warned,
 )
 from pocl.layout import (
+    ANSWERS_FILE,
     CHECKPOINTS_DIR,
     FINAL_DIR,
     MODEL_DIGESTS_FILE,
@@ -114,6 +117,7 @@ class Pipeline:
             resources.enter_context(deterministic_kernels(self._device))
         self._not_exact = reasons_not_exact(spec, self._device)
         self._warned_codes: set[str] = set()
+        self._answers = AnswersFile(workdir / ANSWERS_FILE)
         self._precision = choose_precision(self._spec.training.precision, self._device)
         sink(ArtifactWritten(kind="spec", path=SPEC_FILE))
 
@@ -150,7 +154,9 @@ class Pipeline:
                 self._sink(Warned(code=about_samples.code, message=about_samples.message))
         self._report_unscored(corpus)
         ranking = self._rank(models, corpus, digests)
-        teacher_scores = [] if resume_point is not None else self._score_teacher(models, corpus)
+        made = set() if resume_point is None else resume_point.state.evaluation_keys
+        self._answers.keep_only(made)
+        teacher_scores = self._score_teacher(models, corpus, made)
         teacher = self._open_teacher(models, corpus, resume_point)
         if models.teacher is not None:
             # A cached teacher needs its layers no more: the memory goes to the student.
@@ -165,6 +171,7 @@ class Pipeline:
         score = partial(self._score_student, models, corpus, teacher) if corpus.held_out else None
         trainer = self._trainer(models, training_samples, table, resume_point, teacher, score)
         trainer.splits = tuple(corpus.held_out)
+        trainer.keep_answers = lambda key, scores: self._answers.add(key, corpus.held_out[key.split], scores)
         for evaluated, row_scores in teacher_scores:
             trainer.state.evaluations += evaluated
             trainer.state.row_scores.append(row_scores)
@@ -312,12 +319,17 @@ class Pipeline:
                 self._sink(warning)
         return ranking
 
-    def _score_teacher(self, models: Models, corpus: Corpus) -> list[tuple[list[Evaluated], EvaluatedRows]]:
-        """The evaluations of the teacher, where the specification asks for them, with the scores of each sample."""
+    def _score_teacher(
+        self, models: Models, corpus: Corpus, made: Set[EvaluationKey]
+    ) -> list[tuple[list[Evaluated], EvaluatedRows]]:
+        """The evaluations of the teacher that the specification asks for and that are not made yet, with the scores of
+        each sample.
+        """
         teacher = models.teacher
         if teacher is None or not self._spec.evaluation.teacher:
             return []
-        return [self._score_teacher_on(name, teacher, models, corpus) for name in corpus.held_out]
+        missing = [name for name in corpus.held_out if EvaluationKey(name, "teacher", None) not in made]
+        return [self._score_teacher_on(name, teacher, models, corpus) for name in missing]
 
     def _score_teacher_on(
         self, split: str, teacher: LazyModel, models: Models, corpus: Corpus
@@ -329,6 +341,7 @@ class Pipeline:
             self._halve,
         )
         assert scores.by_row is not None  # As whatever the evaluator scores.
+        self._answers.add(EvaluationKey(split, "teacher", None), dataset, scores)
         rows = EvaluatedRows(subject="teacher", stage=None, split=split, rows=scores.by_row)
         if not scores.rows:
             return [], rows
@@ -508,6 +521,8 @@ class Pipeline:
             state, [*state.evaluations, *conclusions], models=models, spec=self._spec, precision=self._precision.name
         )
         write_result(self._workdir, self._spec, result, state.metrics, ranking)
+        if self._answers.path.exists():
+            self._sink(ArtifactWritten(kind="answers", path=ANSWERS_FILE))
         self._sink(ArtifactWritten(kind="result", path=RESULT_FILE))
         self._sink(ArtifactWritten(kind="report", path=REPORT_FILE))
         size = read_manifest(self._workdir / FINAL_DIR).size_bytes

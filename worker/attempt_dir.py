@@ -22,7 +22,7 @@ import structlog
 
 from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.jobs.leases import StoredCheckpoint
-from pocl.layout import PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE, checkpoint_dir
+from pocl.layout import ANSWERS_FILE, PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE, checkpoint_dir
 from pocl.spec import DistillationSpec
 
 _log = structlog.get_logger(__name__)
@@ -30,8 +30,9 @@ _log = structlog.get_logger(__name__)
 _LOCK_FILE = ".lock"
 _SCRATCH_PREFIX = ".new-"
 _MAX_SCRATCH_AGE_SECONDS = 3600
-# The engine takes a ranking only with its inputs, which vouch for it; each line of a partial one is sealed.
-_RANKING_FILES = (RANKING_FILE, RANKING_INPUTS_FILE, PARTIAL_RANKING_FILE)
+# The engine takes a ranking only with its inputs, which vouch for it; each line of a partial one is sealed. Answers of
+# evaluations that it makes again it drops.
+_CARRIED_FILES = (RANKING_FILE, RANKING_INPUTS_FILE, PARTIAL_RANKING_FILE, ANSWERS_FILE)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def stage_inputs(
     ranking_jobs: list[str],
     training_states: Sequence[StoredCheckpoint],
 ) -> None:
-    """Write the inputs of the engine: its specification, and the ranking and training state that it continues from.
+    """Write the inputs of the engine: its specification, and the ranking, answers and training state to continue from.
 
     Args:
         ranking_jobs: Ids of the jobs whose ranking may be copied, best first. The engine uses a ranking only if its
@@ -108,7 +109,7 @@ def stage_inputs(
         training_states: Training states in the store, best first. A damaged one is skipped for the next.
     """
     directory.spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
-    for name in _RANKING_FILES:
+    for name in _CARRIED_FILES:
         for job_id in ranking_jobs:
             try:
                 shutil.copyfile(store.locate(ranking_key(job_id, name)), directory.workdir / name)

@@ -21,6 +21,7 @@ from pocl.events import (
     RESUMABLE_KINDS,
     ArtifactWritten,
     CheckpointSaved,
+    Evaluated,
     EventEnvelope,
     HistoryEvent,
     Progressed,
@@ -30,7 +31,7 @@ from pocl.events import (
     StepLogged,
     from_line,
 )
-from pocl.layout import EVENTS_FILE, PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
+from pocl.layout import ANSWERS_FILE, EVENTS_FILE, PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE
 from pocl.storage.manifest import MANIFEST
 from worker.attempt_dir import AttemptDir, ranking_key
 from worker.engine_exit import storage_failure_reason
@@ -206,6 +207,9 @@ class RowSink:
             case RunFinished() | RunEnded() as end_event:
                 self.end_event = end_event
                 self._store_partial_ranking()
+                self._store_for_next_attempt(ANSWERS_FILE)
+            case Evaluated():
+                self._store_for_next_attempt(ANSWERS_FILE)
             case HistoryEvent():
                 pass
             case _:
@@ -270,19 +274,24 @@ class RowSink:
 
     def _store_partial_ranking(self) -> None:
         """Store the partial ranking, so that another attempt, perhaps on another machine, continues it."""
-        source = self._directory.workdir / PARTIAL_RANKING_FILE
+        if self._store_for_next_attempt(PARTIAL_RANKING_FILE):
+            self._partial_ranking_stored_at = self._clock()
+
+    def _store_for_next_attempt(self, name: str) -> bool:
+        """Store a file of the working directory for the next attempt; whether it is there."""
+        source = self._directory.workdir / name
         if not source.exists():
-            return
-        key = ranking_key(self._claim.job_id, PARTIAL_RANKING_FILE)
+            return False
+        key = ranking_key(self._claim.job_id, name)
         try:
             self._lease.renew_while(lambda: self._store.publish_file(source, key))
         except FileNotFoundError:
-            # The ranking was finished meanwhile.
-            return
+            # The engine removed it meanwhile: the ranking is finished.
+            return False
         except OSError as error:
-            # The job goes on without it: a later attempt ranks more samples again.
-            _log.warning("partial_ranking_not_stored", error=str(error))
-        self._partial_ranking_stored_at = self._clock()
+            # The job goes on without it: a later attempt ranks more samples again, or lacks answers.
+            _log.warning("file_not_stored_for_next_attempt", file=name, error=str(error))
+        return True
 
     def _record_storage_error(self, error: OSError) -> None:
         self.storage_error = storage_failure_reason(error)

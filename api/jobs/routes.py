@@ -261,6 +261,22 @@ def download_job_ranking(
 
 
 @router.get(
+    "/{job_id}/answers",
+    summary="Download the answers of a job",
+    response_class=Response,
+    responses=_artifact_responses("application/jsonl"),
+)
+def download_job_answers(
+    session: ReadSession, caller: Caller, job_id: JobId, request: Request, store: StoreDep
+) -> Response:
+    """The greedy answers of teacher, initial student and the student after each stage to the samples that they were
+    scored on, one JSON object a line, with its scores; of samples without a reference the answers alone.
+    """
+    job = repository.get_job(session, caller.project, job_id)
+    return _serve_artifact(job, repository.get_artifact(session, job.id, "answers"), request, store)
+
+
+@router.get(
     "/{job_id}/result",
     summary="Download the result of a job",
     response_class=Response,

@@ -278,7 +278,7 @@ class JobArtifact(Base):
 
     job_id: Mapped[str] = _owned_by_job()
     kind: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """`spec`, `ranking`, `result` or `report`."""
+    """`spec`, `ranking`, `answers`, `result` or `report`."""
     attempt: Mapped[int]
     store_key: Mapped[str] = mapped_column(String(255))
     """The file's key, relative to the artifact store."""

@@ -36,11 +36,14 @@ class Scores:
     sampled: SampledScores | None = None
     by_row: RowScores | None = None
     """Scores of each sample, and some of the answers."""
+    answers: tuple[str, ...] = ()
+    """The greedy answers to all samples, those without a reference included."""
 
     @property
     def reported(self) -> dict[str, Any]:
         """The fields of the event, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "by_row"}
+        names = {field.name for field in fields(self)} - {"by_row", "answers"}
+        return {name: getattr(self, name) for name in names}
 
 
 class _AnswerScores(NamedTuple):
@@ -92,9 +95,9 @@ def evaluate(
         )
         for index, sampler in enumerate((None, *samplers))
     ]
-    first_answers = answers_by_sampler[0][:MAX_SHOWN]
+    all_answers = tuple(answers_by_sampler[0])
     answers_by_sampler[0] = [
-        answer for answer, references in zip(answers_by_sampler[0], dataset.references, strict=True) if references
+        answer for answer, references in zip(all_answers, dataset.references, strict=True) if references
     ]
     greedy, *sampled = [_answer_scores(answers, scored) for answers in answers_by_sampler]
     tokens = token_scores(
@@ -120,9 +123,12 @@ def evaluate(
             tokens=tuple(sample.predicted_tokens for sample in scored.samples[:MAX_ROWS]),
             shown=tuple(
                 shown(str(tokenizer.decode(list(sample.prompt_ids), skip_special_tokens=True)), references, answer)
-                for sample, references, answer in zip(dataset.samples, dataset.references, first_answers, strict=False)
+                for sample, references, answer in zip(
+                    dataset.samples[:MAX_SHOWN], dataset.references, all_answers, strict=False
+                )
             ),
         ),
+        answers=all_answers,
     )
 
 

@@ -26,6 +26,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import CheckpointCorrupt, LossDiverged, WorkdirMismatch
+from pocl.evaluation.answers_file import EvaluationKey
 from pocl.evaluation.row_scores import RowScores
 from pocl.events import Evaluated
 from pocl.layout import TRAINING_DIR, WEIGHTS_FILE, checkpoint_name, checkpoints_in, step_of
@@ -118,6 +119,12 @@ class TrainState(BaseModel):
     def note_not_exact(self, *reasons: str) -> None:
         """Add to `not_exact` those reasons that it lacks."""
         self.not_exact += [reason for reason in reasons if reason not in self.not_exact]
+
+    @property
+    def evaluation_keys(self) -> set[EvaluationKey]:
+        """The evaluations that were made."""
+        scored = {EvaluationKey(each.split, each.subject, each.stage) for each in self.evaluations}
+        return scored | {EvaluationKey(each.split, each.subject, each.stage) for each in self.row_scores}
 
     @property
     def stage_ends(self) -> list[int]:

@@ -63,6 +63,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.data.batches import EncodedSample
 from pocl.errors import LossDiverged, RunStopped
+from pocl.evaluation.answers_file import EvaluationKey
 from pocl.evaluation.constant_scores import constant_metric
 from pocl.evaluation.scores import Scores
 from pocl.events import (
@@ -108,6 +109,7 @@ class Score(Protocol):
         ...
 
 
+KeepAnswers = Callable[[EvaluationKey, Scores], None]
 VALIDATION: Final = "validation"
 """The samples on which the best stage is chosen, and convergence is seen."""
 
@@ -146,6 +148,8 @@ class Trainer:
     """The weights, on the host, after the best epoch so far of a stage that is scored after each."""
     splits: tuple[str, ...] = (VALIDATION,)
     """The names of the samples to evaluate on, where there are any."""
+    keep_answers: KeepAnswers = lambda *_: None
+    """Is given what each evaluation measured."""
     saved: tuple[int, ...] = field(init=False)
     """Steps and scores of the training state on disk."""
     accumulator: GradientAccumulator = field(init=False)
@@ -176,7 +180,8 @@ class Trainer:
             LossDiverged, OutOfMemory, DiskFull: the last checkpoint is whole.
         """
         try:
-            for split in self.splits:
+            # A branch may name samples that its parent did not: the student is no longer as it was at its start.
+            for split in self.splits if self.state.step == 0 else ():
                 self._evaluate("initial", split)
             for stage in self.table:
                 if self.state.stage == stage.index:
@@ -387,12 +392,13 @@ class Trainer:
         ]
 
     def _evaluate(self, subject: Literal["initial", "stage"], split: str, stage: int | None = None) -> None:
-        done = {(each.subject, each.stage, each.split) for each in self.state.evaluations}
-        done |= {(each.subject, each.stage, each.split) for each in self.state.row_scores}
-        if self.score is None or (subject, stage, split) in done:
+        key = EvaluationKey(split, subject, stage)
+        if self.score is None or key in self.state.evaluation_keys:
             return
         self.sink(PhaseChanged(phase="evaluating", stage=stage))
         scores = self._score_student(split, sampled=True)
+        # The answers are whole before the event, on which they are stored.
+        self.keep_answers(key, scores)
         if scores.rows:
             evaluated = Evaluated(subject=subject, split=split, stage=stage, step=self.state.step, **scores.reported)
             self.state.evaluations.append(evaluated)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import IO, Any
 
 import pytest
@@ -283,8 +284,18 @@ def test_other_samples_are_scored_at_the_start_at_the_end_and_of_the_best_stage(
     assert fell.low <= fell.difference <= fell.high
     html = (tmp_path / "run" / "report.html").read_text()
     assert all(f"Scores on {rows} {split} samples" in html for split, rows in (("test", 16), ("validation", 4)))
+    answers = (tmp_path / "run" / "answers.jsonl").read_text()
+    lines = [json.loads(line) for line in answers.splitlines()]
+    tested = [line["rouge_l"] for line in lines if (line["split"], line["subject"]) == ("test", "initial")]
+    assert fmean(tested) == pytest.approx(initial.rouge_l, abs=1e-4)
+    assert {(line["split"], line["subject"], line["stage"]) for line in lines} == {
+        (each.split, each.subject, each.stage)
+        for each in result.evaluations
+        if each.subject in ("teacher", "initial", "stage")
+    }
     stop_tiny_run_at(7, tmp_path / "cut", *settings)
     assert run_tiny(tmp_path / "cut", *settings)[0] == result
+    assert sorted((tmp_path / "cut" / "answers.jsonl").read_text().splitlines()) == sorted(answers.splitlines())
 
 
 def test_sigterm_saves_and_exits_with_75(tmp_path: Path) -> None:

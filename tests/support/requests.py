@@ -24,6 +24,7 @@ JOB_RESOURCES = (
     "/checkpoints",
     "/logs",
     "/ranking",
+    "/answers",
     "/report",
     "/result",
 )
