@@ -34,7 +34,8 @@ from pocl.teacher.distillation_loss import training_loss
 from pocl.teacher.signal import TeacherSignal, TeacherSource
 from pocl.train.accumulation import normaliser
 from pocl.train.checkpoint import MetricRow, TrainState
-from pocl.train.loop import Student, Trainer, make_optimizer
+from pocl.train.loop import Student, Trainer
+from pocl.train.optimizer import make_optimizer
 
 NO_LEARNING = 1e-20
 """A learning rate that does all the work of a step and leaves fp32 weights as they are."""

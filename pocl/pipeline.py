@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from pocl.callbacks import OnProgress, ShouldStop
 from pocl.curriculum.measurer import DifficultyMeasurer
-from pocl.curriculum.ranking import RankedSample, load_or_rank
+from pocl.curriculum.ranking import RankedSample, load_or_rank, rank_by_column, save_column_ranking
 from pocl.data.batches import EncodedSample
 from pocl.determinism import deterministic_kernels, reasons_not_exact
-from pocl.errors import ModelUnsupported
+from pocl.errors import DatasetInvalid, ModelUnsupported
 from pocl.evaluation.answers import GenerationSettings
 from pocl.evaluation.answers_file import AnswersFile, EvaluationKey
 from pocl.evaluation.constant_scores import constant_metric, constant_ranking
@@ -66,7 +66,7 @@ from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_mo
 from pocl.rankers import RankerSetup, choose_ranker
 from pocl.report.result import Result, build_result, conclude, write_result
 from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
-from pocl.spec import DistillationSpec, Sampling
+from pocl.spec import ColumnRanker, DistillationSpec, Sampling
 from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.storage.workdir import pin_again, pin_spec
@@ -76,7 +76,8 @@ from pocl.teacher.shards import choose_batch_tokens
 from pocl.teacher.signal import LiveTeacher, TeacherSignal, TeacherSource
 from pocl.train import checkpoint
 from pocl.train.checkpoint import EvaluatedRows, ResumePoint, TrainState
-from pocl.train.loop import Score, Student, Trainer, make_optimizer
+from pocl.train.loop import Score, Student, Trainer
+from pocl.train.optimizer import make_optimizer
 from pocl.train.prefetch import Prefetcher
 from pocl.train.schedule import training_order
 
@@ -286,6 +287,8 @@ class Pipeline:
             return []
         self._sink(PhaseChanged(phase="ranking"))
         ranking_spec = self._spec.curriculum.ranking
+        if isinstance(ranking_spec.ranker, ColumnRanker):
+            return self._rank_by_column(ranking_spec.ranker, corpus)
         temperature = ranking_spec.temperature
         sampler = None if temperature is None else Sampler(temperature=temperature, top_p=1.0, seed=self._spec.seed)
 
@@ -315,8 +318,27 @@ class Pipeline:
         ranking, was_here = retry_halved(rank, self._halve)
         if not was_here:
             self._sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
-            if (warning := constant_ranking([sample.rouge_l for sample in ranking])) is not None:
+            scores = [sample.rouge_l for sample in ranking if sample.rouge_l is not None]
+            if (warning := constant_ranking(scores)) is not None:
                 self._sink(warning)
+        return ranking
+
+    def _rank_by_column(self, ranker: ColumnRanker, corpus: Corpus) -> list[RankedSample]:
+        """Rank the training samples by the difficulties that their rows have.
+
+        Raises:
+            DatasetInvalid: a row has none.
+        """
+        difficulties = [each for each in corpus.difficulties if each is not None]
+        if missing := len(corpus.difficulties) - len(difficulties):
+            raise DatasetInvalid(
+                f"{missing} of {len(corpus.difficulties)} training rows have no difficulty, by which "
+                "curriculum.ranking.ranker ranks: give each row a number in the column `difficulty`."
+            )
+        digests = [sample.digest for sample in corpus.train.samples]
+        ranking = rank_by_column(difficulties, digests, easiest=ranker.easiest)
+        if not save_column_ranking(self._workdir, ranking):
+            self._sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
         return ranking
 
     def _score_teacher(

@@ -65,6 +65,8 @@ class Corpus:
     """The samples of a run as token ids."""
 
     train: EncodedDataset
+    difficulties: tuple[float | None, ...]
+    """Of the training samples, as their rows have them."""
     held_out: Mapping[str, EncodedDataset]
     """The samples to evaluate on by name: `validation`, `test`, and the evaluation sets."""
     template: str
@@ -170,6 +172,7 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Map
         counts[name], datasets[name] = encoded.counts, EncodedDataset(encoded.samples, references)
     return Corpus(
         datasets.pop("train"),
+        tuple(sample.difficulty for sample in train),
         datasets,
         encoder.answer_form,
         _ending(encoder),

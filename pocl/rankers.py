@@ -23,6 +23,7 @@ from pocl.prepare import Corpus, Models
 from pocl.sizes import RunSizes
 from pocl.spec import (
     ENGINE_CHOICES,
+    ColumnRanker,
     DistillationSpec,
     ModelRanker,
     ModelRef,
@@ -53,6 +54,7 @@ def choose_ranker(spec: DistillationSpec, setup: RankerSetup) -> MeasuredModel:
     """The model that `curriculum.ranking.ranker` names.
 
     Raises:
+        ValueError: it names no model, but a column.
         ModelNotFound, ModelUnsupported, VocabularyMismatch, SpecInvalid: it cannot read the samples.
     """
     ranker, models = spec.curriculum.ranking.ranker, setup.models
@@ -67,6 +69,8 @@ def choose_ranker(spec: DistillationSpec, setup: RankerSetup) -> MeasuredModel:
             return _frozen(_load(ranker.model, spec, setup), release=True)
         case WarmStudentRanker():
             return _warm_student(ranker, spec, setup)
+        case ColumnRanker():
+            raise ValueError("a column ranks without a model")
         case _:
             assert_never(ranker)
 

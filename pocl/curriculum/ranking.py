@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.curriculum.measurement_cache import MeasurementCache, MeasurementKey
@@ -23,16 +23,24 @@ from pocl.storage.shared_cache import SharedCache
 
 
 @dataclass(frozen=True)
-class RankedSample(DifficultyMeasurement):
-    """A measured sample with its place in the ranking."""
+class RankedSample:
+    """A sample with its place in the ranking, and its measurement where a model ranked."""
 
+    row: int
+    """The position of the sample among the training samples, counted from 0."""
+    digest: str
+    """SHA-256 of the sample's content."""
+    rouge_l: float | None
+    cross_entropy: float | None
+    response: str | None
+    """The measurement, as :class:`~pocl.curriculum.journal.DifficultyMeasurement` has it."""
     rank: int
     """1 is the easiest."""
     score: float
-    """The fused score; the easiest sample has the highest."""
-    rank_rouge_l: int
+    """The fused score, of which the easiest sample has the highest; or the difficulty that the row has."""
+    rank_rouge_l: int | None
     """The rank by ROUGE-L, descending; equal values share a rank."""
-    rank_cross_entropy: int
+    rank_cross_entropy: int | None
     """The rank by cross-entropy, ascending; equal values share a rank."""
 
 
@@ -79,6 +87,40 @@ def rank(measurements: Sequence[DifficultyMeasurement], *, k: int = 60) -> list[
     ]
 
 
+def rank_by_column(
+    difficulties: Sequence[float], digests: Sequence[str], *, easiest: Literal["lowest", "highest"]
+) -> list[RankedSample]:
+    """Order samples from easy to hard by difficulties that their rows have; equal ones by their digests.
+
+    Args:
+        difficulties: Of each sample, by row.
+        digests: Of the content of each sample, by row.
+    """
+    sign = 1 if easiest == "lowest" else -1
+    order = sorted(range(len(digests)), key=lambda row: (sign * difficulties[row], digests[row], row))
+    return [
+        RankedSample(
+            row, digests[row], None, None, None, rank=place, score=difficulties[row], rank_rouge_l=None,
+            rank_cross_entropy=None,
+        )
+        for place, row in enumerate(order, start=1)
+    ]  # fmt: skip
+
+
+def save_column_ranking(directory: Path, ranking: Sequence[RankedSample]) -> bool:
+    """Write a ranking of :func:`rank_by_column`, which is made again at each start; whether it was there already.
+
+    Raises:
+        DiskFull: `directory` has no space.
+    """
+    text = _lines(ranking)
+    path = directory / RANKING_FILE
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return True
+    replace_file(path, text)
+    return False
+
+
 def load_or_rank(
     directory: Path,
     key: RankingKey,
@@ -119,11 +161,15 @@ def load_or_rank(
 
 
 def _write(directory: Path, key: RankingKey, ranking: Sequence[RankedSample]) -> None:
-    text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in ranking)
+    text = _lines(ranking)
     replace_file(directory / RANKING_FILE, text)
     # Written last: the seal vouches for the ranking file, by its digest too.
     seal = {"key": key.digest, "sha256": hashlib.sha256(text.encode()).hexdigest(), "inputs": key.model_dump()}
     replace_file(directory / RANKING_INPUTS_FILE, json.dumps(seal, indent=1) + "\n")
+
+
+def _lines(ranking: Sequence[RankedSample]) -> str:
+    return "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in ranking)
 
 
 def _read(directory: Path, matches: Callable[[RankingKey], bool]) -> list[RankedSample] | None:

@@ -17,6 +17,7 @@ from pocl.layout import REPORT_FILE
 from pocl.report.comparison import ComparedAnswers
 from pocl.spec import (
     AllSamples,
+    ColumnRanker,
     ConstantTemperature,
     ConstantWeight,
     Control,
@@ -136,7 +137,7 @@ def render(data: ReportData) -> str:
         seed_stats=seed_stats_text,
         training_plot=_training_plot(data),
         scores_plot=_scores_plot(plotted, stage_scores) if stage_scores else "",
-        difficulty_plot=_difficulty_plot(data.ranking, data.stages, data.control) if data.ranking else "",
+        difficulty_plot=_difficulty_plot(data.ranking, data.stages, data.control),
         ranker=describe_ranker(data.ranker),
         provenance=data.provenance,
         not_exact=data.not_exact,
@@ -191,6 +192,8 @@ def describe_ranker(ranker: Ranker) -> str:
             return "another model"
         case WarmStudentRanker():
             return f"a copy of the student after {ranker.steps} steps of warm-up"
+        case ColumnRanker():
+            return "the column difficulty of the data"
         case _:
             assert_never(ranker)
 
@@ -281,7 +284,9 @@ def _plot_sampled(axes: "Axes", scored: Sequence[Evaluated]) -> None:
 
 
 def _difficulty_plot(ranking: Sequence[RankedSample], stages: Sequence[StageFigures], control: Control | None) -> str:
-    """The samples by their two measures, in the colour of the stage that first trains on them."""
+    """The samples by their two measures, in the colour of the stage that first trains on them; empty without any."""
+    if not ranking or any(each.cross_entropy is None for each in ranking):
+        return ""
     figure, axes = _figure()
     order = ranking[::-1] if isinstance(control, ReversedOrder) else ranking
     first_trained = 0
@@ -296,7 +301,8 @@ def _difficulty_plot(ranking: Sequence[RankedSample], stages: Sequence[StageFigu
 
 
 def _scatter(axes: "Axes", samples: Sequence[RankedSample], color: str, *, label: str) -> None:
-    entropies, scores = [each.cross_entropy for each in samples], [each.rouge_l for each in samples]
+    # Only measured samples are plotted.
+    entropies, scores = [each.cross_entropy or 0.0 for each in samples], [each.rouge_l or 0.0 for each in samples]
     axes.scatter(entropies, scores, s=14, color=color, alpha=0.75, label=label)
 
 

@@ -12,10 +12,12 @@ Infinity, no key twice in one object, no lone surrogate, nesting and length boun
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pocl.errors import DatasetInvalid
+from pocl.samples.difficulty import difficulty_of
 from pocl.samples.messages import parse_messages, parse_tools, to_last_answer
 from pocl.samples.row_invalid import RowInvalid
 from pocl.samples.sample import Message, Sample
@@ -38,10 +40,10 @@ def parse_row(line: bytes) -> Sample:
     """
     row = _strict_object(line)
     if "messages" not in row:
-        return _from_instruction(row)
+        return replace(_from_instruction(row), difficulty=difficulty_of(row))
     if "instruction" in row or "output" in row:
         raise RowInvalid("form_unknown", "The row has messages and instruction or output; give one form.")
-    return _from_messages(row)
+    return replace(_from_messages(row), difficulty=difficulty_of(row))
 
 
 def parse_rows(stream: BinaryIO) -> Iterator[tuple[int, Sample | RowInvalid]]:

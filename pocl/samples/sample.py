@@ -59,6 +59,8 @@ class Sample:
     Only a prompt that waits for its answer has none. Left out, the last message's content is the only one."""
     tools: str = ""
     """The tools that the assistant may call: a JSON array without spaces, as it was written; empty without tools."""
+    difficulty: float | None = None
+    """How difficult the sample is, as its row says, on a scale of its own; None where the row says nothing."""
     digest: str = field(init=False)
     """SHA-256, hexadecimal, of the fields above in canonical JSON."""
 
@@ -98,6 +100,8 @@ def _digest(sample: Sample) -> str:
     # What samples of plain text have always had as their digest stays, since stored rankings refer to it.
     if any(details) or sample.tools:
         content += [details, sample.tools]
+    if sample.difficulty is not None:
+        content.append({"difficulty": sample.difficulty})
     text = json.dumps(content, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

@@ -83,8 +83,18 @@ class WarmStudentRanker(FrozenModel):
     """The optimiser steps of the copy, with batch size, learning rate and schedule of `training`."""
 
 
-RANKER_KINDS = ("student", "teacher", "model", "warm_student")
-Ranker = Annotated[StudentRanker | TeacherRanker | ModelRanker | WarmStudentRanker, Field(discriminator="kind")]
+class ColumnRanker(FrozenModel):
+    """The column `difficulty` of the training rows ranks: scores of your own, which every row must have."""
+
+    kind: Literal["column"]
+    easiest: Literal["lowest", "highest"] = "lowest"
+    """Which values are those of the easiest samples."""
+
+
+RANKER_KINDS = ("student", "teacher", "model", "warm_student", "column")
+Ranker = Annotated[
+    StudentRanker | TeacherRanker | ModelRanker | WarmStudentRanker | ColumnRanker, Field(discriminator="kind")
+]
 
 
 class Ranking(FrozenModel):

@@ -17,7 +17,7 @@ from pocl.out_of_memory import fit_or_refuse
 from pocl.spec import Training
 from pocl.train import checkpoint
 from pocl.train.accumulation import GradientAccumulator
-from pocl.train.loop import allocate_moments, make_optimizer
+from pocl.train.optimizer import allocate_moments, make_optimizer
 from pocl.train.schedule import batches, cosine, shuffled
 
 

@@ -28,7 +28,8 @@ from pocl.teacher.signal import TeacherSignal, TeacherSource
 from pocl.train import loop
 from pocl.train.accumulation import normaliser
 from pocl.train.checkpoint import TrainState
-from pocl.train.loop import Student, Trainer, make_optimizer
+from pocl.train.loop import Student, Trainer
+from pocl.train.optimizer import make_optimizer
 from tests.pocl.one_step import samples_of_lengths
 from tests.pocl.tiny_models import VOCABULARY, tiny
 

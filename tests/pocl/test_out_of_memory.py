@@ -11,7 +11,7 @@ from torch.optim import AdamW
 from pocl.errors import OutOfMemory
 from pocl.out_of_memory import HalvedSize, SizeTooLarge, fit_or_refuse, limited_by, retry_halved
 from pocl.sizes import RunSizes
-from pocl.train.loop import allocate_moments
+from pocl.train.optimizer import allocate_moments
 
 
 class Memory:

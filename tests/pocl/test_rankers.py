@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pocl.__main__ import read_spec
-from pocl.errors import RunStopped
+from pocl.errors import DatasetInvalid, RunStopped
 from pocl.events import ArtifactWritten, Event, Warned
 from pocl.models.loading import save_model
 from pocl.models.random import byte_level_tokenizer, random_model
@@ -37,7 +37,9 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, A
     return ranked(tmp_path_factory.mktemp("untrained"))
 
 
-def ranked(workdir: Path, *settings: str, stop_after: int | None = None) -> dict[int, dict[str, Any]]:
+def ranked(
+    workdir: Path, *settings: str, stop_after: int | None = None, by_model: bool = True
+) -> dict[int, dict[str, Any]]:
     """The ranking of the example, by row; the run stops when it is written, or after so many measured batches."""
     events: list[Event] = []
     partial = workdir / "ranking.partial.jsonl"
@@ -54,7 +56,7 @@ def ranked(workdir: Path, *settings: str, stop_after: int | None = None) -> dict
     if stop_after is not None:
         return {}
     # Random models answer nothing that is right.
-    assert any(isinstance(event, Warned) and event.code == "ranking_mostly_zero" for event in events)
+    assert any(isinstance(event, Warned) and event.code == "ranking_mostly_zero" for event in events) == by_model
     lines = map(json.loads, (workdir / "ranking.jsonl").read_bytes().splitlines())
     return {line["row"]: line for line in lines}
 
@@ -79,6 +81,27 @@ def test_warm_student_ranks_alike_after_an_interruption(tmp_path: Path, untraine
     ranked(tmp_path / "cut", ranker, stop_after=2)
     assert ranked(tmp_path / "cut", ranker) == whole
     assert whole != untrained
+
+
+def test_column_of_the_rows_ranks_without_a_model(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (ROOT / "examples" / "tiny" / "train.jsonl").read_text().splitlines()]
+    difficulty = {row: (7 * row) % len(rows) for row in range(len(rows))}
+
+    def data(missing: int | None = None) -> str:
+        lines = [
+            json.dumps(each | ({} if row == missing else {"difficulty": difficulty[row]}))
+            for row, each in enumerate(rows)
+        ]
+        (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+        return f"data.train.path={tmp_path}/rows.jsonl"
+
+    ranker = "curriculum.ranking.ranker={kind: column, easiest: highest}"
+    ranking = ranked(tmp_path / "whole", ranker, data(), by_model=False)
+    assert [row for row, _ in sorted(ranking.items(), key=lambda item: item[1]["rank"])] == sorted(
+        difficulty, key=lambda row: -difficulty[row]
+    )
+    with pytest.raises(DatasetInvalid, match="1 of 64 training rows have no difficulty"):
+        ranked(tmp_path / "lacking", ranker, data(missing=5), by_model=False)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.curriculum.measurement_cache import MeasurementCache
-from pocl.curriculum.ranking import RankingKey, load_or_rank, rank
+from pocl.curriculum.ranking import RankingKey, load_or_rank, rank, rank_by_column
 from pocl.layout import PARTIAL_RANKING_FILE
 from pocl.storage.shared_cache import SharedCache
 
@@ -72,9 +72,23 @@ def test_ranking_does_not_depend_on_file_order(measurements: list[DifficultyMeas
 @given(measurement_lists)
 def test_sample_easier_by_both_measures_comes_first(measurements: list[DifficultyMeasurement]) -> None:
     ranked = rank(measurements)
+    measured = {each.row: each for each in measurements}
     for earlier, later in pairwise(ranked):
-        assert not (later.rouge_l > earlier.rouge_l and later.cross_entropy < earlier.cross_entropy)
+        first, second = measured[earlier.row], measured[later.row]
+        assert not (second.rouge_l > first.rouge_l and second.cross_entropy < first.cross_entropy)
         assert earlier.score >= later.score
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_column_ranks_by_its_values_and_not_by_the_order_of_the_file(values: list[int], random: object) -> None:
+    rows = [(float(value), f"{index}") for index, value in enumerate(values)]
+    moved = list(rows)
+    random.shuffle(moved)  # type: ignore[attr-defined] # hypothesis types its random as object.
+    difficulties, digests = [value for value, _ in moved], [digest for _, digest in moved]
+    lowest = [sample.digest for sample in rank_by_column(difficulties, digests, easiest="lowest")]
+    highest = [sample.digest for sample in rank_by_column(difficulties, digests, easiest="highest")]
+    assert lowest == [digest for _, digest in sorted(rows)]
+    assert highest == [digest for _, digest in sorted(rows, key=lambda row: (-row[0], row[1]))]
 
 
 def test_ranking_of_equal_inputs_is_loaded(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from pocl.spec import DistillationSpec, Training, resolve
 from pocl.teacher.distillation_loss import training_loss
 from pocl.train import checkpoint
 from pocl.train.checkpoint import TrainState
-from pocl.train.loop import Student, Trainer, decay_groups, make_optimizer
+from pocl.train.loop import Student, Trainer
+from pocl.train.optimizer import decay_groups, make_optimizer
 from tests.pocl.one_step import samples_of_lengths
 from tests.pocl.tiny_models import CONFIGS, tiny
 
