@@ -246,7 +246,7 @@ class Pipeline:
         """Say of which samples to evaluate on the answers are kept without a score."""
         for name, dataset in corpus.held_out.items():
             if unscored := len(dataset.samples) - len(dataset.scored.samples):
-                message = f"{unscored} {name} samples have no reference answer: they are answered, and not scored"
+                message = f"{unscored} {name} samples have no reference to compare with: they are answered, not scored"
                 self._sink(Warned(code="answers_not_scored", message=message))
 
     def _evaluator(self, models: Models, corpus: Corpus, dataset: EncodedDataset) -> Evaluator:

@@ -45,12 +45,12 @@ class AnswersFile:
         """
         if scores.by_row is None:
             return
-        measured = iter(zip(scores.by_row.rouge_l, scores.by_row.exact_match, strict=True))
+        measured = dict(
+            zip(dataset.scored_rows, zip(scores.by_row.rouge_l, scores.by_row.exact_match, strict=True), strict=False)
+        )
         lines = []
-        for row, (sample, references, answer) in enumerate(
-            zip(dataset.samples, dataset.references, scores.answers, strict=True)
-        ):
-            rouge_l, exact_match = next(measured, (None, None)) if references else (None, None)
+        for row, (sample, answer) in enumerate(zip(dataset.samples[:MAX_ROWS], scores.answers, strict=False)):
+            rouge_l, exact_match = measured.get(row, (None, None))
             content = {
                 **key._asdict(),
                 "row": row,
@@ -60,8 +60,6 @@ class AnswersFile:
                 "exact_match": None if exact_match is None else exact_match > 0,
             }
             lines.append(json.dumps(content, ensure_ascii=False) + "\n")
-            if len(lines) == MAX_ROWS:
-                break
         self._write([*(line for other, line in self._lines() if other != key), *lines])
 
     def _write(self, lines: list[str]) -> None:

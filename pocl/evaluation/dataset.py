@@ -15,13 +15,22 @@ class EncodedDataset:
     references: tuple[tuple[str, ...], ...]
 
     @cached_property
+    def scored_rows(self) -> tuple[int, ...]:
+        """The places of the samples that have a reference to compare with. What waits for an answer has none, and one
+        that says nothing, but calls a tool or only thinks, is none.
+        """
+        return tuple(
+            row for row, references in enumerate(self.references) if any(reference.strip() for reference in references)
+        )
+
+    @cached_property
     def scored(self) -> "EncodedDataset":
-        """The samples that have a reference; what waits for an answer cannot be scored."""
-        kept = [index for index, references in enumerate(self.references) if references]
-        if len(kept) == len(self.samples):
+        """The samples at :attr:`scored_rows`."""
+        if len(self.scored_rows) == len(self.samples):
             return self
         return EncodedDataset(
-            tuple(self.samples[index] for index in kept), tuple(self.references[index] for index in kept)
+            tuple(self.samples[row] for row in self.scored_rows),
+            tuple(self.references[row] for row in self.scored_rows),
         )
 
     @property

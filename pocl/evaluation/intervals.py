@@ -86,9 +86,9 @@ def paired_interval(
 
 def score_intervals(one: RowScores, other: RowScores, *, seed: int) -> dict[Metric, Interval]:
     """The difference of each metric between two models on the same samples; empty where their samples differ, or where
-    nothing was scored.
+    there are fewer than two, which have no interval.
     """
-    if not one.tokens or one.tokens != other.tokens:
+    if len(one.tokens) < 2 or one.tokens != other.tokens:
         return {}
     return {
         metric: paired_interval(

@@ -96,9 +96,7 @@ def evaluate(
         for index, sampler in enumerate((None, *samplers))
     ]
     all_answers = tuple(answers_by_sampler[0])
-    answers_by_sampler[0] = [
-        answer for answer, references in zip(all_answers, dataset.references, strict=True) if references
-    ]
+    answers_by_sampler[0] = [all_answers[row] for row in dataset.scored_rows]
     greedy, *sampled = [_answer_scores(answers, scored) for answers in answers_by_sampler]
     tokens = token_scores(
         model,

@@ -65,8 +65,11 @@ def test_cross_entropy_is_compared_per_token_and_not_per_sample() -> None:
 
 
 def test_models_scored_on_other_samples_are_not_compared() -> None:
-    assert score_intervals(row_scores([1], [1], [1]), row_scores([1], [1], [2]), seed=10) == {}
-    assert score_intervals(row_scores([], [], []), row_scores([], [], []), seed=10) == {}
+    two = row_scores([1, 2], [1, 2], [1, 2])
+    assert score_intervals(two, two, seed=10) != {}
+    assert score_intervals(two, row_scores([1, 2], [1, 2], [1, 3]), seed=10) == {}
+    for few in (row_scores([1], [1], [1]), row_scores([], [], [])):
+        assert score_intervals(few, few, seed=10) == score_intervals(two, few, seed=10) == {}
 
 
 @pytest.mark.parametrize(
