@@ -195,6 +195,8 @@ class Pipeline:
         for role, model in (("student", models.student), ("teacher", models.teacher)):
             for warning in () if model is None else model.warnings:
                 self._sink(Warned(code=warning.code, message=f"{role}: {warning.message}"))
+        for warning in () if models.vocabulary is None else models.vocabulary.warnings():
+            self._sink(Warned(code=warning.code, message=warning.message))
 
     def _warn_once(self, event: Event) -> None:
         """Report a fall-back that would be met again and again."""

@@ -13,9 +13,9 @@ from pocl.encoding_counts import EncodingCounts
 from pocl.errors import DatasetInvalid
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.vllm_generation import vllm_missing
-from pocl.inspect import check_sequence_length
+from pocl.inspect import SharedVocabulary, TokenLimits, check_sequence_length
 from pocl.models.digest import DigestStore
-from pocl.models.loading import LazyModel, LoadedModel, load_lazily, load_student, shared_vocabulary
+from pocl.models.loading import LazyModel, LoadedModel, load_lazily, load_student, shared_vocabulary, token_limits
 from pocl.models.precision import Precision
 from pocl.models.product_weights import ProductWeights
 from pocl.models.tokenizers import text_tokenizer
@@ -38,12 +38,19 @@ class Models:
 
     student: LoadedModel
     teacher: LazyModel | None
-    shared_vocabulary: int | None
-    """Both heads agree on the ids below it; None without a teacher."""
+    vocabulary: SharedVocabulary | None
+    """How far teacher and student agree on it; None without a teacher."""
+    token_limits: TokenLimits
+    """Which ids samples may use."""
     tokenizer: PreTrainedTokenizerBase
     """Encodes the data, and is saved with the distilled student."""
     product_weights: ProductWeights
     """Of the student: used while it is trained, ranks and is evaluated."""
+
+    @property
+    def shared_vocabulary(self) -> int | None:
+        """The ids from 0 up to it are scored by both output heads; None without a teacher."""
+        return None if self.vocabulary is None else self.vocabulary.size
 
 
 @dataclass(frozen=True)
@@ -147,13 +154,19 @@ def load_models(spec: DistillationSpec, *, device: torch.device, precision: Prec
         check_sequence_length(spec.data.max_length, getattr(structure.config, "max_position_embeddings", None))
     shared = None if teacher is None else shared_vocabulary(teacher, student)
     copies = fit_or_refuse(lambda: ProductWeights(student.model, precision), "The copy of the student's weights")
-    return Models(student, teacher, shared, _tokenizer(student, teacher), copies)
+    roles: dict[str, LoadedModel | LazyModel] = {"student": student}
+    if teacher is not None:
+        roles["teacher"] = teacher
+    limits = token_limits(roles, {} if shared is None else shared.conflicts)
+    return Models(student, teacher, shared, limits, _tokenizer(student, teacher), copies)
 
 
 def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Mapping[str, list[Sample]]) -> Corpus:
     """Encode the samples with the template of the specification, which is saved with the distilled student.
 
     Raises:
+        ModelUnsupported, VocabularyMismatch: a sample uses a token that a model has no embedding for, or that means
+            something else to each.
         SpecInvalid, DatasetInvalid, ModelUnsupported: see :func:`~pocl.prompting.template_choice.make_encoder` and
             :meth:`~pocl.prompting.encoding.SampleEncoder.encode`.
     """
@@ -166,6 +179,8 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Map
     _check_answers(train)
     for name, samples in {"train": train, **held_out}.items():
         encoded = encoder.named(f"the {name} set").encode(samples)
+        for index, sample in enumerate(encoded.samples):
+            models.token_limits.check(sample.input_ids, f"Row {index + 1} of the {name} set", tokenizer.token_of)
         references = tuple(
             tuple(visible_answer(reference, encoder.thought) for reference in sample.references) for sample in samples
         )

@@ -10,12 +10,11 @@ from transformers import PreTrainedModel
 
 from pocl.callbacks import ShouldStop
 from pocl.curriculum.measurer import MeasuredModel
-from pocl.errors import VocabularyMismatch
 from pocl.events import Sink, Warned
 from pocl.inspect import check_sequence_length
 from pocl.losses.buffers import LossExecution
 from pocl.models.digest import DigestStore
-from pocl.models.loading import LazyModel, load_lazily, shared_vocabulary
+from pocl.models.loading import LazyModel, load_lazily, shared_vocabulary, token_limits
 from pocl.models.packed import reason_not_to_pack
 from pocl.models.precision import Precision
 from pocl.out_of_memory import fit_or_refuse
@@ -101,10 +100,10 @@ def _load(ref: ModelRef, spec: DistillationSpec, setup: RankerSetup) -> LazyMode
     )
     positions = getattr(model.structure.config, "max_position_embeddings", None)
     check_sequence_length(spec.data.max_length, positions)
-    shared = shared_vocabulary(model, student)
-    if (largest := max(max(sample.input_ids) for sample in setup.corpus.train.samples)) >= shared:
-        message = f"The model that ranks and the student do not share token {largest}, which the samples contain."
-        raise VocabularyMismatch(message)
+    limits = token_limits({"model that ranks": model}, shared_vocabulary(model, student).conflicts)
+    token_of = setup.models.tokenizer.convert_ids_to_tokens
+    for index, sample in enumerate(setup.corpus.train.samples):
+        limits.check(sample.input_ids, f"Row {index + 1} of the train set", lambda id_: str(token_of(id_)))
     return model
 
 

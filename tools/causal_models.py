@@ -50,7 +50,8 @@ def build_table() -> dict[str, Any]:
     model_type -> common name of a size -> its name in the config of the family. `decoders`: families that are decoders
     only where `is_decoder` is true. `defaults`: model_type -> size -> what the family takes where a config names none.
     `divisible`: families whose hidden size must be a multiple of their heads. `activations`, `layer_types`: the names
-    that transformers knows. `layers`: of families whose layers are all alike, name of a weight within a layer -> its
+    that transformers knows. `tied`: families whose output head is the embedding unless a config says otherwise.
+    `layers`: of families whose layers are all alike, name of a weight within a layer -> its
     shape in words: hidden, inter (the feed-forward width), q and kv (heads times their width), head (that width).
     """
     classes = dict(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()))
@@ -74,6 +75,7 @@ def build_table() -> dict[str, Any]:
         "decoders": [model_type for model_type in classes if _is_encoder_by_default(configs[model_type])],
         "layers": {model_type: _layer_weights(configs[model_type]) for model_type in _UNIFORM},
         "divisible": [model_type for model_type, config in configs.items() if _must_divide(config)],
+        "tied": [model_type for model_type, config in configs.items() if _is_tied(config)],
         "activations": sorted(ACT2FN),
         "layer_types": sorted({*ALLOWED_LAYER_TYPES, *_LEGACY_LAYER_TYPE_REMAP}),
     }
@@ -119,6 +121,10 @@ def _must_divide(config: type[PreTrainedConfig]) -> bool:
     except StrictDataclassClassValidationError:
         return True
     return False
+
+
+def _is_tied(config: type[PreTrainedConfig]) -> bool:
+    return any(field.name == "tie_word_embeddings" and field.default is True for field in dataclasses.fields(config))
 
 
 def _is_encoder_by_default(config: type[PreTrainedConfig]) -> bool:

@@ -9,6 +9,7 @@ from domain.model_paths import locate_model
 from domain.settings import Settings
 from pocl.inspect import (
     ModelFacts,
+    SharedVocabulary,
     check_sequence_length,
     facts_of_selected_layers,
     inspect_model,
@@ -27,6 +28,8 @@ class InspectedModels:
 
     teacher: ModelFacts | None
     student: ModelFacts | None
+    vocabulary: SharedVocabulary | None = None
+    """How far their vocabularies agree; null where one is not at hand, or the student is cut out of the teacher."""
 
 
 def inspect_models(
@@ -60,13 +63,14 @@ def inspect_models(
     student = _inspect(settings, spec.student, f"{pointer_prefix}/student", checkpoints)
     with engine_refusals(pointer_prefix):
         _check_sequence_length(spec, student)
+    vocabulary = None
     if teacher is not None and student is not None:
         with engine_refusals(f"{pointer_prefix}/student"):
-            shared_vocabulary(teacher, student)
+            vocabulary = shared_vocabulary(teacher, student)
     if ranking_model is not None and student is not None:
         with engine_refusals(ranking_pointer):
             shared_vocabulary(ranking_model, student)
-    return InspectedModels(teacher, student)
+    return InspectedModels(teacher, student, vocabulary)
 
 
 def _inspect(

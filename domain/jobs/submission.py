@@ -251,6 +251,8 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanW
     for role, model in facts.items():
         for warning in () if model is None or _is_cut_out(spec, role) else model.warnings:
             yield PlanWarning(warning.code, f"{role}: {warning.message}")
+    for warning in () if models.vocabulary is None else models.vocabulary.warnings():
+        yield PlanWarning(warning.code, warning.message)
     if not spec.data.has_validation:
         message = "Without data.validation or data.split no stage is scored, and none is the best."
         yield PlanWarning("no_validation", message)

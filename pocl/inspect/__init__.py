@@ -18,19 +18,21 @@ from pocl.inspect.facts import (
 )
 from pocl.inspect.gguf import inspect_gguf
 from pocl.inspect.random import random_facts
-from pocl.inspect.vocabulary import shared_vocabulary, shared_vocabulary_size
+from pocl.inspect.vocabulary import SharedVocabulary, TokenLimits, compare_vocabularies, shared_vocabulary
 
 __all__ = [
     "ModelFacts",
     "ModelWarning",
+    "SharedVocabulary",
+    "TokenLimits",
     "check_layers_exist",
     "check_sequence_length",
+    "compare_vocabularies",
     "facts_of_selected_layers",
     "inspect_model",
     "random_facts",
     "read_supported_configs",
     "shared_vocabulary",
-    "shared_vocabulary_size",
 ]
 
 

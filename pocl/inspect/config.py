@@ -13,7 +13,7 @@ from pocl.inspect.families import family_table
 from pocl.inspect.formats import refuse_adapter
 from pocl.inspect.quantisation import quantisation_method
 from pocl.inspect.reading import JsonObject, bounded_int, read_object
-from pocl.inspect.rope import normalised_rope
+from pocl.inspect.rope import check_rope, normalised_rope
 
 _CONFIG_LIMIT = 4 << 20
 _SIZE_LIMIT = 1 << 24
@@ -70,10 +70,10 @@ class ModelConfig:
         """The layers for multi-token prediction, which lie behind the others and are not loaded."""
         return max(bounded_int(self.entries.get(name), at_most=_MAX_MTP_LAYERS) or 0 for name in _MTP_ENTRIES)
 
-    def ties_embeddings(self) -> bool | None:
-        """Whether the output head is the embedding; None where the config does not say."""
+    def ties_embeddings(self) -> bool:
+        """Whether the output head is the embedding."""
         tied = self.entries.get("tie_word_embeddings")
-        return tied if isinstance(tied, bool) else None
+        return tied if isinstance(tied, bool) else self.family in family_table().tied
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -252,8 +252,15 @@ def _check_sizes(config: ModelConfig) -> None:
         raise ModelUnsupported(
             f"The model's config.json has {heads} attention heads that its {groups} key-value heads do not divide."
         )
+    head = config.optional_size("head_dim") or (hidden // heads if heads else 0)
+    # Others rotate a part of a head that their configs name otherwise.
+    if config.family in family_table().layers or config.family in ("phi3", "phimoe"):
+        check_rope(config.entries, head)
     for name in ("layer_types", "mlp_layer_types"):
         _check_layer_types(name, config.entries.get(name), layers)
+    types = config.entries.get("layer_types")
+    if isinstance(types, list) and "sliding_attention" in types and config.entries.get("sliding_window", 0) is None:
+        raise ModelUnsupported("The model's config.json has layers of sliding_attention and no sliding_window.")
 
 
 def _check_layer_types(name: str, types: JsonValue, layers: int) -> None:

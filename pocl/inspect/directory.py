@@ -32,8 +32,6 @@ def inspect_directory(directory: Path) -> ModelFacts:
     layer_parameters = _parameters_by_layer(weights, layers)
     check_shapes(config, stored)
     tied = config.ties_embeddings()
-    if tied is None:
-        tied = weights.head_parameters == 0
     tokens = read_tokens(directory, tokenizer_config)
     return ModelFacts(
         family=config.family,

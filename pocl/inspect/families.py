@@ -39,6 +39,8 @@ class FamilyTable:
     """Families that are decoders only where their config says so."""
     divisible: frozenset[str]
     """Families whose hidden size must be a multiple of their attention heads."""
+    tied: frozenset[str]
+    """Families whose output head is the embedding unless a config says otherwise."""
     activations: frozenset[str]
     layer_types: frozenset[str]
 
@@ -65,6 +67,7 @@ def family_table() -> FamilyTable:
         layers=content["layers"],
         decoders=frozenset(content["decoders"]),
         divisible=frozenset(content["divisible"]),
+        tied=frozenset(content["tied"]),
         activations=frozenset(content["activations"]),
         layer_types=frozenset(content["layer_types"]),
     )

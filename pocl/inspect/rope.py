@@ -47,6 +47,31 @@ def normalised_rope(entries: JsonObject) -> JsonObject:
     return normalised
 
 
+def check_rope(entries: JsonObject, head: int) -> None:
+    """Check normalised entries against the width of an attention head.
+
+    Raises:
+        ModelUnsupported: naming what does not fit.
+    """
+    value = entries.get("rope_parameters") or entries.get("rope_scaling") or {}
+    assert isinstance(value, dict)  # Entries are normalised.
+    kinds = [entry for entry in value.values() if isinstance(entry, dict)] or [value]
+    share = number(entries.get("partial_rotary_factor", 1.0)) or 1.0
+    for kind in kinds:
+        share = number(kind.get("partial_rotary_factor", share)) or 1.0
+        width = int(head * share)
+        # Tiny models of tests have heads of width 1, which transformers lets pass.
+        if width == head and head % 2 and head > 4:
+            raise ModelUnsupported(f"The model's config.json has rotary embeddings over heads of odd width {head}.")
+        for name in ("short_factor", "long_factor"):
+            factors = kind.get(name)
+            if isinstance(factors, list) and len(factors) != width // 2:
+                raise ModelUnsupported(
+                    f"The model's config.json has rotary embeddings with {len(factors)} numbers in {name}, and its "
+                    f"heads need {width // 2}."
+                )
+
+
 def _by_layer_type(value: JsonObject) -> JsonValue:
     """One kind for all layers, or an object of kinds by type of layer."""
     nested = {key for key, entry in value.items() if isinstance(entry, dict)}
@@ -83,10 +108,12 @@ def _parameter(name: str, value: JsonValue) -> JsonValue:
         if isinstance(value, str) and not name.endswith(("factor", "theta", "fast", "slow", "embeddings")):
             return value
         raise _no_number(name, value)
+    if name in ("factor", "rope_theta") and parsed <= 0:
+        raise _no_number(name, value)
     return int(parsed) if name in _WHOLE_NUMBERS and parsed == int(parsed) else parsed
 
 
 def _no_number(name: str, value: JsonValue) -> ModelUnsupported:
     return ModelUnsupported(
-        f"The model's config.json has rotary embeddings with {name[:40]} {repr(value)[:40]}, which is no number."
+        f"The model's config.json has rotary embeddings with {name[:40]} {repr(value)[:40]}, which is no usable number."
     )

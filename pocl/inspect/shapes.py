@@ -36,7 +36,7 @@ def _check_vocabulary(config: ModelConfig, stored: StoredModel) -> None:
     embeddings = stored.embeddings()
     if family_is_known and (embeddings is None or embeddings.name.removeprefix("model.") != "embed_tokens.weight"):
         raise ModelUnsupported(_explain_names(stored))
-    if family_is_known and stored.head() is None and config.ties_embeddings() is False:
+    if family_is_known and stored.head() is None and not config.ties_embeddings():
         raise ModelUnsupported(
             "The model's weights lack the output head (lm_head.weight), which its config.json does not tie to the "
             "embeddings; save the model with its head, or set tie_word_embeddings to true where it is tied."

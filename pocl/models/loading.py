@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import CheckpointCorrupt, ModelNotFound, ModelUnsupported
-from pocl.inspect import ModelWarning, inspect_model, shared_vocabulary_size
+from pocl.inspect import ModelWarning, SharedVocabulary, TokenLimits, compare_vocabularies, inspect_model
 from pocl.models.digest import DigestStore, head_digest, model_digest
 from pocl.models.gguf import load_gguf
 from pocl.models.heads import output_head, without_layers
@@ -269,18 +269,32 @@ def load_student(
     return replace(loaded, model=model, read_again=None)
 
 
-def shared_vocabulary(teacher: LoadedModel | LazyModel, student: LoadedModel) -> int:
-    """The number of ids that mean the same to both models and that both heads score: those from 0 up to it.
+def shared_vocabulary(teacher: LoadedModel | LazyModel, student: LoadedModel) -> SharedVocabulary:
+    """How far the vocabularies of both models agree, and which ids both heads score.
 
     Raises:
-        VocabularyMismatch: naming tokens that differ.
+        VocabularyMismatch: naming tokens that differ, where they are of different tokenizers.
     """
-    return shared_vocabulary_size(
+    return compare_vocabularies(
         teacher.tokenizer.get_vocab(),
         _head_vocabulary(teacher),
         student.tokenizer.get_vocab(),
         _head_vocabulary(student),
     )
+
+
+def token_limits(models: Mapping[str, LoadedModel | LazyModel], conflicts: Mapping[int, str]) -> TokenLimits:
+    """Which ids the samples of a run may use.
+
+    Args:
+        models: By their roles, as a sentence names them.
+        conflicts: As of :class:`~pocl.inspect.SharedVocabulary`.
+    """
+    rows = {
+        role: int(model.structure.get_input_embeddings().get_parameter("weight").shape[0])
+        for role, model in models.items()
+    }
+    return TokenLimits(rows, conflicts)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from pocl.errors import (
     CheckpointCorrupt,
@@ -24,7 +25,15 @@ from pocl.errors import (
 )
 from pocl.inspect import random_facts
 from pocl.models.hub import HuggingFaceHub
-from pocl.models.loading import LoadedModel, load_student, load_teacher, load_weights, save_model, shared_vocabulary
+from pocl.models.loading import (
+    LoadedModel,
+    load_student,
+    load_teacher,
+    load_weights,
+    save_model,
+    shared_vocabulary,
+    token_limits,
+)
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.spec import ModelRef, RandomModel, StudentRef
 from tests.pocl.tiny_models import CONFIGS, VOCABULARY, tiny
@@ -264,20 +273,25 @@ def test_byte_level_tokenizer_has_a_chat_template() -> None:
 def test_shared_vocabulary_is_the_smaller_head() -> None:
     teacher = teacher_of(ModelRef(random=tiny_ref()))
     larger = LoadedModel(tiny("gpt2"), teacher.tokenizer, "", {})
-    assert shared_vocabulary(teacher, teacher) == random_facts(tiny_ref()).vocabulary_size
-    assert shared_vocabulary(teacher, larger) == VOCABULARY
+    assert shared_vocabulary(teacher, teacher).size == random_facts(tiny_ref()).vocabulary_size
+    assert shared_vocabulary(teacher, larger).size == VOCABULARY
+
+
+def test_token_limits_are_the_rows_of_the_embeddings() -> None:
+    teacher = teacher_of(ModelRef(random=tiny_ref()))
+    smaller = LoadedModel(tiny("gpt2"), teacher.tokenizer, "", {})
+    assert token_limits({"teacher": teacher, "student": smaller}, {}).embeddings == {"teacher": 259, "student": 50}
 
 
 def test_different_token_ids_are_refused() -> None:
     teacher = teacher_of(ModelRef(random=tiny_ref()))
     other = byte_level_tokenizer(64)
-    other.add_tokens(["A longer one"])
-    agreeing = LoadedModel(teacher.model, other, "", {})
-    assert shared_vocabulary(teacher, agreeing) == 259
-    third = byte_level_tokenizer(64)
-    third.add_tokens(["Another"])
-    with pytest.raises(VocabularyMismatch, match="Another"):
-        shared_vocabulary(agreeing, LoadedModel(teacher.model, third, "", {}))
+    content = json.loads(other.backend_tokenizer.to_str())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {token: (id_ + 1) % 256 if id_ < 256 else id_ for token, id_ in vocabulary.items()}
+    moved = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
+    with pytest.raises(VocabularyMismatch, match="disagree about 256 tokens"):
+        shared_vocabulary(teacher, LoadedModel(teacher.model, moved, "", {}))
 
 
 def test_digest_depends_on_the_weights_and_not_on_their_path(tmp_path: Path) -> None:
