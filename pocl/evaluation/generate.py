@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from enum import Enum
 from weakref import WeakKeyDictionary
 
 import torch
@@ -9,16 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.callbacks import OnProgress, ShouldStop
 from pocl.evaluation.continuous_batching import ContinuousBatching
-from pocl.evaluation.padded_generation import answer_padded
+from pocl.evaluation.padded_generation import answer_padded, can_decode_padded
 from pocl.evaluation.question import Question
 from pocl.evaluation.sampling import Sampler
+from pocl.evaluation.uncached_generation import answer_uncached
 from pocl.events import Sink, Warned
 from pocl.models.inference_weights import inference_weights
 from pocl.models.precision import Precision
 from pocl.models.slot_decoder import can_decode_in_slots, fits_window
-
-_decodes_in_slots: WeakKeyDictionary[PreTrainedModel, dict[str, bool]] = WeakKeyDictionary()
-"""What trying a model found, by the precision: it follows from the model's code and not from its weights."""
 
 
 @torch.no_grad()
@@ -60,7 +59,7 @@ def generate(
         graphs: Replay decode steps as CUDA graphs, where the model is on CUDA.
         on_progress: Called with (prompts answered, prompts) whenever answers have ended.
         should_stop: Polled before each prefill and each token.
-        sink: Is told where the model cannot be batched continuously (`generation_padded`).
+        sink: Is told where the model cannot be batched continuously, by the code of its :class:`FallbackDecoding`.
 
     Returns:
         The new token ids of each answer, in the order of `prompts`.
@@ -127,7 +126,7 @@ def questions_of(
     if len(keys) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts have {len(keys)} keys")
     positions = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
+    if not isinstance(positions, int) or positions < 1:
         positions = None
     questions = []
     for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
@@ -149,8 +148,10 @@ def _answer(
     sink: Sink,
 ) -> None:
     """Answer `questions` in their order; `on_answer` is called with each one's index and new tokens."""
+    trials = _trials.setdefault(model, _DecodingTrials())
     with inference_weights(model, decoding.precision, decoding.rows_in_flight):
-        if _can_decode_in_slots(model, decoding.precision, questions, sink):
+        longest = max(len(question.prompt) + question.limit for question in questions)
+        if fits_window(model, longest) and trials.in_slots(model, decoding.precision):
             ContinuousBatching(
                 model,
                 questions,
@@ -162,10 +163,26 @@ def _answer(
             ).run(on_answer, should_stop)
             return
     with decoding.precision.autocast():
+        fallback = trials.fallback(model, decoding.precision)
+        message = f"a {model.config.model_type} model {fallback.reason}, which takes longer"
+        sink(Warned(code=fallback.code, message=message))
+        if fallback is FallbackDecoding.UNCACHED:
+            answer_uncached(
+                model,
+                questions,
+                rows_in_flight=decoding.rows_in_flight,
+                eos_token_ids=decoding.eos_token_ids,
+                pad_id=decoding.pad_id,
+                sampler=decoding.sampler,
+                no_repeat_ngram=decoding.no_repeat_ngram,
+                on_answer=on_answer,
+                should_stop=should_stop,
+            )
+            return
         answer_padded(
             model,
             questions,
-            rows_in_flight=decoding.rows_in_flight,
+            rows_in_flight=1 if fallback is FallbackDecoding.SINGLE else decoding.rows_in_flight,
             eos_token_ids=decoding.eos_token_ids,
             pad_id=decoding.pad_id,
             sampler=decoding.sampler,
@@ -175,19 +192,51 @@ def _answer(
         )
 
 
-def _can_decode_in_slots(
-    model: PreTrainedModel, precision: Precision, questions: Sequence[Question], sink: Sink
-) -> bool:
-    found = _decodes_in_slots.setdefault(model, {})
-    can = fits_window(model, max(len(question.prompt) + question.limit for question in questions))
-    if can:
-        if precision.name not in found:
-            found[precision.name] = can_decode_in_slots(model)
-        can = found[precision.name]
-    if not can:
-        message = (
-            f"a {model.config.model_type} model cannot have rows in flight at tokens of their own: "
-            "answers are generated in padded batches, which takes longer"
-        )
-        sink(Warned(code="generation_padded", message=message))
-    return can
+class FallbackDecoding(Enum):
+    """How a model that cannot be batched continuously is answered, from the fastest on."""
+
+    PADDED = (
+        "generation_padded",
+        "cannot have rows in flight at tokens of their own: answers are generated in padded batches",
+    )
+    SINGLE = (
+        "generation_single",
+        "lets padding enter its state: answers are generated one by one",
+    )
+    UNCACHED = (
+        "generation_uncached",
+        "cannot go on from a cache as it reads a text at once: answers are generated without one",
+    )
+
+    def __init__(self, code: str, reason: str) -> None:
+        self.code = code
+        """Of the event that says so."""
+        self.reason = reason
+
+
+class _DecodingTrials:
+    """What trying a model found, by the precision: it follows from the model's code and not from its weights."""
+
+    def __init__(self) -> None:
+        self._in_slots: dict[str, bool] = {}
+        self._fallbacks: dict[str, FallbackDecoding] = {}
+
+    def in_slots(self, model: PreTrainedModel, precision: Precision) -> bool:
+        """Whether rows can be in flight at tokens of their own; with the inference weights of that precision."""
+        if precision.name not in self._in_slots:
+            self._in_slots[precision.name] = can_decode_in_slots(model)
+        return self._in_slots[precision.name]
+
+    def fallback(self, model: PreTrainedModel, precision: Precision) -> FallbackDecoding:
+        """The fastest fallback that is right; under the autocast of that precision."""
+        if precision.name not in self._fallbacks:
+            fallback = FallbackDecoding.UNCACHED
+            if can_decode_padded(model, together=True):
+                fallback = FallbackDecoding.PADDED
+            elif can_decode_padded(model, together=False):
+                fallback = FallbackDecoding.SINGLE
+            self._fallbacks[precision.name] = fallback
+        return self._fallbacks[precision.name]
+
+
+_trials: WeakKeyDictionary[PreTrainedModel, _DecodingTrials] = WeakKeyDictionary()

@@ -1,26 +1,88 @@
 """Generation in padded batches, for models whose rows cannot be in flight at tokens of their own.
 
 These are models without position ids (ALiBi), with windows shorter than the text, with recurrent states or capped
-scores; all others are answered by :mod:`pocl.evaluation.continuous_batching`.
+scores; all others are answered by :mod:`pocl.evaluation.continuous_batching`. Padding must not enter a recurrent state,
+and not every family keeps it out: a model is tried before (:func:`can_decode_padded`).
 """
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pocl.callbacks import ShouldStop
 from pocl.errors import RunStopped
 from pocl.evaluation.question import Question
 from pocl.evaluation.repeated_ngrams import RepeatedNgrams
 from pocl.evaluation.sampling import Sampler
-from pocl.models.growing_cache import growing_cache
+from pocl.models.growing_cache import GrowingCache, growing_cache
 from pocl.models.heads import restrict_head
-from pocl.models.positions import position_arguments
+from pocl.models.positions import cache_argument, position_arguments
+from pocl.models.rounding import difference_beyond_rounding
 
 _MAX_ACTIVE_SHARE = 0.75
 """Finished rows leave their batch once at most this share of it is active: leaving copies the cache."""
+
+
+_PROBE_LENGTHS = (12, 5, 9)
+"""Tokens of the rows that :func:`can_decode_padded` tries."""
+_PROBE_STEPS = 3
+"""Of these tokens are read one by one."""
+_STATE_ROUNDING = 20
+"""How much further than other logits those from a recurrent state may round: it sums in another order than a text that
+is read at once."""
+
+
+def can_decode_padded(model: PreTrainedModel, *, together: bool) -> bool:
+    """Whether rows that are padded and decoded with a cache get the logits that each gets by itself, read at once.
+
+    The model is tried as it is: in eval mode, and with the weights that it has now; one that fails cannot.
+
+    Args:
+        together: Rows of several lengths in one batch, from which one is dropped; else each in a batch of its own.
+    """
+    try:
+        return _agrees(model, together=together)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # noqa: BLE001 # A model may fail in any way; it is then answered without a cache, as all can be.
+        return False
+
+
+def _agrees(model: PreTrainedModel, *, together: bool) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.get_input_embeddings().get_parameter("weight").shape[0]
+    rows = [torch.randint(vocabulary, (length,), generator=generator).tolist() for length in _PROBE_LENGTHS]
+    for batch in [rows] if together else [[row] for row in rows]:
+        questions = [Question(row[:-_PROBE_STEPS], _PROBE_STEPS + 1, "") for row in batch]
+        expected = [_logits_by_itself(model, row) for row in batch]
+        probe = _Batch.start(model, questions, pad_id=0)
+        actual = []
+        with restrict_head(model, lambda hidden: hidden[:, -1:]):
+            for step in range(_PROBE_STEPS + 1):
+                logits = _next_logits(model, probe).float()
+                actual.append((logits, torch.stack([expected[slot][step] for slot in probe.slots])))
+                if step == _PROBE_STEPS:
+                    break
+                tokens = [batch[slot][step - _PROBE_STEPS] for slot in probe.slots]
+                # From now on its row is padding, and it leaves the batch.
+                probe.finished |= {1} if step == 1 and together else set()
+                probe.append(torch.tensor(tokens, device=model.device))
+        is_exact = model.dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+        if any(difference_beyond_rounding(*pair, is_exact=is_exact, growth=_STATE_ROUNDING) for pair in actual):
+            return False
+    return True
+
+
+def _logits_by_itself(model: PreTrainedModel, row: list[int]) -> torch.Tensor:
+    """The logits after the last tokens of a row, read at once, `[steps + 1, V]`."""
+    ids = torch.tensor([row], device=model.device)
+    mask = torch.ones_like(ids)
+    logits: torch.Tensor = model(
+        input_ids=ids, attention_mask=mask, use_cache=False, **position_arguments(model, mask)
+    ).logits
+    return logits[0, -_PROBE_STEPS - 1 :].float()
 
 
 def answer_padded(
@@ -72,7 +134,7 @@ class _Batch:
     """`[B, L + longest answer]`: 1 at prompt and answer, 0 at padding, after the end of an answer and ahead."""
     width: int
     """The columns of `mask` in use."""
-    cache: DynamicCache
+    cache: GrowingCache
     finished: set[int] = field(default_factory=set)
     """The slots whose answer has ended."""
     sampler: Sampler | None = None
@@ -167,11 +229,15 @@ def _next_logits(model: PreTrainedModel, batch: _Batch) -> torch.Tensor:
     mask = batch.mask[:, : batch.width]
     positions = position_arguments(model, mask)
     unread = batch.input_ids.shape[1]
+    cache_name = cache_argument(model)
+    if cache_name != "past_key_values":
+        # State-space models mask the tokens that enter their state, and have no others.
+        mask = mask[:, -unread:]
     output = model(
         input_ids=batch.input_ids,
         attention_mask=mask,
-        past_key_values=batch.cache,
         use_cache=True,
+        **({} if cache_name is None else {cache_name: batch.cache}),
         **{name: value[:, -unread:] for name, value in positions.items()},
     )
     logits: torch.Tensor = output.logits[:, -1]

@@ -16,6 +16,7 @@ from pocl.inspect.facts import (
     check_sequence_length,
     facts_of_selected_layers,
 )
+from pocl.inspect.family_support import check_family
 from pocl.inspect.gguf import inspect_gguf
 from pocl.inspect.random import random_facts
 from pocl.inspect.vocabulary import SharedVocabulary, TokenLimits, compare_vocabularies, shared_vocabulary
@@ -48,12 +49,14 @@ def inspect_model(path: Path) -> ModelFacts:
     if kind is None:
         raise ModelNotFound(f"There is no model at the path that ends in {path.name[:80]!r}.")
     try:
-        return inspect_directory(path) if kind == "directory" else inspect_gguf(path)
+        facts = inspect_directory(path) if kind == "directory" else inspect_gguf(path)
     except PermissionError:
         raise ModelNotFound(f"The model {path.name!r} may not be read by the service.") from None
     except OSError:
         # The text of an OSError names the whole path, which callers must not learn.
         raise ModelUnsupported(f"The files of the model {path.name!r} cannot be read.") from None
+    check_family(facts.family)
+    return facts
 
 
 def _kind(path: Path) -> Literal["directory", "file"] | None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pocl.errors import FieldError, SpecInvalid
+from pocl.inspect.family_support import check_layers_selectable
 
 MAX_LAYERS = 1024
 """The most layers that a specification can number, and so the most that a model may have."""
@@ -47,8 +48,9 @@ def facts_of_selected_layers(teacher: ModelFacts, layers: Sequence[int]) -> Mode
     """The facts of a student that keeps only these layers of the teacher, counted from 0.
 
     Raises:
-        SpecInvalid: the teacher has no such layer.
+        SpecInvalid: the teacher has no such layer, or no layers can be taken out of its family.
     """
+    check_layers_selectable(teacher.family)
     check_layers_exist(layers, teacher.layers)
     selected = tuple(teacher.layer_parameters[index] for index in layers)
     parameters = teacher.parameters - sum(teacher.layer_parameters) + sum(selected)

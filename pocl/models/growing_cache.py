@@ -4,9 +4,11 @@ The dynamic cache of transformers concatenates at each token, which copies all t
 the answer. Here a token is written into spare capacity, and the numbers that the model sees are the same.
 """
 
+from typing import cast
+
 import torch
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 _SPARE_TOKENS = 64
 """Capacity beyond the need when a buffer grows, at least."""
@@ -52,12 +54,25 @@ class GrowingLayer(DynamicLayer):
         return buffer[..., :needed, :]
 
 
-def growing_cache(config: PreTrainedConfig, max_tokens: int) -> DynamicCache:
+class GrowingCache(DynamicCache):
+    """The dynamic cache of a model, from which sequences can be dropped whatever its layers hold."""
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these sequences alone, in this order."""
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                # transformers selects the keys and values of such a layer alone, or nothing.
+                layer.reorder_cache(cast(torch.LongTensor, indices))
+            elif isinstance(layer, DynamicLayer):
+                layer.batch_select_indices(indices)
+
+
+def growing_cache(config: PreTrainedConfig, max_tokens: int) -> GrowingCache:
     """The dynamic cache of a model, whose full-attention layers grow in place; its other layers stay as they are.
 
     It supports appending and selecting sequences, but not cropping, reordering and repeating.
     """
-    cache = DynamicCache(config=config)
+    cache = GrowingCache(config=config)
     # Subclasses of the dynamic layer have sliding windows or recurrent states, and are left alone.
     cache.layers = [GrowingLayer(max_tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -77,14 +77,18 @@ def response_hidden_states(
 def apply_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The head and all that follows it, without the layers before it: `[T, width]` -> `[T, V]`.
 
+    `hidden` is what the head itself is applied to, as :func:`response_hidden_states` gives it: what a family does
+    between its layers and the head, such as MiniCPM3's scale, has been done.
+
     Raises:
         ModelUnsupported: the model has no output head, or its layers cannot be told from it.
     """
     output_head(model)
     batch = hidden.unsqueeze(0)
-    head_only = _with_body(model, _ConstantBody(batch))
+    head_only = _with_body(model, _ConstantBody(batch, decoder_part(model)))
     input_ids = batch.new_zeros(batch.shape[:2], dtype=torch.long)
-    logits: torch.Tensor = head_only(input_ids=input_ids, use_cache=False).logits
+    with restrict_head(model, lambda _: batch):
+        logits: torch.Tensor = head_only(input_ids=input_ids, use_cache=False).logits
     return logits.squeeze(0)
 
 
@@ -95,8 +99,7 @@ def without_layers(model: PreTrainedModel) -> PreTrainedModel:
         ModelUnsupported: the model has no output head, or its layers cannot be told from it.
     """
     output_head(model)
-    # The method carries no annotations in transformers.
-    hollow = _shallow_copy(model.get_decoder())
+    hollow = _shallow_copy(decoder_part(model))
     embeddings = {name: child for name, child in hollow._modules.items() if isinstance(child, nn.Embedding)}
     hollow.__dict__["_modules"] = embeddings
     return _with_body(model, hollow)
@@ -161,9 +164,12 @@ class _RowsAt(torch.autograd.Function):
 class _ConstantBody(nn.Module):
     """Replaces the layers of a model, and returns hidden states that are given."""
 
-    def __init__(self, hidden: torch.Tensor) -> None:
+    def __init__(self, hidden: torch.Tensor, replaced: nn.Module) -> None:
         super().__init__()
         self._hidden = hidden
+        # Some families scale their logits by a number that lies here (Falcon-H1).
+        numbers = {name: value for name, value in vars(replaced).items() if isinstance(value, int | float)}
+        self.__dict__.update({name: value for name, value in numbers.items() if not name.startswith("_")})
 
     def forward(self, *_args: object, **_kwargs: object) -> "_HiddenOnly":
         return _HiddenOnly(self._hidden)
@@ -185,8 +191,7 @@ class _HiddenOnly:
 
 def _with_body(model: PreTrainedModel, body: nn.Module) -> PreTrainedModel:
     """A shallow copy of `model`, sharing its head, whose layers are `body`; the model itself is not touched."""
-    # The method carries no annotations in transformers.
-    decoder: nn.Module = model.get_decoder()
+    decoder = decoder_part(model)
     path = next((name for name, module in model.named_modules() if module is decoder), "")
     if not path:
         raise ModelUnsupported(f"The layers of {type(model).__name__} cannot be told from its output head.")
@@ -198,6 +203,14 @@ def _with_body(model: PreTrainedModel, body: nn.Module) -> PreTrainedModel:
         owner = child
     owner._modules[last] = body
     return cast(PreTrainedModel, copied)
+
+
+def decoder_part(model: PreTrainedModel) -> nn.Module:
+    """The layers of `model` with its embeddings and final norm; `model` itself where they cannot be told from it."""
+    # The method carries no annotations in transformers.
+    decoder: nn.Module = model.get_decoder()
+    # Some families name their layers otherwise than their class says (Llama 4).
+    return model._modules.get("model") or decoder if decoder is model else decoder
 
 
 def _shallow_copy(module: nn.Module) -> nn.Module:

@@ -10,9 +10,13 @@ from transformers.initialization import no_init_weights
 
 from pocl.errors import ModelUnsupported
 from pocl.inspect import check_layers_exist
+from pocl.inspect.family_support import check_layers_selectable
 
 # Config entries besides those with "layer" in their name that some families give for each layer.
 _PER_LAYER = {"intermediate_size", "num_key_value_heads", "num_attention_heads", "head_dim"}
+# Lists of the layers that are of a kind, and how many of the first layers are.
+_LAYER_INDICES = {"attn_layer_indices", "full_attn_idxs", "mlp_only_layers", "moe_layers", "sparse_layers"}
+_FIRST_LAYERS = {"first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"}
 
 
 def select_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
@@ -36,6 +40,7 @@ def names_in_whole(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, s
         SpecInvalid: there is no such layer.
         ModelUnsupported: the layers cannot be told from the other parts of the model.
     """
+    check_layers_selectable(str(model.config.model_type))
     check_layers_exist(layers, model.config.num_hidden_layers)
     prefix = _layers_prefix(model)
     new_index = {old: new for new, old in enumerate(layers)}
@@ -99,8 +104,11 @@ def _config_with_layers(original: PreTrainedConfig, layers: Sequence[int]) -> Pr
     # Set through the config, which knows the name that its family uses, such as n_layer.
     config.num_hidden_layers = len(layers)
     for name, value in original.to_dict().items():
-        is_per_layer = "layer" in name or name in _PER_LAYER
-        if is_per_layer and isinstance(value, list) and len(value) == before:
+        if name in _LAYER_INDICES and isinstance(value, list):
+            setattr(config, name, [new for new, old in enumerate(layers) if old in value])
+        elif name in _FIRST_LAYERS and isinstance(value, int):
+            setattr(config, name, sum(old < value for old in layers))
+        elif ("layer" in name or name in _PER_LAYER) and isinstance(value, list) and len(value) == before:
             setattr(config, name, [value[index] for index in layers])
     return config
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl.errors import CheckpointCorrupt, ModelNotFound, ModelUnsupported
 from pocl.inspect import ModelWarning, SharedVocabulary, TokenLimits, compare_vocabularies, inspect_model
 from pocl.models.digest import DigestStore, head_digest, model_digest
+from pocl.models.family_trial import try_family
 from pocl.models.gguf import load_gguf
 from pocl.models.heads import output_head, without_layers
 from pocl.models.hub import HubClient, HuggingFaceHub, fetch
@@ -262,6 +263,7 @@ def load_student(
         raise ModelNotFound("A student cut out of the teacher needs a teacher; name one.")
     else:
         loaded = _from_teacher(teacher, ref.from_teacher.layers)
+    try_family(loaded.model)
     model = loaded.model if dropout is None else with_dropout(loaded.model, dropout)
     _move_and_cast(model, device, torch.float32)
     model.requires_grad_(True)
@@ -375,6 +377,7 @@ def _frozen(loaded: LoadedModel, device: torch.device, dtype: torch.dtype) -> Lo
     _move_and_cast(loaded.model, device, dtype)
     loaded.model.requires_grad_(False)
     loaded.model.train(False)
+    try_family(loaded.model)
     return loaded if rounds else replace(loaded, read_again=None)
 
 

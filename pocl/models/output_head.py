@@ -23,9 +23,9 @@ class Head:
     bias: Tensor | None = None
     """b, `[V]`: the model's own parameter."""
     scale: float = 1.0
-    """Cohere's `logit_scale`, Granite's 1 / `logits_scaling`."""
+    """Cohere's `logit_scale`, Falcon-H1's `lm_head_multiplier`, Granite's 1 / `logits_scaling`."""
     softcap: float | None = None
-    """Gemma 2's `final_logit_softcapping`."""
+    """Gemma 2's `final_logit_softcapping`, RecurrentGemma's `logits_soft_cap`."""
     product_weight: Tensor | None = None
     """W in the format of the products, kept by :class:`~pocl.models.product_weights.ProductWeights`; None where each
     pass rounds W itself. Gradients go to `weight`."""
@@ -63,17 +63,16 @@ def extract_head(model: PreTrainedModel) -> Head | None:
     # An adapter or a quantised layer has a weight too, but computes more than the product with it.
     if type(module) is not nn.Linear or not module.weight.is_floating_point():
         return None
-    head = _head_in_config(model, module)
-    if head is None or not _matches_model(model, head):
-        return None
-    return head
+    # Entries of the config may mean something else in a family: MiniCPM3 scales hidden states and not logits.
+    candidates = [_head_in_config(model, module), Head(module.weight, module.bias)]
+    return next((head for head in candidates if head is not None and _matches_model(model, head)), None)
 
 
 def _head_in_config(model: PreTrainedModel, module: nn.Linear) -> Head | None:
     config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     # Some families have the name of a rule here.
     if not all(isinstance(number, int | float) for number in (scale, divisor, softcap or 1.0)):
         return None

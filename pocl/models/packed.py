@@ -18,6 +18,7 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from pocl.data.packing import Packing
+from pocl.models.attention_span import attention_span
 from pocl.models.batched_attention import batched_attention
 from pocl.models.precision import Precision
 from pocl.models.rounding import difference_beyond_rounding
@@ -119,9 +120,9 @@ def reason_not_to_pack(model: PreTrainedModel, max_length: int, precision: Preci
     A model in train mode is also run with its dropout, forward and backward. A family without position ids, with a
     window shorter than a sample, or with a recurrent state cannot be packed, and neither can a model that fails.
     """
-    window = getattr(model.config, "sliding_window", None)
-    if window is not None and window < max_length:
-        return f"it attends to the last {window} tokens, and samples may have {max_length}"
+    span = attention_span(model)
+    if span is not None and span < max_length:
+        return f"it attends to the last {span} tokens, and samples may have {max_length}"
     was_training = model.training
     devices = [model.device] if model.device.type == "cuda" else []
     precisions = [Precision("fp32", model.device), *([] if precision is None else [precision])]

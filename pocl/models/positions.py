@@ -18,6 +18,12 @@ def position_arguments(model: PreTrainedModel, attention_mask: torch.Tensor) -> 
     return {"position_ids": (attention_mask.long().cumsum(dim=1) - 1).clamp_(min=0)}
 
 
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """The keyword under which `model` takes a cache of transformers; None where it takes none."""
+    names = ("past_key_values", "cache_params")
+    return next((name for name in names if name in _parameters(type(model).forward)), None)
+
+
 @cache
 def _parameters(forward: Callable[..., object]) -> frozenset[str]:
     # Called at every step of a generation, so the signature is read once.

@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pocl.data.packing import Packing
+from pocl.models.attention_span import attention_span
 from pocl.models.heads import restrict_head
 from pocl.models.packed import packed_attention
 from pocl.models.rounding import difference_beyond_rounding
@@ -81,8 +82,8 @@ def can_decode_in_slots(model: PreTrainedModel) -> bool:
 
 def fits_window(model: PreTrainedModel, max_length: int) -> bool:
     """Whether rows of up to `max_length` tokens, prompt and answer, are never longer than a sliding window."""
-    window = getattr(model.config, "sliding_window", None)
-    return window is None or max_length <= window
+    span = attention_span(model)
+    return span is None or max_length <= span
 
 
 def _agrees(model: PreTrainedModel) -> bool:

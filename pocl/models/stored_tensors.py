@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from pocl.models.heads import output_head, without_layers
+from pocl.models.heads import decoder_part, output_head, without_layers
 from pocl.models.model_files import config_in, loading_foreign
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -81,8 +81,7 @@ def read_head(directory: Path, *, device: torch.device, dtype: torch.dtype) -> P
         for name, stored in names.items()
     }
     _put(head, weights)
-    body: nn.Module = hollow.get_decoder()
-    for embedding in body.children():
+    for embedding in decoder_part(hollow).children():
         _put(embedding, weights)
         for parameter_name, parameter in list(embedding.named_parameters(recurse=False)):
             if parameter.is_meta:

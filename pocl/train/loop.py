@@ -25,6 +25,7 @@ cached and a live teacher, and of the three ways to the loss, it takes one:
     models/compiled_layers      decoder layers with a compiled forward, where the specification asks for it
     models/heads                runs the student up to its output head, at the positions that predict a response token
     models/packed               attention that does not cross from one packed sample into the next
+    models/attention_span       how far back attention reaches, when a model is tried
     models/batched_attention    the same by products over padded rows, where no varlen kernel can run
     data/packing              where the samples of a packed batch are
     data/transfer             arrays of the host on the device, in one copy
