@@ -84,11 +84,17 @@ def refusal(code: str) -> Iterator[pytest.ExceptionInfo[EngineRefusal]]:
 # --- The dry run ----------------------------------------------------------------------------------------
 
 
+def without_day(spec: DistillationSpec) -> DistillationSpec:
+    """The specification with the day of its submission, which is always filled in, left open again."""
+    assert spec.data.date is not None
+    return spec.with_fields({"data": {"date": None}})
+
+
 def test_a_plan_has_the_stages_over_the_samples_of_the_data_set(plan: Planner, spec: Spec) -> None:
     job_plan = plan(spec(curriculum={"stages": 4}))
     assert [stage.samples for stage in job_plan.stages] == [25, 50, 75, 100]
     assert job_plan.total_steps == sum(stage.steps for stage in job_plan.stages)
-    assert job_plan.spec == resolve(spec(curriculum={"stages": 4}))
+    assert without_day(job_plan.spec) == resolve(spec(curriculum={"stages": 4}))
     assert job_plan.estimate is not None
 
 
@@ -309,7 +315,7 @@ def test_a_job_is_queued_with_its_stages_and_its_first_event(
         events = session.scalars(sa.select(JobEvent)).all()
     assert (stored.status, stored.version, stored.event_seq) == (JobStatus.QUEUED, 1, 1)
     assert (stored.posted_spec, stored.device, stored.priority) == (raw, "cpu", 7)
-    assert DistillationSpec.model_validate(stored.spec) == resolve(raw)
+    assert without_day(DistillationSpec.model_validate(stored.spec)) == resolve(raw)
     assert [stage.samples for stage in stages] == [50, 100]
     assert [(event.seq, event.data["to"]) for event in events] == [(1, "queued")]
 
@@ -321,7 +327,7 @@ def test_a_claim_has_the_resolved_specification_of_the_submission(
     with database.transaction(write=True) as session:
         claim = claim_next(session, worker="worker-1", lease_seconds=60)
     assert claim is not None
-    assert claim.spec == resolve(spec())
+    assert without_day(claim.spec) == resolve(spec())
 
 
 def test_a_refused_specification_leaves_no_row(database: Database, settings: Settings, spec: Spec) -> None:
