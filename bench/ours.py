@@ -14,6 +14,7 @@ from pocl.data.batches import EncodedSample
 from pocl.evaluation.generate import generate
 from pocl.evaluation.token_scores import ScoringSizes, token_scores
 from pocl.events import Sink
+from pocl.export.student import StudentExport
 from pocl.losses.buffers import LossExecution, Workspace
 from pocl.losses.fused import fused_objective_sum
 from pocl.losses.objective import ObjectiveTerms
@@ -137,7 +138,7 @@ class OurStep:
             spec=spec,
             table=(self._stage,),
             samples=(),
-            student=Student(student, byte_level_tokenizer(1024), optimizer),
+            student=Student(student, StudentExport(byte_level_tokenizer(1024)), optimizer),
             training_loss=loss,
             packed=packed,
             compiled_layers=CompiledLayers(

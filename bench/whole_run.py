@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from bench.lengths import MAX_LENGTH, MAX_PROMPT_LENGTH, representative_lengths
 from bench.sizes import Size, build_model
 from pocl.events import Event, PhaseChanged
-from pocl.models.loading import save_model
+from pocl.export.model_directory import save_model
 from pocl.prompting.alpaca import alpaca_turns
 from pocl.samples.rows import read_samples
 

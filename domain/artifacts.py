@@ -221,9 +221,11 @@ def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
     folders = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
     with_manifest = [folder for folder in folders if nested and (directory / folder / MANIFEST).exists()]
     files: dict[str, ManifestFile] = {}
+    requires = None
     for folder in ("", *with_manifest):
         try:
-            listed = read_manifest(directory / folder).files
+            read = read_manifest(directory / folder)
+            listed, requires = read.files, requires or read.requires
             manifest = describe(directory / folder / MANIFEST, MANIFEST)
         except (OSError, CheckpointCorrupt):
             raise ArtifactCorrupt(f"The manifest of {folder or 'the directory'} cannot be read.") from None
@@ -232,7 +234,7 @@ def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
             if str(PurePosixPath(file.path)) != file.path:
                 raise ArtifactCorrupt("The manifest names a path that is not in its plain form.")
             files[str(path)] = file.model_copy(update={"path": str(path)})
-    return Manifest(files=tuple(files[path] for path in sorted(files)))
+    return Manifest(files=tuple(files[path] for path in sorted(files)), requires=requires)
 
 
 def _transfer(source: Path, target: Path, manifest: Manifest, *, link: bool) -> None:

@@ -139,7 +139,8 @@ def cut_untrained_student(directory: Path) -> Path:
     import torch
     from transformers import logging
 
-    from pocl.models.loading import load_student, load_teacher, save_model
+    from pocl.export.model_directory import save_model
+    from pocl.models.loading import load_student, load_teacher
     from pocl.spec import LayersOfTeacher, ModelRef, StudentRef
 
     logging.disable_progress_bar()

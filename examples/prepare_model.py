@@ -54,7 +54,8 @@ def _convert(gguf: Path, directory: Path) -> None:
     # Imported late: torch takes seconds to load, and nothing of it is needed where the model is there already.
     import torch
 
-    from pocl.models.loading import load_teacher, save_model
+    from pocl.export.model_directory import save_model
+    from pocl.models.loading import load_teacher
     from pocl.spec import ModelRef
     from pocl.storage.manifest import new_directory
 

@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     events = _own_stdout()
     try:
         spec = read_spec(options.spec, options.set)
+        posted_spec = spec if options.posted_spec is None else read_spec(options.posted_spec)
     except SpecInvalid as error:
         for field_error in error.field_errors:
             print(f"{options.spec}: {field_error.pointer or '/'}: {field_error.detail}", file=sys.stderr)
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print_for_people(event)
 
     try:
-        run(spec, options.workdir, sink, stop.is_set, cache, pause.is_set)
+        run(spec, options.workdir, sink, stop.is_set, cache, pause.is_set, posted_spec)
     except RunStopped:
         return ExitCode.STOPPED
     except PoclError as error:
@@ -128,6 +129,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_job_name,
         metavar="JOB",
         help="pin the cache entries in use until JOB has ended",
+    )
+    run.add_argument(
+        "--posted-spec",
+        type=Path,
+        metavar="FILE",
+        help="the specification before its names became paths of this machine (default: SPEC)",
     )
     run.add_argument(
         "--set", action="append", default=[], metavar="A.B=VALUE", help="override a field; the value is read as YAML"

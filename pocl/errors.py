@@ -9,6 +9,7 @@ PoclError
 |-- RunStopped             asked to stop; the state is saved, run again to continue
 |-- WorkdirInUse           another process works in this directory
 |-- WorkdirMismatch        the directory holds a run of another specification
+|-- InputsChanged          samples, a model or a tokenizer are not those with which the run began
 |-- CheckpointCorrupt      no whole checkpoint is left
 |-- LossDiverged           the loss is not finite
 |-- OutOfMemory            the smallest piece of the work does not fit
@@ -130,6 +131,14 @@ class WorkdirMismatch(PoclError):
     code = "workdir_mismatch"
     fault = "user"
     hint = "Choose an empty directory, or give the specification that the directory was started with."
+
+
+class InputsChanged(PoclError):
+    """Samples, a model or a tokenizer are not those with which the run began."""
+
+    code = "inputs_changed"
+    fault = "user"
+    hint = "Put back what the message names to continue the run, or start a new one, in a directory of its own."
 
 
 class CheckpointCorrupt(PoclError):

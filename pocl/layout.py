@@ -3,6 +3,7 @@
 WORKDIR/
     .lock                    locked by the process that works here
     spec.json                the specification as it is run
+    inputs.json              digests of the samples, models and tokenizer with which the run began
     events.jsonl             one event a line
     ranking.jsonl            the samples from easy to hard
     ranking.json             the inputs of that ranking and its digest; without it the ranking does not count
@@ -26,6 +27,7 @@ from typing import Final
 
 LOCK_FILE: Final = ".lock"
 SPEC_FILE: Final = "spec.json"
+INPUTS_FILE: Final = "inputs.json"
 EVENTS_FILE: Final = "events.jsonl"
 RANKING_FILE: Final = "ranking.jsonl"
 RANKING_INPUTS_FILE: Final = "ranking.json"

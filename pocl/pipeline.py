@@ -40,6 +40,8 @@ from pocl.events import (
     Sink,
     Warned,
 )
+from pocl.export.model_card import CardFacts, SamplesUsed
+from pocl.export.student import StudentExport
 from pocl.layout import (
     ANSWERS_FILE,
     CHECKPOINTS_DIR,
@@ -54,6 +56,7 @@ from pocl.layout import (
 from pocl.losses.buffers import LossExecution
 from pocl.models.compiled_layers import CompiledLayers, layer_compiler
 from pocl.models.digest import DigestStore
+from pocl.models.hub import HuggingFaceHub, PinnedHub
 from pocl.models.layers import decoder_layers
 from pocl.models.loading import LazyModel, load_weights
 from pocl.models.output_head import extract_head
@@ -64,9 +67,11 @@ from pocl.plan import StagePlan, stage_table
 from pocl.plan_warnings import plan_warnings
 from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_models, read_held_out, read_splits
 from pocl.rankers import RankerSetup, choose_ranker
-from pocl.report.result import Result, build_result, conclude, write_result
+from pocl.report.result import Result, build_result, conclude, origin_of, write_result
+from pocl.run_inputs import model_inputs, sample_inputs, samples_used
 from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
 from pocl.spec import ColumnRanker, DistillationSpec, Sampling
+from pocl.storage.inputs import RunInputs, pin_inputs, pinned_inputs
 from pocl.storage.manifest import read_manifest
 from pocl.storage.shared_cache import SharedCache
 from pocl.storage.workdir import pin_again, pin_spec
@@ -95,12 +100,15 @@ class Pipeline:
         should_pause: ShouldStop,
         shared_cache: SharedCache,
         resources: ExitStack,
+        posted_spec: DistillationSpec,
     ) -> None:
         """Pin the specification in `workdir`, and set up threads, device and precision.
 
         Args:
             resources: Is given what must be released when the run ends.
+            posted_spec: `spec` before its names became paths of this machine.
         """
+        self._posted_spec = posted_spec
         self._spec = pin_spec(
             workdir, spec, spec.with_choices(_choices_at_start(spec)).with_day(datetime.now(UTC).date())
         )
@@ -132,8 +140,10 @@ class Pipeline:
         check_generator(self._spec.resources.generator)
         splits = read_splits(self._spec)
         held_out = read_held_out(self._spec, splits)
-        table = stage_table(self._spec, len(splits.train))
         resume_point = self._find_resume_point()
+        inputs = sample_inputs(self._posted_spec, splits.train, held_out)
+        pinned = self._refuse_changes(resume_point, inputs)
+        table = stage_table(self._spec, len(splits.train))
         if resume_point is None:
             for warning in plan_warnings(self._spec, table):
                 self._sink(Warned(code=warning.code, message=warning.message))
@@ -146,7 +156,16 @@ class Pipeline:
         )
         self._sink(PhaseChanged(phase="loading"))
         digests = DigestStore(self._shared_cache.root / MODEL_DIGESTS_FILE)
-        models = load_models(self._spec, device=self._device, precision=self._precision, digests=digests)
+        models = load_models(
+            self._spec,
+            device=self._device,
+            precision=self._precision,
+            digests=digests,
+            hub=PinnedHub(HuggingFaceHub(), pinned.commits),
+        )
+        inputs = inputs.joined(model_inputs(self._posted_spec, models))
+        self._refuse_changes(resume_point, inputs)
+        pin_inputs(self._workdir, inputs)
         self._warn_of_models(models)
         self._choose_sizes(models)
         corpus = encode_corpus(self._spec.data, models, splits.train, held_out)
@@ -171,13 +190,15 @@ class Pipeline:
         training_samples = [corpus.train.samples[row] for row in rows]
         score = partial(self._score_student, models, corpus, teacher) if corpus.held_out else None
         trainer = self._trainer(models, training_samples, table, resume_point, teacher, score)
+        trainer.student.export = self._student_export(models, corpus, table, samples_used(splits.train, held_out))
+        trainer.state.inputs = inputs
         trainer.splits = tuple(corpus.held_out)
         trainer.keep_answers = lambda key, scores: self._answers.add(key, corpus.held_out[key.split], scores)
         for evaluated, row_scores in teacher_scores:
             trainer.state.evaluations += evaluated
             trainer.state.row_scores.append(row_scores)
         state = trainer.run()
-        return self._export(models, state, ranking)
+        return self._export(models, trainer.student, state, ranking)
 
     def _find_resume_point(self) -> ResumePoint | None:
         resume_point, damaged = checkpoint.find_resume_point(self._workdir / CHECKPOINTS_DIR)
@@ -197,6 +218,28 @@ class Pipeline:
                 self._sink(Warned(code=warning.code, message=f"{role}: {warning.message}"))
         for warning in () if models.vocabulary is None else models.vocabulary.warnings():
             self._sink(Warned(code=warning.code, message=warning.message))
+
+    def _refuse_changes(self, resume_point: ResumePoint | None, inputs: RunInputs) -> RunInputs:
+        """Compare `inputs` with those that the run began with.
+
+        Returns:
+            Those that it began with; none for a run that begins.
+
+        Raises:
+            InputsChanged: they differ; nothing in the directory is touched.
+        """
+        pinned = [pinned_inputs(self._workdir) or RunInputs()]
+        if resume_point is not None:
+            pinned.append(resume_point.state.inputs)
+        for before in pinned:
+            before.refuse_changes(inputs)
+            if names := before.incomparable(inputs):
+                message = (
+                    f"continued with other versions, which compute other digests: whether {', '.join(names)} changed "
+                    "since the run began cannot be told"
+                )
+                self._warn_once(Warned(code="inputs_not_compared", message=message))
+        return pinned[-1]
 
     def _warn_once(self, event: Event) -> None:
         """Report a fall-back that would be met again and again."""
@@ -462,7 +505,7 @@ class Pipeline:
             spec=self._spec,
             table=table,
             samples=samples,
-            student=Student(model, models.tokenizer, optimizer),
+            student=Student(model, StudentExport(models.tokenizer), optimizer),
             training_loss=loss,
             packed=packed,
             compiled_layers=self._compiled_layers(model, packed=packed),
@@ -477,6 +520,25 @@ class Pipeline:
             best_epoch_weights=(
                 None if resume_point is None else checkpoint.read_best_epoch_weights(resume_point.directory)
             ),
+        )
+
+    def _student_export(
+        self, models: Models, corpus: Corpus, table: tuple[StagePlan, ...], samples: tuple[SamplesUsed, ...]
+    ) -> StudentExport:
+        facts = CardFacts(
+            spec=self._spec,
+            stages=table,
+            student=origin_of(models.student),
+            teacher=None if models.teacher is None else origin_of(models.teacher),
+            template=corpus.template,
+            samples=samples,
+        )
+        return StudentExport(
+            models.tokenizer,
+            corpus.ending.end_ids,
+            corpus.chat_templates,
+            facts,
+            stop_text=str(models.tokenizer.decode(list(corpus.ending.stop_sequence))),
         )
 
     def _can_pack(self, model: PreTrainedModel, loss: TrainingLoss, teacher: TeacherSignal | None) -> bool:
@@ -535,12 +597,17 @@ class Pipeline:
             micro_batch_size=self._spec.training.micro_batch_size or 1, machine=machine_fingerprint(self._device)
         )
 
-    def _export(self, models: Models, state: TrainState, ranking: list[RankedSample]) -> Result:
+    def _export(self, models: Models, student: Student, state: TrainState, ranking: list[RankedSample]) -> Result:
         self._sink(PhaseChanged(phase="exporting"))
-        checkpoint.link_weights(self._workdir / checkpoint_dir(state.step), self._workdir / FINAL_DIR)
         conclusions = conclude(state.evaluations, last_stage=state.stage - 1, best_by=self._spec.evaluation.best_by)
         for evaluated in conclusions:
             self._sink(evaluated)
+        progress = replace(state.progress, evaluations=(*state.evaluations, *conclusions))
+        checkpoint.link_weights(
+            self._workdir / checkpoint_dir(state.step),
+            self._workdir / FINAL_DIR,
+            card=lambda requirement: student.export.card(student.model, progress, requirement),
+        )
         result = build_result(
             state, [*state.evaluations, *conclusions], models=models, spec=self._spec, precision=self._precision.name
         )

@@ -13,8 +13,10 @@ from pocl.encoding_counts import EncodingCounts
 from pocl.errors import DatasetInvalid
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.vllm_generation import vllm_missing
+from pocl.export.chat_templates import alpaca_chat_template, with_defaults
 from pocl.inspect import SharedVocabulary, TokenLimits, check_sequence_length
 from pocl.models.digest import DigestStore
+from pocl.models.hub import HubClient
 from pocl.models.loading import LazyModel, LoadedModel, load_lazily, load_student, shared_vocabulary, token_limits
 from pocl.models.precision import Precision
 from pocl.models.product_weights import ProductWeights
@@ -66,6 +68,11 @@ class AnswerEnding:
     thought: Thought | None
     """What stands around the thought that a response begins with; None where the template knows none."""
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a response, the one that ends the last answer first."""
+        return (self.end_of_response_id, *sorted(self.end_tokens - {self.end_of_response_id}))
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -84,6 +91,8 @@ class Corpus:
     """What was cut and left out, by the set of samples: `train`, and those of `held_out`."""
     warnings: tuple[EncodingWarning, ...]
     """What whoever runs the job should know about the samples as tokens."""
+    chat_templates: Mapping[str, str]
+    """The templates in Jinja that are saved with the student, by name."""
 
 
 def read_splits(spec: DistillationSpec) -> Splits:
@@ -128,11 +137,19 @@ def check_generator(generator: Literal["engine", "vllm"]) -> None:
         raise vllm_missing()
 
 
-def load_models(spec: DistillationSpec, *, device: torch.device, precision: Precision, digests: DigestStore) -> Models:
+def load_models(
+    spec: DistillationSpec,
+    *,
+    device: torch.device,
+    precision: Precision,
+    digests: DigestStore,
+    hub: HubClient | None = None,
+) -> Models:
     """Load the student, and of the teacher what is needed to check that they can work together.
 
     Args:
         digests: Where the digests of models on disk are kept.
+        hub: Where models on the Hub come from; the Hub itself unless given.
 
     Raises:
         ModelNotFound, ModelUnsupported, VocabularyMismatch, SpecInvalid: with what to do about it.
@@ -143,11 +160,14 @@ def load_models(spec: DistillationSpec, *, device: torch.device, precision: Prec
         None
         if teacher_ref is None
         else fit_or_refuse(
-            lambda: load_lazily(teacher_ref, device=device, dtype=precision.weights, digests=digests), "The teacher"
+            lambda: load_lazily(teacher_ref, device=device, dtype=precision.weights, digests=digests, hub=hub),
+            "The teacher",
         )
     )
     student = fit_or_refuse(
-        lambda: load_student(spec.student, teacher, device=device, dropout=spec.training.dropout, digests=digests),
+        lambda: load_student(
+            spec.student, teacher, device=device, dropout=spec.training.dropout, digests=digests, hub=hub
+        ),
         "The student",
     )
     for structure in (student.structure, *([] if teacher is None else [teacher.structure])):
@@ -172,8 +192,6 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Map
     """
     tokenizer = _text_tokenizer(models)
     encoder = make_encoder(data, tokenizer, call_shared_process)
-    if data.chat_template is not None or data.template_name is not None:
-        models.tokenizer.chat_template = chat_template_sources(data, tokenizer)[DEFAULT]
     counts: dict[str, EncodingCounts] = {}
     datasets: dict[str, EncodedDataset] = {}
     _check_answers(train)
@@ -193,7 +211,16 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Map
         _ending(encoder),
         counts,
         tuple(encoding_warnings(encoder, counts)),
+        _exported_templates(data, tokenizer),
     )
+
+
+def _exported_templates(data: Data, tokenizer: TextTokenizer) -> dict[str, str]:
+    """The chat templates as a server has to use them: with the variables that the samples were rendered with."""
+    sources = chat_template_sources(data, tokenizer)
+    if not sources:
+        return {DEFAULT: alpaca_chat_template(tokenizer)}
+    return {name: with_defaults(source, data.chat_template_kwargs) for name, source in sources.items()}
 
 
 def _check_answers(samples: list[Sample]) -> None:

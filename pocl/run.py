@@ -26,6 +26,7 @@ def run(
     should_stop: ShouldStop = lambda: False,
     shared_cache: SharedCache | None = None,
     should_pause: ShouldStop = lambda: False,
+    posted_spec: DistillationSpec | None = None,
 ) -> Result:
     """Distil as `spec` says, in `workdir`, or continue the run that `workdir` holds.
 
@@ -38,6 +39,8 @@ def run(
         shared_cache: Where the teacher's hidden states, its scores and measurements are kept for other runs; below
             `workdir` unless given.
         should_pause: Polled at the end of each stage but the last; once it is true the run stops there, as above.
+        posted_spec: The specification before its names became paths of this machine; `spec` unless given. A run that
+            goes on from a training state knows by it which inputs another specification may have changed.
 
     Raises:
         PoclError: whose class says what went wrong. The last event is then a `RunEnded` with the same code.
@@ -56,6 +59,7 @@ def run(
                 should_pause=should_pause,
                 shared_cache=cache,
                 resources=resources,
+                posted_spec=posted_spec or spec,
             )
             result = pipeline.run()
             cache.unpin()

@@ -2,6 +2,7 @@
 
 WORK_ROOT/JOB.2/            the second attempt
     spec.json      the specification with ids localized to paths
+    posted-spec.json  the specification with ids
     engine.log     what the engine wrote to stderr
     run/           the working directory of the run, see pocl/layout.py
     tmp/           temporary files of the engine
@@ -44,6 +45,10 @@ class AttemptDir:
     @property
     def spec_file(self) -> Path:
         return self.path / "spec.json"
+
+    @property
+    def posted_spec_file(self) -> Path:
+        return self.path / "posted-spec.json"
 
     @property
     def log_file(self) -> Path:
@@ -98,17 +103,20 @@ def stage_inputs(
     store: ArtifactStore,
     spec: DistillationSpec,
     *,
+    posted_spec: DistillationSpec,
     ranking_jobs: list[str],
     training_states: Sequence[StoredCheckpoint],
 ) -> None:
     """Write the inputs of the engine: its specification, and the ranking, answers and training state to continue from.
 
     Args:
+        posted_spec: `spec` with the ids that became paths of this machine.
         ranking_jobs: Ids of the jobs whose ranking may be copied, best first. The engine uses a ranking only if its
             inputs are those of the specification.
         training_states: Training states in the store, best first. A damaged one is skipped for the next.
     """
     directory.spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
+    directory.posted_spec_file.write_text(posted_spec.model_dump_json(indent=1), encoding="utf-8")
     for name in _CARRIED_FILES:
         for job_id in ranking_jobs:
             try:

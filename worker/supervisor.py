@@ -196,7 +196,12 @@ class _Attempt:
         try:
             self._lease.renew_while(
                 lambda: attempt_dir.stage_inputs(
-                    self._directory, supervisor.store, spec, ranking_jobs=jobs, training_states=claim.checkpoints
+                    self._directory,
+                    supervisor.store,
+                    spec,
+                    posted_spec=claim.spec,
+                    ranking_jobs=jobs,
+                    training_states=claim.checkpoints,
                 )
             )
         except OSError as error:
@@ -246,6 +251,7 @@ class _Attempt:
         return [
             *self._options.engine,
             str(self._directory.spec_file),
+            *("--posted-spec", str(self._directory.posted_spec_file)),
             *("--workdir", str(self._directory.workdir)),
             *("--cache", str(settings.cache_root)),
             *("--cache-bytes", str(settings.max_cache_bytes)),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pocl.errors import CheckpointCorrupt
+from pocl.export.model_card import CARD_FILE
 from pocl.layout import BEST_DIR, CACHE_DIR, EVENTS_FILE, FINAL_DIR, RANKING_FILE, RESULT_FILE, WEIGHTS_FILE
 from pocl.storage import manifest
 from pocl.storage.shared_cache import HOLDERS
@@ -26,6 +27,8 @@ class RunOutcome:
     """SHA-256 of the final weights."""
     best: str
     """SHA-256 of the weights of the best stage."""
+    card: str
+    """The model card of the final student."""
     ranking: str
     """SHA-256 of the ranking."""
     result: str
@@ -46,6 +49,7 @@ class RunOutcome:
         return cls(
             final=manifest.sha256_of(workdir / FINAL_DIR / WEIGHTS_FILE),
             best=manifest.sha256_of(workdir / BEST_DIR / WEIGHTS_FILE),
+            card=(workdir / FINAL_DIR / CARD_FILE).read_text(encoding="utf-8"),
             ranking=manifest.sha256_of(workdir / RANKING_FILE),
             result=(workdir / RESULT_FILE).read_text(encoding="utf-8"),
             steps={step: {k: v for k, v in event.items() if k not in _TIMES} for step, event in steps.items()},

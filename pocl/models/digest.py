@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import DiskFull
 from pocl.models.heads import output_head
@@ -50,6 +50,14 @@ def head_digest(model: PreTrainedModel) -> str:
     for name, tensor in sorted(output_head(model).state_dict().items()):
         digest.update(f"{name}\n".encode() + _tensor_digest(tensor))
     return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256, in hexadecimal, over what turns text into ids and ids into text, and over the special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rule = json.dumps(tokenizer.get_vocab(), sort_keys=True) if backend is None else backend.to_str()
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return hashlib.sha256(f"{rule}\n{special}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

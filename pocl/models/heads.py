@@ -118,6 +118,22 @@ def output_head(model: PreTrainedModel) -> nn.Module:
     return head
 
 
+def head_vocabulary_size(model: PreTrainedModel) -> int:
+    """The number of ids that the output head scores.
+
+    Raises:
+        ModelUnsupported: there is no output head.
+    """
+    return int(output_head(model).get_parameter("weight").shape[0])
+
+
+def has_tied_embeddings(model: PreTrainedModel) -> bool:
+    """Whether the input embeddings and the output head are one tensor, whatever the config says."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    weights = [getattr(module, "weight", None) for module in (head, embeddings)]
+    return weights[0] is not None and weights[0] is weights[1]
+
+
 def restrict_head(model: PreTrainedModel, select: HiddenStateMap) -> torch.utils.hooks.RemovableHandle:
     """Apply the head to `select(hidden states)` until the handle, a context manager, is closed."""
 

@@ -1,6 +1,6 @@
 """Models on the Hugging Face Hub, pinned to a commit and inspected before their weights are fetched."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -8,11 +8,12 @@ from typing import Protocol
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from pocl.errors import DiskFull, EngineFailure, ModelNotFound, is_disk_full
+from pocl.errors import DiskFull, EngineFailure, InputsChanged, ModelNotFound, is_disk_full
 from pocl.inspect import read_supported_configs
 from pocl.spec import HubModel
 
-_DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+# The card states the licence.
+_DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md")
 # Some repositories hold the weights a second time under other names.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors")
 
@@ -44,6 +45,35 @@ class HuggingFaceHub:
         return Path(directory)
 
 
+@dataclass(frozen=True)
+class PinnedHub:
+    """A Hub on which branches stay at the commits that a run began with, wherever they have moved since."""
+
+    hub: HubClient
+    commits: Mapping[str, str]
+    """The commits, by repository and revision: `owner/name@main`."""
+
+    def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+        """As :meth:`HubClient.snapshot`.
+
+        Raises:
+            InputsChanged: the Hub has the commit no more.
+        """
+        commit = self.commits.get(revision_key(repo, revision))
+        if commit is None:
+            return self.hub.snapshot(repo, revision, patterns)
+        try:
+            return self.hub.snapshot(repo, commit, patterns)
+        except RevisionNotFoundError as error:
+            message = f"The run began with {repo} at commit {commit[:12]}, which the Hub has no more."
+            raise InputsChanged(message) from error
+
+
+def revision_key(repo: str, revision: str) -> str:
+    """The key of a revision among pinned commits."""
+    return f"{repo}@{revision}"
+
+
 def fetch(ref: HubModel, hub: HubClient) -> tuple[str, Path]:
     """The commit that the revision names now, and a directory with the model at that commit.
 
@@ -52,6 +82,7 @@ def fetch(ref: HubModel, hub: HubClient) -> tuple[str, Path]:
         ModelUnsupported: its config asks for remote code or is of no causal language model.
         DiskFull: the weights do not fit.
         EngineFailure: the Hub cannot be reached, and the model is not in its cache.
+        InputsChanged: the commit that a run is pinned to is gone.
     """
     try:
         directory = hub.snapshot(ref.repo, ref.revision, _DESCRIPTION)

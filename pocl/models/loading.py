@@ -15,10 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.errors import CheckpointCorrupt, ModelNotFound, ModelUnsupported
 from pocl.inspect import ModelWarning, SharedVocabulary, TokenLimits, compare_vocabularies, inspect_model
+from pocl.inspect.licence import LICENCE_FIELDS, read_licence
 from pocl.models.digest import DigestStore, head_digest, model_digest
 from pocl.models.family_trial import try_family
 from pocl.models.gguf import load_gguf
-from pocl.models.heads import output_head, without_layers
+from pocl.models.heads import head_vocabulary_size, without_layers
 from pocl.models.hub import HubClient, HuggingFaceHub, fetch
 from pocl.models.layers import names_in_whole, rebuild_with_layers, select_layers, with_dropout
 from pocl.models.model_files import model_in
@@ -44,7 +45,7 @@ class LoadedModel:
     """SHA-256 over config and weights as they are stored; of a student cut out of its teacher, before training."""
     origin: Origin
     """Provenance: `kind` and `name`; of the Hub also `revision` and `commit`; of a student cut out of its teacher also
-    `layers`."""
+    `layers`; and `license`, `license_name` and `license_link` where the model's card states them."""
     read_again: Callable[[], PreTrainedModel] | None = field(default=None, repr=False, compare=False)
     """Reads the model again with its weights as stored; None where `model` holds them unrounded."""
     warnings: tuple[ModelWarning, ...] = ()
@@ -279,9 +280,9 @@ def shared_vocabulary(teacher: LoadedModel | LazyModel, student: LoadedModel) ->
     """
     return compare_vocabularies(
         teacher.tokenizer.get_vocab(),
-        _head_vocabulary(teacher),
+        head_vocabulary_size(teacher.structure),
         student.tokenizer.get_vocab(),
-        _head_vocabulary(student),
+        head_vocabulary_size(student.structure),
     )
 
 
@@ -299,22 +300,8 @@ def token_limits(models: Mapping[str, LoadedModel | LazyModel], conflicts: Mappi
     return TokenLimits(rows, conflicts)
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write what `from_pretrained` loads: config, safetensors, generation config, tokenizer and chat template.
-
-    Equal models give equal bytes, and nothing in them says where the model was read from.
-    """
-    # One shard: a manifest lists it, and a student that can be trained here fits into one file.
-    model.save_pretrained(directory, max_shard_size="1TB")
-    tokenizer.save_pretrained(directory)
-    # safetensors writes files that only their owner may read; the others follow the process's umask.
-    mode = (directory / "config.json").stat().st_mode
-    for weights in directory.glob("*.safetensors"):
-        weights.chmod(mode)
-
-
 def load_weights(model: PreTrainedModel, directory: Path) -> None:
-    """Put the weights of a directory that :func:`save_model` wrote into `model`, bit for bit.
+    """Put the weights of a directory that a run has saved into `model`, bit for bit.
 
     Raises:
         CheckpointCorrupt: they are damaged, or not the weights of such a model.
@@ -331,14 +318,21 @@ def _locate(ref: ModelRef, hub: HubClient | None) -> _LocatedModel | None:
     if ref.path is not None:
         path = Path(ref.path)
         # Refuses pickles, remote code and damaged files before transformers sees them.
-        return _LocatedModel(path, {"kind": "path", "name": path.absolute().name}, inspect_model(path).warnings)
+        origin: dict[str, str | None] = {"kind": "path", "name": path.absolute().name, **_licence(path)}
+        return _LocatedModel(path, origin, inspect_model(path).warnings)
     if ref.hub is not None:
         commit, directory = fetch(ref.hub, hub or HuggingFaceHub())
-        origin = {"kind": "hub", "name": ref.hub.repo, "revision": ref.hub.revision, "commit": commit}
-        return _LocatedModel(directory, origin, inspect_model(directory).warnings)
+        source = {"name": ref.hub.repo, "revision": ref.hub.revision, "commit": commit}
+        return _LocatedModel(
+            directory, {"kind": "hub", **source, **_licence(directory)}, inspect_model(directory).warnings
+        )
     if ref.random is not None:
         return None
     raise ModelNotFound("The engine reads files; the service resolves a checkpoint id to a path before it starts one.")
+
+
+def _licence(path: Path) -> dict[str, str]:
+    return read_licence(path) if path.is_dir() else {}
 
 
 def _load(
@@ -390,7 +384,8 @@ def _random(ref: RandomModel) -> LoadedModel:
 
 def _from_teacher(teacher: LoadedModel | LazyModel, layers: tuple[int, ...]) -> LoadedModel:
     model = teacher.with_layers(layers)
-    origin = {"kind": "from_teacher", "name": teacher.origin["name"], "layers": ",".join(map(str, layers))}
+    licence = {name: value for name, value in teacher.origin.items() if name in LICENCE_FIELDS}
+    origin = {"kind": "from_teacher", "name": teacher.origin["name"], "layers": ",".join(map(str, layers)), **licence}
     return LoadedModel(model, teacher.tokenizer, model_digest(model), origin)
 
 
@@ -407,7 +402,3 @@ def _move_and_cast(model: PreTrainedModel, device: torch.device, dtype: torch.dt
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
     model.config.dtype = dtype
-
-
-def _head_vocabulary(loaded: LoadedModel | LazyModel) -> int:
-    return int(output_head(loaded.structure).get_parameter("weight").shape[0])

@@ -25,6 +25,7 @@ from transformers.utils.quantization_config import Mxfp4Config
 from pocl.errors import ModelUnsupported, PoclError
 from pocl.inspect.config import ModelConfig, read_config
 from pocl.inspect.weights import StoredModel, read_weights
+from pocl.models.heads import has_tied_embeddings
 
 _MAX_CAUSE = 200
 _PATH = re.compile(r"(?:/[\w.@+-]+){2,}/?")
@@ -108,7 +109,20 @@ def model_in(directory: Path) -> PreTrainedModel:
             model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
     # Saved models must not disclose the paths of this machine.
     model.config.name_or_path = directory.name
+    _correct_tie(model)
     return model
+
+
+def _correct_tie(model: PreTrainedModel) -> None:
+    """Have the config say whether the output head is the input embeddings: weights that differ were not tied.
+
+    A config that says otherwise would tie them as soon as the model is built again, with other layers or dropout, or
+    is read by a version of transformers that takes it at its word.
+    """
+    tied = has_tied_embeddings(model)
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", tied) != tied:
+            config.tie_word_embeddings = tied
 
 
 def remove_quantiser(model: PreTrainedModel) -> None:

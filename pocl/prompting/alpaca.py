@@ -7,7 +7,7 @@ from pocl.prompting.text_tokenizer import TextTokenizer
 from pocl.prompting.tokenised import TokenisedConversation
 from pocl.samples.sample import Message, Sample
 
-_PREAMBLE = (
+PREAMBLE = (
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request."
 )  # fmt: skip
@@ -32,7 +32,7 @@ def alpaca_turns(sample: Sample, system: str | None = None) -> list[AlpacaTurn]:
 
     A system message takes the place of the preamble; `system` is that of samples without one.
     """
-    preamble = _PREAMBLE_WITH_INPUT if sample.context else _PREAMBLE
+    preamble = _PREAMBLE_WITH_INPUT if sample.context else PREAMBLE
     messages = list(sample.conversation)
     if messages[0].role == "system":
         preamble = messages.pop(0).content or preamble

@@ -74,8 +74,8 @@ def build_result(
         best_stage=best_stage(evaluations, best_by),
         best_by=best_by,
         best_chosen_by=best_chosen_by(evaluations, best_by),
-        teacher=None if models.teacher is None else _origin(models.teacher),
-        student=_origin(models.student),
+        teacher=None if models.teacher is None else origin_of(models.teacher),
+        student=origin_of(models.student),
         precision=precision,
         machine=state.machine,
         not_exact=tuple(state.not_exact),
@@ -130,7 +130,8 @@ def _stage_figures(state: TrainState, spec: DistillationSpec) -> tuple[StageFigu
     )
 
 
-def _origin(loaded: LoadedModel | LazyModel) -> dict[str, str | None]:
+def origin_of(loaded: LoadedModel | LazyModel) -> dict[str, str | None]:
+    """Where a model came from, and its digest."""
     return {**loaded.origin, "digest": loaded.digest}
 
 

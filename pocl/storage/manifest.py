@@ -13,7 +13,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,6 +54,8 @@ class Manifest(BaseModel):
     """The version of the manifest's format."""
     files: tuple[ManifestFile, ...]
     """The files of the directory, by path."""
+    requires: str | None = Field(default=None, max_length=64)
+    """What reads the directory, as pip takes a requirement, e.g. `transformers>=4.57`; null where nothing is said."""
 
     @property
     def size_bytes(self) -> int:
@@ -92,11 +94,20 @@ def seal_directory(directory: Path) -> None:
     _flush_tree(directory)
 
 
-def write_manifest(directory: Path) -> Manifest:
-    """Write `manifest.json` for all files below `directory` but those of nested manifests."""
-    files = tuple(describe(path, path.relative_to(directory).as_posix()) for path in _own_files(directory))
-    manifest = Manifest(files=files)
-    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+def write_manifest(directory: Path, *, requires: str | None = None, known: Iterable[ManifestFile] = ()) -> Manifest:
+    """Write `manifest.json` for all files below `directory` but those of nested manifests.
+
+    Args:
+        requires: What reads the directory.
+        known: Entries of files that need not be digested again.
+    """
+    entries = {file.path: file for file in known}
+    paths = {path.relative_to(directory).as_posix(): path for path in _own_files(directory)}
+    manifest = Manifest(
+        files=tuple(entries.get(name) or describe(path, name) for name, path in paths.items()), requires=requires
+    )
+    text = manifest.model_dump_json(indent=1, exclude_none=True)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
 
 

@@ -14,30 +14,34 @@ Nothing is pickled. A directory counts only with both manifests intact.
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 from torch.optim import AdamW
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from pocl.errors import CheckpointCorrupt, LossDiverged, WorkdirMismatch
 from pocl.evaluation.answers_file import EvaluationKey
 from pocl.evaluation.row_scores import RowScores
 from pocl.events import Evaluated
+from pocl.export.model_card import CARD_FILE, Progress
+from pocl.export.student import StudentExport
 from pocl.layout import TRAINING_DIR, WEIGHTS_FILE, checkpoint_name, checkpoints_in, step_of
-from pocl.models.loading import save_model
 from pocl.spec import Method
 from pocl.storage import manifest
+from pocl.storage.inputs import RunInputs
 
 _STATE, _OPTIMIZER, _RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
 _BEST_EPOCH = "best_epoch.safetensors"
 _WEIGHTS = {"config.json", WEIGHTS_FILE}
 _POSITION = {_STATE, _OPTIMIZER, _RNG}
+MAX_METRIC_ROWS: Final = 2000
+"""The most steps whose metrics a training state holds: more than the width of the report's plot has points."""
 
 
 class MetricRow(BaseModel):
@@ -106,6 +110,8 @@ class TrainState(BaseModel):
     """Tokens of the batches in which the cached states were computed; None where the teacher is live."""
     not_exact: list[str] = []
     """Why the run may end in other bits when it is repeated or resumed, a sentence each."""
+    inputs: RunInputs = RunInputs()
+    """What the run was given besides its specification."""
     tokens_seen: int = 0
     finished_stages: list[FinishedStage] = []
     """In their order."""
@@ -115,6 +121,20 @@ class TrainState(BaseModel):
     row_scores: list[EvaluatedRows] = []
     """Of each evaluation; one that had no sample to score is here alone."""
     metrics: list[MetricRow] = []
+    """Those of every `metric_stride`-th optimiser step and of the last one; the events have them all."""
+    metric_stride: int = 1
+
+    def log(self, row: MetricRow) -> None:
+        """Add the metrics of a step. Beyond :data:`MAX_METRIC_ROWS` every second row goes: each checkpoint holds them.
+
+        Which rows are kept follows from their number alone, and so not from where a run was interrupted.
+        """
+        if self.metrics and (self.metrics[-1].step - 1) % self.metric_stride:
+            self.metrics.pop()
+        self.metrics.append(row)
+        if len(self.metrics) > MAX_METRIC_ROWS:
+            self.metric_stride *= 2
+            self.metrics = [each for each in self.metrics if (each.step - 1) % self.metric_stride == 0 or each is row]
 
     def note_not_exact(self, *reasons: str) -> None:
         """Add to `not_exact` those reasons that it lacks."""
@@ -125,6 +145,11 @@ class TrainState(BaseModel):
         """The evaluations that were made."""
         scored = {EvaluationKey(each.split, each.subject, each.stage) for each in self.evaluations}
         return scored | {EvaluationKey(each.split, each.subject, each.stage) for each in self.row_scores}
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is, as a model card says it."""
+        return Progress(self.step, len(self.finished_stages), tuple(self.evaluations))
 
     @property
     def stage_ends(self) -> list[int]:
@@ -145,7 +170,7 @@ def save(
     state: TrainState,
     *,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    export: StudentExport,
     optimizer: AdamW,
     best_epoch_weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
@@ -162,7 +187,7 @@ def save(
     moments = _optimizer_tensors(model, optimizer)
     _refuse_non_finite(state.step, {**dict(model.named_parameters()), **moments})
     with manifest.new_directory(target) as scratch:
-        save_model(model, tokenizer, scratch)
+        requirement = export.write(model, scratch, state.progress)
         training = scratch / TRAINING_DIR
         training.mkdir()
         save_file(moments, training / _OPTIMIZER)
@@ -171,6 +196,7 @@ def save(
             save_file(dict(best_epoch_weights), training / _BEST_EPOCH)
         (training / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
         manifest.write_manifest(training)
+        manifest.write_manifest(scratch, requires=requirement)
     return target
 
 
@@ -246,13 +272,24 @@ def prune(root: Path, *, step: int, keep: int, stage_ends: set[int]) -> None:
             manifest.discard(directory / TRAINING_DIR)
 
 
-def link_weights(source: Path, target: Path) -> None:
-    """Make `target` the weights of the checkpoint `source`, by hard links where the file system has them."""
+def link_weights(source: Path, target: Path, *, card: Callable[[str], str | None] = lambda _: None) -> None:
+    """Make `target` the weights of the checkpoint `source`, by hard links where the file system has them.
+
+    Args:
+        card: Gives the model card of `target` for the versions that read it; where it gives none the card is that of
+            `source`.
+    """
+    linked = manifest.read_manifest(source)
+    new_card = card(linked.requires or "")
     with manifest.new_directory(target) as scratch:
-        # The manifest is linked too: the same files need not be digested again.
-        for path in (manifest.MANIFEST, *(file.path for file in manifest.read_manifest(source).files)):
-            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(source / path, scratch / path)
+        files = [file for file in linked.files if new_card is None or file.path != CARD_FILE]
+        for file in files:
+            (scratch / file.path).parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(source / file.path, scratch / file.path)
+        if new_card is not None:
+            (scratch / CARD_FILE).write_text(new_card, encoding="utf-8")
+        # The same files need not be digested again.
+        manifest.write_manifest(scratch, requires=linked.requires, known=files)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ cached and a live teacher, and of the three ways to the loss, it takes one:
     train/loop                  sets the learning rate, refuses a loss that is not finite, and takes the AdamW step
     train/schedule              the learning rate of the step
     train/eta                   the time of the step
+    train/checkpoint            the metrics of the step, for the training state
     train/accumulation          sums gradients over micro-batches and ranks, and clips them
     train/ranks                 which samples this process works on; sums over processes
     data/micro_batches          cuts the batch into pieces that fit in memory
@@ -58,7 +59,7 @@ from typing import Final, Literal, Protocol
 
 from torch import Tensor
 from torch.optim import AdamW
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from pocl.data.batches import EncodedSample
 from pocl.errors import LossDiverged, RunStopped
@@ -75,6 +76,7 @@ from pocl.events import (
     StepLogged,
     Warned,
 )
+from pocl.export.student import StudentExport
 from pocl.layout import BEST_DIR, CHECKPOINTS_DIR, checkpoint_dir
 from pocl.models.compiled_layers import CompiledLayers
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, fit_or_refuse
@@ -97,7 +99,8 @@ class Student:
     """What is trained."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    export: StudentExport
+    """What is saved with its weights."""
     optimizer: AdamW
 
 
@@ -305,7 +308,7 @@ class Trainer:
             temperature=stage.temperature,
             learning_rate=learning_rate,
         )
-        state.metrics.append(row)
+        state.log(row)
         evaluations = len(self.splits) * (1 + len(stages_after)) if self.score is not None else 0
         low, high = self.eta.seconds_left_range(steps=steps_left, evaluations=evaluations)
         self.sink(
@@ -431,7 +434,12 @@ class Trainer:
         if best_stage(self.state.evaluations, self.spec.evaluation.best_by) != stage:
             return
         source = self.workdir / checkpoint_dir(self.state.stage_ends[stage])
-        checkpoint.link_weights(source, self.workdir / BEST_DIR)
+        student, progress = self.student, self.state.progress
+        checkpoint.link_weights(
+            source,
+            self.workdir / BEST_DIR,
+            card=lambda requirement: student.export.card(student.model, progress, requirement),
+        )
         # `best/` changes with the next better stage; the directory that its weights came from does not.
         self._announce("best", source, stage, step=self.state.stage_ends[stage])
 
@@ -454,7 +462,7 @@ class Trainer:
             root,
             self.state,
             model=self.student.model,
-            tokenizer=self.student.tokenizer,
+            export=self.student.export,
             optimizer=self.student.optimizer,
             best_epoch_weights=self.best_epoch_weights,
         )

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import pocl
+from pocl.export.student import StudentExport
 from pocl.losses import tile
 from pocl.models.precision import Precision
 from pocl.models.random import byte_level_tokenizer
@@ -124,7 +125,7 @@ class Case:
             spec=spec,
             table=(STAGE,),
             samples=SAMPLES,
-            student=Student(model, byte_level_tokenizer(64), make_optimizer(model, spec.training)),
+            student=Student(model, StudentExport(byte_level_tokenizer(64)), make_optimizer(model, spec.training)),
             training_loss=loss,
             packed=self.packed,
             workdir=directory,

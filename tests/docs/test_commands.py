@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pocl.models.loading import load_teacher, save_model
+from pocl.export.model_directory import save_model
+from pocl.models.loading import load_teacher
 from pocl.spec import ModelRef, RandomModel
 from pocl.storage.manifest import new_directory
 from tests.docs.blocks import DOCUMENTS, README, Block, command_blocks, languages

@@ -38,7 +38,7 @@ def namespace() -> list[str]:
     ("case", "line", "intact_step"),
     [
         ("ranking", "scratch.write_text(text", None),
-        ("weights", "save_model(model, tokenizer, scratch)", 2),
+        ("weights", "export.write(model, scratch, state.progress)", 2),
         ("optimizer", "save_file(moments, training / _OPTIMIZER)", 2),
         ("exporting", "write_result(self._workdir", 10),
     ],

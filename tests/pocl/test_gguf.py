@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from pocl.errors import ModelUnsupported, PoclError
+from pocl.export.model_directory import save_model
 from pocl.inspect import inspect_model
 from pocl.models import gguf
-from pocl.models.loading import load_student, load_teacher, save_model
+from pocl.models.loading import load_student, load_teacher
 from pocl.spec import ModelRef, StudentRef
 from tests.pocl.tiny_gguf import HIDDEN, LAYERS, POSITIONS, write_gguf
 

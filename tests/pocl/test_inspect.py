@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pocl.errors import ModelNotFound, ModelUnsupported, PoclError, SpecInvalid
+from pocl.export.model_directory import save_model
 from pocl.inspect import facts_of_selected_layers, inspect_model, random_facts
-from pocl.models.loading import save_model
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.spec import RandomModel
 from tests.pocl.tiny_models import CONFIGS, tiny

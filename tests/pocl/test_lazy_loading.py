@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pocl.export.model_directory import save_model
 from pocl.models.digest import DigestStore, head_digest, model_digest
 from pocl.models.heads import apply_head, output_head
-from pocl.models.loading import LazyModel, load_lazily, load_student, load_teacher, save_model
+from pocl.models.loading import LazyModel, load_lazily, load_student, load_teacher
 from pocl.models.output_head import extract_head
 from pocl.models.random import byte_level_tokenizer
 from pocl.spec import ModelRef, RandomModel, StudentRef

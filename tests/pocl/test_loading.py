@@ -3,13 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -18,19 +18,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from pocl.errors import (
     CheckpointCorrupt,
     EngineFailure,
+    InputsChanged,
     ModelNotFound,
     ModelUnsupported,
     SpecInvalid,
     VocabularyMismatch,
 )
+from pocl.export.model_directory import save_model
 from pocl.inspect import random_facts
-from pocl.models.hub import HuggingFaceHub
+from pocl.models.heads import has_tied_embeddings
+from pocl.models.hub import HuggingFaceHub, PinnedHub
 from pocl.models.loading import (
     LoadedModel,
     load_student,
     load_teacher,
     load_weights,
-    save_model,
     shared_vocabulary,
     token_limits,
 )
@@ -180,7 +182,7 @@ def test_layer_types_in_the_config_follow_the_selected_layers(tmp_path: Path) ->
 
 def test_config_lists_of_the_same_length_that_are_not_per_layer_stay_whole(tmp_path: Path) -> None:
     model = tiny("llama")
-    model.config.eos_token_id = [4, 5, 6, 7]
+    model.config.eos_token_id = model.generation_config.eos_token_id = [4, 5, 6, 7]
     student = student_of(layers_of_teacher(0), teacher_of(saved(tmp_path, model)))
     assert student.model.config.eos_token_id == [4, 5, 6, 7]
 
@@ -444,3 +446,71 @@ def test_remote_code_is_refused_before_weights_are_fetched(tmp_path: Path) -> No
     with pytest.raises(ModelUnsupported, match="code of its own"):
         load_teacher(HUB_REF, device=CPU, dtype=torch.float32, hub=hub)
     assert len(hub.asked) == 1
+
+
+# --- Ties and pinned commits ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("equal", [True, False])
+def test_stored_head_beside_a_config_that_ties_keeps_its_weights(family: str, equal: bool, tmp_path: Path) -> None:
+    model = tiny(family)
+    embeddings = model.get_input_embeddings().get_parameter("weight")
+    head = embeddings.detach().clone() if equal else torch.randn_like(embeddings)
+    model.get_output_embeddings().weight = nn.Parameter(head)
+    ref = saved(tmp_path, model)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": True}))
+    teacher = teacher_of(ref)
+    assert torch.equal(logits_of(teacher.model), logits_of(model))
+    # What transformers finds equal it ties.
+    assert teacher.model.config.tie_word_embeddings is equal
+    for student in (
+        student_of(layers_of_teacher(0, 1, 2, 3), teacher),
+        student_of(StudentRef(path=ref.path), None, 0.0),
+    ):
+        assert torch.equal(logits_of(student.model), logits_of(model))
+        assert has_tied_embeddings(student.model) is equal
+
+
+class HubWithRevisions:
+    """A Hub of directories by revision."""
+
+    def __init__(self, revisions: Mapping[str, Path]) -> None:
+        self.revisions = revisions
+
+    def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+        assert (repo, "config.json" in patterns or "*.json" in patterns) == ("owner/name", True)
+        if revision not in self.revisions:
+            # Its initialiser wants the answer of a server.
+            raise RevisionNotFoundError.__new__(RevisionNotFoundError)
+        return self.revisions[revision]
+
+
+def test_branch_that_moved_stays_at_the_pinned_commit(tmp_path: Path) -> None:
+    old, new = (tmp_path / (letter * 40) for letter in "ab")
+    for directory, seed in ((old, 0), (new, 1)):
+        saved(directory, tiny("llama", seed))
+    hub = HubWithRevisions({"main": new, old.name: old, new.name: new})
+    ref = ModelRef.model_validate({"hub": {"repo": "owner/name"}})
+    pinned = PinnedHub(hub, {"owner/name@main": old.name})
+    loaded = load_teacher(ref, device=CPU, dtype=torch.float32, hub=pinned)
+    assert (loaded.origin["revision"], loaded.origin["commit"]) == ("main", old.name)
+    assert torch.equal(logits_of(loaded.model), logits_of(tiny("llama", 0)))
+    assert load_teacher(ref, device=CPU, dtype=torch.float32, hub=hub).origin["commit"] == new.name
+
+
+def test_pinned_commit_that_is_gone_is_a_changed_input(tmp_path: Path) -> None:
+    saved(tmp_path / "b", tiny("llama"))
+    pinned = PinnedHub(HubWithRevisions({"main": tmp_path / "b"}), {"owner/name@main": "a" * 40})
+    ref = ModelRef.model_validate({"hub": {"repo": "owner/name"}})
+    with pytest.raises(InputsChanged, match="aaaaaaaaaaaa"):
+        load_teacher(ref, device=CPU, dtype=torch.float32, hub=pinned)
+
+
+def test_licence_of_a_card_enters_the_origin(tmp_path: Path) -> None:
+    ref = saved(tmp_path, tiny("llama"))
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    teacher = teacher_of(ref)
+    assert teacher.origin["license"] == "mit"
+    assert student_of(layers_of_teacher(0), teacher).origin["license"] == "mit"

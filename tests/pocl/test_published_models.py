@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from pocl.errors import ModelUnsupported
+from pocl.export.model_directory import save_model
 from pocl.inspect import ModelFacts, inspect_model
 from pocl.inspect.families import family_table
-from pocl.models.loading import load_student, load_teacher, save_model
+from pocl.models.loading import load_student, load_teacher
 from pocl.models.random import byte_level_tokenizer
 from pocl.spec import ModelRef, StudentRef
 from tools.causal_models import TABLE, render_table

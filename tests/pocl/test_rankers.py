@@ -10,7 +10,7 @@ import pytest
 from pocl.__main__ import read_spec
 from pocl.errors import DatasetInvalid, RunStopped
 from pocl.events import ArtifactWritten, Event, Warned
-from pocl.models.loading import save_model
+from pocl.export.model_directory import save_model
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.run import run
 from pocl.spec import RandomModel

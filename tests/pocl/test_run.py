@@ -34,8 +34,8 @@ from pocl.events import (
     Warned,
     from_line,
 )
+from pocl.export.model_directory import save_model
 from pocl.layout import ExitCode
-from pocl.models.loading import save_model
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.report import render
 from pocl.report.result import Result

@@ -10,6 +10,7 @@ import torch
 from pocl.errors import RunStopped
 from pocl.evaluation.scores import Scores
 from pocl.events import Event, StageFinished
+from pocl.export.student import StudentExport
 from pocl.models.loading import load_weights
 from pocl.models.precision import Precision
 from pocl.models.random import byte_level_tokenizer
@@ -69,7 +70,7 @@ def trainer_in(
         spec=spec,
         table=stage_table(spec, len(SAMPLES)),
         samples=SAMPLES,
-        student=Student(model, byte_level_tokenizer(64), optimizer),
+        student=Student(model, StudentExport(byte_level_tokenizer(64)), optimizer),
         training_loss=training_loss(
             model, None, spec.method, shared_vocabulary=None, precision=Precision("fp32", torch.device("cpu"))
         ),

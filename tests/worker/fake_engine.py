@@ -199,6 +199,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--cache-bytes", type=int)
     parser.add_argument("--keep-for")
+    parser.add_argument("--posted-spec")
     parser.add_argument("--hold", type=int, default=0)
     parser.add_argument("--hold-until-pause", type=int, default=0)
     parser.add_argument("--hold-ranking", action="store_true", help="rank one sample and wait to be stopped")
