@@ -43,8 +43,9 @@ class Result(BaseModel):
     """The stage whose weights are in `best/`; `final/` holds the last stage's."""
     best_by: Literal["rouge_l", "exact_match"] = "rouge_l"
     """The score of the greedy answers to the validation samples by which that stage was to be chosen."""
-    best_chosen_by: Literal["rouge_l", "exact_match", "cross_entropy"] = "rouge_l"
-    """The score that chose it: `cross_entropy` where `best_by` was the same after every stage, and so chose nothing."""
+    best_chosen_by: Literal["rouge_l", "exact_match", "cross_entropy"] | None = None
+    """The score that chose it: `cross_entropy` where `best_by` was the same after every stage, and so chose nothing;
+    null without validation samples."""
     teacher: dict[str, str | None] | None
     """Where the teacher came from, and its digest."""
     student: dict[str, str | None]

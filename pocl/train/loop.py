@@ -504,9 +504,13 @@ def best_epoch(scores: Sequence[float]) -> int:
 
 def best_chosen_by(
     evaluations: Sequence[Evaluated], metric: Literal["rouge_l", "exact_match"]
-) -> Literal["rouge_l", "exact_match", "cross_entropy"]:
-    """The score that decided which stage is the best: cross-entropy where `metric` is the same after every stage."""
+) -> Literal["rouge_l", "exact_match", "cross_entropy"] | None:
+    """The score that decided which stage is the best: cross-entropy where `metric` is the same after every stage; None
+    without scores.
+    """
     values = [getattr(evaluated, metric) for evaluated in _stages_on_validation(evaluations)]
+    if not values:
+        return None
     return "cross_entropy" if len(values) > 1 and len(set(values)) == 1 else metric
 
 

@@ -147,6 +147,7 @@ def test_metric_that_is_the_same_after_every_stage_chooses_none() -> None:
     stages = scored_stages((0, 3.0), (4, 9.0), (0, 2.5))
     assert (best_stage(stages, "rouge_l"), best_chosen_by(stages, "rouge_l")) == (1, "rouge_l")
     assert best_chosen_by(stages[:1], "rouge_l") == "rouge_l"
+    assert best_chosen_by([], "rouge_l") is None
 
 
 def test_other_samples_than_those_of_validation_choose_no_stage() -> None:
