@@ -23,7 +23,7 @@ from domain.jobs.submission import JobOptions, JobPlan, create_job, plan_job
 from domain.settings import Settings
 from pocl.errors import FieldError, SpecInvalid
 from pocl.events import RESUMABLE_KINDS
-from pocl.spec import DistillationSpec
+from pocl.spec import DistillationSpec, NoCurriculum
 
 _UNION_FIELDS: Final = frozenset({"method", "teacher", "advance", "control", "ranker", "sampling"})
 """Fields with one of several types: the parts of one type mean nothing to another, so that a change replaces them."""
@@ -171,6 +171,9 @@ def _check_fixed_fields(old: DistillationSpec, new: DistillationSpec) -> None:
         changed.append("curriculum/stages")
     if old.curriculum.ranking != new.curriculum.ranking:
         changed.append("curriculum/ranking")
+    if isinstance(old.curriculum.control, NoCurriculum) != isinstance(new.curriculum.control, NoCurriculum):
+        # It has a single stage: a state after another would leave nothing to train.
+        changed.append("curriculum/control")
     if changed:
         detail = "a branch keeps this: the saved state stands for it; submit a new job instead"
         raise SpecInvalid([FieldError(f"/{name}", "branch_cannot_change", detail) for name in changed])

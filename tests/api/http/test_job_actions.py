@@ -105,6 +105,7 @@ def test_a_branch_applies_its_changes(client: TestClient, database: Database, da
     [
         ({"seed": 99}, "/changes/seed"),
         ({"curriculum": {"stages": 3}}, "/changes/curriculum/stages"),
+        ({"curriculum": {"control": {"kind": "no_curriculum"}}}, "/changes/curriculum/control"),
         ({"student": {"random": {"layers": 1}}}, "/changes/student"),
         ({"training": {"lerning_rate": 1}}, "/changes/training/lerning_rate"),
         ({"curriculum": None}, "/changes/curriculum"),
