@@ -45,7 +45,7 @@ class FieldErrorView(BaseModel):
 
     pointer: str
     """The place of the error: an RFC 6901 pointer into the body, `/query/NAME` for a parameter, `/lines/N` for a line
-    of a file."""
+    of a file, `/rows/N` for a row of one without lines."""
     code: str
     """A stable name of the error, for programs."""
     detail: str

@@ -75,7 +75,7 @@ def _measure(data: Path, tokenizer_directory: str) -> list[Lengths]:
     # These are needed only to make the file.
     from pocl.prompting.alpaca import alpaca_turns
     from pocl.prompting.tokenizer_files import read_tokenizer
-    from pocl.samples.rows import read_samples
+    from pocl.samples.reading import read_samples
 
     tokenizer = read_tokenizer(Path(tokenizer_directory))
     lengths = []

@@ -15,7 +15,7 @@ from bench.sizes import Size, build_model
 from pocl.events import Event, PhaseChanged
 from pocl.export.model_directory import save_model
 from pocl.prompting.alpaca import alpaca_turns
-from pocl.samples.rows import read_samples
+from pocl.samples.reading import read_samples
 
 _SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 

@@ -65,8 +65,9 @@ from pocl.models.precision import choose_device, choose_precision, machine_finge
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, HalvedSize, fit_or_refuse, retry_halved
 from pocl.plan import StagePlan, stage_table
 from pocl.plan_warnings import plan_warnings
-from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_models, read_held_out, read_splits
+from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_models
 from pocl.rankers import RankerSetup, choose_ranker
+from pocl.read_data import read_data
 from pocl.report.result import Result, build_result, conclude, origin_of, write_result
 from pocl.run_inputs import model_inputs, sample_inputs, samples_used
 from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
@@ -127,6 +128,7 @@ class Pipeline:
         self._not_exact = reasons_not_exact(spec, self._device)
         self._warned_codes: set[str] = set()
         self._answers = AnswersFile(workdir / ANSWERS_FILE)
+        self._data_commits: dict[str, str] = {}
         self._precision = choose_precision(self._spec.training.precision, self._device)
         sink(ArtifactWritten(kind="spec", path=SPEC_FILE))
 
@@ -138,8 +140,10 @@ class Pipeline:
         """
         self._sink(PhaseChanged(phase="validating"))
         check_generator(self._spec.resources.generator)
-        splits = read_splits(self._spec)
-        held_out = read_held_out(self._spec, splits)
+        data = read_data(self._spec)
+        for code, sentence in data.notes:
+            self._sink(Warned(code=code, message=sentence))
+        splits, held_out, self._data_commits = data.splits, data.held_out, data.commits
         resume_point = self._find_resume_point()
         inputs = sample_inputs(self._posted_spec, splits.train, held_out)
         pinned = self._refuse_changes(resume_point, inputs)
@@ -609,7 +613,12 @@ class Pipeline:
             card=lambda requirement: student.export.card(student.model, progress, requirement),
         )
         result = build_result(
-            state, [*state.evaluations, *conclusions], models=models, spec=self._spec, precision=self._precision.name
+            state,
+            [*state.evaluations, *conclusions],
+            models=models,
+            spec=self._spec,
+            precision=self._precision.name,
+            data_commits=self._data_commits,
         )
         write_result(self._workdir, self._spec, result, state.metrics, ranking)
         if self._answers.path.exists():

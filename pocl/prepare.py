@@ -1,9 +1,8 @@
 """What a run works with: its samples, its models, and the samples as tokens of those models."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -28,10 +27,8 @@ from pocl.prompting.template_choice import DEFAULT, chat_template_sources, make_
 from pocl.prompting.template_renderer import call_shared_process
 from pocl.prompting.text_tokenizer import TextTokenizer
 from pocl.prompting.thoughts import Thought, visible_answer
-from pocl.samples.rows import read_samples
 from pocl.samples.sample import Sample
-from pocl.samples.splits import Splits, split_samples
-from pocl.spec import Data, DataRef, DataSplit, DistillationSpec
+from pocl.spec import Data, DistillationSpec
 
 
 @dataclass(frozen=True)
@@ -93,38 +90,6 @@ class Corpus:
     """What whoever runs the job should know about the samples as tokens."""
     chat_templates: Mapping[str, str]
     """The templates in Jinja that are saved with the student, by name."""
-
-
-def read_splits(spec: DistillationSpec) -> Splits:
-    """Read the samples of a run; of those for validation as many as are evaluated on.
-
-    Raises:
-        DatasetInvalid: naming the lines that are wrong, or the part that would be empty.
-    """
-    data = spec.data
-    splits = Splits(
-        *([] if ref is None else read_samples(_file_of(ref)) for ref in (data.train, data.validation, data.test))
-    )
-    if data.split is not None:
-        splits = _split_training_samples(splits, data.split)
-    splits = replace(splits, validation=splits.validation[: spec.evaluation.max_rows])
-    if splits.validation and not any(sample.references for sample in splits.validation):
-        raise DatasetInvalid(
-            "No validation sample has a reference answer, so no stage can be scored; "
-            "what is only to be answered belongs into evaluation.sets."
-        )
-    return splits
-
-
-def read_held_out(spec: DistillationSpec, splits: Splits) -> dict[str, list[Sample]]:
-    """The samples to evaluate on by name: `validation`, `test`, and the evaluation sets, which are read.
-
-    Raises:
-        DatasetInvalid: naming the lines that are wrong.
-    """
-    sets = {name: read_samples(_file_of(ref)) for name, ref in spec.evaluation.sets.items()}
-    held_out = {"validation": splits.validation, "test": splits.test, **sets}
-    return {name: samples for name, samples in held_out.items() if samples}
 
 
 def check_generator(generator: Literal["engine", "vllm"]) -> None:
@@ -254,27 +219,6 @@ def _ending(encoder: SampleEncoder) -> AnswerEnding:
         stop_sequence=end.ids if end.token is None else (),
         thought=encoder.thought,
     )
-
-
-def _split_training_samples(splits: Splits, split: DataSplit) -> Splits:
-    """
-    Raises:
-        DatasetInvalid: a part that was asked for is empty.
-    """
-    parts = split_samples(splits.train, validation=split.validation, test=split.test, seed=split.seed)
-    for part, share in (("validation", split.validation), ("test", split.test), ("train", 1.0)):
-        if share and not getattr(parts, part):
-            raise DatasetInvalid(
-                f"data.split leaves no sample for {part} out of {len(splits.train)}: "
-                "give larger shares, or another seed."
-            )
-    return Splits(parts.train, parts.validation or splits.validation, parts.test or splits.test)
-
-
-def _file_of(ref: DataRef) -> Path:
-    if ref.path is None:
-        raise DatasetInvalid("the engine reads files; the service localizes the id of a data set to one")
-    return Path(ref.path)
 
 
 def _tokenizer(student: LoadedModel, teacher: LazyModel | None) -> PreTrainedTokenizerBase:

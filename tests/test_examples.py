@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pocl.__main__ import read_spec
-from pocl.samples.rows import read_samples
+from pocl.samples.reading import read_samples
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DOLLY = EXAMPLES / "dolly-short"

@@ -30,6 +30,7 @@ from domain.model_paths import locate_model
 from domain.settings import Settings
 from domain.workers.models import Device
 from domain.workers.repository import accepts_jobs
+from pocl.samples.stored import STORED
 from pocl.spec import RANKING_MODEL_POINTER, DataRef, DistillationSpec, ModelRef
 from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
@@ -336,8 +337,10 @@ def localize_spec(session: Session, store: ArtifactStore, settings: Settings, cl
     def data(reference: DataRef) -> DataRef:
         if reference.dataset is None:
             return reference
-        key = get_dataset(session, claim.project, reference.dataset).store_key
-        return DataRef(path=str(store.locate(key)))
+        dataset = get_dataset(session, claim.project, reference.dataset)
+        # What was uploaded before files were read at once is stored as it was sent.
+        options = {} if dataset.ingestion is None else STORED.model_dump()
+        return DataRef(path=str(store.locate(dataset.store_key)), **options)
 
     def model(pointer: str, reference: ModelRef) -> ModelRef:
         if reference.checkpoint is not None:

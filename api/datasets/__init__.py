@@ -1,1 +1,1 @@
-"""Data sets: upload, list, get."""
+"""Data sets: upload, list, get, delete."""

@@ -1,4 +1,4 @@
-"""Data sets over HTTP: upload, list, get."""
+"""Data sets over HTTP: upload, list, get, delete."""
 
 from pathlib import PurePath
 from typing import Annotated
@@ -7,30 +7,47 @@ from fastapi import APIRouter, Query, Request, Response
 
 from api.auth import Caller
 from api.datasets.multipart import MultipartInvalid
+from api.datasets.parameters import MAX_NAME_LENGTH, UploadParameters
 from api.datasets.schemas import DatasetPage, DatasetView
-from api.datasets.upload import JSONL_TYPES, MULTIPART, ReceivedUpload, StorageFull, UploadTooLarge, UploadWriteDep
+from api.datasets.upload import (
+    FORM_FIELDS,
+    FORMATS_BY_MEDIA_TYPE,
+    MULTIPART,
+    ReceivedUpload,
+    StorageFull,
+    UploadTooLarge,
+    UploadWriteDep,
+    raising_storage_full,
+)
+from api.dependencies import DatabaseDep, StoreDep
 from api.idempotency.keys import KEY_ERRORS
 from api.idempotency.writes import replayable_response
 from api.pagination import After, Limit
 from api.path_params import DatasetId
 from api.problems import COMMON_PROBLEMS, problem_responses
-from api.sessions import ReadSession
+from api.sessions import ReadSession, TransactionSlot
 from domain.datasets import ingestion, repository
 from domain.errors import DatasetNotFound, Unprocessable, UnsupportedMediaType
+from domain.jobs import dataset_deletion as deletion
+from domain.jobs.dataset_deletion import DatasetIsNeeded
 from pocl.errors import DatasetInvalid
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], responses=COMMON_PROBLEMS)
 
-_FILE = {"type": "string", "format": "binary", "description": "One JSON object on each line."}
-_FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}, "additionalProperties": False}
+_FILE = {"type": "string", "format": "binary", "description": "JSONL, JSON, CSV or Parquet, or one of them in gzip."}
+_FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": _FILE, **{name: {"type": "string"} for name in FORM_FIELDS}},
+    "additionalProperties": False,
+}
 _UPLOAD_BODY = {
     "required": True,
     "content": {
-        **{media_type: {"schema": _FILE} for media_type in JSONL_TYPES},
+        **{media_type: {"schema": _FILE} for media_type in FORMATS_BY_MEDIA_TYPE},
         MULTIPART: {"schema": _FORM},
     },
 }
-_NAME_LENGTH = 200
 
 
 @router.post(
@@ -49,22 +66,20 @@ def upload_dataset(
     write: UploadWriteDep,
     caller: Caller,
     request: Request,
-    name: Annotated[
-        str | None,
-        Query(
-            min_length=1,
-            max_length=_NAME_LENGTH,
-            pattern=r"^[^\x00-\x1f\x7f]+$",
-            description="The name that people call the data set; the name of the file in a form unless given.",
-        ),
-    ] = None,
+    parameters: Annotated[UploadParameters, Query()],
 ) -> Response:
-    """Send JSONL as the body, or as the part `file` of a form: samples with `instruction`, `input` and `output`, or
-    with `messages`. Every sample is checked: bad ones are named by line (`dataset_invalid`), and then nothing is
-    stored.
+    """Send a file as the body, or as the part `file` of a form whose other fields are the parameters: JSONL, a JSON
+    array, CSV or Parquet, also in gzip. Its rows are instructions with answers, messages, ShareGPT conversations or
+    prompts with completions; format and form are detected unless given.
+
+    Every row is checked. Rows that are no samples are named (`dataset_invalid`), and then nothing is stored, unless
+    they are to be skipped. The response says what was detected, which columns no form uses, and what was skipped.
     """
-    stored = ingestion.store_dataset(upload.path, upload.publish)
-    name = name or _printable_name(upload.filename) or "untitled"
+    parameters = parameters.with_form_fields(upload.form_fields)
+    file = ingestion.UploadedFile(upload.path, parameters.read_options(), upload.format_hint)
+    with raising_storage_full():
+        stored = ingestion.store_dataset(file, upload.publish)
+    name = parameters.name or _printable_name(upload.filename) or "untitled"
     with write.transaction() as session:
         row = ingestion.add_dataset(session, stored, project=caller.project, name=name)
         location = str(request.app.url_path_for("get_dataset", dataset_id=row.id))
@@ -84,7 +99,25 @@ def get_dataset(session: ReadSession, caller: Caller, dataset_id: DatasetId) -> 
     return DatasetView.model_validate(repository.get_dataset(session, caller.project, dataset_id))
 
 
+@router.delete(
+    "/{dataset_id}",
+    status_code=204,
+    summary="Delete a data set",
+    responses=problem_responses(DatasetNotFound, DatasetIsNeeded),
+)
+def delete_dataset(
+    database: DatabaseDep, store: StoreDep, caller: Caller, dataset_id: DatasetId, _slot: TransactionSlot
+) -> None:
+    """Delete a data set and its file. One that a job needs which has not ended stays, and the jobs are named. A retry
+    or branch of an ended job that used it is refused from then on.
+    """
+    with database.transaction(write=True) as session:
+        key = deletion.delete_dataset(session, caller.project, dataset_id)
+    # After the commit: a file without a row is removed in the end, a row without its file would stay for ever.
+    store.remove(key)
+
+
 def _printable_name(filename: str | None) -> str:
     """A client's file name without folders and unprintable characters."""
     name = PurePath((filename or "").replace("\\", "/")).name
-    return "".join(character for character in name if character.isprintable())[:_NAME_LENGTH]
+    return "".join(character for character in name if character.isprintable())[:MAX_NAME_LENGTH]

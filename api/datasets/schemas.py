@@ -3,7 +3,46 @@
 from datetime import datetime
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict
+
 from api.pagination import Page, Resource
+from api.problems import FieldErrorView
+from pocl.spec import FileFormat, RowForm
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class IgnoredColumn(_Part):
+    """A column of the file, or a field of its messages, that no form uses."""
+
+    name: str
+    rows: int
+    """The number of samples in which it holds something."""
+
+
+class IngestionView(_Part):
+    """How the uploaded file was read."""
+
+    format: FileFormat
+    """The format of the file."""
+    compressed: bool
+    """Whether the file was compressed with gzip."""
+    size_bytes: int
+    """The size of the file as it was sent, in bytes."""
+    sha256: str
+    """The SHA-256 digest of the file as it was sent, hexadecimal."""
+    forms: dict[RowForm, int]
+    """The number of samples that were read in each form; `prompt_only` has no answer."""
+    ignored_columns: list[IgnoredColumn]
+    """What is not used, and so neither trained on nor shown to the models: the first 50 names."""
+    more_ignored: int
+    """The number of samples with further such columns, each counted as often as it has one."""
+    skipped: int
+    """The number of rows that are no samples and were left out, as `on_bad_rows` asked for."""
+    first_skipped: list[FieldErrorView]
+    """The first 20 of them."""
 
 
 class DatasetView(Resource):
@@ -16,11 +55,16 @@ class DatasetView(Resource):
     name: str
     """The name that people call the data set."""
     rows: int
-    """The number of samples in the file; blank lines are not counted."""
+    """The number of samples."""
+    prompts: int
+    """How many of the samples have no answer: all or none. Only evaluation sets may have none."""
     size_bytes: int
-    """The size of the file in bytes."""
+    """The size of the stored samples in bytes."""
     sha256: str
-    """The SHA-256 digest of the file, hexadecimal."""
+    """The SHA-256 digest of the stored samples, hexadecimal: equal samples in equal order have an equal digest, in
+    whatever format and form they were sent."""
+    ingestion: IngestionView | None
+    """How the uploaded file was read; null for a data set from before that was noted."""
     created_at: datetime
     """When the upload was complete."""
 

@@ -2,13 +2,14 @@
 nothing behind.
 """
 
+import json
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, Final
 
 from anyio import CancelScope
 from anyio.to_thread import run_sync
@@ -23,10 +24,24 @@ from domain.artifacts import ArtifactStore
 from domain.errors import ApiError, BodyTooLarge, UnsupportedMediaType
 from domain.settings import Settings
 from pocl.errors import is_disk_full
+from pocl.samples.file_formats import format_of_name
+from pocl.spec import FileFormat
 from pocl.storage.manifest import ManifestFile, sha256_of
 
 JSONL_TYPES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
+FORMATS_BY_MEDIA_TYPE: Final[Mapping[str, FileFormat | None]] = {
+    **dict.fromkeys(JSONL_TYPES, "jsonl"),
+    "application/json": "json",
+    "text/csv": "csv",
+    "text/tab-separated-values": "csv",
+    "application/vnd.apache.parquet": "parquet",
+    "application/gzip": None,
+    "application/octet-stream": None,
+}
+"""The media types of a file as the body itself, and the format that each says; the content decides, where it can."""
 MULTIPART = "multipart/form-data"
+FORM_FIELDS: Final = ("name", "format", "form", "columns", "delimiter", "on_bad_rows")
+"""What a form may have besides its file: the parameters of the query, in either place."""
 _WRITE_BYTES = 1 << 20
 _MULTIPART_OVERHEAD = 1 << 16
 """Bytes of boundaries and part headers that a form may have besides its file."""
@@ -55,20 +70,24 @@ class Upload:
         """The spool file."""
         self.filename: str | None = None
         """The name of the file in a multipart form."""
+        self.format_hint: FileFormat | None = None
+        """The format that the media type or the name of the file says."""
+        self.form_fields: Mapping[str, str] = {}
+        """The other fields of a multipart form."""
         self.fingerprint = ""
         """Of the request, where it came with an `Idempotency-Key`."""
         self._store = store
         self._published: list[str] = []
 
-    def publish(self, key: str) -> ManifestFile:
-        """Store the file under `key`; it is removed again if the request fails.
+    def publish(self, file: Path, key: str) -> ManifestFile:
+        """Store a file under `key`; it is removed again if the request fails.
 
         Raises:
             StorageFull: there is no space left; nothing is stored then.
         """
         self._published.append(key)
         with raising_storage_full():
-            return self._store.publish_file(self.path, key)
+            return self._store.publish_file(file, key)
 
     def remove_published(self) -> None:
         """Roll the artifact store back: remove what this upload published."""
@@ -79,16 +98,21 @@ class Upload:
 async def _receive_upload(
     request: Request, _caller: Caller, settings: SettingsDep, store: StoreDep, claim: HeldKey
 ) -> AsyncIterator[Upload]:
-    form = _parse_content_type(request.headers.get("content-type", ""))
+    form, hint = _parse_content_type(request.headers.get("content-type", ""))
     upload = Upload(_create_spool_file(spool_directory(settings)), store)
     try:
         with raising_storage_full(), upload.path.open("wb") as spool:
             await _spool_body(request, form, spool, settings.max_upload_bytes)
-        upload.filename = form.filename if form is not None else None
+        upload.format_hint = hint
+        if form is not None:
+            upload.filename, upload.form_fields = form.filename, form.fields
+            upload.format_hint = format_of_name(form.filename or "")
         if claim is not None:
             # Of the file and not of the body: a client that tries again sets another boundary.
             digest = await run_sync(sha256_of, upload.path)
-            upload.fingerprint = fingerprint_request(request, digest.encode(), (upload.filename or "").encode())
+            fields = json.dumps(sorted(upload.form_fields.items())) if upload.form_fields else ""
+            content = [digest, upload.filename or "", *([fields] if fields else [])]
+            upload.fingerprint = fingerprint_request(request, *(piece.encode() for piece in content))
             claim.compare(upload.fingerprint)
         yield upload
     except BaseException:
@@ -147,14 +171,15 @@ def _create_spool_file(directory: Path) -> Path:
     return Path(name)
 
 
-def _parse_content_type(content_type: str) -> MultipartFile | None:
-    """The parser of a multipart form; null for JSONL as the body itself."""
+def _parse_content_type(content_type: str) -> tuple[MultipartFile | None, FileFormat | None]:
+    """The parser of a multipart form, null for a file as the body itself; and the format that the media type says."""
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == MULTIPART:
-        return MultipartFile(content_type)
-    if media_type not in JSONL_TYPES:
-        raise UnsupportedMediaType(f"Send the samples as {', '.join(JSONL_TYPES)}, or as a file in {MULTIPART}.")
-    return None
+        return MultipartFile(content_type, FORM_FIELDS), None
+    if media_type not in FORMATS_BY_MEDIA_TYPE:
+        listed = ", ".join(FORMATS_BY_MEDIA_TYPE)
+        raise UnsupportedMediaType(f"Send the samples as {listed}, or as a file in {MULTIPART}.")
+    return None, FORMATS_BY_MEDIA_TYPE[media_type]
 
 
 async def _spool_body(request: Request, form: MultipartFile | None, spool: BinaryIO, limit: int) -> None:

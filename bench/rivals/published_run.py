@@ -23,7 +23,7 @@ from pocl.models.precision import Precision, choose_device, choose_precision
 from pocl.models.tokenizers import text_tokenizer
 from pocl.plan import stage_table
 from pocl.prompting.encoding import SampleEncoder
-from pocl.samples.rows import read_samples
+from pocl.samples.reading import read_samples
 from pocl.spec import DataRef, DistillationSpec, ModelRef
 from pocl.train.schedule import batches, cosine, shuffled
 

@@ -1,78 +1,86 @@
-"""Ingestion of data sets: check the samples of an uploaded file, publish it, and add its row."""
+"""Ingestion of data sets: read the samples of an uploaded file, store them, and add the row of the data set."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from domain.datasets import repository
 from domain.datasets.models import Dataset
-from domain.errors import EngineRefusal
+from domain.errors import engine_refusals
 from domain.ids import new_id
-from pocl.errors import DatasetInvalid, FieldError
-from pocl.samples.row_invalid import RowInvalid
-from pocl.samples.rows import MAX_NAMED, parse_rows
-from pocl.storage.manifest import ManifestFile
+from pocl.samples.reading import ReadReport, store_samples
+from pocl.spec import FileFormat, ReadOptions
+from pocl.storage.manifest import ManifestFile, sha256_of
 
 
-def count_samples(path: Path) -> int:
-    """The number of samples in a JSONL file.
+@dataclass(frozen=True)
+class UploadedFile:
+    """A file as a client sent it, and how it is to be read."""
 
-    Raises:
-        EngineRefusal: the file holds no sample, or bad ones, of which the first 20 are named by line.
-    """
-    samples = bad = 0
-    field_errors: list[FieldError] = []
-    with path.open("rb") as stream:
-        for number, outcome in parse_rows(stream):
-            if not isinstance(outcome, RowInvalid):
-                samples += 1
-                continue
-            bad += 1
-            if len(field_errors) < MAX_NAMED:
-                field_errors.append(FieldError(f"/lines/{number}", outcome.code, outcome.detail))
-    if bad:
-        named = "" if bad <= MAX_NAMED else f"; the first {MAX_NAMED} are named"
-        message = f"{bad} of {samples + bad} rows cannot be used{named}. Correct them and upload the file again."
-        raise EngineRefusal(DatasetInvalid(message, field_errors=field_errors))
-    if not samples:
-        raise EngineRefusal(DatasetInvalid("The file holds no row: send one JSON object on each line."))
-    return samples
+    path: Path
+    options: ReadOptions
+    format_hint: FileFormat | None = None
+    """The format that its name or media type says; the content decides, where it can."""
 
 
 @dataclass(frozen=True)
 class StoredDataset:
-    """An uploaded file that was checked and is in the artifact store, before its row is added."""
+    """An uploaded file whose samples are in the artifact store, before its row is added."""
 
     dataset_id: str
-    samples: int
+    report: ReadReport
+    source_size_bytes: int
+    source_sha256: str
     store_key: str
     file: ManifestFile
 
 
-def store_dataset(path: Path, publish: Callable[[str], ManifestFile]) -> StoredDataset:
-    """Check a JSONL file and publish it: the long part of an upload, which needs no transaction.
+def store_dataset(upload: UploadedFile, publish: Callable[[Path, str], ManifestFile]) -> StoredDataset:
+    """Read an uploaded file and publish its samples: the long part of an upload, which needs no transaction.
+
+    The samples are written beside the file first.
 
     Args:
-        publish: stores the file under a key of the artifact store.
+        publish: stores a file under a key of the artifact store.
 
     Raises:
-        EngineRefusal: see :func:`count_samples`; nothing is published then.
+        EngineRefusal: the file cannot be read, holds no sample, or has rows that are none, of which the first 20 are
+            named; nothing is published then.
     """
-    samples = count_samples(path)
-    dataset_id = new_id("ds")
-    key = f"datasets/{dataset_id}.jsonl"
-    return StoredDataset(dataset_id, samples, key, publish(key))
+    samples = upload.path.with_name(f"{upload.path.name}.samples")
+    try:
+        with engine_refusals():
+            report = store_samples(upload.path, samples, upload.options, hint=upload.format_hint)
+        dataset_id = new_id("ds")
+        key = f"datasets/{dataset_id}.jsonl"
+        size, digest = upload.path.stat().st_size, sha256_of(upload.path)
+        return StoredDataset(dataset_id, report, size, digest, key, publish(samples, key))
+    finally:
+        samples.unlink(missing_ok=True)
 
 
 def add_dataset(session: Session, stored: StoredDataset, *, project: str, name: str) -> Dataset:
-    """Add the row of a stored file."""
+    """Add the row of stored samples."""
+    report = stored.report
     return repository.add_dataset(
         session,
         project=project,
         name=name,
-        rows=stored.samples,
+        rows=report.rows,
+        prompts=report.prompts,
+        ingestion={
+            "format": report.format,
+            "compressed": report.compressed,
+            "size_bytes": stored.source_size_bytes,
+            "sha256": stored.source_sha256,
+            "forms": dict(report.forms),
+            "ignored_columns": [{"name": column, "rows": rows} for column, rows in report.ignored.most_common()],
+            "more_ignored": report.more_ignored,
+            "skipped": report.bad,
+            "first_skipped": [asdict(error) for error in report.bad_rows],
+        },
         size_bytes=stored.file.size,
         sha256=stored.file.sha256,
         store_key=stored.store_key,

@@ -1,12 +1,13 @@
 """The row of an uploaded data set, whose samples are in the artifact store."""
 
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.db import Base, UtcDateTime, db_now
+from domain.db import Base, JsonType, UtcDateTime, db_now
 
 
 class Dataset(Base):
@@ -18,6 +19,10 @@ class Dataset(Base):
     name: Mapped[str] = mapped_column(String(200))
     rows: Mapped[int]
     """The number of samples."""
+    prompts: Mapped[int] = mapped_column(default=0, server_default="0")
+    """How many of them have no answer: all or none."""
+    ingestion: Mapped[dict[str, Any] | None] = mapped_column(JsonType)
+    """How the uploaded file was read; null for data sets from before that was noted, which are stored as uploaded."""
     size_bytes: Mapped[int] = mapped_column(sa.BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     """SHA-256 of the stored file, in hexadecimal."""

@@ -1,5 +1,7 @@
 """Queries for data sets. No function commits."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
@@ -19,17 +21,23 @@ def add_dataset(
     sha256: str,
     store_key: str,
     dataset_id: str | None = None,
+    prompts: int = 0,
+    ingestion: dict[str, Any] | None = None,
 ) -> Dataset:
     """Add the row of a data set whose file is in the artifact store.
 
     Args:
         dataset_id: the id that the file's key already contains; null for a new one.
+        prompts: how many of the rows have no answer.
+        ingestion: how the uploaded file was read; null where the file is stored as it was uploaded.
     """
     dataset = Dataset(
         id=dataset_id or new_id("ds"),
         project=project,
         name=name,
         rows=rows,
+        prompts=prompts,
+        ingestion=ingestion,
         size_bytes=size_bytes,
         sha256=sha256,
         store_key=store_key,
@@ -45,11 +53,25 @@ def get_dataset(session: Session, project: str, dataset_id: str) -> Dataset:
     Raises:
         DatasetNotFound: the project has no such data set.
     """
-    statement = sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.project == project)
-    dataset = session.scalars(statement).one_or_none()
-    if dataset is None:
-        raise DatasetNotFound
-    return dataset
+    return _one(session, _by_id(project, dataset_id))
+
+
+def get_dataset_for_share(session: Session, project: str, dataset_id: str) -> Dataset:
+    """Like :func:`get_dataset`, with a shared row lock: nobody can delete it until the transaction ends.
+
+    Raises:
+        DatasetNotFound: the project has no such data set.
+    """
+    return _one(session, _by_id(project, dataset_id).with_for_update(read=True))
+
+
+def lock_dataset(session: Session, project: str, dataset_id: str) -> Dataset:
+    """Like :func:`get_dataset`, with a row lock: no new job can refer to it until the transaction ends.
+
+    Raises:
+        DatasetNotFound: the project has no such data set.
+    """
+    return _one(session, _by_id(project, dataset_id).with_for_update())
 
 
 def list_datasets(session: Session, project: str, *, limit: int, after: str | None = None) -> KeysetPage[Dataset]:
@@ -58,3 +80,14 @@ def list_datasets(session: Session, project: str, *, limit: int, after: str | No
     if after is not None:
         statement = statement.where(Dataset.id < after)
     return fetch_page(session, statement, limit=limit)
+
+
+def _by_id(project: str, dataset_id: str) -> sa.Select[Dataset]:
+    return sa.select(Dataset).where(Dataset.id == dataset_id, Dataset.project == project)
+
+
+def _one(session: Session, statement: sa.Select[Dataset]) -> Dataset:
+    dataset = session.scalars(statement).one_or_none()
+    if dataset is None:
+        raise DatasetNotFound
+    return dataset

@@ -169,6 +169,13 @@ def count_live_jobs_using(session: Session, project: str, *, checkpoint: str) ->
     return session.scalar(statement) or 0
 
 
+def list_live_jobs_of_dataset(session: Session, project: str, dataset_id: str) -> list[str]:
+    """The ids of the jobs that have not ended and whose specification names the data set anywhere, the oldest first."""
+    names_it = sa.cast(Job.spec, sa.Text).contains(f'"{dataset_id}"', autoescape=True)
+    statement = sa.select(Job.id).where(Job.project == project, Job.status.not_in(TERMINAL), names_it)
+    return list(session.scalars(statement.order_by(Job.id)))
+
+
 def filter_ended(session: Session, job_ids: Collection[str]) -> set[str]:
     """Those of these jobs that have ended or do not exist."""
     live = session.scalars(sa.select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(TERMINAL)))

@@ -22,11 +22,13 @@ from domain.settings import Settings
 from pocl.errors import FieldError, SpecInvalid
 from pocl.plan import Estimate, ModelSize, StagePlan, estimate, stage_table
 from pocl.plan_warnings import PlanWarning, plan_warnings
-from pocl.spec import DistillationSpec, resolve
+from pocl.spec import ANSWERED_DATA, DistillationSpec, resolve
 
 MAX_LABELS: Final = 16
 MAX_TEXT_LENGTH: Final = 200
 MAX_PRIORITY: Final = 100
+ASSUMED_SAMPLES: Final = 10_000
+"""What a plan assumes of a data set of the Hub, which is fetched by the worker; the engine's table of stages counts."""
 
 
 @dataclass(frozen=True)
@@ -192,21 +194,29 @@ def _resolve_references(
     """The number of training samples, and the store key of each checkpoint that the specification refers to.
 
     Args:
-        lock: let nobody delete these checkpoints until the transaction ends.
+        lock: let nobody delete these data sets and checkpoints until the transaction ends.
 
     Raises:
         SpecInvalid: the project has no such data set or checkpoint, or the data are not an uploaded data set.
     """
     field_errors: list[FieldError] = []
     get_checkpoint = checkpoints.get_checkpoint_for_share if lock else checkpoints.get_checkpoint
+    get_dataset = datasets.get_dataset_for_share if lock else datasets.get_dataset
     rows: dict[str, int] = {}
     for pointer, data in spec.data_refs.items():
+        if data.hub is not None:
+            rows[pointer] = ASSUMED_SAMPLES
+            continue
         if data.dataset is None:
             detail = "upload the rows as a data set and give its id as `dataset`; the service reads no other files"
             field_errors.append(FieldError(f"{pointer}/path", "dataset_required", detail))
             continue
         try:
-            rows[pointer] = datasets.get_dataset(session, project, data.dataset).rows
+            dataset = get_dataset(session, project, data.dataset)
+            rows[pointer] = dataset.rows
+            if dataset.prompts and pointer in ANSWERED_DATA:
+                detail = f"{dataset.prompts} of its samples are prompts without an answer, from which nothing is learnt"
+                field_errors.append(FieldError(f"{pointer}/dataset", "answers_missing", detail))
         except DatasetNotFound as error:
             field_errors.append(FieldError(f"{pointer}/dataset", error.code, error.detail))
     keys: dict[str, str] = {}
@@ -253,6 +263,9 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanW
             yield PlanWarning(warning.code, f"{role}: {warning.message}")
     for warning in () if models.vocabulary is None else models.vocabulary.warnings():
         yield PlanWarning(warning.code, warning.message)
+    if spec.data.train.hub is not None:
+        message = f"The worker counts the samples of data.train.hub: the plan assumes {ASSUMED_SAMPLES} of them."
+        yield PlanWarning("samples_assumed", message)
     if not spec.data.has_validation:
         message = "Without data.validation or data.split no stage is scored, and none is the best."
         yield PlanWarning("no_validation", message)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -18,10 +18,13 @@ _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md")
 _WEIGHTS = ("model.safetensors", "model-*.safetensors")
 
 
-class HubClient(Protocol):
-    """The one call to the Hub that fetching a model needs."""
+RepoType = Literal["model", "dataset"]
 
-    def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+
+class HubClient(Protocol):
+    """The one call to the Hub that fetching a model or a data set needs."""
+
+    def snapshot(self, repo: str, revision: str, patterns: Sequence[str], *, repo_type: RepoType = "model") -> Path:
         """A directory, named as the commit that `revision` means, with the files that match `patterns`."""
         ...
 
@@ -34,10 +37,11 @@ class HuggingFaceHub:
     """Where files are cached; None for the library's own directory."""
     offline: bool = False
 
-    def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+    def snapshot(self, repo: str, revision: str, patterns: Sequence[str], *, repo_type: RepoType = "model") -> Path:
         directory = snapshot_download(
             repo,
             revision=revision,
+            repo_type=repo_type,
             allow_patterns=list(patterns),
             cache_dir=self.cache,
             local_files_only=self.offline,
@@ -53,7 +57,7 @@ class PinnedHub:
     commits: Mapping[str, str]
     """The commits, by repository and revision: `owner/name@main`."""
 
-    def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
+    def snapshot(self, repo: str, revision: str, patterns: Sequence[str], *, repo_type: RepoType = "model") -> Path:
         """As :meth:`HubClient.snapshot`.
 
         Raises:
@@ -61,9 +65,9 @@ class PinnedHub:
         """
         commit = self.commits.get(revision_key(repo, revision))
         if commit is None:
-            return self.hub.snapshot(repo, revision, patterns)
+            return self.hub.snapshot(repo, revision, patterns, repo_type=repo_type)
         try:
-            return self.hub.snapshot(repo, commit, patterns)
+            return self.hub.snapshot(repo, commit, patterns, repo_type=repo_type)
         except RevisionNotFoundError as error:
             message = f"The run began with {repo} at commit {commit[:12]}, which the Hub has no more."
             raise InputsChanged(message) from error

@@ -50,6 +50,8 @@ class Result(BaseModel):
     """Where the teacher came from, and its digest."""
     student: dict[str, str | None]
     """Where the student came from, and its digest before training."""
+    data_commits: dict[str, str] = {}
+    """The commits of the data sets of the Hub, by the pointers of their fields in the specification."""
     precision: str
     machine: str
     """What the bits of the result depend on besides: versions, hardware and threads."""
@@ -58,7 +60,13 @@ class Result(BaseModel):
 
 
 def build_result(
-    state: TrainState, evaluations: list[Evaluated], *, models: Models, spec: DistillationSpec, precision: str
+    state: TrainState,
+    evaluations: list[Evaluated],
+    *,
+    models: Models,
+    spec: DistillationSpec,
+    precision: str,
+    data_commits: dict[str, str],
 ) -> Result:
     """The figures of a finished run."""
     comparison = ModelComparison(state, best_stage(evaluations, spec.evaluation.best_by))
@@ -77,6 +85,7 @@ def build_result(
         best_chosen_by=best_chosen_by(evaluations, best_by),
         teacher=None if models.teacher is None else origin_of(models.teacher),
         student=origin_of(models.student),
+        data_commits=data_commits,
         precision=precision,
         machine=state.machine,
         not_exact=tuple(state.not_exact),

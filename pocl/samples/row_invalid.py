@@ -6,6 +6,8 @@ RowCode = Literal[
     "line_too_long",
     "not_utf8",
     "not_json",
+    "not_csv",
+    "wrong_columns",
     "nested_too_deeply",
     "duplicate_key",
     "not_an_object",

@@ -46,12 +46,11 @@ def canonical(value: object) -> str:
 def _reason(text: str, position: int) -> str:
     """What is not JSON, as far as it is one of the usual mistakes, and what to do about it."""
     rest = text[position:].lstrip()
-    before = text[:position].rstrip()
     if re.match(r"\{\s*'", text):
         return "The line is a Python dictionary and not JSON; write it with json.dumps"
     if re.match(r"-?(NaN|Infinity)", rest):
         return "The line holds NaN or Infinity, which JSON does not have; write null"
-    if before.endswith(",") and rest[:1] in ("}", "]"):
+    if re.search(r",\s*[}\]]", text[max(0, position - 2) : position + 2]):
         return "The line is not strict JSON, for a comma stands before a closing bracket"
     if re.search(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}", text):
         return "The line is not strict JSON; a half of a surrogate pair may stand alone in it"

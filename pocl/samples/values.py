@@ -12,6 +12,11 @@ _TEXT_PARTS: Final = ("text", "input_text", "output_text")
 Fields = Mapping[str, Any]  # Any: a row may hold whatever JSON can.
 
 
+def is_blank(value: object) -> bool:
+    """Whether a value holds nothing: null, blank text, an empty list."""
+    return value is None or value == [] or (isinstance(value, str) and not value.strip())
+
+
 def text_of(value: object, where: str) -> str:
     """Text as it is, and an integer as its digits.
 

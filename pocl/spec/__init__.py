@@ -29,8 +29,8 @@ from pocl.spec.curriculum import (
     WarmStudentRanker,
     WeightRange,
 )
-from pocl.spec.data import Data, DataRef, DataSplit
-from pocl.spec.distillation import ENGINE_CHOICES, RANKING_MODEL_POINTER, DistillationSpec, PresetName
+from pocl.spec.data import ROW_FIELDS, Data, DataRef, DataSplit, FileFormat, HubDataset, ReadOptions, RowForm
+from pocl.spec.distillation import ANSWERED_DATA, ENGINE_CHOICES, RANKING_MODEL_POINTER, DistillationSpec, PresetName
 from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import (
     JS,
@@ -53,6 +53,7 @@ from pocl.spec.presets import PRESETS, field_errors, resolve
 from pocl.spec.training import Checkpoints, Evaluation, Resources, Sampling, Training
 
 __all__ = [
+    "ANSWERED_DATA",
     "CONTROL_KINDS",
     "ENGINE_CHOICES",
     "JS",
@@ -60,6 +61,7 @@ __all__ = [
     "PRESETS",
     "RANKER_KINDS",
     "RANKING_MODEL_POINTER",
+    "ROW_FIELDS",
     "SFT",
     "TVD",
     "AdaptiveKL",
@@ -80,8 +82,10 @@ __all__ = [
     "DistillationMethod",
     "DistillationSpec",
     "Evaluation",
+    "FileFormat",
     "ForwardKL",
     "FrozenModel",
+    "HubDataset",
     "HubModel",
     "KDMethod",
     "LayersOfTeacher",
@@ -94,9 +98,11 @@ __all__ = [
     "Range",
     "Ranker",
     "Ranking",
+    "ReadOptions",
     "Resources",
     "ReverseKL",
     "ReversedOrder",
+    "RowForm",
     "Sampling",
     "ShuffledStages",
     "SkewForwardKL",

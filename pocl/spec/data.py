@@ -1,6 +1,7 @@
 """The samples that a job trains on and is evaluated on, and how they become tokens."""
 
 import json
+import re
 from datetime import date as calendar_date
 from typing import Annotated, Final, Literal, Self
 
@@ -13,18 +14,82 @@ MAX_KWARGS_CHARACTERS: Final = 1 << 14
 _RESERVED_KWARGS: Final = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 _VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
+FileFormat = Literal["jsonl", "json", "csv", "parquet"]
+RowForm = Literal["instruction", "messages", "sharegpt", "prompt_completion", "query_response", "prompt_only", "sample"]
+ROW_FIELDS: Final = (
+    *("instruction", "prompt", "query", "question", "messages", "conversations", "conversation"),
+    *("output", "response", "answer", "completion", "references", "difficulty"),
+    *("input", "Input", "context", "system", "system_prompt", "history", "tools", "functions"),
+)
+"""The columns that forms of rows have, and that other columns may be mapped to."""
+ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
 
-class DataRef(ExactlyOneOf):
-    """Where samples come from: a JSONL file, or a data set that was uploaded to the service."""
+
+class ReadOptions(FrozenModel):
+    """How the rows of a data file are read. What is left out is found out from the file."""
+
+    format: FileFormat | None = None
+    """The format of the file, which may be compressed with gzip; null tells it from the content."""
+    form: RowForm | None = None
+    """The form of the rows; null tells it from the columns of each. With `prompt_only` answers are left out."""
+    columns: dict[str, ColumnName] = Field(default_factory=dict, max_length=16)
+    """Columns that have other names, by the name of the field that they are: `{"instruction": "question"}`."""
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1, pattern=r"^[^\r\n\"]$")
+    """The delimiter of a CSV file; null takes the one that fits its header."""
+    on_bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What is done with a file that has rows that are no samples: it is refused, or they are left out and counted."""
+
+    @model_validator(mode="after")
+    def _columns_of_forms(self) -> Self:
+        unknown = [field for field in self.columns if field not in ROW_FIELDS]
+        if unknown:
+            raise ValueError(f"columns maps {unknown[0][:40]!r}, which no form has; use one of {', '.join(ROW_FIELDS)}")
+        if len(set(self.columns.values())) < len(self.columns):
+            raise ValueError("columns maps two fields to one column")
+        return self
+
+
+class HubDataset(FrozenModel):
+    """A data set on the Hugging Face Hub, as files of Parquet, JSONL, JSON or CSV. Its code is never run."""
+
+    repo: str = Field(pattern=r"^[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}$")
+    """The repository, as `owner/name`."""
+    revision: str = Field(default="main", pattern=r"^[\w./-]{1,128}$")
+    """A branch, tag or commit; the result says which commit it named."""
+    split: str | None = Field(default=None, pattern=r"^[\w.-]{1,64}$")
+    """The split whose files are read, as the data set's card or the names of its files say: `train` unless given."""
+    files: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(default=(), max_length=64)
+    """The files that are read, or patterns such as `data/train-*.parquet`, instead of those of a split."""
+
+    @model_validator(mode="after")
+    def _files_or_split(self) -> Self:
+        if self.files and self.split is not None:
+            raise ValueError("give files or split, and not both")
+        if any(file.startswith("/") or ".." in re.split(r"[/\\]", file) for file in self.files):
+            raise ValueError("files are named within the repository")
+        return self
+
+
+class DataRef(ReadOptions, ExactlyOneOf):
+    """Where samples come from: a file, a data set that was uploaded to the service, or one on the Hub."""
 
     path: str | None = Field(default=None, min_length=1, max_length=1024)
-    """The path of a JSONL file, for the engine alone; jobs of the service name a data set."""
+    """The path of a file, for the engine alone; jobs of the service name a data set."""
     dataset: str | None = Field(default=None, pattern=r"^ds_[0-9a-z]{8,40}$")
     """The id of an uploaded data set."""
+    hub: HubDataset | None = None
+    """A data set on the Hugging Face Hub."""
 
     @classmethod
     def _alternatives(cls) -> tuple[str, ...]:
-        return ("path", "dataset")
+        return ("path", "dataset", "hub")
+
+    @model_validator(mode="after")
+    def _dataset_is_read_already(self) -> Self:
+        given = [name for name in ReadOptions.model_fields if getattr(self, name) != getattr(ReadOptions(), name)]
+        if self.dataset is not None and given:
+            raise ValueError(f"{given[0]} is given when a data set is uploaded; here it would change nothing")
+        return self
 
 
 class DataSplit(FrozenModel):

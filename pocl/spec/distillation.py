@@ -16,6 +16,9 @@ from pocl.spec.training import Checkpoints, Evaluation, Resources, Training
 
 PresetName = Literal["paper", "pocl_official", "quick"]
 RANKING_MODEL_POINTER: Final = "/curriculum/ranking/ranker/model"
+ANSWERED_DATA: Final = ("/data/train", "/data/validation")
+"""The data, by the JSON pointers of :attr:`DistillationSpec.data_refs`, whose samples must have answers: they are
+trained on, or choose the best stage."""
 ENGINE_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "training": ("micro_batch_size", "micro_batch_tokens", "loss_chunk_tokens"),
     "evaluation": ("batch_size", "scoring_tokens"),

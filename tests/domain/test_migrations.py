@@ -320,3 +320,14 @@ def test_evaluations_of_an_older_version_are_on_the_validation_samples(engine: s
     migrate(engine, "0005", down=True)
     assert read_rows(engine)["job_evaluations"] == before
     assert constraints_of(engine) == names
+
+
+def test_data_sets_from_before_their_reading_was_noted_have_answers(engine: sa.Engine, settings: Settings) -> None:
+    migrate(engine, "0004")
+    insert_rows(engine, rows_of_0004(engine.dialect.name))
+    upgrade(settings)
+    (dataset,) = read_rows(engine)["datasets"]
+    assert (dataset["prompts"], dataset["ingestion"]) == (0, None)
+    migrate(engine, "0006", down=True)
+    (before,) = read_rows(engine)["datasets"]
+    assert dataset == before | {"prompts": 0, "ingestion": None}

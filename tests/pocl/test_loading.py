@@ -27,7 +27,7 @@ from pocl.errors import (
 from pocl.export.model_directory import save_model
 from pocl.inspect import random_facts
 from pocl.models.heads import has_tied_embeddings
-from pocl.models.hub import HuggingFaceHub, PinnedHub
+from pocl.models.hub import HuggingFaceHub, PinnedHub, RepoType
 from pocl.models.loading import (
     LoadedModel,
     load_student,
@@ -425,8 +425,8 @@ class FakeHub:
         self.directory = directory
         self.asked: list[tuple[str, Sequence[str]]] = []
 
-    def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
-        assert repo == "someone/model"
+    def snapshot(self, repo: str, revision: str, patterns: Sequence[str], *, repo_type: RepoType = "model") -> Path:
+        assert (repo, repo_type) == ("someone/model", "model")
         self.asked.append((revision, patterns))
         return self.directory
 
@@ -479,8 +479,8 @@ class HubWithRevisions:
     def __init__(self, revisions: Mapping[str, Path]) -> None:
         self.revisions = revisions
 
-    def snapshot(self, repo: str, revision: str, patterns: Sequence[str]) -> Path:
-        assert (repo, "config.json" in patterns or "*.json" in patterns) == ("owner/name", True)
+    def snapshot(self, repo: str, revision: str, patterns: Sequence[str], *, repo_type: RepoType = "model") -> Path:
+        assert (repo, repo_type, "config.json" in patterns or "*.json" in patterns) == ("owner/name", "model", True)
         if revision not in self.revisions:
             # Its initialiser wants the answer of a server.
             raise RevisionNotFoundError.__new__(RevisionNotFoundError)

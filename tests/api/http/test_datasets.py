@@ -1,12 +1,15 @@
 """Uploads: streamed, checked line by line, and stored whole or not at all."""
 
 import errno
+import gzip
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 from fastapi import FastAPI
 from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
@@ -16,9 +19,9 @@ from starlette.testclient import TestClient
 from api.datasets.upload import remove_stale_spool_files, spool_directory
 from domain.artifacts import ArtifactStore
 from domain.settings import Settings
-from pocl.samples.rows import read_samples
+from pocl.samples.reading import read_samples
 from pocl.storage.manifest import ManifestFile
-from tests.support.requests import JSONL, expect_problem, http_scope, jsonl, pointers, upload
+from tests.support.requests import JSONL, expect_problem, http_scope, jsonl, pointers, specification, submit, upload
 
 
 def stored_files(settings: Settings) -> list[Path]:
@@ -31,22 +34,134 @@ def stored_files(settings: Settings) -> list[Path]:
     ]
 
 
-def test_an_upload_is_stored_byte_for_byte_and_described(client: TestClient, settings: Settings) -> None:
+def test_samples_of_an_upload_are_stored_and_described(client: TestClient, settings: Settings) -> None:
     body = jsonl(5) + b"\n  \n"
     response = client.post("/v1/datasets", params={"name": "five"}, content=body, headers=JSONL)
     assert response.status_code == 201
     dataset = response.json()
-    assert (dataset["name"], dataset["rows"], dataset["size_bytes"]) == ("five", 5, len(body))
-    assert dataset["sha256"] == hashlib.sha256(body).hexdigest()
+    (stored,) = stored_files(settings)
+    assert (dataset["name"], dataset["rows"], dataset["size_bytes"]) == ("five", 5, stored.stat().st_size)
+    assert dataset["sha256"] == hashlib.sha256(stored.read_bytes()).hexdigest()
     assert dataset["created_at"].endswith("Z")
-    assert [path.read_bytes() for path in stored_files(settings)] == [body]
+    assert dataset["ingestion"] == {
+        "format": "jsonl",
+        "compressed": False,
+        "size_bytes": len(body),
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "forms": {"instruction": 5},
+        "ignored_columns": [],
+        "more_ignored": 0,
+        "skipped": 0,
+        "first_skipped": [],
+    }
     assert client.get(response.headers["location"]).json() == dataset
 
 
-def test_several_media_types_of_jsonl_are_accepted(client: TestClient) -> None:
-    for media_type in ("application/jsonl", "application/x-ndjson; charset=utf-8", "Application/X-JSONLines"):
+CSV_BODY = b"question;best;topic\nWhy?;So.;x\nWho?;;y\nWhat?;That.;\n"
+
+
+@pytest.mark.parametrize("in_form", [False, True])
+def test_options_are_given_in_the_query_or_in_the_form(client: TestClient, settings: Settings, in_form: bool) -> None:
+    options = {
+        "name": "csv",
+        "columns": '{"instruction": "question", "output": "best"}',
+        "on_bad_rows": "skip",
+        "form": "instruction",
+        "format": "csv",
+        "delimiter": ";",
+    }
+    if in_form:
+        response = client.post("/v1/datasets", data=options, files={"file": ("rows.csv", CSV_BODY)})
+    else:
+        response = client.post("/v1/datasets", params=options, content=CSV_BODY, headers={"content-type": "text/csv"})
+    assert response.status_code == 201, response.text
+    dataset, ingestion = response.json(), response.json()["ingestion"]
+    assert (dataset["name"], dataset["rows"], dataset["prompts"]) == ("csv", 2, 0)
+    assert (ingestion["format"], ingestion["forms"], ingestion["skipped"]) == ("csv", {"instruction": 2}, 1)
+    assert ingestion["ignored_columns"] == [{"name": "topic", "rows": 1}]
+    assert [(error["pointer"], error["code"]) for error in ingestion["first_skipped"]] == [("/lines/3", "missing")]
+    (stored,) = stored_files(settings)
+    assert [sample.references for sample in read_samples(stored)] == [("So.",), ("That.",)]
+
+
+def test_options_that_cannot_be_are_refused_with_their_pointers(client: TestClient, settings: Settings) -> None:
+    for parameters, pointer in (
+        ({"form": "alpaca"}, "/query/form"),
+        ({"on_bad_rows": "ignore"}, "/query/on_bad_rows"),
+        ({"colums": "{}"}, "/query/colums"),
+        ({"columns": "question"}, "/columns"),
+        ({"columns": '{"output": 1}'}, "/columns/output"),
+        ({"columns": '{"answers": "a"}'}, "/columns"),
+    ):
+        response = client.post("/v1/datasets", params=parameters, content=jsonl(1), headers=JSONL)
+        (found,) = pointers(expect_problem(response, 422, "invalid"))
+        assert found.startswith(pointer) or pointer == "/columns", (parameters, found)
+    file = {"file": ("a.jsonl", jsonl(1))}
+    response = client.post("/v1/datasets", data={"form": "alpaca"}, files=file)
+    assert pointers(expect_problem(response, 422, "invalid")) == ["/form"]
+    response = client.post("/v1/datasets", params={"name": "a"}, data={"name": "b"}, files=file)
+    assert pointers(expect_problem(response, 422, "invalid")) == ["/name"]
+    response = client.post("/v1/datasets", data={"form": "x" * 9000}, files=file)
+    assert pointers(expect_problem(response, 422, "multipart_invalid")) == ["/form"]
+    assert stored_files(settings) == []
+
+
+def test_several_media_types_are_accepted_and_the_content_decides(client: TestClient) -> None:
+    for media_type in (
+        *("application/jsonl", "application/x-ndjson; charset=utf-8", "Application/X-JSONLines"),
+        *("application/json", "text/csv", "application/gzip", "application/octet-stream"),
+    ):
         response = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": media_type})
-        assert response.status_code == 201
+        assert response.status_code == 201, media_type
+        assert response.json()["ingestion"]["format"] == "jsonl"
+
+
+def test_equal_samples_have_equal_digests_in_whatever_form_they_come(client: TestClient) -> None:
+    rows = [json.loads(line) for line in jsonl(3).splitlines()]
+    chats = [[{"from": "human", "value": row["instruction"]}, {"from": "gpt", "value": row["output"]}] for row in rows]
+    conversations = json.dumps([{"conversations": chat} for chat in chats]).encode()
+    bodies = (jsonl(3), json.dumps(rows, indent=1).encode(), gzip.compress(conversations))
+    digests = {client.post("/v1/datasets", content=body, headers=JSONL).json()["sha256"] for body in bodies}
+    assert len(digests) == 1
+
+
+def test_prompts_alone_are_stored_and_a_job_that_trains_on_them_is_refused(client: TestClient) -> None:
+    body = b'{"prompt": "Why?", "topic": "x"}\n'
+    dataset = client.post("/v1/datasets", content=body, headers=JSONL).json()
+    assert (dataset["prompts"], dataset["ingestion"]["forms"]) == (1, {"prompt_only": 1})
+    response = client.post("/v1/jobs", json={"spec": specification(dataset["id"])})
+    assert pointers(expect_problem(response, 422, "spec_invalid")) == ["/spec/data/train/dataset"]
+
+
+def test_data_set_is_deleted_with_its_file_once_no_job_needs_it(client: TestClient, settings: Settings) -> None:
+    dataset, other = upload(client), upload(client)
+    job = submit(client, dataset)
+    address = f"/v1/datasets/{dataset}"
+    assert job["id"] in expect_problem(client.delete(address), 409, "dataset_is_needed")["detail"]
+    assert client.get(address).status_code == 200
+    assert client.delete(f"/v1/datasets/{other}").status_code == 204
+    assert client.post(f"/v1/jobs/{job['id']}/cancel").status_code in (200, 202)
+    assert client.delete(address).status_code == 204
+    for each in (dataset, other):
+        expect_problem(client.get(f"/v1/datasets/{each}"), 404, "dataset_not_found")
+        expect_problem(client.delete(f"/v1/datasets/{each}"), 404, "dataset_not_found")
+    assert stored_files(settings) == []
+    expect_problem(client.post(f"/v1/jobs/{job['id']}/retry"), 422, "spec_invalid")
+
+
+def test_file_of_a_data_set_stays_where_the_deletion_is_not_committed(client: TestClient, settings: Settings) -> None:
+    dataset = upload(client)
+
+    def fail(_session: Session) -> None:
+        raise OperationalError("COMMIT", {}, Exception("the database went away"))
+
+    event.listen(Session, "before_commit", fail)
+    try:
+        expect_problem(client.delete(f"/v1/datasets/{dataset}"), 503, "unavailable")
+    finally:
+        event.remove(Session, "before_commit", fail)
+    assert len(stored_files(settings)) == 1
+    assert client.get(f"/v1/datasets/{dataset}").status_code == 200
 
 
 def test_a_chunked_body_is_accepted(client: TestClient) -> None:
@@ -60,7 +175,7 @@ def test_a_form_carries_a_file_and_its_name(client: TestClient) -> None:
     assert response.status_code == 201, response.text
     dataset = response.json()
     assert (dataset["name"], dataset["rows"]) == ("dolly.jsonl", 4)
-    assert dataset["sha256"] == hashlib.sha256(jsonl(4)).hexdigest()
+    assert dataset["ingestion"]["sha256"] == hashlib.sha256(jsonl(4)).hexdigest()
 
 
 def test_a_form_with_another_part_is_refused(client: TestClient, settings: Settings) -> None:
@@ -124,7 +239,7 @@ def test_a_file_in_a_form_has_the_same_limit(client: TestClient, settings: Setti
 
 
 def test_other_media_types_are_refused(client: TestClient) -> None:
-    for media_type in ("text/csv", "application/x-www-form-urlencoded", "application/json", ""):
+    for media_type in ("text/html", "application/x-www-form-urlencoded", "image/png", ""):
         response = client.post("/v1/datasets", content=jsonl(1), headers={"content-type": media_type})
         expect_problem(response, 415, "unsupported_media_type")
 

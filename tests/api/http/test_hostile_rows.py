@@ -9,16 +9,18 @@ from starlette.testclient import TestClient
 
 from api.datasets.upload import spool_directory
 from domain.settings import Settings
-from pocl.samples.rows import MAX_LINE_BYTES, read_samples
+from pocl.samples.file_formats import MAX_ROW_BYTES
+from pocl.samples.reading import read_samples
+from pocl.samples.stored import STORED
 from tests.support.requests import JSONL, expect_problem, pointers, upload
 
 GOOD = b'{"instruction": "a", "output": "b"}'
 DEEP = 100_000
 
 INVALID = {
-    "a huge line": (b'{"instruction": "' + b"x" * 3 * MAX_LINE_BYTES + b'", "output": "b"}', "line_too_long"),
-    "a huge line of blanks": (b" " * 3 * MAX_LINE_BYTES, "line_too_long"),
-    "a huge line of nothing": (bytes(3 * MAX_LINE_BYTES), "line_too_long"),
+    "a huge line": (b'{"instruction": "' + b"x" * 3 * MAX_ROW_BYTES + b'", "output": "b"}', "line_too_long"),
+    "a huge line of blanks": (b" " * 3 * MAX_ROW_BYTES, "line_too_long"),
+    "a huge line of nothing": (bytes(3 * MAX_ROW_BYTES), "line_too_long"),
     "deep lists": (b'{"instruction": "a", "output": ' + b"[" * DEEP + b"]" * DEEP + b"}", "nested_too_deeply"),
     "deep objects": (b'{"a":' * DEEP + b"1" + b"}" * DEEP, "nested_too_deeply"),
     "brackets that never close": (b"[" * DEEP, "nested_too_deeply"),
@@ -58,14 +60,14 @@ ODD_BUT_VALID = {
     "an escaped NUL": (rb'{"instruction": "a\u0000", "output": "b"}', 1),
     "a separator that is no line end": ('{"instruction": "a\u2028\x85", "output": "b"}'.encode(), 1),
     "brackets in a text": (b'{"instruction": "' + b"[" * 1000 + b'", "output": "b"}', 1),
-    "the longest line": (GOOD[:-1] + b" " * (MAX_LINE_BYTES - len(GOOD)) + b"}\r\n", 1),
+    "the longest line": (GOOD[:-1] + b" " * (MAX_ROW_BYTES - len(GOOD)) + b"}\r\n", 1),
     "text that means something elsewhere": (b'{"instruction": "\'; DROP TABLE jobs; --", "output": "../../etc"}', 1),
 }
 
 
 @pytest.fixture
 def large_uploads(app: FastAPI, settings: Settings) -> None:
-    app.state.settings = settings.model_copy(update={"max_upload_bytes": 8 * MAX_LINE_BYTES})
+    app.state.settings = settings.model_copy(update={"max_upload_bytes": 8 * MAX_ROW_BYTES})
 
 
 def stored(settings: Settings) -> list[Path]:
@@ -87,15 +89,17 @@ def test_an_invalid_sample_is_named_and_its_neighbours_are_counted(client: TestC
 
 
 @pytest.mark.usefixtures("large_uploads")
-def test_an_odd_but_valid_sample_is_stored_byte_for_byte(client: TestClient, settings: Settings) -> None:
+def test_an_odd_but_valid_sample_is_stored_without_loss(client: TestClient, settings: Settings, tmp_path: Path) -> None:
     for kind, (body, rows) in ODD_BUT_VALID.items():
         response = client.post("/v1/datasets", content=body, headers=JSONL)
         assert response.status_code == 201, (kind, response.text)
         dataset = response.json()
-        assert (dataset["rows"], dataset["sha256"]) == (rows, hashlib.sha256(body).hexdigest()), kind
+        assert (dataset["rows"], dataset["ingestion"]["sha256"]) == (rows, hashlib.sha256(body).hexdigest()), kind
         (path,) = (path for path in stored(settings) if path.stem == dataset["id"])
-        assert path.read_bytes() == body, kind
-        assert len(read_samples(path)) == rows, kind
+        sent = tmp_path / "sent"
+        sent.write_bytes(body)
+        assert read_samples(path, STORED) == read_samples(sent), kind
+        assert len(read_samples(sent)) == rows, kind
     assert len(stored(settings)) == len(ODD_BUT_VALID)
 
 

@@ -27,6 +27,7 @@ from domain.jobs.models import Job, JobEvent, JobStage
 from domain.jobs.repository import count_live_jobs_using
 from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.jobs.submission import (
+    ASSUMED_SAMPLES,
     JobOptions,
     JobPlan,
     create_job,
@@ -180,6 +181,12 @@ def test_a_plan_warns_of_models_that_were_not_inspected(plan: Planner, spec: Spe
     # The first stage has 50 samples in batches of 8.
     expected = {"models_not_inspected", "no_validation", "small_last_batch"}
     assert {warning.code for warning in job_plan.warnings} == expected
+
+
+def test_samples_of_the_hub_are_assumed_and_the_plan_says_so(plan: Planner, spec: Spec) -> None:
+    job_plan = plan(spec(data={"train": {"hub": {"repo": "someone/rows"}}}))
+    assert job_plan.samples == ASSUMED_SAMPLES
+    assert "samples_assumed" in {warning.code for warning in job_plan.warnings}
 
 
 def test_samples_longer_than_a_models_positions_are_refused(plan: Planner, spec: Spec) -> None:
