@@ -22,19 +22,20 @@ Encode = Callable[[ChatConversation], tuple[RenderedConversation, TokenisedConve
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class EncodedConversation:
+    """A conversation as text and as token ids."""
+
     conversation: ChatConversation
     rendered: RenderedConversation
     tokenised: TokenisedConversation
 
 
 def cut_chat_prompt(
-    conversation: ChatConversation, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
+    whole: EncodedConversation, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
 ) -> tuple[TokenisedConversation, int]:
     """The conversation with a prompt of at most `max_prompt_length` tokens, and the assistant's turns that it lost."""
-    attempt = _Attempt(conversation, *encode(conversation))
-    attempt = _without_oldest_turns(attempt, max_prompt_length, encode)
-    dropped = _answers(conversation.messages) - _answers(attempt.conversation.messages)
+    attempt = _without_oldest_turns(whole, max_prompt_length, encode)
+    dropped = _answers(whole.conversation.messages) - _answers(attempt.conversation.messages)
     attempt = _without_oldest_text(attempt, max_prompt_length, encode, tokenizer)
     begins = attempt.tokenised.ids[:1] == (tokenizer.bos_id,)
     return cut_left(attempt.tokenised, max_prompt_length, keep=1 if begins else 0), dropped
@@ -57,7 +58,7 @@ def cut_left(tokenised: TokenisedConversation, max_prompt_length: int, *, keep: 
     )
 
 
-def _without_oldest_turns(attempt: _Attempt, max_prompt_length: int, encode: Encode) -> _Attempt:
+def _without_oldest_turns(attempt: EncodedConversation, max_prompt_length: int, encode: Encode) -> EncodedConversation:
     """Without as few of the oldest turns as the prompt fits, or all but the last."""
     messages = attempt.conversation.messages
     starts = _exchange_starts(messages)[1:]
@@ -69,7 +70,7 @@ def _without_oldest_turns(attempt: _Attempt, max_prompt_length: int, encode: Enc
         middle = (low + high) // 2
         shorter = attempt.conversation._replace(messages=(*head, *messages[starts[middle] :]))
         try:
-            tried = _Attempt(shorter, *encode(shorter))
+            tried = EncodedConversation(shorter, *encode(shorter))
         except DatasetInvalid:
             # The template wants what is left to begin otherwise.
             low = middle + 1
@@ -82,8 +83,8 @@ def _without_oldest_turns(attempt: _Attempt, max_prompt_length: int, encode: Enc
 
 
 def _without_oldest_text(
-    attempt: _Attempt, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
-) -> _Attempt:
+    attempt: EncodedConversation, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
+) -> EncodedConversation:
     for _ in range(_MAX_CUTS):
         excess = attempt.tokenised.prompt_length - max_prompt_length
         if excess <= 0 or attempt.rendered.last_user is None:
@@ -100,7 +101,7 @@ def _without_oldest_text(
         messages[index] = messages[index]._replace(content=left)
         shorter = attempt.conversation._replace(messages=tuple(messages))
         try:
-            attempt = _Attempt(shorter, *encode(shorter))
+            attempt = EncodedConversation(shorter, *encode(shorter))
         except DatasetInvalid:
             return attempt
     return attempt

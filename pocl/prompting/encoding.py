@@ -10,7 +10,7 @@ from pocl.encoding_counts import EncodingCounts, length_bucket
 from pocl.errors import ModelUnsupported
 from pocl.prompting.alpaca import alpaca_turns, left_out_of_alpaca, tokenise_alpaca
 from pocl.prompting.chat_rendering import ChatConversation, ChatRendering, RenderedConversation
-from pocl.prompting.cuts import cut_chat_prompt, cut_left
+from pocl.prompting.cuts import EncodedConversation, cut_chat_prompt, cut_left
 from pocl.prompting.encoded_sample import EncodedSample
 from pocl.prompting.profile import ResponseEnd
 from pocl.prompting.text_tokenizer import TextTokenizer
@@ -37,6 +37,8 @@ class _Whole:
     tokenised: TokenisedConversation
     left_out: tuple[str, ...] = ()
     unlabelled_turns: int = 0
+    rendered: RenderedConversation | None = None
+    """None for the Alpaca prompt."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class SampleEncoder:
                 rendered |= dict(zip(indices, results, strict=True))
         in_order = [rendered[index] for index in range(len(samples))]
         return [
-            _Whole(tokenised, each.left_out, each.unlabelled_turns)
+            _Whole(tokenised, each.left_out, each.unlabelled_turns, each)
             for each, tokenised in zip(in_order, tokenise_rendered(in_order, self.tokenizer), strict=True)
         ]
 
@@ -171,8 +173,9 @@ class SampleEncoder:
         if prompt_cut and chat is None:
             tokenised = cut_left(tokenised, self.max_prompt_length, keep=len(self.tokenizer.begin_ids))
         elif prompt_cut and chat is not None:
+            assert whole.rendered is not None  # It is a chat.
             tokenised, dropped = cut_chat_prompt(
-                self.conversation(sample),
+                EncodedConversation(self.conversation(sample), whole.rendered, tokenised),
                 self.max_prompt_length,
                 partial(self._encode_one, chat, name),
                 self.tokenizer,

@@ -92,7 +92,7 @@ def probe_template(renderer: TemplateRenderer, tokenizer: TextTokenizer) -> Temp
         marks_answers=renderer.has_generation_blocks(),
         end=end,
         end_of_earlier=_end_of_earlier(two_turns.text, whole.text, end, tokenizer),
-        thought=_thought(thinking.text, before[len(common) :], opened_thought),
+        thought=_thought(thinking.text, before, opened_thought),
         opens_thought=opened_thought is not None,
     )
 
@@ -172,16 +172,16 @@ def _end_of_earlier(
     return end_in(between[: next(inside, border)], tokenizer)
 
 
-_EMPTY_THOUGHT: Final = re.compile(r"\s*(\S+)\s+(\S+)\s*")
+_EMPTY_THOUGHT: Final = re.compile(r"(<[^<>\s/]+>|\[[A-Z_]+\])\s*(</[^<>\s]+>|\[/[A-Z_]+\])\s*$")
 
 
-def _thought(thinking: str, written_before_answer: str, opened: Thought | None) -> Thought | None:
+def _thought(thinking: str, before_answer: str, opened: Thought | None) -> Thought | None:
     """How answers begin with a thought: from the rendering of one, or from the empty one that finished answers have, or
     from what the generation prompt opens.
     """
     before, found, behind = thinking.partition(REASONING)
     if found and ANSWER in behind:
         return thought_between(before, behind.partition(ANSWER)[0])
-    if (empty := _EMPTY_THOUGHT.fullmatch(written_before_answer)) is not None:
-        return thought_between(empty[1], empty[2])
+    if (empty := _EMPTY_THOUGHT.search(before_answer)) is not None:
+        return Thought(empty[1], empty[2])
     return opened

@@ -52,13 +52,14 @@ def _tokenised(
     conversation: RenderedConversation, whole: TokenizedText, prompt_ids: Sequence[int], tokenizer: TextTokenizer
 ) -> TokenisedConversation:
     borders = [place for turn in conversation.turns for place in (turn.start, turn.stop)]
-    unclean = {place for place in borders if not TokenPlaces(whole.offsets).is_border(place)}
+    places = TokenPlaces(whole.offsets)
+    unclean = {place for place in borders if not places.is_border(place)}
     if tuple(whole.ids[: len(prompt_ids)]) != tuple(prompt_ids):
         unclean.add(conversation.prompt_stop)
     unclean -= {0, len(conversation.text)}
     if unclean:
         whole = _tokenise_in_pieces(conversation.text, sorted(unclean), tokenizer)
-    places = TokenPlaces(whole.offsets)
+        places = TokenPlaces(whole.offsets)
     spans = [(places.index(turn.start), places.index(turn.stop)) for turn in conversation.turns]
     is_answered = bool(conversation.turns) and conversation.turns[-1].start == conversation.prompt_stop
     ids = tuple(whole.ids)

@@ -3,6 +3,9 @@
 import pytest
 
 from pocl.prompting.thoughts import Thought, thought_between, thought_opened_in, visible_answer
+from tests.pocl.prompting.chat_templates import CHATML
+from tests.pocl.prompting.encoders import encoder_of
+from tests.pocl.prompting.tokenizers import text_tokenizer
 
 THINK = Thought("<think>", "</think>")
 
@@ -29,3 +32,24 @@ def test_thoughts_are_found_by_the_tags_around_them() -> None:
     assert thought_between("assistant\n", "\n\n") is None
     assert thought_opened_in("<think>\n") == THINK
     assert thought_opened_in("<|im_start|>assistant\n") is None
+
+
+@pytest.mark.parametrize(
+    ("finished", "opened"),
+    [
+        ("{{ '<think>\n\n</think>\n\n' }}", "<think>\n"),
+        ("{{ '<think>\n\n</think>\n\n' }}", ""),
+        ("{{ '<think>\n' + (m.reasoning_content | default('')) + '\n</think>\n' }}", ""),
+        ("", "<think>\n"),
+    ],
+)
+def test_templates_that_write_thoughts_are_known_to_do_so(finished: str, opened: str) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+        + finished
+        + "{% endif %}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n" + opened.replace("\n", "\\n") + "' }}{% endif %}"
+    )
+    assert encoder_of(text_tokenizer(template)).thought == THINK
+    assert encoder_of(text_tokenizer(CHATML)).thought is None
