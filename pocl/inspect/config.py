@@ -64,6 +64,10 @@ class ModelConfig:
         named = [other for other in family_table().size_names(self.family, name) if self.entries.get(other) is not None]
         if named:
             return bounded_int(self.entries[named[0]], at_most=_SIZE_LIMIT) or None
+        kinds = self.entries.get("layers_block_type")
+        if name == "num_hidden_layers" and isinstance(kinds, list):
+            # Nemotron-H is saved with the kinds of its layers alone.
+            return len(kinds) or None
         return family_table().default_size(self.family, name)
 
     def mtp_layers(self) -> int:

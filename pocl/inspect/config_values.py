@@ -41,6 +41,9 @@ _DESCRIPTIONS = {
 }  # fmt: skip
 
 
+_TAGGED = {"Infinity", "-Infinity", "NaN"}
+
+
 def normalised_entries(entries: JsonObject, family: str) -> JsonObject:
     """The entries of a config of `family` in the types that transformers takes.
 
@@ -57,6 +60,7 @@ def normalised_entries(entries: JsonObject, family: str) -> JsonObject:
                 normalised["dtype"] = dtype
             continue
         _check_finite(name, value)
+        value = _untagged(value)
         letters = fields.get(name) or ("fin" if name in _NUMBERS else "")
         if value is None and letters and "n" not in letters:
             value = _without_null(name, entries, family, letters)
@@ -92,6 +96,16 @@ def _dtype(value: JsonValue) -> str | None:
 def _check_finite(name: str, value: JsonValue) -> None:
     if isinstance(value, int | float) and not isinstance(value, bool) and not _is_finite(value):
         raise ModelUnsupported(f"The model's config.json has {name[:60]} {str(value)[:20]}, which is no usable number.")
+
+
+def _untagged(value: JsonValue) -> JsonValue:
+    """The value with infinities as numbers, which transformers saves as objects: Mamba 2's limits of its time steps."""
+    if isinstance(value, dict):
+        tag = value.get("__float__")
+        if len(value) == 1 and isinstance(tag, str) and tag in _TAGGED:
+            return float(tag)
+        return {name: _untagged(entry) for name, entry in value.items()}
+    return [_untagged(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _is_finite(value: int | float) -> bool:

@@ -181,7 +181,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "nemotron_h": _llama_like("NemotronHConfig", hybrid_override_pattern="M*M-", num_hidden_layers=4,
         mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, n_groups=1, chunk_size=8, head_dim=8,
         layers_block_type=["mamba", "attention", "mamba", "mlp"]),
-    "xlstm": _config("xLSTMConfig", hidden_size=32, num_blocks=3, num_heads=4, chunk_size=8),
+    "xlstm": _config("xLSTMConfig", hidden_size=32, num_blocks=3, num_hidden_layers=3, num_heads=4, chunk_size=8),
     "minimax": _llama_like("MiniMaxConfig", num_hidden_layers=3, layer_types=["full_attention",
         "linear_attention", "full_attention"], num_local_experts=4, block_size=8, head_dim=8),
     "exaone_moe": _llama_like("ExaoneMoeConfig", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,

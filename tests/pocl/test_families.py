@@ -19,13 +19,16 @@ from pocl.errors import ModelUnsupported, SpecInvalid
 from pocl.evaluation.generate import generate
 from pocl.evaluation.token_scores import ScoringSizes, last_turn_cross_entropy
 from pocl.events import Event, Warned
+from pocl.inspect import inspect_model
 from pocl.inspect.family_support import FAMILIES, REFUSED_FAMILIES, check_family, check_layers_selectable
 from pocl.models.attention_span import attention_span
 from pocl.models.family_trial import try_family
 from pocl.models.layers import select_layers
+from pocl.models.model_files import model_in
 from pocl.models.output_head import extract_head
 from pocl.models.packed import reason_not_to_pack
 from pocl.models.precision import Precision
+from pocl.models.random import byte_level_tokenizer
 from pocl.teacher.distillation_loss import CrossEntropyLoss
 from tests.pocl.families import CONFIGS, VOCABULARY, family_model
 from tools.family_tables import PAGE, with_tables
@@ -87,6 +90,8 @@ def test_family_equals_plain_transformers(name: str, tmp_path: Path) -> None:
     is_windowed = span is not None and span < LONGEST
     assert (reason_not_to_pack(model, LONGEST) is None) is (support.packing != "padded" and not is_windowed)
 
+    check_saved(model, tmp_path / "saved")
+
     # Scores of packed batches, where samples are packed, and of padded ones, with the head fused where it can be.
     expected = [plain_cross_entropy(model, sample) for sample in SAMPLES]
     scored = last_turn_cross_entropy(model, SAMPLES, sizes=ScoringSizes(256, 64), precision=FP32)
@@ -112,10 +117,21 @@ def test_family_equals_plain_transformers(name: str, tmp_path: Path) -> None:
 
     if support.layers:
         check_layers_selectable(model.config.model_type)
-        check_cut(model, tmp_path)
+        check_cut(model, tmp_path / "cut")
     else:
         with pytest.raises(SpecInvalid, match="cut out"):
             check_layers_selectable(model.config.model_type)
+
+
+def check_saved(model: PreTrainedModel, directory: Path) -> None:
+    """The directory that transformers saves passes the inspection, and the engine loads the same model from it."""
+    model.save_pretrained(directory)
+    byte_level_tokenizer(64).save_pretrained(directory)
+    facts = inspect_model(directory)
+    assert (facts.family, facts.layers) == (model.config.model_type, model.config.num_hidden_layers)
+    loaded = model_in(directory)
+    loaded.train(False)
+    assert torch.equal(plain_logits(loaded, SAMPLES[1].input_ids), plain_logits(model, SAMPLES[1].input_ids))
 
 
 @torch.no_grad()
@@ -146,9 +162,12 @@ def _with_modules(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedMode
     for entry in ("layer_types", "layers_block_type"):
         types = getattr(reduced.config, entry, None)
         if isinstance(types, list) and len(types) == count:
-            # Of some families it is a property, which follows from entries that count layers.
             kinds = [types[index] for index in kept]
-            reduced.config.__class__ = type("Reduced", (type(reduced.config),), {entry: kinds})
+            try:
+                setattr(reduced.config, entry, kinds)
+            except AttributeError:
+                # Of some families it is a property, which follows from entries that count layers.
+                reduced.config.__class__ = type("Reduced", (type(reduced.config),), {entry: kinds})
     reduced.config.num_hidden_layers = len(kept)
     return reduced
 
