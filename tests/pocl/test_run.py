@@ -263,7 +263,12 @@ def test_other_samples_are_scored_at_the_start_at_the_end_and_of_the_best_stage(
     probes.write_text(
         '{"messages": [{"role": "user", "content": "Say so."}, {"role": "assistant", "content": "so"}]}\n'
     )
-    few = ("curriculum.stages=2", "evaluation.max_rows=4", f"evaluation.sets={{probes: {{path: {probes}}}}}")
+    few = (
+        "curriculum.stages=2",
+        "evaluation.max_rows=4",
+        "evaluation.max_new_tokens=3",
+        f"evaluation.sets={{probes: {{path: {probes}}}}}",
+    )
     settings = (*few, "data.test.path=examples/tiny/validation.jsonl", "seed=4")
     result, events = run_tiny(tmp_path / "run", *settings)
     by_split: dict[str, list[Evaluated]] = {}
@@ -391,6 +396,7 @@ def test_every_family_trains(tmp_path: Path, family: str) -> None:
 def test_stage_ends_early_on_convergence_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
     settings = (
         "curriculum.epochs_per_stage=4",
+        "evaluation.teacher=false",
         "curriculum.advance={by: convergence, min_delta: 100}",
         "curriculum.stages=2",
     )
