@@ -69,7 +69,7 @@ from pocl.prepare import Corpus, Models, check_generator, encode_corpus, load_mo
 from pocl.rankers import RankerSetup, choose_ranker
 from pocl.read_data import read_data
 from pocl.report.result import Result, build_result, conclude, origin_of, write_result
-from pocl.run_inputs import model_inputs, sample_inputs, samples_used
+from pocl.run_inputs import model_inputs, ranker_inputs, sample_inputs, samples_used
 from pocl.sizes import RunSizes, Workload, choose_sizes, measure_free_memory
 from pocl.spec import ColumnRanker, DistillationSpec, Sampling
 from pocl.storage.inputs import RunInputs, pin_inputs, pinned_inputs
@@ -127,6 +127,7 @@ class Pipeline:
             resources.enter_context(deterministic_kernels(self._device))
         self._not_exact = reasons_not_exact(spec, self._device)
         self._warned_codes: set[str] = set()
+        self._ranker_inputs = RunInputs()
         self._answers = AnswersFile(workdir / ANSWERS_FILE)
         self._data_commits: dict[str, str] = {}
         self._precision = choose_precision(self._spec.training.precision, self._device)
@@ -169,7 +170,8 @@ class Pipeline:
         )
         inputs = inputs.joined(model_inputs(self._posted_spec, models))
         self._refuse_changes(resume_point, inputs)
-        pin_inputs(self._workdir, inputs)
+        # The model that ranks is read later, and was pinned by an earlier start.
+        pin_inputs(self._workdir, pinned.joined(inputs))
         self._warn_of_models(models)
         self._choose_sizes(models)
         corpus = encode_corpus(self._spec.data, models, splits.train, held_out)
@@ -177,7 +179,9 @@ class Pipeline:
             for about_samples in corpus.warnings:
                 self._sink(Warned(code=about_samples.code, message=about_samples.message))
         self._report_unscored(corpus)
-        ranking = self._rank(models, corpus, digests)
+        ranking = self._rank(models, corpus, digests, resume_point)
+        inputs = inputs.joined(self._ranker_inputs)
+        pin_inputs(self._workdir, inputs)
         made = set() if resume_point is None else resume_point.state.evaluation_keys
         self._answers.keep_only(made)
         teacher_scores = self._score_teacher(models, corpus, made)
@@ -330,8 +334,14 @@ class Pipeline:
     def _scoring(self) -> ScoringSizes:
         return ScoringSizes(self._sizes.scoring_tokens, self._sizes.loss_chunk_tokens)
 
-    def _rank(self, models: Models, corpus: Corpus, digests: DigestStore) -> list[RankedSample]:
-        """Rank the training samples by their difficulty, or load an equal ranking; empty where nothing uses it."""
+    def _rank(
+        self, models: Models, corpus: Corpus, digests: DigestStore, resume_point: ResumePoint | None
+    ) -> list[RankedSample]:
+        """Rank the training samples by their difficulty, or load an equal ranking; empty where nothing uses it.
+
+        Raises:
+            InputsChanged: the model that ranks is not the one that the run began with; nothing is ranked.
+        """
         if not self._spec.curriculum.uses_ranking:
             return []
         self._sink(PhaseChanged(phase="ranking"))
@@ -344,8 +354,11 @@ class Pipeline:
         def rank() -> tuple[list[RankedSample], bool]:
             setup = RankerSetup(models, corpus, self._precision, self._sizes, digests, self._sink, self._should_stop)
             generation = self._generation(ranking_spec.max_new_tokens, corpus)
+            ranker = choose_ranker(self._spec, setup)
+            self._ranker_inputs = ranker_inputs(self._posted_spec, ranker.digest)
+            self._refuse_changes(resume_point, self._ranker_inputs)
             measurer = DifficultyMeasurer(
-                choose_ranker(self._spec, setup),
+                ranker,
                 models.tokenizer,
                 corpus.train,
                 template=corpus.template,

@@ -72,6 +72,14 @@ def model_inputs(spec: DistillationSpec, models: Models) -> RunInputs:
     return RunInputs(inputs=inputs, commits=commits)
 
 
+def ranker_inputs(spec: DistillationSpec, digest: str) -> RunInputs:
+    """What the run was given as the model that ranks and does nothing else, of this digest; none where it has none."""
+    if spec.ranking_model is None:
+        return RunInputs()
+    version = f"transformers {transformers.__version__}"
+    return RunInputs(inputs={"ranking model": RunInput(digest=digest, computed_by=version)})
+
+
 def _follows(spec: DistillationSpec, name: str) -> bool:
     """Whether an input is the teacher, or made of it."""
     return name == "teacher" or spec.student.from_teacher is not None

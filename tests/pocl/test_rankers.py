@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pocl.__main__ import read_spec
-from pocl.errors import DatasetInvalid, RunStopped
+from pocl.errors import DatasetInvalid, InputsChanged, RunStopped
 from pocl.events import ArtifactWritten, Event, Warned
 from pocl.export.model_directory import save_model
 from pocl.models.random import byte_level_tokenizer, random_model
@@ -72,6 +72,9 @@ def test_teacher_and_other_models_rank_as_a_student_of_these_weights_would(
     save_model(random_model(RandomModel(layers=4, seed=1)), byte_level_tokenizer(512), directory)
     ranker = f"curriculum.ranking.ranker={{kind: model, model: {{path: {directory}}}}}"
     assert ranked(tmp_path / "other", ranker) == itself
+    save_model(random_model(RandomModel(layers=4, seed=2)), byte_level_tokenizer(512), directory)
+    with pytest.raises(InputsChanged, match="ranking model"):
+        ranked(tmp_path / "other", ranker)
     assert untrained != itself
 
 
