@@ -39,6 +39,8 @@ class IngestionView(_Part):
     """What is not used, and so neither trained on nor shown to the models: the first 50 names."""
     more_ignored: int
     """The number of samples with further such columns, each counted as often as it has one."""
+    with_difficulty: int = 0
+    """The number of samples with a number in the column `difficulty`, by which `curriculum.ranking.ranker` can rank."""
     skipped: int
     """The number of rows that are no samples and were left out, as `on_bad_rows` asked for."""
     first_skipped: list[FieldErrorView]

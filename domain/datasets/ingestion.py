@@ -78,6 +78,7 @@ def add_dataset(session: Session, stored: StoredDataset, *, project: str, name: 
             "forms": dict(report.forms),
             "ignored_columns": [{"name": column, "rows": rows} for column, rows in report.ignored.most_common()],
             "more_ignored": report.more_ignored,
+            "with_difficulty": report.with_difficulty,
             "skipped": report.bad,
             "first_skipped": [asdict(error) for error in report.bad_rows],
         },

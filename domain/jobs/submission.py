@@ -217,6 +217,12 @@ def _resolve_references(
             if dataset.prompts and pointer in ANSWERED_DATA:
                 detail = f"{dataset.prompts} of its samples are prompts without an answer, from which nothing is learnt"
                 field_errors.append(FieldError(f"{pointer}/dataset", "answers_missing", detail))
+            if pointer == "/data/train" and spec.curriculum.ranks_by_column:
+                # Where skipped prompts were counted too, the engine counts again.
+                without = dataset.rows - (dataset.ingestion or {}).get("with_difficulty", dataset.rows)
+                if without > 0:
+                    detail = f"{without} of {dataset.rows} samples have no number in the column `difficulty`"
+                    field_errors.append(FieldError("/curriculum/ranking/ranker", "difficulty_missing", detail))
         except DatasetNotFound as error:
             field_errors.append(FieldError(f"{pointer}/dataset", error.code, error.detail))
     keys: dict[str, str] = {}

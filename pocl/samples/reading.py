@@ -56,6 +56,8 @@ class ReadReport:
     """The number of samples."""
     prompts: int = 0
     """How many of them have no answer: all or none."""
+    with_difficulty: int = 0
+    """How many of them have a difficulty, by which they can be ranked."""
     forms: Counter[RowForm] = field(default_factory=Counter)
     """The number of samples that were read in each form."""
     ignored: Counter[str] = field(default_factory=Counter)
@@ -149,6 +151,7 @@ class SampleReader:
             raise RowInvalid("line_too_long", f"The row has more than {limit} characters.")
         report = self.report
         report.rows += 1
+        report.with_difficulty += sample.difficulty is not None
         report.forms[form] += 1
         counted = report.ignored if sample.has_answer else self._ignored_in_prompts
         for name in (*ignored, *source.unread_columns):

@@ -229,6 +229,11 @@ class Curriculum(FrozenModel):
         return self.stages > 1 and not isinstance(self.control, NoCurriculum | AllSamples | ShuffledStages)
 
     @property
+    def ranks_by_column(self) -> bool:
+        """Whether a column of the data decides which samples a stage trains on."""
+        return self.uses_ranking and isinstance(self.ranking.ranker, ColumnRanker)
+
+    @property
     def ends_by_convergence(self) -> bool:
         """Whether a stage may end before its planned steps: those of a control never do."""
         return isinstance(self.advance, ByConvergence) and self.control is None

@@ -53,6 +53,7 @@ def test_samples_of_an_upload_are_stored_and_described(client: TestClient, setti
         "more_ignored": 0,
         "skipped": 0,
         "first_skipped": [],
+        "with_difficulty": 0,
     }
     assert client.get(response.headers["location"]).json() == dataset
 

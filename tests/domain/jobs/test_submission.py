@@ -235,6 +235,20 @@ def test_the_model_that_ranks_is_checked_as_the_others_are(plan: Planner, spec: 
     assert plan(spec(**models, curriculum={**curriculum(path="absent"), "stages": 1})).estimate is not None
 
 
+def test_samples_without_a_difficulty_cannot_be_ranked_by_it(plan: Planner, spec: Spec, database: Database) -> None:
+    with database.transaction(write=True) as session:
+        dataset = insert_dataset(session)
+        dataset.ingestion = {"with_difficulty": 97}
+        dataset_id = dataset.id
+    raw = spec(
+        data={"train": {"dataset": dataset_id}}, curriculum={"stages": 2, "ranking": {"ranker": {"kind": "column"}}}
+    )
+    with refusal("spec_invalid") as raised:
+        plan(raw)
+    assert pointers(raised) == {"/curriculum/ranking/ranker": "difficulty_missing"}
+    assert plan(raw | {"curriculum": {**raw["curriculum"], "stages": 1}}).samples == 100
+
+
 def test_a_checkpoint_that_is_to_rank_for_a_live_job_is_in_use(
     database: Database, settings: Settings, spec: Spec
 ) -> None:
