@@ -21,6 +21,7 @@ import yaml
 from pocl.errors import FieldError, PoclError, RunStopped, SpecInvalid
 from pocl.events import (
     CheckpointSaved,
+    DataEncoded,
     Evaluated,
     Event,
     FileEvent,
@@ -187,6 +188,9 @@ def _line_for_people(event: Event) -> str | None:
     match event:
         case PhaseChanged():
             return f"-- {event.phase}" + (f" (stage {event.stage + 1})" if event.stage is not None else "")
+        case DataEncoded():
+            counts = event.counts
+            return f"{event.part}: {counts.rows} samples, {counts.tokens} tokens, {counts.rows_too_long} samples cut"
         case StageStarted():
             return (
                 f"stage {event.stage + 1}: {event.samples} samples, temperature {event.temperature:.2f}, "

@@ -14,6 +14,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pocl.encoding_counts import EncodingCounts
+
 Phase = Literal["validating", "loading", "ranking", "caching_teacher", "training", "evaluating", "exporting"]
 CheckpointKind = Literal["training", "stage", "best", "final"]
 RESUMABLE_KINDS: Final[tuple[CheckpointKind, ...]] = ("training", "stage")
@@ -56,6 +58,18 @@ class PhaseChanged(HistoryEvent):
     phase: Phase
     stage: int | None = None
     """The stage that is trained or evaluated, counted from 0; null for other phases."""
+
+
+class DataEncoded(HistoryEvent):
+    """The samples of a data set are token ids; what was cut and left out on the way is counted."""
+
+    type: Literal["data_encoded"] = "data_encoded"
+    part: str
+    """What the samples are used for: `train`, `validation`, `test`, or the name of an evaluation set."""
+    template: str
+    """The template that made text of the samples, `chat` or `alpaca`."""
+    counts: EncodingCounts
+    """What was counted over all samples."""
 
 
 class Progressed(ProgressEvent):
@@ -229,6 +243,7 @@ class RunEnded(HistoryEvent):
 Event = Annotated[
     RunStarted
     | PhaseChanged
+    | DataEncoded
     | Progressed
     | StageStarted
     | StepLogged

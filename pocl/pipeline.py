@@ -30,6 +30,7 @@ from pocl.evaluation.token_scores import ScoringSizes
 from pocl.events import (
     ArtifactWritten,
     CheckpointSaved,
+    DataEncoded,
     Evaluated,
     Event,
     Phase,
@@ -130,6 +131,7 @@ class Pipeline:
         self._ranker_inputs = RunInputs()
         self._answers = AnswersFile(workdir / ANSWERS_FILE)
         self._data_commits: dict[str, str] = {}
+        self._data_encoded: list[DataEncoded] = []
         self._precision = choose_precision(self._spec.training.precision, self._device)
         sink(ArtifactWritten(kind="spec", path=SPEC_FILE))
 
@@ -175,6 +177,12 @@ class Pipeline:
         self._warn_of_models(models)
         self._choose_sizes(models)
         corpus = encode_corpus(self._spec.data, models, splits.train, held_out)
+        self._data_encoded = [
+            DataEncoded(part=part, template=corpus.template_kind, counts=counts)
+            for part, counts in corpus.counts.items()
+        ]
+        for event in self._data_encoded:
+            self._sink(event)
         if resume_point is None:
             for about_samples in corpus.warnings:
                 self._sink(Warned(code=about_samples.code, message=about_samples.message))
@@ -628,6 +636,7 @@ class Pipeline:
         result = build_result(
             state,
             [*state.evaluations, *conclusions],
+            data=self._data_encoded,
             models=models,
             spec=self._spec,
             precision=self._precision.name,

@@ -27,7 +27,7 @@ from pocl.prompting.template_choice import DEFAULT, chat_template_sources, make_
 from pocl.prompting.template_renderer import call_shared_process
 from pocl.prompting.text_tokenizer import TextTokenizer
 from pocl.prompting.thoughts import Thought, visible_answer
-from pocl.samples.sample import Sample
+from pocl.samples.sample import Sample, set_name
 from pocl.spec import Data, DistillationSpec
 
 
@@ -82,6 +82,8 @@ class Corpus:
     """The samples to evaluate on by name: `validation`, `test`, and the evaluation sets."""
     template: str
     """What the samples are encoded with, as far as it decides what of an answer is compared."""
+    template_kind: str
+    """`chat` or `alpaca`."""
     ending: AnswerEnding
     """How answers end, and how they begin with a thought."""
     counts: Mapping[str, EncodingCounts]
@@ -159,11 +161,11 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Map
     encoder = make_encoder(data, tokenizer, call_shared_process)
     counts: dict[str, EncodingCounts] = {}
     datasets: dict[str, EncodedDataset] = {}
-    _check_answers(train)
+    require_answers(train, set_name("train"))
     for name, samples in {"train": train, **held_out}.items():
-        encoded = encoder.named(f"the {name} set").encode(samples)
+        encoded = encoder.named(set_name(name)).encode(samples)
         for index, sample in enumerate(encoded.samples):
-            models.token_limits.check(sample.input_ids, f"Row {index + 1} of the {name} set", tokenizer.token_of)
+            models.token_limits.check(sample.input_ids, f"Row {index + 1} of {set_name(name)}", tokenizer.token_of)
         references = tuple(
             tuple(visible_answer(reference, encoder.thought) for reference in sample.references) for sample in samples
         )
@@ -173,6 +175,7 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Map
         tuple(sample.difficulty for sample in train),
         datasets,
         encoder.answer_form,
+        encoder.template,
         _ending(encoder),
         counts,
         tuple(encoding_warnings(encoder, counts)),
@@ -186,17 +189,6 @@ def _exported_templates(data: Data, tokenizer: TextTokenizer) -> dict[str, str]:
     if not sources:
         return {DEFAULT: alpaca_chat_template(tokenizer)}
     return {name: with_defaults(source, data.chat_template_kwargs) for name, source in sources.items()}
-
-
-def _check_answers(samples: list[Sample]) -> None:
-    """
-    Raises:
-        DatasetInvalid: a sample has nothing to train on.
-    """
-    without = [index + 1 for index, sample in enumerate(samples) if not sample.has_answer]
-    if without:
-        first = f"the first of them is sample {without[0]}"
-        raise DatasetInvalid(f"{len(without)} of {len(samples)} training samples have no answer: {first}.")
 
 
 def _text_tokenizer(models: Models) -> TextTokenizer:

@@ -9,7 +9,7 @@ from pocl.models.hub_datasets import fetch_dataset
 from pocl.samples.file_formats import format_of_name
 from pocl.samples.reading import read_sample_file
 from pocl.samples.sample import Sample
-from pocl.samples.splits import Splits, split_samples
+from pocl.samples.splits import Splits, require_samples, split_samples
 from pocl.spec import ANSWERED_DATA, DataRef, DataSplit, DistillationSpec
 
 
@@ -88,10 +88,6 @@ def _split_training_samples(splits: Splits, split: DataSplit) -> Splits:
         DatasetInvalid: a part that was asked for is empty.
     """
     parts = split_samples(splits.train, validation=split.validation, test=split.test, seed=split.seed)
-    for part, share in (("validation", split.validation), ("test", split.test), ("train", 1.0)):
-        if share and not getattr(parts, part):
-            raise DatasetInvalid(
-                f"data.split leaves no sample for {part} out of {len(splits.train)}: "
-                "give larger shares, or another seed."
-            )
+    sizes = {"train": len(parts.train), "validation": len(parts.validation), "test": len(parts.test)}
+    require_samples(sizes, validation=split.validation, test=split.test)
     return Splits(parts.train, parts.validation or splits.validation, parts.test or splits.test)

@@ -39,6 +39,7 @@ def present_job_at(session: Session, job: Job, position: QueuePosition | None) -
             **_summary_fields(job),
             "queue": None if position is None else QueueView.model_validate(position),
             "latest": {series.name: series.values[-1] for series in newest} or None,
+            "encodings": job.encodings,
             "spec": job.spec,
         }
     )

@@ -9,6 +9,7 @@ from api.jobs.plan_schemas import StagePlanView
 from api.jobs.spec_schema import ResolvedSpec
 from api.pagination import Page, Resource
 from domain.jobs.states import AttemptEnd, Fault, JobStatus, PauseAt, StageStatus
+from pocl.encoding_counts import EncodingCounts
 from pocl.events import SampledScores
 
 
@@ -146,6 +147,17 @@ class JobSummary(Resource):
     """The limits of the job."""
 
 
+class EncodingView(Resource):
+    """What the engine counted when it made tokens of a data set."""
+
+    part: str
+    """What the samples are used for: `train`, `validation`, `test`, or the name of an evaluation set."""
+    template: str
+    """The template that made text of the samples, `chat` or `alpaca`."""
+    counts: EncodingCounts
+    """What was counted over all samples."""
+
+
 class JobView(JobSummary):
     """A job."""
 
@@ -153,6 +165,8 @@ class JobView(JobSummary):
     """The position in the queue; null unless the job is queued."""
     latest: dict[str, float] | None
     """The metrics of the newest optimiser step, by name; null before the first."""
+    encodings: list[EncodingView]
+    """What was cut and left out of each data set; empty before the engine has read them."""
     spec: ResolvedSpec
     """The specification of the job, with every default named."""
 

@@ -1,4 +1,4 @@
-"""Records what an attempt reports as rows: progress, stages, metrics, evaluations, history, checkpoints and artifacts.
+"""Records what an attempt reports as rows: progress, data, stages, metrics, scores, history, checkpoints, artifacts.
 
 Every function is for the attempt that holds the job, writes in the caller's transaction, and is idempotent: it may be
 repeated after a commit whose result is not known.
@@ -152,11 +152,12 @@ class _EventBatch:
         self._columns: dict[str, Any] = {}
         self._history: list[NewEvent] = []
         self._metrics: dict[tuple[str, int], float] = {}
+        self._encodings: list[dict[str, Any]] = job.encodings
         self._stages = {
             stage.index: stage for stage in session.scalars(sa.select(JobStage).where(JobStage.job_id == job.id))
         }
 
-    def add(self, event: engine.Event, at: datetime) -> None:
+    def add(self, event: engine.Event, at: datetime) -> None:  # noqa: C901 # One case for each kind of event.
         self._columns["progress_at"] = at
         if isinstance(event, engine.StageStarted | engine.StepLogged) and self._job.status is JobStatus.PREPARING:
             # Earlier events are written first, so that the history is in order.
@@ -167,6 +168,8 @@ class _EventBatch:
                 self._run_started(event)
             case engine.PhaseChanged():
                 self._phase_changed(event)
+            case engine.DataEncoded():
+                self._data_encoded(event)
             case engine.Progressed():
                 self._columns |= {
                     "phase": event.phase,
@@ -218,6 +221,12 @@ class _EventBatch:
         self._columns |= {"phase": event.phase, "phase_done": None, "phase_total": None, "phase_unit": None}
         if event.stage is not None:
             self._columns["stage"] = event.stage
+
+    def _data_encoded(self, event: engine.DataEncoded) -> None:
+        # A later attempt counts again: its figures take the place of the earlier ones.
+        others = [each for each in self._encodings if each["part"] != event.part]
+        self._encodings = [*others, _event_data(event)]
+        self._columns["encodings"] = self._encodings
 
     def _stage_started(self, event: engine.StageStarted, at: datetime) -> None:
         # An attempt may resume from an earlier stage; the stages after it will be run again.

@@ -57,6 +57,9 @@ class Job(Base):
     device: Mapped[str] = mapped_column(String(16), default="auto")
     """`resources.device` of the specification: what a worker must have to claim it."""
 
+    encodings: Mapped[list[dict[str, Any]]] = mapped_column(JsonType, default=list)
+    """What the engine counted when it made tokens of each data set: the content of its `data_encoded` events."""
+
     status: Mapped[JobStatus] = mapped_column(_enumeration(JobStatus), default=JobStatus.QUEUED)
     version: Mapped[int] = mapped_column(default=1)
     """The optimistic lock of the row; it rises with every change that a client can see."""

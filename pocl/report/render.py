@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, assert_never
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.ranking import RankedSample
 from pocl.evaluation.intervals import ScoreDifference
-from pocl.events import Evaluated, SeedStats
+from pocl.events import DataEncoded, Evaluated, SeedStats
 from pocl.layout import REPORT_FILE
 from pocl.report.comparison import ComparedAnswers
 from pocl.spec import (
@@ -102,6 +103,8 @@ class ReportData:
     """Answers of all models to the first samples of each set."""
     not_exact: Sequence[str] = ()
     """Why the run may end in other bits when it is repeated or resumed."""
+    data: Sequence[DataEncoded] = ()
+    """What was cut and left out of each data set."""
 
 
 def render(data: ReportData) -> str:
@@ -139,9 +142,33 @@ def render(data: ReportData) -> str:
         scores_plot=_scores_plot(plotted, stage_scores) if stage_scores else "",
         difficulty_plot=_difficulty_plot(data.ranking, data.stages, data.control),
         ranker=describe_ranker(data.ranker),
+        data=data.data,
+        data_rows=data_rows(data.data),
+        lengths_plot=_lengths_plot(data.data) if data.data else "",
         provenance=data.provenance,
         not_exact=data.not_exact,
     )
+
+
+def data_rows(data: Sequence[DataEncoded]) -> Sequence[tuple[str, Sequence[int]]]:
+    """The table of the data sets: what was counted, and how much of it in each data set; without lines of zeros."""
+    labels = {
+        "rows": "samples",
+        "tokens": "tokens",
+        "rows_too_long": "samples of which something was cut",
+        "tokens_cut": "tokens cut",
+        "prompts_cut": "prompts cut",
+        "turns_dropped": "earlier turns dropped",
+        "answers_cut": "answers cut",
+        "ends_lost": "answers without their end",
+        "turns_unlabelled": "earlier answers that are not trained on",
+        "ends_added": "answers whose end the template does not write",
+        "tokenised_apart": "answers tokenised apart from their prompts",
+    }
+    rows = [(label, [getattr(each.counts, name) for each in data]) for name, label in labels.items()]
+    for name in sorted({name for each in data for name in each.counts.left_out}):
+        rows.append((f"left out by the template: {name}", [each.counts.left_out.get(name, 0) for each in data]))
+    return [row for row in rows if any(row[1])]
 
 
 def describe_stages(stages: Sequence[StageFigures]) -> str:
@@ -281,6 +308,21 @@ def _plot_sampled(axes: "Axes", scored: Sequence[Evaluated]) -> None:
         places, stats = zip(*sampled, strict=True)
         means, deviations = [each.mean for each in stats], [each.sd or 0.0 for each in stats]
         axes.errorbar(places, means, yerr=deviations, color=_GREEN, marker="^", capsize=4, label="sampled, ± sd")
+
+
+def _lengths_plot(data: Sequence[DataEncoded]) -> str:
+    """The shares of the samples of each data set by their length before any cut."""
+    figure, axes = _figure()
+    buckets = sorted({bucket for each in data for bucket in each.counts.lengths})
+    width = 0.8 / len(data)
+    for index, (each, color) in enumerate(zip(data, cycle((_BLUE, _RED, _GREEN, _GREY)), strict=False)):
+        shares = [100 * each.counts.lengths.get(bucket, 0) / max(1, each.counts.rows) for bucket in buckets]
+        places = [place + (index - (len(data) - 1) / 2) * width for place in range(len(buckets))]
+        axes.bar(places, shares, width, color=color, label=each.part)
+    axes.set_xticks(range(len(buckets)), [f"≤ {bucket}" for bucket in buckets])
+    axes.set(xlabel="tokens before any cut", ylabel="samples, per cent")
+    axes.legend(frameon=False, ncols=4)
+    return _svg(figure)
 
 
 def _difficulty_plot(ranking: Sequence[RankedSample], stages: Sequence[StageFigures], control: Control | None) -> str:

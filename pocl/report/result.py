@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.ranking import RankedSample
 from pocl.evaluation.intervals import ScoreDifference
-from pocl.events import Evaluated
+from pocl.events import DataEncoded, Evaluated
 from pocl.layout import REPORT_FILE, RESULT_FILE
 from pocl.models.loading import LazyModel, LoadedModel
 from pocl.prepare import Models
@@ -33,6 +33,8 @@ class Result(BaseModel):
     """Training samples."""
     control: Control | None = None
     """The control experiment that the run was; null for the curriculum itself."""
+    data: tuple[DataEncoded, ...] = ()
+    """What was cut and left out when the samples of each data set became tokens."""
     stages: tuple[StageFigures, ...]
     evaluations: tuple[Evaluated, ...]
     differences: tuple[ScoreDifference, ...] = ()
@@ -63,6 +65,7 @@ def build_result(
     state: TrainState,
     evaluations: list[Evaluated],
     *,
+    data: Sequence[DataEncoded],
     models: Models,
     spec: DistillationSpec,
     precision: str,
@@ -76,6 +79,7 @@ def build_result(
         tokens_seen=state.tokens_seen,
         samples=state.finished_stages[-1].samples,
         control=spec.curriculum.control,
+        data=tuple(data),
         stages=_stage_figures(state, spec),
         evaluations=tuple(evaluations),
         differences=comparison.differences(seed=spec.seed),
@@ -152,6 +156,7 @@ def _report_data(
         samples=result.samples,
         control=result.control,
         tokens_seen=result.tokens_seen,
+        data=result.data,
         stages=result.stages,
         evaluations=result.evaluations,
         differences=result.differences,

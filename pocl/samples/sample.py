@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
+
+from pocl.errors import DatasetInvalid
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -88,6 +91,26 @@ class Sample:
     def turns(self) -> int:
         """The number of the assistant's messages, the answer included."""
         return sum(message.role == "assistant" for message in self.conversation)
+
+
+def set_name(name: str) -> str:
+    """How sentences call a set of samples: `train`, `validation`, `test` or an evaluation set."""
+    return f"the {name} set"
+
+
+def require_answers(samples: Iterable[Sample], source: str, *, first: int = 0) -> None:
+    """Check that every sample has an answer to train on.
+
+    Args:
+        source: where the samples come from, in sentences.
+        first: the number of the first sample in it, counted from 0.
+
+    Raises:
+        DatasetInvalid: naming the first sample that only is a prompt.
+    """
+    for number, sample in enumerate(samples, start=first + 1):
+        if not sample.has_answer:
+            raise DatasetInvalid(f"Sample {number} of {source} has no answer to train on.")
 
 
 def _digest(sample: Sample) -> str:

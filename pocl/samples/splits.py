@@ -1,10 +1,14 @@
 """Validation and test samples out of all samples, by their content."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
+from pocl.errors import DatasetInvalid
 from pocl.samples.sample import Sample
+
+Part = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +32,34 @@ def split_samples(samples: Iterable[Sample], *, validation: float, test: float, 
     """
     splits = Splits([])
     for sample in samples:
-        draw = _draw(sample, seed)
-        if draw < validation:
-            splits.validation.append(sample)
-        elif draw < validation + test:
-            splits.test.append(sample)
-        else:
-            splits.train.append(sample)
+        getattr(splits, part_of(sample, validation=validation, test=test, seed=seed)).append(sample)
     return splits
+
+
+def part_of(sample: Sample, *, validation: float, test: float, seed: int) -> Part:
+    """The part that :func:`split_samples` takes a sample to."""
+    draw = _draw(sample, seed)
+    if draw < validation:
+        return "validation"
+    return "test" if draw < validation + test else "train"
+
+
+def require_samples(sizes: Mapping[str, int], *, validation: float, test: float) -> None:
+    """Check that every part that was asked for has samples.
+
+    Args:
+        sizes: the samples of each part.
+
+    Raises:
+        DatasetInvalid: naming the part that is empty.
+    """
+    shares = {"validation": validation, "test": test, "train": 1.0}
+    for part, share in shares.items():
+        if share and not sizes.get(part):
+            raise DatasetInvalid(
+                f"data.split leaves no sample for {part} out of {sum(sizes.values())}: "
+                "give larger shares, or another seed."
+            )
 
 
 def _draw(sample: Sample, seed: int) -> float:

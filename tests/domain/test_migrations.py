@@ -295,6 +295,15 @@ def test_rows_of_the_old_schema_stand_under_their_new_names(engine: sa.Engine) -
     assert {name for name, rows in read_rows(engine).items() if rows} == {"datasets", "workers", "idempotency_keys"}
 
 
+def test_job_of_an_older_version_has_no_encodings(engine: sa.Engine, settings: Settings) -> None:
+    migrate(engine, "0004")
+    insert_rows(engine, rows_of_0004(engine.dialect.name))
+    upgrade(settings)
+    assert [row["encodings"] for row in read_rows(engine)["jobs"]] == [[]] * len(
+        rows_of_0004(engine.dialect.name)["jobs"]
+    )
+
+
 def test_downgrade_gives_rows_their_old_names_back(engine: sa.Engine) -> None:
     migrate(engine, "0004")
     before = constraints_of(engine)

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.jobs.schemas import EvaluationView
+from api.jobs.schemas import EncodingView, EvaluationView
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
 from domain.jobs.event_recorder import METRICS, add_artifact, add_checkpoint, apply_events, save_log_tail
@@ -15,6 +15,7 @@ from domain.jobs.leases import Claim, claim_next, settle
 from domain.jobs.models import JobArtifact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
 from domain.jobs.states import AttemptOutcome, JobStatus, StageStatus
 from pocl import events as engine
+from pocl.encoding_counts import EncodingCounts
 from tests.support.rows import (
     EPOCH,
     claim_job,
@@ -191,6 +192,22 @@ def test_scores_of_sampled_responses_are_stored_beside_the_greedy_ones(database:
     assert [EvaluationView.model_validate(row).sampled for row in rows] == [sampled, None]
 
 
+def test_counts_of_a_data_set_are_stored_and_those_of_a_later_attempt_replace_them(database: Database) -> None:
+    claim = claim_job(database)
+    apply(database, claim, data_encoded("train", 8), data_encoded("validation", 2))
+    apply(database, claim, data_encoded("train", 9), offset=2)
+    views = [EncodingView.model_validate(each) for each in reload_job(database, claim).encodings]
+    assert {view.part: view.counts for view in views} == {"train": counts(9), "validation": counts(2)}
+
+
+def counts(rows: int) -> EncodingCounts:
+    return EncodingCounts(rows=rows, tokens=40 * rows, left_out={"tools": 1}, lengths={32: rows - 1, 64: 1})
+
+
+def data_encoded(part: str, rows: int) -> engine.DataEncoded:
+    return engine.DataEncoded(part=part, template="chat", counts=counts(rows))
+
+
 def test_events_that_were_applied_already_change_nothing(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, engine.Warned(code="not_exact", message="another torch"), offset=50)
@@ -244,6 +261,7 @@ any_event = st.one_of(
     st.integers(0, 1).map(lambda stage: engine.StageFinished(stage=stage, step=10, epochs=1)),
     st.sampled_from(["loading", "training"]).map(lambda phase: engine.PhaseChanged(phase=phase)),
     st.integers(0, 1).map(lambda stage: evaluated(stage=stage, step=10 * stage)),
+    st.builds(data_encoded, st.sampled_from(["train", "validation"]), st.integers(1, 3)),
 )
 
 
@@ -267,6 +285,7 @@ def outcome_of(database: Database, claim: Claim) -> object:
         [(stage.status, stage.started_at, stage.finished_at) for stage in stages_of(database, claim)],
         metrics_of(database, claim),
         [(event.seq, event.type) for event in history(database, claim)],
+        job.encodings,
     )
 
 

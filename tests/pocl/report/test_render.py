@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from pocl.curriculum.ranking import RankedSample
+from pocl.encoding_counts import EncodingCounts
+from pocl.events import DataEncoded
 from pocl.report.render import ReportData, StageFigures, TrainingCurve, describe_control, describe_stages, render
 from pocl.spec import (
     JS,
@@ -58,6 +60,7 @@ def report(
     *,
     ranking: Sequence[RankedSample] = RANKING,
     ranker: Ranker = StudentRanker(),  # noqa: B008 # It is immutable.
+    data: Sequence[DataEncoded] = (),
 ) -> str:
     """The text of a report, without its markup and with single spaces."""
     html = render(
@@ -71,6 +74,7 @@ def report(
             ranking=ranking,
             ranker=ranker,
             provenance={"seed": "10"},
+            data=data,
         )
     )
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
@@ -139,3 +143,18 @@ def test_report_says_for_whom_the_samples_were_easy_or_hard() -> None:
 
 def test_report_of_a_curriculum_mentions_no_control() -> None:
     assert "ontrol" not in report(stages(ForwardKL()))
+
+
+def test_report_says_what_was_cut_and_left_out_of_each_data_set() -> None:
+    train = EncodingCounts(rows=8, tokens=1234, prompts_cut=3, left_out={"tools": 2}, lengths={64: 6, 128: 2})
+    held_out = EncodingCounts(rows=2, tokens=50, lengths={32: 2})
+    data = [
+        DataEncoded(part="train", template="chat", counts=train),
+        DataEncoded(part="validation", template="chat", counts=held_out),
+    ]
+    text = report(stages(SFT()), data=data)
+    assert "Data as tokens train validation samples 8 2 tokens 1,234 50 prompts cut 3 0" in text
+    assert "left out by the template: tools 2 0" in text
+    assert "answers cut" not in text
+    assert "≤ 32" in text
+    assert "Data as tokens" not in report(stages(SFT()))
