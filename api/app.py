@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.routing import BaseRoute
 
 import api.checkpoints.routes
+import api.datasets.preview
 import api.datasets.routes
 import api.health.routes
 import api.jobs.actions
@@ -27,6 +28,7 @@ from api.jobs.watcher import JobWatcher
 from api.middleware import RequestContextMiddleware
 from domain.artifacts import ArtifactStore
 from domain.db import Database
+from domain.encoding_checks import EncodingChecker
 from domain.settings import Settings
 
 
@@ -63,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.event_cache = api.jobs.streaming.create_event_cache(app.state.database)
     app.state.store = ArtifactStore(settings.artifact_root)
+    app.state.encoding_checker = EncodingChecker(seconds=settings.encoding_check_seconds)
     problems.install(app)
     install_replay_handler(app)
     # The one added last is the outermost.
@@ -87,6 +90,7 @@ def _routes() -> list[BaseRoute]:
         api.jobs.actions,
         api.jobs.routes,
         api.datasets.routes,
+        api.datasets.preview,
         api.checkpoints.routes,
         api.methods.routes,
         api.workers.routes,

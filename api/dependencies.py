@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 
 from domain.artifacts import ArtifactStore
 from domain.db import Database
+from domain.encoding_checks import EncodingChecker
 from domain.settings import Settings
 
 
@@ -39,6 +40,12 @@ async def _get_store(connection: HTTPConnection) -> ArtifactStore:
     return store
 
 
+async def _get_encoding_checker(connection: HTTPConnection) -> EncodingChecker:
+    checker: EncodingChecker = connection.app.state.encoding_checker
+    return checker
+
+
 SettingsDep = Annotated[Settings, Depends(_get_settings)]
 DatabaseDep = Annotated[Database, Depends(_get_database)]
 StoreDep = Annotated[ArtifactStore, Depends(_get_store)]
+EncodingCheckerDep = Annotated[EncodingChecker, Depends(_get_encoding_checker)]

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     """The largest data set that may be uploaded."""
     max_jobs_queued: int = Field(default=100, ge=1)
     """How many jobs of one project may be queued at once."""
+    encoding_check_seconds: float = Field(default=10, ge=0, le=600)
+    """How long a dry run or a submission may encode rows of each data set that no earlier one has; with 0 none is
+    encoded, and the worker checks them all."""
     max_log_bytes: int = Field(default=64 * 1024, ge=1024)
     """How much of the end of an attempt's log is kept in its row."""
 

@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from pocl.encoding_counts import EncodingCounts
-from pocl.errors import DatasetInvalid
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.vllm_generation import vllm_missing
 from pocl.export.chat_templates import alpaca_chat_template, with_defaults
@@ -27,7 +26,7 @@ from pocl.prompting.template_choice import DEFAULT, chat_template_sources, make_
 from pocl.prompting.template_renderer import call_shared_process
 from pocl.prompting.text_tokenizer import TextTokenizer
 from pocl.prompting.thoughts import Thought, visible_answer
-from pocl.samples.sample import Sample, set_name
+from pocl.samples.sample import Sample, require_answers, set_name
 from pocl.spec import Data, DistillationSpec
 
 

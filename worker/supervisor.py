@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.checkpoints.repository import get_checkpoint
-from domain.datasets.repository import get_dataset
+from domain.datasets.repository import get_dataset, stored_reference
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import ApiError, LostLease
 from domain.jobs import leases, repository
@@ -30,7 +30,6 @@ from domain.model_paths import locate_model
 from domain.settings import Settings
 from domain.workers.models import Device
 from domain.workers.repository import accepts_jobs
-from pocl.samples.stored import STORED
 from pocl.spec import RANKING_MODEL_POINTER, DataRef, DistillationSpec, ModelRef
 from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
@@ -338,9 +337,7 @@ def localize_spec(session: Session, store: ArtifactStore, settings: Settings, cl
         if reference.dataset is None:
             return reference
         dataset = get_dataset(session, claim.project, reference.dataset)
-        # What was uploaded before files were read at once is stored as it was sent.
-        options = {} if dataset.ingestion is None else STORED.model_dump()
-        return DataRef(path=str(store.locate(dataset.store_key)), **options)
+        return stored_reference(dataset, store.locate(dataset.store_key))
 
     def model(pointer: str, reference: ModelRef) -> ModelRef:
         if reference.checkpoint is not None:

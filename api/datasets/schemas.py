@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict
 
 from api.pagination import Page, Resource
 from api.problems import FieldErrorView
+from pocl.encoding_counts import EncodingCounts
+from pocl.preview.encoder import PreviewRow
 from pocl.spec import FileFormat, RowForm
 
 
@@ -73,3 +75,41 @@ class DatasetView(Resource):
 
 class DatasetPage(Page[DatasetView, str]):
     """Data sets, newest first."""
+
+
+class PreviewWarningView(Resource):
+    """Something to know about the samples as tokens."""
+
+    code: str
+    """A stable name of the warning, for programs."""
+    message: str
+    """One sentence for people."""
+
+
+class PreviewView(Resource):
+    """Rows of a data set as a run would train on them."""
+
+    object: Literal["preview"] = "preview"
+    """The kind of the resource."""
+    dataset: str
+    """The id of the data set."""
+    model: str
+    """The model whose tokenizer was used, as it was given."""
+    template: str
+    """The template that makes text of the samples, `chat` or `alpaca`."""
+    end: str
+    """What ends an answer."""
+    samples: int
+    """The number of samples in the data set."""
+    offset: int
+    """The number of the first row that is shown, counted from 0."""
+    rows: list[PreviewRow]
+    """The rows, fewer than were asked for where they are long or the data set ends."""
+    tried: int
+    """The number of samples that were counted so far; the next preview goes on with the others."""
+    counts: EncodingCounts
+    """What is cut and left out of the samples that were counted."""
+    refusal: str | None
+    """Why a run would refuse the data set; null as far as is known."""
+    warnings: list[PreviewWarningView]
+    """What is to be known about the template and the samples."""

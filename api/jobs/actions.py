@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
 from api.auth import Caller
-from api.dependencies import DatabaseDep, SettingsDep
+from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep
 from api.idempotency.keys import KEY_ERRORS
 from api.idempotency.writes import IdempotentWrite, IdempotentWriteDep, replayable_response
 from api.jobs.presenter import present_job
@@ -110,6 +110,7 @@ def retry_job(
     job_id: JobId,
     database: DatabaseDep,
     settings: SettingsDep,
+    checker: EncodingCheckerDep,
     request: Request,
     body: RetryRequest | None = None,
 ) -> Response:
@@ -121,6 +122,7 @@ def retry_job(
         plan = lineage.plan_retry(
             session, settings, project=caller.project, job_id=job_id, start=RetryStart(body.start, body.stage)
         )
+    plan = lineage.check_data(checker, plan)
     with write.transaction() as session:
         job = lineage.create_descendant(session, settings, plan, body.given_options)
         location = str(request.app.url_path_for("get_job", job_id=job.id))
@@ -140,6 +142,7 @@ def branch_job(
     job_id: JobId,
     database: DatabaseDep,
     settings: SettingsDep,
+    checker: EncodingCheckerDep,
     request: Request,
     body: BranchRequest,
 ) -> Response:
@@ -157,6 +160,7 @@ def branch_job(
             changes=body.changes,
             pointer_prefix="/changes",
         )
+    plan = lineage.check_data(checker, plan)
     with write.transaction() as session:
         job = lineage.create_descendant(session, settings, plan, body.given_options)
         location = str(request.app.url_path_for("get_job", job_id=job.id))

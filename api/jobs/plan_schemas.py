@@ -4,6 +4,7 @@ from typing import Literal
 
 from api.jobs.spec_schema import ResolvedSpec
 from api.pagination import Resource
+from pocl.encoding_counts import EncodingCounts
 
 
 class StagePlanView(Resource):
@@ -38,6 +39,21 @@ class EstimateView(Resource):
     """The floating-point operations of all training steps, those of the teacher included."""
 
 
+class DataFiguresView(Resource):
+    """What becomes of a data set when its samples become tokens."""
+
+    part: str
+    """What the samples are used for: `train`, `validation`, `test`, or the name of an evaluation set."""
+    template: str | None
+    """The template that makes text of the samples, `chat` or `alpaca`; null before any was tried."""
+    samples: int
+    """The number of samples that a run encodes."""
+    tried: int
+    """The number of samples that were tried so far; the dry run goes on with the others the next time."""
+    counts: EncodingCounts
+    """What was cut and left out of the samples that were tried."""
+
+
 class PlanWarningView(Resource):
     """A warning about a specification that is valid."""
 
@@ -62,5 +78,7 @@ class PlanView(Resource):
     """The stages of the curriculum, in order."""
     estimate: EstimateView | None
     """What the job would cost; null where a model's files are not at hand."""
+    data: list[DataFiguresView]
+    """What is cut and left out of each data set, as far as its samples were tried."""
     warnings: list[PlanWarningView]
     """What the client should know before it submits the job."""

@@ -8,7 +8,7 @@ from pydantic import StringConstraints
 
 from api.auth import Caller
 from api.checkpoints.schemas import CheckpointPage, CheckpointView
-from api.dependencies import DatabaseDep, SettingsDep, StoreDep
+from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep, StoreDep
 from api.downloads import (
     ArtifactDamaged,
     ArtifactFileNotFound,
@@ -122,13 +122,15 @@ def create_job(
     caller: Caller,
     database: DatabaseDep,
     settings: SettingsDep,
+    checker: EncodingCheckerDep,
     request: Request,
 ) -> Response:
     """Queue a distillation job. Everything that can be checked is checked now: fields, data sets, models,
-    vocabularies. The response has the specification with every default named.
+    vocabularies, and templates on the samples. The response has the specification with every default named.
     """
     with database.transaction(write=False) as session:
         plan = submission.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
+    plan = submission.check_data(checker, plan)
     with write.transaction() as session:
         job = submission.create_job(session, settings, plan, project=caller.project, options=body.options)
         location = str(request.app.url_path_for("get_job", job_id=job.id))

@@ -5,11 +5,11 @@ from http import HTTPStatus
 from fastapi import APIRouter, HTTPException
 
 from api.auth import Caller
-from api.dependencies import SettingsDep
+from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep
 from api.jobs.plan_schemas import PlanView
 from api.jobs.requests import JobCreate
 from api.problems import BODY_PROBLEMS, COMMON_PROBLEMS, problem_responses
-from api.sessions import ReadSession
+from api.sessions import TransactionSlot
 from api.strict_json import StrictJsonRoute
 from domain.errors import SPEC_ERRORS, Unprocessable
 from domain.jobs import submission
@@ -22,12 +22,20 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, rou
     summary="Check a job without submitting it",
     responses={**BODY_PROBLEMS, **problem_responses(Unprocessable, *SPEC_ERRORS)},
 )
-def validate_job(body: JobCreate, session: ReadSession, caller: Caller, settings: SettingsDep) -> PlanView:
+def validate_job(
+    body: JobCreate,
+    database: DatabaseDep,
+    _slot: TransactionSlot,
+    caller: Caller,
+    settings: SettingsDep,
+    checker: EncodingCheckerDep,
+) -> PlanView:
     """The dry run of a submission: the specification with every default named, the table of stages, what it costs in
-    memory, disk and arithmetic, and warnings. Nothing is stored.
+    memory, disk and arithmetic, what of the samples is cut and left out, and warnings. Nothing is stored.
     """
-    plan = submission.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
-    return PlanView.model_validate(plan)
+    with database.transaction(write=False) as session:
+        plan = submission.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
+    return PlanView.model_validate(submission.check_data(checker, plan))
 
 
 @router.api_route("/validate", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)

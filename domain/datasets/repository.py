@@ -1,5 +1,6 @@
 """Queries for data sets. No function commits."""
 
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,6 +10,8 @@ from domain.datasets.models import Dataset
 from domain.db import KeysetPage, fetch_page
 from domain.errors import DatasetNotFound
 from domain.ids import new_id
+from pocl.samples.stored import STORED
+from pocl.spec import DataRef
 
 
 def add_dataset(
@@ -72,6 +75,13 @@ def lock_dataset(session: Session, project: str, dataset_id: str) -> Dataset:
         DatasetNotFound: the project has no such data set.
     """
     return _one(session, _by_id(project, dataset_id).with_for_update())
+
+
+def stored_reference(dataset: Dataset, path: Path) -> DataRef:
+    """How the engine reads a data set whose file is at `path`."""
+    # What was uploaded before files were read at once is stored as it was sent.
+    options = {} if dataset.ingestion is None else STORED.model_dump()
+    return DataRef(path=str(path), **options)
 
 
 def list_datasets(session: Session, project: str, *, limit: int, after: str | None = None) -> KeysetPage[Dataset]:

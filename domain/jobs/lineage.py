@@ -14,7 +14,9 @@ from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import get_checkpoint_for_share
+from domain.encoding_checks import EncodingChecker
 from domain.errors import NotFound, engine_refusals
+from domain.jobs import submission
 from domain.jobs.actions import JobIsLive
 from domain.jobs.models import Job, JobEvaluation, JobMetric, JobStage
 from domain.jobs.repository import get_job
@@ -103,6 +105,11 @@ def plan_branch(
     with engine_refusals(pointer_prefix):
         _check_fixed_fields(DistillationSpec.model_validate(parent.spec), job_plan.spec)
     return DescendantPlan(job_plan, parent, "branch_of", checkpoint)
+
+
+def check_data(checker: EncodingChecker, plan: DescendantPlan) -> DescendantPlan:
+    """The plan with its data sets checked, as :func:`domain.jobs.submission.check_data` does."""
+    return replace(plan, job_plan=submission.check_data(checker, plan.job_plan))
 
 
 def create_descendant(session: Session, settings: Settings, plan: DescendantPlan, options: Mapping[str, Any]) -> Job:

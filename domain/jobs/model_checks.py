@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from threading import BoundedSemaphore
+from typing import Literal
 
 from domain.errors import engine_refusals
 from domain.model_paths import locate_model
@@ -10,16 +12,22 @@ from domain.settings import Settings
 from pocl.inspect import (
     ModelFacts,
     SharedVocabulary,
+    TokenLimits,
     check_sequence_length,
+    encodes_with_teacher_tokenizer,
     facts_of_selected_layers,
     inspect_model,
     random_facts,
     shared_vocabulary,
 )
-from pocl.spec import RANKING_MODEL_POINTER, DistillationSpec, ModelRef
+from pocl.spec import RANKING_MODEL_POINTER, DistillationSpec, ModelRef, RandomModel
 
 # Each inspection may take some hundred megabytes for a moment, and more of them at once would be no faster.
 _inspection_slots = BoundedSemaphore(2)
+
+
+ModelFiles = Path | RandomModel
+"""Where the files of a model are; a freshly initialised one has none."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,17 @@ class InspectedModels:
     student: ModelFacts | None
     vocabulary: SharedVocabulary | None = None
     """How far their vocabularies agree; null where one is not at hand, or the student is cut out of the teacher."""
+    tokenizer: ModelFiles | None = None
+    """The model whose tokenizer a run encodes the samples with; null where the files do not say which."""
+    tokenizer_role: Literal["teacher", "student"] = "teacher"
+    """Which of both that is."""
+
+    @property
+    def token_limits(self) -> TokenLimits:
+        """Which token ids the samples may use."""
+        models = {"student": self.student, "teacher": self.teacher}
+        rows = {role: model.vocabulary_size for role, model in models.items() if model is not None}
+        return TokenLimits(rows, {} if self.vocabulary is None else self.vocabulary.conflicts)
 
 
 def inspect_models(
@@ -47,9 +66,12 @@ def inspect_models(
             samples are longer than a model allows, or the student has another vocabulary than the teacher or the model
             that ranks.
     """
-    teacher = _inspect(settings, spec.teacher, f"{pointer_prefix}/teacher", checkpoints)
+    teacher_pointer, student_pointer = f"{pointer_prefix}/teacher", f"{pointer_prefix}/student"
+    teacher_files = locate_files(settings, spec.teacher, teacher_pointer, checkpoints)
+    teacher = _inspect(teacher_files, spec.teacher, teacher_pointer)
     ranking_pointer = f"{pointer_prefix}{RANKING_MODEL_POINTER}"
-    ranking_model = _inspect(settings, spec.ranking_model, ranking_pointer, checkpoints)
+    ranking_files = locate_files(settings, spec.ranking_model, ranking_pointer, checkpoints)
+    ranking_model = _inspect(ranking_files, spec.ranking_model, ranking_pointer)
     with engine_refusals(pointer_prefix):
         _check_sequence_length(spec, ranking_model)
     with engine_refusals(pointer_prefix):
@@ -59,40 +81,56 @@ def inspect_models(
             if teacher is not None and ranking_model is not None:
                 with engine_refusals(ranking_pointer):
                     shared_vocabulary(ranking_model, teacher)
-            return InspectedModels(teacher, None if teacher is None else facts_of_selected_layers(teacher, layers))
-    student = _inspect(settings, spec.student, f"{pointer_prefix}/student", checkpoints)
+            student = None if teacher is None else facts_of_selected_layers(teacher, layers)
+            return InspectedModels(teacher, student, None, teacher_files)
+    student_files = locate_files(settings, spec.student, student_pointer, checkpoints)
+    student = _inspect(student_files, spec.student, student_pointer)
     with engine_refusals(pointer_prefix):
         _check_sequence_length(spec, student)
     vocabulary = None
     if teacher is not None and student is not None:
-        with engine_refusals(f"{pointer_prefix}/student"):
+        with engine_refusals(student_pointer):
             vocabulary = shared_vocabulary(teacher, student)
     if ranking_model is not None and student is not None:
         with engine_refusals(ranking_pointer):
             shared_vocabulary(ranking_model, student)
-    return InspectedModels(teacher, student, vocabulary)
+    if spec.teacher is None:
+        return InspectedModels(None, student, None, student_files, "student")
+    if teacher is None or student is None:
+        return InspectedModels(teacher, student)
+    if encodes_with_teacher_tokenizer(len(teacher.tokens), student.vocabulary_size):
+        return InspectedModels(teacher, student, vocabulary, teacher_files, "teacher")
+    return InspectedModels(teacher, student, vocabulary, student_files, "student")
 
 
-def _inspect(
+def locate_files(
     settings: Settings, ref: ModelRef | None, pointer: str, checkpoints: Mapping[str, str]
-) -> ModelFacts | None:
+) -> ModelFiles | None:
+    """Where the files of a model are on this machine; null where they are not at hand.
+
+    Raises:
+        PathOutsideModelRoots, EngineRefusal: the model is not where the service may read it, or missing.
+    """
     if ref is None:
         return None
     if ref.random is not None:
-        return random_facts(ref.random)
+        return ref.random
     if ref.path is not None:
-        pointer = f"{pointer}/path"
-        directory = locate_model(settings.model_roots, ref.path, pointer=pointer)
-    elif ref.checkpoint is not None:
-        pointer = f"{pointer}/checkpoint"
+        return locate_model(settings.model_roots, ref.path, pointer=f"{pointer}/path")
+    if ref.checkpoint is not None:
         directory = settings.artifact_root / checkpoints[ref.checkpoint]
-        if not directory.is_dir():
-            # The store may be on other machines only; the worker then checks.
-            return None
-    else:
+        # The store may be on other machines only; the worker then checks.
+        return directory if directory.is_dir() else None
+    return None
+
+
+def _inspect(files: ModelFiles | None, ref: ModelRef | None, pointer: str) -> ModelFacts | None:
+    if files is None or ref is None:
         return None
-    with engine_refusals(pointer), _inspection_slots:
-        return inspect_model(directory)
+    if isinstance(files, RandomModel):
+        return random_facts(files)
+    with engine_refusals(f"{pointer}/{'path' if ref.path is not None else 'checkpoint'}"), _inspection_slots:
+        return inspect_model(files)
 
 
 def _check_sequence_length(spec: DistillationSpec, model: ModelFacts | None) -> None:

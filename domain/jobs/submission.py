@@ -1,8 +1,8 @@
 """Submission of jobs: check and plan a specification, then put the job into the queue."""
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -12,9 +12,11 @@ from sqlalchemy.orm import Session
 from domain.checkpoints import repository as checkpoints
 from domain.datasets import repository as datasets
 from domain.db import Database, db_now
+from domain.encoding_checks import EncodingChecker
 from domain.errors import CheckpointNotFound, DatasetNotFound, QuotaExceeded, Unprocessable, engine_refusals
 from domain.ids import new_id
 from domain.jobs.budget import with_budget
+from domain.jobs.data_checks import DataFigures, StoredRows, check_datasets
 from domain.jobs.model_checks import InspectedModels, inspect_models
 from domain.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
 from domain.jobs.repository import count_queued_jobs
@@ -22,6 +24,7 @@ from domain.settings import Settings
 from pocl.errors import FieldError, SpecInvalid
 from pocl.plan import Estimate, ModelSize, StagePlan, estimate, stage_table
 from pocl.plan_warnings import PlanWarning, plan_warnings
+from pocl.prompting.encoding_warnings import set_warnings
 from pocl.spec import ANSWERED_DATA, DistillationSpec, resolve
 
 MAX_LABELS: Final = 16
@@ -45,6 +48,11 @@ class JobPlan:
     estimate: Estimate | None
     """What the job costs; null where a model's files are not at hand."""
     warnings: tuple[PlanWarning, ...]
+    datasets: Mapping[str, StoredRows]
+    """The data sets by the pointers to the fields that name them."""
+    models: InspectedModels
+    data: tuple[DataFigures, ...] = ()
+    """What encoding the data sets cuts and leaves out, as far as it was tried: see :func:`check_data`."""
     pointer_prefix: str = ""
     """Where the specification stands in the client's document, for the pointers of errors."""
 
@@ -114,7 +122,8 @@ def plan_job(
     with engine_refusals(pointer_prefix):
         # Templates that print the date would else print another one when a job is resumed.
         spec = with_budget(session, project, resolve(posted_spec)).with_day(datetime.now(UTC).date())
-        samples, store_keys = _resolve_references(session, project, spec)
+        rows, store_keys = _resolve_references(session, settings, project, spec)
+        samples = _planned_samples(spec, rows["/data/train"].samples)
         stages = stage_table(spec, samples)
     models = inspect_models(settings, spec, store_keys, pointer_prefix=pointer_prefix)
     return JobPlan(
@@ -123,9 +132,35 @@ def plan_job(
         samples=samples,
         stages=stages,
         estimate=_estimate(spec, stages, models),
-        warnings=(*_warnings(spec, models), *plan_warnings(spec, stages)),
+        warnings=_warnings(spec, stages, models),
+        datasets=rows,
+        models=models,
         pointer_prefix=pointer_prefix,
     )
+
+
+def check_data(checker: EncodingChecker, plan: JobPlan) -> JobPlan:
+    """The plan with what encoding its data sets cuts and leaves out, and warnings about that: the long part of the dry
+    run, which needs no transaction.
+
+    Raises:
+        EngineRefusal: a run would refuse a data set, the tokenizer or the settings of the data.
+    """
+    spec, prefix = plan.spec, plan.pointer_prefix
+    data = tuple(check_datasets(checker, spec, plan.datasets, plan.models, pointer_prefix=prefix))
+    samples = next((each.training_samples for each in data if each.training_samples is not None), plan.samples)
+    if samples != plan.samples:
+        # A split was planned by its shares; now its parts are known.
+        with engine_refusals(prefix):
+            stages = stage_table(spec, samples)
+        plan = replace(
+            plan,
+            samples=samples,
+            stages=stages,
+            estimate=_estimate(spec, stages, plan.models),
+            warnings=_warnings(spec, stages, plan.models),
+        )
+    return replace(plan, data=data, warnings=(*plan.warnings, *_data_warnings(data)))
 
 
 def create_job(
@@ -152,7 +187,7 @@ def create_job(
     if count_queued_jobs(session, project=project) >= settings.max_jobs_queued:
         raise QuotaExceeded
     with engine_refusals(plan.pointer_prefix):
-        _resolve_references(session, project, plan.spec, lock=True)
+        _resolve_references(session, settings, project, plan.spec, lock=True)
     limits = options.limits
     job = Job(
         id=new_id("job"),
@@ -189,9 +224,9 @@ def create_job(
 
 
 def _resolve_references(
-    session: Session, project: str, spec: DistillationSpec, *, lock: bool = False
-) -> tuple[int, dict[str, str]]:
-    """The number of training samples, and the store key of each checkpoint that the specification refers to.
+    session: Session, settings: Settings, project: str, spec: DistillationSpec, *, lock: bool = False
+) -> tuple[dict[str, StoredRows], dict[str, str]]:
+    """The data sets by the pointers to their fields, and the store key of each checkpoint that is named.
 
     Args:
         lock: let nobody delete these data sets and checkpoints until the transaction ends.
@@ -202,10 +237,10 @@ def _resolve_references(
     field_errors: list[FieldError] = []
     get_checkpoint = checkpoints.get_checkpoint_for_share if lock else checkpoints.get_checkpoint
     get_dataset = datasets.get_dataset_for_share if lock else datasets.get_dataset
-    rows: dict[str, int] = {}
+    rows: dict[str, StoredRows] = {}
     for pointer, data in spec.data_refs.items():
         if data.hub is not None:
-            rows[pointer] = ASSUMED_SAMPLES
+            rows[pointer] = StoredRows(None, ASSUMED_SAMPLES)
             continue
         if data.dataset is None:
             detail = "upload the rows as a data set and give its id as `dataset`; the service reads no other files"
@@ -213,7 +248,8 @@ def _resolve_references(
             continue
         try:
             dataset = get_dataset(session, project, data.dataset)
-            rows[pointer] = dataset.rows
+            path = settings.artifact_root / dataset.store_key
+            rows[pointer] = StoredRows(datasets.stored_reference(dataset, path), dataset.rows, dataset.sha256)
             if dataset.prompts and pointer in ANSWERED_DATA:
                 detail = f"{dataset.prompts} of its samples are prompts without an answer, from which nothing is learnt"
                 field_errors.append(FieldError(f"{pointer}/dataset", "answers_missing", detail))
@@ -235,7 +271,7 @@ def _resolve_references(
             field_errors.append(FieldError(f"{pointer}/checkpoint", error.code, error.detail))
     if field_errors:
         raise SpecInvalid(field_errors)
-    return _planned_samples(spec, rows["/data/train"]), keys
+    return rows, keys
 
 
 def _planned_samples(spec: DistillationSpec, rows: int) -> int:
@@ -256,7 +292,13 @@ def _estimate(spec: DistillationSpec, stages: tuple[StagePlan, ...], models: Ins
     )
 
 
-def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanWarning]:
+def _warnings(
+    spec: DistillationSpec, stages: tuple[StagePlan, ...], models: InspectedModels
+) -> tuple[PlanWarning, ...]:
+    return (*_model_warnings(spec, models), *plan_warnings(spec, stages))
+
+
+def _model_warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanWarning]:
     facts = {"student": models.student}
     if spec.teacher is not None:
         facts["teacher"] = models.teacher
@@ -280,6 +322,19 @@ def _warnings(spec: DistillationSpec, models: InspectedModels) -> Iterator[PlanW
 def _is_cut_out(spec: DistillationSpec, role: str) -> bool:
     """Whether a model consists of layers of the teacher, whose warnings are given once."""
     return role == "student" and spec.student.from_teacher is not None
+
+
+def _data_warnings(data: Iterable[DataFigures]) -> Iterator[PlanWarning]:
+    about_template = dict.fromkeys(warning for figures in data for warning in figures.warnings)
+    yield from (PlanWarning(*warning) for warning in about_template)
+    for figures in data:
+        if figures.tried < figures.samples:
+            message = (
+                f"{figures.part}: {figures.tried} of {figures.samples} samples were tried as tokens; "
+                "the worker tries all of them before it trains."
+            )
+            yield PlanWarning("samples_not_tried", message)
+        yield from (PlanWarning(*warning) for warning in set_warnings(figures.part, figures.counts))
 
 
 def _check_options(options: JobOptions, settings: Settings) -> None:

@@ -19,7 +19,13 @@ from pocl.inspect.facts import (
 from pocl.inspect.family_support import check_family
 from pocl.inspect.gguf import inspect_gguf
 from pocl.inspect.random import random_facts
-from pocl.inspect.vocabulary import SharedVocabulary, TokenLimits, compare_vocabularies, shared_vocabulary
+from pocl.inspect.vocabulary import (
+    SharedVocabulary,
+    TokenLimits,
+    compare_vocabularies,
+    encodes_with_teacher_tokenizer,
+    shared_vocabulary,
+)
 
 __all__ = [
     "ModelFacts",
@@ -29,6 +35,7 @@ __all__ = [
     "check_layers_exist",
     "check_sequence_length",
     "compare_vocabularies",
+    "encodes_with_teacher_tokenizer",
     "facts_of_selected_layers",
     "inspect_model",
     "random_facts",

@@ -100,6 +100,17 @@ def compare_vocabularies(
     return SharedVocabulary(size, clauses)
 
 
+def encodes_with_teacher_tokenizer(teacher_tokens: int, student_embeddings: int) -> bool:
+    """Whether a run encodes its samples with the teacher's tokenizer, which has the template that the teacher was
+    trained on: unless the student lacks embeddings for some of its ids.
+
+    Args:
+        teacher_tokens: the tokens of the teacher's tokenizer, added ones included.
+        student_embeddings: the rows of the student's input embeddings.
+    """
+    return teacher_tokens <= student_embeddings
+
+
 @dataclass(frozen=True, order=True)
 class _Conflict:
     id: int

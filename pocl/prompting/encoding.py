@@ -105,12 +105,15 @@ class SampleEncoder:
         """How answers begin with a thought; None where the template knows none."""
         return None if self.chat is None else self.chat.profile.thought
 
-    def encode(self, samples: Sequence[Sample]) -> EncodingResult:
+    def encode(self, samples: Sequence[Sample], *, first: int = 0) -> EncodingResult:
         """Encode samples.
 
         The prompt is all before the last answer. Where it has more than `max_prompt_length` tokens it is made to fit:
         see :mod:`pocl.prompting.cuts`; the Alpaca prompt is cut from its left. What exceeds `max_length` is cut from
         the end of the answer, so that its end is lost first.
+
+        Args:
+            first: the number of the first sample in its data set, counted from 0, for sentences about samples.
 
         Raises:
             DatasetInvalid: the template refuses a sample, or what it renders of it cannot be told apart.
@@ -120,9 +123,9 @@ class SampleEncoder:
         counts = EncodingCounts()
         for start in range(0, len(samples), _CHUNK):
             chunk = samples[start : start + _CHUNK]
-            wholes = self._alpaca(chunk) if self.chat is None else self._chat(self.chat, chunk, start)
+            wholes = self._alpaca(chunk) if self.chat is None else self._chat(self.chat, chunk, first + start)
             pairs = [
-                self._cut(sample, whole, self._name(start + index))
+                self._cut(sample, whole, self._name(first + start + index))
                 for index, (sample, whole) in enumerate(zip(chunk, wholes, strict=True))
             ]
             encoded += [sample for sample, _ in pairs]

@@ -1,10 +1,13 @@
 """What encoding a data set cut, left out and fell back to, in sentences for whoever runs the job."""
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pocl.encoding_counts import EncodingCounts
-from pocl.prompting.encoding import SampleEncoder
+
+if TYPE_CHECKING:
+    # The API makes the sentences about counts, and loads no tokenizer.
+    from pocl.prompting.encoding import SampleEncoder
 
 
 class EncodingWarning(NamedTuple):
@@ -14,15 +17,16 @@ class EncodingWarning(NamedTuple):
     message: str
 
 
-def encoding_warnings(encoder: SampleEncoder, counts_by_set: Mapping[str, EncodingCounts]) -> list[EncodingWarning]:
+def encoding_warnings(encoder: "SampleEncoder", counts_by_set: Mapping[str, EncodingCounts]) -> list[EncodingWarning]:
     """Everything to know, by a stable code each; the names of the sets begin the sentences about them."""
-    warnings = list(_about_template(encoder))
+    warnings = list(template_warnings(encoder))
     for name, counts in counts_by_set.items():
-        warnings += _about_set(name, counts)
+        warnings += set_warnings(name, counts)
     return warnings
 
 
-def _about_template(encoder: SampleEncoder) -> Iterator[EncodingWarning]:
+def template_warnings(encoder: "SampleEncoder") -> Iterator[EncodingWarning]:
+    """What is to be known about the template, whatever the samples are."""
     if encoder.chat is None:
         return
     profile = encoder.chat.profile
@@ -41,7 +45,8 @@ def _about_template(encoder: SampleEncoder) -> Iterator[EncodingWarning]:
         )
 
 
-def _about_set(name: str, counts: EncodingCounts) -> Iterator[EncodingWarning]:
+def set_warnings(name: str, counts: EncodingCounts) -> Iterator[EncodingWarning]:
+    """What is to be known about a set of samples; its name begins each sentence."""
     if counts.rows_too_long:
         yield EncodingWarning("samples_cut", f"{name}: {_cuts(counts)}")
     if counts.left_out:

@@ -17,7 +17,8 @@ from tests.support.requests import LOOPBACK, upload
 def settings(database_url: str, tmp_path: Path) -> Settings:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
-    return Settings(home=home, database_url=database_url, max_upload_bytes=64 * 1024)
+    # Nothing is encoded, which needs processes; test_preview.py does.
+    return Settings(home=home, database_url=database_url, max_upload_bytes=64 * 1024, encoding_check_seconds=0)
 
 
 @pytest.fixture

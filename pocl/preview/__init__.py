@@ -1,0 +1,1 @@
+"""The rows of a data set as a run would encode them, without loading a model: for the dry run and the preview."""
