@@ -34,6 +34,8 @@ _UNIFORM: Final = (
     "seed_oss", "smollm3", "vaultgemma",
 )  # fmt: skip
 """Families whose layers are all alike, whatever else their configs say."""
+_BIASES: Final = ("attention_bias", "attention_out_bias", "mlp_bias", "use_bias", "use_qk_norm")
+"""Entries of configs that add weights to a layer."""
 _DISTINCT: Final = {
     "vocab_size": 331, "hidden_size": 120, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3,
     "head_dim": 28, "intermediate_size": 176, "pad_token_id": 0,
@@ -51,8 +53,10 @@ def build_table() -> dict[str, Any]:
     only where `is_decoder` is true. `defaults`: model_type -> size -> what the family takes where a config names none.
     `divisible`: families whose hidden size must be a multiple of their heads. `activations`, `layer_types`: the names
     that transformers knows. `tied`: families whose output head is the embedding unless a config says otherwise.
-    `layers`: of families whose layers are all alike, name of a weight within a layer -> its
-    shape in words: hidden, inter (the feed-forward width), q and kv (heads times their width), head (that width).
+    `layers`: of families whose layers are all alike, name of a weight within a layer -> its shape in words: hidden,
+    inter (the feed-forward width), q and kv (heads times their width), head (that width), heads and groups (of keys and
+    values). `biases`: of the same families, entry of a config -> the weights that it adds to a layer where it is true.
+    `true_by_default`: those of these entries that hold where a config leaves them out.
     """
     classes = dict(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()))
     text_parts = {}
@@ -73,8 +77,18 @@ def build_table() -> dict[str, Any]:
         },
         "defaults": {model_type: _default_sizes(config) for model_type, config in configs.items()},
         "decoders": [model_type for model_type in classes if _is_encoder_by_default(configs[model_type])],
-        "layers": {model_type: _layer_weights(configs[model_type]) for model_type in _UNIFORM},
+        "layers": {
+            model_type: _layer_weights(configs[model_type], **dict.fromkeys(_BIASES, False)) for model_type in _UNIFORM
+        },
+        "biases": {
+            model_type: {flag: dict(sorted(_biases(configs[model_type], flag).items())) for flag in _BIASES}
+            for model_type in _UNIFORM
+        },
         "divisible": [model_type for model_type, config in configs.items() if _must_divide(config)],
+        "true_by_default": {
+            model_type: [flag for flag in _BIASES if _default(configs[model_type], flag) is True]
+            for model_type in _UNIFORM
+        },
         "tied": [model_type for model_type, config in configs.items() if _is_tied(config)],
         "activations": sorted(ACT2FN),
         "layer_types": sorted({*ALLOWED_LAYER_TYPES, *_LEGACY_LAYER_TYPE_REMAP}),
@@ -90,9 +104,17 @@ def _default_sizes(config: type[PreTrainedConfig]) -> dict[str, int]:
     }
 
 
-def _layer_weights(config_class: type[PreTrainedConfig]) -> dict[str, str]:
+def _biases(config_class: type[PreTrainedConfig], flag: str) -> dict[str, str]:
+    """The weights of a layer that an entry of the config adds."""
+    if flag not in {field.name for field in dataclasses.fields(config_class)}:
+        return {}
+    with_biases = _layer_weights(config_class, **{flag: True})
+    return dict(with_biases.items() - _layer_weights(config_class, **{flag: False}).items())
+
+
+def _layer_weights(config_class: type[PreTrainedConfig], **flags: bool) -> dict[str, str]:
     """The weights of one layer with their shapes, tried on a model whose sizes are all different."""
-    config = config_class.from_dict(dict(_DISTINCT))
+    config = config_class.from_dict({**_DISTINCT, **flags})
     head = _DISTINCT["head_dim"]
     names = {
         _DISTINCT["num_attention_heads"] * head: "q",
@@ -100,12 +122,14 @@ def _layer_weights(config_class: type[PreTrainedConfig]) -> dict[str, str]:
         head: "head",
         _DISTINCT["intermediate_size"]: "inter",
         _DISTINCT["hidden_size"]: "hidden",
+        _DISTINCT["num_attention_heads"]: "heads",
+        _DISTINCT["num_key_value_heads"]: "groups",
     }
     with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(config)
     shapes: dict[str, set[str]] = {}
     for name, weight in model.state_dict().items():
-        if (match := re.search(r"\.layers\.\d+\.(.*\.weight)$", name)) is not None:
+        if (match := re.search(r"\.layers\.\d+\.(.*)$", name)) is not None:
             shapes.setdefault(match[1], set()).add(",".join(names[size] for size in weight.shape))
     assert all(len(words) == 1 for words in shapes.values()), config_class
     return {name: words.pop() for name, words in sorted(shapes.items())}
@@ -124,7 +148,11 @@ def _must_divide(config: type[PreTrainedConfig]) -> bool:
 
 
 def _is_tied(config: type[PreTrainedConfig]) -> bool:
-    return any(field.name == "tie_word_embeddings" and field.default is True for field in dataclasses.fields(config))
+    return _default(config, "tie_word_embeddings") is True
+
+
+def _default(config: type[PreTrainedConfig], name: str) -> object:
+    return next((field.default for field in dataclasses.fields(config) if field.name == name), None)
 
 
 def _is_encoder_by_default(config: type[PreTrainedConfig]) -> bool:

@@ -247,6 +247,12 @@ def _check_sizes(config: ModelConfig) -> None:
     config.size("vocab_size")
     if layers > MAX_LAYERS:
         raise ModelUnsupported(f"The model has more than {MAX_LAYERS} layers.")
+    for name in ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"):
+        _check_size(config, name)
+    if config.entries.get("per_layer_config"):
+        raise ModelUnsupported(
+            "The model's layers have configs of their own (per_layer_config), which are not read here."
+        )
     heads, groups = config.optional_size("num_attention_heads"), config.optional_size("num_key_value_heads")
     if heads and hidden % heads and (config.family in family_table().divisible or not config.optional_size("head_dim")):
         raise ModelUnsupported(
@@ -265,6 +271,14 @@ def _check_sizes(config: ModelConfig) -> None:
     types = config.entries.get("layer_types")
     if isinstance(types, list) and "sliding_attention" in types and config.entries.get("sliding_window", 0) is None:
         raise ModelUnsupported("The model's config.json has layers of sliding_attention and no sliding_window.")
+
+
+def _check_size(config: ModelConfig, name: str) -> None:
+    for own in family_table().size_names(config.family, name):
+        value = config.entries.get(own)
+        # Some families give a list with a size for each layer.
+        if value is not None and not isinstance(value, list) and not bounded_int(value, at_most=_SIZE_LIMIT):
+            raise ModelUnsupported(f"The model's config.json has no usable {own}: {str(value)[:40]}.")
 
 
 def _check_layer_types(name: str, types: JsonValue, layers: int) -> None:

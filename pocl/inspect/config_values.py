@@ -17,11 +17,12 @@ _IGNORED = frozenset(
     {
         "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
         "_experts_implementation", "_experts_implementation_internal", "_flash_attn_2_enabled", "_name_or_path",
-        "attn_implementation", "auto_map", "experts_implementation", "name_or_path", "output_attentions",
-        "output_hidden_states", "pruned_heads", "return_dict", "torchscript", "use_bfloat16", "use_return_dict",
+        "attn_implementation", "auto_map", "experts_implementation", "id2label", "label2id", "name_or_path",
+        "num_labels", "output_attentions", "output_hidden_states", "problem_type", "pruned_heads", "return_dict",
+        "torchscript", "use_bfloat16", "use_return_dict",
     }
 )  # fmt: skip
-"""Entries that say how another program ran the model. The engine chooses that itself."""
+"""Entries that say how another program ran the model, or name the labels of a classifier."""
 _MAY_BE_NULL = re.compile(
     r"_token_id$|_token_index$|dropout|pdrop|initializer|init_std|use_cache|aux_loss|jitter|pretraining_tp|problem_type"
 )
@@ -50,7 +51,7 @@ def normalised_entries(entries: JsonObject, family: str) -> JsonObject:
     Raises:
         ModelUnsupported: naming an entry that has no such form, and what it must be.
     """
-    fields = family_table().fields.get(family, {})
+    table = family_table()
     normalised: JsonObject = {}
     for name, value in entries.items():
         if name in _IGNORED:
@@ -61,12 +62,16 @@ def normalised_entries(entries: JsonObject, family: str) -> JsonObject:
             continue
         _check_finite(name, value)
         value = _untagged(value)
-        letters = fields.get(name) or ("fin" if name in _NUMBERS else "")
+        letters = table.types(family, name) or ("fin" if name in _NUMBERS else "")
         if value is None and letters and "n" not in letters:
             value = _without_null(name, entries, family, letters)
             if value is None:
                 continue
-        normalised[name] = _converted(name, value, letters) if letters else value
+        value = _converted(name, value, letters) if letters else value
+        if not (name == "initializer_range" and not 0 <= (number(value) or 0) <= 1):
+            normalised[name] = value
+        if name.endswith(("_eps", "epsilon")) and (number(value) or 0) < 0:
+            raise _wrong_type(name, value, "f")
     for name in _ACTIVATIONS:
         activation = normalised.get(name)
         if isinstance(activation, str) and activation not in family_table().activations:

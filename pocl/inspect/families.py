@@ -4,9 +4,9 @@ The table stands in the package because the service has no transformers; a test 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 
 _COMMON_NAMES = {
@@ -34,7 +34,11 @@ class FamilyTable:
     """Sizes that a config may leave out, under the family's own names."""
     layers: Mapping[str, Mapping[str, str]] = field(repr=False)
     """Of families whose layers are all alike: name of a weight within a layer -> its shape in words (hidden, inter, q,
-    kv, head), joined by commas."""
+    kv, head, heads, groups), joined by commas."""
+    biases: Mapping[str, Mapping[str, Mapping[str, str]]] = field(repr=False)
+    """Of the same families: entry of a config -> the weights that it adds to a layer where it is true."""
+    true_by_default: Mapping[str, Sequence[str]] = field(repr=False)
+    """Those of these entries that hold where a config leaves them out."""
     decoders: frozenset[str]
     """Families that are decoders only where their config says so."""
     divisible: frozenset[str]
@@ -48,6 +52,21 @@ class FamilyTable:
         """The names under which configs of a family give a size, its own first."""
         own = self.sizes.get(family, {}).get(name, name)
         return (own, *(other for other in _COMMON_NAMES.get(name, (name,)) if other != own))
+
+    def types(self, family: str, name: str) -> str:
+        """The types of JSON that an entry takes, as letters; none where any is taken.
+
+        Models read entries of other families too where they are there, such as `head_dim`.
+        """
+        return self.fields.get(family, {}).get(name) or self._types_of_all.get(name, "")
+
+    @cached_property
+    def _types_of_all(self) -> Mapping[str, str]:
+        found: dict[str, set[str]] = {}
+        for fields in self.fields.values():
+            for name, letters in fields.items():
+                found.setdefault(name, set()).update(letters)
+        return {name: "".join(sorted({*letters, "n"})) for name, letters in found.items()}
 
     def default_size(self, family: str, name: str) -> int | None:
         """The size of a model whose config leaves it out; None where the family has no default."""
@@ -65,6 +84,8 @@ def family_table() -> FamilyTable:
         sizes=content["sizes"],
         defaults=content["defaults"],
         layers=content["layers"],
+        biases=content["biases"],
+        true_by_default=content["true_by_default"],
         decoders=frozenset(content["decoders"]),
         divisible=frozenset(content["divisible"]),
         tied=frozenset(content["tied"]),

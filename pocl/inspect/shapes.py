@@ -20,6 +20,9 @@ def check_shapes(config: ModelConfig, stored: StoredModel) -> None:
     expected = family_table().layers.get(config.family)
     # Quantised weights are packed, and their shapes follow from the method.
     if expected is not None and not stored.is_quantised:
+        for entry, added in family_table().biases[config.family].items():
+            if config.entries.get(entry, entry in family_table().true_by_default[config.family]) is True:
+                expected = {**expected, **added}
         _check_layers(config, stored, expected)
 
 
@@ -58,6 +61,10 @@ def _check_layers(config: ModelConfig, stored: StoredModel, expected: Mapping[st
         place = name_within_layer(tensor.name)
         if place is not None and not is_mtp(tensor.name, layers):
             found[place[0]][place[1]] = tensor
+            if place[1] not in expected:
+                raise ModelUnsupported(
+                    f"The model's weights have {tensor.name[:80]}, which its config.json does not describe; {_ADVICE}."
+                )
     for name, words in expected.items():
         shape = tuple(sizes[word] for word in words.split(","))
         for index, weights in found.items():
@@ -84,4 +91,6 @@ def _sizes(config: ModelConfig) -> dict[str, int | None]:
         "q": heads * head if heads and head else None,
         "kv": groups * head if groups and head else None,
         "head": head,
+        "heads": heads,
+        "groups": groups,
     }

@@ -118,6 +118,7 @@ LINEAR = {"rope_parameters": DELETED, "rope_theta": 10000}
     [
         {"rms_norm_eps": "1e-6"},
         {"num_attention_heads": 4.0, "hidden_size": "32"},
+        {"initializer_range": 1 << 40, "id2label": "x", "num_labels": 2.5, "problem_type": "guess"},
         {"initializer_range": 1, "attention_dropout": "0"},
         {"attention_bias": 0, "use_cache": None, "initializer_range": None},
         {"rope_parameters": DELETED, "rope_theta": "10000.0", "rope_scaling": None},
@@ -184,10 +185,18 @@ def test_old_and_new_spellings_of_rotary_scaling_are_one(scaling: dict[str, obje
         ({**LINEAR, "rope_scaling": {"type": "spiral", "factor": 2.0}}, "'spiral'"),
         ({**LINEAR, "rope_scaling": {"type": "linear"}}, "without factor"),
         ({**LINEAR, "rope_scaling": {"type": "linear", "factor": "much"}}, "'much'"),
-        ({**LINEAR, "rope_scaling": "linear"}, "no object"),
+        ({**LINEAR, "rope_scaling": "linear"}, "must be null or an object"),
         ({**LINEAR, "rope_scaling": {"type": "linear", "factor": 0}}, "factor 0"),
         ({**LINEAR, "rope_scaling": {"type": "su", "short_factor": [1], "long_factor": [1]}}, "heads need 4"),
         ({"head_dim": 7}, "odd width 7"),
+        ({"attention_bias": True}, "lack self_attn.k_proj.bias"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads"),
+        ({"head_dim": "x"}, "head_dim"),
+        ({"intermediate_size": 0}, "intermediate_size"),
+        ({"sliding_window": {"a": 1}}, "sliding_window"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps"),
+        ({"per_layer_config": {"0": {"hidden_size": 3}}}, "per_layer_config"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
         ({"layer_types": ["full_attention"] * 3 + ["magic"]}, "'magic'"),
         ({"model_type": "bert", "architectures": None}, "both sides"),
@@ -266,6 +275,12 @@ def test_weights_of_the_body_alone_load_where_the_head_is_tied(tmp_path: Path) -
 def test_a_lost_weight_is_named_by_both(lost: str, model: Path) -> None:
     edit_weights(model, lambda weights: {name: tensor for name, tensor in weights.items() if name != lost})
     assert lost.split(".", 3)[3] in refusal(model)
+
+
+def test_weights_that_the_config_does_not_describe_are_refused(model: Path) -> None:
+    bias = {"model.layers.1.self_attn.q_proj.bias": torch.ones(32)}
+    edit_weights(model, lambda weights: {**weights, **bias})
+    assert "q_proj.bias, which its config.json does not describe" in refusal(model)
 
 
 # --- Other formats ------------------------------------------------------------------------------------------
