@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 OLDEST: Final = "4.57"
 """The oldest transformers for which directories are written."""
@@ -197,11 +197,17 @@ def _rope_of_layer_types(config: Mapping[str, Any]) -> dict[str, Mapping[str, An
     return {"": rope}
 
 
+def _read(config: Config) -> PreTrainedConfig:
+    """The config as the current transformers makes it: a config changes the objects that it is made of."""
+    # Infinities are saved as objects, which reading a file turns back.
+    entries = PreTrainedConfig._decode_special_floats(json.loads(json.dumps(config)))
+    return AutoConfig.for_model(**entries)
+
+
 def _is_read_alike(config: Config, extended: Config) -> bool:
     """Whether the current transformers makes the same config of both, but for names that it does not know."""
     try:
-        # A config changes the objects that it is made of.
-        plain, full = (AutoConfig.for_model(**json.loads(json.dumps(each))).to_dict() for each in (config, extended))
+        plain, full = (_read(each).to_dict() for each in (config, extended))
     except (ValueError, TypeError, KeyError):
         return False
     return all(full.get(name) == value for name, value in plain.items())

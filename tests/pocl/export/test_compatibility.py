@@ -28,6 +28,7 @@ from pocl.export.compatibility import required_transformers
 from pocl.export.model_directory import save_model
 from pocl.models.heads import has_tied_embeddings
 from tests.pocl.byte_tokenizers import CHATML, byte_tokenizer
+from tests.pocl.families import family_model
 from tests.pocl.tiny_models import CONFIGS
 
 OLD_PYTHON = "OLD_TRANSFORMERS_PYTHON"
@@ -107,6 +108,14 @@ def test_names_of_transformers_4_stand_beside_those_of_5(tmp_path: Path) -> None
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 54321.0
     assert config["rope_scaling"]["rope_type"] == "llama3"
     assert config["dtype"] == config["torch_dtype"] == "float32"
+
+
+def test_config_with_an_infinity_is_saved(tmp_path: Path) -> None:
+    model = family_model("falcon_h1")
+    assert float("inf") in model.config.time_step_limit
+    save_model(model, byte_tokenizer(), tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert list(again.config.time_step_limit) == list(model.config.time_step_limit)
 
 
 def test_what_only_the_current_version_reads_says_so(tmp_path: Path) -> None:
