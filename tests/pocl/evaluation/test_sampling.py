@@ -63,7 +63,7 @@ def test_sampled_tokens_follow_the_softmax_of_the_model(temperature: float, top_
     logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double() / temperature
     shares = nucleus(logits.tolist(), top_p)
     answers = generate(
-        model, [prompt] * 4000, max_new_tokens=1, batch_size=4000, eos_token_ids=set(), pad_id=PAD,
+        model, [prompt] * 1000, max_new_tokens=1, batch_size=1000, eos_token_ids=set(), pad_id=PAD,
         sampler=Sampler(temperature, top_p, seed=10),
     )  # fmt: skip
     assert_drawn_from([shares.get(token, 0.0) for token in range(VOCABULARY)], [token for (token,) in answers])
