@@ -16,7 +16,7 @@ from tests.support.requests import JSONL, write_model
 
 MEBIBYTE = 1 << 20
 GOOD = b'{"instruction": "Count to three.", "output": "One, two, three."}\n'
-BAD = b'{"instruction": "Count to three."}\n'
+BAD = b'{"output": "One, two, three."}\n'
 # What a process of this kind may take at once, the interpreter and its libraries included.
 ADDRESS_SPACE = 768 * MEBIBYTE
 
