@@ -28,6 +28,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 _GZIP: Final = b"\x1f\x8b"
 _PARQUET: Final = b"PAR1"
 _HEAD_BYTES: Final = MAX_ROW_BYTES
+_HEADER_BYTES: Final = 1 << 14
 _MAX_EXPANSION: Final = 200
 """How many times its size a compressed file may expand to: text shrinks to a fifth, equal rows to a hundredth."""
 _FREE_EXPANSION: Final = 64 << 20
@@ -142,7 +143,8 @@ def _detect(head: bytes, options: ReadOptions, hint: FileFormat | None) -> FileF
 
 
 def _first_line(text: bytes) -> str:
-    return text.replace(b"\r", b"\n").partition(b"\n")[0].decode("utf-8", "replace")
+    """The first line, as far as a header may be long."""
+    return text[:_HEADER_BYTES].replace(b"\r", b"\n").partition(b"\n")[0].decode("utf-8", "replace")
 
 
 def _known(options: ReadOptions) -> frozenset[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Final
 
 from pocl.errors import DatasetInvalid
+from pocl.samples.strict_json import MAX_DEPTH
 
 _CHUNK: Final = 1 << 16
 _STRUCTURE = re.compile(rb'["\[\]{},]')
@@ -22,7 +23,7 @@ def split_values(stream: BinaryIO, limit: int) -> Iterator[bytes | None]:
     None stands for a value of more than `limit` bytes, of which only the beginning is in memory.
 
     Raises:
-        DatasetInvalid: the array, or a value, is not closed, or something follows the array.
+        DatasetInvalid: the array, or a value, is not closed or nests too deep, or something follows the array.
     """
     splitter = _Splitter(limit)
     while chunk := stream.read(_CHUNK):
@@ -76,6 +77,8 @@ class _Splitter:
                 # What stands between two objects.
                 yield from self._end_value()
             self._depth += 1
+            if self._depth > MAX_DEPTH:
+                raise DatasetInvalid(f"A value of the file is nested more than {MAX_DEPTH} deep, or is no JSON.")
             self._take(token)
         elif token in _CLOSING and self._depth:
             self._depth -= 1

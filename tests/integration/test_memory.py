@@ -84,7 +84,11 @@ def test_many_invalid_lines_are_counted_and_not_collected(service: MeasuredServi
 def test_huge_line_is_never_held_in_memory(service: MeasuredService, character: bytes) -> None:
     answer, grown = service.send(repeated(character * 1024, 128 * 1024))
     assert answer.status_code == 422
-    assert [error["code"] for error in answer.json()["errors"]] == ["line_too_long"]
+    if character == b"[":
+        # An array that nests without end is no row that could be named.
+        assert "nested" in answer.json()["detail"]
+    else:
+        assert [error["code"] for error in answer.json()["errors"]] == ["line_too_long"]
     assert grown < 16 * MEBIBYTE
 
 

@@ -150,6 +150,7 @@ REFUSED = {
     "half a gzip": (gzip.compress(in_jsonl(ROWS * 100))[:-30], "gzip file is damaged"),
     "a gzip that expands without end": (gzip.compress((b" " * 4095 + b"\n") * (24 << 10)), "200 times"),
     "an array that breaks off": (in_json(ROWS)[:-10], "breaks off"),
+    "an array that nests without end": (b"[" * 100_000, "nested"),
     "an array and more": (in_json(ROWS) + b"{}", "follows"),
     "a comma too many": (b'[{"instruction": "a", "output": "b"},]', "row 2"),
     "rows in an object": (json.dumps({"data": ROWS}).encode(), "send the list alone"),
