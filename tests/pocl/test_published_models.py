@@ -34,7 +34,7 @@ from tools.causal_models import TABLE, render_table
 
 CPU = torch.device("cpu")
 IDS = torch.arange(3, 33).reshape(2, 15)
-DELETED: Any = object()
+DELETED: Any = Ellipsis
 SIZES: dict[str, Any] = {
     "vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 257, "eos_token_id": 258,
