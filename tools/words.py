@@ -41,8 +41,9 @@ def read_glossary(markdown: str) -> Glossary:
     """Read every table row of the page.
 
     Raises:
-        ValueError: a row has not four columns.
+        ValueError: a row has not four columns, or a term has two rows.
     """
+    terms: set[str] = set()
     names: set[str] = set()
     retired: set[str] = set()
     for line in markdown.splitlines():
@@ -51,6 +52,9 @@ def read_glossary(markdown: str) -> Glossary:
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if len(cells) != 4:
             raise ValueError(f"a row of the glossary has four columns: {line}")
+        if cells[0] in terms:
+            raise ValueError(f"the glossary has two rows for the term {cells[0]!r}")
+        terms.add(cells[0])
         names |= set(_CODE.findall(cells[2]))
         retired |= set(_CODE.findall(cells[3]))
     return Glossary(frozenset(names), frozenset(retired))

@@ -61,3 +61,8 @@ def test_the_tables_of_the_glossary_are_read() -> None:
     assert read_glossary(page) == Glossary(frozenset({"Claim"}), frozenset({"Rows", "tidy"}))
     with pytest.raises(ValueError, match="four columns"):
         read_glossary("| claim | takes a job |")
+
+
+def test_a_term_has_one_row() -> None:
+    with pytest.raises(ValueError, match="two rows for the term 'claim'"):
+        read_glossary("| claim | a job | `Claim` | |\n| claim | a lease | `Lease` | |\n")
