@@ -43,6 +43,7 @@ from pocl.events import (
 )
 from pocl.export.model_card import CardFacts, SamplesUsed
 from pocl.export.student import StudentExport
+from pocl.export.tokenizer_reading import is_read_as_written
 from pocl.layout import (
     ANSWERS_FILE,
     CHECKPOINTS_DIR,
@@ -558,12 +559,20 @@ class Pipeline:
             template=corpus.template,
             samples=samples,
         )
+        needs_generic = not is_read_as_written(models.tokenizer, models.student.model.config)
+        if needs_generic:
+            message = (
+                "AutoTokenizer gives other token ids for the exported directory, since it takes the tokenizer class of "
+                "the student's family; read it with PreTrainedTokenizerFast, as the model card says"
+            )
+            self._sink(Warned(code="tokenizer_read_otherwise", message=message))
         return StudentExport(
             models.tokenizer,
             corpus.ending.end_ids,
             corpus.chat_templates,
             facts,
             stop_text=str(models.tokenizer.decode(list(corpus.ending.stop_sequence))),
+            needs_generic_tokenizer=needs_generic,
         )
 
     def _can_pack(self, model: PreTrainedModel, loss: TrainingLoss, teacher: TeacherSignal | None) -> bool:

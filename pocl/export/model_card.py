@@ -59,6 +59,8 @@ class ExportedModel:
     has_chat_template: bool = False
     stop_text: str = ""
     """The plain text that ends an answer, for which no token stands; empty where a token ends it."""
+    needs_generic_tokenizer: bool = False
+    """`AutoTokenizer` reads the tokenizer by other rules than it was written with."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,11 @@ def _use(model: ExportedModel) -> list[str]:
         facts.append(
             f"- The template ends answers with the plain text {code(model.stop_text)}, for which no token stands: "
             "give it to `generate(stop_strings=...)`, with the tokenizer, or to the server as `stop`."
+        )
+    if model.needs_generic_tokenizer:
+        facts.append(
+            "- Read the tokenizer with `PreTrainedTokenizerFast.from_pretrained`: `AutoTokenizer` takes the class of "
+            "the model's family, whose rules are not those of `tokenizer.json`, and gives other token ids."
         )
     if model.settings_left_out:
         names = ", ".join(map(code, model.settings_left_out[:_MAX_LEFT_OUT]))

@@ -27,6 +27,8 @@ class StudentExport:
     """What the card says of the run; None writes no card."""
     stop_text: str = ""
     """The plain text that ends an answer; empty where a token does, so that `generate` stops by itself."""
+    needs_generic_tokenizer: bool = False
+    """`AutoTokenizer` reads the tokenizer by other rules than it is written with."""
 
     def write(self, model: PreTrainedModel, directory: Path, progress: Progress) -> str:
         """Write the directory of `model` with its card.
@@ -55,5 +57,6 @@ class StudentExport:
             stop_text=self.stop_text,
             settings_left_out=generation.left_out,
             has_chat_template=bool(own if self.chat_templates is None else self.chat_templates),
+            needs_generic_tokenizer=self.needs_generic_tokenizer,
         )
         return model_card(self.facts, exported, progress)

@@ -1,5 +1,6 @@
 """The model card is valid for the Hub, says what was trained from what, and names nothing of a machine."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def test_card_says_what_was_trained_from_what() -> None:
     assert "/srv" not in card
     assert "secret" not in card
     assert card == card_of(origin(), origin(name="big", license="apache-2.0"))
+
+
+def test_card_says_how_to_read_a_tokenizer_that_its_family_would_rebuild() -> None:
+    facts = CardFacts(SPEC, stage_table(SPEC, 12), origin(), None, "chat", [])
+    cards = [
+        model_card(facts, replace(MODEL, needs_generic_tokenizer=needed), Progress(0, 0, []))
+        for needed in (False, True)
+    ]
+    assert ["PreTrainedTokenizerFast" in card for card in cards] == [False, True]
 
 
 def test_hub_reads_the_front_matter() -> None:

@@ -1,0 +1,40 @@
+"""Whether the tokenizer of an exported directory is read as it was written.
+
+`AutoTokenizer` takes the tokenizer class of some families (Qwen2, Phi-3, ...) whatever the files say, and that class
+builds rules of its own out of the vocabulary. A student whose tokens come by other rules must be read another way.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from pocl.export.compatibility import write_tokenizer_config
+
+PROBE_TEXTS: Final = (
+    "The year 2026, at 3.14 kg; I'd say it's \u00bdof 1,234,567!",
+    "  leading,  doubled and trailing  ",
+    "\n\n\tdef f(x):\n    return {'a': [x**2]}\n",
+    "naïve Straße İstanbul Привет مرحبا नमस्ते",
+    "今天天气很好。 こんにちは 한국어 \U0001f469\u200d\U0001f4bb",
+    "<|im_start|>user\n<s>[INST] x [/INST]</s><think>y</think>",
+)
+"""Words, numbers, spaces, code, several scripts and control tokens."""
+
+
+def is_read_as_written(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> bool:
+    """Whether `AutoTokenizer` gives the ids of `tokenizer` for :data:`PROBE_TEXTS` when both are saved together.
+
+    Nothing is left on the disk.
+    """
+    with tempfile.TemporaryDirectory(prefix="pocl-tokenizer-") as name:
+        directory = Path(name)
+        config.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        write_tokenizer_config(directory, chat_templates={}, pad_token=None)
+        try:
+            read = AutoTokenizer.from_pretrained(directory)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+    return all(read(text)["input_ids"] == tokenizer(text)["input_ids"] for text in PROBE_TEXTS)

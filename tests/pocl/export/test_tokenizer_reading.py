@@ -1,0 +1,30 @@
+"""A tokenizer that `AutoTokenizer` reads by other rules is known, and told in the model card."""
+
+import pytest
+from tokenizers import pre_tokenizers
+from transformers import LlamaConfig, PreTrainedConfig, PreTrainedTokenizerBase, Qwen2Config
+
+from pocl.export.tokenizer_reading import is_read_as_written
+from pocl.models.random import byte_level_tokenizer
+
+
+def tokenizer_with_own_rule() -> PreTrainedTokenizerBase:
+    tokenizer = byte_level_tokenizer(64)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "as_written"),
+    [
+        (LlamaConfig(), byte_level_tokenizer(64), True),
+        (LlamaConfig(), tokenizer_with_own_rule(), True),
+        # transformers builds a Qwen2Tokenizer out of the vocabulary, whatever tokenizer.json says.
+        (Qwen2Config(), tokenizer_with_own_rule(), False),
+    ],
+    ids=["llama", "llama, rule of its own", "qwen2, rule of its own"],
+)
+def test_a_tokenizer_that_is_rebuilt_by_its_family_is_known(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, as_written: bool
+) -> None:
+    assert is_read_as_written(tokenizer, config) is as_written
