@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PRESENT = {
     "httpx2",
+    "jinja2",
     "hypothesis",
     "orjson",
     "pydantic",
@@ -19,6 +20,7 @@ PRESENT = {
     "pytest-xdist",
     "pyyaml",
     "structlog",
+    "tokenizers",
 }
 """Of what the service and the developers need, what a machine with a GPU has too."""
 MODULES = {"psycopg": "psycopg", "python-multipart": "multipart", "celery": "celery", "import-linter": "importlinter"}

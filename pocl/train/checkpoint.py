@@ -152,6 +152,16 @@ class TrainState(BaseModel):
         return Progress(self.step, len(self.finished_stages), tuple(self.evaluations))
 
     @property
+    def progress_before_scores(self) -> Progress:
+        """The same without the scores of this very step.
+
+        They are computed after its checkpoint is saved; where a run is stopped meanwhile the checkpoint is saved again,
+        and must get the same card.
+        """
+        before = (evaluated for evaluated in self.evaluations if evaluated.step < self.step)
+        return Progress(self.step, len(self.finished_stages), tuple(before))
+
+    @property
     def stage_ends(self) -> list[int]:
         """The step at which each finished stage ended."""
         return [stage.end_step for stage in self.finished_stages]
@@ -187,7 +197,7 @@ def save(
     moments = _optimizer_tensors(model, optimizer)
     _refuse_non_finite(state.step, {**dict(model.named_parameters()), **moments})
     with manifest.new_directory(target) as scratch:
-        requirement = export.write(model, scratch, state.progress)
+        requirement = export.write(model, scratch, state.progress_before_scores)
         training = scratch / TRAINING_DIR
         training.mkdir()
         save_file(moments, training / _OPTIMIZER)

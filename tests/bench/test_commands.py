@@ -53,7 +53,9 @@ def test_scores_of_rivals_are_equal() -> None:
 @pytest.mark.slow
 def test_losses_of_rivals_are_equal(tmp_path: Path) -> None:
     file = tmp_path / "step.json"
-    printed = bench("step", "--size", "tiny", "--rows", "2", "--rounds", "1", "--no-memory", "--json", str(file))
+    printed = bench(
+        "step", "--size", "tiny", "--rows", "2", "--rounds", "1", "--no-memory", "--dtype", "fp32", "--json", str(file)
+    )
     record = json.loads(file.read_text())
     assert next(iter(record["results"]))["name"] == "ours"
     assert all(value < 1e-4 for value in record["checks"].values())

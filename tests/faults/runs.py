@@ -36,8 +36,16 @@ def on_step(callback: Callable[[int], None]) -> Callable[[Event], None]:
     return sink
 
 
+_WITHOUT_FAULTS = {
+    "best_by_cross_entropy", "metric_constant", "ranking_by_cut_student", "ranking_constant", "ranking_mostly_zero",
+}  # fmt: skip
+"""What runs of tiny models are warned of in any case: their answers score next to nothing."""
+
+
 def warning_codes(events: list[Event]) -> list[str]:
-    return [event.code for event in events if isinstance(event, Warned)]
+    """The codes of the warnings, but for those about scores."""
+    codes = [event.code for event in events if isinstance(event, Warned)]
+    return [code for code in codes if code not in _WITHOUT_FAULTS]
 
 
 def with_learning_rate(spec: Path, rate: float) -> DistillationSpec:

@@ -100,5 +100,5 @@ def test_untrained_student_without_a_finite_loss_is_refused_while_ranking(restar
     student = tmp_path / "source" / FINAL_DIR
     replace_weights(student, make_nan)
     spec = write_variant(tmp_path, "restart", student={"path": str(student)})
-    assert "the untrained student's loss on sample" in diverge(read_spec(spec), tmp_path / "run")
+    assert "the loss of the model that ranks is not finite on sample" in diverge(read_spec(spec), tmp_path / "run")
     assert not (tmp_path / "run" / RANKING_FILE).exists()
