@@ -61,7 +61,7 @@ def repeated(line: bytes, times: int) -> Iterator[bytes]:
         yield piece
 
 
-LINES = [10**5, pytest.param(10**6, marks=pytest.mark.slow)]
+LINES = [10**5, pytest.param(4 * 10**5, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("lines", LINES)
