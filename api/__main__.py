@@ -15,6 +15,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from api.app import create_app
 from api.jobs.watcher import JobWatcher
+from api.url_limit import UrlLimitProtocol
 from domain import logs
 from domain.db import upgrade
 from domain.settings import Settings
@@ -50,6 +51,7 @@ def _serve() -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=UrlLimitProtocol,
         access_log=False,
         # The configuration above holds for uvicorn's loggers as well.
         log_config=None,

@@ -10,7 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import internal_error_response
+from api.problems import internal_error_response, problem_response
+from api.url_limit import UriTooLong, is_too_long
 
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -47,6 +48,9 @@ class RequestContextMiddleware:
         if job is not None:
             context["job_id"] = job[1]
         with structlog.contextvars.bound_contextvars(**context):
+            if is_too_long(scope):
+                await problem_response(Request(scope), UriTooLong())(scope, receive, send_with_id)
+                return
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception:

@@ -16,6 +16,7 @@ from api.path_params import DatasetId
 from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import TransactionSlot
 from api.strict_json import parse
+from api.url_limit import UriTooLong
 from domain.checkpoints.repository import get_checkpoint
 from domain.datasets.repository import get_dataset, stored_reference
 from domain.encoding_checks import EncodingBusy
@@ -72,7 +73,7 @@ class PreviewQuery(BaseModel):
     template_name: str | None = Field(default=None, max_length=128)
     """As `data.template_name`."""
     chat_template: str | None = Field(default=None, max_length=32768)
-    """As `data.chat_template`."""
+    """As `data.chat_template`, as far as the URL, percent-encoded, stays within 65535 bytes."""
     chat_template_kwargs: str | None = Field(default=None, max_length=8192)
     """As `data.chat_template_kwargs`: an object, as JSON."""
     system: str | None = Field(default=None, max_length=8192)
@@ -100,6 +101,7 @@ class PreviewQuery(BaseModel):
         PreviewTooCostly,
         EncodingBusy,
         RowsNotHere,
+        UriTooLong,
     ),
 )
 def preview_dataset(

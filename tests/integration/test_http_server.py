@@ -1,9 +1,11 @@
 """The service as a process of its own, on a real socket."""
 
+import json
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx2
@@ -74,6 +76,22 @@ def test_path_traversal_in_a_raw_request_is_not_found(server: str) -> None:
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 404")
     assert b"application/problem+json" in answer
+
+
+@pytest.mark.parametrize("path", ["/v1/datasets/ds_00000000/preview?model=", "/v1/", "/healthz?q=%07"])
+def test_url_that_is_too_long_is_answered_with_problem_details(server: str, path: str) -> None:
+    # On one connection, which such a URL does not end.
+    connection = HTTPConnection(server.removeprefix("http://"))
+    codes = []
+    for length in (65535, 65536, 1 << 20, 65535):
+        connection.request("GET", path + "x" * (length - len(path)))
+        response = connection.getresponse()
+        body = response.read()
+        if response.status == 414:
+            assert response.headers["content-type"] == "application/problem+json"
+        codes.append(json.loads(body)["code"] if response.status == 414 else "")
+    connection.close()
+    assert codes == ["", "uri_too_long", "uri_too_long", ""]
 
 
 def test_migrate_creates_the_schema_and_is_idempotent(home: Path) -> None:
