@@ -3,7 +3,7 @@
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -68,21 +68,21 @@ class PreviewQuery(BaseModel):
     """The first row to show, counted from 0."""
     rows: int = Field(default=5, ge=1, le=50)
     """How many rows to show at most."""
-    template: str | None = Field(default=None, max_length=16)
+    template: Literal["auto", "chat", "alpaca"] | None = None
     """As `data.template`."""
-    template_name: str | None = Field(default=None, max_length=128)
+    template_name: str | None = Field(default=None, min_length=1, max_length=64)
     """As `data.template_name`."""
-    chat_template: str | None = Field(default=None, max_length=32768)
+    chat_template: str | None = Field(default=None, min_length=1, max_length=32768)
     """As `data.chat_template`, as far as the URL, percent-encoded, stays within 65535 bytes."""
-    chat_template_kwargs: str | None = Field(default=None, max_length=8192)
+    chat_template_kwargs: str | None = Field(default=None, min_length=2, max_length=8192)
     """As `data.chat_template_kwargs`: an object, as JSON."""
-    system: str | None = Field(default=None, max_length=8192)
+    system: str | None = Field(default=None, min_length=1, max_length=8192)
     """As `data.system`."""
-    date: str | None = Field(default=None, max_length=10)
+    date: str | None = Field(default=None, pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$")
     """As `data.date`; today unless given."""
-    max_length: int | None = None
+    max_length: int | None = Field(default=None, ge=8, le=32768)
     """As `data.max_length`."""
-    max_prompt_length: int | None = None
+    max_prompt_length: int | None = Field(default=None, ge=1, le=32767)
     """As `data.max_prompt_length`."""
 
 
