@@ -43,9 +43,14 @@ def map_case(context: HookContext, case: AnyCase) -> AnyCase:
         return case
     if operation in ("create_job", "validate_job") and isinstance(case.body, dict):
         case.body = {**case.body, "spec": _existing(case.body.get("spec"))}
+    if operation == "preview_dataset" and isinstance(case.query, dict):
+        models = ("random", os.environ["FUZZ_CHECKPOINT"], case.query["model"])
+        case.query = {**case.query, "model": models[len(str(case.query["model"])) % 3]}
     if case.meta.phase.name is not TestPhase.STATEFUL:
+        # With the data set that all others use nothing could be submitted or previewed any more.
+        dataset = "FUZZ_UNUSED_DATASET" if operation == "delete_dataset" else "FUZZ_DATASET"
         job = "FUZZ_ENDED" if operation == "follow_job_events" else "FUZZ_JOB"
-        existing = {"job_id": job, "dataset_id": "FUZZ_DATASET", "checkpoint_id": "FUZZ_CHECKPOINT"}
+        existing = {"job_id": job, "dataset_id": dataset, "checkpoint_id": "FUZZ_CHECKPOINT"}
         existing_ids = {name: os.environ[existing[name]] for name in case.path_parameters if name in existing}
         if "path" in case.path_parameters:
             # Half of the cases; the other half asks for files that do not exist.

@@ -14,7 +14,12 @@ from domain.settings import Settings
 from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
 from tests.support.requests import jsonl, specification
 
-ARTIFACTS = {"ranking.jsonl": b'{"rank": 1}\n', "result.json": b"{}", "report.html": b"<h1>"}
+ARTIFACTS = {
+    "ranking.jsonl": b'{"rank": 1}\n',
+    "answers.jsonl": b'{"sample": 1}\n',
+    "result.json": b"{}",
+    "report.html": b"<h1>",
+}
 FILES = {"model.safetensors": bytes(1000), "config.json": b"{}", "folder/käse-1.txt": b"cheese"}
 
 
@@ -29,6 +34,11 @@ def insert_seed_data(settings: Settings, scratch: Path) -> Mapping[str, str]:
             session, project="default", name="samples", rows=8, size_bytes=samples.size, sha256=samples.sha256,
             store_key="datasets/samples.jsonl",
         ).id  # fmt: skip
+        unused = store.publish_file(scratch / "samples", "datasets/unused.jsonl")
+        unused_dataset = add_dataset(
+            session, project="default", name="unused", rows=8, size_bytes=unused.size, sha256=unused.sha256,
+            store_key="datasets/unused.jsonl",
+        ).id  # fmt: skip
     ended = submit_job(database, settings, specification(dataset), project="default")
     with database.transaction(write=True) as session:
         actions.cancel_job(session, "default", ended.id)
@@ -42,6 +52,7 @@ def insert_seed_data(settings: Settings, scratch: Path) -> Mapping[str, str]:
     database.close()
     return {
         "FUZZ_DATASET": dataset,
+        "FUZZ_UNUSED_DATASET": unused_dataset,
         "FUZZ_JOB": claim.job_id,
         "FUZZ_ENDED": ended.id,
         "FUZZ_CHECKPOINT": checkpoint,
