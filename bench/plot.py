@@ -60,8 +60,9 @@ def _bars_of(record: dict[str, Any]) -> list[Bar]:
     if "results" not in record:
         # The fault injections compare nothing.
         return []
-    if "size" in record["settings"]:
-        label += f" ({record['settings']['size']})"
+    details = [str(record["settings"][name]) for name in ("size", "dtype") if name in record["settings"]]
+    if details:
+        label += f" ({', '.join(details)})"
     return [
         (f"{label}{_batch_of(row)}: {row['name']}", row["times_ours"])
         for row in record["results"]
