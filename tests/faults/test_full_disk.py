@@ -38,7 +38,7 @@ def namespace() -> list[str]:
     ("case", "line", "intact_step"),
     [
         ("ranking", "scratch.write_text(text", None),
-        ("weights", "export.write(model, scratch, state.progress)", 2),
+        ("weights", "export.write(model, scratch, state.progress_before_scores)", 2),
         ("optimizer", "save_file(moments, training / _OPTIMIZER)", 2),
         ("exporting", "checkpoint.link_weights(", 10),
     ],
