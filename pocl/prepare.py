@@ -13,6 +13,7 @@ from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.vllm_generation import vllm_missing
 from pocl.export.chat_templates import alpaca_chat_template, with_defaults
 from pocl.inspect import SharedVocabulary, TokenLimits, check_sequence_length
+from pocl.inspect.chat_templates import DEFAULT_TEMPLATE
 from pocl.models.digest import DigestStore
 from pocl.models.hub import HubClient
 from pocl.models.loading import LazyModel, LoadedModel, load_lazily, load_student, shared_vocabulary, token_limits
@@ -22,7 +23,7 @@ from pocl.models.tokenizers import text_tokenizer
 from pocl.out_of_memory import fit_or_refuse
 from pocl.prompting.encoding import SampleEncoder
 from pocl.prompting.encoding_warnings import EncodingWarning, encoding_warnings
-from pocl.prompting.template_choice import DEFAULT, chat_template_sources, make_encoder
+from pocl.prompting.template_choice import chat_template_sources, make_encoder
 from pocl.prompting.template_renderer import call_shared_process
 from pocl.prompting.text_tokenizer import TextTokenizer
 from pocl.prompting.thoughts import Thought, visible_answer
@@ -186,7 +187,7 @@ def _exported_templates(data: Data, tokenizer: TextTokenizer) -> dict[str, str]:
     """The chat templates as a server has to use them: with the variables that the samples were rendered with."""
     sources = chat_template_sources(data, tokenizer)
     if not sources:
-        return {DEFAULT: alpaca_chat_template(tokenizer)}
+        return {DEFAULT_TEMPLATE: alpaca_chat_template(tokenizer)}
     return {name: with_defaults(source, data.chat_template_kwargs) for name, source in sources.items()}
 
 

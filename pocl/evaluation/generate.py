@@ -166,20 +166,8 @@ def _answer(
         fallback = trials.fallback(model, decoding.precision)
         message = f"a {model.config.model_type} model {fallback.reason}, which takes longer"
         sink(Warned(code=fallback.code, message=message))
-        if fallback is FallbackDecoding.UNCACHED:
-            answer_uncached(
-                model,
-                questions,
-                rows_in_flight=decoding.rows_in_flight,
-                eos_token_ids=decoding.eos_token_ids,
-                pad_id=decoding.pad_id,
-                sampler=decoding.sampler,
-                no_repeat_ngram=decoding.no_repeat_ngram,
-                on_answer=on_answer,
-                should_stop=should_stop,
-            )
-            return
-        answer_padded(
+        answer = answer_uncached if fallback is FallbackDecoding.UNCACHED else answer_padded
+        answer(
             model,
             questions,
             rows_in_flight=1 if fallback is FallbackDecoding.SINGLE else decoding.rows_in_flight,

@@ -14,6 +14,8 @@ from typing import Any, Final
 import transformers
 from transformers import AutoConfig, PreTrainedConfig
 
+from pocl.inspect.chat_templates import DEFAULT_TEMPLATE
+
 OLDEST: Final = "4.57"
 """The oldest transformers for which directories are written."""
 FAMILIES_OF_OLDEST: Final = frozenset(
@@ -132,8 +134,8 @@ def write_tokenizer_config(directory: Path, *, chat_templates: Mapping[str, str]
         elif extra:
             config["extra_special_tokens"] = extra
     # TGI's router reads templates from here alone; transformers prefers the files of their own, which are equal.
-    if chat_templates.keys() == {"default"}:
-        config["chat_template"] = chat_templates["default"]
+    if chat_templates.keys() == {DEFAULT_TEMPLATE}:
+        config["chat_template"] = chat_templates[DEFAULT_TEMPLATE]
     elif chat_templates:
         config["chat_template"] = [{"name": name, "template": text} for name, text in sorted(chat_templates.items())]
     if pad_token is not None:

@@ -10,10 +10,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from pocl.export.compatibility import write_config, write_tokenizer_config
 from pocl.export.generation import ExportedGeneration, exported_generation
+from pocl.inspect.chat_templates import DEFAULT_TEMPLATE, TOOL_TEMPLATE
 from pocl.models.heads import has_tied_embeddings
 
-DEFAULT_TEMPLATE: Final = "default"
-SAVED_TEMPLATES: Final = (DEFAULT_TEMPLATE, "tool_use")
+SAVED_TEMPLATES: Final = (DEFAULT_TEMPLATE, TOOL_TEMPLATE)
 """The names of templates that transformers finds by itself: the second for conversations with tools."""
 
 

@@ -9,6 +9,8 @@ from pocl.inspect.reading import JsonObject, read_object
 
 DEFAULT_TEMPLATE = "default"
 """The name of the template that is used unless another is named."""
+TOOL_TEMPLATE = "tool_use"
+"""The name of the template that transformers takes for conversations with tools."""
 _LIMIT = 4 << 20
 _MAX_TEMPLATES = 64
 

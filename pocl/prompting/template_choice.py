@@ -4,6 +4,7 @@ from datetime import date
 from typing import Final
 
 from pocl.errors import FieldError, SpecInvalid
+from pocl.inspect.chat_templates import DEFAULT_TEMPLATE, TOOL_TEMPLATE
 from pocl.prompting.chat_rendering import ChatRendering
 from pocl.prompting.encoding import SampleEncoder
 from pocl.prompting.profile import probe_template
@@ -11,8 +12,6 @@ from pocl.prompting.template_renderer import Call, TemplateRenderer
 from pocl.prompting.text_tokenizer import TextTokenizer
 from pocl.spec import Data
 
-DEFAULT: Final = "default"
-TOOL_USE: Final = "tool_use"
 _NAMED_AT_MOST: Final = 20
 
 
@@ -32,11 +31,11 @@ def make_encoder(data: Data, tokenizer: TextTokenizer, call: Call) -> SampleEnco
     chats = {key: _chat_rendering(key, source, data, tokenizer, call) for key, source in sources.items()}
     return SampleEncoder(
         tokenizer,
-        chats.get(DEFAULT),
+        chats.get(DEFAULT_TEMPLATE),
         data.system,
         data.max_length,
         data.max_prompt_length,
-        tool_chat=chats.get(TOOL_USE),
+        tool_chat=chats.get(TOOL_TEMPLATE),
     )
 
 
@@ -50,7 +49,7 @@ def chat_template_sources(data: Data, tokenizer: TextTokenizer) -> dict[str, str
     if data.template == "alpaca":
         return {}
     if data.chat_template is not None:
-        return {DEFAULT: data.chat_template}
+        return {DEFAULT_TEMPLATE: data.chat_template}
     templates = tokenizer.templates
     if not templates:
         _refuse_settings_without_template(data)
@@ -59,11 +58,11 @@ def chat_template_sources(data: Data, tokenizer: TextTokenizer) -> dict[str, str
     if data.template_name is not None:
         if data.template_name not in templates:
             raise _refusal("/data/template_name", "template_unknown", f"the tokenizer's chat templates are {names}")
-        return {DEFAULT: templates[data.template_name]}
-    if DEFAULT not in templates:
+        return {DEFAULT_TEMPLATE: templates[data.template_name]}
+    if DEFAULT_TEMPLATE not in templates:
         detail = f"the tokenizer has several chat templates and none is the default: name one of {names}"
         raise _refusal("/data/template_name", "template_name_missing", detail)
-    return {key: templates[key] for key in (DEFAULT, TOOL_USE) if key in templates}
+    return {key: templates[key] for key in (DEFAULT_TEMPLATE, TOOL_TEMPLATE) if key in templates}
 
 
 def _refuse_settings_without_template(data: Data) -> None:

@@ -180,14 +180,14 @@ def test_nesting_is_bounded_and_brackets_in_strings_do_not_count() -> None:
     assert parse(json.dumps({**ROW, "output": code}).encode()).references == (code,)
 
 
-def of_length(size: int) -> bytes:
+def row_of_length(size: int) -> bytes:
     start = b'{"instruction": "a", "output": "'
     return start + b"b" * (size - len(start) - 2) + b'"}'
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
 def test_length_of_a_line_is_bounded_without_its_end(tmp_path: Path, end: bytes) -> None:
-    fits, long = of_length(MAX_ROW_BYTES), of_length(MAX_ROW_BYTES + 1)
+    fits, long = row_of_length(MAX_ROW_BYTES), row_of_length(MAX_ROW_BYTES + 1)
     assert parse(fits + end)
     assert refusal_code(long + end) == "line_too_long"
     assert bad_lines(tmp_path / "rows", fits + end) == []
@@ -196,14 +196,14 @@ def test_length_of_a_line_is_bounded_without_its_end(tmp_path: Path, end: bytes)
 
 @pytest.mark.parametrize("excess", [1, 2, 3, 4, 5, 6, 100, MAX_ROW_BYTES, 3 * MAX_ROW_BYTES])
 def test_overlong_line_does_not_affect_the_others(tmp_path: Path, excess: int) -> None:
-    content = LINE + b"\n" + of_length(MAX_ROW_BYTES + excess) + b"\n\n{}\n" + LINE
+    content = LINE + b"\n" + row_of_length(MAX_ROW_BYTES + excess) + b"\n\n{}\n" + LINE
     assert bad_lines(tmp_path / "rows", content) == [("/lines/2", "line_too_long"), ("/lines/4", "form_unknown")]
 
 
 def test_byte_order_mark_is_accepted_at_the_start_only(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     assert bad_lines(tmp_path / "rows", mark + LINE + b"\n" + mark + LINE) == [("/lines/2", "not_json")]
-    assert bad_lines(tmp_path / "rows", mark + of_length(MAX_ROW_BYTES) + b"\r\n") == []
+    assert bad_lines(tmp_path / "rows", mark + row_of_length(MAX_ROW_BYTES) + b"\r\n") == []
 
 
 def test_line_ends_of_both_kinds_and_blank_lines_are_accepted(tmp_path: Path) -> None:
