@@ -34,9 +34,10 @@ from pocl.teacher.cache import open_teacher
 from pocl.teacher.distillation_loss import training_loss
 from pocl.teacher.signal import TeacherSignal, TeacherSource
 from pocl.train.accumulation import normaliser
-from pocl.train.checkpoint import MetricRow, TrainState
-from pocl.train.loop import Student, Trainer
+from pocl.train.checkpoint import Student
+from pocl.train.loop import Trainer
 from pocl.train.optimizer import make_optimizer
+from pocl.train.state import MetricRow, TrainState
 
 NO_LEARNING = 1e-20
 """A learning rate that does all the work of a step and leaves fp32 weights as they are."""
@@ -148,7 +149,6 @@ class OurStep:
             workdir=Path(),
             sink=lambda _event: None,
             should_stop=lambda: False,
-            score=None,
             state=TrainState(micro_batch_size=spec.training.micro_batch_size or spec.training.batch_size),
         )
 

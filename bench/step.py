@@ -25,7 +25,7 @@ from pocl.data.batches import EncodedSample, collate
 from pocl.models.precision import Precision
 from pocl.spec import DistillationSpec
 from pocl.teacher.signal import TeacherSignal, teacher_logits
-from pocl.train.checkpoint import MetricRow
+from pocl.train.state import MetricRow
 
 FILL = "teacher cache, filled once"
 TEMPERATURE, KD_WEIGHT = 1.0, 0.7

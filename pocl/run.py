@@ -10,7 +10,8 @@ from pocl.determinism import is_without_deterministic_kernel
 from pocl.errors import DiskFull, EngineFailure, FieldError, OutOfMemory, PoclError, SpecInvalid, is_disk_full
 from pocl.events import Event, RunEnded, Sink, StepLogged
 from pocl.layout import CACHE_DIR, EVENTS_FILE
-from pocl.pipeline import Pipeline
+from pocl.pipeline.context import RunContext, RunHost
+from pocl.pipeline.phases import run_phases
 from pocl.report.result import Result
 from pocl.spec import DistillationSpec
 from pocl.storage.shared_cache import SharedCache
@@ -51,17 +52,8 @@ def run(
         try:
             resources.enter_context(lock_workdir(workdir))
             tracker.sink = resources.enter_context(EventLog(workdir / EVENTS_FILE, sink))
-            pipeline = Pipeline(
-                spec,
-                workdir,
-                tracker,
-                should_stop=should_stop,
-                should_pause=should_pause,
-                shared_cache=cache,
-                resources=resources,
-                posted_spec=posted_spec or spec,
-            )
-            result = pipeline.run()
+            host = RunHost(workdir, tracker, cache, resources, should_stop, should_pause)
+            result = run_phases(RunContext(spec, posted_spec or spec, host))
             cache.unpin()
             return result
         except Exception as error:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pocl.evaluation.intervals import ScoreDifference, score_intervals
 from pocl.evaluation.row_scores import RowScores
-from pocl.train.checkpoint import TrainState
+from pocl.train.state import TrainState
 
 Subject = Literal["teacher", "initial", "best", "final"]
 _OTHERS: Final[tuple[Literal["initial", "teacher"], ...]] = ("initial", "teacher")

@@ -16,8 +16,8 @@ from pocl.report.comparison import ComparedAnswers, ModelComparison
 from pocl.report.render import ReportData, StageFigures, TrainingCurve, render
 from pocl.spec import Control, DistillationSpec
 from pocl.storage.manifest import replace_file
-from pocl.train.checkpoint import MetricRow, TrainState
-from pocl.train.loop import VALIDATION, best_chosen_by, best_stage
+from pocl.train.selection import VALIDATION, best_chosen_by, best_stage
+from pocl.train.state import MetricRow, TrainState
 
 
 class Result(BaseModel):

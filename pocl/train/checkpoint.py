@@ -17,154 +17,34 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from pocl.errors import CheckpointCorrupt, LossDiverged, WorkdirMismatch
-from pocl.evaluation.answers_file import EvaluationKey
-from pocl.evaluation.row_scores import RowScores
-from pocl.events import Evaluated
-from pocl.export.model_card import CARD_FILE, Progress
+from pocl.export.model_card import CARD_FILE
 from pocl.export.student import StudentExport
 from pocl.layout import TRAINING_DIR, WEIGHTS_FILE, checkpoint_name, checkpoints_in, step_of
-from pocl.spec import Method
 from pocl.storage import manifest
-from pocl.storage.inputs import RunInputs
+from pocl.train.state import TrainState
 
 _STATE, _OPTIMIZER, _RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
 _BEST_EPOCH = "best_epoch.safetensors"
 _WEIGHTS = {"config.json", WEIGHTS_FILE}
 _POSITION = {_STATE, _OPTIMIZER, _RNG}
-MAX_METRIC_ROWS: Final = 2000
-"""The most steps whose metrics a training state holds: more than the width of the report's plot has points."""
 
 
-class MetricRow(BaseModel):
-    """The metrics of one optimiser step, as the report plots them."""
+@dataclass
+class Student:
+    """What is trained, and what its checkpoints hold besides."""
 
-    # A number that is not finite must come back as it was, and not as null.
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
-
-    step: int
-    stage: int
-    loss: float
-    cross_entropy: float
-    divergence: float | None
-    temperature: float
-    learning_rate: float
-
-
-class FinishedStage(BaseModel):
-    """A stage as it was trained: by this run, or by one that this run continues with another specification."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    samples: int
-    temperature: float
-    kd_weight: float
-    method: Method
-    recipe: str
-    """The `recipe_digest` of the specification that it was trained with."""
-    end_step: int
-    """Optimiser steps of the run at its end."""
-    kept_epoch: int | None = None
-    """How many of its epochs its weights were trained for, where they are those of its best epoch."""
-
-
-class EvaluatedRows(BaseModel):
-    """The scores of each sample of an evaluation, which intervals are computed from at the end of the run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    subject: Literal["teacher", "initial", "stage"]
-    stage: int | None
-    split: str
-    rows: RowScores
-
-
-class TrainState(BaseModel):
-    """The position of a run. The order of samples and the learning rate follow from it and the specification."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    step: int = 0
-    """Optimiser steps done."""
-    stage: int = 0
-    epoch: int = 0
-    """Epochs done in this stage."""
-    batch: int = 0
-    """Optimiser batches done in this epoch."""
-    stage_step: int = 0
-    """Optimiser steps done in this stage."""
-    micro_batch_size: int = 1
-    machine: str = ""
-    """What the bits of the result depend on besides the inputs: versions, instruction set, device, threads."""
-    cached_teacher: bool = True
-    """Whether the teacher's hidden states come from the cache; those of a live teacher round with the batch."""
-    teacher_batch_tokens: int | None = None
-    """Tokens of the batches in which the cached states were computed; None where the teacher is live."""
-    not_exact: list[str] = []
-    """Why the run may end in other bits when it is repeated or resumed, a sentence each."""
-    inputs: RunInputs = RunInputs()
-    """What the run was given besides its specification."""
-    tokens_seen: int = 0
-    finished_stages: list[FinishedStage] = []
-    """In their order."""
-    epoch_scores: list[float] = []
-    """The convergence metric after each epoch of this stage."""
-    evaluations: list[Evaluated] = []
-    row_scores: list[EvaluatedRows] = []
-    """Of each evaluation; one that had no sample to score is here alone."""
-    metrics: list[MetricRow] = []
-    """Those of every `metric_stride`-th optimiser step and of the last one; the events have them all."""
-    metric_stride: int = 1
-
-    def log(self, row: MetricRow) -> None:
-        """Add the metrics of a step. Beyond :data:`MAX_METRIC_ROWS` every second row goes: each checkpoint holds them.
-
-        Which rows are kept follows from their number alone, and so not from where a run was interrupted.
-        """
-        if self.metrics and (self.metrics[-1].step - 1) % self.metric_stride:
-            self.metrics.pop()
-        self.metrics.append(row)
-        if len(self.metrics) > MAX_METRIC_ROWS:
-            self.metric_stride *= 2
-            self.metrics = [each for each in self.metrics if (each.step - 1) % self.metric_stride == 0 or each is row]
-
-    def note_not_exact(self, *reasons: str) -> None:
-        """Add to `not_exact` those reasons that it lacks."""
-        self.not_exact += [reason for reason in reasons if reason not in self.not_exact]
-
-    @property
-    def evaluation_keys(self) -> set[EvaluationKey]:
-        """The evaluations that were made."""
-        scored = {EvaluationKey(each.split, each.subject, each.stage) for each in self.evaluations}
-        return scored | {EvaluationKey(each.split, each.subject, each.stage) for each in self.row_scores}
-
-    @property
-    def progress(self) -> Progress:
-        """How far the run is, as a model card says it."""
-        return Progress(self.step, len(self.finished_stages), tuple(self.evaluations))
-
-    @property
-    def progress_before_scores(self) -> Progress:
-        """The same without the scores of this very step.
-
-        They are computed after its checkpoint is saved; where a run is stopped meanwhile the checkpoint is saved again,
-        and must get the same card.
-        """
-        before = (evaluated for evaluated in self.evaluations if evaluated.step < self.step)
-        return Progress(self.step, len(self.finished_stages), tuple(before))
-
-    @property
-    def stage_ends(self) -> list[int]:
-        """The step at which each finished stage ended."""
-        return [stage.end_step for stage in self.finished_stages]
+    model: PreTrainedModel
+    export: StudentExport
+    """What is saved with its weights."""
+    optimizer: AdamW
 
 
 @dataclass(frozen=True)
@@ -178,10 +58,8 @@ class ResumePoint:
 def save(
     root: Path,
     state: TrainState,
+    student: Student,
     *,
-    model: PreTrainedModel,
-    export: StudentExport,
-    optimizer: AdamW,
     best_epoch_weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write the training state below `root` and return its directory.
@@ -194,10 +72,11 @@ def save(
         LossDiverged: when a weight or a moment is not finite; nothing is written.
     """
     target = root / checkpoint_name(state.step)
-    moments = _optimizer_tensors(model, optimizer)
+    model = student.model
+    moments = _optimizer_tensors(model, student.optimizer)
     _refuse_non_finite(state.step, {**dict(model.named_parameters()), **moments})
     with manifest.new_directory(target) as scratch:
-        requirement = export.write(model, scratch, state.progress_before_scores)
+        requirement = student.export.write(model, scratch, state.progress_before_scores)
         training = scratch / TRAINING_DIR
         training.mkdir()
         save_file(moments, training / _OPTIMIZER)

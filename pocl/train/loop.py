@@ -13,7 +13,7 @@ cached and a live teacher, and of the three ways to the loss, it takes one:
     train/loop                  sets the learning rate, refuses a loss that is not finite, and takes the AdamW step
     train/schedule              the learning rate of the step
     train/eta                   the time of the step
-    train/checkpoint            the metrics of the step, for the training state
+    train/state                 the metrics of the step, for the training state
     train/accumulation          sums gradients over micro-batches and ranks, and clips them
     train/ranks                 which samples this process works on; sums over processes
     data/micro_batches          cuts the batch into pieces that fit in memory
@@ -51,70 +51,34 @@ needs to see the same batches in the same order.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import dropwhile
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
-from torch.optim import AdamW
-from transformers import PreTrainedModel
 
+from pocl.callbacks import ShouldStop
 from pocl.data.batches import EncodedSample
 from pocl.errors import LossDiverged, RunStopped
-from pocl.evaluation.answers_file import EvaluationKey
-from pocl.evaluation.constant_scores import constant_metric
-from pocl.evaluation.scores import Scores
-from pocl.events import (
-    CheckpointSaved,
-    Evaluated,
-    PhaseChanged,
-    Sink,
-    StageFinished,
-    StageStarted,
-    StepLogged,
-    Warned,
-)
-from pocl.export.student import StudentExport
-from pocl.layout import BEST_DIR, CHECKPOINTS_DIR, checkpoint_dir
+from pocl.events import PhaseChanged, Sink, StageFinished, StageStarted, StepLogged, Warned
 from pocl.models.compiled_layers import CompiledLayers
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, fit_or_refuse
 from pocl.plan import StagePlan
 from pocl.spec import ByConvergence, DistillationSpec
-from pocl.storage.manifest import read_manifest
 from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train import checkpoint
 from pocl.train.accumulation import MICRO_BATCH_TOKENS, GradientAccumulator, StepMeans
-from pocl.train.checkpoint import EvaluatedRows, FinishedStage, MetricRow, TrainState
+from pocl.train.checkpoint import Student
+from pocl.train.checkpoint_writer import CheckpointWriter
 from pocl.train.eta import EtaEstimator
+from pocl.train.evaluations import StudentEvaluations, StudentScoring
 from pocl.train.optimizer import allocate_moments, make_optimizer
 from pocl.train.prefetch import Prefetcher
 from pocl.train.ranks import Ranks, SingleProcess
 from pocl.train.schedule import batches, cosine, shuffled
-
-
-@dataclass
-class Student:
-    """What is trained."""
-
-    model: PreTrainedModel
-    export: StudentExport
-    """What is saved with its weights."""
-    optimizer: AdamW
-
-
-class Score(Protocol):
-    def __call__(self, split: str, *, sampled: bool) -> Scores:
-        """Score the student on the samples that `split` names; with `sampled` also by sampled answers where the
-        specification has sampling.
-        """
-        ...
-
-
-KeepAnswers = Callable[[EvaluationKey, Scores], None]
-VALIDATION: Final = "validation"
-"""The samples on which the best stage is chosen, and convergence is seen."""
+from pocl.train.selection import best_chosen_by, best_epoch, has_converged
+from pocl.train.state import FinishedStage, MetricRow, TrainState
 
 
 @dataclass
@@ -130,37 +94,33 @@ class Trainer:
     """The loss of a micro-batch."""
     workdir: Path
     sink: Sink
-    should_stop: Callable[[], bool]
-    score: Score | None
-    """Scores the student; None without samples to evaluate on."""
+    should_stop: ShouldStop
     state: TrainState
     """Where to go on; it is changed in place."""
     packed: bool
     """Whether the samples of a micro-batch are packed (concatenated); else they are padded."""
+    scoring: StudentScoring | None = None
+    """Scores the student; None without samples to evaluate on."""
     micro_batch_tokens: int = MICRO_BATCH_TOKENS
     """Tokens of a micro-batch at most, unless a single sample is longer."""
     eta: EtaEstimator = field(default_factory=EtaEstimator)
     ranks: Ranks = field(default_factory=SingleProcess)
     """The processes that share each step."""
     compiled_layers: CompiledLayers = field(default_factory=CompiledLayers)
-    prefetcher: Prefetcher | None = None
     """The student's layers as they run in a step."""
-    should_pause: Callable[[], bool] = lambda: False
+    prefetcher: Prefetcher | None = None
+    """Prepares micro-batches ahead; None prepares each when it is its turn."""
+    should_pause: ShouldStop = lambda: False
     """Called at the end of each stage but the last; true stops the run there."""
     best_epoch_weights: dict[str, Tensor] | None = None
     """The weights, on the host, after the best epoch so far of a stage that is scored after each."""
-    splits: tuple[str, ...] = (VALIDATION,)
-    """The names of the samples to evaluate on, where there are any."""
-    keep_answers: KeepAnswers = lambda *_: None
-    """Is given what each evaluation measured."""
-    saved: tuple[int, ...] = field(init=False)
-    """Steps and scores of the training state on disk."""
     accumulator: GradientAccumulator = field(init=False)
-    warned_metrics: set[tuple[str, str]] = field(init=False, default_factory=set)
-    """Metrics with their samples that a warning has called constant."""
+    evaluations: StudentEvaluations = field(init=False)
+    checkpoints: CheckpointWriter = field(init=False)
 
     def __post_init__(self) -> None:
-        self.saved = self._progress()
+        self.evaluations = StudentEvaluations(self.scoring, self.spec, self.state, self.sink, self.eta)
+        self.checkpoints = CheckpointWriter(self.workdir, self.spec, self.student, self.state, self.sink)
         self.accumulator = GradientAccumulator(
             model=self.student.model,
             training_loss=self.training_loss,
@@ -183,9 +143,7 @@ class Trainer:
             LossDiverged, OutOfMemory, DiskFull: the last checkpoint is whole.
         """
         try:
-            # A branch may name samples that its parent did not: the student is no longer as it was at its start.
-            for split in self.splits if self.state.step == 0 else ():
-                self._evaluate("initial", split)
+            self.evaluations.score_initial()
             for stage in self.table:
                 if self.state.stage == stage.index:
                     self._run_stage(stage)
@@ -196,7 +154,7 @@ class Trainer:
                         raise RunStopped
         except RunStopped:
             # Scores are saved as steps are, so that a resumed run need not compute them again.
-            if self._progress() != self.saved:
+            if not self.checkpoints.is_saved:
                 self._save("training", self.state.stage)
             raise
         if best_chosen_by(self.state.evaluations, self.spec.evaluation.best_by) == "cross_entropy":
@@ -309,7 +267,7 @@ class Trainer:
             learning_rate=learning_rate,
         )
         state.log(row)
-        evaluations = len(self.splits) * (1 + len(stages_after)) if self.score is not None else 0
+        evaluations = 0 if self.scoring is None else len(self.scoring.splits) * (1 + len(stages_after))
         low, high = self.eta.seconds_left_range(steps=steps_left, evaluations=evaluations)
         self.sink(
             StepLogged(
@@ -327,15 +285,12 @@ class Trainer:
         )
 
     def _score_epoch(self) -> None:
-        advance = self.spec.curriculum.advance
-        if not isinstance(advance, ByConvergence) or self.score is None:
+        score = self.evaluations.score_epoch()
+        if score is None:
             return
-        # The greedy score decides; sampled answers would cost as much again for each seed.
-        scores = self._score_student(VALIDATION, sampled=False)
-        self.state.epoch_scores.append(getattr(scores, advance.metric))
+        self.state.epoch_scores.append(score)
         if best_epoch(self.state.epoch_scores) == len(self.state.epoch_scores):
             self.best_epoch_weights = checkpoint.copy_weights(self.student.model)
-        self.sink(Evaluated(subject="epoch", stage=self.state.stage, step=self.state.step, **scores.reported))
         self.sink(PhaseChanged(phase="training", stage=self.state.stage))
 
     def _finish_stage(self, stage: StagePlan) -> None:
@@ -378,153 +333,21 @@ class Trainer:
         return kept_epoch
 
     def _score_stage(self, stage: StagePlan) -> None:
-        """Score the stage that has just ended: on the validation samples, and if it is the best so far or the last one
-        on all others too. Another machine may not have its weights any more once the run has ended.
-        """
-        if VALIDATION in self.splits:
-            self._evaluate("stage", VALIDATION, stage.index)
-            self._keep_best(stage.index)
-        is_best = best_stage(self.state.evaluations, self.spec.evaluation.best_by) == stage.index
-        if is_best or stage is self.table[-1]:
-            for split in self.splits:
-                self._evaluate("stage", split, stage.index)
-        best = best_stage(self.state.evaluations, self.spec.evaluation.best_by)
-        # What is compared in the end; of other stages the means are enough.
-        self.state.row_scores = [
-            each for each in self.state.row_scores if each.subject != "stage" or each.stage in (best, stage.index)
-        ]
-
-    def _evaluate(self, subject: Literal["initial", "stage"], split: str, stage: int | None = None) -> None:
-        key = EvaluationKey(split, subject, stage)
-        if self.score is None or key in self.state.evaluation_keys:
-            return
-        self.sink(PhaseChanged(phase="evaluating", stage=stage))
-        scores = self._score_student(split, sampled=True)
-        # The answers are whole before the event, on which they are stored.
-        self.keep_answers(key, scores)
-        if scores.rows:
-            evaluated = Evaluated(subject=subject, split=split, stage=stage, step=self.state.step, **scores.reported)
-            self.state.evaluations.append(evaluated)
-            self.sink(evaluated)
-        if scores.by_row is not None:
-            rows = EvaluatedRows(subject=subject, stage=stage, split=split, rows=scores.by_row)
-            self.state.row_scores.append(rows)
-
-    def _score_student(self, split: str, *, sampled: bool) -> Scores:
-        assert self.score is not None  # The callers have looked.
-        with self.eta.evaluation():
-            scores = self.score(split, sampled=sampled)
-        if scores.by_row is not None:
-            for metric in sorted({"rouge_l", *self._steering_metrics}):
-                values = getattr(scores.by_row, metric)
-                warning = constant_metric(metric, values, model="student", samples=f"{split} samples")
-                if warning is not None and (metric, split) not in self.warned_metrics:
-                    self.warned_metrics.add((metric, split))
-                    self.sink(warning)
-        return scores
-
-    @property
-    def _steering_metrics(self) -> set[str]:
-        """The metrics that choose the best stage and end stages."""
-        advance = self.spec.curriculum.advance
-        return {self.spec.evaluation.best_by, *([advance.metric] if isinstance(advance, ByConvergence) else [])}
-
-    def _keep_best(self, stage: int) -> None:
-        """Keep the weights of the stage that scores best."""
-        if best_stage(self.state.evaluations, self.spec.evaluation.best_by) != stage:
-            return
-        source = self.workdir / checkpoint_dir(self.state.stage_ends[stage])
-        student, progress = self.student, self.state.progress
-        checkpoint.link_weights(
-            source,
-            self.workdir / BEST_DIR,
-            card=lambda requirement: student.export.card(student.model, progress, requirement),
-        )
-        # `best/` changes with the next better stage; the directory that its weights came from does not.
-        self._announce("best", source, stage, step=self.state.stage_ends[stage])
+        """Score the stage that has just ended, and keep its weights if it is the best so far."""
+        self.evaluations.score_stage_on_validation(stage.index)
+        if self.evaluations.best_stage == stage.index:
+            self.checkpoints.keep_best(stage.index)
+        self.evaluations.score_stage_on_others(stage.index, is_last=stage is self.table[-1])
 
     def _save_if_due(self) -> None:
         """Save on the interval, and look whether to stop.
 
         Looked at before a step and not after it, so that a stage end, which is saved anyway, is saved once.
         """
-        if self.state.step - self.saved[0] >= self.spec.checkpoints.every_steps:
+        if self.checkpoints.steps_since_saved >= self.spec.checkpoints.every_steps:
             self._save("training", self.state.stage)
         if self.should_stop():
             raise RunStopped
 
-    def _progress(self) -> tuple[int, ...]:
-        return self.state.step, len(self.state.evaluations), len(self.state.row_scores)
-
     def _save(self, kind: Literal["training", "stage"], stage: int) -> None:
-        root = self.workdir / CHECKPOINTS_DIR
-        directory = checkpoint.save(
-            root,
-            self.state,
-            model=self.student.model,
-            export=self.student.export,
-            optimizer=self.student.optimizer,
-            best_epoch_weights=self.best_epoch_weights,
-        )
-        self.saved = self._progress()
-        self._announce(kind, directory, stage, step=self.state.step)
-        keep, stage_ends = self.spec.checkpoints.keep, set(self.state.stage_ends)
-        checkpoint.prune(root, step=self.state.step, keep=keep, stage_ends=stage_ends)
-
-    def _announce(self, kind: Literal["training", "stage", "best"], directory: Path, stage: int, *, step: int) -> None:
-        self.sink(
-            CheckpointSaved(
-                kind=kind,
-                path=directory.relative_to(self.workdir).as_posix(),
-                step=step,
-                stage=stage,
-                size_bytes=read_manifest(directory).size_bytes,
-            )
-        )
-
-
-def best_stage(evaluations: Sequence[Evaluated], metric: Literal["rouge_l", "exact_match"]) -> int | None:
-    """The stage whose greedy answers to the validation samples score highest by `metric`; None without scores.
-
-    Of stages with equal scores it is the one with the lower cross-entropy, and of equals the earlier. So a metric that
-    is the same after every stage chooses nothing, and no later stage changes the order of earlier ones.
-    """
-    best = max(
-        _stages_on_validation(evaluations),
-        key=lambda evaluated: (float(getattr(evaluated, metric)), -evaluated.cross_entropy),
-        default=None,
-    )
-    return None if best is None else best.stage
-
-
-def best_epoch(scores: Sequence[float]) -> int:
-    """The epoch with the highest score, counted from 1; of equals the last, which was trained longest."""
-    return max(range(len(scores)), key=lambda index: (scores[index], index)) + 1
-
-
-def best_chosen_by(
-    evaluations: Sequence[Evaluated], metric: Literal["rouge_l", "exact_match"]
-) -> Literal["rouge_l", "exact_match", "cross_entropy"] | None:
-    """The score that decided which stage is the best: cross-entropy where `metric` is the same after every stage; None
-    without scores.
-    """
-    values = [getattr(evaluated, metric) for evaluated in _stages_on_validation(evaluations)]
-    if not values:
-        return None
-    return "cross_entropy" if len(values) > 1 and len(set(values)) == 1 else metric
-
-
-def _stages_on_validation(evaluations: Sequence[Evaluated]) -> list[Evaluated]:
-    return [each for each in evaluations if (each.subject, each.split) == ("stage", VALIDATION)]
-
-
-def has_converged(scores: Sequence[float], *, patience: int, min_delta: float) -> bool:
-    """Whether the last `patience` scores all failed to rise by `min_delta` over the best before them.
-
-    Scores count from the first that is not 0: while every answer scores 0, nothing is known of how they improve.
-    """
-    scores = list(dropwhile(lambda score: score == 0, scores))
-    if len(scores) <= patience:
-        return False
-    best_before = max(scores[:-patience])
-    return max(scores[-patience:]) < best_before + min_delta
+        self.checkpoints.save(kind, stage, self.best_epoch_weights)

@@ -28,9 +28,10 @@ from pocl.teacher.distillation_loss import training_loss
 from pocl.teacher.signal import TeacherSignal, TeacherSource
 from pocl.train import loop
 from pocl.train.accumulation import normaliser
-from pocl.train.checkpoint import TrainState
-from pocl.train.loop import Student, Trainer
+from pocl.train.checkpoint import Student
+from pocl.train.loop import Trainer
 from pocl.train.optimizer import make_optimizer
+from pocl.train.state import TrainState
 from tests.pocl.one_step import samples_of_lengths
 from tests.pocl.tiny_models import VOCABULARY, tiny
 
@@ -131,7 +132,6 @@ class Case:
             workdir=directory,
             sink=lambda _event: None,
             should_stop=lambda: False,
-            score=None,
             state=TrainState(micro_batch_size=len(SAMPLES)),
         )
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pocl.train.checkpoint import MAX_METRIC_ROWS, MetricRow, TrainState
+from pocl.train.state import MAX_METRIC_ROWS, MetricRow, TrainState
 
 
 def row(step: int) -> MetricRow:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pocl.events import Evaluated
 from pocl.spec import AllSamples, ReversedOrder, ShuffledStages, Training
 from pocl.train.eta import EtaEstimator
-from pocl.train.loop import best_chosen_by, best_epoch, best_stage, has_converged
 from pocl.train.schedule import batches, cosine, shuffled, training_order
+from pocl.train.selection import best_chosen_by, best_epoch, best_stage, has_converged
 
 LastBatch = Literal["partial", "even", "drop"]
 

@@ -18,9 +18,11 @@ from pocl.plan import stage_table
 from pocl.spec import DistillationSpec, Training, resolve
 from pocl.teacher.distillation_loss import training_loss
 from pocl.train import checkpoint
-from pocl.train.checkpoint import TrainState
-from pocl.train.loop import Student, Trainer
+from pocl.train.checkpoint import Student
+from pocl.train.evaluations import StudentScoring
+from pocl.train.loop import Trainer
 from pocl.train.optimizer import decay_groups, make_optimizer
+from pocl.train.state import TrainState
 from tests.pocl.one_step import samples_of_lengths
 from tests.pocl.tiny_models import CONFIGS, tiny
 
@@ -78,7 +80,7 @@ def trainer_in(
         workdir=directory,
         sink=sink,
         should_stop=lambda: state.step == stop_at,
-        score=score,
+        scoring=StudentScoring(score),
         state=state,
         best_epoch_weights=None if point is None else checkpoint.read_best_epoch_weights(point.directory),
     )

@@ -1,0 +1,90 @@
+"""The phase `exporting`: how the student leaves the run, with its result and report."""
+
+from dataclasses import replace
+
+from pocl.curriculum.ranking import RankedSample
+from pocl.events import ArtifactWritten, CheckpointSaved, PhaseChanged, RunFinished
+from pocl.export.model_card import CardFacts
+from pocl.export.student import StudentExport
+from pocl.export.tokenizer_reading import is_read_as_written
+from pocl.layout import ANSWERS_FILE, FINAL_DIR, REPORT_FILE, RESULT_FILE, checkpoint_dir
+from pocl.pipeline.context import RunContext
+from pocl.pipeline.load import LoadedRun
+from pocl.pipeline.validate import ValidatedRun
+from pocl.report.result import Result, build_result, conclude, origin_of, write_result
+from pocl.run_inputs import samples_used
+from pocl.storage.manifest import read_manifest
+from pocl.train import checkpoint
+from pocl.train.checkpoint import Student
+from pocl.train.state import TrainState
+
+
+def student_export(context: RunContext, validated: ValidatedRun, loaded: LoadedRun) -> StudentExport:
+    """What is saved with the weights of the student, whatever its progress."""
+    models, corpus = loaded.models, loaded.corpus
+    facts = CardFacts(
+        spec=context.spec,
+        stages=validated.table,
+        student=origin_of(models.student),
+        teacher=None if models.teacher is None else origin_of(models.teacher),
+        template=corpus.template,
+        samples=samples_used(validated.data.splits.train, validated.data.held_out),
+    )
+    needs_generic = not is_read_as_written(models.tokenizer, models.student.model.config)
+    if needs_generic:
+        message = (
+            "AutoTokenizer gives other token ids for the exported directory, since it takes the tokenizer class of "
+            "the student's family; read it with PreTrainedTokenizerFast, as the model card says"
+        )
+        context.warn("tokenizer_read_otherwise", message)
+    return StudentExport(
+        models.tokenizer,
+        corpus.ending.end_ids,
+        corpus.chat_templates,
+        facts,
+        stop_text=str(models.tokenizer.decode(list(corpus.ending.stop_sequence))),
+        needs_generic_tokenizer=needs_generic,
+    )
+
+
+def export(
+    context: RunContext,
+    validated: ValidatedRun,
+    loaded: LoadedRun,
+    student: Student,
+    state: TrainState,
+    ranking: list[RankedSample],
+) -> Result:
+    """Write the final weights, `result.json` and the report.
+
+    Raises:
+        DiskFull: when there is no space; what was whole stays whole.
+    """
+    context.sink(PhaseChanged(phase="exporting"))
+    conclusions = conclude(state.evaluations, last_stage=state.stage - 1, best_by=context.spec.evaluation.best_by)
+    for evaluated in conclusions:
+        context.sink(evaluated)
+    progress = replace(state.progress, evaluations=(*state.evaluations, *conclusions))
+    checkpoint.link_weights(
+        context.workdir / checkpoint_dir(state.step),
+        context.workdir / FINAL_DIR,
+        card=lambda requirement: student.export.card(student.model, progress, requirement),
+    )
+    result = build_result(
+        state,
+        [*state.evaluations, *conclusions],
+        data=loaded.data_encoded,
+        models=loaded.models,
+        spec=context.spec,
+        precision=context.precision.name,
+        data_commits=validated.data.commits,
+    )
+    write_result(context.workdir, context.spec, result, state.metrics, ranking)
+    if (context.workdir / ANSWERS_FILE).exists():
+        context.sink(ArtifactWritten(kind="answers", path=ANSWERS_FILE))
+    context.sink(ArtifactWritten(kind="result", path=RESULT_FILE))
+    context.sink(ArtifactWritten(kind="report", path=REPORT_FILE))
+    size = read_manifest(context.workdir / FINAL_DIR).size_bytes
+    context.sink(CheckpointSaved(kind="final", path=FINAL_DIR, step=state.step, stage=None, size_bytes=size))
+    context.sink(RunFinished(step=state.step))
+    return result
