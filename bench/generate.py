@@ -22,6 +22,7 @@ from bench.machine import Machine
 from bench.protocol import OURS, Rival, Work, add_timing_arguments, time_interleaved
 from bench.report import Figure, Report, timing_rows
 from bench.sizes import SIZES, build_model, llama, set_mode
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate
 from pocl.events import Event
 from pocl.models.heads import output_head
@@ -150,12 +151,7 @@ def ours(
         return generate(
             model,
             prompts,
-            max_new_tokens=new_tokens,
-            batch_size=batch_size,
-            eos_token_ids={END},
-            pad_id=PAD,
-            precision=precision,
-            graphs=graphs,
+            Decoding(new_tokens, batch_size, {END}, PAD, precision, graphs=graphs),
             sink=_refuse,
         )
 

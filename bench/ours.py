@@ -11,6 +11,7 @@ from torch.optim import AdamW
 from transformers import PreTrainedModel
 
 from pocl.data.batches import EncodedSample
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate
 from pocl.evaluation.token_scores import ScoringSizes, token_scores
 from pocl.events import Sink
@@ -169,12 +170,7 @@ def answers(
     return generate(
         model,
         prompts,
-        max_new_tokens=new_tokens,
-        batch_size=len(prompts),
-        eos_token_ids=frozenset(),
-        pad_id=0,
-        precision=precision,
-        graphs=graphs,
+        Decoding(new_tokens, len(prompts), frozenset(), pad_id=0, precision=precision, graphs=graphs),
     )
 
 

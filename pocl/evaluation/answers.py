@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.callbacks import OnProgress, ShouldStop
 from pocl.data.batches import EncodedSample
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate, model_stop_token_ids
 from pocl.evaluation.sampling import Sampler
 from pocl.evaluation.vllm_generation import generate_with_vllm
@@ -80,15 +81,17 @@ def generate_answers(
         answers = generate_all(
             model,
             [sample.prompt_ids for sample in samples],
-            max_new_tokens=generation.max_new_tokens,
-            batch_size=generation.batch_size,
-            eos_token_ids=stop_token_ids(model, tokenizer, generation),
-            pad_id=generation.end_of_response_id,
-            precision=generation.precision,
-            sampler=sampler,
+            Decoding(
+                generation.max_new_tokens,
+                generation.batch_size,
+                stop_token_ids(model, tokenizer, generation),
+                pad_id=generation.end_of_response_id,
+                precision=generation.precision,
+                sampler=sampler,
+                no_repeat_ngram=generation.no_repeat_ngram,
+                graphs=generation.graphs,
+            ),
             keys=[sample.digest for sample in samples],
-            no_repeat_ngram=generation.no_repeat_ngram,
-            graphs=generation.graphs,
             on_progress=on_progress,
             should_stop=should_stop,
             sink=generation.sink,

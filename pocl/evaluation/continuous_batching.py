@@ -13,7 +13,7 @@ generated in batches that are whole.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from pocl.callbacks import ShouldStop
 from pocl.errors import RunStopped
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.question import Question
 from pocl.evaluation.repeated_ngrams import RepeatedNgrams
 from pocl.evaluation.sampling import Sampler
@@ -44,31 +45,21 @@ class ContinuousBatching:
         self,
         model: PreTrainedModel,
         questions: Sequence[Question],
-        *,
-        rows_in_flight: int,
-        eos_token_ids: Set[int],
-        sampler: Sampler | None = None,
-        no_repeat_ngram: int | None = None,
-        graphs: bool = False,
+        decoding: Decoding,
     ) -> None:
-        """Prepare slots for the questions.
-
-        Args:
-            no_repeat_ngram: The size of the n-grams that no answer repeats; None bans none.
-            graphs: Replay each decode step as a CUDA graph, one for each bucket; on CUDA alone.
-        """
+        """Prepare slots for the questions; with graphs, each bucket of lengths has one of its own."""
         self._model = model
         self._questions = questions
-        self._sampler = sampler
-        self._eos = eos_token_ids
-        slots = min(rows_in_flight, len(questions))
+        self._sampler = decoding.sampler
+        self._eos = decoding.eos_token_ids
+        slots = min(decoding.rows_in_flight, len(questions))
         width = max(question.limit for question in questions)
         max_length = max(len(question.prompt) + question.limit for question in questions)
-        self._rows = _Rows.empty(slots, width, sampler is not None, sorted(eos_token_ids), model.device)
-        if no_repeat_ngram is not None:
-            self._rows.repeats = RepeatedNgrams.empty(no_repeat_ngram, slots, max_length, model.device)
+        self._rows = _Rows.empty(slots, width, self._sampler is not None, sorted(self._eos), model.device)
+        if decoding.no_repeat_ngram is not None:
+            self._rows.repeats = RepeatedNgrams.empty(decoding.no_repeat_ngram, slots, max_length, model.device)
         self._decoder = SlotDecoder(model, slots, max_length)
-        self._graphs = StepGraphs() if graphs and model.device.type == "cuda" else None
+        self._graphs = StepGraphs() if decoding.graphs and model.device.type == "cuda" else None
         self._waiting = deque(range(len(questions)))
         self._occupants: list[_Occupant | None] = [None] * slots
 

@@ -1,7 +1,7 @@
 """Generation of answers to many prompts, greedy or sampled, with a key-value cache."""
 
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import Enum
 from weakref import WeakKeyDictionary
 
@@ -10,9 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.callbacks import OnProgress, ShouldStop
 from pocl.evaluation.continuous_batching import ContinuousBatching
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.padded_generation import answer_padded, can_decode_padded
 from pocl.evaluation.question import Question
-from pocl.evaluation.sampling import Sampler
 from pocl.evaluation.uncached_generation import answer_uncached
 from pocl.events import Sink, Warned
 from pocl.models.inference_weights import inference_weights
@@ -24,39 +24,23 @@ from pocl.models.slot_decoder import can_decode_in_slots, fits_window
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
-    batch_size: int,
-    eos_token_ids: Set[int],
-    pad_id: int,
-    precision: Precision | None = None,
-    sampler: Sampler | None = None,
     keys: Sequence[str] | None = None,
-    no_repeat_ngram: int | None = None,
-    graphs: bool = False,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop = lambda: False,
     sink: Sink = lambda _: None,
 ) -> list[list[int]]:
     """Generate an answer to each prompt, token by token, until an end-of-sequence token or the limit.
 
-    An answer does not depend on the other prompts, their order or `batch_size`, but for rounding: see
+    An answer does not depend on the other prompts, their order or the rows in flight, but for rounding: see
     :mod:`~pocl.evaluation.continuous_batching` for what its bits depend on.
 
     Args:
         model: Any causal language model; it runs in eval mode, and its mode is restored.
         prompts: Token ids, at least one each. They may contain `pad_id` and end-of-sequence tokens.
-        max_new_tokens: The most tokens of an answer. An answer also ends where the model has no more positions.
-        batch_size: Rows in flight: the number of prompts that are being answered at a time.
-        eos_token_ids: The tokens that end an answer and are not part of it; may be empty.
-        pad_id: Any id of the vocabulary; it fills masked positions.
-        precision: Of the products; that of the weights unless given.
-        sampler: Draws each token; without it the most likely token is taken.
         keys: One key for each prompt, from which its random draws follow together with the seed of the sampler;
             its index in `prompts` unless given.
-        no_repeat_ngram: The size of the n-grams, at least 2, that no answer repeats, be they of the prompt or its own;
-            None bans none.
-        graphs: Replay decode steps as CUDA graphs, where the model is on CUDA.
         on_progress: Called with (prompts answered, prompts) whenever answers have ended.
         should_stop: Polled before each prefill and each token.
         sink: Is told where the model cannot be batched continuously, by the code of its :class:`FallbackDecoding`.
@@ -66,12 +50,9 @@ def generate(
 
     Raises:
         RunStopped: `should_stop` returned true.
-        ValueError: a prompt is empty or leaves no position for an answer, a number is below 1, or there are
-            more or fewer keys than prompts.
+        ValueError: a prompt is empty or leaves no position for an answer, or there are more or fewer keys than prompts.
     """
-    questions = questions_of(model, prompts, max_new_tokens, batch_size, keys)
-    precision = precision or Precision("fp32", model.device)
-    decoding = _Decoding(batch_size, eos_token_ids, pad_id, precision, sampler, no_repeat_ngram, graphs)
+    questions = questions_of(model, prompts, decoding.max_new_tokens, keys)
     answers: dict[int, list[int]] = {}
 
     def on_answer(index: int, answer: list[int]) -> None:
@@ -99,29 +80,13 @@ def model_stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     return frozenset(int(id_) for id_ in (*ids, tokenizer.eos_token_id) if id_ is not None)
 
 
-@dataclass(frozen=True)
-class _Decoding:
-    """How every answer is decoded; the fields are arguments of :func:`generate`."""
-
-    rows_in_flight: int
-    eos_token_ids: Set[int]
-    pad_id: int
-    precision: Precision
-    sampler: Sampler | None
-    no_repeat_ngram: int | None
-    graphs: bool
-
-
 def questions_of(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    batch_size: int,
     keys: Sequence[str] | None,
 ) -> list[Question]:
     """What :func:`generate` is asked, in the order of `prompts`; arguments and errors are those of it."""
-    if max_new_tokens < 1 or batch_size < 1:
-        raise ValueError("max_new_tokens and batch_size must be at least 1")
     keys = [str(index) for index in range(len(prompts))] if keys is None else keys
     if len(keys) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts have {len(keys)} keys")
@@ -142,42 +107,26 @@ def questions_of(
 def _answer(
     model: PreTrainedModel,
     questions: Sequence[Question],
-    decoding: _Decoding,
+    decoding: Decoding,
     on_answer: Callable[[int, list[int]], None],
     should_stop: ShouldStop,
     sink: Sink,
 ) -> None:
     """Answer `questions` in their order; `on_answer` is called with each one's index and new tokens."""
-    trials = _trials.setdefault(model, _DecodingTrials())
-    with inference_weights(model, decoding.precision, decoding.rows_in_flight):
+    trials, precision = _trials.setdefault(model, _DecodingTrials()), decoding.precision_on(model.device)
+    with inference_weights(model, precision, decoding.rows_in_flight):
         longest = max(len(question.prompt) + question.limit for question in questions)
-        if fits_window(model, longest) and trials.in_slots(model, decoding.precision):
-            ContinuousBatching(
-                model,
-                questions,
-                rows_in_flight=decoding.rows_in_flight,
-                eos_token_ids=decoding.eos_token_ids,
-                sampler=decoding.sampler,
-                no_repeat_ngram=decoding.no_repeat_ngram,
-                graphs=decoding.graphs,
-            ).run(on_answer, should_stop)
+        if fits_window(model, longest) and trials.in_slots(model, precision):
+            ContinuousBatching(model, questions, decoding).run(on_answer, should_stop)
             return
-    with decoding.precision.autocast():
-        fallback = trials.fallback(model, decoding.precision)
+    with precision.autocast():
+        fallback = trials.fallback(model, precision)
         message = f"a {model.config.model_type} model {fallback.reason}, which takes longer"
         sink(Warned(code=fallback.code, message=message))
         answer = answer_uncached if fallback is FallbackDecoding.UNCACHED else answer_padded
-        answer(
-            model,
-            questions,
-            rows_in_flight=1 if fallback is FallbackDecoding.SINGLE else decoding.rows_in_flight,
-            eos_token_ids=decoding.eos_token_ids,
-            pad_id=decoding.pad_id,
-            sampler=decoding.sampler,
-            no_repeat_ngram=decoding.no_repeat_ngram,
-            on_answer=on_answer,
-            should_stop=should_stop,
-        )
+        if fallback is FallbackDecoding.SINGLE:
+            decoding = replace(decoding, rows_in_flight=1)
+        answer(model, questions, decoding, on_answer, should_stop)
 
 
 class FallbackDecoding(Enum):

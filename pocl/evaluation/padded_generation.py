@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from pocl.callbacks import ShouldStop
 from pocl.errors import RunStopped
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.question import Question
 from pocl.evaluation.repeated_ngrams import RepeatedNgrams
 from pocl.evaluation.sampling import Sampler
@@ -88,32 +89,25 @@ def _logits_by_itself(model: PreTrainedModel, row: list[int]) -> torch.Tensor:
 def answer_padded(
     model: PreTrainedModel,
     questions: Sequence[Question],
-    *,
-    rows_in_flight: int,
-    eos_token_ids: Set[int],
-    pad_id: int,
-    sampler: Sampler | None,
-    no_repeat_ngram: int | None,
+    decoding: Decoding,
     on_answer: Callable[[int, list[int]], None],
     should_stop: ShouldStop,
 ) -> None:
-    """Answer questions in batches of `rows_in_flight`, in the order given.
+    """Answer questions in batches of the rows in flight, in the order given.
 
-    `on_answer` is called with each one's index and new tokens once its batch is done. The rest as
-    :func:`~pocl.evaluation.generate.generate`.
+    `on_answer` is called with each one's index and new tokens once its batch is done.
 
     Raises:
         RunStopped: `should_stop`, polled before each token, returned true.
     """
-    for start in range(0, len(questions), rows_in_flight):
-        batch = _Batch.start(model, questions[start : start + rows_in_flight], pad_id)
-        if sampler is not None:
-            batch.use_sampler(sampler, [question.key for question in questions[start : start + rows_in_flight]])
-        if no_repeat_ngram is not None:
-            batch.ban_repeats(
-                no_repeat_ngram, [question.prompt for question in questions[start : start + rows_in_flight]]
-            )
-        for offset, answer in enumerate(_decode(model, batch, eos_token_ids, should_stop)):
+    for start in range(0, len(questions), decoding.rows_in_flight):
+        asked = questions[start : start + decoding.rows_in_flight]
+        batch = _Batch.start(model, asked, decoding.pad_id)
+        if decoding.sampler is not None:
+            batch.use_sampler(decoding.sampler, [question.key for question in asked])
+        if decoding.no_repeat_ngram is not None:
+            batch.ban_repeats(decoding.no_repeat_ngram, [question.prompt for question in asked])
+        for offset, answer in enumerate(_decode(model, batch, decoding.eos_token_ids, should_stop)):
             on_answer(start + offset, answer)
 
 

@@ -5,7 +5,7 @@ nothing at it, so rows are padded on the right as they are for training. It cost
 texts as an answer has tokens.
 """
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,32 +13,28 @@ from transformers import PreTrainedModel
 
 from pocl.callbacks import ShouldStop
 from pocl.errors import RunStopped
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.question import Question
 from pocl.evaluation.repeated_ngrams import RepeatedNgrams
-from pocl.evaluation.sampling import Sampler
 from pocl.models.heads import response_logits
 
 
 def answer_uncached(
     model: PreTrainedModel,
     questions: Sequence[Question],
-    *,
-    rows_in_flight: int,
-    eos_token_ids: Set[int],
-    pad_id: int,
-    sampler: Sampler | None,
-    no_repeat_ngram: int | None,
+    decoding: Decoding,
     on_answer: Callable[[int, list[int]], None],
     should_stop: ShouldStop,
 ) -> None:
-    """Answer questions in batches of `rows_in_flight`; arguments as of
+    """Answer questions in batches of the rows in flight; arguments as of
     :func:`~pocl.evaluation.padded_generation.answer_padded`.
 
     Raises:
         RunStopped: `should_stop`, polled before each token, returned true.
     """
-    for start in range(0, len(questions), rows_in_flight):
-        batch = questions[start : start + rows_in_flight]
+    sampler = decoding.sampler
+    for start in range(0, len(questions), decoding.rows_in_flight):
+        batch = questions[start : start + decoding.rows_in_flight]
         texts = [list(question.prompt) for question in batch]
         going = list(range(len(batch)))
         uniforms = None
@@ -48,16 +44,16 @@ def answer_uncached(
         for step in range(max(question.limit for question in batch)):
             if should_stop():
                 raise RunStopped
-            logits = _next_logits(model, [texts[row] for row in going], pad_id)
-            if no_repeat_ngram is not None:
-                logits = _without_repeats(logits, [texts[row] for row in going], no_repeat_ngram)
+            logits = _next_logits(model, [texts[row] for row in going], decoding.pad_id)
+            if decoding.no_repeat_ngram is not None:
+                logits = _without_repeats(logits, [texts[row] for row in going], decoding.no_repeat_ngram)
             if sampler is None or uniforms is None:
                 tokens = logits.argmax(dim=-1).tolist()
             else:
                 tokens = sampler.choose(logits, uniforms[going, step]).tolist()
             kept = []
             for row, token in zip(going, tokens, strict=True):
-                if token in eos_token_ids:
+                if token in decoding.eos_token_ids:
                     continue
                 texts[row].append(token)
                 if step + 1 < batch[row].limit:

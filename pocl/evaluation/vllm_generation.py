@@ -7,7 +7,7 @@ from seed and key too, but are others than the engine's.
 
 import gc
 import tempfile
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from pocl.callbacks import OnProgress, ShouldStop
 from pocl.errors import FieldError, ModelUnsupported, RunStopped, SpecInvalid
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import questions_of
 from pocl.evaluation.question import Question
-from pocl.evaluation.sampling import Sampler
 from pocl.events import Sink
 from pocl.models.precision import Precision
 
@@ -30,16 +30,9 @@ _SHARE_OF_FREE_MEMORY = 0.9
 def generate_with_vllm(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
-    batch_size: int,
-    eos_token_ids: Set[int],
-    pad_id: int,
-    precision: Precision | None = None,
-    sampler: Sampler | None = None,
     keys: Sequence[str] | None = None,
-    no_repeat_ngram: int | None = None,
-    graphs: bool = False,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop = lambda: False,
     sink: Sink = lambda _: None,
@@ -47,9 +40,9 @@ def generate_with_vllm(
 ) -> list[list[int]]:
     """Generate an answer to each prompt; arguments and result as :func:`~pocl.evaluation.generate.generate`.
 
+    With graphs vLLM compiles the model and records CUDA graphs at its start. It has no ban of repeated n-grams.
+
     Args:
-        no_repeat_ngram: vLLM has no such ban.
-        graphs: Let vLLM compile the model and record CUDA graphs at its start.
         should_stop: Polled before each chunk of prompts.
         vllm: The module; imported unless given.
 
@@ -58,11 +51,11 @@ def generate_with_vllm(
         ModelUnsupported: vLLM does not know the model's architecture.
         RunStopped, ValueError: as :func:`~pocl.evaluation.generate.generate`.
     """
-    del pad_id, sink
-    if no_repeat_ngram is not None:
+    del sink
+    if decoding.no_repeat_ngram is not None:
         detail = "vLLM cannot ban repeated n-grams: leave resources.generator at engine"
         raise SpecInvalid([FieldError("/curriculum/ranking/no_repeat_ngram", "unsupported_by_vllm", detail)])
-    questions = questions_of(model, prompts, max_new_tokens, batch_size, keys)
+    questions = questions_of(model, prompts, decoding.max_new_tokens, keys)
     vllm = _import_vllm() if vllm is None else vllm
     architecture = type(model).__name__
     if architecture not in vllm.ModelRegistry.get_supported_archs():
@@ -70,7 +63,7 @@ def generate_with_vllm(
     if not questions:
         return []
     answers: list[list[int]] = []
-    precision = precision or Precision("fp32", model.device)
+    precision = decoding.precision_on(model.device)
     with tempfile.TemporaryDirectory(prefix="pocl-vllm-") as directory:
         _export(model, precision, directory)
         llm = vllm.LLM(
@@ -79,17 +72,17 @@ def generate_with_vllm(
             # Prompts are token ids, and answers are decoded by the caller.
             skip_tokenizer_init=True,
             max_model_len=max(len(question.prompt) + question.limit for question in questions),
-            max_num_seqs=batch_size,
-            enforce_eager=not graphs,
+            max_num_seqs=decoding.rows_in_flight,
+            enforce_eager=not decoding.graphs,
             **_memory_share(model.device),
         )
         try:
-            chunk = _CHUNK_ROUNDS * batch_size
+            chunk = _CHUNK_ROUNDS * decoding.rows_in_flight
             for start in range(0, len(questions), chunk):
                 if should_stop():
                     raise RunStopped
                 asked = questions[start : start + chunk]
-                answers += _answers(vllm, llm, asked, eos_token_ids, sampler)
+                answers += _answers(vllm, llm, asked, decoding)
                 if on_progress is not None:
                     on_progress(len(answers), len(questions))
         finally:
@@ -100,9 +93,8 @@ def generate_with_vllm(
     return answers
 
 
-def _answers(
-    vllm: Any, llm: Any, questions: Sequence[Question], eos_token_ids: Set[int], sampler: Sampler | None
-) -> list[list[int]]:
+def _answers(vllm: Any, llm: Any, questions: Sequence[Question], decoding: Decoding) -> list[list[int]]:
+    sampler, eos_token_ids = decoding.sampler, decoding.eos_token_ids
     drawn = {} if sampler is None else {"top_p": sampler.top_p}
     parameters = [
         vllm.SamplingParams(

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from pocl.data.batches import EncodedSample, collate
 from pocl.errors import ModelUnsupported, SpecInvalid
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate
 from pocl.evaluation.token_scores import ScoringSizes, last_turn_cross_entropy
 from pocl.events import Event, Warned
@@ -108,9 +109,7 @@ def test_family_equals_plain_transformers(name: str, tmp_path: Path) -> None:
     expected_answers = [answer[: answer.index(end)] if end in answer else answer for answer in answers]
     events: list[Event] = []
     prompts = [sample.prompt_ids for sample in SAMPLES]
-    generated = generate(
-        model, prompts, max_new_tokens=NEW_TOKENS, batch_size=3, eos_token_ids={end}, pad_id=end, sink=events.append
-    )
+    generated = generate(model, prompts, Decoding(NEW_TOKENS, 3, {end}, pad_id=end), sink=events.append)
     assert generated == expected_answers
     decoding = "padded" if is_windowed and support.decoding == "continuous" else support.decoding
     assert [event.code for event in events if isinstance(event, Warned)] == EVENTS[decoding]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate
 from pocl.evaluation.sampling import Sampler
 from pocl.models.inference_weights import inference_weights
@@ -17,10 +18,8 @@ PROMPTS = prompts_of([5, 17, 9, 1, 12, 5, 3])
 
 
 def answers(device: str, name: str, *, graphs: bool = False, sampler: Sampler | None = None) -> list[list[int]]:
-    return generate(
-        on(device, tiny(name)), PROMPTS, max_new_tokens=40, batch_size=4, eos_token_ids={7}, pad_id=PAD,
-        sampler=sampler, graphs=graphs,
-    )  # fmt: skip
+    decoding = Decoding(40, 4, {7}, PAD, sampler=sampler, graphs=graphs)
+    return generate(on(device, tiny(name)), PROMPTS, decoding)
 
 
 @ON_EACH_DEVICE

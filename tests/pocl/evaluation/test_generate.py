@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from pocl.errors import RunStopped
 from pocl.evaluation.continuous_batching import LOOK_EVERY
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate, model_stop_token_ids
 from pocl.events import Warned
 from pocl.inspect.random import SPECIAL_TOKENS
@@ -35,7 +36,7 @@ def prompts_of(lengths: Sequence[int], seed: int = 0) -> Prompts:
 
 
 def answers(model: PreTrainedModel, prompts: Prompts, *, new: int = 12, batch: int = 4, eos: set[int]) -> Prompts:
-    return generate(model, prompts, max_new_tokens=new, batch_size=batch, eos_token_ids=eos, pad_id=PAD)
+    return generate(model, prompts, Decoding(new, batch, eos, PAD))
 
 
 def reference(
@@ -106,9 +107,7 @@ def test_banned_ngrams_are_those_of_transformers(family: str, size: int) -> None
     prompts[3] = [5, 6, 7, 5, 6, 7, 5, 6]
     eos = common_tokens(model, prompts)
     for end in (eos, set[int]()):
-        banned = generate(
-            model, prompts, max_new_tokens=24, batch_size=4, eos_token_ids=end, pad_id=PAD, no_repeat_ngram=size
-        )
+        banned = generate(model, prompts, Decoding(24, 4, end, PAD, no_repeat_ngram=size))
         assert banned == reference(model, prompts, end, 24, no_repeat_ngram=size)
     assert banned != answers(model, prompts, new=24, eos=set())
 
@@ -151,9 +150,7 @@ def test_empty_and_overlong_prompts_are_refused(lengths: list[int]) -> None:
 
 def test_keys_must_match_the_prompts() -> None:
     with pytest.raises(ValueError, match="2 prompts have 1 keys"):
-        generate(
-            tiny("gpt2"), [[4], [5]], max_new_tokens=1, batch_size=1, eos_token_ids=set(), pad_id=PAD, keys=["a"]
-        )  # fmt: skip
+        generate(tiny("gpt2"), [[4], [5]], Decoding(1, 1, set(), PAD), keys=["a"])
 
 
 def test_no_prompts_give_no_answers() -> None:
@@ -171,10 +168,8 @@ def test_mode_is_restored_and_dropout_is_off(training: bool) -> None:
 
 def test_progress_counts_answered_prompts() -> None:
     seen: list[tuple[int, int]] = []
-    generate(
-        tiny("llama"), prompts_of([3] * 5), max_new_tokens=2, batch_size=2, eos_token_ids=set(), pad_id=PAD,
-        on_progress=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+    decoding = Decoding(2, 2, set(), PAD)
+    generate(tiny("llama"), prompts_of([3] * 5), decoding, on_progress=lambda done, total: seen.append((done, total)))
     assert seen == [(done, 5) for done in range(1, 6)]
 
 
@@ -186,10 +181,7 @@ def test_stop_ends_generation_within_a_batch_and_restores_the_mode() -> None:
         return len(asked) == 3
 
     with pytest.raises(RunStopped):
-        generate(
-            model, prompts_of([3]), max_new_tokens=50, batch_size=1, eos_token_ids=set(), pad_id=PAD,
-            should_stop=stop_at_third,
-        )  # fmt: skip
+        generate(model, prompts_of([3]), Decoding(50, 1, set(), PAD), should_stop=stop_at_third)
     assert model.training
 
 
@@ -209,9 +201,11 @@ def test_a_model_that_cannot_decode_in_slots_is_answered_padded_and_says_so() ->
     def answered(family: str, new: int = 4) -> None:
         model, prompts = tiny(family), prompts_of([5, 9])
         found = generate(
-            model, prompts, max_new_tokens=new, batch_size=2, eos_token_ids=set(), pad_id=PAD,
+            model,
+            prompts,
+            Decoding(new, 2, set(), PAD),
             sink=lambda event: warned.append(event.code if isinstance(event, Warned) else ""),
-        )  # fmt: skip
+        )
         assert found == reference(model, prompts, set(), new)
 
     answered("llama")
@@ -264,10 +258,7 @@ def test_model_has_its_own_weights_again_after_generating_in_bf16() -> None:
     model = tiny("gpt2")
     before = dict(model.named_parameters())
     logits = model(input_ids=torch.tensor([[4, 5, 6]])).logits
-    generate(
-        model, prompts_of([4]), max_new_tokens=2, batch_size=1, eos_token_ids=set(), pad_id=PAD,
-        precision=Precision("bf16", CPU),
-    )  # fmt: skip
+    generate(model, prompts_of([4]), Decoding(2, 1, set(), PAD, Precision("bf16", CPU)))
     after = dict(model.named_parameters())
     assert all(after[name] is parameter for name, parameter in before.items())
     assert torch.equal(model(input_ids=torch.tensor([[4, 5, 6]])).logits, logits)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate
 from pocl.evaluation.sampling import Sampler
 from tests.pocl.tiny_models import PAD, VOCABULARY, tiny
@@ -62,10 +63,8 @@ def test_sampled_tokens_follow_the_softmax_of_the_model(temperature: float, top_
     model, prompt = tiny("llama"), [5, 9, 4]
     logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double() / temperature
     shares = nucleus(logits.tolist(), top_p)
-    answers = generate(
-        model, [prompt] * 1000, max_new_tokens=1, batch_size=1000, eos_token_ids=set(), pad_id=PAD,
-        sampler=Sampler(temperature, top_p, seed=10),
-    )  # fmt: skip
+    decoding = Decoding(1, 1000, set(), PAD, sampler=Sampler(temperature, top_p, seed=10))
+    answers = generate(model, [prompt] * 1000, decoding)
     assert_drawn_from([shares.get(token, 0.0) for token in range(VOCABULARY)], [token for (token,) in answers])
     assert {token for (token,) in answers} <= shares.keys()
 
@@ -108,11 +107,9 @@ def test_answer_depends_on_its_key_and_seed_and_not_on_its_batch(order: list[int
     prompts = [[3 + place, *range(4, 4 + place)] for place in range(6)]
 
     def drawn(places: list[int], batch_size: int) -> dict[int, list[int]]:
-        answers = generate(
-            model, [prompts[place] for place in places], max_new_tokens=8, batch_size=batch_size,
-            eos_token_ids={7, 8, 9, 20}, pad_id=PAD,
-            sampler=Sampler(1.0, 0.9, seed), keys=[str(place) for place in places],
-        )  # fmt: skip
+        decoding = Decoding(8, batch_size, {7, 8, 9, 20}, PAD, sampler=Sampler(1.0, 0.9, seed))
+        keys = [str(place) for place in places]
+        answers = generate(model, [prompts[place] for place in places], decoding, keys=keys)
         return dict(zip(places, answers, strict=True))
 
     assert drawn(order, batch) == drawn(list(range(6)), 1)

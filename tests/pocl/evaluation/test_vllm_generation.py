@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pocl.errors import ModelUnsupported, RunStopped, SpecInvalid
+from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate
 from pocl.evaluation.sampling import Sampler
 from pocl.evaluation.vllm_generation import generate_with_vllm
@@ -43,9 +44,7 @@ class FakeVllm:
             outputs = []
             for prompt, options in zip(prompts, parameters, strict=True):
                 ids = prompt["prompt_token_ids"]
-                (tokens,) = generate(
-                    model, [ids], max_new_tokens=options["max_tokens"], batch_size=1, eos_token_ids=set(), pad_id=PAD
-                )  # fmt: skip
+                (tokens,) = generate(model, [ids], Decoding(options["max_tokens"], 1, set(), PAD))
                 ends = [at for at, token in enumerate(tokens) if token in options["stop_token_ids"]]
                 # Where a stop token ends an answer it is the last of its tokens.
                 tokens = tokens[: ends[0] + 1] if ends else tokens
@@ -62,10 +61,8 @@ def answered(
     vllm: FakeVllm, prompts: Prompts, *, eos: set[int], sampler: Sampler | None = None,
     should_stop: Callable[[], bool] = lambda: False, family: str = "llama",
 ) -> Prompts:  # fmt: skip
-    return generate_with_vllm(
-        tiny(family), prompts, max_new_tokens=12, batch_size=1, eos_token_ids=eos, pad_id=PAD, sampler=sampler,
-        precision=Precision("fp32", CPU), should_stop=should_stop, vllm=vllm,
-    )  # fmt: skip
+    decoding = Decoding(12, 1, eos, PAD, Precision("fp32", CPU), sampler)
+    return generate_with_vllm(tiny(family), prompts, decoding, should_stop=should_stop, vllm=vllm)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -73,7 +70,7 @@ def test_answers_are_those_of_the_engine_in_order(family: str) -> None:
     # The embedding of the second one is tied to its head.
     vllm, prompts = FakeVllm(["LlamaForCausalLM", "Qwen2ForCausalLM"]), prompts_of([5, 60, 9, 2, 12, 5, 3, 8, 4, 7])
     eos = common_tokens(tiny(family), prompts[2:])
-    expected = generate(tiny(family), prompts, max_new_tokens=12, batch_size=4, eos_token_ids=eos, pad_id=PAD)
+    expected = generate(tiny(family), prompts, Decoding(12, 4, eos, PAD))
     assert answered(vllm, prompts, eos=eos, family=family) == expected
     (options,) = vllm.loaded
     assert (options["dtype"], options["max_model_len"], options["max_num_seqs"]) == ("float32", 64, 1)
@@ -109,4 +106,4 @@ def test_an_architecture_that_vllm_does_not_know_is_refused() -> None:
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_a_missing_vllm_is_said() -> None:
     with pytest.raises(SpecInvalid, match="/resources/generator: vLLM is not installed"):
-        generate_with_vllm(tiny("llama"), [[4]], max_new_tokens=1, batch_size=1, eos_token_ids=set(), pad_id=PAD)
+        generate_with_vllm(tiny("llama"), [[4]], Decoding(1, 1, set(), PAD))
