@@ -1,13 +1,13 @@
 """The samples that a job trains on and is evaluated on, and how they become tokens."""
 
 import json
-import re
 from datetime import date as calendar_date
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator, model_validator
 
 from pocl.spec.frozen import ExactlyOneOf, FrozenModel
+from pocl.spec.hub_names import RepositoryFile, RepositoryName, Revision
 
 MAX_TEMPLATE_CHARACTERS: Final = 1 << 17
 MAX_KWARGS_CHARACTERS: Final = 1 << 14
@@ -52,21 +52,19 @@ class ReadOptions(FrozenModel):
 class HubDataset(FrozenModel):
     """A data set on the Hugging Face Hub, as files of Parquet, JSONL, JSON or CSV. Its code is never run."""
 
-    repo: str = Field(pattern=r"^[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}$")
+    repo: RepositoryName
     """The repository, as `owner/name`."""
-    revision: str = Field(default="main", pattern=r"^[\w./-]{1,128}$")
+    revision: Revision = "main"
     """A branch, tag or commit; the result says which commit it named."""
     split: str | None = Field(default=None, pattern=r"^[\w.-]{1,64}$")
     """The split whose files are read, as the data set's card or the names of its files say: `train` unless given."""
-    files: tuple[Annotated[str, Field(min_length=1, max_length=256)], ...] = Field(default=(), max_length=64)
+    files: tuple[RepositoryFile, ...] = Field(default=(), max_length=64)
     """The files that are read, or patterns such as `data/train-*.parquet`, instead of those of a split."""
 
     @model_validator(mode="after")
     def _files_or_split(self) -> Self:
         if self.files and self.split is not None:
             raise ValueError("give files or split, and not both")
-        if any(file.startswith("/") or ".." in re.split(r"[/\\]", file) for file in self.files):
-            raise ValueError("files are named within the repository")
         return self
 
 

@@ -5,14 +5,15 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pocl.spec.frozen import ExactlyOneOf, FrozenModel
+from pocl.spec.hub_names import RepositoryName, Revision
 
 
 class HubModel(FrozenModel):
     """A model on the Hugging Face Hub. Only safetensors are loaded, and never remote code."""
 
-    repo: str = Field(pattern=r"^[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}$")
+    repo: RepositoryName
     """The repository, as `owner/name`."""
-    revision: str = Field(default="main", pattern=r"^[\w./-]{1,128}$")
+    revision: Revision = "main"
     """A branch, tag or commit; the result says which commit it named."""
 
 

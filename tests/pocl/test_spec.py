@@ -232,3 +232,48 @@ def test_arbitrary_values_are_accepted_or_spec_invalid(field: str, value: object
     # Anything but SpecInvalid fails the test.
     with suppress(SpecInvalid):
         assert isinstance(resolve(MINIMAL | {field: value}), DistillationSpec)
+
+
+HOSTILE_REVISIONS = (
+    *("../main", "a/../../b", "..", ".", "./a", "/etc", "a//b", "a/", "a\\b", "a\nb", "a\0", "", "a b", "~", "C:x"),
+    *("a..b", "a.lock", ".hidden", "a/.b", "main\n"),
+)
+HOSTILE_REPOSITORIES = (
+    "../a",
+    "a/..",
+    "a/b/c",
+    "/a/b",
+    "a/b/",
+    "a\\b/c",
+    "a--b/c",
+    "a/b..c",
+    "a/b-",
+    "a/b.git",
+    "a/b\n",
+)
+HOSTILE_FILES = ("/etc/passwd", "../x", "a/../../x", "a\\..\\x", "C:/x", "a//b", "./a", "a\0b", "a\nb", "a/")
+
+
+def test_names_on_the_hub_lead_out_of_no_directory() -> None:
+    for field, hub in (("teacher", "/teacher/hub"), ("data", "/data/train/hub")):
+
+        def at_hub(field: str = field, **names: object) -> set[tuple[str, str]]:
+            reference = {"hub": {"repo": "a/b", **names}}
+            return refused(**{field: reference if field == "teacher" else {"train": reference}})
+
+        for revision in HOSTILE_REVISIONS:
+            assert {pointer for pointer, _ in at_hub(revision=revision)} == {f"{hub}/revision"}, revision
+        for repo in HOSTILE_REPOSITORIES:
+            assert {pointer for pointer, _ in at_hub(repo=repo)} == {f"{hub}/repo"}, repo
+    for file in HOSTILE_FILES:
+        problems = refused(data={"train": {"hub": {"repo": "a/b", "files": ["data/*.parquet", file]}}})
+        assert {pointer for pointer, _ in problems} == {"/data/train/hub/files/1"}, file
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/12", "feature/a-b_c", "0" * 40, "refs/convert/parquet"])
+def test_usual_names_on_the_hub_pass(revision: str) -> None:
+    hub = {"repo": "HuggingFaceTB/SmolLM2-135M.v1", "revision": revision}
+    spec = resolve(MINIMAL | {"teacher": {"hub": hub}, "data": {"train": {"hub": {**hub, "files": ["data/train-*"]}}}})
+    assert spec.teacher is not None
+    assert spec.teacher.hub is not None
+    assert spec.teacher.hub.revision == revision
