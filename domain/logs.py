@@ -2,6 +2,8 @@
 
 import logging
 import logging.config
+import time
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -14,6 +16,38 @@ _SHARED: Final[list[Processor]] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.format_exc_info,
 ]
+
+
+class LogThrottle:
+    """Bounds the lines that one kind of event may log, for events that a stranger can cause as often as they like.
+
+    Args:
+        lines: how many lines of a kind are logged in each span; further ones are counted.
+        seconds: the length of a span.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, lines: int = 10, seconds: float = 60, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lines = lines
+        self._seconds = seconds
+        self._clock = clock
+        self._spans: dict[str, tuple[float, int]] = {}
+        self._suppressed: dict[str, int] = {}
+
+    def admit(self, kind: str) -> int | None:
+        """How many events of this kind were left out since its last line; null where this one is to be left out too.
+
+        Kinds are kept for ever, so there may be few of them.
+        """
+        now = self._clock()
+        began, lines = self._spans.get(kind, (now, 0))
+        if now - began >= self._seconds:
+            began, lines = now, 0
+        self._spans[kind] = (began, lines + 1)
+        if lines >= self._lines:
+            self._suppressed[kind] = self._suppressed.get(kind, 0) + 1
+            return None
+        return self._suppressed.pop(kind, 0)
 
 
 def configure(level: int = logging.INFO) -> None:

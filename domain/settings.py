@@ -4,12 +4,14 @@ import ipaddress
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
+
+from domain.service_links import is_service_link
 
 _KEY_MIN_LENGTH = 16
 _FORMER_ARTIFACT_ROOT = "POCL_ARTEFACT_ROOT"
@@ -38,7 +40,14 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     api_key: SecretStr | None = None
-    """The bearer token of clients, 16 characters or more. It is needed to listen beyond loopback."""
+    """The bearer token of clients, 16 printable ASCII characters or more; space and quotes around it are dropped. It is
+    needed to listen beyond loopback."""
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$", max_length=256)
+    """The path prefix under which a proxy serves the API, for instance `/pocl`, whether it cuts it off or not."""
+    trusted_proxies: str = ""
+    """The addresses of proxies, separated by commas, whose `X-Forwarded-For` says who the client is; none otherwise."""
+    access_log: Literal["all", "errors", "off"] = "all"
+    """The responses that get a line in the log: all, those of status 400 and above, or none."""
 
     model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
     """The directories below which models may be read, separated like `PATH`; `home/models` unless they are given."""
@@ -64,9 +73,23 @@ class Settings(BaseSettings):
     max_log_bytes: int = Field(default=64 * 1024, ge=1024)
     """How much of the end of an attempt's log is kept in its row."""
 
+    max_connections: int = Field(default=6000, ge=64)
+    """How many connections one API process serves at once; fewer where the limit on open files does not allow it."""
+    head_seconds: float = Field(default=10, gt=0)
+    """Seconds in which the head of a request must arrive, from the connection or from its first byte."""
+    body_seconds: float = Field(default=20, gt=0)
+    """Seconds in which a body must go on by a kibibyte, or end."""
+    idle_seconds: int = Field(default=65, ge=1)
+    """Seconds after which a connection without requests is closed; longer than proxies keep theirs open."""
+    write_seconds: float = Field(default=60, gt=0)
+    """Seconds after which a client that takes none of the bytes sent to it is dropped."""
+    max_transfers: int = Field(default=256, ge=2)
+    """How many uploads and downloads one API process serves at once. A client may have as many as are free: alone half
+    of them. The same holds for connections and for followers."""
+
     watch_seconds: float = Field(default=0.25, gt=0, le=10)
     """Seconds between two queries for the snapshots of the jobs that clients wait for; one query serves all of them."""
-    max_followers: int = Field(default=2000, ge=1)
+    max_followers: int = Field(default=4000, ge=2)
     """How many long polls and event streams one API process serves at once."""
     keep_alive_seconds: float = Field(default=15, gt=0)
     """Seconds after which an event stream without events sends a comment."""
@@ -85,12 +108,36 @@ class Settings(BaseSettings):
     def _split_like_path(cls, value: Any) -> Any:
         return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
+    @field_validator("root_path")
+    @classmethod
+    def _end_without_slash(cls, path: str) -> str:
+        return path.rstrip("/")
+
     @field_validator("api_key")
     @classmethod
-    def _check_key_length(cls, key: SecretStr | None) -> SecretStr | None:
-        if key is not None and len(key.get_secret_value()) < _KEY_MIN_LENGTH:
-            raise ValueError(f"POCL_API_KEY must have at least {_KEY_MIN_LENGTH} characters")
-        return key
+    def _clean_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is None:
+            return None
+        # Files end in a line feed, and Compose and systemd keep the quotes that a shell would take off.
+        text = key.get_secret_value().strip()
+        if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
+            text = text[1:-1].strip()
+        if len(text) < _KEY_MIN_LENGTH:
+            raise ValueError(
+                f"POCL_API_KEY must have at least {_KEY_MIN_LENGTH} characters, without the space and quotes around it"
+            )
+        if not all(" " <= character <= "~" for character in text):
+            raise ValueError("POCL_API_KEY may have printable ASCII characters only: no header carries others")
+        return SecretStr(text)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ignore_service_link(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # A setting that was given in another way than by the environment is no text.
+        port = values.get("port")
+        if isinstance(port, str) and is_service_link("POCL_PORT", port):
+            return {name: value for name, value in values.items() if name != "port"}
+        return values
 
     @model_validator(mode="before")
     @classmethod

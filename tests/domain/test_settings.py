@@ -29,6 +29,36 @@ def test_a_short_key_is_refused_and_not_repeated() -> None:
     assert "hunter2" not in str(raised.value)
 
 
+@pytest.mark.parametrize("wrapped", ["{}\n", "{}\r\n", '"{}"', "'{}'", ' "{}"\n', "\t{} "])
+def test_space_and_quotes_around_a_key_are_dropped(wrapped: str) -> None:
+    key = Settings(api_key=wrapped.format(KEY)).api_key
+    assert key is not None
+    assert key.get_secret_value() == KEY
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n{KEY}", f"{KEY}é", f"{KEY}\x7f", f"{KEY}\tb"], ids=ascii)
+def test_a_key_that_no_header_carries_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ValidationError, match="printable ASCII") as raised:
+        Settings(api_key=key)
+    assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", [" " * 24, f'"{" " * 20}"', "'short'" + " " * 20], ids=repr)
+def test_a_key_that_is_mostly_space_and_quotes_is_refused(key: str) -> None:
+    with pytest.raises(ValidationError, match="at least 16 characters"):
+        Settings(api_key=key)
+
+
+def test_root_path_has_no_slash_at_its_end() -> None:
+    assert [Settings(root_path=path).root_path for path in ("", "/", "/pocl", "/a/b.c/")] == ["", "", "/pocl", "/a/b.c"]
+
+
+@pytest.mark.parametrize("path", ["pocl", "//evil.example", "/a//b", "/a?b", "/a b", "https://a.example/pocl"])
+def test_root_path_of_another_form_is_refused(path: str) -> None:
+    with pytest.raises(ValidationError, match="root_path"):
+        Settings(root_path=path)
+
+
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCL_API_KEY", "")
     assert Settings().api_key is None
