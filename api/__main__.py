@@ -3,24 +3,33 @@
 import argparse
 import gc
 import json
+import os
 import socket
+import stat
 import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import structlog
 import uvicorn
 from pydantic import ValidationError
 from uvicorn.config import STARTUP_FAILURE
 
+from api.access_log import AccessLog
 from api.app import create_app
+from api.descriptors import TooFewDescriptors, claim_descriptors
+from api.http_limits import ConnectionLimits
+from api.http_protocol import ConnectionTable, protocol_over
 from api.jobs.watcher import JobWatcher
-from api.url_limit import UrlLimitProtocol
 from domain import logs
 from domain.db import upgrade
+from domain.service_links import service_links
 from domain.settings import Settings
 
 _GRACE_SECONDS = 10
+
+_log = structlog.get_logger(__name__)
 
 
 def main() -> int:
@@ -29,6 +38,9 @@ def main() -> int:
     parser.add_argument("command", choices=commands)
     try:
         commands[parser.parse_args().command]()
+    except TooFewDescriptors as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     except ValidationError as error:
         # Settings are wrong. Their values may be secret, so none is printed.
         for wrong in error.errors(include_input=False, include_url=False, include_context=False):
@@ -46,16 +58,31 @@ def _migrate() -> None:
 def _serve() -> None:
     settings = Settings()
     logs.configure()
-    app = create_app(settings)
+    _log_environment(settings)
+    settings = claim_descriptors(settings)
+    access_log = None if settings.access_log == "off" else AccessLog(only_errors=settings.access_log == "errors")
+    app = create_app(settings, access_log)
+    limits = ConnectionLimits(
+        max_connections=settings.max_connections,
+        head_seconds=settings.head_seconds,
+        body_seconds=settings.body_seconds,
+        idle_seconds=settings.idle_seconds,
+        write_seconds=settings.write_seconds,
+    )
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=UrlLimitProtocol,
+        http=protocol_over(ConnectionTable(limits)),
+        # No route takes a websocket: a handshake is answered as any other request.
+        ws="none",
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies or None,
         access_log=False,
         # The configuration above holds for uvicorn's loggers as well.
         log_config=None,
         server_header=False,
+        timeout_keep_alive=limits.idle_seconds,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     server = _Server(config, app.state.watcher)
@@ -67,6 +94,15 @@ def _serve() -> None:
         server.run()
     if not server.started:
         sys.exit(STARTUP_FAILURE)
+
+
+def _log_environment(settings: Settings) -> None:
+    """Say what in the surroundings of the service is ignored, or wrong."""
+    if links := service_links(os.environ):
+        _log.warning("service_links_ignored", variables=links, hint="Kubernetes sets them for services named pocl.")
+    if settings.home.is_dir() and settings.home.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        mode = oct(stat.S_IMODE(settings.home.stat().st_mode))
+        _log.warning("home_open_to_others", home=str(settings.home), mode=mode, hint="Run: chmod 700 on it.")
 
 
 class _Server(uvicorn.Server):

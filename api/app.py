@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from copy import copy
 from functools import cache
 from importlib.metadata import version
 
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 import api.checkpoints.routes
@@ -19,26 +21,31 @@ import api.jobs.routes
 import api.jobs.streaming
 import api.jobs.validation
 import api.methods.routes
+import api.reference.routes
 import api.workers.routes
 from api import openapi, problems
-from api.auth import LoopbackOnly
+from api.access_log import AccessLog
+from api.auth import AuthenticationMiddleware, LoopbackOnly
+from api.client_shares import ClientShares, TooManyTransfers
 from api.datasets.upload import remove_stale_spool_files
 from api.idempotency.keys import install_replay_handler
 from api.jobs.watcher import JobWatcher
 from api.middleware import RequestContextMiddleware
+from api.request_checks import refuse_unknown_parameters
 from domain.artifacts import ArtifactStore
 from domain.db import Database
 from domain.encoding_checks import EncodingChecker
 from domain.settings import Settings
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, access_log: AccessLog | None = None) -> FastAPI:
     """The HTTP service over the database and the artifact store that `settings` name.
 
     The database must have its schema already: see :func:`domain.db.upgrade`.
 
     Args:
         settings: read from the environment unless given.
+        access_log: gets a line for each response; null for none.
     """
     settings = settings or Settings()
     app = FastAPI(
@@ -51,8 +58,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         separate_input_output_schemas=False,
         # A redirect would be built from what the client calls this host.
         redirect_slashes=False,
+        # The page of the framework loads its scripts from elsewhere: `api.reference` serves its own.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.settings = settings
+    app.state.access_log = access_log
+    app.state.transfers = ClientShares(settings.max_transfers, TooManyTransfers)
     app.state.database = Database(settings.database_url)
     app.state.watcher = JobWatcher(
         app.state.database,
@@ -70,9 +82,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_replay_handler(app)
     # The one added last is the outermost.
     app.add_middleware(api.jobs.polling.PollFastPath)
+    app.add_middleware(AuthenticationMiddleware, api_key=settings.api_key)
     if settings.api_key is None:
         app.add_middleware(LoopbackOnly)
-    app.add_middleware(RequestContextMiddleware)
+    app.add_middleware(RequestContextMiddleware, access_log=access_log, root_path=settings.root_path)
     app.openapi = lambda: openapi.build_document(app)  # type: ignore[method-assign] # FastAPI's documented way.
     return app
 
@@ -81,7 +94,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _routes() -> list[BaseRoute]:
     """Everything that is served: built once, since it takes as long as a hundred requests and no setting changes it."""
     router = APIRouter(generate_unique_id_function=lambda route: route.name)
-    router.include_router(api.health.routes.router)
+    for unversioned in (api.health.routes.router, api.reference.routes.router):
+        _answer_head(unversioned)
+        router.include_router(unversioned)
     # The router tries them in this order: the busiest first, after `validate`, which would pass for the id of a job.
     for part in (
         api.jobs.validation,
@@ -95,13 +110,25 @@ def _routes() -> list[BaseRoute]:
         api.methods.routes,
         api.workers.routes,
     ):
-        router.include_router(part.router, prefix="/v1")
+        _answer_head(part.router)
+        router.include_router(part.router, prefix="/v1", dependencies=[Depends(refuse_unknown_parameters)])
     return router.routes
+
+
+def _answer_head(router: APIRouter) -> None:
+    """Have HEAD answered as GET is, without the body, which the server leaves out. It is documented once, for GET."""
+    for position, route in reversed(list(enumerate(router.routes))):
+        if isinstance(route, APIRoute) and route.methods is not None and {"GET", "HEAD"} & route.methods == {"GET"}:
+            twin = copy(route)
+            twin.methods, twin.include_in_schema = {"HEAD"}, False
+            router.routes.insert(position + 1, twin)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await run_sync(remove_stale_spool_files, app.state.settings)
     yield
+    if app.state.access_log is not None:
+        app.state.access_log.flush()
     await app.state.watcher.aclose()
     await run_sync(app.state.database.close)

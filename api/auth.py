@@ -1,20 +1,32 @@
-"""Authentication: a static bearer key, or without one only programs of this machine."""
+"""Authentication: a static bearer key, or without one only programs of this machine.
+
+The head of a request decides, before a byte of its body is read.
+"""
 
 import hashlib
 import hmac
 import ipaddress
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
+import structlog
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from api.dependencies import SettingsDep, settings_of
+from api.client_shares import host_of
+from api.prefix import path_below_prefix
 from api.problems import problem_response
 from domain.errors import Forbidden, Unauthenticated
+from domain.logs import LogThrottle
+
+_log = structlog.get_logger(__name__)
+
+_OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+_OPEN_DIRECTORY: Final = "/docs/"
 
 _bearer = HTTPBearer(
     auto_error=False,
@@ -35,36 +47,94 @@ class Principal:
 
     project: str
     """The project of the sender, who sees no rows of others."""
+    key_id: str | None = None
+    """Names the key of the sender in logs; null for a service without a key."""
 
 
-async def authenticate(
-    settings: SettingsDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)]
-) -> Principal:
-    """The sender of a request.
+RefusalReason = Literal["no_credentials", "no_bearer_key", "wrong_key"]
+
+
+class AuthenticationMiddleware:
+    """ASGI middleware: answers 401 to a request without the key, before its body is read.
+
+    What a request carries is looked at nowhere else: routes get the sender as :data:`Caller`. Every path needs the key
+    but for the probes and the reference, also those where there is nothing.
+
+    Args:
+        api_key: null where every program of this machine may do everything.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: SecretStr | None) -> None:
+        self._app = app
+        self._key_digest = None if api_key is None else _digest(api_key.get_secret_value().encode())
+        self._throttle = LogThrottle()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            refusal = self._refusal(scope)
+            if refusal is None:
+                key_id = None if self._key_digest is None else "static"
+                scope["state"]["principal"] = Principal(project="default", key_id=key_id)
+            elif not _is_open(path_below_prefix(scope)):
+                self._log_refusal(refusal, scope)
+                await problem_response(Request(scope), Unauthenticated())(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> RefusalReason | None:
+        """Why the sender is not known; null where it is."""
+        if self._key_digest is None:
+            return None
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        if not given:
+            return "no_credentials"
+        scheme, _, key = given[0].partition(b" ")
+        if len(given) > 1 or scheme.lower() != b"bearer":
+            return "no_bearer_key"
+        # In constant time; digests are of one length, so the time does not even tell the length of the key.
+        return None if hmac.compare_digest(_digest(key.strip()), self._key_digest) else "wrong_key"
+
+    def _log_refusal(self, reason: RefusalReason, scope: Scope) -> None:
+        suppressed = self._throttle.admit(reason)
+        if suppressed is not None:
+            _log.warning(
+                "authentication_refused",
+                reason=reason,
+                client=host_of(scope),
+                method=scope["method"],
+                suppressed=suppressed,
+            )
+
+
+def principal_of(request: Request) -> Principal:
+    """The sender of a request, as :class:`AuthenticationMiddleware` found it.
 
     Raises:
-        Unauthenticated: the service has a key, and the request does not carry it.
+        Unauthenticated: it found none, since the path is open to everybody.
     """
-    if settings.api_key is not None:
-        key = credentials.credentials if credentials is not None else ""
-        if not _keys_equal(key, settings.api_key.get_secret_value()):
-            raise Unauthenticated
-    return Principal(project="default")
+    principal: Principal | None = getattr(request.state, "principal", None)
+    if principal is None:
+        raise Unauthenticated
+    return principal
 
 
-async def authenticate_request(request: Request) -> Principal:
-    """The sender of a request that did not go through the router; raises as :func:`authenticate` does."""
-    return await authenticate(settings_of(request), await _bearer(request))
+async def _get_caller(
+    request: Request,
+    # Read by the middleware; this documents it.
+    _credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+) -> Principal:
+    return principal_of(request)
 
 
-Caller = Annotated[Principal, Security(authenticate)]
+Caller = Annotated[Principal, Security(_get_caller)]
 
 
 class LoopbackOnly:
-    """ASGI middleware for a service without a key: refuses web pages, which a browser lets reach loopback.
+    """ASGI middleware for a service without a key: refuses web pages, which a browser lets reach loopback, but for
+    those of the service itself.
 
-    A page of another site shows its `Origin`; a page whose name was rebound to 127.0.0.1 (DNS rebinding) shows that
-    name as `Host`.
+    A page of another site, or of another port, shows its `Origin`; a page whose name was rebound to 127.0.0.1 (DNS
+    rebinding) shows that name as `Host`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -81,20 +151,20 @@ class LoopbackOnly:
         await problem_response(Request(scope), OriginRefused())(scope, receive, send)
 
 
-def _keys_equal(given: str, expected: str) -> bool:
-    # In constant time; digests are of one length, so the time does not even tell the length of the key.
-    return hmac.compare_digest(_digest(given), _digest(expected))
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_DIRECTORY)
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _is_local(headers: Headers) -> bool:
     hosts, origins = headers.getlist("host"), headers.getlist("origin")
     if len(hosts) != 1 or not _is_loopback_name(f"//{hosts[0]}"):
         return False
-    return all(_is_loopback_name(origin) for origin in origins)
+    # The pages of this very address alone: another program of the machine may serve pages too.
+    return all(urlsplit(origin).netloc == hosts[0] and _is_loopback_name(origin) for origin in origins)
 
 
 def _is_loopback_name(url: str) -> bool:

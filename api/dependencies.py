@@ -3,11 +3,13 @@
 The watcher and the caches of one feature have their dependencies beside their types.
 """
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from starlette.requests import HTTPConnection
 
+from api.client_shares import ClientShares, client_of
 from domain.artifacts import ArtifactStore
 from domain.db import Database
 from domain.encoding_checks import EncodingChecker
@@ -24,6 +26,12 @@ def database_of(connection: HTTPConnection) -> Database:
     """The database of the application."""
     database: Database = connection.app.state.database
     return database
+
+
+def transfers_of(connection: HTTPConnection) -> ClientShares:
+    """The slots of the application for uploads and downloads."""
+    transfers: ClientShares = connection.app.state.transfers
+    return transfers
 
 
 # Coroutines, since FastAPI would run plain functions in a thread.
@@ -45,7 +53,14 @@ async def _get_encoding_checker(connection: HTTPConnection) -> EncodingChecker:
     return checker
 
 
+async def _take_transfer_slot(request: Request) -> AsyncIterator[None]:
+    with transfers_of(request).hold(client_of(request.scope)):
+        yield
+
+
 SettingsDep = Annotated[Settings, Depends(_get_settings)]
 DatabaseDep = Annotated[Database, Depends(_get_database)]
 StoreDep = Annotated[ArtifactStore, Depends(_get_store)]
 EncodingCheckerDep = Annotated[EncodingChecker, Depends(_get_encoding_checker)]
+TransferSlot = Annotated[None, Depends(_take_transfer_slot, scope="function")]
+"""For a route that receives a file: one upload on the share of its client."""

@@ -10,6 +10,8 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from api import etags
+from api.client_shares import client_of
+from api.dependencies import transfers_of
 from api.problems import HttpError
 from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.errors import ApiError, NotFound
@@ -130,7 +132,9 @@ def _serve(path: Path, listed: ManifestFile, request: Request) -> Response:
             "repr-digest": f"sha-256=:{digest}:",
             "cache-control": "private, no-cache",
             # A report that a browser shows gets no script, no network and no share in the service's origin.
-            "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
+            "content-security-policy": (
+                "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'; sandbox"
+            ),
         },
         content_disposition_type="inline" if path.suffix == ".html" else "attachment",
     )
@@ -170,4 +174,5 @@ class _Download(FileResponse):
         if not self._range_applies:
             headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
             scope = {**scope, "headers": headers}
-        await super().__call__(scope, receive, send)
+        with transfers_of(Request(scope)).hold(client_of(scope)):
+            await super().__call__(scope, receive, send)

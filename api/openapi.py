@@ -20,6 +20,7 @@ TAGS = [
 def build_document(app: FastAPI) -> dict[str, Any]:
     """FastAPI's document, built once, with problem details under their own media type."""
     if app.openapi_schema is None:
+        root_path = app.state.settings.root_path
         document = get_openapi(
             title=app.title,
             version=app.version,
@@ -27,6 +28,7 @@ def build_document(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
             tags=app.openapi_tags,
+            servers=[{"url": root_path}] if root_path else None,
         )
         for path in document["paths"].values():
             for operation in path.values():

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from api.prefix import path_below_prefix
 from domain.db import DATABASE_UNAVAILABLE
 from domain.errors import (
     ApiError,
@@ -121,23 +122,31 @@ BODY_PROBLEMS = problem_responses(JsonInvalid, BodyTooLarge, UnsupportedMediaTyp
 
 def problem_response(request: Request, error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
     """The response to an error of this service."""
-    allowed = list(error.allowed) if isinstance(error, IllegalTransition) else None
-    extra = dict(headers or {})
-    if isinstance(error, HttpError):
-        extra |= error.headers
+    content = problem_content(error, request.state.request_id)
+    all_headers = {**(headers or {}), **problem_headers(error)}
+    return Response(content, status_code=error.status, headers=all_headers, media_type=MEDIA_TYPE)
+
+
+def problem_headers(error: ApiError) -> dict[str, str]:
+    """The header fields of the response to an error, besides those that describe its body."""
+    headers = dict(error.headers) if isinstance(error, HttpError) else {}
     if isinstance(error, Unauthenticated):
-        extra["WWW-Authenticate"] = "Bearer"
+        headers["WWW-Authenticate"] = "Bearer"
     if error.status in (QuotaExceeded.status, Unavailable.status):
-        extra["Retry-After"] = "5"
+        headers["Retry-After"] = "5"
+    return headers
+
+
+def problem_content(error: ApiError, request_id: str) -> str:
+    """The problem details of an error, as JSON."""
     return _render(
-        request,
         error.status,
+        request_id,
         code=error.code,
         detail=error.detail,
         retryable=error.retryable,
         field_errors=error.field_errors,
-        allowed=allowed,
-        headers=extra,
+        allowed=list(error.allowed) if isinstance(error, IllegalTransition) else None,
     )
 
 
@@ -172,22 +181,23 @@ def _handle_http_exception(request: Request, error: Exception) -> Response:
         headers["Allow"] = ", ".join(_allowed_methods(request))
     # The phrase of the HTTP status repeats nothing of the request.
     phrase = HTTPStatus(error.status_code).phrase
-    return _render(
-        request,
+    content = _render(
         error.status_code,
+        request.state.request_id,
         code=phrase.lower().replace(" ", "_"),
         detail=f"{phrase}: see the documentation of this address.",
         retryable=False,
-        headers=headers,
     )
+    return Response(content, status_code=error.status_code, headers=headers, media_type=MEDIA_TYPE)
 
 
 def _allowed_methods(request: Request) -> list[str]:
     """The methods that the path has; the framework names those of one of its routes alone."""
-    operations = request.app.openapi()["paths"].get(request.url.path)
+    operations = request.app.openapi()["paths"].get(path_below_prefix(request.scope))
     if operations is not None:
         # A path without parameters, such as `/v1/jobs/validate`, is not taken for one with.
-        return sorted(method.upper() for method in operations)
+        methods = {method.upper() for method in operations}
+        return sorted(methods | {"HEAD"} if "GET" in methods else methods)
     target = {key: request.scope[key] for key in ("type", "path", "root_path", "headers")}
     return [
         method
@@ -214,18 +224,16 @@ def _handle_disconnect(_request: Request, _error: Exception) -> Response:
 
 
 def _render(
-    request: Request,
     status: int,
+    request_id: str,
     *,
     code: str,
     detail: str,
     retryable: bool,
-    headers: Mapping[str, str],
     field_errors: Sequence[FieldError] = (),
     allowed: list[str] | None = None,
-) -> Response:
-    request_id = request.state.request_id
-    body = ProblemDetails(
+) -> str:
+    problem = ProblemDetails(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
@@ -236,8 +244,7 @@ def _render(
         errors=[_present_field_error(each) for each in field_errors[:_MAX_FIELD_ERRORS]],
         allowed=allowed,
     )
-    content = body.model_dump_json(exclude_none=True)
-    return Response(content, status_code=status, headers=dict(headers), media_type=MEDIA_TYPE)
+    return problem.model_dump_json(exclude_none=True)
 
 
 def _present_field_error(error: FieldError) -> FieldErrorView:

@@ -1,5 +1,6 @@
 """JSON bodies read within bounds: size, nesting, finite numbers, and only text that a database can hold."""
 
+import codecs
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -8,6 +9,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import JsonValue
 
+from api.content_encoding import refuse_content_encoding
 from api.dependencies import settings_of
 from domain.errors import BodyTooLarge, JsonInvalid, UnsupportedMediaType
 
@@ -40,6 +42,7 @@ class _StrictRequest(Request):
 
     async def body(self) -> bytes:
         if self._content is None:
+            refuse_content_encoding(self.headers)
             declared = self.headers.get("content-type")
             if declared is not None:
                 _require_json(declared)
@@ -71,11 +74,14 @@ def body_of(request: Request) -> bytes:
 
 
 def parse(text: bytes) -> JsonValue:
-    """Parse JSON.
+    """Parse JSON in UTF-8, with or without a byte order mark, as RFC 8259 allows a parser to.
 
     Raises:
         JsonInvalid: for text that is not JSON (NaN is not), nests too deep, or holds the character NUL.
     """
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise JsonInvalid("The body is in UTF-16 or UTF-32: send it in UTF-8.")
+    text = text.removeprefix(codecs.BOM_UTF8)
     try:
         value: JsonValue = orjson.loads(text)
     except orjson.JSONDecodeError as error:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from api.auth import Caller
 from api.checkpoints.schemas import CheckpointView
+from api.client_shares import TRANSFER_ERRORS
 from api.dependencies import StoreDep
 from api.downloads import (
     ArtifactDamaged,
@@ -54,7 +55,9 @@ def get_checkpoint_manifest(
     response_class=Response,
     responses={
         **download_responses(),
-        **problem_responses(CheckpointNotFound, ArtifactFileNotFound, RangeNotSatisfiable, ArtifactDamaged),
+        **problem_responses(
+            CheckpointNotFound, ArtifactFileNotFound, RangeNotSatisfiable, ArtifactDamaged, *TRANSFER_ERRORS
+        ),
     },
 )
 def download_checkpoint_file(
@@ -63,9 +66,3 @@ def download_checkpoint_file(
     """The bytes. A broken download goes on with `Range` and `If-Range`; `ETag` and `Repr-Digest` are the SHA-256."""
     row = repository.get_checkpoint(session, caller.project, checkpoint_id)
     return serve_directory_file(store, row.store_key, path, request)
-
-
-# HEAD answers as GET does, without the body; the operation is documented once, above.
-router.head("/{checkpoint_id}/files/{path:path}", include_in_schema=False, name="head_checkpoint_file")(
-    download_checkpoint_file
-)

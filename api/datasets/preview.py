@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session
 from api.auth import Caller
 from api.datasets.schemas import PreviewView
 from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep
+from api.http_limits import UriTooLong
 from api.path_params import DatasetId
 from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import TransactionSlot
 from api.strict_json import parse
-from api.url_limit import UriTooLong
 from domain.checkpoints.repository import get_checkpoint
 from domain.datasets.repository import get_dataset, stored_reference
 from domain.encoding_checks import EncodingBusy

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from api.auth import Caller
+from api.client_shares import TRANSFER_ERRORS
 from api.datasets.multipart import MultipartInvalid
 from api.datasets.parameters import MAX_NAME_LENGTH, UploadParameters
 from api.datasets.schemas import DatasetPage, DatasetView
@@ -24,6 +25,7 @@ from api.idempotency.keys import KEY_ERRORS
 from api.idempotency.writes import replayable_response
 from api.pagination import After, Limit
 from api.path_params import DatasetId
+from api.prefix import location_of
 from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import ReadSession, TransactionSlot
 from domain.datasets import ingestion, repository
@@ -57,7 +59,14 @@ _UPLOAD_BODY = {
     response_model=DatasetView,
     responses=replayable_response(201, location=True)
     | problem_responses(
-        Unprocessable, DatasetInvalid, MultipartInvalid, UploadTooLarge, UnsupportedMediaType, StorageFull, *KEY_ERRORS
+        Unprocessable,
+        DatasetInvalid,
+        MultipartInvalid,
+        UploadTooLarge,
+        UnsupportedMediaType,
+        StorageFull,
+        *KEY_ERRORS,
+        *TRANSFER_ERRORS,
     ),
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
@@ -82,7 +91,7 @@ def upload_dataset(
     name = parameters.name or _printable_name(upload.filename) or "untitled"
     with write.transaction() as session:
         row = ingestion.add_dataset(session, stored, project=caller.project, name=name)
-        location = str(request.app.url_path_for("get_dataset", dataset_id=row.id))
+        location = location_of(request, "get_dataset", dataset_id=row.id)
         return write.respond(DatasetView.model_validate(row), status=201, location=location)
 
 

@@ -16,8 +16,9 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 
 from api.auth import Caller
+from api.content_encoding import refuse_content_encoding
 from api.datasets.multipart import MultipartFile
-from api.dependencies import DatabaseDep, SettingsDep, StoreDep
+from api.dependencies import DatabaseDep, SettingsDep, StoreDep, TransferSlot
 from api.idempotency.writes import HeldKey, IdempotentWrite, fingerprint_request
 from api.sessions import TransactionSlot
 from domain.artifacts import ArtifactStore
@@ -96,8 +97,14 @@ class Upload:
 
 
 async def _receive_upload(
-    request: Request, _caller: Caller, settings: SettingsDep, store: StoreDep, claim: HeldKey
+    request: Request,
+    _caller: Caller,
+    _slot: TransferSlot,
+    settings: SettingsDep,
+    store: StoreDep,
+    claim: HeldKey,
 ) -> AsyncIterator[Upload]:
+    refuse_content_encoding(request.headers)
     form, hint = _parse_content_type(request.headers.get("content-type", ""))
     upload = Upload(_create_spool_file(spool_directory(settings)), store)
     try:

@@ -33,6 +33,7 @@ from api.auth import Caller
 from api.dependencies import DatabaseDep
 from api.idempotency import keys
 from api.idempotency.keys import REPLAYED_HEADER, KeyClaim, check_size, render_stored
+from api.prefix import path_below_prefix
 from api.sessions import TransactionSlot, transaction_slot
 from api.strict_json import body_of
 from domain.db import Database
@@ -112,7 +113,7 @@ class IdempotentWrite:
 
 def fingerprint_request(request: Request, *content: bytes) -> str:
     """SHA-256, hexadecimal, of a request: its method, its address, and the content as the route reads it."""
-    address = [request.method, request.scope["path"], request.scope["query_string"].decode("latin-1")]
+    address = [request.method, path_below_prefix(request.scope), request.scope["query_string"].decode("latin-1")]
     digests = [hashlib.sha256(piece).hexdigest() for piece in content]
     return hashlib.sha256(json.dumps([address, digests]).encode()).hexdigest()
 

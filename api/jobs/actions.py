@@ -11,6 +11,7 @@ from api.jobs.presenter import present_job
 from api.jobs.requests import BranchRequest, JobUpdate, PauseRequest, RetryRequest
 from api.jobs.schemas import JobView
 from api.path_params import JobId
+from api.prefix import location_of
 from api.problems import BODY_PROBLEMS, COMMON_PROBLEMS, problem_responses
 from api.sessions import WriteSession
 from api.strict_json import StrictJsonRoute
@@ -125,7 +126,7 @@ def retry_job(
     plan = lineage.check_data(checker, plan)
     with write.transaction() as session:
         job = lineage.create_descendant(session, settings, plan, body.given_options)
-        location = str(request.app.url_path_for("get_job", job_id=job.id))
+        location = location_of(request, "get_job", job_id=job.id)
         return write.respond(present_job(session, job, settings), status=201, location=location)
 
 
@@ -163,7 +164,7 @@ def branch_job(
     plan = lineage.check_data(checker, plan)
     with write.transaction() as session:
         job = lineage.create_descendant(session, settings, plan, body.given_options)
-        location = str(request.app.url_path_for("get_job", job_id=job.id))
+        location = location_of(request, "get_job", job_id=job.id)
         return write.respond(present_job(session, job, settings), status=201, location=location)
 
 

@@ -12,11 +12,13 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import etags
-from api.auth import Caller, Principal, authenticate_request
+from api.auth import Caller, Principal, principal_of
+from api.client_shares import ClientShareExceeded, client_of
 from api.jobs.presenter import present_job_at
 from api.jobs.schemas import JobView
 from api.jobs.watcher import JobWatcher, TooManyFollowers, WatcherDep, closing_on_disconnect
 from api.path_params import JobId
+from api.prefix import path_below_prefix
 from api.problems import COMMON_PROBLEMS, database_unavailable_response, problem_response, problem_responses
 from api.single_flight import SingleFlightCache
 from domain.db import DATABASE_UNAVAILABLE, Database
@@ -27,6 +29,7 @@ from domain.jobs.snapshot import JobSnapshot, job_snapshots
 
 MAX_WAIT: Final = 60
 _CACHED_REPRESENTATIONS: Final = 512
+_POLL_ROUTE: Final = "/v1/jobs/{job_id}"
 _POLL_PATH: Final = re.compile(r"/v1/jobs/(job_[0-9a-z]{8,40})")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS)
@@ -76,7 +79,7 @@ def create_representation_cache(database: Database, *, worker_seconds: float) ->
     response_model=JobView,
     responses={
         304: {"description": "The entity tag in `If-None-Match` is that of the job's present state."},
-        **problem_responses(JobNotFound, Unavailable, TooManyFollowers),
+        **problem_responses(JobNotFound, Unavailable, TooManyFollowers, ClientShareExceeded),
     },
 )
 async def get_job(
@@ -97,7 +100,11 @@ async def get_job(
     """
     snapshot = await _get_snapshot(watcher, caller.project, job_id)
     if wait and _is_unchanged(request, snapshot):
-        with watcher.subscribe(job_id) as subscription, closing_on_disconnect(request.receive, subscription):
+        client = client_of(request.scope)
+        with (
+            watcher.subscribe(job_id, client=client) as subscription,
+            closing_on_disconnect(request.receive, subscription),
+        ):
             await subscription.wait_for(lambda latest: latest != snapshot, timeout=wait)
         snapshot = await _get_snapshot(watcher, caller.project, job_id)
     return await _respond(request, caller, job_id, snapshot)
@@ -113,17 +120,18 @@ class PollFastPath:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match = _POLL_PATH.fullmatch(scope.get("path", "")) if scope.get("method") == "GET" else None
+        match = _POLL_PATH.fullmatch(path_below_prefix(scope)) if scope.get("method") == "GET" else None
         if match is None or scope["query_string"]:
             await self._app(scope, receive, send)
             return
+        scope["state"]["route"] = _POLL_ROUTE
         response = await _poll(Request(scope), match[1])
         await response(scope, receive, send)
 
 
 async def _poll(request: Request, job_id: str) -> Response:
     try:
-        caller = await authenticate_request(request)
+        caller = principal_of(request)
         snapshot = await _get_snapshot(request.app.state.watcher, caller.project, job_id)
         return await _respond(request, caller, job_id, snapshot)
     except ApiError as error:

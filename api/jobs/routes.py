@@ -8,6 +8,7 @@ from pydantic import StringConstraints
 
 from api.auth import Caller
 from api.checkpoints.schemas import CheckpointPage, CheckpointView
+from api.client_shares import TRANSFER_ERRORS
 from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep, StoreDep
 from api.downloads import (
     ArtifactDamaged,
@@ -35,6 +36,7 @@ from api.jobs.schemas import (
 )
 from api.pagination import After, AfterNumber, Limit
 from api.path_params import JobId
+from api.prefix import location_of
 from api.problems import BODY_PROBLEMS, COMMON_PROBLEMS, problem_responses
 from api.sessions import ReadSession
 from api.strict_json import StrictJsonRoute
@@ -101,6 +103,7 @@ def _artifact_responses(media_type: str) -> dict[int | str, dict[str, Any]]:
             ArtifactFileNotFound,
             RangeNotSatisfiable,
             ArtifactDamaged,
+            *TRANSFER_ERRORS,
         ),
     }
 
@@ -133,7 +136,7 @@ def create_job(
     plan = submission.check_data(checker, plan)
     with write.transaction() as session:
         job = submission.create_job(session, settings, plan, project=caller.project, options=body.options)
-        location = str(request.app.url_path_for("get_job", job_id=job.id))
+        location = location_of(request, "get_job", job_id=job.id)
         return write.respond(present_job(session, job, settings), status=201, location=location)
 
 

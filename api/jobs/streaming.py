@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from api.auth import Caller
+from api.client_shares import ClientShareExceeded, client_of
 from api.dependencies import SettingsDep
 from api.jobs.schemas import EventView
 from api.jobs.watcher import JobWatcher, Subscription, TooManyFollowers, WatcherDep, closing_on_disconnect
@@ -108,7 +109,7 @@ EventCacheDep = Annotated[EventCache, Depends(_get_event_cache)]
             "content": {"text/event-stream": {"schema": _MESSAGE_SCHEMA}},
         },
         204: {"description": "The job has ended and no event follows: do not reconnect."},
-        **problem_responses(JobNotFound, Unavailable, TooManyFollowers),
+        **problem_responses(JobNotFound, Unavailable, TooManyFollowers, ClientShareExceeded),
     },
 )
 async def follow_job_events(
@@ -154,12 +155,17 @@ class _EventStream(Response):
         self._snapshot = snapshot
         self._keep_alive_seconds = keep_alive_seconds
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        if scope["method"] == "HEAD":
+            await send(start)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         with (
-            self._watcher.subscribe(self._position.job_id) as subscription,
+            self._watcher.subscribe(self._position.job_id, client=client_of(scope)) as subscription,
             closing_on_disconnect(receive, subscription),
         ):
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send(start)
             await _send(send, _RETRY)
             await self._follow(subscription, send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -17,6 +17,7 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Request
 from starlette.types import Receive
 
+from api.client_shares import ClientShares
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import Unavailable
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
@@ -113,7 +114,6 @@ class _LoopState:
     limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     """A thread of its own: requests that wait for a lock do not take it."""
     poller: "asyncio.Task[None] | None" = None
-    subscriptions: int = 0
     closing: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -122,14 +122,14 @@ class JobWatcher:
 
     Args:
         poll_seconds: time between two queries for the watched jobs.
-        max_followers: the number of subscriptions beyond which :meth:`subscribe` refuses.
+        max_followers: the number of subscriptions beyond which :meth:`subscribe` refuses; clients share them.
         worker_seconds: a worker that has been silent for longer does not count in the queue.
     """
 
     def __init__(self, database: Database, *, poll_seconds: float, max_followers: int, worker_seconds: float) -> None:
         self._database = database
         self._poll_seconds = poll_seconds
-        self._max_followers = max_followers
+        self._shares = ClientShares(max_followers, TooManyFollowers)
         self._worker_seconds = worker_seconds
         self._loop_state: RunVar[_LoopState] = RunVar("job_watcher")
 
@@ -142,34 +142,33 @@ class JobWatcher:
         return (await self._join_query(self._state(), (job_id,))).get(job_id)
 
     @contextmanager
-    def subscribe(self, job_id: str) -> Iterator[Subscription]:
-        """Watch a job for as long as the block lasts.
+    def subscribe(self, job_id: str, *, client: str) -> Iterator[Subscription]:
+        """Watch a job for as long as the block lasts, on the share of a client.
 
         Raises:
             TooManyFollowers: the process has as many subscriptions as it may.
+            ClientShareExceeded: the client has as many as are free.
         """
         state = self._state()
-        if state.subscriptions >= self._max_followers:
-            raise TooManyFollowers
+        self._shares.take(client)
         job = state.watched.setdefault(job_id, _WatchedJob())
         subscription = Subscription(job)
         subscription.closed = state.closing.is_set()
         job.subscriptions.add(subscription)
-        state.subscriptions += 1
         if state.poller is None or state.poller.done():
             state.poller = asyncio.create_task(self._poll(state))
         try:
             yield subscription
         finally:
-            state.subscriptions -= 1
+            self._shares.release(client)
             job.subscriptions.discard(subscription)
             if not job.subscriptions:
                 del state.watched[job_id]
 
     @property
     def subscriptions(self) -> int:
-        """The number of subscriptions on the running event loop."""
-        return self._state().subscriptions
+        """The number of subscriptions."""
+        return self._shares.total
 
     def close(self) -> None:
         """Close all subscriptions, since the service stops. To be called from the event loop."""

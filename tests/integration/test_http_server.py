@@ -45,7 +45,8 @@ def server(shared_database_url: str, place: Path) -> Iterator[str]:
 
 
 def test_dataset_is_uploaded_and_job_submitted(server: str) -> None:
-    with httpx2.Client(base_url=server) as client:
+    # A submission encodes samples in a process of its own, which a busy machine is slow to start.
+    with httpx2.Client(base_url=server, timeout=120) as client:
         assert client.get("/readyz").status_code == 200
         dataset = client.post("/v1/datasets", content=jsonl(8), headers=JSONL).json()["id"]
         created = client.post("/v1/jobs", json={"spec": specification(dataset)})

@@ -12,9 +12,9 @@ import httpx2
 import pytest
 
 from tests.support.api_process import ROOT, ServiceProcess, serving
+from tests.support.process_memory import MEBIBYTE, peak_bytes
 from tests.support.requests import JSONL, write_model
 
-MEBIBYTE = 1 << 20
 GOOD = b'{"instruction": "Count to three.", "output": "One, two, three."}\n'
 BAD = b'{"output": "One, two, three."}\n'
 # What a process of this kind may take at once, the interpreter and its libraries included.
@@ -34,7 +34,7 @@ class MeasuredService:
         return answer, self.growth()
 
     def growth(self) -> int:
-        return peak(self.process) - self.peak_at_start
+        return peak_bytes(self.process.process.pid) - self.peak_at_start
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,7 @@ def service(shared_database_url: str, tmp_path_factory: pytest.TempPathFactory) 
     with serving(place / "home", place / "log", database_url=shared_database_url) as process:
         # What the first request of a kind loads is not counted.
         assert httpx2.post(f"{process.address}/v1/datasets", content=GOOD, headers=JSONL).status_code == 201
-        yield MeasuredService(process, peak(process))
-
-
-def peak(process: ServiceProcess) -> int:
-    """The most memory that the service ever held, in bytes."""
-    status = Path(f"/proc/{process.process.pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+        yield MeasuredService(process, peak_bytes(process.process.pid))
 
 
 def repeated(line: bytes, times: int) -> Iterator[bytes]:

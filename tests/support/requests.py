@@ -87,13 +87,15 @@ async def send_concurrently(app: FastAPI, requests: Sequence[tuple[str, str, dic
         return await asyncio.gather(*pending)
 
 
-def start_get(app: FastAPI, path: str, headers: Mapping[str, str] | None = None) -> "asyncio.Task[Response]":
-    """Start a GET request on the running event loop."""
+def start_get(
+    app: FastAPI, path: str, headers: Mapping[str, str] | None = None, client: str = "127.0.0.1"
+) -> "asyncio.Task[Response]":
+    """Start a GET request on the running event loop, from the address `client`."""
 
     async def request() -> Response:
-        transport = ASGITransport(app=app, raise_app_exceptions=False)
-        async with AsyncClient(transport=transport, base_url=LOOPBACK, timeout=60) as client:
-            return await client.get(path, headers=headers)
+        transport = ASGITransport(app=app, raise_app_exceptions=False, client=(client, 123))
+        async with AsyncClient(transport=transport, base_url=LOOPBACK, timeout=60) as sender:
+            return await sender.get(path, headers=headers)
 
     return asyncio.create_task(request())
 

@@ -96,13 +96,35 @@ def test_a_rebound_host_name_is_refused(bare: TestClient, host: str, path: str) 
     expect_problem(bare.get(path, headers={"host": host}), 403, "origin_refused")
 
 
+def test_an_address_with_nothing_needs_the_key_too(keyed: TestClient) -> None:
+    for path in ("/", "/nothing", "/v1", "/v2/jobs", "/docsx", "/healthz/x"):
+        expect_problem(keyed.get(path), 401, "unauthenticated")
+        expect_problem(keyed.get(path, headers={"authorization": f"Bearer {KEY}"}), 404, "not_found")
+
+
+def test_the_reference_needs_no_key(keyed: TestClient) -> None:
+    for path in ("/docs", "/docs/start.js", "/openapi.json"):
+        assert keyed.get(path).status_code == 200
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "file://"])
 def test_a_foreign_origin_is_refused(bare: TestClient, origin: str) -> None:
     expect_problem(bare.post("/v1/jobs", json={"spec": {}}, headers={"origin": origin}), 403, "origin_refused")
 
 
-def test_a_loopback_origin_is_served(bare: TestClient) -> None:
-    assert bare.get("/v1/methods", headers={"origin": "http://localhost:3000"}).status_code == 200
+def test_only_the_origin_of_the_service_itself_is_served(bare: TestClient) -> None:
+    for host in ("127.0.0.1:8000", "localhost:8000", "[::1]:8000"):
+        headers = {"host": host, "origin": f"http://{host}"}
+        assert bare.get("/v1/methods", headers=headers).status_code == 200
+    for origin in ("http://localhost:3000", "http://127.0.0.1", "http://localhost:8000", "http://127.0.0.1:8000.a"):
+        response = bare.get("/v1/methods", headers={"host": "127.0.0.1:8000", "origin": origin})
+        expect_problem(response, 403, "origin_refused")
+
+
+def test_a_refusal_is_the_last_response_of_a_connection_whose_body_was_not_read(keyed: TestClient) -> None:
+    headers = {"content-type": "application/json"}
+    assert keyed.post("/v1/jobs", content=b"{}", headers=headers).headers["connection"] == "close"
+    assert "connection" not in keyed.get("/v1/jobs").headers
 
 
 def test_any_host_and_origin_are_served_with_the_key(keyed: TestClient) -> None:

@@ -30,8 +30,8 @@ def test_an_unknown_path_is_not_found(bare: TestClient, path: str) -> None:
 
 def test_a_method_that_a_path_lacks_is_not_allowed(bare: TestClient) -> None:
     for path, allowed in (
-        ("/v1/methods", "GET"),
-        ("/v1/jobs", "GET, POST"),
+        ("/v1/methods", "GET, HEAD"),
+        ("/v1/jobs", "GET, HEAD, POST"),
         ("/v1/jobs/job_00000000/cancel", "POST"),
     ):
         for method in ("DELETE", "OPTIONS", "TRACE", "BREW"):

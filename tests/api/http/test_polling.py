@@ -12,6 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from api.app import create_app
 from domain.db import Database
 from domain.jobs import actions
 from domain.jobs.leases import claim_next
@@ -19,7 +20,7 @@ from domain.jobs.models import Job
 from domain.settings import Settings
 from domain.workers.models import Device
 from domain.workers.repository import register_worker
-from tests.support.requests import expect_problem, pointers, start_get
+from tests.support.requests import LOOPBACK, expect_problem, pointers, start_get
 from tests.support.rows import add_job, claim_job, envelopes, step_logged
 from tests.support.watchers import recorded_queries, run_and_close
 from tests.support.worker_actions import succeed_job, write_events
@@ -114,20 +115,21 @@ def test_different_representations_have_different_etags(client: TestClient, data
     assert len(shown) == len(set(shown.values())) == len(changes) - 1
 
 
-def test_the_fast_path_answers_as_the_router_does(app: FastAPI, client: TestClient, database: Database) -> None:
-    def same(path: str, headers: dict[str, str]) -> httpx2.Response:
+def test_the_fast_path_answers_as_the_router_does(client: TestClient, database: Database, settings: Settings) -> None:
+    def same(client: TestClient, path: str, headers: dict[str, str]) -> httpx2.Response:
         responses = [client.get(path, params=params, headers=headers) for params in ({}, {"wait": 0})]
         plain, waiting = ([response.status_code, _without_request_id(response)] for response in responses)
         assert plain == waiting
         return responses[0]
 
     known = f"/v1/jobs/{claim_job(database).job_id}"
-    etag = same(known, {}).headers["etag"]
-    assert same(known, {"if-none-match": etag}).status_code == 304
-    assert same("/v1/jobs/job_00000000", {}).status_code == 404
-    app.state.settings = app.state.settings.model_copy(update={"api_key": SecretStr("a-key-of-some-length")})
-    assert same(known, {"authorization": "Bearer another"}).status_code == 401
-    assert same(known, {"authorization": "Bearer a-key-of-some-length"}).status_code == 200
+    etag = same(client, known, {}).headers["etag"]
+    assert same(client, known, {"if-none-match": etag}).status_code == 304
+    assert same(client, "/v1/jobs/job_00000000", {}).status_code == 404
+    app = create_app(settings.model_copy(update={"api_key": SecretStr("a-key-of-some-length")}))
+    with TestClient(app, base_url=LOOPBACK) as keyed:
+        assert same(keyed, known, {"authorization": "Bearer another"}).status_code == 401
+        assert same(keyed, known, {"authorization": "Bearer a-key-of-some-length"}).status_code == 200
 
 
 def _without_request_id(response: httpx2.Response) -> Any:
@@ -143,18 +145,25 @@ def test_followers_beyond_the_limit_are_refused_as_retryable(app: FastAPI, datab
     job_id = claim_job(database).job_id
 
     async def exceed_limit() -> list[httpx2.Response]:
-        waiting = [start_get(app, f"/v1/jobs/{job_id}?wait={TIMEOUT_SECONDS}") for _ in range(3)]
-        while app.state.watcher.subscriptions < 3:
-            await asyncio.sleep(0)
-        refused = [
-            await start_get(app, f"/v1/jobs/{job_id}?wait=1"),
-            await start_get(app, f"/v1/jobs/{job_id}/events/stream"),
-        ]
+        waiting = []
+        for client in ("10.0.0.1", "10.0.0.1", "10.0.0.2"):
+            waiting.append(start_get(app, f"/v1/jobs/{job_id}?wait={TIMEOUT_SECONDS}", client=client))
+            while app.state.watcher.subscriptions < len(waiting):
+                await asyncio.sleep(0)
+            if len(waiting) == 2:
+                # The first client has as many as are free, and more: the last is for others.
+                greedy = [await start_get(app, f"/v1/jobs/{job_id}{path}", client=client) for path in following]
+        refused = [await start_get(app, f"/v1/jobs/{job_id}{path}", client="10.0.0.3") for path in following]
         app.state.watcher.close()
-        return refused + [await each for each in waiting]
+        return greedy + refused + [await each for each in waiting]
 
-    first, second, *others = run_and_close(exceed_limit(), app.state.watcher)
-    for refused in (first, second):
-        assert expect_problem(refused, 503, "too_many_followers")["retryable"] is True
+    following = ("?wait=1", "/events/stream")
+    responses = run_and_close(exceed_limit(), app.state.watcher)
+    for refused in responses[:2]:
+        expect_problem(refused, 429, "client_share_exceeded")
+    for refused in responses[2:4]:
+        expect_problem(refused, 503, "too_many_followers")
+    for refused in responses[:4]:
+        assert refused.json()["retryable"] is True
         assert refused.headers["retry-after"]
-    assert [response.status_code for response in others] == [200] * 3
+    assert [response.status_code for response in responses[4:]] == [200] * 3

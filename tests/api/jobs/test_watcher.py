@@ -132,7 +132,7 @@ def test_hundreds_of_subscriptions_hold_no_connection_and_no_thread(database: Da
         known = await watcher.snapshot(job_id)
         threads = threading.active_count()
         with ExitStack() as stack:
-            subscriptions = [stack.enter_context(watcher.subscribe(job_id)) for _ in range(300)]
+            subscriptions = [stack.enter_context(watcher.subscribe(job_id, client="")) for _ in range(300)]
             waiting = [asyncio.create_task(changes(subscription, known)) for subscription in subscriptions]
             # Queries run one after the other: once this one has ended, so has the poller's first.
             await watcher.snapshot(job_id)
@@ -163,7 +163,7 @@ def test_all_watched_jobs_are_polled_with_one_query(database: Database) -> None:
         with recorded_queries(database) as queries_of_one:
             await watcher.snapshot(jobs[0])
         with ExitStack() as stack, recorded_queries(database) as queries:
-            subscriptions = [stack.enter_context(watcher.subscribe(job_id)) for job_id in jobs]
+            subscriptions = [stack.enter_context(watcher.subscribe(job_id, client="")) for job_id in jobs]
             first_polls = [subscription.wait_for(lambda _: True, timeout=LONG) for subscription in subscriptions]
             await asyncio.gather(*first_polls)
         assert len(queries) == len(queries_of_one)
@@ -179,7 +179,7 @@ def test_a_change_by_another_process_is_delivered_at_the_next_poll(database: Dat
 
     async def follow() -> list[bool]:
         known = [await watcher.snapshot(first), await watcher.snapshot(second)]
-        with watcher.subscribe(first) as one, watcher.subscribe(second) as two:
+        with watcher.subscribe(first, client="") as one, watcher.subscribe(second, client="") as two:
             waiting = [
                 asyncio.create_task(changes(subscription, was))
                 for subscription, was in zip((one, two), known, strict=True)
@@ -204,7 +204,7 @@ def test_a_deletion_is_delivered(database: Database) -> None:
 
     async def follow() -> JobSnapshot | None:
         known = await watcher.snapshot(job_id)
-        with watcher.subscribe(job_id) as subscription:
+        with watcher.subscribe(job_id, client="") as subscription:
             waiting = asyncio.create_task(changes(subscription, known))
             await asyncio.to_thread(delete)
             assert await waiting
@@ -219,13 +219,13 @@ def test_waiting_ends_at_its_timeout_and_with_the_service(database: Database) ->
 
     async def follow() -> tuple[bool, bool, bool]:
         known = await watcher.snapshot(job_id)
-        with watcher.subscribe(job_id) as subscription:
+        with watcher.subscribe(job_id, client="") as subscription:
             timed_out = await subscription.wait_for(lambda latest: latest != known, timeout=0.01)
             waiting = asyncio.create_task(changes(subscription, known))
             await asyncio.sleep(0)
             watcher.close()
             closed = await waiting
-        with watcher.subscribe(job_id) as late:
+        with watcher.subscribe(job_id, client="") as late:
             return timed_out, closed, await changes(late, known)
 
     assert run_and_close(follow(), watcher) == (False, False, False)
@@ -238,10 +238,10 @@ def test_subscriptions_are_limited_and_freed(database: Database) -> None:
     async def subscribe_thrice() -> None:
         for _ in range(3):
             with (
-                watcher.subscribe(job_id),
-                watcher.subscribe(job_id),
+                watcher.subscribe(job_id, client="one"),
+                watcher.subscribe(job_id, client="another"),
                 pytest.raises(TooManyFollowers),
-                watcher.subscribe(job_id),
+                watcher.subscribe(job_id, client="a third"),
             ):
                 pass
 
@@ -271,7 +271,7 @@ def test_subscriptions_outlast_an_unavailable_database(database: Database, datab
     async def follow() -> Mapping[str, Any]:
         known = await watcher.snapshot(job_id)
         failing.failures = 3
-        with watcher.subscribe(job_id) as subscription:
+        with watcher.subscribe(job_id, client="") as subscription:
             waiting = asyncio.create_task(changes(subscription, known))
             await asyncio.to_thread(claim_job, database)
             return {"changed": await waiting, "failures": failing.failures}
