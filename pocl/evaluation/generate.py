@@ -1,7 +1,7 @@
 """Generation of answers to many prompts, greedy or sampled, with a key-value cache."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,10 @@ from pocl.evaluation.uncached_generation import answer_uncached
 from pocl.events import Sink, Warned
 from pocl.models.inference_weights import inference_weights
 from pocl.models.precision import Precision
+from pocl.models.rope_scaling import rope_switch_length
 from pocl.models.slot_decoder import can_decode_in_slots, fits_window
+
+OnAnswer = Callable[[int, list[int]], None]
 
 
 @torch.no_grad()
@@ -67,7 +70,8 @@ def generate(
         order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
         if order:
             asked = [questions[index] for index in order]
-            _answer(model, asked, decoding, lambda place, answer: on_answer(order[place], answer), should_stop, sink)
+            answerer = _Answerer(model, decoding, should_stop, sink)
+            answerer.answer_in_parts(asked, lambda place, answer: on_answer(order[place], answer))
     finally:
         model.train(was_training)
     return [answers[index] for index in range(len(prompts))]
@@ -104,29 +108,55 @@ def questions_of(
     return questions
 
 
-def _answer(
-    model: PreTrainedModel,
-    questions: Sequence[Question],
-    decoding: Decoding,
-    on_answer: Callable[[int, list[int]], None],
-    should_stop: ShouldStop,
-    sink: Sink,
-) -> None:
-    """Answer `questions` in their order; `on_answer` is called with each one's index and new tokens."""
-    trials, precision = _trials.setdefault(model, _DecodingTrials()), decoding.precision_on(model.device)
-    with inference_weights(model, precision, decoding.rows_in_flight):
-        longest = max(len(question.prompt) + question.limit for question in questions)
-        if fits_window(model, longest) and trials.in_slots(model, precision):
-            ContinuousBatching(model, questions, decoding).run(on_answer, should_stop)
+@dataclass(frozen=True)
+class _Answerer:
+    """Answers questions with one model in eval mode; the fields are arguments of :func:`generate`."""
+
+    model: PreTrainedModel
+    decoding: Decoding
+    should_stop: ShouldStop
+    sink: Sink
+
+    def answer_in_parts(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
+        """Answer `questions`; where the model reads longer texts with other rotary factors, an answer that grows beyond
+        that length is gone on with as a text that is read anew, since nothing that was cached before holds any more.
+        """
+        switch = rope_switch_length(self.model)
+        if switch is None:
+            self.answer(questions, on_answer)
             return
-    with precision.autocast():
-        fallback = trials.fallback(model, precision)
-        message = f"a {model.config.model_type} model {fallback.reason}, which takes longer"
-        sink(Warned(code=fallback.code, message=message))
-        answer = answer_uncached if fallback is FallbackDecoding.UNCACHED else answer_padded
-        if fallback is FallbackDecoding.SINGLE:
-            decoding = replace(decoding, rows_in_flight=1)
-        answer(model, questions, decoding, on_answer, should_stop)
+        first_parts = [question.up_to(switch) for question in questions]
+        begun: dict[int, list[int]] = {}
+
+        def on_first_part(index: int, answer: list[int]) -> None:
+            if len(answer) == first_parts[index].limit < questions[index].limit:
+                begun[index] = answer
+            else:
+                on_answer(index, answer)
+
+        self.answer(first_parts, on_first_part)
+        places = sorted(begun)
+        if places:
+            rest = [questions[index].after(begun[index]) for index in places]
+            self.answer(rest, lambda place, answer: on_answer(places[place], begun[places[place]] + answer))
+
+    def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
+        """Answer `questions` in their order; `on_answer` is called with each one's index and new tokens."""
+        model, decoding = self.model, self.decoding
+        trials, precision = _trials.setdefault(model, _DecodingTrials()), decoding.precision_on(model.device)
+        with inference_weights(model, precision, decoding.rows_in_flight):
+            longest = max(len(question.prompt) + question.limit for question in questions)
+            if fits_window(model, longest) and trials.in_slots(model, precision):
+                ContinuousBatching(model, questions, decoding).run(on_answer, self.should_stop)
+                return
+        with precision.autocast():
+            fallback = trials.fallback(model, precision)
+            message = f"a {model.config.model_type} model {fallback.reason}, which takes longer"
+            self.sink(Warned(code=fallback.code, message=message))
+            answer = answer_uncached if fallback is FallbackDecoding.UNCACHED else answer_padded
+            if fallback is FallbackDecoding.SINGLE:
+                decoding = replace(decoding, rows_in_flight=1)
+            answer(model, questions, decoding, on_answer, self.should_stop)
 
 
 class FallbackDecoding(Enum):

@@ -24,6 +24,7 @@ from pocl.models.hub import HubClient, HuggingFaceHub, fetch
 from pocl.models.layers import names_in_whole, rebuild_with_layers, select_layers, with_dropout
 from pocl.models.model_files import model_in
 from pocl.models.random import byte_level_tokenizer, random_model
+from pocl.models.rope_scaling import scale_rope_per_sample
 from pocl.models.stored_tensors import read_head, read_tensors, structure_of
 from pocl.models.tokenizers import transformers_tokenizer
 from pocl.out_of_memory import fit_or_refuse
@@ -266,6 +267,7 @@ def load_student(
         loaded = _from_teacher(teacher, ref.from_teacher.layers)
     try_family(loaded.model)
     model = loaded.model if dropout is None else with_dropout(loaded.model, dropout)
+    scale_rope_per_sample(model)
     _move_and_cast(model, device, torch.float32)
     model.requires_grad_(True)
     model.train()
@@ -368,6 +370,7 @@ def _read(located: _LocatedModel, digest: str | None) -> LoadedModel:
 
 def _frozen(loaded: LoadedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
     rounds = torch.promote_types(loaded.model.dtype, dtype) != dtype
+    scale_rope_per_sample(loaded.model)
     _move_and_cast(loaded.model, device, dtype)
     loaded.model.requires_grad_(False)
     loaded.model.train(False)
