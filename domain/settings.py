@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from domain.mounts import network_file_system
 from domain.service_links import is_service_link
 
 _KEY_MIN_LENGTH = 16
@@ -172,6 +173,19 @@ class Settings(BaseSettings):
             raise ValueError("POCL_DATABASE_URL must be a sqlite:/// or a postgresql:// address")
         if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
             raise ValueError("POCL_DATABASE_URL must name a SQLite file: several processes share it")
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_sqlite_on_network_file_system(self) -> Self:
+        url = make_url(self.database_url)
+        if url.get_backend_name() == "sqlite":
+            kind = network_file_system(Path(str(url.database)))
+            if kind is not None:
+                # Their locks do not hold between processes, and the write-ahead log needs shared memory.
+                raise ValueError(
+                    f"POCL_DATABASE_URL names a SQLite file on a network file system ({kind}), where SQLite loses data:"
+                    " put it on a local disk, or use PostgreSQL"
+                )
         return self
 
     @model_validator(mode="after")
