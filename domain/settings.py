@@ -102,7 +102,15 @@ class Settings(BaseSettings):
     reaper_seconds: float = Field(default=15, gt=0)
     """Seconds between two searches for expired leases."""
     max_attempts: int = Field(default=3, ge=1, le=100)
-    """How many attempts of a job may be lost or crash before the job fails."""
+    """How many attempts of a job may be lost, crash or fail without progress before the job fails; of failures that may
+    pass one counts for each worker."""
+    max_failures: int = Field(default=12, ge=1, le=1000)
+    """How many failures that may pass a job survives without progress, on whichever workers."""
+    retry_seconds: float = Field(default=10, ge=0)
+    """How long a job waits at most after its first failure that may pass, and a worker after its first failed check of
+    itself; each further one doubles it. 0: no wait."""
+    max_retry_seconds: float = Field(default=600, ge=0)
+    """The longest of these waits; after it a job may also return to a worker that failed it while others are busy."""
 
     @field_validator("model_roots", mode="before")
     @classmethod

@@ -29,7 +29,8 @@ from pocl.spec import DistillationSpec
 _log = structlog.get_logger(__name__)
 
 _LOCK_FILE = ".lock"
-_SCRATCH_PREFIX = ".new-"
+SCRATCH_PREFIX = ".new-"
+"""How directories begin that :func:`prune` removes once they are old."""
 _MAX_SCRATCH_AGE_SECONDS = 3600
 # The engine takes a ranking only with its inputs, which vouch for it; each line of a partial one is sealed. Answers of
 # evaluations that it makes again it drops.
@@ -83,7 +84,7 @@ def locked(root: Path, job_id: str, attempt: int) -> Iterator[AttemptDir]:
     directory = root / f"{job_id}.{attempt}"
     # No other process works here: an attempt has one worker. A directory of this name is of an earlier database.
     shutil.rmtree(directory, ignore_errors=True)
-    scratch = root / f"{_SCRATCH_PREFIX}{uuid.uuid4().hex}"
+    scratch = root / f"{SCRATCH_PREFIX}{uuid.uuid4().hex}"
     scratch.mkdir(parents=True, mode=0o700)
     lock = os.open(scratch / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -147,7 +148,7 @@ def prune(root: Path, *, keep: int, now: Callable[[], float] = time.time) -> Non
     unlocked.sort(key=_modified_at, reverse=True)
     abandoned = [
         directory
-        for directory in root.glob(f"{_SCRATCH_PREFIX}*")
+        for directory in root.glob(f"{SCRATCH_PREFIX}*")
         if now() - _modified_at(directory) > _MAX_SCRATCH_AGE_SECONDS
     ]
     for directory in (*unlocked[keep:], *abandoned):

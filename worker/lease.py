@@ -1,4 +1,8 @@
-"""The lease of an attempt on its job: renewed by heartbeats, which also bring stop requests."""
+"""The lease of an attempt on its job: renewed by heartbeats, which also bring stop requests.
+
+While no database answers the attempt goes on: nobody can claim its job then, and the scheduler grants one more lease
+once the database is back. Whether another worker reached the database meanwhile is for the fencing token to say.
+"""
 
 import time
 from collections.abc import Callable
@@ -13,6 +17,7 @@ from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.errors import LostLease
 from domain.jobs import leases
 from domain.jobs.leases import Claim
+from domain.jobs.states import DATABASE_UNAVAILABLE as UNAVAILABLE_REASON
 from domain.jobs.states import StopRequest
 
 _log = structlog.get_logger(__name__)
@@ -21,10 +26,7 @@ Result = TypeVar("Result")
 
 
 class Lease:
-    """Renews the lease when it is due.
-
-    While the database is unavailable the attempt goes on, for as long as no other worker can have claimed the job.
-    """
+    """Renews the lease when it is due, and ends the attempt where its job has used up its running time."""
 
     def __init__(
         self,
@@ -33,24 +35,41 @@ class Lease:
         *,
         seconds: float,
         interval: float,
+        should_stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Args:
+        seconds: how long the lease lasts after each renewal.
+        interval: seconds between two renewals.
+        should_stop: whether the worker shuts down: it then waits for the database no longer than the lease lasts.
+        """
         self._database = database
         self._claim = claim
         self._seconds = seconds
         self._interval = interval
+        self._should_stop = should_stop
         self._clock = clock
-        self._renewed_at = self._tried_at = clock()
+        self._claimed_at = self._renewed_at = self._tried_at = clock()
         self._stop_request: StopRequest | None = None
+        self._unavailable = False
+        """Whether the database did not answer the last renewal."""
+
+    @property
+    def seconds_run(self) -> float:
+        """How long the attempt has held the job, by a clock that is never set."""
+        return self._clock() - self._claimed_at
 
     def heartbeat_if_due(self) -> StopRequest | None:
-        """Renew the lease when that is due, and return the stop request that the last renewal brought.
+        """Renew the lease when that is due, and return the stop request that is pending.
 
         Raises:
-            LostLease: the job is no longer this attempt's, or may no longer be.
+            LostLease: the job is no longer this attempt's, or the worker shuts down and the database stays away.
         """
         if self._clock() - self._tried_at >= self._interval:
             self._heartbeat()
+        limit = self._claim.runtime_left_seconds
+        if limit is not None and self.seconds_run >= limit and self._stop_request is not StopRequest.CANCEL:
+            return StopRequest.EXPIRE
         return self._stop_request
 
     def renew_while(self, work: Callable[[], Result]) -> Result:
@@ -69,13 +88,21 @@ class Lease:
     def _heartbeat(self) -> None:
         # Taken before the renewal: the lease lasts for at least `seconds` from this moment.
         self._tried_at = self._clock()
+        silence = self._tried_at - self._renewed_at
         try:
             with self._database.transaction(write=True) as session:
                 stop_request = leases.heartbeat(session, self._claim, self._seconds)
+                if silence >= self._seconds:
+                    reason = UNAVAILABLE_REASON.code if self._unavailable else "worker_suspended"
+                    leases.record_resumed_lease(session, self._claim, reason, silence)
         except DATABASE_UNAVAILABLE as error:
-            _log.warning("lease_not_renewed", error=type(error).__name__)
-            if self._clock() - self._renewed_at >= self._seconds:
+            if not self._unavailable:
+                _log.warning("database_unavailable", error=type(error).__name__, hint="The engine goes on.")
+            self._unavailable = True
+            if self._should_stop() and self._clock() - self._renewed_at >= self._seconds:
                 raise LostLease from error
             return
-        self._renewed_at = self._tried_at
+        if self._unavailable:
+            _log.info("database_available", seconds=round(silence, 1))
+        self._renewed_at, self._unavailable = self._tried_at, False
         self._stop_request = stop_request

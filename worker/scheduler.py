@@ -6,6 +6,7 @@ Any number of schedulers may run. Each duty is guarded by the rows, or idempoten
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import sqlalchemy as sa
 import structlog
@@ -15,12 +16,12 @@ from domain.artifacts import ArtifactStore
 from domain.datasets.models import Dataset
 from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.idempotency.repository import delete_expired
-from domain.jobs.leases import expire_waiting, reap_expired
 from domain.jobs.models import Job
-from domain.jobs.repository import count_queued_jobs
+from domain.jobs.retries import RetryPolicy, count_claimable
 from domain.settings import Settings
-from domain.workers.repository import delete_stale_workers
+from domain.workers.repository import count_due_checks, delete_stale_workers
 from worker.doorbell import BrokerUnreachable, Doorbell
+from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 
 _log = structlog.get_logger(__name__)
@@ -36,6 +37,10 @@ class Scheduler:
     settings: Settings
     options: WorkerSettings
 
+    @cached_property
+    def reaper(self) -> Reaper:
+        return Reaper(self.database, self.settings.lease_seconds, self.settings.reaper_seconds)
+
     def run(self, wait: Callable[[float], bool], clock: Callable[[], float] = time.monotonic) -> None:
         """Run each duty when it is due.
 
@@ -43,7 +48,7 @@ class Scheduler:
             wait: Sleeps for a number of seconds; true ends the loop.
         """
         duties: tuple[tuple[Callable[[], object], float], ...] = (
-            (self.reap, self.settings.reaper_seconds),
+            (self.reaper.look, self.settings.reaper_seconds),
             (self.ring, self.options.doorbell_seconds),
             (self.collect_garbage, self.options.janitor_seconds),
         )
@@ -57,21 +62,13 @@ class Scheduler:
                 return
 
     def ring(self) -> int:
-        """Ring once for each queued job for which no message waits; the number of rings."""
+        """Ring once for each job that may be claimed, and for each quarantined worker that is to check itself, as far
+        as no message waits; the number of rings.
+        """
         with self.database.transaction(write=False) as session:
-            queued = count_queued_jobs(session)
-        return self.doorbell.ring_for(queued, limit=self.options.doorbell_limit)
-
-    def reap(self) -> list[str]:
-        """Requeue or end jobs whose lease has expired, and end those that waited too long; the ids of the former."""
-        with self.database.transaction(write=True) as session:
-            reaped = reap_expired(session)
-            overdue = expire_waiting(session)
-        for job_id in reaped:
-            _log.warning("lease_expired", job_id=job_id)
-        for job_id in overdue:
-            _log.warning("max_wait_exceeded", job_id=job_id)
-        return reaped
+            claimable = count_claimable(session, RetryPolicy.from_settings(self.settings))
+            due_checks = count_due_checks(session)
+        return self.doorbell.ring_for(claimable + due_checks, limit=self.options.doorbell_limit)
 
     def collect_garbage(self) -> int:
         """Remove scratch files of killed processes, files of deleted jobs and data sets, expired idempotency keys and

@@ -30,6 +30,8 @@ class WorkerSettings(BaseSettings):
     """How long an engine may take to save its state after it was asked to stop; then it is killed."""
     stall_seconds: float = Field(default=3600, gt=0)
     """An engine that reports no event for this long is stopped."""
+    check_seconds: float = Field(default=300, gt=0)
+    """How long the tiny job may take by which a worker checks itself after a failure."""
     tick_seconds: float = Field(default=0.25, gt=0, le=10)
     """The interval at which the supervisor looks at the engine."""
     flush_seconds: float = Field(default=1, gt=0)

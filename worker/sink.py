@@ -16,6 +16,7 @@ from domain.db import DATABASE_UNAVAILABLE, Database
 from domain.jobs import event_recorder, leases
 from domain.jobs.leases import Claim
 from domain.jobs.repository import count_live_jobs_using
+from domain.jobs.retries import NO_WAIT, RetryPolicy
 from domain.jobs.states import AttemptOutcome, EndReason, JobStatus
 from pocl.events import (
     RESUMABLE_KINDS,
@@ -55,6 +56,14 @@ class EventTail:
         self._path = path
         self.offset = offset
         """Bytes read, up to the end of the last whole line."""
+
+    @property
+    def size(self) -> int:
+        """The bytes of the file; 0 where there is none yet."""
+        try:
+            return self._path.stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def read(self) -> list[tuple[EventEnvelope, int]]:
         """The next events, each with the offset at which its line ends; empty when there are none.
@@ -137,6 +146,8 @@ class RowSink:
         """What the next transaction writes besides."""
         self._urgent = False
         """Whether the next transaction should not wait for the flush interval."""
+        self._seen_size = 0
+        """Bytes of the events file when it was last looked at without being read."""
         self._flushed_at = self._log_saved_at = self._partial_ranking_stored_at = self.last_event_at = clock()
         self.end_event: RunFinished | RunEnded | None = None
         """The last event of the engine, once it has reported one."""
@@ -160,8 +171,11 @@ class RowSink:
             self._write()
         return has_new
 
-    def settle(self, outcome: AttemptOutcome) -> JobStatus | None:
+    def settle(self, outcome: AttemptOutcome, retry: RetryPolicy = NO_WAIT) -> JobStatus | None:
         """Write what is pending and settle the attempt, in one transaction. None while the database is unavailable.
+
+        Args:
+            retry: When the job may be tried again where the outcome may pass.
 
         Raises:
             LostLease: the attempt no longer holds the job, or was settled already.
@@ -169,13 +183,16 @@ class RowSink:
         settled: list[JobStatus] = []
 
         def settle_claim(session: Session) -> None:
-            settled[:] = [leases.settle(session, self._claim, outcome)]
+            seconds_run = self._lease.seconds_run
+            settled[:] = [leases.settle(session, self._claim, outcome, retry=retry, seconds_run=seconds_run)]
 
         return settled[0] if self._write(settle_claim) else None
 
     def _read_events(self) -> bool:
         if sum(len(batch.events) for batch in (*self._unconfirmed, self._batch)) >= _MAX_PENDING_EVENTS:
-            # The database is unavailable; the rest of the events stays in the file.
+            # The database is unavailable; the rest of the events stays in the file, where the engine adds to it.
+            if (size := self._tail.size) > self._seen_size:
+                self._seen_size, self.last_event_at = size, self._clock()
             return False
         before = self._tail.offset
         for envelope, offset in self._tail.read():

@@ -25,11 +25,13 @@ from domain.errors import ApiError, LostLease
 from domain.jobs import leases, repository
 from domain.jobs.leases import Claim
 from domain.jobs.queue import memory_by_device_kind
-from domain.jobs.states import AttemptOutcome, EndReason, JobStatus, StopRequest
+from domain.jobs.retries import RetryPolicy
+from domain.jobs.states import DATABASE_UNAVAILABLE as UNAVAILABLE_REASON
+from domain.jobs.states import AttemptEnd, AttemptOutcome, EndReason, JobStatus, StopRequest
 from domain.model_paths import locate_model
 from domain.settings import Settings
+from domain.workers import repository as workers
 from domain.workers.models import Device
-from domain.workers.repository import accepts_jobs
 from pocl.spec import RANKING_MODEL_POINTER, DataRef, DistillationSpec, ModelRef
 from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
@@ -45,12 +47,15 @@ from worker.engine_exit import (
 )
 from worker.lease import Lease
 from worker.processes import kill_group, spawn
+from worker.self_check import SelfCheck, check_writable, explain_unwritable
 from worker.settings import WorkerSettings
 from worker.sink import RowSink
 
 _log = structlog.get_logger(__name__)
 
 _MAX_UNPINNED_JOBS: Final = 500
+_FAILURES_IN_A_ROW: Final = 2
+"""So many are one too many, also for a worker that finds nothing wrong with itself."""
 # Variables of the worker's environment that the engine gets: no database, no broker, no key, no token of a hub.
 _ENVIRONMENT_ALLOWLIST: Final = frozenset(
     {
@@ -77,28 +82,27 @@ class Supervisor:
     should_stop: Callable[[], bool]
     """Whether this worker is shutting down: the job is then saved and released."""
     clock: Callable[[], float] = time.monotonic
+    check: Callable[[], str | None] | None = None
+    """What is wrong with this worker, in one sentence, null for nothing; a :class:`SelfCheck` unless given."""
+
+    @property
+    def retry(self) -> RetryPolicy:
+        return RetryPolicy.from_settings(self.settings)
 
     def work_one(self) -> JobStatus | None:
         """Claim the next job that this worker can run, and run one attempt at it; the status that the job then has.
 
+        A quarantined worker claims nothing; where it is time it checks itself, and goes on if it is well.
+
         Returns:
-            None where no job was queued, the database was unavailable, or the lease was lost.
+            None where no job was claimed, the database was unavailable, or the lease was lost.
         """
         if self.should_stop():
             return None
         attempt_dir.prune(self.settings.work_root, keep=self.options.kept_attempts)
         try:
             self._unpin_ended_jobs()
-            with self.database.transaction(write=True) as session:
-                if not accepts_jobs(session, self.worker_name):
-                    _log.info("worker_drained")
-                    return None
-                claim = leases.claim_next(
-                    session,
-                    worker=self.worker_name,
-                    lease_seconds=self.settings.lease_seconds,
-                    memory=memory_by_device_kind([asdict(device) for device in self.devices]),
-                )
+            claim = self._claim_next() if self._is_well() else None
         except DATABASE_UNAVAILABLE as error:
             _log.warning("claim_failed", error=type(error).__name__)
             return None
@@ -107,20 +111,103 @@ class Supervisor:
         with structlog.contextvars.bound_contextvars(job_id=claim.job_id, attempt=claim.attempt):
             return self._run_attempt(claim)
 
+    def _is_well(self) -> bool:
+        """Whether the worker may claim jobs. One that is quarantined checks itself first, where that is due."""
+        with self.database.transaction(write=False) as session:
+            health = workers.worker_health(session, self.worker_name, max_wait_seconds=self.settings.max_retry_seconds)
+        if health.drained:
+            _log.info("worker_drained")
+            return False
+        if health.quarantined and not health.check_is_due:
+            return False
+        finding = self.find_fault() if health.quarantined else self._find_unwritable()
+        if self.should_stop():
+            return False
+        if finding is not None:
+            with self.database.transaction(write=True) as session:
+                self._quarantine(session, finding)
+            return False
+        if health.quarantined:
+            _log.info("worker_well_again")
+            with self.database.transaction(write=True) as session:
+                workers.end_quarantine(session, self.worker_name)
+        return True
+
+    def _claim_next(self) -> Claim | None:
+        with self.database.transaction(write=True) as session:
+            if workers.worker_health(session, self.worker_name, max_wait_seconds=0).drained:
+                return None
+            return leases.claim_next(
+                session,
+                worker=self.worker_name,
+                lease_seconds=self.settings.lease_seconds,
+                memory=memory_by_device_kind([asdict(device) for device in self.devices]),
+                retry=self.retry,
+            )
+
     def _run_attempt(self, claim: Claim) -> JobStatus | None:
         _log.info("attempt_started")
         try:
             with attempt_dir.locked(self.settings.work_root, claim.job_id, claim.attempt) as directory:
-                status = _Attempt(self, claim, directory).run()
+                attempt = _Attempt(self, claim, directory)
+                status = attempt.run()
+                self.record_end(attempt.outcome, attempt.finding)
         except LostLease:
             _log.warning("lease_lost")
             return None
         except OSError as error:
-            # The directory could not be created, so the attempt never began.
-            self._settle_unstarted(claim, AttemptOutcome.failed(storage_failure_reason(error)))
-            raise
+            # The directory could not be created, so the attempt never began, and cost the job nothing.
+            _log.error("attempt_directory_failed", error=str(error))
+            outcome = replace(AttemptOutcome.failed(storage_failure_reason(error)), worker_is_sick=True)
+            self.record_end(outcome, explain_unwritable(error))
+            return self._settle_unstarted(claim, outcome)
         _log.info("attempt_ended", status=str(status))
         return status
+
+    def find_fault(self) -> str | None:
+        """What is wrong with this worker, in one sentence; null for nothing, and where the worker shuts down."""
+        if (finding := self._find_unwritable()) is not None:
+            return finding
+        if self.check is not None:
+            return self.check()
+        return SelfCheck(
+            self.options.engine,
+            self.settings.work_root,
+            self.devices,
+            lambda temporary: engine_environment(os.environ, temporary, self.options.gpus),
+            timeout_seconds=self.options.check_seconds,
+            should_stop=self.should_stop,
+        )()
+
+    def _find_unwritable(self) -> str | None:
+        settings = self.settings
+        return check_writable({"POCL_WORK_ROOT": settings.work_root, "POCL_ARTIFACT_ROOT": settings.artifact_root})
+
+    def record_end(self, outcome: AttemptOutcome, finding: str | None) -> None:
+        """Count an attempt that ended on this worker, and quarantine the worker where it is sick or fails too often.
+
+        Args:
+            finding: What the worker's check of itself found after the end; null for nothing.
+        """
+        with suppress(*DATABASE_UNAVAILABLE), self.database.transaction(write=True) as session:
+            if not outcome.may_pass:
+                if outcome.end in (AttemptEnd.SUCCEEDED, AttemptEnd.FAILED):
+                    workers.record_success(session, self.worker_name)
+                return
+            workers.register_worker(session, self.worker_name, self.devices)
+            failures = workers.record_failure(session, self.worker_name)
+            if finding is None and failures >= _FAILURES_IN_A_ROW:
+                finding = (
+                    f"{failures} attempts in a row failed here, the last with {outcome.reason.code}; the worker finds"
+                    " nothing wrong with itself."
+                )
+            if finding is not None:
+                self._quarantine(session, finding)
+
+    def _quarantine(self, session: Session, finding: str) -> None:
+        _log.error("worker_quarantined", reason=finding)
+        workers.register_worker(session, self.worker_name, self.devices)
+        workers.quarantine(session, self.worker_name, finding, wait=self.retry.delay)
 
     def _unpin_ended_jobs(self) -> None:
         """Unpin the cache entries of ended jobs on this machine; those of queued and paused jobs stay pinned."""
@@ -133,9 +220,10 @@ class Supervisor:
         for job_id in ended:
             replace(cache, pinning_job=job_id).unpin()
 
-    def _settle_unstarted(self, claim: Claim, outcome: AttemptOutcome) -> None:
+    def _settle_unstarted(self, claim: Claim, outcome: AttemptOutcome) -> JobStatus | None:
         with suppress(LostLease, *DATABASE_UNAVAILABLE), self.database.transaction(write=True) as session:
-            leases.settle(session, claim, outcome)
+            return leases.settle(session, claim, outcome, retry=self.retry)
+        return None
 
 
 class _Attempt:
@@ -152,6 +240,7 @@ class _Attempt:
             claim,
             seconds=supervisor.settings.lease_seconds,
             interval=supervisor.settings.heartbeat_seconds,
+            should_stop=supervisor.should_stop,
             clock=supervisor.clock,
         )
         self._log = BoundedLog(directory.log_file, supervisor.options.max_engine_log_bytes)
@@ -168,6 +257,10 @@ class _Attempt:
         self._stop_request: StopRequest | None = None
         """The stop request that the engine was sent."""
         self._kill_at: float | None = None
+        self.outcome = AttemptOutcome.released()
+        """How the attempt ended, once :meth:`run` has settled it."""
+        self.finding: str | None = None
+        """What the worker's check of itself found after the end; null for nothing."""
 
     def run(self) -> JobStatus:
         try:
@@ -176,12 +269,19 @@ class _Attempt:
             raise
         except DATABASE_UNAVAILABLE:
             # Raised only before the engine starts: everything later waits for the database.
-            outcome = AttemptOutcome.released()
-        except Exception:
-            # Settled now, so that the job need not wait for its lease to expire. The worker's log has the traceback.
-            self._settle(AttemptOutcome.crashed(WORKER_FAILED))
-            raise
-        return self._settle(outcome)
+            outcome = AttemptOutcome.released(UNAVAILABLE_REASON)
+        except Exception:  # noqa: BLE001 - whatever it is, it is logged, and the job is tried again
+            # Settled now, so that the job need not wait for its lease to expire.
+            _log.exception("worker_failed")
+            outcome = AttemptOutcome.crashed(WORKER_FAILED)
+        return self._settle(self._with_check(outcome))
+
+    def _with_check(self, outcome: AttemptOutcome) -> AttemptOutcome:
+        """The outcome, after a check of the worker where the attempt failed by a fault that may pass."""
+        if outcome.may_pass:
+            self.finding = self._lease.renew_while(self._supervisor.find_fault)
+        self.outcome = replace(outcome, worker_is_sick=self.finding is not None)
+        return self.outcome
 
     def _prepare(self) -> AttemptOutcome | None:
         """Write the inputs of the engine; an outcome where the engine cannot start."""
@@ -318,8 +418,8 @@ class _Attempt:
         return tail
 
     def _settle(self, outcome: AttemptOutcome) -> JobStatus:
-        """Settle the attempt, again and again while the database is unavailable and the lease lasts."""
-        while (status := self._sink.settle(outcome)) is None:
+        """Settle the attempt, again and again while the database is unavailable."""
+        while (status := self._sink.settle(outcome, self._supervisor.retry)) is None:
             time.sleep(self._options.tick_seconds)
             self._lease.heartbeat_if_due()
         return status

@@ -12,6 +12,7 @@ from domain.jobs.models import Job
 from domain.jobs.queue import QueuePosition, queue_position
 from domain.settings import Settings
 
+_MAX_FAILED_ATTEMPTS: Final = 20
 _NESTED: Final = {"phase", "progress", "eta", "limits"}
 """Fields of a view that combine several columns; every other one is a column of the same name."""
 _COLUMNS: Final = tuple(JobSummary.model_fields.keys() - _NESTED - {"object"})
@@ -37,6 +38,7 @@ def present_job_at(session: Session, job: Job, position: QueuePosition | None) -
     return JobView.model_validate(
         {
             **_summary_fields(job),
+            "failed_attempts": repository.list_failed_attempts(session, job, limit=_MAX_FAILED_ATTEMPTS),
             "queue": None if position is None else QueueView.model_validate(position),
             "latest": {series.name: series.values[-1] for series in newest} or None,
             "encodings": job.encodings,

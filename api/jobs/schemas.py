@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field, JsonValue
 from api.jobs.plan_schemas import StagePlanView
 from api.jobs.spec_schema import ResolvedSpec
 from api.pagination import Page, Resource
+from domain.jobs.queue import QueueReason
 from domain.jobs.states import AttemptEnd, Fault, JobStatus, PauseAt, StageStatus
 from pocl.encoding_counts import EncodingCounts
 from pocl.events import SampledScores
@@ -67,8 +68,12 @@ class QueueView(Resource):
     """The position in the queue; the job at 1 is claimed next."""
     ahead: int
     """The number of jobs that are claimed before this one."""
-    reason: Literal["jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits"]
-    """Why the job waits; `no_worker_fits` means that no live worker has the device or the memory that it needs."""
+    reason: QueueReason
+    """Why the job waits. `no_worker_fits`: no live worker has the device or the memory that it needs;
+    `workers_quarantined`: those that have it are quarantined, `/v1/workers` says why; `backing_off`: an attempt failed
+    by a fault that may pass, and the next one waits. More reasons may be added."""
+    until: datetime | None
+    """When a job that is backing off may be claimed; null for any other reason."""
     starts_at: datetime | None
     """When the job is expected to start, estimated from running and recently ended jobs; null where too little is
     known."""
@@ -97,7 +102,8 @@ class LimitsView(Resource):
     max_wait_seconds: int | None
     """The time in the queue before the first attempt, in seconds."""
     max_attempts: int
-    """The number of attempts that may be lost or crash before the job fails."""
+    """The number of attempts that may be lost, crash or fail by a fault that may pass before the job fails. Progress, a
+    training state further than all before it, gives them all back."""
 
 
 class JobSummary(Resource):
@@ -124,9 +130,14 @@ class JobSummary(Resource):
     end_reason: Reason | None
     """Why the job ended; null until then."""
     attempts_spent: int
-    """The number of attempts that count against `max_attempts`: a running one does, a released one does not."""
+    """The number of attempts since the last progress that count against `max_attempts`. A running one does; one that
+    was released, or that failed on a worker which found itself sick, does not; of those that failed by a fault that may
+    pass one counts for each worker."""
     max_attempts: int
-    """The number of attempts that may be lost or crash before the job fails."""
+    """The number of attempts that may be lost, crash or fail by a fault that may pass before the job fails. Progress, a
+    training state further than all before it, gives them all back."""
+    not_before: datetime | None
+    """When a job that is queued again after a failure may be claimed; null: at once."""
     created_at: datetime
     """When the job was submitted."""
     updated_at: datetime
@@ -158,8 +169,26 @@ class EncodingView(Resource):
     """What was counted over all samples."""
 
 
+class FailedAttempt(Resource):
+    """An attempt that failed, crashed or was lost."""
+
+    id: int = Field(validation_alias=AliasChoices("id", "number"))
+    """The number of the attempt, counted from 1."""
+    worker: str
+    """The name of the worker."""
+    ended_at: datetime
+    """When the attempt ended."""
+    end: AttemptEnd
+    """How the attempt ended."""
+    end_reason: Reason
+    """Why the attempt ended."""
+
+
 class JobView(JobSummary):
     """A job."""
+
+    failed_attempts: list[FailedAttempt]
+    """The newest attempts that failed, crashed or were lost, oldest first, at most 20; `/attempts` has all attempts."""
 
     queue: QueueView | None
     """The position in the queue; null unless the job is queued."""

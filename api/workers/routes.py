@@ -34,7 +34,7 @@ AfterName = Annotated[
     str | None,
     Query(pattern=_NAME, description="The name after whose worker the page begins: `last_id` of the previous page."),
 ]
-WorkerState = Literal["idle", "busy", "draining", "drained", "lost"]
+WorkerState = Literal["idle", "busy", "draining", "drained", "quarantined", "lost"]
 
 
 class DeviceView(Resource):
@@ -48,6 +48,17 @@ class DeviceView(Resource):
     """The memory of the device in bytes; null where it is not known."""
 
 
+class QuarantineView(Resource):
+    """Why a worker claims nothing until a check of itself succeeds."""
+
+    reason: str
+    """What is wrong with the worker, in one sentence."""
+    since: datetime
+    """When the worker was quarantined."""
+    checks_at: datetime
+    """When it checks itself again."""
+
+
 class WorkerView(Resource):
     """A worker."""
 
@@ -56,8 +67,11 @@ class WorkerView(Resource):
     object: Literal["worker"] = "worker"
     """The kind of the resource."""
     state: WorkerState
-    """A `draining` worker still holds a job, a `drained` one holds none; `lost` means that the worker has been silent
-    for longer than a lease lasts."""
+    """A `draining` worker still holds a job, a `drained` one holds none; a `quarantined` one claims none
+    because it found itself sick, or because attempt after attempt failed on it; `lost` means that the worker has been
+    silent for longer than a lease lasts."""
+    quarantine: QuarantineView | None
+    """Why the worker is quarantined; null unless it is."""
     devices: list[DeviceView]
     """The devices that the worker computes on."""
     job: str | None
@@ -79,7 +93,7 @@ class DrainRequest(BaseModel):
 
     how: DrainMode | None = "finish"
     """`finish` lets the worker end its job; `release` makes it save the job and give it back; null ends the draining,
-    so that the worker takes jobs again."""
+    so that the worker takes jobs again; one that is quarantined checks itself at once, and takes jobs if it is well."""
 
 
 @router.get("", summary="List the workers")
@@ -134,6 +148,7 @@ def _present_worker(worker: Worker, job: Job | None, project: str, *, lost: bool
     return WorkerView(
         id=worker.name,
         state=_state(worker, job, lost=lost),
+        quarantine=_quarantine(worker),
         devices=[DeviceView.model_validate(device) for device in worker.devices],
         job=job.id if job is not None and job.project == project else None,
         started_at=worker.started_at,
@@ -141,9 +156,19 @@ def _present_worker(worker: Worker, job: Job | None, project: str, *, lost: bool
     )
 
 
+def _quarantine(worker: Worker) -> QuarantineView | None:
+    if worker.quarantined_at is None or worker.checks_at is None:
+        return None
+    return QuarantineView(
+        reason=worker.quarantine_reason or "", since=worker.quarantined_at, checks_at=worker.checks_at
+    )
+
+
 def _state(worker: Worker, job: Job | None, *, lost: bool) -> WorkerState:
     if lost:
         return "lost"
+    if worker.quarantined_at is not None:
+        return "quarantined"
     if worker.drain is not None:
         return "drained" if job is None else "draining"
     return "idle" if job is None else "busy"

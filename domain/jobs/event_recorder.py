@@ -96,7 +96,11 @@ def add_checkpoint(
     session.add(checkpoint)
     session.flush()
     data = {"id": checkpoint.id, "kind": kind, "step": step, "stage": stage, "size_bytes": size_bytes}
-    record_events(session, job, [NewEvent("checkpoint", data)], token=claim.token)
+    changes: dict[str, Any] = {}
+    if kind in engine.RESUMABLE_KINDS and step > (job.furthest_step or 0):
+        # Progress: the attempts before it count no more, and of this one as much as of any that runs.
+        changes = {"furthest_step": step, "progress_token": claim.token, "attempts_spent": min(job.attempts_spent, 1)}
+    record_events(session, job, [NewEvent("checkpoint", data)], token=claim.token, changes=changes)
     return checkpoint
 
 

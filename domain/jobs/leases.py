@@ -5,6 +5,7 @@ No function commits. Every lease is compared by the database's clock.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -15,7 +16,8 @@ from domain.checkpoints.models import Checkpoint
 from domain.db import db_now
 from domain.errors import LostLease
 from domain.jobs.models import Job, JobAttempt
-from domain.jobs.queue import order_by_fair_share, runnable_on
+from domain.jobs.queue import order_by_fair_share, other_workers, runnable_on
+from domain.jobs.retries import NO_WAIT, RetryPolicy, decide_retry, is_claimable, passed_over_by
 from domain.jobs.states import (
     CANCELLED,
     HELD,
@@ -30,7 +32,7 @@ from domain.jobs.states import (
     StopRequest,
     transitions_after_attempt,
 )
-from domain.jobs.transitions import lock_claimed_job, transition
+from domain.jobs.transitions import NewEvent, lock_claimed_job, record_events, transition
 from domain.workers.models import DrainMode, Worker
 from pocl.events import RESUMABLE_KINDS, CheckpointKind
 from pocl.spec import DistillationSpec
@@ -78,6 +80,8 @@ class Claim:
     """The job that this one retries or branches from, whose ranking it may reuse."""
     events_offset: int = 0
     """Bytes of `events.jsonl` that are in the rows; an attempt starts with a file of its own."""
+    runtime_left_seconds: float | None = None
+    """What is left of the job's `max_runtime_seconds`; null without a limit."""
 
     @property
     def attempt(self) -> int:
@@ -95,16 +99,22 @@ def claim_next(
     worker: str,
     lease_seconds: float,
     memory: Mapping[str, int | None] = _ANY_DEVICE,
+    retry: RetryPolicy = NO_WAIT,
 ) -> Claim | None:
     """Claim the next queued job that the worker can run; null where there is none.
 
     Jobs come by priority, then by fair share (the project with fewer jobs held by workers first), then by age. Two
-    workers that claim at once get two jobs, or one gets none.
+    workers that claim at once get two jobs, or one gets none. A job that waits after a failure is passed over, as is
+    one that failed on this worker where another fits.
 
     Args:
+        lease_seconds: how long the lease lasts; a worker whose last heartbeat is older is none that fits.
         memory: bytes of each kind of device that the worker has; null: not known, so taken to be enough.
     """
-    while (job := _next_queued_job(session, memory)) is not None:
+    passed_over = passed_over_by(
+        session, worker[:200], lambda: other_workers(session, worker, within_seconds=lease_seconds), retry
+    )
+    while (job := _next_queued_job(session, memory, passed_over, retry)) is not None:
         claim = _claim(session, job, worker, lease_seconds)
         if claim is not None:
             return claim
@@ -121,26 +131,47 @@ def heartbeat(session: Session, claim: Claim, lease_seconds: float) -> StopReque
         sa.update(Job)
         .where(Job.id == claim.job_id, Job.lease_token == claim.token)
         .values(lease_expires_at=db_now(lease_seconds))
-        .returning(Job, Job.runs_until < db_now(), _drain_mode_of_owner()),
+        .returning(Job, _drain_mode_of_owner()),
         execution_options={"synchronize_session": False, "populate_existing": True},
     ).all()
     if not rows:
         raise LostLease
-    job, runtime_exceeded, drain_mode = rows[0]
+    job, drain_mode = rows[0]
     request = job.stop_request
-    if request is StopRequest.CANCEL:
-        return request
-    if runtime_exceeded:
-        return StopRequest.EXPIRE
     if drain_mode == "release" and (request is None or request.waits_for_stage_end):
         return StopRequest.RELEASE
     return request
 
 
-def settle(session: Session, claim: Claim, outcome: AttemptOutcome) -> JobStatus:
+def record_resumed_lease(session: Session, claim: Claim, reason: str, seconds: float) -> None:
+    """Record that the attempt renewed its lease after a silence for which it would have been lost.
+
+    Args:
+        reason: a code for why no heartbeat came.
+        seconds: how long none came.
+
+    Raises:
+        LostLease: the attempt no longer holds the job.
+    """
+    job = lock_claimed_job(session, claim.job_id, claim.token)
+    data = {"attempt": claim.token, "reason": reason, "seconds": round(seconds, 1)}
+    record_events(session, job, [NewEvent("lease_resumed", data)], token=claim.token)
+
+
+def settle(
+    session: Session,
+    claim: Claim,
+    outcome: AttemptOutcome,
+    *,
+    retry: RetryPolicy = NO_WAIT,
+    seconds_run: float | None = None,
+) -> JobStatus:
     """End the attempt, with the transitions of :func:`domain.jobs.states.transitions_after_attempt`.
 
     A job that is being cancelled ends as cancelled whatever the outcome.
+
+    Args:
+        seconds_run: how long the attempt has run by a clock that is never set; null: by that of the database.
 
     Returns:
         the state of the job afterwards.
@@ -149,7 +180,55 @@ def settle(session: Session, claim: Claim, outcome: AttemptOutcome) -> JobStatus
         LostLease: the attempt no longer holds the job, or was settled already.
     """
     job = lock_claimed_job(session, claim.job_id, claim.token)
-    return _end_attempt(session, job, outcome)
+    return _end_attempt(session, job, outcome, retry, seconds_run=seconds_run)
+
+
+def extend_expired(session: Session, *, lease_seconds: float, since: datetime | None) -> int:
+    """Grant one more lease to attempts whose lease expired, and as much time to limits that ran out meanwhile.
+
+    For a time in which no heartbeat could arrive: the database was unavailable, the machine was suspended, or its clock
+    was put forward.
+
+    Args:
+        since: when leases were last looked at; null: never, so that every expired lease is extended.
+
+    Returns:
+        how many leases were extended.
+    """
+    now = session.scalars(sa.select(db_now())).one()
+    expired = Job.lease_expires_at < now
+    extended = session.execute(
+        sa.update(Job)
+        .where(Job.status.in_(HELD), expired if since is None else sa.and_(expired, Job.lease_expires_at >= since))
+        .values(lease_expires_at=db_now(lease_seconds))
+        .returning(Job.id),
+        execution_options={"synchronize_session": False},
+    ).all()
+    if since is not None:
+        for column in (Job.waits_until, Job.runs_until):
+            passed = sa.select(Job.id, column).where(column >= since, column < now)
+            for job_id, limit in session.execute(passed).all():
+                if limit is not None:
+                    session.execute(
+                        sa.update(Job).where(Job.id == job_id, column == limit).values({column: now + (limit - since)})
+                    )
+    return len(extended)
+
+
+def shorten_leases(session: Session, *, lease_seconds: float) -> int:
+    """Cut leases that last longer than any heartbeat grants: the clock of the database was put back.
+
+    Returns:
+        how many were cut.
+    """
+    cut = session.execute(
+        sa.update(Job)
+        .where(Job.status.in_(HELD), Job.lease_expires_at > db_now(2 * lease_seconds))
+        .values(lease_expires_at=db_now(lease_seconds))
+        .returning(Job.id),
+        execution_options={"synchronize_session": False},
+    ).all()
+    return len(cut)
 
 
 def reap_expired(session: Session) -> list[str]:
@@ -167,7 +246,7 @@ def reap_expired(session: Session) -> list[str]:
         execution_options={"populate_existing": True},
     ).all()
     for job in expired:
-        _end_attempt(session, job, AttemptOutcome(AttemptEnd.LOST, WORKER_LOST))
+        _end_attempt(session, job, AttemptOutcome(AttemptEnd.LOST, WORKER_LOST), NO_WAIT)
     return [job.id for job in expired]
 
 
@@ -191,10 +270,14 @@ def _drain_mode_of_owner() -> sa.ScalarSelect[DrainMode | None]:
     return sa.select(Worker.drain).where(Worker.name == Job.lease_owner).correlate(Job).scalar_subquery()
 
 
-def _next_queued_job(session: Session, memory: Mapping[str, int | None]) -> Job | None:
+def _next_queued_job(
+    session: Session, memory: Mapping[str, int | None], passed_over: list[str], retry: RetryPolicy
+) -> Job | None:
     statement, held_jobs = order_by_fair_share(
-        sa.select(Job).where(Job.status == JobStatus.QUEUED, runnable_on(memory))
+        sa.select(Job).where(Job.status == JobStatus.QUEUED, runnable_on(memory), is_claimable(retry))
     )
+    if passed_over:
+        statement = statement.where(Job.id.not_in(passed_over))
     return session.scalars(
         statement.order_by(Job.priority.desc(), held_jobs, Job.created_at, Job.id)
         .limit(1)
@@ -216,6 +299,7 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
             "lease_token": token,
             "lease_expires_at": db_now(lease_seconds),
             "events_offset": 0,
+            "not_before": None,
             "started_at": job.started_at or db_now(),
             "runs_until": None if job.runtime_left_seconds is None else db_now(job.runtime_left_seconds),
         },
@@ -226,9 +310,17 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
         spec = DistillationSpec.model_validate(job.spec)
     except ValidationError:
         # A row that an older version wrote must not stop the queue.
-        _end_attempt(session, job, AttemptOutcome.failed(_STORED_SPEC_INVALID))
+        _end_attempt(session, job, AttemptOutcome.failed(_STORED_SPEC_INVALID), NO_WAIT)
         return None
-    return Claim(job.id, job.project, token, spec, _training_states(session, job), job.parent_job_id)
+    return Claim(
+        job.id,
+        job.project,
+        token,
+        spec,
+        _training_states(session, job),
+        job.parent_job_id,
+        runtime_left_seconds=job.runtime_left_seconds,
+    )
 
 
 def _training_states(session: Session, job: Job) -> tuple[StoredCheckpoint, ...]:
@@ -245,19 +337,27 @@ def _training_states(session: Session, job: Job) -> tuple[StoredCheckpoint, ...]
     )
 
 
-def _end_attempt(session: Session, job: Job, outcome: AttemptOutcome) -> JobStatus:
-    changes: dict[str, Any] = {}
+def _end_attempt(
+    session: Session, job: Job, outcome: AttemptOutcome, policy: RetryPolicy, *, seconds_run: float | None = None
+) -> JobStatus:
+    changes = _runtime_columns(session, job, seconds_run)
+    attempts_left, not_before = job.max_attempts - job.attempts_spent, None
     if outcome.end is AttemptEnd.RELEASED:
         changes["attempts_spent"] = job.attempts_spent - 1
-    if job.runs_until is not None:
-        now = session.scalars(sa.select(db_now())).one()
-        changes |= {"runtime_left_seconds": max(0.0, (job.runs_until - now).total_seconds()), "runs_until": None}
+    elif outcome.may_pass:
+        retry = decide_retry(session, job, outcome, policy)
+        changes["attempts_spent"] = retry.attempts_spent
+        attempts_left, not_before = retry.attempts_left, retry.not_before
     token = job.lease_token
-    for status in transitions_after_attempt(
-        job.status, outcome.end, attempts_left=job.max_attempts - job.attempts_spent
-    ):
+    for status in transitions_after_attempt(job.status, outcome, attempts_left=attempts_left):
         reason = _end_reason_for(status, outcome) if status in TERMINAL else None
-        job = transition(session, job, status, reason=reason, token=token, changes=changes)
+        details: dict[str, Any] = {}
+        if status is JobStatus.RECOVERING:
+            details["reason"] = outcome.reason.as_json()
+        elif status is JobStatus.QUEUED and not_before is not None:
+            changes["not_before"] = not_before
+            details["not_before"] = not_before.isoformat()
+        job = transition(session, job, status, reason=reason, token=token, changes=changes, details=details)
         # The first transition releases the lease; the next one follows under the same row lock.
         token, changes = None, {}
     session.execute(
@@ -266,6 +366,17 @@ def _end_attempt(session: Session, job: Job, outcome: AttemptOutcome) -> JobStat
         .values(ended_at=db_now(), end=outcome.end, end_reason=outcome.reason.as_json())
     )
     return job.status
+
+
+def _runtime_columns(session: Session, job: Job, seconds_run: float | None) -> dict[str, Any]:
+    """The columns of what is left of the job's running time once the present attempt has ended."""
+    if job.runs_until is None:
+        return {}
+    if seconds_run is not None and job.runtime_left_seconds is not None:
+        left = job.runtime_left_seconds - seconds_run
+    else:
+        left = (job.runs_until - session.scalars(sa.select(db_now())).one()).total_seconds()
+    return {"runtime_left_seconds": max(0.0, left), "runs_until": None}
 
 
 def _end_reason_for(status: JobStatus, outcome: AttemptOutcome) -> EndReason:

@@ -70,8 +70,15 @@ class Job(Base):
     token: Mapped[int] = mapped_column(default=0)
     """The fencing token of the newest attempt, which is its number, counted from 1; 0 before the first."""
     attempts_spent: Mapped[int] = mapped_column(default=0)
-    """Attempts that count towards `max_attempts`: a running one does, one that its worker released does not."""
+    """Attempts since the last progress that count towards `max_attempts`: a running one does, one that its worker
+    released does not, and of those that failed by a fault that may pass one for each worker."""
     max_attempts: Mapped[int] = mapped_column(default=3)
+    not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When a job that is queued again after a failure may be claimed; null: at once."""
+    furthest_step: Mapped[int | None]
+    """The optimiser step of the furthest training state that an attempt has stored; null before the first."""
+    progress_token: Mapped[int] = mapped_column(default=0)
+    """The fencing token of the attempt that stored that state: of earlier attempts none counts any more."""
     lease_owner: Mapped[str | None] = mapped_column(String(200), info=_WITH_LEASE)
     """The name of the worker that holds the job."""
     lease_token: Mapped[int | None] = mapped_column(info=_WITH_LEASE)
@@ -176,6 +183,7 @@ class JobAttempt(Base):
     """One attempt of a worker at a job, from the claim of the lease to its end."""
 
     __tablename__ = "job_attempts"
+    __table_args__ = (Index("ix_job_attempts_worker", "worker", "ended_at"),)
 
     job_id: Mapped[str] = _owned_by_job()
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

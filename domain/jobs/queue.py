@@ -12,11 +12,14 @@ from sqlalchemy.orm import Session
 
 from domain.db import db_now
 from domain.jobs.models import Job
+from domain.jobs.retries import OtherWorker
 from domain.jobs.states import HELD, JobStatus
 from domain.workers.repository import live_workers
 
 Columns = TypeVarTuple("Columns")
-QueueReason = Literal["jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits"]
+QueueReason = Literal[
+    "jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits", "workers_quarantined", "backing_off"
+]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE: Final = timedelta(minutes=1)
@@ -36,6 +39,8 @@ class QueuePosition:
     reason: QueueReason
     starts_at: datetime | None
     """The estimated start, in whole minutes; null where no worker fits, or too little is known."""
+    until: datetime | None = None
+    """When a job that is backing off may be claimed; null for any other reason."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class ResourceRequest:
     device: str
     memory_bytes: int | None
     """Device memory; null where it is not known."""
+    not_before: datetime | None = None
+    """When the job may be claimed; null: at once."""
 
 
 def order_by_fair_share(statement: sa.Select[*Columns]) -> tuple[sa.Select[*Columns], sa.ColumnElement[int]]:
@@ -72,7 +79,7 @@ def queue_position(session: Session, job: Job, *, worker_seconds: float) -> Queu
     """The position of the job in the queue; null unless it is queued. See :func:`queue_positions`."""
     if job.status is not JobStatus.QUEUED:
         return None
-    requests = {job.id: ResourceRequest(job.device, job.memory_bytes)}
+    requests = {job.id: ResourceRequest(job.device, job.memory_bytes, job.not_before)}
     return queue_positions(session, requests, worker_seconds=worker_seconds).get(job.id)
 
 
@@ -93,28 +100,60 @@ def queue_positions(
     """
     if not requests:
         return {}
-    workers = [(worker.name, memory_by_device_kind(worker.devices)) for worker in live_workers(session, worker_seconds)]
-    estimator = _StartEstimator(session)
+    workers: list[tuple[str, dict[str, int | None]]] = []
+    quarantined: list[tuple[str, dict[str, int | None]]] = []
+    for worker in live_workers(session, worker_seconds):
+        known = (worker.name, memory_by_device_kind(worker.devices))
+        (workers if worker.quarantined_at is None else quarantined).append(known)
+    now = session.scalars(sa.select(db_now())).one()
+    estimator = _StartEstimator(session, now)
     positions = {}
     # A job that was claimed since the caller read its row has no position any more.
     for job_id, ahead in _count_ahead(session, requests).items():
-        able = frozenset(name for name, memory in workers if _can_run(requests[job_id], memory))
+        request = requests[job_id]
+        able = frozenset(name for name, memory in workers if _can_run(request, memory))
         reason: QueueReason = "jobs_ahead" if ahead else "waiting_for_worker"
-        if not able:
-            reason = "no_worker_fits" if workers else "no_worker"
-        positions[job_id] = QueuePosition(ahead + 1, ahead, reason, estimator.estimate(able, ahead))
+        until = None
+        if request.not_before is not None and request.not_before > now:
+            reason, until = "backing_off", request.not_before
+        elif not able and any(_can_run(request, memory) for _, memory in quarantined):
+            reason = "workers_quarantined"
+        elif not able:
+            reason = "no_worker_fits" if workers or quarantined else "no_worker"
+        starts_at = estimator.estimate(able, ahead)
+        if starts_at is not None and until is not None:
+            starts_at = max(starts_at, _round_up_to_minute(until))
+        positions[job_id] = QueuePosition(ahead + 1, ahead, reason, starts_at, until)
     return positions
+
+
+def other_workers(session: Session, worker: str, *, within_seconds: float) -> list[OtherWorker]:
+    """The live workers besides this one that accept jobs."""
+
+    def as_other(name: str, memory: Mapping[str, int | None]) -> OtherWorker:
+        return OtherWorker(name, lambda job: _can_run(ResourceRequest(job.device, job.memory_bytes), memory))
+
+    return [
+        as_other(each.name, memory_by_device_kind(each.devices))
+        for each in live_workers(session, within_seconds)
+        if each.name != worker and each.quarantined_at is None
+    ]
 
 
 def _count_ahead(session: Session, job_ids: Collection[str]) -> dict[str, int]:
     """How many jobs will be claimed before each of these, by the job's id."""
-    order = (Job.priority.desc(), Job.created_at, Job.id)
+    backs_off = sa.case((Job.not_before > db_now(), 1), else_=0)
+    order = (backs_off, Job.priority.desc(), Job.created_at, Job.id)
     number_in_project = sa.func.row_number().over(partition_by=Job.project, order_by=order)
     statement, held_jobs = order_by_fair_share(
         sa.select(Job.id, Job.priority, Job.created_at).where(Job.status == JobStatus.QUEUED)
     )
-    queued = statement.add_columns((number_in_project + held_jobs).label("share")).subquery().c
-    position = sa.func.row_number().over(order_by=(queued.priority.desc(), queued.share, queued.created_at, queued.id))
+    queued = (
+        statement.add_columns((number_in_project + held_jobs).label("share"), backs_off.label("backs_off")).subquery().c
+    )
+    position = sa.func.row_number().over(
+        order_by=(queued.backs_off, queued.priority.desc(), queued.share, queued.created_at, queued.id)
+    )
     positions = sa.select(queued.id, (position - 1).label("ahead")).subquery().c
     rows = session.execute(sa.select(positions.id, positions.ahead).where(positions.id.in_(job_ids)))
     return {row.id: row.ahead for row in rows}
@@ -152,8 +191,9 @@ def _can_run(request: ResourceRequest, memory: Mapping[str, int | None]) -> bool
 class _StartEstimator:
     """Estimates when workers come free, as if every job took as long as recent ones did on average."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, now: datetime) -> None:
         self._session = session
+        self._now = now
         self._starts: dict[frozenset[str], list[datetime]] = {}
 
     def estimate(self, able: frozenset[str], ahead: int) -> datetime | None:
@@ -183,10 +223,6 @@ class _StartEstimator:
             heapq.heapreplace(free_at, free_at[0] + self._mean_duration)
             starts.append(free_at[0])
         return starts
-
-    @cached_property
-    def _now(self) -> datetime:
-        return self._session.scalars(sa.select(db_now())).one()
 
     @cached_property
     def _mean_duration(self) -> timedelta | None:

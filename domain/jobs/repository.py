@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, defer
 from domain.db import KeysetPage, fetch_page
 from domain.errors import JobNotFound
 from domain.jobs.models import LABEL_KEY, Job, JobArtifact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
-from domain.jobs.states import TERMINAL, JobStatus
+from domain.jobs.states import HELD, TERMINAL, AttemptEnd, JobStatus
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,20 @@ def list_attempts(session: Session, job_id: str, *, limit: int, after: int = 0) 
     """A job's attempts whose number is greater than `after`, in order."""
     statement = sa.select(JobAttempt).where(JobAttempt.job_id == job_id, JobAttempt.number > after)
     return fetch_page(session, statement.order_by(JobAttempt.number), limit=limit)
+
+
+def list_failed_attempts(session: Session, job: Job, *, limit: int) -> list[JobAttempt]:
+    """The newest attempts of a job that failed, crashed or were lost, oldest first."""
+    if (job.token <= 1 and job.status in (*HELD, JobStatus.SUCCEEDED)) or job.token == 0:
+        # No query: the first attempt has not ended, or ended well.
+        return []
+    statement = sa.select(JobAttempt).where(
+        JobAttempt.job_id == job.id, JobAttempt.end.in_((AttemptEnd.FAILED, AttemptEnd.CRASHED, AttemptEnd.LOST))
+    )
+    newest = session.scalars(
+        statement.order_by(JobAttempt.number.desc()).limit(limit).options(defer(JobAttempt.log_tail))
+    )
+    return list(reversed(newest.all()))
 
 
 def get_attempt(session: Session, job_id: str, number: int) -> JobAttempt | None:

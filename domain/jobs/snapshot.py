@@ -31,10 +31,14 @@ def job_snapshots(session: Session, job_ids: Collection[str], *, worker_seconds:
         worker_seconds: a worker whose last heartbeat is older does not count in the queue.
     """
     statement = sa.select(
-        Job.id, Job.project, Job.version, Job.event_seq, Job.status, Job.device, Job.memory_bytes
+        Job.id, Job.project, Job.version, Job.event_seq, Job.status, Job.device, Job.memory_bytes, Job.not_before
     ).where(Job.id.in_(job_ids))
     rows = session.execute(statement).all()
-    requests = {row.id: ResourceRequest(row.device, row.memory_bytes) for row in rows if row.status is JobStatus.QUEUED}
+    requests = {
+        row.id: ResourceRequest(row.device, row.memory_bytes, row.not_before)
+        for row in rows
+        if row.status is JobStatus.QUEUED
+    }
     positions = queue_positions(session, requests, worker_seconds=worker_seconds)
     return {
         row.id: JobSnapshot(row.project, row.version, row.event_seq, row.status in TERMINAL, positions.get(row.id))

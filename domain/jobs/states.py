@@ -1,7 +1,8 @@
 """The state machine of a job: its states, every legal transition, what an attempt brings about, and end reasons.
 
 queued -> preparing -> running -> succeeded | failed
-preparing, running -> recovering -> queued | failed        the lease of the worker expired, or its engine crashed
+preparing, running -> recovering -> queued | failed        the lease of the worker expired, its engine crashed, or it
+                                                           failed by a fault that may pass: see domain/jobs/retries.py
 preparing, running -> queued                               the worker shuts down and releases the job
 preparing, running -> pausing -> paused -> queued          pause and resume, by the client
 queued, paused -> cancelled                                cancel, by the client: at once
@@ -34,7 +35,8 @@ class JobStatus(StrEnum):
     PAUSED = "paused"
     """The job is saved, and waits until the client resumes it."""
     RECOVERING = "recovering"
-    """The lease expired or the engine crashed; the job goes back into the queue, or fails."""
+    """The lease expired, or the engine crashed or failed by a fault that may pass; the job goes back into the queue, or
+    fails."""
     CANCELLING = "cancelling"
     """The client cancelled the job; its worker has not yet settled the attempt."""
     CANCELLED = "cancelled"
@@ -142,6 +144,13 @@ CANCELLED: Final = EndReason(
 RELEASED: Final = EndReason(
     "released", "The worker gave the job back; its state is saved.", "system", True, "Nothing: it continues."
 )
+DATABASE_UNAVAILABLE: Final = EndReason(
+    "database_unavailable",
+    "The database did not answer before the engine could start.",
+    "system",
+    True,
+    "Nothing: the job is queued again.",
+)
 WORKER_LOST: Final = EndReason(
     "worker_lost",
     "The worker stopped answering.",
@@ -189,7 +198,8 @@ class AttemptEnd(StrEnum):
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    """The engine ended with a typed failure: another attempt would end alike."""
+    """The engine ended with a typed failure. Another attempt is made where its reason is retryable and the fault lies
+    with the system or its capacity."""
     CANCELLED = "cancelled"
     """The engine stopped because the client cancelled the job."""
     RELEASED = "released"
@@ -206,6 +216,16 @@ class AttemptOutcome:
 
     end: AttemptEnd
     reason: EndReason
+    worker_is_sick: bool = False
+    """Whether the worker checked itself after the end and found that it cannot run any job."""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether another attempt may end otherwise: the engine died, or failed by a retryable fault that is not the
+        user's."""
+        if self.end in (AttemptEnd.CRASHED, AttemptEnd.LOST):
+            return True
+        return self.end is AttemptEnd.FAILED and self.reason.retryable and self.reason.fault in ("capacity", "system")
 
     @classmethod
     def succeeded(cls) -> Self:
@@ -213,7 +233,7 @@ class AttemptOutcome:
 
     @classmethod
     def failed(cls, reason: EndReason) -> Self:
-        """The engine said why it ended; another attempt would end alike."""
+        """The engine said why it ended; see :attr:`may_pass` for whether another attempt is made."""
         return cls(AttemptEnd.FAILED, reason)
 
     @classmethod
@@ -221,9 +241,9 @@ class AttemptOutcome:
         return cls(AttemptEnd.CANCELLED, CANCELLED)
 
     @classmethod
-    def released(cls) -> Self:
-        """The worker shuts down, or the job pauses: the attempt does not count."""
-        return cls(AttemptEnd.RELEASED, RELEASED)
+    def released(cls, reason: EndReason = RELEASED) -> Self:
+        """The worker gives the job back, because it shuts down for instance: the attempt does not count."""
+        return cls(AttemptEnd.RELEASED, reason)
 
     @classmethod
     def crashed(cls, reason: EndReason) -> Self:
@@ -267,7 +287,9 @@ class StopRequest(StrEnum):
                 return AttemptOutcome.crashed(STALLED)
 
 
-def transitions_after_attempt(current: JobStatus, end: AttemptEnd, *, attempts_left: int) -> tuple[JobStatus, ...]:
+def transitions_after_attempt(
+    current: JobStatus, outcome: AttemptOutcome, *, attempts_left: int
+) -> tuple[JobStatus, ...]:
     """The transitions of a held job whose attempt ended: a path through :data:`TRANSITIONS`.
 
     Args:
@@ -276,13 +298,13 @@ def transitions_after_attempt(current: JobStatus, end: AttemptEnd, *, attempts_l
     """
     if current is JobStatus.CANCELLING:
         return (JobStatus.CANCELLED,)
-    if end is AttemptEnd.SUCCEEDED:
+    if outcome.end is AttemptEnd.SUCCEEDED:
         return (JobStatus.SUCCEEDED,)
-    if end is AttemptEnd.FAILED:
-        return (JobStatus.FAILED,)
     # An engine that stopped for a cancel that the row does not know of has saved its state all the same.
-    if end in (AttemptEnd.RELEASED, AttemptEnd.CANCELLED):
+    if outcome.end in (AttemptEnd.RELEASED, AttemptEnd.CANCELLED):
         return (JobStatus.PAUSED,) if current is JobStatus.PAUSING else (JobStatus.QUEUED,)
+    if not outcome.may_pass:
+        return (JobStatus.FAILED,)
     if current is JobStatus.PAUSING:
         return (JobStatus.PAUSED,) if attempts_left > 0 else (JobStatus.FAILED,)
     return (JobStatus.RECOVERING, JobStatus.QUEUED if attempts_left > 0 else JobStatus.FAILED)

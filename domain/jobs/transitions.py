@@ -76,6 +76,7 @@ def transition(
     reason: EndReason | None = None,
     token: int | None = None,
     changes: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> Job:
     """Bring a job into the state `to`, and record the transition as an event.
 
@@ -83,6 +84,7 @@ def transition(
         reason: why the job ended: needed for a terminal state, which must be the one that the reason stands for.
         token: the fencing token of the attempt that writes; null for a write on the client's behalf.
         changes: further columns to set, by name.
+        details: what the event says besides the two states and the attempt.
 
     Raises:
         IllegalTransition: there is no such transition.
@@ -94,6 +96,7 @@ def transition(
         raise IllegalTransition(explanation, allowed=TRANSITIONS[job.status])
     values: dict[str, Any] = {**(changes or {}), "status": to}
     data: dict[str, Any] = {"from": job.status, "to": to, "attempt": values.get("token", job.token)}
+    data |= details or {}
     if to not in HELD:
         values |= _CLEARED_WITH_LEASE
         _end_running_stages(session, job.id, to)

@@ -24,6 +24,28 @@ class Worker(Base):
     started_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     """The time of its last heartbeat."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Attempts in a row that ended here by a fault of the system or its capacity."""
+    quarantined_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """Since when the worker claims nothing because a check of itself failed; null where it is well."""
+    quarantine_reason: Mapped[str | None] = mapped_column(String(2000))
+    """What the last check found, in one sentence."""
+    checks_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the quarantined worker checks itself again."""
+    failed_checks: Mapped[int] = mapped_column(default=0)
+    """How often the worker was quarantined or a check of it failed since it was last well."""
+
+
+@dataclass(frozen=True)
+class WorkerHealth:
+    """Whether a worker may claim jobs, as its row has it."""
+
+    drained: bool = False
+    failures: int = 0
+    """Attempts in a row that ended on the worker by a fault of the system or its capacity."""
+    quarantined: bool = False
+    check_is_due: bool = False
+    """Whether a quarantined worker is to check itself again now."""
 
 
 @dataclass(frozen=True)

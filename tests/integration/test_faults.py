@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -93,7 +94,7 @@ SLOW = pytest.mark.slow
     "fault",
     [
         broker_is_frozen,
-        database_is_unavailable,
+        pytest.param(database_is_unavailable, marks=SLOW),
         pytest.param(broker_is_full, marks=SLOW),
         pytest.param(connections_are_cut, marks=SLOW),
         pytest.param(database_is_locked, marks=SLOW),
@@ -116,6 +117,35 @@ def test_job_survives_a_fault_of_the_broker_or_the_database(cluster: ClusterHarn
     # The next job is not affected.
     other = cluster.harness.submit()
     cluster.wait_for_status(other, JobStatus.SUCCEEDED)
+
+
+def test_attempt_outlives_a_database_that_is_away_for_longer_than_its_lease(
+    cluster: ClusterHarness, gate: Path
+) -> None:
+    job = cluster.harness.submit()
+    cluster.start_scheduler()
+    worker = cluster.start_worker()
+    cluster.wait_for_step(job, 5)
+    engine = engines(cluster.harness, job, 1)
+    with database_is_unavailable(cluster):
+        away_until = time.monotonic() + 2.5 * cluster.harness.lease_seconds
+        eventually(lambda: time.monotonic() > away_until, what="several leases have passed")
+        assert engines(cluster.harness, job, 1) == engine
+    # Nobody asks the engine to go on before a heartbeat has found the job still its own.
+    renewed = cluster.harness.job(job).lease_expires_at
+    eventually(lambda: cluster.harness.job(job).lease_expires_at != renewed, what="the lease is renewed")
+    gate.touch()
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
+    (attempt,) = cluster.harness.attempts(job)
+    assert attempt.end is AttemptEnd.SUCCEEDED
+    assert cluster.harness.job(job).attempts_spent == 1
+    # Each event of the engine is there once.
+    assert [len(cluster.harness.events(job, kind)) for kind in ("stage_started", "run_finished")] == [2, 1]
+    if cluster.harness.database.engine.dialect.name == "postgresql":
+        # A lock on SQLite is waited for; this database refused.
+        reasons = [event.data["reason"] for event in cluster.harness.events(job, "lease_resumed")]
+        assert reasons == ["database_unavailable"]
+    assert worker.process.poll() is None
 
 
 def test_killed_pool_child_costs_an_attempt_and_no_job(cluster: ClusterHarness, gate: Path) -> None:

@@ -44,6 +44,8 @@ class ServiceHarness:
     home: Path
     database_url: str
     lease_seconds: float = 60
+    retry_seconds: float = 0
+    """Of the settings: by default a job that failed may be tried again at once."""
     redis_url: str | None = None
     databases: list[Database] = field(default_factory=list)
 
@@ -57,6 +59,7 @@ class ServiceHarness:
             lease_seconds=self.lease_seconds,
             heartbeat_seconds=heartbeat_seconds,
             reaper_seconds=heartbeat_seconds,
+            retry_seconds=self.retry_seconds,
         )
 
     @cached_property
@@ -129,12 +132,22 @@ class ServiceHarness:
     def options(self, *engine: str, **changes: Any) -> WorkerSettings:
         return WorkerSettings(**{**self._fast_options(engine), **changes})
 
-    def supervisor(self, *engine: str, should_stop: Callable[[], bool] = lambda: False, **changes: Any) -> Supervisor:
-        """A supervisor whose engine is the fake one with these arguments."""
+    def supervisor(
+        self,
+        *engine: str,
+        should_stop: Callable[[], bool] = lambda: False,
+        name: str = "tester",
+        check: Callable[[], str | None] | None = lambda: None,
+        **changes: Any,
+    ) -> Supervisor:
+        """A supervisor whose engine is the fake one with these arguments.
+
+        Args:
+            check: What it finds wrong with itself; None for the real check, by a tiny job of the same engine.
+        """
         options = self.options(*engine, **changes)
-        return Supervisor(
-            self.database, self.store, self.settings, options, "tester", detect_devices(options), should_stop
-        )
+        devices = detect_devices(options)
+        return Supervisor(self.database, self.store, self.settings, options, name, devices, should_stop, check=check)
 
     def environment(self, *engine: str, **changes: Any) -> dict[str, str]:
         """The environment of a worker or a scheduler as a process of its own."""
@@ -151,6 +164,7 @@ class ServiceHarness:
             "POCL_LEASE_SECONDS": str(settings.lease_seconds),
             "POCL_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
             "POCL_REAPER_SECONDS": str(settings.reaper_seconds),
+            "POCL_RETRY_SECONDS": str(settings.retry_seconds),
             "OMP_NUM_THREADS": "1",
         }
 

@@ -188,7 +188,17 @@ class Engine:
         return ExitCode.DONE
 
     def end(self, code: str, step: int) -> int:
-        self.emit(RunEnded(code=code, message="It ended.", fault="user", retryable=False, hint="Read this.", step=step))
+        options = self.options
+        self.emit(
+            RunEnded(
+                code=code,
+                message="It ended.",
+                fault=options.fault,
+                retryable=options.retryable,
+                hint="Read this.",
+                step=step,
+            )
+        )
         return ExitCode.FAILED
 
 
@@ -206,6 +216,8 @@ def main() -> int:
     parser.add_argument("--gate", type=Path, default=Path("/nonexistent"))
     parser.add_argument("--fail", type=int, default=0)
     parser.add_argument("--code", default="loss_diverged")
+    parser.add_argument("--fault", default="user", help="whose fault it is when it fails")
+    parser.add_argument("--retryable", action="store_true", help="say that another attempt may end otherwise")
     parser.add_argument("--die", type=int, default=0)
     parser.add_argument("--signal", type=int, default=9)
     parser.add_argument("--ignore-sigterm", action="store_true", help="run on after SIGTERM")

@@ -78,7 +78,7 @@ class Flaky(Database):
     def transaction(self, *, write: bool) -> Iterator[Session]:
         self._count += 1
         # A claim whose answer is lost is a lost worker, which the tests of the reaper cover.
-        chance = self._random.random() if self._count > 2 else 1.0
+        chance = self._random.random() if self._count > 3 else 1.0
         self._fail_if(chance < 0.25)
         with super().transaction(write=write) as session:
             yield session

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import structlog
 
 from domain.jobs.models import Job
 from domain.jobs.states import AttemptEnd, JobStatus
+from domain.workers.models import Worker
+from domain.workers.repository import drain, register_worker
 from pocl.layout import EVENTS_FILE, PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE, RESULT_FILE
 from pocl.storage.shared_cache import SharedCache
 from tests.support.harness import ServiceHarness, processes_mentioning
@@ -156,6 +159,7 @@ def test_damaged_training_state_is_skipped_for_an_older_one(harness: ServiceHarn
 
 def test_job_whose_engine_always_dies_fails_with_the_reason(harness: ServiceHarness) -> None:
     job = harness.submit()
+    # The worker finds nothing wrong with itself each time.
     statuses = [harness.supervisor("--die", "1").work_one() for _ in range(harness.settings.max_attempts)]
     assert statuses == [JobStatus.QUEUED, JobStatus.QUEUED, JobStatus.FAILED]
     reason = harness.job(job).reason
@@ -178,10 +182,8 @@ def test_failure_that_the_engine_reports_becomes_the_end_reason(harness: Service
 
 def test_run_without_a_stored_student_does_not_succeed(harness: ServiceHarness) -> None:
     job = harness.submit()
-    assert harness.supervisor("--no-student").work_one() is JobStatus.FAILED
-    reason = harness.job(job).reason
-    assert reason is not None
-    assert reason.code == "storage_failed"
+    assert harness.supervisor("--no-student").work_one() is JobStatus.QUEUED
+    assert (harness.attempts(job)[0].end_reason or {})["code"] == "storage_failed"
 
 
 def test_cancelling_stops_the_engine_and_its_children(harness: ServiceHarness) -> None:
@@ -290,13 +292,97 @@ def test_missing_dataset_file_fails_the_job(harness: ServiceHarness) -> None:
     assert (harness.attempts(job)[0].end_reason or {})["retryable"] is False
 
 
-def test_unwritable_work_root_fails_the_job_with_the_reason(harness: ServiceHarness) -> None:
-    job = harness.submit()
-    harness.settings.work_root.write_text("a file where the directory should be")
-    with pytest.raises(OSError, match="work"):
-        harness.supervisor().work_one()
-    assert (harness.attempts(job)[0].end_reason or {})["code"] == "storage_failed"
-    assert harness.job(job).status is JobStatus.FAILED
+@pytest.mark.parametrize("setting", ["work_root", "artifact_root"])
+def test_worker_that_cannot_write_its_directories_is_quarantined_and_claims_nothing(
+    harness: ServiceHarness, setting: str
+) -> None:
+    jobs = [harness.submit() for _ in range(2)]
+    directory: Path = getattr(harness.settings, setting)
+    elsewhere = directory.with_name("elsewhere")
+    if directory.exists():
+        directory.rename(elsewhere)
+    directory.write_text("a file where the directory should be")
+    assert [harness.supervisor().work_one() for _ in range(3)] == [None] * 3
+    assert [harness.job(job).token for job in jobs] == [0, 0]
+    worker = quarantined(harness)
+    assert f"POCL_{setting.upper()} cannot be written" in str(worker.quarantine_reason)
+    assert str(harness.home) not in str(worker.quarantine_reason)
+    # Once it can, it comes back by itself.
+    directory.unlink()
+    if elsewhere.exists():
+        elsewhere.rename(directory)
+    assert [harness.supervisor().work_one() for _ in range(2)] == [JobStatus.SUCCEEDED] * 2
+    assert registered(harness).quarantined_at is None
+
+
+def registered(harness: ServiceHarness, name: str = "tester") -> Worker:
+    with harness.database.transaction(write=False) as session:
+        return session.get_one(Worker, name)
+
+
+def quarantined(harness: ServiceHarness, name: str = "tester") -> Worker:
+    worker = registered(harness, name)
+    assert worker.quarantined_at is not None
+    return worker
+
+
+LOST_GPU = ("--fail", "1", "--code", "engine_failure", "--fault", "system", "--retryable")
+
+
+def test_jobs_of_a_worker_whose_engines_fail_are_done_by_another(harness: ServiceHarness) -> None:
+    """The real check, by a tiny job of the same engine, finds the worker sick after its first failure."""
+    jobs = [harness.submit() for _ in range(6)]
+    sick = harness.supervisor(*LOST_GPU, name="sick", check=None)
+    with harness.database.transaction(write=True) as session:
+        for name in ("sick", "well"):
+            register_worker(session, name, sick.devices)
+    slow = replace(sick, settings=sick.settings.model_copy(update={"retry_seconds": 60.0}))
+    assert [slow.work_one() for _ in range(3)] == [JobStatus.QUEUED, None, None]
+    assert quarantined(harness, "sick").quarantine_reason == "A tiny job failed with engine_failure: It ended."
+    assert [harness.job(job).attempts_spent for job in jobs] == [0] * 6
+    with harness.database.transaction(write=True) as session:
+        session.execute(sa.update(Job).values(not_before=None))
+    well = harness.supervisor(name="well")
+    assert [well.work_one() for _ in jobs] == [JobStatus.SUCCEEDED] * 6
+    assert {harness.job(job).status for job in jobs} == {JobStatus.SUCCEEDED}
+    # Its GPU is back: a check lets it in.
+    with harness.database.transaction(write=True) as session:
+        drain(session, "sick", None)
+    again = harness.submit()
+    assert harness.supervisor(name="sick", check=None).work_one() is JobStatus.SUCCEEDED
+    assert harness.job(again).status is JobStatus.SUCCEEDED
+    assert (registered(harness, "sick").quarantined_at, registered(harness, "sick").failures) == (None, 0)
+
+
+def test_worker_on_which_two_attempts_in_a_row_fail_is_quarantined_though_it_finds_nothing(
+    harness: ServiceHarness,
+) -> None:
+    for _ in range(2):
+        harness.submit()
+    failing = harness.supervisor(*LOST_GPU)
+    slow = replace(failing, settings=failing.settings.model_copy(update={"retry_seconds": 60.0}))
+    assert [slow.work_one() for _ in range(3)] == [JobStatus.QUEUED, JobStatus.QUEUED, None]
+    assert str(quarantined(harness).quarantine_reason).startswith("2 attempts in a row failed here")
+
+
+def test_quarantine_is_not_for_failures_of_the_user(harness: ServiceHarness) -> None:
+    for _ in range(3):
+        harness.submit()
+        assert harness.supervisor("--fail", "1", check=None).work_one() is JobStatus.FAILED
+    with harness.database.transaction(write=False) as session:
+        assert session.get(Worker, "tester") is None
+
+
+def test_check_says_how_the_engine_of_its_tiny_job_failed(harness: ServiceHarness) -> None:
+    harness.submit()
+    supervisor = harness.supervisor("--hold", "1", check=None, check_seconds=0.5)
+    assert supervisor.find_fault() == "A tiny job did not end within 0.5 seconds."
+    assert processes_mentioning(str(harness.home)) == {}
+    assert list(harness.settings.work_root.iterdir()) == []
+    died = harness.supervisor("--die", "1", check=None).find_fault()
+    assert died == "The engine of a tiny job died by signal 9."
+    missing = replace(supervisor, options=harness.options(engine=("/nonexistent/engine",))).find_fault()
+    assert missing == "The engine cannot be started: No such file or directory."
 
 
 def test_directories_of_ended_attempts_are_pruned(harness: ServiceHarness) -> None:

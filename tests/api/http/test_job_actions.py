@@ -7,9 +7,11 @@ from starlette.testclient import TestClient
 
 from domain.db import Database
 from domain.jobs.event_recorder import add_checkpoint
+from domain.jobs.leases import settle
+from domain.jobs.retries import RetryPolicy
 from domain.jobs.states import AttemptOutcome, EndReason
 from domain.workers.models import Device
-from domain.workers.repository import register_worker
+from domain.workers.repository import quarantine, register_worker
 from tests.support.requests import expect_problem, pointers, specification, submit
 from tests.support.worker_actions import claim_queued_job, settle_attempt
 
@@ -176,3 +178,35 @@ def test_workers_are_listed_with_their_jobs_and_drained(client: TestClient, data
     expect_problem(client.post("/v1/workers/nobody/drain"), 404, "worker_not_found")
     page = client.get("/v1/workers", params={"limit": 1, "after": "w1"}).json()
     assert ([worker["id"] for worker in page["data"]], page["has_more"]) == (["w2"], False)
+
+
+def test_quarantined_worker_says_why_and_checks_itself_once_it_is_undrained(
+    client: TestClient, database: Database
+) -> None:
+    with database.transaction(write=True) as session:
+        register_worker(session, "w1", [Device("cpu", "CPU", None)])
+        quarantine(session, "w1", "The GPU is lost.", wait=lambda _: 600)
+    (worker,) = client.get("/v1/workers").json()["data"]
+    assert (worker["state"], worker["quarantine"]["reason"]) == ("quarantined", "The GPU is lost.")
+    assert worker["quarantine"]["since"] < worker["quarantine"]["checks_at"]
+    undrained = client.post("/v1/workers/w1/drain", json={"how": None}).json()
+    assert undrained["state"] == "quarantined"
+    assert undrained["quarantine"]["checks_at"] < worker["quarantine"]["checks_at"]
+
+
+def test_job_that_backs_off_says_until_when_and_what_failed(
+    client: TestClient, database: Database, dataset: str
+) -> None:
+    job = submit(client, dataset)
+    assert (job["failed_attempts"], job["not_before"]) == ([], None)
+    lost = EndReason("engine_failure", "The GPU is lost.", "system", True, "See the log.")
+    claim = claim_queued_job(database)
+    with database.transaction(write=True) as session:
+        settle(session, claim, AttemptOutcome.failed(lost), retry=RetryPolicy(base_seconds=600))
+    queued = client.get(f"/v1/jobs/{job['id']}").json()
+    assert (queued["status"], queued["queue"]["reason"]) == ("queued", "backing_off")
+    assert queued["queue"]["until"] == queued["not_before"] > queued["updated_at"]
+    (failed,) = queued["failed_attempts"]
+    assert (failed["id"], failed["worker"], failed["end"]) == (1, "w1", "failed")
+    assert failed["end_reason"]["message"] == "The GPU is lost."
+    assert client.get("/v1/jobs").json()["data"][0]["not_before"] == queued["not_before"]

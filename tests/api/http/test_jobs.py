@@ -51,7 +51,7 @@ def test_a_job_is_queued_with_every_default_named(client: TestClient, dataset: s
     assert (job["status"], job["name"], job["labels"], job["priority"]) == ("queued", "first", {"team": "nlp"}, 7)
     assert job["spec"]["method"] == {"name": "js", "scale_by_tau_squared": True, "beta": 0.5}
     assert job["spec"]["training"]["learning_rate"] == 3e-4
-    assert job["queue"] == {"position": 1, "ahead": 0, "reason": "no_worker", "starts_at": None}
+    assert job["queue"] == {"position": 1, "ahead": 0, "reason": "no_worker", "starts_at": None, "until": None}
     assert job["created_at"].endswith("Z")
     assert client.get(response.headers["location"]).json() == job
 
@@ -227,10 +227,16 @@ def test_the_etag_changes_with_the_position_in_the_queue(client: TestClient, dat
     submit(client, dataset)
     waiting = submit(client, dataset)["id"]
     before = client.get(f"/v1/jobs/{waiting}")
-    assert before.json()["queue"] == {"position": 2, "ahead": 1, "reason": "no_worker", "starts_at": None}
+    assert before.json()["queue"] == {
+        "position": 2,
+        "ahead": 1,
+        "reason": "no_worker",
+        "starts_at": None,
+        "until": None,
+    }
     claim_queued_job(database)
     after = client.get(f"/v1/jobs/{waiting}", headers={"if-none-match": before.headers["etag"]})
-    assert after.json()["queue"] == {"position": 1, "ahead": 0, "reason": "no_worker", "starts_at": None}
+    assert after.json()["queue"] == {"position": 1, "ahead": 0, "reason": "no_worker", "starts_at": None, "until": None}
 
 
 def test_stages_are_shown_as_planned_and_then_as_reported(client: TestClient, database: Database, dataset: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from threading import Barrier
 
@@ -31,6 +32,7 @@ from domain.jobs.states import (
 from domain.jobs.transitions import lock_claimed_job, transition
 from tests.support.rows import add_job, claim_job, dump_tables, envelopes, reload_job, set_status, step_logged
 
+REFUSED = EndReason("loss_diverged", "The loss is not a number.", "user", False, "Lower the learning rate.")
 CRASH = EndReason("killed", "The engine was killed by signal 9.", "capacity", True, "Use a smaller student.")
 
 
@@ -158,8 +160,8 @@ def test_success_ends_the_job_and_its_attempt(database: Database) -> None:
 
 def test_a_typed_failure_is_kept_with_its_reason(database: Database) -> None:
     claim = claim_job(database)
-    assert end(database, claim, AttemptOutcome.failed(CRASH)) is JobStatus.FAILED
-    assert reload_job(database, claim).reason == CRASH
+    assert end(database, claim, AttemptOutcome.failed(REFUSED)) is JobStatus.FAILED
+    assert reload_job(database, claim).reason == REFUSED
 
 
 def test_a_released_job_is_queued_again_and_its_attempt_is_not_spent(database: Database) -> None:
@@ -346,7 +348,9 @@ class JobHistory:
 
 OUTCOMES = {
     "succeed": AttemptOutcome.succeeded(),
-    "fail": AttemptOutcome.failed(CRASH),
+    "fail": AttemptOutcome.failed(REFUSED),
+    "fail for now": AttemptOutcome.failed(CRASH),
+    "fail on a sick worker": replace(AttemptOutcome.failed(CRASH), worker_is_sick=True),
     "release": AttemptOutcome.released(),
     "crash": AttemptOutcome.crashed(CRASH),
 }

@@ -14,7 +14,7 @@ from domain.jobs.models import Job
 from domain.jobs.queue import QueuePosition, memory_by_device_kind, queue_position
 from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.workers.models import Device, Worker
-from domain.workers.repository import accepts_jobs, delete_stale_workers, drain, live_workers, register_worker
+from domain.workers.repository import delete_stale_workers, drain, live_workers, register_worker, worker_health
 from tests.support.rows import add_job
 
 CPU = Device("cpu", "CPU", 8 << 30)
@@ -148,16 +148,20 @@ def test_max_wait_ends_with_the_first_attempt(database: Database) -> None:
 # --- Workers ----------------------------------------------------------------------------------------------
 
 
+def is_drained(session: Session) -> bool:
+    return worker_health(session, "w1", max_wait_seconds=0).drained
+
+
 def test_a_drained_worker_accepts_no_jobs_until_the_drain_ends(database: Database) -> None:
     with database.transaction(write=True) as session:
-        assert accepts_jobs(session, "w1")
+        assert not is_drained(session)
         register_worker(session, "w1", [CPU])
         drain(session, "w1", "finish")
         # The next heartbeat does not end the drain.
         register_worker(session, "w1", [CPU])
-        assert not accepts_jobs(session, "w1")
+        assert is_drained(session)
         drain(session, "w1", None)
-        assert accepts_jobs(session, "w1")
+        assert not is_drained(session)
 
 
 def test_workers_without_heartbeat_are_not_live_and_are_deleted_once_stale(database: Database) -> None:

@@ -13,6 +13,7 @@ from domain.jobs.states import (
     TRANSITIONS,
     WORKER_LOST,
     AttemptEnd,
+    AttemptOutcome,
     EndReason,
     JobStatus,
     StopRequest,
@@ -67,35 +68,54 @@ def test_the_explanation_of_an_illegal_transition_names_the_legal_ones(current: 
         assert all(allowed in explanation for allowed in TRANSITIONS[current])
 
 
-@given(st.sampled_from(sorted(HELD)), st.sampled_from(list(AttemptEnd)), st.integers(0, 5))
+OUTCOMES = st.builds(
+    AttemptOutcome,
+    st.sampled_from(list(AttemptEnd)),
+    st.builds(EndReason, st.just("code"), st.just("m"), st.sampled_from(["user", "capacity", "system"]), st.booleans()),
+    st.booleans(),
+)
+
+
+@given(st.sampled_from(sorted(HELD)), OUTCOMES, st.integers(0, 5))
 def test_transitions_after_an_attempt_are_a_legal_path_out_of_the_held_states(
-    current: JobStatus, end: AttemptEnd, attempts_left: int
+    current: JobStatus, outcome: AttemptOutcome, attempts_left: int
 ) -> None:
-    path = transitions_after_attempt(current, end, attempts_left=attempts_left)
+    path = transitions_after_attempt(current, outcome, attempts_left=attempts_left)
     for before, after in zip((current, *path), path, strict=False):
         assert after in TRANSITIONS[before]
     assert path[-1] not in HELD
     assert path[-1] is not JobStatus.RECOVERING
 
 
-@given(st.sampled_from(sorted(HELD)), st.sampled_from([AttemptEnd.CRASHED, AttemptEnd.LOST]))
-def test_without_attempts_left_a_crash_ends_the_job(current: JobStatus, end: AttemptEnd) -> None:
-    assert transitions_after_attempt(current, end, attempts_left=0)[-1] in TERMINAL
+@given(st.sampled_from(sorted(HELD)), OUTCOMES.filter(lambda outcome: outcome.may_pass))
+def test_without_attempts_left_a_failure_ends_the_job(current: JobStatus, outcome: AttemptOutcome) -> None:
+    assert transitions_after_attempt(current, outcome, attempts_left=0)[-1] in TERMINAL
 
 
-@given(st.sampled_from(list(AttemptEnd)), st.integers(0, 5))
-def test_a_job_that_is_being_cancelled_ends_as_cancelled_whatever_happens(end: AttemptEnd, left: int) -> None:
-    assert transitions_after_attempt(JobStatus.CANCELLING, end, attempts_left=left) == (JobStatus.CANCELLED,)
+@given(OUTCOMES, st.integers(1, 5))
+def test_a_running_job_is_tried_again_where_its_failure_may_pass_and_is_not_the_users(
+    outcome: AttemptOutcome, left: int
+) -> None:
+    path = transitions_after_attempt(JobStatus.RUNNING, outcome, attempts_left=left)
+    died = outcome.end in (AttemptEnd.CRASHED, AttemptEnd.LOST)
+    typed = outcome.end is AttemptEnd.FAILED and outcome.reason.retryable and outcome.reason.fault != "user"
+    assert (path == (JobStatus.RECOVERING, JobStatus.QUEUED)) == (died or typed)
+
+
+@given(OUTCOMES, st.integers(0, 5))
+def test_a_job_that_is_being_cancelled_ends_as_cancelled_whatever_happens(outcome: AttemptOutcome, left: int) -> None:
+    assert transitions_after_attempt(JobStatus.CANCELLING, outcome, attempts_left=left) == (JobStatus.CANCELLED,)
 
 
 @given(st.sampled_from(list(StopRequest)))
 def test_every_stop_request_leads_a_running_job_out_of_the_held_states(request: StopRequest) -> None:
-    path = transitions_after_attempt(JobStatus.RUNNING, request.outcome.end, attempts_left=1)
+    path = transitions_after_attempt(JobStatus.RUNNING, request.outcome, attempts_left=1)
     assert path[-1] not in HELD
 
 
 def test_a_lost_worker_sends_the_job_through_recovering_back_to_the_queue() -> None:
-    path = transitions_after_attempt(JobStatus.RUNNING, AttemptEnd.LOST, attempts_left=1)
+    lost = AttemptOutcome(AttemptEnd.LOST, WORKER_LOST)
+    path = transitions_after_attempt(JobStatus.RUNNING, lost, attempts_left=1)
     assert path == (JobStatus.RECOVERING, JobStatus.QUEUED)
 
 
