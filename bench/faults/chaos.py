@@ -29,6 +29,10 @@ FAULTS: Final[Mapping[str, Callable[[Cluster, random.Random], bool]]] = {
     "kill engine": lambda cluster, rng: cluster.kill_engine(rng),
     "kill pool child": lambda cluster, rng: cluster.kill_child(rng),
     "kill worker": lambda cluster, rng: cluster.kill_worker(rng),
+    "sick worker": lambda cluster, rng: cluster.make_worker_sick(rng),
+    "suspend all": lambda cluster, _: cluster.suspend_all(),
+    "clock step": lambda cluster, rng: cluster.step_clock(rng),
+    "database away": lambda cluster, _: cluster.take_database_away(cluster.away_seconds),
     "freeze worker": lambda cluster, rng: cluster.freeze_worker(rng),
     "freeze engine": lambda cluster, rng: cluster.freeze_engine(rng),
     "end worker": lambda cluster, rng: cluster.end_worker(rng),
@@ -46,7 +50,7 @@ _QUEUED_JOBS: Final = 3
 """The number of jobs that wait in the queue at any time."""
 _RECOVERY_SECONDS: Final = 600
 """The time within which all jobs must end once no more faults are injected."""
-_WEIGHTS: Final = {"cancel a job": 1, "pause a job": 2, "freeze engine": 1}
+_WEIGHTS: Final = {"cancel a job": 1, "pause a job": 2, "freeze engine": 1, "suspend all": 2, "database away": 1}
 
 
 @dataclass
@@ -103,11 +107,17 @@ def run(args: argparse.Namespace) -> ChaosResult:
         return run_chaos(Path(directory), seed=args.seed, minutes=args.minutes, database_url=args.database_url)
 
 
-def run_chaos(directory: Path, *, seed: int, minutes: float, database_url: str | None = None) -> ChaosResult:
-    """Inject faults into a service in `directory` for `minutes`, let it recover, and check the invariants."""
+def run_chaos(
+    directory: Path, *, seed: int, minutes: float, database_url: str | None = None, away_seconds: float = 60
+) -> ChaosResult:
+    """Inject faults into a service in `directory` for `minutes`, let it recover, and check the invariants.
+
+    Args:
+        away_seconds: how long the database is away, where that is the fault.
+    """
     rng = random.Random(seed)
     expected = {name: baseline_weights(directory / "baseline" / name, name) for name in VARIANTS}
-    cluster = Cluster.create(directory / "home", database_url)
+    cluster = Cluster.create(directory / "home", database_url, away_seconds)
     result = ChaosResult("PostgreSQL" if database_url else "SQLite", seed, minutes)
     started_at = time.monotonic()
     try:

@@ -1,4 +1,7 @@
-"""The processes of a service into which faults are injected: a broker, a scheduler, two workers."""
+"""The processes of a service into which faults are injected: a broker, a scheduler, two workers.
+
+Each worker runs its engines by way of :mod:`bench.faults.sick_engine`, which can be told to fail.
+"""
 
 import json
 import os
@@ -8,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +42,16 @@ _HEARTBEAT_SECONDS: Final = LEASE_SECONDS / 6
 _GRACE_SECONDS: Final = 20.0
 _STALL_SECONDS: Final = 30.0
 """Longer than an engine takes to start on a busy machine."""
+_SICK_ENGINE: Final = Path(__file__).with_name("sick_engine.py")
+_SICK_SECONDS: Final = 20.0
+_CLOCK_STEP_SECONDS: Final = 3600
+_CUT_ALL: Final = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+_CUT_OTHERS: Final = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+_STEPPED_CLOCK: Final = "stepped_clock"
+"""The schema with the function that takes the place of PostgreSQL's clock once the clock was set."""
 
 
 @dataclass
@@ -47,14 +61,17 @@ class Cluster:
     settings: Settings
     database: Database
     store: ArtifactStore
+    away_seconds: float
+    """How long the database is away, where that is the fault."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     resume_timers: list[threading.Timer] = field(default_factory=list)
-    """Resume frozen processes. They are threads, since a frozen process may hold the lock that this one waits for."""
+    """Resume frozen processes and heal sick workers. They are threads, since a frozen process may hold the lock that
+    this one waits for."""
     submitted: dict[str, str] = field(default_factory=dict)
     """The variant of each submitted job, by its id."""
 
     @classmethod
-    def create(cls, home: Path, database_url: str | None) -> "Cluster":
+    def create(cls, home: Path, database_url: str | None, away_seconds: float) -> "Cluster":
         home.mkdir(parents=True)
         settings = Settings(
             home=home,
@@ -64,9 +81,12 @@ class Cluster:
             heartbeat_seconds=_HEARTBEAT_SECONDS,
             reaper_seconds=_HEARTBEAT_SECONDS,
             max_attempts=50,
+            max_failures=500,
+            retry_seconds=0.5,
+            max_retry_seconds=4,
         )
         upgrade(settings)
-        return cls(settings, Database(settings.database_url), ArtifactStore(settings.artifact_root))
+        return cls(settings, Database(settings.database_url), ArtifactStore(settings.artifact_root), away_seconds)
 
     def start(self) -> None:
         for name in ("broker", "scheduler", *_WORKERS):
@@ -206,6 +226,59 @@ class Cluster:
     def cut_connections(self) -> bool:
         return self._at_broker("CLIENT KILL TYPE normal SKIPME yes")
 
+    def make_worker_sick(self, rng: random.Random) -> bool:
+        """Let every engine of a worker fail by a fault of the system, those that it starts and those that run."""
+        marker = self._marker(rng.choice(_WORKERS))
+        marker.touch()
+        self._later(_SICK_SECONDS, lambda: marker.unlink(missing_ok=True))
+        return True
+
+    def suspend_all(self) -> bool:
+        """Freeze all processes but the broker for longer than a lease lasts, as a suspended machine does."""
+        mains = [self.processes[name].pid for name in ("scheduler", *_WORKERS)]
+        pids = [*mains, *(child.pid for main in mains for child in _children(main)), *self._engines()]
+        return self._freeze(pids)
+
+    def step_clock(self, rng: random.Random) -> bool:
+        """Set the clock of the database an hour ahead, or back to where it was; not that of SQLite, the machine's."""
+        if self.database.engine.dialect.name != "postgresql":
+            return False
+        step = rng.choice([0, _CLOCK_STEP_SECONDS])
+        name = str(self.database.engine.url.database)
+        # Found before pg_catalog by every connection that is made from now on; those that are there are cut.
+        statements = (
+            f"CREATE SCHEMA IF NOT EXISTS {_STEPPED_CLOCK}",
+            f"CREATE OR REPLACE FUNCTION {_STEPPED_CLOCK}.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE"
+            f" AS 'SELECT pg_catalog.clock_timestamp() + make_interval(secs => {step})'",
+            f'ALTER DATABASE "{name}" SET search_path = {_STEPPED_CLOCK}, public, pg_catalog',
+            _CUT_OTHERS,
+        )
+        with self.database.engine.connect() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+            connection.commit()
+        self.database.close()
+        return True
+
+    def take_database_away(self, seconds: float) -> bool:
+        """Let no process reach the database for many leases, and supervise the others meanwhile."""
+        if self.database.engine.dialect.name != "postgresql":
+            with self.database.transaction(write=True):
+                self.supervise(until=time.monotonic() + seconds)
+            return True
+        url = self.database.engine.url
+        self.database.close()
+        server = sa.create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
+        with server.connect() as connection:
+            connection.exec_driver_sql(f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS false')
+            try:
+                connection.execute(sa.text(_CUT_ALL), {"name": url.database})
+                self.supervise(until=time.monotonic() + seconds)
+            finally:
+                connection.exec_driver_sql(f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS true')
+        server.dispose()
+        return True
+
     def lock_database(self) -> bool:
         """Hold the lock that every writer needs, for half a lease."""
         with self.database.transaction(write=True) as session:
@@ -234,10 +307,17 @@ class Cluster:
     def _freeze(self, pids: list[int]) -> bool:
         """Freeze processes for longer than a lease lasts."""
         _send(pids, signal.SIGSTOP)
-        timer = threading.Timer(1.5 * LEASE_SECONDS, _send, (pids, signal.SIGCONT))
+        self._later(1.5 * LEASE_SECONDS, lambda: _send(pids, signal.SIGCONT))
+        return True
+
+    def _later(self, seconds: float, action: Callable[[], object]) -> None:
+        timer = threading.Timer(seconds, action)
         timer.start()
         self.resume_timers = [each for each in self.resume_timers if each.is_alive()] + [timer]
-        return True
+
+    def _marker(self, worker: str) -> Path:
+        """The file while which exists the engines of a worker fail."""
+        return self.settings.home / f"{worker}.sick"
 
     def _kill_one(self, rng: random.Random, pids: list[int]) -> bool:
         if not pids:
@@ -265,7 +345,7 @@ class Cluster:
 
     def _start(self, name: str) -> None:
         with (self.settings.home / f"{name}.log").open("ab") as log:
-            self.processes[name] = spawn(self._command(name), stdout=log, environment=self._environment())
+            self.processes[name] = spawn(self._command(name), stdout=log, environment=self._environment(name))
 
     def _command(self, name: str) -> list[str]:
         if name == "broker":
@@ -274,7 +354,7 @@ class Cluster:
             return valkey.command(valkey.find().path, socket)
         return [sys.executable, "-m", "worker", "scheduler" if name == "scheduler" else "run"]
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, name: str) -> dict[str, str]:
         settings = self.settings
         return {
             **{name: value for name, value in os.environ.items() if not name.startswith("POCL_")},
@@ -285,6 +365,10 @@ class Cluster:
             "POCL_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
             "POCL_REAPER_SECONDS": str(settings.reaper_seconds),
             "POCL_MAX_ATTEMPTS": str(settings.max_attempts),
+            "POCL_MAX_FAILURES": str(settings.max_failures),
+            "POCL_RETRY_SECONDS": str(settings.retry_seconds),
+            "POCL_MAX_RETRY_SECONDS": str(settings.max_retry_seconds),
+            "POCL_WORKER_ENGINE": json.dumps([sys.executable, str(_SICK_ENGINE), str(self._marker(name))]),
             "POCL_WORKER_TICK_SECONDS": "0.05",
             "POCL_WORKER_STALL_SECONDS": str(_STALL_SECONDS),
             "POCL_WORKER_GRACE_SECONDS": json.dumps(_GRACE_SECONDS / 2),
