@@ -146,6 +146,8 @@ class RowSink:
         """What the next transaction writes besides."""
         self._urgent = False
         """Whether the next transaction should not wait for the flush interval."""
+        self._pending_states = 0
+        """Stored training states whose rows are not known to be written."""
         self._seen_size = 0
         """Bytes of the events file when it was last looked at without being read."""
         self._flushed_at = self._log_saved_at = self._partial_ranking_stored_at = self.last_event_at = clock()
@@ -235,6 +237,10 @@ class RowSink:
 
     def _store_checkpoint(self, saved: CheckpointSaved) -> None:
         key = f"jobs/{self._claim.job_id}/attempt-{self._claim.token}/{saved.kind}-{saved.step:08d}"
+        if saved.kind == "training" and self._unconfirmed and self._pending_states > self._claim.spec.checkpoints.keep:
+            # Surplus ones are deleted once their rows are written, so without the database they would fill the disk.
+            _log.warning("checkpoint_not_stored", kind=saved.kind, step=saved.step, error="database unavailable")
+            return
         # `best` is named by its stage's directory, whose training state the engine may drop at any moment.
         resumable = saved.kind in RESUMABLE_KINDS
         try:
@@ -262,6 +268,7 @@ class RowSink:
             )
 
         self._batch.files.append(add_row)
+        self._pending_states += saved.kind == "training"
         self.student_stored = self.student_stored or saved.kind == "final"
 
     def _store_artifact(self, written: ArtifactWritten) -> None:
@@ -337,6 +344,7 @@ class RowSink:
         for key in surplus:
             self._store.remove(key)
         self._unconfirmed, self._batch, self._urgent = [], _Batch(self._batch.offset), False
+        self._pending_states = 0
         self._flushed_at = self._clock()
         return True
 

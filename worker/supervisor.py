@@ -21,7 +21,7 @@ from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.checkpoints.repository import get_checkpoint
 from domain.datasets.repository import get_dataset, stored_reference
 from domain.db import DATABASE_UNAVAILABLE, Database
-from domain.errors import ApiError, LostLease
+from domain.errors import ApiError, LostLease, NotFound
 from domain.jobs import leases, repository
 from domain.jobs.leases import Claim
 from domain.jobs.queue import memory_by_device_kind
@@ -470,6 +470,12 @@ def engine_environment(
 
 
 def _unusable_reference(error: Exception) -> EndReason:
-    if isinstance(error, ApiError):
+    if isinstance(error, NotFound):
         return EndReason(error.code, error.detail, "user", False, "Submit the job again with what exists.")
-    return EndReason(STORAGE_FAILED.code, "A stored file that the job needs is gone or damaged.", "system", False)
+    if isinstance(error, ApiError):
+        # The service had the model when it accepted the job: this worker lacks it.
+        hint = "Give every worker the models of the API below POCL_MODEL_ROOTS."
+        return EndReason(error.code, error.detail, "system", True, hint)
+    # Where the store of this worker is not mounted, that of another may be.
+    message = "A stored file that the job needs is gone, damaged or not to be had from this worker."
+    return EndReason(STORAGE_FAILED.code, message, "system", True, "Look at POCL_ARTIFACT_ROOT of the worker.")

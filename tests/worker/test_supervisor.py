@@ -13,6 +13,8 @@ import pytest
 import sqlalchemy as sa
 import structlog
 
+from domain.artifacts import ArtifactStore
+from domain.datasets.models import Dataset
 from domain.jobs.models import Job
 from domain.jobs.states import AttemptEnd, JobStatus
 from domain.workers.models import Worker
@@ -285,11 +287,32 @@ def test_stored_log_has_no_paths_of_the_machine(harness: ServiceHarness) -> None
     assert str(harness.home) not in tail
 
 
-def test_missing_dataset_file_fails_the_job(harness: ServiceHarness) -> None:
+def test_worker_without_the_artifact_store_leaves_the_job_to_another(harness: ServiceHarness, tmp_path: Path) -> None:
     job = harness.submit()
-    harness.store.remove(f"datasets/{harness.job(job).spec['data']['train']['dataset']}.jsonl")
+    unmounted = replace(harness.supervisor(name="unmounted"), store=ArtifactStore(tmp_path / "empty"))
+    assert unmounted.work_one() is JobStatus.QUEUED
+    reason = harness.attempts(job)[0].end_reason or {}
+    assert (reason["code"], reason["fault"], reason["retryable"]) == ("storage_failed", "system", True)
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+
+
+def test_worker_without_a_model_of_the_job_leaves_it_to_another(harness: ServiceHarness, tmp_path: Path) -> None:
+    job = harness.submit()
+    spec = {**harness.job(job).spec, "teacher": {"path": "teacher"}}
+    with harness.database.transaction(write=True) as session:
+        session.execute(sa.update(Job).values(spec=spec))
+    assert harness.supervisor().work_one() is JobStatus.QUEUED
+    reason = harness.attempts(job)[0].end_reason or {}
+    assert (reason["code"], reason["fault"], reason["retryable"]) == ("model_not_found", "system", True)
+    assert str(tmp_path) not in json.dumps(reason)
+
+
+def test_deleted_data_set_fails_the_job(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    with harness.database.transaction(write=True) as session:
+        session.execute(sa.delete(Dataset))
     assert harness.supervisor().work_one() is JobStatus.FAILED
-    assert (harness.attempts(job)[0].end_reason or {})["retryable"] is False
+    assert (harness.attempts(job)[0].end_reason or {})["code"] == "dataset_not_found"
 
 
 @pytest.mark.parametrize("setting", ["work_root", "artifact_root"])
