@@ -24,6 +24,14 @@ class IgnoredColumn(_Part):
     """The number of samples in which it holds something."""
 
 
+class ReasoningColumn(_Part):
+    """A column of the file that the assistant's thoughts are read from."""
+
+    name: str
+    rows: int
+    """The number of samples whose thought is from this column."""
+
+
 class IngestionView(_Part):
     """How the uploaded file was read."""
 
@@ -43,6 +51,8 @@ class IngestionView(_Part):
     """The number of samples with further such columns, each counted as often as it has one."""
     with_difficulty: int = 0
     """The number of samples with a number in the column `difficulty`, by which `curriculum.ranking.ranker` can rank."""
+    reasoning_columns: list[ReasoningColumn] = []
+    """The columns of their own that the assistant's thoughts are read from; thoughts in messages are not counted."""
     skipped: int
     """The number of rows that are no samples and were left out, as `on_bad_rows` asked for."""
     first_skipped: list[FieldErrorView]

@@ -79,6 +79,7 @@ def add_dataset(session: Session, stored: StoredDataset, *, project: str, name: 
             "ignored_columns": [{"name": column, "rows": rows} for column, rows in report.ignored.most_common()],
             "more_ignored": report.more_ignored,
             "with_difficulty": report.with_difficulty,
+            "reasoning_columns": [{"name": column, "rows": rows} for column, rows in report.reasoning.most_common()],
             "skipped": report.bad,
             "first_skipped": [asdict(error) for error in report.bad_rows],
         },

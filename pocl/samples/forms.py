@@ -46,12 +46,15 @@ _FORM_COLUMNS: Final = {**CHAT_COLUMNS, **QUESTION_COLUMNS}
 CONTEXT_COLUMNS: Final = ("input", "context", "Input")
 SYSTEM_COLUMNS: Final = ("system", "system_prompt")
 TOOL_COLUMNS: Final = ("tools", "functions")
+REASONING_COLUMNS: Final = ("reasoning", "reasoning_content", "thinking", "thought", "cot")
+"""The assistant's thought before its answer."""
 _SAME_MEANING: Final[Sequence[tuple[str, ...]]] = (
     (*CHAT_COLUMNS, "instruction", "prompt", "query", "question"),
     ANSWER_COLUMNS,
     CONTEXT_COLUMNS,
     SYSTEM_COLUMNS,
     TOOL_COLUMNS,
+    REASONING_COLUMNS,
 )
 
 
@@ -62,6 +65,8 @@ class ParsedRow(NamedTuple):
     form: RowForm
     ignored: tuple[str, ...]
     """The columns, and the fields of messages, that hold something and are not used."""
+    reasoning: str | None = None
+    """The column that the assistant's thought is from, where it has one of its own."""
 
 
 def parse_fields(row: Fields, options: ReadOptions) -> ParsedRow:
@@ -72,7 +77,7 @@ def parse_fields(row: Fields, options: ReadOptions) -> ParsedRow:
     """
     fields, ignored = _mapped(row, options.columns)
     column, form = _detect(fields, options.form)
-    reader = _RowReader(fields, ignored)
+    reader = _RowReader(fields, ignored, options.columns)
     if column in CHAT_COLUMNS:
         sample = reader.conversation(column, prompt_only=options.form == "prompt_only")
     else:
@@ -86,6 +91,7 @@ def parse_fields(row: Fields, options: ReadOptions) -> ParsedRow:
         sample,
         form if sample.has_answer or form == "sample" else "prompt_only",
         tuple(dict.fromkeys(_printable(name) for name in (*unused, *ignored))),
+        None if reader.reasoning is None else _printable(options.columns.get(reader.reasoning, reader.reasoning)),
     )
 
 
@@ -156,10 +162,13 @@ def _holds_objects(value: object) -> bool:
 class _RowReader:
     """Reads the fields of one row, and notes which of them it used."""
 
-    def __init__(self, fields: Fields, ignored: list[str]) -> None:
+    def __init__(self, fields: Fields, ignored: list[str], mapped: Mapping[str, str]) -> None:
         self.used: set[str] = set()
+        self.reasoning: str | None = None
+        """The column that the assistant's thought is from; None where no column has it."""
         self._fields = fields
         self._ignored = ignored
+        self._mapped = mapped
 
     def conversation(self, column: str, *, prompt_only: bool) -> Sample:
         """A conversation in one column.
@@ -220,7 +229,8 @@ class _RowReader:
                 raise RowInvalid("missing", f"{name} has no message of the assistant.")
             return Sample(to_last_answer((*before, *after), self._ignored), context, tools=self._tools())
         references = _references(answer, name)
-        return Sample((*before, Message("assistant", references[0])), context, references, self._tools())
+        last = Message("assistant", references[0], reasoning=self._reasoning(references[0]))
+        return Sample((*before, last), context, references, self._tools())
 
     def _without_answer(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         while messages and messages[-1].role == "assistant":
@@ -266,6 +276,25 @@ class _RowReader:
             raise RowInvalid("ambiguous", f"The row has {listed}, which differ: map one to output with `columns`.")
         name = next(iter((*filled, *given, "output")))
         return name, self._fields.get(name)
+
+    def _reasoning(self, answer: str) -> str | None:
+        """The thought before an answer, from the one column that has it; a column that is mapped has it in any case.
+
+        Other columns are left as they are: what is no text, what the answer holds already, and several that differ.
+        """
+        if "reasoning" in self._mapped:
+            self.reasoning = None if is_blank(self._fields.get("reasoning")) else "reasoning"
+            return optional_text(self._use("reasoning"), self._mapped["reasoning"])
+        texts = {
+            name: value
+            for name in REASONING_COLUMNS
+            if isinstance(value := self._fields.get(name), str) and value.strip() and value.strip() not in answer
+        }
+        if len(set(texts.values())) != 1:
+            return None
+        self.used.update(texts)
+        self.reasoning, text = next(iter(texts.items()))
+        return text
 
     def _tools(self) -> str:
         given = [name for name in TOOL_COLUMNS if not is_blank(self._use(name))]

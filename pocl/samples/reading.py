@@ -58,6 +58,8 @@ class ReadReport:
     """How many of them have no answer: all or none."""
     with_difficulty: int = 0
     """How many of them have a difficulty, by which they can be ranked."""
+    reasoning: Counter[str] = field(default_factory=Counter)
+    """In how many samples the assistant's thought is from a column of its own; by the column."""
     forms: Counter[RowForm] = field(default_factory=Counter)
     """The number of samples that were read in each form."""
     ignored: Counter[str] = field(default_factory=Counter)
@@ -79,6 +81,10 @@ class ReadReport:
         if self.ignored:
             listed = ", ".join(f"{name} ({count} rows)" for name, count in self.ignored.most_common(8))
             notes.append(("columns_ignored", f"columns that no form uses are ignored: {listed}"))
+        if self.reasoning:
+            listed = ", ".join(f"{name} ({count} rows)" for name, count in self.reasoning.most_common())
+            message = f"the assistant's thought is read from a column of its own: {listed}"
+            notes.append(("reasoning_column", message))
         return notes
 
 
@@ -146,12 +152,13 @@ class SampleReader:
         if isinstance(row, RowInvalid):
             raise row
         self._columns.update(name for name in self._options.columns.values() if name in row)
-        sample, form, ignored = parse_fields(row, self._options)
+        sample, form, ignored, reasoning = parse_fields(row, self._options)
         if source.format in ("csv", "parquet") and _text_size(sample) > limit:
             raise RowInvalid("line_too_long", f"The row has more than {limit} characters.")
         report = self.report
         report.rows += 1
         report.with_difficulty += sample.difficulty is not None
+        report.reasoning.update([] if reasoning is None else [reasoning])
         report.forms[form] += 1
         counted = report.ignored if sample.has_answer else self._ignored_in_prompts
         for name in (*ignored, *source.unread_columns):

@@ -20,6 +20,7 @@ ROW_FIELDS: Final = (
     *("instruction", "prompt", "query", "question", "messages", "conversations", "conversation"),
     *("output", "response", "answer", "completion", "references", "difficulty"),
     *("input", "Input", "context", "system", "system_prompt", "history", "tools", "functions"),
+    *("reasoning", "reasoning_content", "thinking", "thought", "cot"),
 )
 """The columns that forms of rows have, and that other columns may be mapped to."""
 ColumnName = Annotated[str, Field(min_length=1, max_length=200)]

@@ -33,7 +33,7 @@ ROLES = (
 COLUMNS = (
     *("instruction", "prompt", "query", "question", "input", "Input", "context", "system", "history", "tools"),
     *("output", "response", "answer", "completion", "messages", "conversations", "conversation", "references"),
-    *("category", "source", "text", "id", "weight", "difficulty"),
+    *("category", "source", "text", "id", "weight", "difficulty", "reasoning", "thinking", "cot"),
 )
 
 
@@ -342,3 +342,47 @@ def test_columns_of_other_names_are_mapped_and_take_the_place_of_those_that_mean
         ReadOptions(columns={"ouput": "x"})
     with pytest.raises(ValueError, match="two fields"):
         ReadOptions(columns={"output": "x", "instruction": "x"})
+
+
+@pytest.mark.parametrize("column", ["reasoning", "reasoning_content", "thinking", "thought", "cot"])
+def test_a_thought_in_a_column_of_its_own_is_the_assistants(column: str) -> None:
+    parsed = read({"question": "Why?", column: "Hm", "response": "So."})
+    assert parsed.sample.conversation == (Message("user", "Why?"), Message("assistant", "So.", reasoning="Hm"))
+    assert parsed.sample.references == ("So.",)
+    assert (parsed.reasoning, parsed.ignored) == (column, ())
+
+
+@pytest.mark.parametrize(
+    ("columns", "ignored"),
+    [
+        ({"reasoning": "Hm", "cot": "Hmm"}, ("reasoning", "cot")),  # Which of them is it?
+        ({"reasoning": ["Hm"]}, ("reasoning",)),
+        ({"reasoning": 3}, ("reasoning",)),
+        ({"thinking": "Hm", "response": "<think>Hm</think>So."}, ("thinking",)),  # The answer holds it already.
+        ({"rationale": "Hm"}, ("rationale",)),
+        ({"reasoning": " "}, ("reasoning",)),
+    ],
+)
+def test_what_may_be_no_thought_is_named_as_ignored(columns: dict[str, Any], ignored: tuple[str, ...]) -> None:
+    parsed = read({"question": "Why?", "response": "So.", **columns})
+    assert parsed.sample.conversation[-1].reasoning is None
+    assert (parsed.reasoning, parsed.ignored) == (None, ignored)
+
+
+def test_a_column_that_is_mapped_is_the_thought_and_the_others_are_ignored() -> None:
+    row = {"question": "Why?", "response": "So.", "rationale": "Hm", "cot": "Hmm"}
+    parsed = read(row, columns={"reasoning": "rationale"})
+    assert parsed.sample.conversation[-1].reasoning == "Hm"
+    assert (parsed.reasoning, parsed.ignored) == ("rationale", ("cot",))
+    with pytest.raises(RowInvalid, match="rationale"):
+        read({**row, "rationale": ["Hm"]}, columns={"reasoning": "rationale"})
+    assert (
+        read({**row, "rationale": None}, columns={"reasoning": "rationale"}).sample.conversation[-1].reasoning is None
+    )
+
+
+def test_a_conversation_has_its_thoughts_in_its_messages() -> None:
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    parsed = read({"messages": talk, "reasoning": "Hm"})
+    assert parsed.sample.conversation[-1].reasoning is None
+    assert parsed.ignored == ("reasoning",)

@@ -54,6 +54,7 @@ def test_samples_of_an_upload_are_stored_and_described(client: TestClient, setti
         "skipped": 0,
         "first_skipped": [],
         "with_difficulty": 0,
+        "reasoning_columns": [],
     }
     assert client.get(response.headers["location"]).json() == dataset
 
