@@ -24,6 +24,8 @@ class EncodingCounts(BaseModel):
     """The samples whose prompt was longer than `data.max_prompt_length`."""
     turns_dropped: int = 0
     """The answers of earlier turns that were dropped, with their questions, from prompts that were too long."""
+    questions_lost: int = 0
+    """The samples whose prompt, cut from its left, has nothing left of the last question."""
     answers_cut: int = 0
     """The samples whose last answer was cut at `data.max_length`."""
     ends_lost: int = 0

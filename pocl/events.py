@@ -187,6 +187,8 @@ class Evaluated(HistoryEvent):
     """Cross-entropy, in nats per response token."""
     divergence: float | None = None
     """Forward KL to the teacher at temperature 1, nats per response token; null for the teacher."""
+    unfinished_thoughts: int = 0
+    """The scored answers that end inside their thought: they say nothing, and their ROUGE-L is 0."""
     sampled: SampledScores | None = None
     """Scores of sampled answers; null where none are specified, and after an epoch, which greedy answers decide."""
 

@@ -26,7 +26,7 @@ from pocl.prompting.encoding_warnings import EncodingWarning, encoding_warnings
 from pocl.prompting.template_choice import chat_template_sources, make_encoder
 from pocl.prompting.template_renderer import call_shared_process
 from pocl.prompting.text_tokenizer import TextTokenizer
-from pocl.prompting.thoughts import Thought, visible_answer
+from pocl.prompting.thoughts import AnswerForm
 from pocl.samples.sample import Sample, require_answers, set_name
 from pocl.spec import Data, DistillationSpec
 
@@ -60,10 +60,10 @@ class AnswerEnding:
     """The token that ends a response; the end-of-sequence token where a response ends in plain text."""
     end_tokens: frozenset[int]
     """All tokens that end a response."""
-    stop_sequence: tuple[int, ...]
-    """The tokens of the plain text that ends a response; empty where a token does."""
-    thought: Thought | None
-    """What stands around the thought that a response begins with; None where the template knows none."""
+    stop_text: str
+    """The plain text that ends a response; empty where a token does."""
+    form: AnswerForm
+    """What is generated around what a response says."""
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -167,14 +167,14 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Map
         for index, sample in enumerate(encoded.samples):
             models.token_limits.check(sample.input_ids, f"Row {index + 1} of {set_name(name)}", tokenizer.token_of)
         references = tuple(
-            tuple(visible_answer(reference, encoder.thought) for reference in sample.references) for sample in samples
+            tuple(encoder.answer.read_reference(reference) for reference in sample.references) for sample in samples
         )
         counts[name], datasets[name] = encoded.counts, EncodedDataset(encoded.samples, references)
     return Corpus(
         datasets.pop("train"),
         tuple(sample.difficulty for sample in train),
         datasets,
-        encoder.answer_form,
+        encoder.answer_key,
         encoder.template,
         _ending(encoder),
         counts,
@@ -208,8 +208,8 @@ def _ending(encoder: SampleEncoder) -> AnswerEnding:
     return AnswerEnding(
         end_of_response_id=token if token is not None else end.ids[-1],
         end_tokens=encoder.end_tokens,
-        stop_sequence=end.ids if end.token is None else (),
-        thought=encoder.thought,
+        stop_text=encoder.stop_text,
+        form=encoder.answer,
     )
 
 

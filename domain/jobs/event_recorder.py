@@ -278,7 +278,7 @@ class _EventBatch:
             stage.steps = event.step - stage.first_step
 
     def _evaluated(self, event: engine.Evaluated, at: datetime) -> None:
-        scores = event.model_dump(exclude={"type"})
+        scores = event.model_dump(exclude={"type", "unfinished_thoughts"})
         self._session.merge(JobEvaluation(job_id=self._job.id, at=at, **scores))
         stage = None if event.stage is None else self._stages.get(event.stage)
         if (event.subject, event.split) == ("stage", "validation") and stage is not None:

@@ -9,7 +9,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pocl.callbacks import OnProgress, ShouldStop, throttle
 from pocl.curriculum.journal import DifficultyMeasurement, Journal
 from pocl.curriculum.ranking import RankingKey
-from pocl.evaluation.answers import GenerationSettings, generate_answers, generation_batches, stop_token_ids
+from pocl.evaluation.answers import (
+    GenerationSettings,
+    generate_answers,
+    generation_batches,
+    stop_token_ids,
+    thoughts_not_closed,
+)
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.rouge import rouge_l
 from pocl.evaluation.sampling import Sampler
@@ -112,6 +118,9 @@ class DifficultyMeasurer:
             on_progress=on_progress,
             should_stop=self.should_stop,
         )
+        warning = thoughts_not_closed(answers, self.generation.max_new_tokens, "training samples")
+        if warning is not None:
+            self.generation.sink(warning)
         entropies = last_turn_cross_entropy(
             model,
             samples,
@@ -123,9 +132,9 @@ class DifficultyMeasurer:
             DifficultyMeasurement(
                 row=index,
                 digest=self.dataset.samples[index].digest,
-                rouge_l=rouge_l(answer, self.dataset.references[index]),
+                rouge_l=rouge_l(answer.text, self.dataset.references[index]),
                 cross_entropy=entropy,
-                response=answer,
+                response=answer.text,
             )
             for index, answer, entropy in zip(indices, answers, entropies, strict=True)
         ]

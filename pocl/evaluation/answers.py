@@ -1,7 +1,9 @@
 """Answers of a model to the prompts of samples, as text."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,15 +13,18 @@ from pocl.data.batches import EncodedSample
 from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate, model_stop_token_ids
 from pocl.evaluation.sampling import Sampler
+from pocl.evaluation.stop_text import StopText
 from pocl.evaluation.vllm_generation import generate_with_vllm
-from pocl.events import Sink
+from pocl.events import Sink, Warned
 from pocl.models.precision import Precision
 from pocl.out_of_memory import limited_by
-from pocl.prompting.thoughts import Thought, visible_answer
+from pocl.prompting.thoughts import PLAIN, AnswerForm, VisibleAnswer
 from pocl.spec import Sampling
 
 _ROUNDS = 4
 _VLLM_SAMPLES = 4096
+_PROMPT_END = 64
+"""Tokens of a prompt's end in which a thought that it has opened is looked for."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,10 @@ class GenerationSettings:
     precision: Precision
     end_tokens: frozenset[int] = frozenset()
     """Further tokens that end a response in the data's template."""
-    stop_sequence: tuple[int, ...] = ()
-    """The tokens of the plain text that ends a response, where no token does."""
-    thought: Thought | None = None
-    """What stands around the thought that a response begins with; answers are given without it."""
+    stop_text: str = ""
+    """The plain text that ends a response, where no token does; empty where one does."""
+    form: AnswerForm = PLAIN
+    """What is generated around what a response says; answers are given without it."""
     sampling: Sampling | None = None
     """How answers are sampled beside the greedy ones; None samples none."""
     no_repeat_ngram: int | None = None
@@ -67,8 +72,8 @@ def generate_answers(
     sampler: Sampler | None = None,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop = lambda: False,
-) -> list[str]:
-    """Answers to the prompts, in the order of `samples`: greedy, or drawn by `sampler`.
+) -> list[VisibleAnswer]:
+    """What the answers to the prompts say, in the order of `samples`: greedy, or drawn by `sampler`.
 
     What is drawn for a sample follows from the seed of the sampler and the digest of the sample.
 
@@ -88,6 +93,9 @@ def generate_answers(
                 pad_id=generation.end_of_response_id,
                 precision=generation.precision,
                 sampler=sampler,
+                stop_text=StopText(generation.stop_text, partial(_text_of, tokenizer))
+                if generation.stop_text
+                else None,
                 no_repeat_ngram=generation.no_repeat_ngram,
                 graphs=generation.graphs,
             ),
@@ -96,7 +104,44 @@ def generate_answers(
             should_stop=should_stop,
             sink=generation.sink,
         )
-    return [_visible_text(ids, tokenizer, generation) for ids in answers]
+    return read_answers(answers, [sample.prompt_ids for sample in samples], tokenizer, generation.form)
+
+
+def read_answers(
+    answers: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    form: AnswerForm,
+) -> list[VisibleAnswer]:
+    """What generated answers say, without their thoughts, the marks around them and special tokens."""
+    if form == PLAIN:
+        texts = (str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in answers)
+        return [VisibleAnswer(text.strip()) for text in texts]
+    special = {str(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special |= set(tokenizer.all_special_tokens)
+    any_special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+    read = (
+        form.read(_text_of(tokenizer, ids), prompt=_text_of(tokenizer, prompt[-_PROMPT_END:]))
+        for ids, prompt in zip(answers, prompts, strict=True)
+    )
+    return [visible._replace(text=any_special.sub("", visible.text).strip()) for visible in read]
+
+
+def thoughts_not_closed(answers: Sequence[VisibleAnswer], max_new_tokens: int, samples: str) -> Warned | None:
+    """The warning that answers end inside their thoughts; None where none does.
+
+    Args:
+        samples: What was answered, for people.
+    """
+    cut = sum(answer.in_thought for answer in answers)
+    if not cut:
+        return None
+    message = (
+        f"{cut} of {len(answers)} answers to {samples} end inside their thought at {max_new_tokens} new tokens, and "
+        "score 0: allow more with max_new_tokens, or turn thoughts off with data.chat_template_kwargs where the "
+        "template has a variable for it"
+    )
+    return Warned(code="thoughts_not_closed", message=message)
 
 
 def stop_token_ids(
@@ -106,24 +151,8 @@ def stop_token_ids(
     return model_stop_token_ids(model, tokenizer) | {generation.end_of_response_id} | generation.end_tokens
 
 
-def _visible_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, generation: GenerationSettings) -> str:
-    """What an answer says: up to the plain text that ends it, and without the thought that it begins with."""
-    ids = up_to_sequence(ids, generation.stop_sequence)
-    thought = generation.thought
-    if thought is not None:
-        # A tag that is a special token would be lost with the others.
-        stop = tokenizer.convert_tokens_to_ids(thought.stop)
-        if stop in ids and stop in tokenizer.all_special_ids:
-            ids = ids[ids.index(stop) + 1 :]
-    return visible_answer(str(tokenizer.decode(ids, skip_special_tokens=True)), thought).strip()
-
-
-def up_to_sequence(ids: Sequence[int], sequence: Sequence[int]) -> list[int]:
-    """The ids before the first occurrence of a sequence; all of them where it is empty or does not occur."""
-    size, ends_with = len(sequence), tuple(sequence)
-    places = range(len(ids) - size + 1 if size else 0)
-    stop = next((place for place in places if tuple(ids[place : place + size]) == ends_with), len(ids))
-    return list(ids[:stop])
+def _text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def generation_batches(samples: Sequence[EncodedSample], size: int) -> list[list[int]]:

@@ -51,6 +51,7 @@ class ContinuousBatching:
         self._model = model
         self._questions = questions
         self._sampler = decoding.sampler
+        self._stop_text = decoding.stop_text
         self._eos = decoding.eos_token_ids
         slots = min(decoding.rows_in_flight, len(questions))
         width = max(question.limit for question in questions)
@@ -128,15 +129,27 @@ class ContinuousBatching:
             occupant.made = abs(made[slot])
             if made[slot] < 0:
                 ended.append(slot)
-        if not ended:
+        # Of the other rows only a text can say that they have ended.
+        read = ended if self._stop_text is None else [slot for slot, each in enumerate(self._occupants) if each]
+        if not read:
             return
-        index = torch.tensor(ended, device=self._model.device)
-        for slot, tokens in zip(ended, self._rows.answers[index].tolist(), strict=True):
+        index = torch.tensor(read, device=self._model.device)
+        stopped = []
+        for slot, tokens in zip(read, self._rows.answers[index].tolist(), strict=True):
             occupant = self._occupants[slot]
             assert occupant is not None  # Only occupied slots were collected.
             answer = tokens[: occupant.made]
-            on_answer(occupant.question, answer[:-1] if answer[-1] in self._eos else answer)
+            answer = answer[:-1] if slot in ended and answer[-1] in self._eos else answer
+            length = None if self._stop_text is None else self._stop_text.length_with(answer, occupant.looked_at)
+            occupant.looked_at = len(answer)
+            if length is None and slot not in ended:
+                continue
+            if slot not in ended:
+                stopped.append(slot)
+            on_answer(occupant.question, answer[:length])
             self._occupants[slot] = None
+        if stopped:
+            self._rows.end(torch.tensor(stopped, device=self._model.device))
 
     def _compact(self) -> None:
         """Halve the slots as often as the rows in flight still fit: shapes stay powers of two apart, so few."""
@@ -166,6 +179,8 @@ class _Occupant:
     limit: int
     made: int = 1
     """Tokens of its answer."""
+    looked_at: int = 0
+    """Tokens of its answer that do not hold the text which would end it."""
 
     @property
     def length(self) -> int:
@@ -265,6 +280,10 @@ class _Rows:
         if self.repeats is not None:
             self.repeats.append(chosen, going_on)
         self.ended.logical_or_(self._is_end(chosen)).logical_or_(self.made >= self.limits)
+
+    def end(self, slots: Tensor) -> None:
+        """Let these slots go on no more."""
+        self.ended.index_fill_(0, slots, True)
 
     def made_or_ended(self) -> Tensor:
         """`[slots]` int64: tokens of each answer, negative where it has ended."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from pocl.evaluation.sampling import Sampler
+from pocl.evaluation.stop_text import StopText
 from pocl.models.precision import Precision
 
 
@@ -25,6 +26,8 @@ class Decoding:
     """Of the products; None takes that of the weights."""
     sampler: Sampler | None = None
     """Draws each token; None takes the most likely one."""
+    stop_text: StopText | None = None
+    """The text that ends an answer where no token does; the answer holds it, up to the token that completes it."""
     no_repeat_ngram: int | None = None
     """The size of the n-grams, at least 2, that no answer repeats, be they of the prompt or its own; None bans none."""
     graphs: bool = False

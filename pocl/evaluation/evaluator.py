@@ -73,7 +73,7 @@ class Evaluator:
             data=self.dataset.digest,
             references=self.dataset.references_digest,
             end_ids=tuple(sorted(stop_token_ids(model.structure, self.tokenizer, generation))),
-            answer_form=f"{generation.stop_sequence} {generation.thought}",
+            answer_form=f"{generation.stop_text!r} {generation.form}",
             max_new_tokens=generation.max_new_tokens,
             batch_size=generation.batch_size,
             generator=generation.generator,

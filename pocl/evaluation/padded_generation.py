@@ -5,7 +5,7 @@ scores; all others are answered by :mod:`pocl.evaluation.continuous_batching`. P
 and not every family keeps it out: a model is tried before (:func:`can_decode_padded`).
 """
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -107,7 +107,7 @@ def answer_padded(
             batch.use_sampler(decoding.sampler, [question.key for question in asked])
         if decoding.no_repeat_ngram is not None:
             batch.ban_repeats(decoding.no_repeat_ngram, [question.prompt for question in asked])
-        for offset, answer in enumerate(_decode(model, batch, decoding.eos_token_ids, should_stop)):
+        for offset, answer in enumerate(_decode(model, batch, decoding, should_stop)):
             on_answer(start + offset, answer)
 
 
@@ -197,7 +197,13 @@ class _Batch:
             self.repeats = self.repeats.select(index)
 
 
-def _decode(model: PreTrainedModel, batch: _Batch, eos_token_ids: Set[int], should_stop: ShouldStop) -> list[list[int]]:
+def _decode(
+    model: PreTrainedModel,
+    batch: _Batch,
+    decoding: Decoding,
+    should_stop: ShouldStop,
+) -> list[list[int]]:
+    stop_text, eos_token_ids = decoding.stop_text, decoding.eos_token_ids
     answers: list[list[int]] = [[] for _ in batch.slots]
     # The head is applied to the last column alone, also while the prompts are read (prefill).
     with restrict_head(model, lambda hidden: hidden[:, -1:]):
@@ -210,7 +216,8 @@ def _decode(model: PreTrainedModel, batch: _Batch, eos_token_ids: Set[int], shou
                     continue
                 if token not in eos_token_ids:
                     answers[slot].append(token)
-                if token in eos_token_ids or len(answers[slot]) == batch.limits[slot]:
+                is_last = token in eos_token_ids or len(answers[slot]) == batch.limits[slot]
+                if is_last or (stop_text is not None and stop_text.length_with(answers[slot], step) is not None):
                     batch.finished.add(slot)
             if len(batch.finished) == len(answers):
                 break

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.callbacks import OnProgress, ShouldStop
-from pocl.evaluation.answers import GenerationSettings, generate_answers
+from pocl.evaluation.answers import GenerationSettings, generate_answers, thoughts_not_closed
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.rouge import exact_match, rouge_l
 from pocl.evaluation.row_scores import MAX_ROWS, MAX_SHOWN, RowScores, shown
@@ -33,6 +33,8 @@ class Scores:
     """Nats per response token."""
     divergence: float | None
     """Forward KL to the teacher at temperature 1, nats per response token; None without a teacher."""
+    unfinished_thoughts: int = 0
+    """The greedy answers that end inside their thought, and so say nothing."""
     sampled: SampledScores | None = None
     by_row: RowScores | None = None
     """Scores of each sample, and some of the answers."""
@@ -95,9 +97,13 @@ def evaluate(
         )
         for index, sampler in enumerate((None, *samplers))
     ]
-    all_answers = tuple(answers_by_sampler[0])
-    answers_by_sampler[0] = [all_answers[row] for row in dataset.scored_rows]
-    greedy, *sampled = [_answer_scores(answers, scored) for answers in answers_by_sampler]
+    greedy_answers = answers_by_sampler[0]
+    all_answers = tuple(answer.text for answer in greedy_answers)
+    answers_by_sampler[0] = [greedy_answers[row] for row in dataset.scored_rows]
+    warning = thoughts_not_closed(greedy_answers, generation.max_new_tokens, "held-out samples")
+    if warning is not None:
+        generation.sink(warning)
+    greedy, *sampled = [_answer_scores([answer.text for answer in each], scored) for each in answers_by_sampler]
     tokens = token_scores(
         model,
         scored.samples,
@@ -113,6 +119,7 @@ def evaluate(
         exact_match=_mean(greedy.exact_match),
         cross_entropy=tokens.cross_entropy,
         divergence=tokens.divergence,
+        unfinished_thoughts=sum(answer.in_thought for answer in answers_by_sampler[0]),
         sampled=_summarize(generation.sampling, sampled) if generation.sampling is not None and sampled else None,
         by_row=RowScores(
             rouge_l=tuple(round(score, 4) for score in greedy.rouge_l[:MAX_ROWS]),

@@ -32,7 +32,7 @@ def answer_uncached(
     Raises:
         RunStopped: `should_stop`, polled before each token, returned true.
     """
-    sampler = decoding.sampler
+    sampler, stop_text = decoding.sampler, decoding.stop_text
     for start in range(0, len(questions), decoding.rows_in_flight):
         batch = questions[start : start + decoding.rows_in_flight]
         texts = [list(question.prompt) for question in batch]
@@ -56,7 +56,9 @@ def answer_uncached(
                 if token in decoding.eos_token_ids:
                     continue
                 texts[row].append(token)
-                if step + 1 < batch[row].limit:
+                answer = texts[row][len(batch[row].prompt) :]
+                is_stopped = stop_text is not None and stop_text.length_with(answer, step) is not None
+                if step + 1 < batch[row].limit and not is_stopped:
                     kept.append(row)
             going = kept
             if not going:

@@ -41,6 +41,7 @@ def generate_with_vllm(
     """Generate an answer to each prompt; arguments and result as :func:`~pocl.evaluation.generate.generate`.
 
     With graphs vLLM compiles the model and records CUDA graphs at its start. It has no ban of repeated n-grams.
+    Answers are cut at a text that ends them once they are made: vLLM is given token ids and decodes none.
 
     Args:
         should_stop: Polled before each chunk of prompts.
@@ -82,7 +83,8 @@ def generate_with_vllm(
                 if should_stop():
                     raise RunStopped
                 asked = questions[start : start + chunk]
-                answers += _answers(vllm, llm, asked, decoding)
+                made = _answers(vllm, llm, asked, decoding)
+                answers += made if decoding.stop_text is None else map(decoding.stop_text.cut, made)
                 if on_progress is not None:
                     on_progress(len(answers), len(questions))
         finally:

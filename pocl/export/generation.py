@@ -59,7 +59,7 @@ class ExportedGeneration:
 
 
 def exported_generation(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, end_ids: Sequence[int] = ()
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, end_ids: Sequence[int] = (), stop_text: str = ""
 ) -> ExportedGeneration:
     """The generation config of `model` with every token that ends an answer.
 
@@ -71,6 +71,8 @@ def exported_generation(
     Args:
         end_ids: The tokens that end an answer in the template that the student was taught with. The end-of-sequence
             tokens of model and tokenizer follow them.
+        stop_text: The plain text that ends an answer in that template, where no token does. `generate` stops there when
+            it is given the tokenizer, and raises without, so that no answer runs on unnoticed.
     """
     vocabulary = head_vocabulary_size(model)
     own = model.generation_config or GenerationConfig()
@@ -87,8 +89,10 @@ def exported_generation(
         eos_token_id=ends if len(ends) > 1 else ends[0] if ends else None,
         pad_token_id=_pad_id(model, tokenizer, ends, taught=set(end_ids), vocabulary=vocabulary),
         max_length=_max_length(model, own),
+        **({"stop_strings": [stop_text]} if stop_text else {}),
     )
-    left_out = (name for name in given if not name.startswith("_") and name not in kept and name not in _REPLACED)
+    replaced = _REPLACED | ({"stop_strings"} if stop_text else set())
+    left_out = (name for name in given if not name.startswith("_") and name not in kept and name not in replaced)
     return ExportedGeneration(config, tuple(sorted(left_out)))
 
 

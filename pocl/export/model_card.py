@@ -131,8 +131,9 @@ def _use(model: ExportedModel) -> list[str]:
     ]
     if model.stop_text:
         facts.append(
-            f"- The template ends answers with the plain text {code(model.stop_text)}, for which no token stands: "
-            "give it to `generate(stop_strings=...)`, with the tokenizer, or to the server as `stop`."
+            f"- The template ends answers with the plain text {code(model.stop_text)}, for which no token stands. "
+            "`generation_config.json` has it as `stop_strings`: give `generate()` the tokenizer too "
+            "(`tokenizer=tokenizer`), else it raises. Give the text to a server as `stop`."
         )
     if model.needs_generic_tokenizer:
         facts.append(

@@ -32,6 +32,7 @@ def save_model(
     directory: Path,
     *,
     end_ids: Sequence[int] = (),
+    stop_text: str = "",
     chat_templates: Mapping[str, str] | None = None,
 ) -> SavedModel:
     """Write what `from_pretrained` loads: config, safetensors, generation config, tokenizer and chat template.
@@ -42,10 +43,11 @@ def save_model(
     Args:
         end_ids: The tokens that end an answer in the template that the model was taught with; those of the model and
             its tokenizer end one too.
+        stop_text: The plain text that ends one where no token does.
         chat_templates: The templates that the model was taught with, in Jinja, by name: `default`, and perhaps
             `tool_use`. None keeps the tokenizer's own, as far as transformers would find one by itself.
     """
-    generation = exported_generation(model, tokenizer, end_ids=end_ids)
+    generation = exported_generation(model, tokenizer, end_ids=end_ids, stop_text=stop_text)
     templates = own_chat_templates(tokenizer) if chat_templates is None else dict(chat_templates)
     with _generation_config(model, generation.config):
         # One shard: a manifest lists it, and a student that can be trained here fits into one file.

@@ -36,7 +36,14 @@ class StudentExport:
         Returns:
             The versions of transformers that read it, e.g. `transformers>=4.57`.
         """
-        saved = save_model(model, self.tokenizer, directory, end_ids=self.end_ids, chat_templates=self.chat_templates)
+        saved = save_model(
+            model,
+            self.tokenizer,
+            directory,
+            end_ids=self.end_ids,
+            stop_text=self.stop_text,
+            chat_templates=self.chat_templates,
+        )
         card = self.card(model, progress, saved.requirement)
         if card is not None:
             (directory / CARD_FILE).write_text(card, encoding="utf-8")
@@ -46,7 +53,7 @@ class StudentExport:
         """The card of weights that are read by `requirement`; None where nothing is known of the run."""
         if self.facts is None:
             return None
-        generation = exported_generation(model, self.tokenizer, end_ids=self.end_ids)
+        generation = exported_generation(model, self.tokenizer, end_ids=self.end_ids, stop_text=self.stop_text)
         ends = self.tokenizer.convert_ids_to_tokens(list(generation.eos_token_ids))
         own = own_chat_templates(self.tokenizer)
         exported = ExportedModel(

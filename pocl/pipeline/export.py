@@ -42,7 +42,7 @@ def student_export(context: RunContext, validated: ValidatedRun, loaded: LoadedR
         corpus.ending.end_ids,
         corpus.chat_templates,
         facts,
-        stop_text=str(models.tokenizer.decode(list(corpus.ending.stop_sequence))),
+        stop_text=corpus.ending.stop_text,
         needs_generic_tokenizer=needs_generic,
     )
 

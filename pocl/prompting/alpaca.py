@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pocl.prompting.text_tokenizer import TextTokenizer
-from pocl.prompting.tokenised import TokenisedConversation
+from pocl.prompting.tokenised import TokenisedConversation, TokenPlaces
 from pocl.samples.sample import Message, Sample
 
 PREAMBLE = (
@@ -25,6 +25,8 @@ class AlpacaTurn(NamedTuple):
     answer: str | None
     """None where the prompt waits for its answer."""
     train: bool = True
+    question_stop: int = 0
+    """The number of characters of the prompt up to the end of its last question, without the input that it is about."""
 
 
 def alpaca_turns(sample: Sample, system: str | None = None) -> list[AlpacaTurn]:
@@ -40,19 +42,20 @@ def alpaca_turns(sample: Sample, system: str | None = None) -> list[AlpacaTurn]:
         preamble = system
     last_user = max((index for index, message in enumerate(messages) if message.role == "user"), default=None)
     turns: list[AlpacaTurn] = []
-    prompt = preamble
+    prompt, question_stop = preamble, 0
     for index, message in enumerate(messages):
         if message.role == "user":
             prompt += f"\n\n### Instruction:\n{message.content}"
+            question_stop = len(prompt)
             if sample.context and index == last_user:
                 prompt += f"\n\n### Input:\n{sample.context}"
         elif message.role == "assistant":
-            turns.append(AlpacaTurn(f"{prompt}\n\n### Response:\n", message.content, message.train))
-            prompt = ""
+            turns.append(AlpacaTurn(f"{prompt}\n\n### Response:\n", message.content, message.train, question_stop))
+            prompt, question_stop = "", 0
         elif message.role == "system":
             prompt += f"\n\n{message.content}"
     if not sample.has_answer:
-        turns.append(AlpacaTurn(f"{prompt}\n\n### Response:\n", None))
+        turns.append(AlpacaTurn(f"{prompt}\n\n### Response:\n", None, question_stop=question_stop))
     return turns
 
 
@@ -70,11 +73,20 @@ def tokenise_alpaca(turns: list[AlpacaTurn], tokenizer: TextTokenizer, eos_id: i
     ids = list(tokenizer.begin_ids)
     spans: list[tuple[int, int]] = []
     apart = False
-    for prompt, answer, train in turns:
-        prompt_ids = tokenizer.encode(prompt).ids
+    question_stop = 0
+    for prompt, answer, train, stop in turns:
+        prompt_ids, offsets = tokenizer.encode(prompt)
+        question_stop = len(ids) + TokenPlaces(offsets).index(stop) if stop else 0
         ids += prompt_ids
         if answer is None:
-            return TokenisedConversation(tuple(ids), tuple(spans), len(ids), is_answered=False, tokenised_apart=apart)
+            return TokenisedConversation(
+                tuple(ids),
+                tuple(spans),
+                len(ids),
+                is_answered=False,
+                tokenised_apart=apart,
+                question_stop=question_stop,
+            )
         start = len(ids)
         joint_ids = tokenizer.encode(prompt + answer).ids
         if joint_ids[: len(prompt_ids)] == prompt_ids:
@@ -85,7 +97,9 @@ def tokenise_alpaca(turns: list[AlpacaTurn], tokenizer: TextTokenizer, eos_id: i
         ids.append(eos_id)
         if train:
             spans.append((start, len(ids)))
-    return TokenisedConversation(tuple(ids), tuple(spans), spans[-1][0], tokenised_apart=apart)
+    return TokenisedConversation(
+        tuple(ids), tuple(spans), spans[-1][0], tokenised_apart=apart, question_stop=question_stop
+    )
 
 
 def _without_place(messages: tuple[Message, ...]) -> Iterator[str]:

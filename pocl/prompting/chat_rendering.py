@@ -2,8 +2,8 @@
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from pocl.errors import DatasetInvalid
@@ -30,11 +30,12 @@ from pocl.prompting.template_messages import (
 )
 from pocl.prompting.template_renderer import Conversation, TemplateRenderer
 from pocl.prompting.text_tokenizer import TextTokenizer
+from pocl.prompting.thoughts import Thought, split_thought
 from pocl.prompting.turns import SENTINEL, Turn, TurnRenderings, apply_marks, find_turn, marked_spans, turn_requests
 from pocl.samples.sample import Message
 
 _MAX_FRAMES: Final = 256
-_FIELDS_OF_TURN: Final = 5
+_FIELDS_OF_TURN: Final = 6
 
 
 class ChatConversation(NamedTuple):
@@ -65,8 +66,9 @@ class RenderedConversation:
     """Earlier turns that are trained on and cannot be told in the text."""
     left_out: tuple[str, ...] = ()
     """What of the conversation is not in the text, by name."""
-    last_user: tuple[int, int] | None = None
-    """[start, stop) of what the user says last; None where it cannot be told."""
+    cuttable: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """[start, stop) of what the user says last and of the results of tools behind it, by message, as far as they can be
+    told: what a prompt that is too long can do without."""
 
 
 class ChatRendering:
@@ -166,22 +168,32 @@ class ChatRendering:
         if not trained or trained[-1].message != len(messages) - 1:
             raise self._refused(name, "it cannot be told which part of what it renders is the last answer")
         answer = trained[-1]
-        left_out = _left_out(conversation, text, filled)
+        left_out = _left_out(conversation, text, filled, self.profile.answer.thought)
         if "user" in left_out:
             raise self._refused(name, "it leaves out what the user says")
-        users = [index for index, message in enumerate(messages) if message.role == "user"]
+        last_user = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
+        cuttable = {
+            index: filled.places[Slot(index, "content")]
+            for index, message in enumerate(messages)
+            if index >= last_user and message.role in ("user", "tool") and Slot(index, "content") in filled.places
+        }
         return RenderedConversation(
             text,
             tuple(trained),
             prompt_stop=answer.start,
-            lacks_end=answer.stop == answer.answer_stop and not self._ends(text, answer),
+            lacks_end=not self._is_ended(text, answer, has_calls=bool(messages[-1].tool_calls)),
             unlabelled_turns=len(expected) - len({turn.message for turn in trained}),
             left_out=left_out,
-            last_user=filled.places.get(Slot(users[-1], "content")) if users else None,
+            cuttable=cuttable,
         )
 
-    def _ends(self, text: str, answer: Turn) -> bool:
-        return any(text.endswith(end, answer.start, answer.stop) for end in self.profile.end_texts)
+    def _is_ended(self, text: str, answer: Turn, *, has_calls: bool) -> bool:
+        """Whether the template writes an end behind an answer, and not only the calls of tools."""
+        if answer.stop > answer.answer_stop and not has_calls:
+            return True
+        tokens = (self._tokenizer.token_of(token) for token in self._tokenizer.end_ids)
+        ends = (*self.profile.end_texts, *(token for token in tokens if token))
+        return any(text.endswith(end, answer.start, answer.stop) for end in ends)
 
     def _refused(self, name: str, reason: str) -> DatasetInvalid:
         return DatasetInvalid(f"The chat template {self.renderer.name} cannot render {name}: {reason}.")
@@ -192,14 +204,23 @@ def _up_to_answer(whole: RenderedConversation) -> RenderedConversation:
     return replace(whole, text=whole.text[: whole.prompt_stop], turns=whole.turns[:-1], lacks_end=False)
 
 
-def _left_out(conversation: ChatConversation, text: str, filled: FilledFrame) -> tuple[str, ...]:
+def _left_out(
+    conversation: ChatConversation, text: str, filled: FilledFrame, thought: Thought | None
+) -> tuple[str, ...]:
     """What of a conversation is not in its rendering, by name, each once."""
     missing: list[str] = []
     for slot in slots_of(conversation.messages):
-        if slot not in filled.places:
-            missing.append(
-                "reasoning_content" if slot.field == "reasoning" else conversation.messages[slot.message].role
-            )
+        if slot in filled.places:
+            continue
+        message = conversation.messages[slot.message]
+        if slot.field == "reasoning":
+            missing.append("reasoning_content")
+        elif message.role == "assistant":
+            # A template may write the thought that a content begins with in its own way, or leave it out alone.
+            parts = zip(("reasoning_content", message.role), split_thought(message.content, thought), strict=True)
+            missing += [name for name, part in parts if not is_shown(part, text)]
+        else:
+            missing.append(message.role)
     for message in conversation.messages:
         calls = [[call.name, json.loads(call.arguments)] for call in message.tool_calls]
         ids = [message.tool_call_id, *(call.id for call in message.tool_calls)]

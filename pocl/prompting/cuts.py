@@ -1,7 +1,9 @@
 """Prompts that are too long, made to fit.
 
 A chat prompt keeps its begin-of-sequence token, its system message and all that the template writes around messages.
-It loses its oldest turns, each question with its answer, and then the oldest text of what the user says last.
+It loses its oldest turns, each question with its answer, and then the oldest text of what is longest of the last
+question and the results of tools that follow it. Of a question with a context the context loses its text first. What
+does not fit then is not cut: the prompt would be none that the template writes.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +16,8 @@ from pocl.prompting.text_tokenizer import TextTokenizer
 from pocl.prompting.tokenised import TokenisedConversation, TokenPlaces
 from pocl.samples.sample import Message
 
-_MAX_CUTS: Final = 8
-"""How often the last question is cut at most: the text that is left may have a few tokens more than it had before."""
+_MAX_CUTS: Final = 16
+"""How often texts are cut at most: the text that is left may have a few tokens more than it had before."""
 
 Encode = Callable[[ChatConversation], tuple[RenderedConversation, TokenisedConversation]]
 """Renders and tokenises one conversation."""
@@ -31,14 +33,20 @@ class EncodedConversation:
 
 
 def cut_chat_prompt(
-    whole: EncodedConversation, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
+    whole: EncodedConversation, question: str, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
 ) -> tuple[TokenisedConversation, int]:
-    """The conversation with a prompt of at most `max_prompt_length` tokens, and the assistant's turns that it lost."""
+    """The conversation with a prompt of at most `max_prompt_length` tokens, and the assistant's turns that it lost.
+
+    The prompt is longer where nothing would be left of what the user says last.
+
+    Args:
+        question: what the user's last message begins with, before its context; empty without a context.
+    """
     attempt = _without_oldest_turns(whole, max_prompt_length, encode)
     dropped = _answers(whole.conversation.messages) - _answers(attempt.conversation.messages)
-    attempt = _without_oldest_text(attempt, max_prompt_length, encode, tokenizer)
-    begins = attempt.tokenised.ids[:1] == (tokenizer.bos_id,)
-    return cut_left(attempt.tokenised, max_prompt_length, keep=1 if begins else 0), dropped
+    for kept in dict.fromkeys((question, "")):
+        attempt = _without_oldest_text(attempt, kept, max_prompt_length, encode, tokenizer)
+    return attempt.tokenised, dropped
 
 
 def cut_left(tokenised: TokenisedConversation, max_prompt_length: int, *, keep: int) -> TokenisedConversation:
@@ -83,28 +91,48 @@ def _without_oldest_turns(attempt: EncodedConversation, max_prompt_length: int, 
 
 
 def _without_oldest_text(
-    attempt: EncodedConversation, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
+    attempt: EncodedConversation, kept: str, max_prompt_length: int, encode: Encode, tokenizer: TextTokenizer
 ) -> EncodedConversation:
+    """With less of the longest text, as often as it is needed; `kept` is not cut off the user's last message."""
     for _ in range(_MAX_CUTS):
         excess = attempt.tokenised.prompt_length - max_prompt_length
-        if excess <= 0 or attempt.rendered.last_user is None:
+        places = {
+            message: (start + len(_beginning(attempt, message, start, kept)), stop)
+            for message, (start, stop) in attempt.rendered.cuttable.items()
+        }
+        if excess <= 0 or not places:
             return attempt
-        start, stop = attempt.rendered.last_user
+        index, (start, stop) = max(places.items(), key=lambda item: item[1][1] - item[1][0])
+        if start >= stop:
+            return attempt
         offsets = tokenizer.encode(attempt.rendered.text).offsets
         first = TokenPlaces(offsets).index(start)
         last = min(first + excess, len(offsets)) - 1
         left = attempt.rendered.text[max(offsets[last][1], start + 1) : stop]
-        if not left.strip():
-            return attempt
         messages = list(attempt.conversation.messages)
-        index = max(index for index, message in enumerate(messages) if message.role == "user")
-        messages[index] = messages[index]._replace(content=left)
+        is_last_user = index == _last_user(messages)
+        head = _beginning(attempt, index, attempt.rendered.cuttable[index][0], kept)
+        if is_last_user and not (head + left).strip():
+            return attempt
+        messages[index] = messages[index]._replace(content=head + left)
         shorter = attempt.conversation._replace(messages=tuple(messages))
         try:
             attempt = EncodedConversation(shorter, *encode(shorter))
         except DatasetInvalid:
             return attempt
     return attempt
+
+
+def _beginning(attempt: EncodedConversation, index: int, start: int, kept: str) -> str:
+    """What of `kept` stands at the beginning of a message; only the user's last one begins with it."""
+    if index != _last_user(attempt.conversation.messages):
+        return ""
+    forms = (kept, kept.lstrip())
+    return next((form for form in forms if form and attempt.rendered.text.startswith(form, start)), "")
+
+
+def _last_user(messages: Sequence[Message]) -> int:
+    return max(index for index, message in enumerate(messages) if message.role == "user")
 
 
 def _exchange_starts(messages: Sequence[Message]) -> list[int]:

@@ -7,17 +7,19 @@ from functools import partial
 from typing import Final, NamedTuple, Self
 
 from pocl.encoding_counts import EncodingCounts, length_bucket
-from pocl.errors import ModelUnsupported
+from pocl.errors import DatasetInvalid, ModelUnsupported
 from pocl.prompting.alpaca import alpaca_turns, left_out_of_alpaca, tokenise_alpaca
 from pocl.prompting.chat_rendering import ChatConversation, ChatRendering, RenderedConversation
 from pocl.prompting.cuts import EncodedConversation, cut_chat_prompt, cut_left
 from pocl.prompting.encoded_sample import EncodedSample
 from pocl.prompting.profile import ResponseEnd
 from pocl.prompting.text_tokenizer import TextTokenizer
-from pocl.prompting.thoughts import Thought
+from pocl.prompting.thoughts import PLAIN, AnswerForm
 from pocl.prompting.tokenised import TokenisedConversation, tokenise_rendered
 from pocl.samples.sample import Message, Sample
 
+CONTEXT_SEPARATOR: Final = "\n\n"
+"""Stands between a question and its context, where a chat template has no place for the latter."""
 _CHUNK: Final = 256
 """Samples that are rendered and tokenised at a time."""
 
@@ -89,21 +91,26 @@ class SampleEncoder:
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """The tokens that end an answer, by the template and by the tokenizer's files."""
+        """The tokens that end an answer where it is generated, by the template and by the tokenizer's files."""
         profiles = [chat.profile for chat in (self.chat, self.tool_chat) if chat is not None]
         tokens = set(self.tokenizer.end_ids).union(*(profile.end_tokens for profile in profiles))
+        tokens -= set().union(*(profile.inner_ends for profile in profiles))
         return frozenset(tokens if self.end.token is None else {*tokens, self.end.token})
 
     @property
-    def answer_form(self) -> str:
-        """The template's kind, with what of an answer is taken off before it is compared, for the keys of caches."""
-        stop_sequence = self.end.ids if self.end.token is None else ()
-        return f"{self.template} {stop_sequence} {self.thought}" if stop_sequence or self.thought else self.template
+    def stop_text(self) -> str:
+        """The plain text that ends an answer; empty where a token ends it."""
+        return self.end.text if self.end.token is None else ""
 
     @property
-    def thought(self) -> Thought | None:
-        """How answers begin with a thought; None where the template knows none."""
-        return None if self.chat is None else self.chat.profile.thought
+    def answer(self) -> AnswerForm:
+        """What is generated around what an answer says."""
+        return PLAIN if self.chat is None else self.chat.profile.answer
+
+    @property
+    def answer_key(self) -> str:
+        """The template's kind, with what of an answer is taken off before it is compared, for the keys of caches."""
+        return self.template if self.answer == PLAIN else f"{self.template} {self.answer}"
 
     def encode(self, samples: Sequence[Sample], *, first: int = 0) -> EncodingResult:
         """Encode samples.
@@ -116,7 +123,8 @@ class SampleEncoder:
             first: the number of the first sample in its data set, counted from 0, for sentences about samples.
 
         Raises:
-            DatasetInvalid: the template refuses a sample, or what it renders of it cannot be told apart.
+            DatasetInvalid: the template refuses a sample, or what it renders of it cannot be told apart, or what it
+                writes around the last question alone has more than `max_prompt_length` tokens.
             SpecInvalid: the template takes more time or memory than a template may.
         """
         encoded: list[EncodedSample] = []
@@ -137,7 +145,9 @@ class SampleEncoder:
         messages = list(sample.conversation)
         if sample.context:
             index = len(sample.prompt_messages) - 1
-            messages[index] = messages[index]._replace(content=f"{messages[index].content}\n\n{sample.context}")
+            messages[index] = messages[index]._replace(
+                content=f"{messages[index].content}{CONTEXT_SEPARATOR}{sample.context}"
+            )
         if self.system is not None and all(message.role != "system" for message in messages):
             messages.insert(0, Message("system", self.system))
         return ChatConversation(tuple(messages), sample.tools)
@@ -170,19 +180,30 @@ class SampleEncoder:
             yield _Whole(tokenise_alpaca(turns, self.tokenizer, eos), left_out_of_alpaca(sample))
 
     def _cut(self, sample: Sample, whole: _Whole, name: str) -> tuple[EncodedSample, EncodingCounts]:
-        tokenised, dropped = whole.tokenised, 0
+        tokenised, dropped, question_lost = whole.tokenised, 0, False
         prompt_cut = tokenised.prompt_length > self.max_prompt_length
         chat = self._chat_of(sample)
         if prompt_cut and chat is None:
-            tokenised = cut_left(tokenised, self.max_prompt_length, keep=len(self.tokenizer.begin_ids))
+            begins = len(self.tokenizer.begin_ids)
+            gone = begins + tokenised.prompt_length - self.max_prompt_length
+            question_lost = 0 < tokenised.question_stop <= gone
+            tokenised = cut_left(tokenised, self.max_prompt_length, keep=begins)
         elif prompt_cut and chat is not None:
             assert whole.rendered is not None  # It is a chat.
             tokenised, dropped = cut_chat_prompt(
                 EncodedConversation(self.conversation(sample), whole.rendered, tokenised),
+                f"{sample.prompt_messages[-1].content}{CONTEXT_SEPARATOR}" if sample.context else "",
                 self.max_prompt_length,
                 partial(self._encode_one, chat, name),
                 self.tokenizer,
             )
+            if tokenised.prompt_length > self.max_prompt_length:
+                raise DatasetInvalid(
+                    f"The chat template {chat.renderer.name} writes {tokenised.prompt_length} tokens before the answer "
+                    f"of {name} with next to nothing left of the last question, and data.max_prompt_length is "
+                    f"{self.max_prompt_length}: raise it, shorten the system message or the tools, or leave the sample "
+                    "out."
+                )
         ids = tokenised.ids[: self.max_length]
         stop = min(tokenised.response_stop, self.max_length)
         answer_cut = tokenised.response_stop > self.max_length
@@ -199,6 +220,7 @@ class SampleEncoder:
             rows_too_long=int(prompt_cut or answer_cut),
             prompts_cut=int(prompt_cut),
             turns_dropped=dropped,
+            questions_lost=int(question_lost),
             answers_cut=int(answer_cut),
             ends_lost=int(answer_cut),
             tokens_cut=max(0, len(whole.tokenised.ids) - len(ids)),

@@ -30,18 +30,17 @@ def template_warnings(encoder: "SampleEncoder") -> Iterator[EncodingWarning]:
     if encoder.chat is None:
         return
     profile = encoder.chat.profile
-    if profile.opens_thought:
-        opened = "a thought" if profile.thought is None else profile.thought.start
+    if profile.prompt_surplus:
         yield EncodingWarning(
             "thought_not_trained",
-            f"the generation prompt of the chat template opens {opened}, which finished answers without a thought do "
-            "not have: they are trained and scored behind the prompt without it",
+            f"the generation prompt of the chat template ends with {profile.prompt_surplus!r}, which finished answers "
+            "without a thought do not have: they are trained and scored behind the prompt without it",
         )
     if profile.end is not None and profile.end.token is None:
         yield EncodingWarning(
             "end_is_plain_text",
-            f"answers end with {profile.end.text!r}, which is no token of its own: answers are cut there, and whoever "
-            "uses the student has to stop there",
+            f"answers end with {profile.end.text!r}, which is no token of its own: answers are ended there, and "
+            "generation_config.json of the student names it in stop_strings, for which generate() wants the tokenizer",
         )
 
 
@@ -49,6 +48,12 @@ def set_warnings(name: str, counts: EncodingCounts) -> Iterator[EncodingWarning]
     """What is to be known about a set of samples; its name begins each sentence."""
     if counts.rows_too_long:
         yield EncodingWarning("samples_cut", f"{name}: {_cuts(counts)}")
+    if counts.questions_lost:
+        message = (
+            f"nothing of the last question is left in {counts.questions_lost} of {counts.rows} prompts, which are cut "
+            "from their left to data.max_prompt_length: what stands behind the question fills it"
+        )
+        yield EncodingWarning("questions_lost", f"{name}: {message}")
     if counts.left_out:
         parts = ", ".join(f"{part} ({rows} of {counts.rows})" for part, rows in sorted(counts.left_out.items()))
         yield EncodingWarning("text_left_out", f"{name}: the template leaves out what samples hold as {parts}")

@@ -1,15 +1,22 @@
 """What a chat template does, found by rendering conversations of texts that say nothing."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pocl.errors import FieldError, ModelUnsupported, SpecInvalid
-from pocl.prompting.template_messages import SENTINELS, MessageShape, common_start, template_messages
+from pocl.prompting.template_messages import SENTINELS, MessageShape, common_start, common_words, template_messages
 from pocl.prompting.template_renderer import Conversation, Rendered, TemplateRenderer
-from pocl.prompting.text_tokenizer import TextTokenizer
-from pocl.prompting.thoughts import Thought, thought_between, thought_opened_in
+from pocl.prompting.text_tokenizer import TextTokenizer, TokenizedText
+from pocl.prompting.thoughts import (
+    AnswerForm,
+    Thought,
+    empty_thought_in,
+    has_tag,
+    known_thought,
+    thought_around,
+    thought_opened_in,
+)
 from pocl.samples.sample import Message, ToolCall
 
 SYSTEM, USER, ANSWER, NEXT_USER, NEXT_ANSWER, REASONING, TOOL, KEY, VALUE = SENTINELS[:9]
@@ -41,10 +48,13 @@ class TemplateProfile:
     """Behind the last answer; None where the template writes nothing there but spaces."""
     end_of_earlier: ResponseEnd | None
     """Behind an answer that another turn follows."""
-    thought: Thought | None
-    """How answers begin with a thought; None where the template knows none."""
-    opens_thought: bool
-    """The generation prompt opens a thought, and finished answers without one do not have that."""
+    answer: AnswerForm
+    """What is generated around what an answer says."""
+    inner_ends: frozenset[int]
+    """Tokens that end a message inside an answer, as `<|end|>` behind a thought in a message of its own: they end no
+    answer that is generated."""
+    prompt_surplus: str
+    """What the generation prompt ends with and finished answers without a thought do not have, as an opened thought."""
 
     @property
     def end_texts(self) -> tuple[str, ...]:
@@ -54,9 +64,9 @@ class TemplateProfile:
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """The tokens that answers end with."""
+        """The tokens that end an answer where it is generated."""
         ends = (self.end, self.end_of_earlier)
-        return frozenset(end.token for end in ends if end is not None and end.token is not None)
+        return frozenset(end.token for end in ends if end is not None and end.token is not None) - self.inner_ends
 
 
 def probe_template(renderer: TemplateRenderer, tokenizer: TextTokenizer) -> TemplateProfile:
@@ -69,31 +79,42 @@ def probe_template(renderer: TemplateRenderer, tokenizer: TextTokenizer) -> Temp
     content_parts, head = _readable_form(renderer)
     shape = MessageShape(content_parts, _wants_text_arguments(renderer, content_parts, head))
     question, answer = Message("user", USER), Message("assistant", ANSWER)
-    opened, unopened, whole, two_turns, thinking = _render(
+    opened, unopened, whole, two_turns = _render(
         renderer,
         shape,
         ([*head, question], True),
         ([*head, question], False),
         ([*head, question, answer], False),
         ([*head, question, answer, Message("user", NEXT_USER), Message("assistant", NEXT_ANSWER)], False),
-        ([*head, question, answer._replace(reasoning=REASONING)], False),
     )
     before, _, behind = whole.text.rpartition(ANSWER)
     end = end_in(behind, tokenizer)
     if end is None and tokenizer.eos_id is None:
         raise ModelUnsupported("The tokenizer has no end-of-sequence token, and the chat template ends no answer.")
-    common = common_start(opened.text, before)
-    rest = opened.text[len(common) :]
-    opened_thought = thought_opened_in(rest)
+    end_of_earlier = _end_of_earlier(two_turns.text, whole.text, end, tokenizer)
+    shape, thinking = _thinking_form(renderer, shape, [*head, question, answer._replace(reasoning=REASONING)])
+    knows_generation_prompt = opened.error is None and opened.text != unopened.text
+    if knows_generation_prompt:
+        prompt = _trained_prompt(opened.text, before)
+    else:
+        prompt = common_words(thinking.partition(REASONING)[0] or before, before).rstrip(" ")
+    ends = [each for each in (end, end_of_earlier) if each is not None]
+    surplus = opened.text.removeprefix(prompt) if knows_generation_prompt else ""
+    finished = _FinishedAnswer(prompt, before.removeprefix(prompt), surplus, thinking)
+    thought = finished.thought(ends) or known_thought(
+        renderer.source, {token.content for token in tokenizer.added_tokens.values()}
+    )
+    inner = finished.inner_ends(ends) - {end.token if end is not None else None}
     return TemplateProfile(
         shape=shape,
         needs_system=bool(head),
-        knows_generation_prompt=opened.error is None and opened.text != unopened.text,
+        knows_generation_prompt=knows_generation_prompt,
         marks_answers=renderer.has_generation_blocks(),
         end=end,
-        end_of_earlier=_end_of_earlier(two_turns.text, whole.text, end, tokenizer),
-        thought=_thought(thinking.text, before, opened_thought),
-        opens_thought=opened_thought is not None,
+        end_of_earlier=end_of_earlier,
+        answer=AnswerForm(thought, finished.opening(thought), _closings(ends, inner, tokenizer)),
+        inner_ends=frozenset(token for token in inner if token is not None),
+        prompt_surplus=surplus.strip(),
     )
 
 
@@ -101,14 +122,27 @@ def end_in(text: str, tokenizer: TextTokenizer) -> ResponseEnd | None:
     """The end of an answer that `text`, which follows it, begins with.
 
     It goes through the first token that is an added token, special or not, or that ends answers by the files of the
-    tokenizer. Without one it is the text itself, less the spaces behind it; None where it is all spaces.
+    tokenizer; through one of the latter where only added tokens stand before it, as in `<|END_RESPONSE|><|END|>`.
+    Without one it is the text itself, less the spaces behind it; None where it is all spaces.
     """
     tokens = tokenizer.encode(text)
-    for position, (token, (_, stop)) in enumerate(zip(tokens.ids, tokens.offsets, strict=True)):
+    for position, token in enumerate(tokens.ids):
         if token in tokenizer.added_tokens or token in tokenizer.end_ids:
-            return ResponseEnd(text[:stop], token, tuple(tokens.ids[: position + 1]))
+            last = _last_of_run(tokens, position, tokenizer)
+            return ResponseEnd(text[: tokens.offsets[last][1]], tokens.ids[last], tuple(tokens.ids[: last + 1]))
     plain = text.rstrip()
     return ResponseEnd(plain, None, tuple(tokenizer.encode(plain).ids)) if plain else None
+
+
+def _last_of_run(tokens: TokenizedText, first: int, tokenizer: TextTokenizer) -> int:
+    """The token that ends answers and follows an added token with nothing but added tokens between, or that token."""
+    last = first
+    while tokens.ids[last] not in tokenizer.end_ids:
+        last += 1
+        is_joined = last < len(tokens.ids) and tokens.offsets[last][0] == tokens.offsets[last - 1][1]
+        if not is_joined or tokens.ids[last] not in tokenizer.added_tokens:
+            return first
+    return last
 
 
 def _readable_form(renderer: TemplateRenderer) -> tuple[bool, list[Message]]:
@@ -165,23 +199,88 @@ def _end_of_earlier(
     between = two_turns.partition(ANSWER)[2].partition(NEXT_USER)[0]
     if end is not None and between.startswith(end.text):
         return end
-    header = one_turn.partition(USER)[0]
+    header, _, behind_user = one_turn.partition(USER)
+    first = end_in(between, tokenizer)
+    if first is not None and first.token is not None and behind_user.startswith(first.text):
+        # Every message ends so. The user's header may have the same end of a system message before it.
+        return first
     border = len(between) - len(common_start(between[::-1], header[::-1]))
     # Two control tokens may share their last characters.
     inside = (stop for start, stop in tokenizer.encode(between).offsets if start < border < stop)
     return end_in(between[: next(inside, border)], tokenizer)
 
 
-_EMPTY_THOUGHT: Final = re.compile(r"(<[^<>\s/]+>|\[[A-Z_]+\])\s*(</[^<>\s]+>|\[/[A-Z_]+\])\s*$")
+def _trained_prompt(opened: str, before: str) -> str:
+    """Where the prompt of a finished answer ends: the generation prompt, as far as finished answers begin with it."""
+    return opened if before.startswith(opened) else common_words(opened, before)
 
 
-def _thought(thinking: str, before_answer: str, opened: Thought | None) -> Thought | None:
-    """How answers begin with a thought: from the rendering of one, or from the empty one that finished answers have, or
-    from what the generation prompt opens.
-    """
-    before, found, behind = thinking.partition(REASONING)
-    if found and ANSWER in behind:
-        return thought_between(before, behind.partition(ANSWER)[0])
-    if (empty := _EMPTY_THOUGHT.search(before_answer)) is not None:
-        return Thought(empty[1], empty[2])
-    return opened
+def _thinking_form(
+    renderer: TemplateRenderer, shape: MessageShape, messages: Sequence[Message]
+) -> tuple[MessageShape, str]:
+    """The shape in which the template reads a thought, and what it renders of one; empty where it writes none."""
+    for each in (shape, replace(shape, thinking_parts=True)):
+        (rendered,) = _render(renderer, each, (messages, False))
+        if ANSWER in rendered.text.partition(REASONING)[2]:
+            return each, rendered.text
+    return shape, ""
+
+
+@dataclass(frozen=True)
+class _FinishedAnswer:
+    """What a template writes of a finished answer."""
+
+    prompt: str
+    """Up to where the answer is trained from."""
+    opening_text: str
+    """From there to what the answer says, where it has no thought."""
+    surplus: str
+    """What the generation prompt has beyond `prompt`."""
+    thinking: str
+    """The whole with a thought; empty where the template writes none."""
+
+    def thought(self, ends: Sequence[ResponseEnd]) -> Thought | None:
+        """How answers begin with a thought: from the rendering of one, or from the empty one that finished answers
+        have, or from what the generation prompt opens; None where the template shows none.
+        """
+        if self.thinking:
+            return self._rendered_thought(ends)
+        return empty_thought_in(self.prompt + self.opening_text) or thought_opened_in(self.surplus)
+
+    def _rendered_thought(self, ends: Sequence[ResponseEnd]) -> Thought | None:
+        before, _, rest = self.thinking.partition(REASONING)
+        between = rest.partition(ANSWER)[0]
+        start = before.removeprefix(self.prompt).strip() if before.startswith(self.prompt) else ""
+        # Else the prompt has opened it, or the template writes another prompt before an answer with a thought.
+        opened = None if start else thought_opened_in(before)
+        thought = thought_around(start if opened is None else opened.start, between)
+        opening = self.opening_text.strip()
+        if thought is not None and has_tag(opening) and any(thought.stop in end.text for end in ends):
+            # The thought is a message of its own: what tells its end is how the answer begins.
+            thought = thought._replace(stop=opening)
+        return thought
+
+    def opening(self, thought: Thought | None) -> str:
+        """The tags before what an answer says, behind a thought; empty where there are none."""
+        text = self.opening_text
+        if thought is not None and thought.stop in text:
+            text = text.partition(thought.stop)[2]
+        elif thought is not None and thought.start in text:
+            return ""
+        return text.strip() if has_tag(text) else ""
+
+    def inner_ends(self, ends: Sequence[ResponseEnd]) -> set[int | None]:
+        """The tokens of `ends` that stand between a thought and what its answer says."""
+        between = self.thinking.partition(REASONING)[2].partition(ANSWER)[0]
+        return {end.token for end in ends if end.token is not None and end.text.strip() and end.text.strip() in between}
+
+
+def _closings(ends: Sequence[ResponseEnd], inner: set[int | None], tokenizer: TextTokenizer) -> tuple[str, ...]:
+    """The texts behind what an answer says at which its generation does not end by itself."""
+    closings = []
+    for end in ends:
+        if end.token is None or end.token in inner:
+            closings.append(end.text)
+        elif has_tag(before := end.text.removesuffix(tokenizer.token_of(end.token) or "")):
+            closings.append(before.strip())
+    return tuple(dict.fromkeys(closings))

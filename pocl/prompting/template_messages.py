@@ -19,6 +19,8 @@ class MessageShape:
     """Content is a list of parts, `{"type": "text", "text": ...}`, and not a text."""
     text_arguments: bool = False
     """The arguments of a call are a text of JSON, and not an object."""
+    thinking_parts: bool = False
+    """A thought is a part of the content, `{"type": "thinking", "thinking": ...}`, and no field of the message."""
 
 
 def template_messages(messages: Sequence[Message], shape: MessageShape) -> list[dict[str, Any]]:
@@ -67,15 +69,26 @@ def common_start(left: str, right: str) -> str:
     return left[: len(right)]
 
 
+def common_words(left: str, right: str) -> str:
+    """What two texts begin with alike, without the part of a word or tag that they happen to share at its end; the
+    second text where the first begins with it."""
+    common = common_start(left, right)
+    if common == right:
+        return common
+    return common[: max(common.rfind("\n"), common.rfind(">"), common.rfind("]")) + 1] or common
+
+
 def is_shown(text: str, rendered: str) -> bool:
     """Whether a text occurs in what a template rendered, in one of its forms."""
     return any(form in rendered for form in forms_of(text))
 
 
 def _template_message(message: Message, shape: MessageShape) -> dict[str, Any]:
-    content = [{"type": "text", "text": message.content}] if shape.content_parts else message.content
-    written: dict[str, Any] = {"role": message.role, "content": content}
-    if message.reasoning is not None:
+    parts = [{"type": "text", "text": message.content}] if message.content or shape.content_parts else []
+    written: dict[str, Any] = {"role": message.role, "content": parts if shape.content_parts else message.content}
+    if message.reasoning is not None and shape.thinking_parts:
+        written["content"] = [{"type": "thinking", "thinking": message.reasoning}, *parts]
+    elif message.reasoning is not None:
         written["reasoning_content"] = message.reasoning
     if message.tool_calls:
         written["tool_calls"] = [_template_call(call, shape) for call in message.tool_calls]

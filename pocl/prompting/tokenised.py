@@ -21,6 +21,8 @@ class TokenisedConversation:
     """Whether the last span is an answer's; a conversation that waits for its answer has none."""
     tokenised_apart: bool = False
     """Prompt and answer are tokenised apart somewhere, because tokens would merge across their border."""
+    question_stop: int = 0
+    """The position behind the last question, without what it is about; 0 where it is not looked for."""
     end_added: bool = False
     """The end-of-sequence token was added behind the answer, because the template writes no end."""
 

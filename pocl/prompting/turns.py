@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pocl.prompting.jinja_templates import MARK_START, MARK_STOP
 from pocl.prompting.profile import TemplateProfile
-from pocl.prompting.template_messages import SENTINELS, common_start, template_messages
+from pocl.prompting.template_messages import SENTINELS, common_start, common_words, template_messages
 from pocl.prompting.template_renderer import Conversation, Rendered
 from pocl.prompting.text_tokenizer import TextTokenizer
 from pocl.samples.sample import Message
@@ -46,6 +46,8 @@ class TurnRenderings:
     """The same with the sentinel as its content."""
     whole_with_sentinel: Rendered
     """The whole conversation with the sentinel as its content."""
+    without_thought: Rendered
+    """Up to the turn with the sentinel as its content, and without its thought."""
 
 
 def turn_requests(
@@ -56,6 +58,7 @@ def turn_requests(
     before, turn = template_messages(messages[:index], shape), messages[index]
     (given,) = template_messages([turn], shape)
     (sentinel,) = template_messages([turn._replace(content=SENTINEL)], shape)
+    (plain,) = template_messages([turn._replace(content=SENTINEL, reasoning=None)], shape)
     after = template_messages(messages[index + 1 :], shape)
     return [
         Conversation(before, tools, add_generation_prompt=True),
@@ -63,6 +66,7 @@ def turn_requests(
         Conversation([*before, given], tools),
         Conversation([*before, sentinel], tools),
         Conversation([*before, sentinel, *after], tools),
+        Conversation([*before, plain], tools),
     ]
 
 
@@ -83,10 +87,15 @@ def find_turn(
         return None
     finished = renderings.finished.text
     limit = len(finished) if finished and text.startswith(finished) else len(text)
-    ends = profile.end_texts
-    if not message.tool_calls:
+    if message.tool_calls:
         # Calls stand between the content and the end of the turn; without them nothing does.
-        ends = tuple(end for end in ends if text.startswith(end, answer_stop))
+        ends = (*profile.end_texts, *(tokenizer.token_of(token) or "" for token in tokenizer.end_ids))
+        stop = _stop(text, answer_stop, limit, [end for end in ends if end], tokenizer)
+        if stop == answer_stop and finished and text.startswith(finished):
+            # A turn of calls may end as no other does.
+            stop = max(answer_stop, len(finished.rstrip()))
+        return Turn(index, start, answer_stop, stop)
+    ends = tuple(end for end in profile.end_texts if text.startswith(end, answer_stop))
     return Turn(index, start, answer_stop, _stop(text, answer_stop, limit, ends, tokenizer))
 
 
@@ -133,23 +142,28 @@ def _start(text: str, renderings: TurnRenderings, profile: TemplateProfile) -> i
             return len(opened.text)
         for whole in (before if has_sentinel else "", renderings.whole_with_sentinel.text.rpartition(SENTINEL)[0]):
             # The generation prompt says more than a finished answer begins with, for instance opens a thought.
-            common = _whole_words(common_start(opened.text, whole), whole)
+            common = _before_thought(common_words(opened.text, whole), profile)
             if len(common) >= len(common_start(renderings.unopened.text, whole)) > 0 and text.startswith(common):
                 return len(common)
     for whole in (before if has_sentinel else "", renderings.whole_with_sentinel.text.rpartition(SENTINEL)[0]):
-        # Without a generation prompt the header that stands before the answer is the prompt's. A space before the
-        # answer is its own: tokenizers join it with the word behind.
-        header = whole.rstrip(" ")
+        # Without a generation prompt the header that stands before the answer is the prompt's, as far as it stands
+        # there without a thought too. A space before the answer is its own: tokenizers join it with the word behind.
+        plain = renderings.without_thought.text
+        has_thought = SENTINEL in plain and plain != renderings.with_sentinel.text
+        header = (common_words(whole, plain.rpartition(SENTINEL)[0]) if has_thought else whole).rstrip(" ")
         if header and text.startswith(header):
             return len(header)
     return None
 
 
-def _whole_words(common: str, whole: str) -> str:
-    """A common beginning without the part of a word or tag that two texts happen to share."""
-    if common == whole:
-        return common
-    return common[: max(common.rfind("\n"), common.rfind(">"), common.rfind("]")) + 1] or common
+def _before_thought(prompt: str, profile: TemplateProfile) -> str:
+    """A prompt that is shorter than the generation prompt, without the opened thought that it happens to end with: the
+    generation prompt closes it.
+    """
+    thought = profile.answer.thought
+    if thought is None or not prompt.rstrip().endswith(thought.start):
+        return prompt
+    return prompt.rstrip().removesuffix(thought.start)
 
 
 def _answer_stop(text: str, start: int, message: Message, renderings: TurnRenderings) -> int | None:

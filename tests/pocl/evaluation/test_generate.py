@@ -14,6 +14,7 @@ from pocl.errors import RunStopped
 from pocl.evaluation.continuous_batching import LOOK_EVERY
 from pocl.evaluation.decoding import Decoding
 from pocl.evaluation.generate import generate, model_stop_token_ids
+from pocl.evaluation.stop_text import StopText
 from pocl.events import Warned
 from pocl.inspect.random import SPECIAL_TOKENS
 from pocl.models.inference_weights import inference_weights
@@ -110,6 +111,52 @@ def test_banned_ngrams_are_those_of_transformers(family: str, size: int) -> None
         banned = generate(model, prompts, Decoding(24, 4, end, PAD, no_repeat_ngram=size))
         assert banned == reference(model, prompts, end, 24, no_repeat_ngram=size)
     assert banned != answers(model, prompts, new=24, eos=set())
+
+
+# gemma2 is answered in padded batches, and the last two are answered without a cache and in slots.
+@pytest.mark.parametrize("family", ["gemma2", "llama", "gpt2"])
+@pytest.mark.parametrize("uncached", [False, True])
+def test_a_text_that_ends_an_answer_ends_it_where_cutting_afterwards_does(
+    family: str, uncached: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompts = tiny(family), prompts_of([5, 17, 9, 2, 12, 5, 3, 8])
+    if uncached:
+        for name in ("can_decode_in_slots", "can_decode_padded"):
+            monkeypatch.setattr(f"pocl.evaluation.generate.{name}", lambda *_, **__: False)
+        monkeypatch.setattr("pocl.evaluation.generate._trials", {})
+
+    def decode(ids: Sequence[int]) -> str:
+        # Texts may end inside a token, and begin there.
+        return "".join(f"{token:02x}" for token in ids)
+
+    whole = answers(model, prompts, new=24, eos=set())
+    end = max((decode(answer)[11:14] for answer in whole), key=lambda text: sum(text in decode(each) for each in whole))
+    for batch in (8, 3, 1):
+        stopped = generate(model, prompts, Decoding(24, batch, set(), PAD, stop_text=StopText(end, decode)))
+        assert [decode(answer).partition(end)[0] for answer in stopped] == [
+            decode(answer).partition(end)[0] for answer in whole
+        ]
+        for answer, uncut in zip(stopped, whole, strict=True):
+            assert uncut[: len(answer)] == answer
+            assert (end in decode(answer)) == (end in decode(uncut))
+            assert end not in decode(answer[:-1])
+    assert any(end in decode(answer) for answer in whole)
+
+
+def test_rows_whose_text_has_ended_free_their_slots() -> None:
+    model, prompts = tiny("llama"), prompts_of([5] * 12)
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    # Any token is the end.
+    any_text = StopText(".", lambda ids: "." * len(ids))
+    stopped = generate(model, prompts, Decoding(64, 2, set(), PAD, stop_text=any_text), should_stop=count)
+    assert [len(answer) for answer in stopped] == [1] * len(prompts)
+    assert steps <= len(prompts) // 2 * (LOOK_EVERY + 2)
 
 
 def test_answer_ends_before_the_end_token() -> None:

@@ -17,7 +17,9 @@ from pocl.evaluation.rouge import exact_match, rouge_l
 from pocl.evaluation.sampling import Sampler
 from pocl.evaluation.scores import Scores, evaluate
 from pocl.evaluation.token_scores import ScoringSizes, last_turn_cross_entropy, scoring_batches, token_scores
+from pocl.events import Event, Warned
 from pocl.models.precision import Precision
+from pocl.prompting.thoughts import AnswerForm, Thought
 from pocl.spec import Sampling
 from pocl.teacher.signal import LiveTeacher
 from tests.pocl.byte_tokenizers import byte_tokenizer
@@ -139,7 +141,8 @@ def test_sampled_scores_are_those_of_the_answers_of_each_seed() -> None:
     rouge, exact = [], []
     for seed in sampling.seeds:
         sampler = Sampler(1.5, 0.9, seed)
-        answers = generate_answers(tiny("llama"), TOKENIZER, SAMPLES, generation=GENERATION, sampler=sampler)
+        visible = generate_answers(tiny("llama"), TOKENIZER, SAMPLES, generation=GENERATION, sampler=sampler)
+        answers = [answer.text for answer in visible]
         pairs = list(zip(answers, DATASET.references, strict=True))
         rouge.append(sum(rouge_l(*pair) for pair in pairs) / 7)
         exact.append(100 * sum(exact_match(*pair) for pair in pairs) / 7)
@@ -224,3 +227,28 @@ def test_scoring_tokens_stops_between_batches(batches: int) -> None:
         # Stopped at once, the model is only tried.
         assert counts[1] - counts[0] == batches
     assert model.training
+
+
+def test_answers_that_end_inside_their_thought_score_0_and_are_counted_and_told() -> None:
+    # Whatever is answered, the prompt has opened a thought that nothing closes.
+    opened = Thought(str(TOKENIZER.decode(list(SAMPLES[0].prompt_ids))).rstrip()[-1:], "</never>")
+    told: list[Event] = []
+    generation = replace(GENERATION, form=AnswerForm(opened), sink=told.append)
+    data = EncodedDataset(SAMPLES[:1] * 2, (("answer", "word"), ()))
+    result = evaluate(tiny("llama"), TOKENIZER, data, generation=generation, scoring=SCORING)
+    assert (result.rows, result.unfinished_thoughts, result.rouge_l, result.answers) == (1, 1, 0.0, ("", ""))
+    (warning,) = told
+    assert isinstance(warning, Warned)
+    assert warning.code == "thoughts_not_closed"
+    assert "2 of 2 answers" in warning.message
+    plain = evaluate(tiny("llama"), TOKENIZER, data, generation=GENERATION, scoring=SCORING)
+    assert (plain.unfinished_thoughts, plain.answers == ("", "")) == (0, False)
+
+
+def test_answers_are_cut_where_the_text_that_ends_them_begins() -> None:
+    whole = generate_answers(tiny("llama"), TOKENIZER, SAMPLES, generation=replace(GENERATION, max_new_tokens=24))
+    end = next(answer.text[3:5] for answer in whole if len(answer.text) > 6)
+    cutting = replace(GENERATION, max_new_tokens=24, stop_text=end, form=AnswerForm(closings=(end,)))
+    ended = generate_answers(tiny("llama"), TOKENIZER, SAMPLES, generation=cutting)
+    assert [answer.text for answer in ended] == [answer.text.partition(end)[0].strip() for answer in whole]
+    assert [answer.text for answer in ended] != [answer.text for answer in whole]

@@ -86,6 +86,30 @@ def test_end_that_is_no_special_token_ends_and_stays_no_special_token(tmp_path: 
     assert saved(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
+def test_a_plain_text_that_ends_answers_ends_them_with_the_tokenizer_and_raises_without(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    own = generation_config(stop_strings=["an older end"], eos_token_id=90)
+    model = certain_student(len(tokenizer), generation=own)
+    end = str(tokenizer.decode([44, 45]))
+    saved = save_model(model, tokenizer, tmp_path, end_ids=[90], stop_text=end)
+    assert "stop_strings" not in saved.generation.left_out
+    read: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    prompt = torch.tensor([[30, 31, START]])
+    arguments = {"attention_mask": torch.ones_like(prompt)}
+    ids = read.generate(prompt, **arguments, tokenizer=AutoTokenizer.from_pretrained(tmp_path))
+    assert ids[0].tolist() == [30, 31, START, 41, 42, 43, 44, 45]
+    with pytest.raises(ValueError, match="tokenizer"):
+        read.generate(prompt, **arguments)
+
+
+def test_a_student_taught_with_a_token_keeps_no_text_that_ended_its_answers(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    model = certain_student(len(tokenizer), generation=generation_config(stop_strings=["an older end"]))
+    saved = save_model(model, tokenizer, tmp_path, end_ids=[TAUGHT_END])
+    assert saved.generation.left_out == ("stop_strings",)
+    assert answer_of(tmp_path) == list(range(START + 1, TAUGHT_END + 1))
+
+
 def test_config_and_generation_config_name_the_ends_that_evaluation_stops_at(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(CHATML)
     model = certain_student(len(tokenizer), generation=generation_config(eos_token_id=[90, 91]))

@@ -1,6 +1,7 @@
 """Encoders for chat templates and tokenizers without models."""
 
 import itertools
+import re
 from datetime import date
 from typing import Any
 
@@ -20,6 +21,11 @@ def encoder_of(tokenizer: TextTokenizer, **data: Any) -> SampleEncoder:  # Any: 
     lengths = {"max_length": 5000, "max_prompt_length": 4000}
     spec = Data(train=DataRef(path="x"), **{"template": "chat", "date": DAY, **lengths, **data})
     return make_encoder(spec, tokenizer, answer)
+
+
+def with_day(source: str, day: date = DAY) -> str:
+    """The template with a day in place of today."""
+    return re.sub(r"strftime_now\((['\"])(.*?)\1\)", lambda call: repr(day.strftime(call[2])), source)
 
 
 def talk(*contents: str, system: str | None = None) -> Sample:

@@ -1,6 +1,5 @@
 """Conversations as text and token ids by the templates of common families, beside `apply_chat_template`."""
 
-import re
 from datetime import date
 from typing import Any
 
@@ -12,18 +11,16 @@ from pocl.models.tokenizers import transformers_tokenizer
 from pocl.prompting.jinja_templates import render
 from pocl.prompting.text_tokenizer import TextTokenizer
 from pocl.samples.sample import Message, Sample
-from tests.pocl.prompting.chat_templates import FAMILIES, Family
-from tests.pocl.prompting.encoders import DAY, encoder_of, pieces, talk
+from tests.pocl.prompting.chat_templates import FAMILIES as CHAT_FAMILIES
+from tests.pocl.prompting.chat_templates import Family
+from tests.pocl.prompting.encoders import DAY, encoder_of, pieces, talk, with_day
+from tests.pocl.prompting.thinking_templates import THINKING_FAMILIES
 from tests.pocl.prompting.tokenizers import text_tokenizer, word_sign_backend
 
 SYSTEM = Message("system", "Be brief.")
+FAMILIES: dict[str, Family] = {**CHAT_FAMILIES, **THINKING_FAMILIES}
 TOKENIZERS = {name: text_tokenizer(family.template, eos=family.eos) for name, family in FAMILIES.items()}
 every_family = pytest.mark.parametrize("name", FAMILIES)
-
-
-def with_day(source: str, day: date = DAY) -> str:
-    """The template with a day in place of today."""
-    return re.sub(r"strftime_now\((['\"])(.*?)\1\)", lambda call: repr(day.strftime(call[2])), source)
 
 
 def template_input(sample: Sample, family: Family) -> list[dict[str, Any]]:
@@ -162,12 +159,14 @@ def test_whatever_is_said_the_ids_are_those_of_the_rendering(contents: list[str]
 
 def test_a_thought_in_an_answer_is_rendered_as_the_template_renders_it() -> None:
     thoughtful = talk("Why?", "<think>\nHm\n</think>\nBecause.")
-    assert pieces(encoder_of(TOKENIZERS["qwen 3"]).encode([thoughtful]).samples[0], TOKENIZERS["qwen 3"])[1:] == [
+    rendered = encoder_of(TOKENIZERS["qwen 3"]).encode([thoughtful])
+    assert not rendered.counts.left_out
+    assert pieces(rendered.samples[0], TOKENIZERS["qwen 3"])[1:] == [
         "<think>\nHm\n</think>\n\nBecause.<|im_end|>",
         "\n",
     ]
     encoded = encoder_of(TOKENIZERS["deepseek r1"]).encode([thoughtful])
-    assert encoded.counts.left_out == {"assistant": 1}
+    assert encoded.counts.left_out == {"reasoning_content": 1}
     assert tokenizer_text(encoded.samples[0].reference_ids, "deepseek r1").startswith("\nBecause.")
 
 

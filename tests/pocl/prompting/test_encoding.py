@@ -1,11 +1,13 @@
 """Samples to token ids, with real byte-level tokenizers: what is labelled, and what is cut."""
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pocl.errors import DatasetInvalid
 from pocl.prompting.encoded_sample import EncodedSample
 from pocl.samples.sample import Message, Sample
 from tests.pocl.encoders import BEGINS, CHAT, END, PLAIN, TALK, decode, encode_with, say
@@ -92,9 +94,17 @@ def test_cuts_of_alpaca_prompts_move_the_labels_with_their_tokens(sample: Sample
     assert cut.label_mask == whole.label_mask[-len(cut.input_ids) :]
 
 
-@given(conversations(), st.integers(1, 60), st.integers(1, 60))
-def test_chat_samples_fit_into_every_length_and_keep_their_answer(sample: Sample, prompt: int, room: int) -> None:
-    whole, cut = encode_with(sample), encode_with(sample, length=prompt + room, prompt=prompt)
+@given(conversations(), st.integers(1, 90), st.integers(1, 60))
+def test_chat_samples_fit_into_every_length_and_keep_their_answer_or_are_refused(
+    sample: Sample, prompt: int, room: int
+) -> None:
+    whole = encode_with(sample)
+    try:
+        cut = encode_with(sample, length=prompt + room, prompt=prompt)
+    except DatasetInvalid:
+        # Nothing would be left of the last question.
+        assert prompt < len(encode_with(replace(sample, conversation=sample.conversation[-2:])).prompt_ids)
+        return
     assert len(cut.prompt_ids) <= prompt
     assert len(cut.input_ids) <= prompt + room
     assert cut.reference_ids == whole.reference_ids[: prompt + room - len(cut.prompt_ids)]

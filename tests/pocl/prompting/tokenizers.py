@@ -16,8 +16,15 @@ SPECIAL = (
     "<|START_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>",
     "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>",
     "<|start|>", "<|message|>", "<|channel|>", "<|return|>", "[|endofturn|]", "<|end_of_turn|>", "[gMASK]", "<sop>",
+    "<|call|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_middle|>", "]~!b[", "]~b]", "[e~[",
+    "<seed:bos>", "<seed:eos>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[THINK]", "[/THINK]",
+    "<|hy_User|>", "<|hy_Assistant|>", "<|hy_eos|>", "<|START_THINKING|>", "<|END_THINKING|>", "<|START_RESPONSE|>",
+    "<|END_RESPONSE|>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|system_start|>", "<|system_end|>",
+    "<|developer_start|>", "<|developer_end|>", "<|user_start|>", "<|user_end|>", "<|assistant_start|>",
+    "<|assistant_end|>", "<|inner_prefix|>", "<|inner_suffix|>", "<SPECIAL_10>", "<SPECIAL_11>", "<SPECIAL_12>",
+    "<|bom|>", "<|eom|>",
 )  # fmt: skip
-NOT_SPECIAL = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+NOT_SPECIAL = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<seed:think>", "</seed:think>")
 _SENTENCES = (
     "Why? Because. Really? Yes. Be brief. User: Assistant: system user assistant\n\n### Response:\n",
     "The quick brown fox jumps over the lazy dog 0123456789. What is the answer? The answer is a word.",
@@ -31,7 +38,7 @@ def byte_level_backend() -> str:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=500,
+        vocab_size=550,
         special_tokens=list(SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -50,7 +57,7 @@ def word_sign_backend() -> str:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=900,
+        vocab_size=950,
         special_tokens=["<unk>", *SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))],
         initial_alphabet=sorted(set("".join(_SENTENCES)) - {" "} | {"▁"} | set("[]/#:|<>INSTSY")),
         show_progress=False,
