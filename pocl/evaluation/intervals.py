@@ -20,6 +20,8 @@ METRICS: Final[tuple[Metric, ...]] = ("rouge_l", "exact_match", "cross_entropy")
 RESAMPLES: Final = 1000
 _MAX_DRAWS_AT_ONCE: Final = 1 << 22
 _LEVEL: Final = 0.95
+MIN_ROWS: Final = 10
+"""Of fewer samples there is no interval: that of two which changed alike has no width, whatever others would do."""
 
 
 class ScoreDifference(BaseModel):
@@ -86,9 +88,9 @@ def paired_interval(
 
 def score_intervals(one: RowScores, other: RowScores, *, seed: int) -> dict[Metric, Interval]:
     """The difference of each metric between two models on the same samples; empty where their samples differ, or where
-    there are fewer than two, which have no interval.
+    there are fewer than :data:`MIN_ROWS`.
     """
-    if len(one.tokens) < 2 or one.tokens != other.tokens:
+    if len(one.tokens) < MIN_ROWS or one.tokens != other.tokens:
         return {}
     return {
         metric: paired_interval(

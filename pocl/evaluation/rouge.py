@@ -21,7 +21,7 @@ from rapidfuzz.distance import LCSseq
 
 from pocl.evaluation.words import fold, split_words
 
-METRICS_VERSION: Final = 2
+METRICS_VERSION: Final = 3
 """Version of both metrics; to be raised when equal texts get other scores: stored scores are computed anew then."""
 _MIN_STEMMED_LENGTH = 4
 _MAX_CACHED_CHARACTERS = 1 << 23

@@ -12,8 +12,9 @@ Scripts that are written without spaces (Unicode Standard Annex 14 breaks their 
 letter with its marks. Words would need a dictionary for each language, and a score would depend on its version; BLEU is
 computed over characters there too (the tokenizers `zh` and `char` of sacreBLEU).
 
-Signs and emoji are no words. A text without a word is compared by those of its characters that are letters or symbols
-beyond ASCII, so that an answer of one accented letter or of emoji alone equals itself; `rouge_score` gives it 0.
+Signs and emoji are no words. A text without a word is compared by those of its characters that are letters, symbols or
+numbers beyond ASCII, so that an answer of one accented letter, of emoji or of a fraction alone equals itself;
+`rouge_score` gives it 0.
 """
 
 import re
@@ -53,7 +54,8 @@ _OPTIONAL: Final = regex.compile(
     r"\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed]+"
 )
 """Invisible characters, variation selectors, the tatweel, Hebrew points and accents, Arabic vowel points."""
-_LETTER_OR_SYMBOL: Final = regex.compile(r"[[\p{L}\p{S}]--[\x00-\x7f]]\p{M}*", regex.V1)
+_OTHER_CHARACTER: Final = regex.compile(r"[[\p{L}\p{S}\p{N}]--[\x00-\x7f]]\p{M}*", regex.V1)
+"""A letter, symbol or number beyond ASCII with its marks. Folding comes later: it makes ASCII of some, as of ß."""
 
 
 def split_words(text: str) -> list[str]:
@@ -65,7 +67,9 @@ def split_words(text: str) -> list[str]:
         words = []
         for run in _RUN.findall(lowered):
             words += [run] if run.isascii() else _WORD.findall(fold(run))
-    return words or _LETTER_OR_SYMBOL.findall(fold(text))
+    return words or [
+        folded for each in _OTHER_CHARACTER.findall(unicodedata.normalize("NFC", text)) if (folded := fold(each))
+    ]
 
 
 def fold(text: str) -> str:

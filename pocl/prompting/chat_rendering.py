@@ -35,7 +35,7 @@ from pocl.prompting.turns import SENTINEL, Turn, TurnRenderings, apply_marks, fi
 from pocl.samples.sample import Message
 
 _MAX_FRAMES: Final = 256
-_FIELDS_OF_TURN: Final = 6
+_FIELDS_OF_TURN: Final = 7
 
 
 class ChatConversation(NamedTuple):
@@ -191,7 +191,10 @@ class ChatRendering:
         """Whether the template writes an end behind an answer, and not only the calls of tools."""
         if answer.stop > answer.answer_stop and not has_calls:
             return True
-        tokens = (self._tokenizer.token_of(token) for token in self._tokenizer.end_ids)
+        tokens = {self._tokenizer.token_of(token) for token in self._tokenizer.end_ids}
+        if has_calls:
+            # Calls may have an end of their own, a special token that ends no other answer.
+            tokens |= {token.content for token in self._tokenizer.added_tokens.values() if token.special}
         ends = (*self.profile.end_texts, *(token for token in tokens if token))
         return any(text.endswith(end, answer.start, answer.stop) for end in ends)
 

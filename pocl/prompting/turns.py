@@ -48,6 +48,8 @@ class TurnRenderings:
     """The whole conversation with the sentinel as its content."""
     without_thought: Rendered
     """Up to the turn with the sentinel as its content, and without its thought."""
+    finished_without_thought: Rendered
+    """Up to the turn as it is, and without its thought."""
 
 
 def turn_requests(
@@ -58,7 +60,9 @@ def turn_requests(
     before, turn = template_messages(messages[:index], shape), messages[index]
     (given,) = template_messages([turn], shape)
     (sentinel,) = template_messages([turn._replace(content=SENTINEL)], shape)
-    (plain,) = template_messages([turn._replace(content=SENTINEL, reasoning=None)], shape)
+    plain, thoughtless = template_messages(
+        [turn._replace(content=SENTINEL, reasoning=None), turn._replace(reasoning=None)], shape
+    )
     after = template_messages(messages[index + 1 :], shape)
     return [
         Conversation(before, tools, add_generation_prompt=True),
@@ -67,6 +71,7 @@ def turn_requests(
         Conversation([*before, sentinel], tools),
         Conversation([*before, sentinel, *after], tools),
         Conversation([*before, plain], tools),
+        Conversation([*before, thoughtless], tools),
     ]
 
 
@@ -88,14 +93,22 @@ def find_turn(
     finished = renderings.finished.text
     limit = len(finished) if finished and text.startswith(finished) else len(text)
     if message.tool_calls:
+        # The template may leave a thought out once it is answered.
+        forms = (finished, renderings.finished_without_thought.text)
+        finished = next((form for form in forms if form and text.startswith(form)), "")
+        if not finished:
+            return None
+        limit = len(finished)
         # Calls stand between the content and the end of the turn; without them nothing does.
-        ends = (*profile.end_texts, *(tokenizer.token_of(token) or "" for token in tokenizer.end_ids))
-        stop = _stop(text, answer_stop, limit, [end for end in ends if end], tokenizer)
-        if stop == answer_stop and finished and text.startswith(finished):
+        tokens = {tokenizer.token_of(token) for token in tokenizer.end_ids}
+        inner = {tokenizer.token_of(token) for token in profile.inner_ends}
+        ends = [end for end in {*profile.end_texts, *tokens} - inner if end]
+        stop = _stop(text, answer_stop, limit, ends, tokenizer)
+        if stop == answer_stop:
             # A turn of calls may end as no other does.
             stop = max(answer_stop, len(finished.rstrip()))
         return Turn(index, start, answer_stop, stop)
-    ends = tuple(end for end in profile.end_texts if text.startswith(end, answer_stop))
+    ends = [end for end in profile.end_texts if text.startswith(end, answer_stop)]
     return Turn(index, start, answer_stop, _stop(text, answer_stop, limit, ends, tokenizer))
 
 
@@ -145,6 +158,12 @@ def _start(text: str, renderings: TurnRenderings, profile: TemplateProfile) -> i
             common = _before_thought(common_words(opened.text, whole), profile)
             if len(common) >= len(common_start(renderings.unopened.text, whole)) > 0 and text.startswith(common):
                 return len(common)
+    if profile.knows_generation_prompt and opened.text.startswith(renderings.unopened.text):
+        # The template writes earlier messages otherwise once they are answered, for instance without thoughts.
+        added = opened.text.removeprefix(renderings.unopened.text)
+        header, found, _ = renderings.without_thought.text.rpartition(SENTINEL)[0].rpartition(added)
+        if added.strip() and found and text.startswith(header + found):
+            return len(header + found)
     for whole in (before if has_sentinel else "", renderings.whole_with_sentinel.text.rpartition(SENTINEL)[0]):
         # Without a generation prompt the header that stands before the answer is the prompt's, as far as it stands
         # there without a thought too. A space before the answer is its own: tokenizers join it with the word behind.

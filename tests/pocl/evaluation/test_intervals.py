@@ -57,19 +57,27 @@ def test_interval_covers_the_true_difference_as_often_as_it_says() -> None:
 
 
 def test_cross_entropy_is_compared_per_token_and_not_per_sample() -> None:
-    one = row_scores([0, 100], [10.0, 2.0], [10, 1])
-    other = row_scores([0, 0], [20.0, 3.0], [10, 1])
+    one = row_scores([0, 100] * 5, [10.0, 2.0] * 5, [10, 1] * 5)
+    other = row_scores([0, 0] * 5, [20.0, 3.0] * 5, [10, 1] * 5)
     intervals = score_intervals(one, other, seed=10)
     assert intervals["cross_entropy"].difference == pytest.approx(12 / 11 - 23 / 11)
     assert intervals["rouge_l"].difference == 50
 
 
 def test_models_scored_on_other_samples_are_not_compared() -> None:
-    two = row_scores([1, 2], [1, 2], [1, 2])
-    assert score_intervals(two, two, seed=10) != {}
-    assert score_intervals(two, row_scores([1, 2], [1, 2], [1, 3]), seed=10) == {}
-    for few in (row_scores([1], [1], [1]), row_scores([], [], [])):
-        assert score_intervals(few, few, seed=10) == score_intervals(two, few, seed=10) == {}
+    ten = row_scores([1, 2] * 5, [1, 2] * 5, [1, 2] * 5)
+    assert score_intervals(ten, ten, seed=10) != {}
+    assert score_intervals(ten, row_scores([1, 2] * 5, [1, 2] * 5, [1, 3] * 5), seed=10) == {}
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 9])
+def test_few_samples_have_no_interval(rows: int) -> None:
+    # All of them changed alike, so that the interval of any resampling would have no width.
+    better, worse = (
+        row_scores([60.0] * rows, [1.0] * rows, [1] * rows),
+        row_scores([50.0] * rows, [2.0] * rows, [1] * rows),
+    )
+    assert score_intervals(better, worse, seed=10) == {}
 
 
 @pytest.mark.parametrize(

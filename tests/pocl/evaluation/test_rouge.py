@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
@@ -169,7 +169,12 @@ def test_identical_texts_score_100_in_every_script_and_half_a_text_less(script: 
     assert rouge_l(sentence, ["something else"]) == 0
 
 
-@given(st.text(st.characters(categories=["L", "So"]), min_size=1), st.text())
+@given(st.text(st.characters(categories=["L", "So", "No"]), min_size=1), st.text())
+@example(text="ß", other="")  # What folding makes of these is ASCII.
+@example(text="\u017f", other="?")
+@example(text="½", other="")
+@example(text="①②", other="!")
+@example(text="👍🏽", other="")
 def test_any_text_of_letters_or_symbols_equals_itself_whatever_stands_beside_it(text: str, other: str) -> None:
     assert rouge_l(text, [text]) == 100
     assert rouge_l(f"{other} {text}", [f"{other} {text}"]) == 100

@@ -15,7 +15,7 @@ from pocl.prompting.thoughts import (
     thought_around,
     thought_opened_in,
 )
-from pocl.samples.sample import Message, Sample
+from pocl.samples.sample import Message, Sample, ToolCall
 from tests.pocl.prompting.chat_templates import CHATML
 from tests.pocl.prompting.encoders import encoder_of, talk, with_day
 from tests.pocl.prompting.thinking_templates import THINKING_FAMILIES
@@ -148,6 +148,25 @@ def test_a_message_of_its_own_that_holds_the_thought_does_not_end_generation() -
     final = "<|start|>assistant<|channel|>final<|message|>Because.<|end|><|start|>user"
     assert encoder.answer.read(several + final) == VisibleAnswer("Because.")
     assert encoder.answer.read(several) == VisibleAnswer("", in_thought=True)
+
+
+def test_calls_are_trained_with_the_end_of_their_own() -> None:
+    tokenizer = TOKENIZERS["gpt-oss"]
+    call = Message("assistant", "", reasoning="I look.", tool_calls=(ToolCall("look", '{"at":"it"}'),))
+    asked = (Message("user", "Why?"), call)
+    thought = "<|channel|>analysis<|message|>I look.<|end|>"
+    called = '<|start|>assistant to=functions.look<|channel|>commentary json<|message|>{"at": "it"}<|call|>'
+    (alone,) = encoder_of(tokenizer).encode([Sample(asked)]).samples
+    assert tokenizer.decode(alone.reference_ids) == thought + called
+    answered = (*asked, Message("tool", "There."), Message("assistant", "Because."))
+    result = encoder_of(tokenizer).encode([Sample(answered)])
+    spans = [
+        tokenizer.decode(result.samples[0].input_ids[start:stop]) for start, stop in result.samples[0].response_spans
+    ]
+    # The template leaves the thought out once there is an answer.
+    assert spans == [called.removeprefix("<|start|>assistant"), "<|channel|>final<|message|>Because.<|return|>"]
+    assert (result.counts.ends_added, result.counts.turns_unlabelled) == (0, 0)
+    assert result.counts.left_out == {"reasoning_content": 1}
 
 
 def test_tags_are_known_by_the_vocabulary_or_not_at_all() -> None:

@@ -31,7 +31,9 @@ THINKING_FAMILIES: dict[str, ThinkingFamily] = {
 {%- if instructions %}{{- "<|start|>developer<|message|># Instructions\n\n" + instructions + "<|end|>" }}{%- endif %}
 {%- for message in loop_messages %}
     {%- if message.role == "assistant" %}
-        {%- if message.thinking and (loop.last or "tool_calls" in message) and not add_generation_prompt %}
+        {%- set future = namespace(answer=false) %}
+        {%- for later in loop_messages[loop.index:] %}{%- if later.role == "assistant" and "tool_calls" not in later %}{%- set future.answer = true %}{%- endif %}{%- endfor %}
+        {%- if message.thinking and ((loop.last and not add_generation_prompt) or "tool_calls" in message) and not future.answer %}
             {{- "<|start|>assistant<|channel|>analysis<|message|>" + message.thinking + "<|end|>" }}
         {%- endif %}
         {%- if "tool_calls" in message %}
