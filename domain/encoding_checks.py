@@ -6,7 +6,6 @@ goes on there the next time. Rows, tokenizer and settings make up the key of a c
 
 import hashlib
 import json
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Final, Protocol
 import structlog
 
 from domain.errors import Unavailable
+from domain.file_states import file_states
 from pocl.encoding_counts import EncodingCounts
 from pocl.errors import PoclError
 from pocl.preview.encoder import (
@@ -38,7 +38,6 @@ _WAITING: Final = 8
 """Checks that may wait for their turn; each holds a thread of the service."""
 _CACHED: Final = 1000
 _SLICE_SECONDS: Final = 1.0
-_MAX_FILES: Final = 1000
 
 
 class EncodingBusy(Unavailable):
@@ -182,23 +181,8 @@ def check_key(inputs: EncodingInputs, digest: str) -> str:
     content = inputs.to_json()
     content["data"]["train"].pop("path")
     if isinstance(inputs.tokenizer, Path):
-        content["tokenizer"] = _file_states(inputs.tokenizer)
+        content["tokenizer"] = file_states(inputs.tokenizer, weights=False)
     return hashlib.sha256(json.dumps([digest, content], sort_keys=True).encode()).hexdigest()
-
-
-def _file_states(model: Path) -> list[list[object]]:
-    """What changes when a file of the model's directory does; its weights say nothing about tokens."""
-    states: list[list[object]] = [[str(model)]]
-    try:
-        with os.scandir(model) as entries:
-            for entry in sorted(entries, key=lambda each: each.name)[:_MAX_FILES]:
-                if not entry.name.endswith(".safetensors"):
-                    state = entry.stat()
-                    states.append([entry.name, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns])
-    except OSError:
-        # A .gguf file, or one that vanished meanwhile: whoever reads it says so.
-        states.append([])
-    return states
 
 
 @contextmanager

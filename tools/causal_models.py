@@ -56,6 +56,7 @@ def build_table() -> dict[str, Any]:
     `layers`: of families whose layers are all alike, name of a weight within a layer -> its shape in words: hidden,
     inter (the feed-forward width), q and kv (heads times their width), head (that width), heads and groups (of keys and
     values). `biases`: of the same families, entry of a config -> the weights that it adds to a layer where it is true.
+    `outside`: of the same families, the weights outside of layers, embeddings and head, each of the hidden size.
     `true_by_default`: those of these entries that hold where a config leaves them out.
     """
     classes = dict(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()))
@@ -84,6 +85,7 @@ def build_table() -> dict[str, Any]:
             model_type: {flag: dict(sorted(_biases(configs[model_type], flag).items())) for flag in _BIASES}
             for model_type in _UNIFORM
         },
+        "outside": {model_type: _outside_weights(configs[model_type]) for model_type in _UNIFORM},
         "divisible": [model_type for model_type, config in configs.items() if _must_divide(config)],
         "true_by_default": {
             model_type: [flag for flag in _BIASES if _default(configs[model_type], flag) is True]
@@ -133,6 +135,19 @@ def _layer_weights(config_class: type[PreTrainedConfig], **flags: bool) -> dict[
             shapes.setdefault(match[1], set()).add(",".join(names[size] for size in weight.shape))
     assert all(len(words) == 1 for words in shapes.values()), config_class
     return {name: words.pop() for name, words in sorted(shapes.items())}
+
+
+def _outside_weights(config_class: type[PreTrainedConfig]) -> list[str]:
+    """The weights outside of layers, embeddings and head, all of the hidden size."""
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config_class.from_dict(dict(_DISTINCT)))
+    outside = {
+        name.removeprefix("model."): weight
+        for name, weight in model.state_dict().items()
+        if ".layers." not in name and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    }
+    assert all(tuple(weight.shape) == (_DISTINCT["hidden_size"],) for weight in outside.values()), config_class
+    return sorted(outside)
 
 
 def _must_divide(config: type[PreTrainedConfig]) -> bool:

@@ -1,13 +1,14 @@
 """Checks of a job's models at submission: their files, sizes, layers and vocabularies."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Literal
 
 from domain.errors import engine_refusals
 from domain.model_paths import locate_model
+from domain.model_structure import StructureChecker
 from domain.settings import Settings
 from pocl.inspect import (
     ModelFacts,
@@ -24,6 +25,7 @@ from pocl.spec import RANKING_MODEL_POINTER, DistillationSpec, ModelRef, RandomM
 
 # Each inspection may take some hundred megabytes for a moment, and more of them at once would be no faster.
 _inspection_slots = BoundedSemaphore(2)
+_structures = StructureChecker()
 
 
 ModelFiles = Path | RandomModel
@@ -130,7 +132,11 @@ def _inspect(files: ModelFiles | None, ref: ModelRef | None, pointer: str) -> Mo
     if isinstance(files, RandomModel):
         return random_facts(files)
     with engine_refusals(f"{pointer}/{'path' if ref.path is not None else 'checkpoint'}"), _inspection_slots:
-        return inspect_model(files)
+        facts = inspect_model(files)
+        # The files of a checkpoint are the engine's own.
+        if facts.is_described or ref.checkpoint is not None:
+            return facts
+        return replace(facts, warnings=(*facts.warnings, *_structures.check(files)))
 
 
 def _check_sequence_length(spec: DistillationSpec, model: ModelFacts | None) -> None:

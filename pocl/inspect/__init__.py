@@ -4,6 +4,7 @@ Every read is bounded and every count is checked against the size of its file: t
 whoever posts a job.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from pocl.inspect.facts import (
     check_sequence_length,
     facts_of_selected_layers,
 )
-from pocl.inspect.family_support import check_family
+from pocl.inspect.family_support import check_family, is_tried
 from pocl.inspect.gguf import inspect_gguf
 from pocl.inspect.random import random_facts
 from pocl.inspect.vocabulary import (
@@ -63,7 +64,13 @@ def inspect_model(path: Path) -> ModelFacts:
         # The text of an OSError names the whole path, which callers must not learn.
         raise ModelUnsupported(f"The files of the model {path.name!r} cannot be read.") from None
     check_family(facts.family)
-    return facts
+    if is_tried(facts.family):
+        return facts
+    message = (
+        f"the family {facts.family[:40]} was not tried before: a run tries it as it loads the model, and refuses it "
+        "where a padded batch gives other logits than each text by itself"
+    )
+    return replace(facts, warnings=(*facts.warnings, ModelWarning("family_not_tried", message)))
 
 
 def _kind(path: Path) -> Literal["directory", "file"] | None:

@@ -18,6 +18,8 @@ from pocl.inspect.rope import check_rope, normalised_rope
 _CONFIG_LIMIT = 4 << 20
 _SIZE_LIMIT = 1 << 24
 _MAX_MTP_LAYERS = 64
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_top_k", "moe_topk", "moe_k")
 _MTP_ENTRIES = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 _SAME_FOR_TEXT = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 """Text models that AutoModelForCausalLM does not build, and families that compute the same of text alone: their rotary
@@ -249,6 +251,7 @@ def _check_sizes(config: ModelConfig) -> None:
         raise ModelUnsupported(f"The model has more than {MAX_LAYERS} layers.")
     for name in ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"):
         _check_size(config, name)
+    _check_experts(config)
     if config.entries.get("per_layer_config"):
         raise ModelUnsupported(
             "The model's layers have configs of their own (per_layer_config), which are not read here."
@@ -271,6 +274,22 @@ def _check_sizes(config: ModelConfig) -> None:
     types = config.entries.get("layer_types")
     if isinstance(types, list) and "sliding_attention" in types and config.entries.get("sliding_window", 0) is None:
         raise ModelUnsupported("The model's config.json has layers of sliding_attention and no sliding_window.")
+
+
+def _check_experts(config: ModelConfig) -> None:
+    """Check that a token is given to some of the experts that there are."""
+    counts = [config.entries.get(name) for name in _EXPERTS]
+    experts = next((count for count in counts if isinstance(count, int)), None)
+    if experts == 0:
+        # Dense models of families that may have experts.
+        return
+    for name in _EXPERTS_PER_TOKEN:
+        chosen = config.entries.get(name)
+        if isinstance(chosen, int) and (chosen < 0 or (experts is not None and not 1 <= chosen <= experts)):
+            raise ModelUnsupported(
+                f"The model's config.json has no usable {name}: {chosen}"
+                f"{'' if experts is None else f' of {experts} experts'}."
+            )
 
 
 def _check_size(config: ModelConfig, name: str) -> None:

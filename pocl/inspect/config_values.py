@@ -17,12 +17,19 @@ _IGNORED = frozenset(
     {
         "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_commit_hash",
         "_experts_implementation", "_experts_implementation_internal", "_flash_attn_2_enabled", "_name_or_path",
-        "attn_implementation", "auto_map", "experts_implementation", "id2label", "label2id", "name_or_path",
-        "num_labels", "output_attentions", "output_hidden_states", "problem_type", "pruned_heads", "return_dict",
-        "torchscript", "use_bfloat16", "use_return_dict",
+        "assistant_ensemble_weight", "attn_implementation", "auto_map", "base_model_ep_plan", "base_model_pp_plan",
+        "base_model_tp_plan", "cache_implementation", "compile_config", "continuous_batching_config",
+        "distributed_config", "early_stopping", "experts_implementation", "fusion_config", "id2label", "label2id",
+        "max_new_tokens", "name_or_path", "num_labels", "output_attentions", "output_hidden_states", "problem_type",
+        "pruned_heads", "return_dict", "torchscript", "transformers_weights", "use_bfloat16", "use_return_dict",
+        "watermarking_config",
     }
 )  # fmt: skip
-"""Entries that say how another program ran the model, or name the labels of a classifier."""
+"""Entries that say how another program ran the model or generates with it, name another file for its weights, or the
+labels of a classifier."""
+_WITHOUT_MEANING_IF_EMPTY = frozenset({"compression_config", "per_layer_config", "quantization_config"})
+_PARTS = frozenset({"decoder", "encoder", "generator", "text_config", "text_encoder"})
+"""Configs of parts, which transformers takes for the text model's wherever they are."""
 _MAY_BE_NULL = re.compile(
     r"_token_id$|_token_index$|dropout|pdrop|initializer|init_std|use_cache|aux_loss|jitter|pretraining_tp|problem_type"
 )
@@ -54,7 +61,7 @@ def normalised_entries(entries: JsonObject, family: str) -> JsonObject:
     table = family_table()
     normalised: JsonObject = {}
     for name, value in entries.items():
-        if name in _IGNORED:
+        if _is_passed_over(name, value, family):
             continue
         if name in ("dtype", "torch_dtype"):
             if dtype := _dtype(value):
@@ -62,6 +69,7 @@ def normalised_entries(entries: JsonObject, family: str) -> JsonObject:
             continue
         _check_finite(name, value)
         value = _untagged(value)
+        _check_ids(name, value)
         letters = table.types(family, name) or ("fin" if name in _NUMBERS else "")
         if value is None and letters and "n" not in letters:
             value = _without_null(name, entries, family, letters)
@@ -81,6 +89,14 @@ def normalised_entries(entries: JsonObject, family: str) -> JsonObject:
     return normalised
 
 
+def _is_passed_over(name: str, value: JsonValue, family: str) -> bool:
+    if name in _IGNORED or name.startswith("__"):
+        return True
+    if name in _PARTS and name not in family_table().fields.get(family, {}):
+        return True
+    return name in _WITHOUT_MEANING_IF_EMPTY and not value
+
+
 def number(value: JsonValue) -> int | float | None:
     """`value` as a finite number, also where it is spelled as text; else None. JSON's true is no number."""
     if isinstance(value, str):
@@ -96,6 +112,11 @@ def number(value: JsonValue) -> int | float | None:
 def _dtype(value: JsonValue) -> str | None:
     """The dtype that the weights are stored in, as torch spells it; None where the weights themselves say it."""
     return _DTYPES.get(value.removeprefix("torch.").lower()) if isinstance(value, str) else None
+
+
+def _check_ids(name: str, value: JsonValue) -> None:
+    if name.endswith("_token_id") and isinstance(value, list) and any(_letter(each) != "i" for each in value):
+        raise _wrong_type(name, value, "i")
 
 
 def _check_finite(name: str, value: JsonValue) -> None:

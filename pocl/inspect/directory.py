@@ -7,10 +7,11 @@ from pocl.errors import ModelUnsupported
 from pocl.inspect.chat_templates import read_chat_templates
 from pocl.inspect.config import ModelConfig, read_config
 from pocl.inspect.facts import ModelFacts, ModelWarning
+from pocl.inspect.generation_config import read_generation_config
 from pocl.inspect.reading import JsonObject, read_object
-from pocl.inspect.shapes import check_shapes
+from pocl.inspect.shapes import check_shapes, weights_outside
 from pocl.inspect.tokens import read_tokens
-from pocl.inspect.weights import StoredModel, StoredWeights, is_mtp, layer_of, read_weights
+from pocl.inspect.weights import StoredModel, StoredWeights, is_mtp, layer_of, read_weights, stores_same, unused_weights
 
 _TOKENIZER_CONFIG_LIMIT = 16 << 20
 
@@ -30,9 +31,10 @@ def inspect_directory(directory: Path) -> ModelFacts:
         raise ModelUnsupported("The model's weights are smaller than the embeddings that its config.json describes.")
     _check_layer_count(config, stored, layers)
     layer_parameters = _parameters_by_layer(weights, layers)
-    check_shapes(config, stored)
-    tied = config.ties_embeddings()
+    is_described = check_shapes(config, stored)
+    tied = _is_tied(directory, config, stored)
     tokens = read_tokens(directory, tokenizer_config)
+    generation = read_generation_config(directory, config.entries, vocabulary)
     return ModelFacts(
         family=config.family,
         vocabulary_size=vocabulary,
@@ -45,7 +47,14 @@ def inspect_directory(directory: Path) -> ModelFacts:
         has_chat_template=bool(read_chat_templates(directory, tokenizer_config)),
         tied_embeddings=tied,
         tokens=MappingProxyType(tokens),
-        warnings=(*config.warnings, *_weight_warnings(stored, layers), *_token_warnings(tokens, vocabulary)),
+        is_described=is_described,
+        warnings=(
+            *config.warnings,
+            *_weight_warnings(stored, layers),
+            *(unused_weights(weights_outside(config, stored), layers) if is_described else ()),
+            *_token_warnings(tokens, vocabulary),
+            *generation.warnings,
+        ),
     )
 
 
@@ -65,6 +74,14 @@ def read_supported_configs(directory: Path) -> tuple[ModelConfig, JsonObject]:
             "transformers ships."
         )
     return config, tokenizer_config
+
+
+def _is_tied(directory: Path, config: ModelConfig, stored: StoredModel) -> bool:
+    """Whether the output head is the embedding: one that is stored with other weights is not, as a config may say."""
+    head, embeddings = stored.head(), stored.embeddings()
+    if not config.ties_embeddings() or head is None or embeddings is None:
+        return config.ties_embeddings()
+    return stores_same(directory, head, embeddings)
 
 
 def _check_layer_count(config: ModelConfig, stored: StoredModel, layers: int) -> None:

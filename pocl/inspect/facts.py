@@ -40,6 +40,8 @@ class ModelFacts:
     tied_embeddings: bool
     tokens: Mapping[str, int] = field(repr=False, compare=False)
     """The id of every token that the tokenizer knows, added tokens included."""
+    is_described: bool = field(default=True, compare=False)
+    """Whether names and shapes of all weights were compared with those that the config asks for."""
     warnings: tuple[ModelWarning, ...] = field(default=(), compare=False)
     """What is not used of the files, or used in another way than they say."""
 

@@ -37,6 +37,8 @@ class FamilyTable:
     kv, head, heads, groups), joined by commas."""
     biases: Mapping[str, Mapping[str, Mapping[str, str]]] = field(repr=False)
     """Of the same families: entry of a config -> the weights that it adds to a layer where it is true."""
+    outside: Mapping[str, Sequence[str]] = field(repr=False)
+    """Of the same families: the weights outside of layers, embeddings and head, each of the hidden size."""
     true_by_default: Mapping[str, Sequence[str]] = field(repr=False)
     """Those of these entries that hold where a config leaves them out."""
     decoders: frozenset[str]
@@ -85,6 +87,7 @@ def family_table() -> FamilyTable:
         defaults=content["defaults"],
         layers=content["layers"],
         biases=content["biases"],
+        outside=content["outside"],
         true_by_default=content["true_by_default"],
         decoders=frozenset(content["decoders"]),
         divisible=frozenset(content["divisible"]),

@@ -173,6 +173,11 @@ def check_family(family: str) -> None:
         raise ModelUnsupported(f"A {family} model {reason}; only causal decoders can be distilled.")
 
 
+def is_tried(family: str) -> bool:
+    """Whether a family was tried; `family` is a `model_type`, or the architecture of a GGUF file."""
+    return family in FAMILIES or family in _GGUF_ARCHITECTURES
+
+
 def check_layers_selectable(family: str) -> None:
     """Refuse to cut a student out of a teacher whose layers do something else under another number, or of whose layers
     that is not known; `family` is a `model_type`, or the architecture of a GGUF file.

@@ -8,6 +8,7 @@ from pocl.errors import ModelUnsupported
 
 _ADAPTER_CONFIG = "adapter_config.json"
 _CONFIG_LIMIT = 1 << 20
+_SHARD_OF_TRAINING = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _MAX_LISTED = 10_000
 """More files than a model has are not looked at."""
 
@@ -29,6 +30,24 @@ def refuse_adapter(directory: Path) -> None:
         "save_pretrained() together with the tokenizer, and give that directory; where the base alone is meant, give "
         "it without the adapter's files."
     )
+
+
+def refuse_sharded_state(directory: Path) -> None:
+    """Refuse a directory with shards of a distributed training, which transformers reads in place of the model beside
+    them.
+
+    Raises:
+        ModelUnsupported: naming one.
+        OSError: the directory cannot be read.
+    """
+    for number, path in enumerate(directory.iterdir()):
+        if _SHARD_OF_TRAINING.fullmatch(path.name):
+            raise ModelUnsupported(
+                f"The directory holds a sharded training state of transformers ({path.name}); save the model with "
+                "save_pretrained(), and give a directory with that alone."
+            )
+        if number >= _MAX_LISTED:
+            break
 
 
 def _adapter(path: Path) -> tuple[str, str]:

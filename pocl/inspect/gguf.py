@@ -115,6 +115,7 @@ def inspect_gguf(path: Path) -> ModelFacts:
         has_chat_template=header.text("tokenizer.chat_template") is not None,
         tied_embeddings=weights.head_parameters == 0,
         tokens=MappingProxyType(_tokens(header)),
+        is_described=False,
     )
 
 

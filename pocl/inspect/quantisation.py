@@ -3,7 +3,7 @@
 from pydantic import JsonValue
 
 from pocl.errors import ModelUnsupported
-from pocl.inspect.reading import JsonObject
+from pocl.inspect.reading import JsonObject, bounded_int
 
 _FULL_WEIGHTS = "give the model from which it was quantised, or a GGUF file"
 _ADVICE = {
@@ -31,10 +31,22 @@ def quantisation_method(config: JsonObject) -> str | None:
         return None
     method = _method(entry)
     if method in DEQUANTISED:
+        _check_settings(entry)
         return method
     named = repr(method[:40]) if method else "a method that its config.json does not name"
     advice = _ADVICE.get(method, _FULL_WEIGHTS)
     raise ModelUnsupported(f"The model is quantised by {named}, which cannot be trained or undone here: {advice}.")
+
+
+def _check_settings(entry: JsonValue) -> None:
+    """Check the settings that transformers reads of the methods that are undone."""
+    assert isinstance(entry, dict)  # It names a method.
+    scheme, block = entry.get("activation_scheme", "dynamic"), entry.get("weight_block_size")
+    if not isinstance(scheme, str):
+        raise ModelUnsupported("The model's quantization_config has an activation_scheme that is no text.")
+    is_block = isinstance(block, list) and len(block) == 2 and all(bounded_int(each, at_most=1 << 24) for each in block)
+    if block is not None and not is_block:
+        raise ModelUnsupported("The model's quantization_config has a weight_block_size that is no pair of sizes.")
 
 
 def _method(entry: JsonValue) -> str:

@@ -2,15 +2,20 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from pydantic import JsonValue
 
 from pocl.errors import ModelUnsupported
-from pocl.inspect.reading import JsonObject, bounded_int, read_object
+from pocl.inspect.reading import JsonObject, bounded_int, read_object, read_optional_object
 
 # The largest known tokenizer.json, with 262,144 tokens, has 33 MiB.
 _TOKENIZER_LIMIT = 64 << 20
+_MAP_LIMIT = 4 << 20
 _LARGEST_ID = 1 << 24
+
+NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The special tokens that every tokenizer may have; a model may name others, as `image_token`."""
 
 
 def read_tokens(directory: Path, tokenizer_config: JsonObject) -> dict[str, int]:
@@ -26,7 +31,51 @@ def read_tokens(directory: Path, tokenizer_config: JsonObject) -> dict[str, int]
     else:
         raise ModelUnsupported("The model directory has neither tokenizer.json nor vocab.json.")
     tokens.update(_tokens_of_added_tokens_decoder(tokenizer_config.get("added_tokens_decoder")))
+    special = [*named_special_tokens(directory, tokenizer_config).values(), *further_tokens(tokenizer_config)]
+    # As the tokenizers library numbers tokens that are added.
+    free = max(tokens.values(), default=-1) + 1
+    for value in special:
+        text = token_text(value)
+        if text is not None and text not in tokens:
+            tokens[text] = free
+            free += 1
     return tokens
+
+
+def named_special_tokens(directory: Path, tokenizer_config: JsonObject) -> dict[str, JsonValue]:
+    """The special tokens that the files name, by name; None where a file says that there is none.
+
+    They are in the order in which transformers adds those that the vocabulary lacks. As in transformers,
+    special_tokens_map.json overrides a tokenizer_config.json that is older than its list of added tokens. Otherwise it
+    fills in names that tokenizer_config.json leaves out.
+
+    Raises:
+        ModelUnsupported: special_tokens_map.json is no JSON object.
+    """
+    in_map = read_optional_object(directory / "special_tokens_map.json", limit=_MAP_LIMIT)
+    listed = "added_tokens_decoder" in tokenizer_config
+    named: dict[str, JsonValue] = {}
+    for source in [tokenizer_config, in_map] if listed else [in_map, tokenizer_config]:
+        extra = source.get("extra_special_tokens")
+        entries = source | (extra if isinstance(extra, dict) else {})
+        for name, value in entries.items():
+            is_special = name in NAMED_TOKENS or name.endswith("_token") or (isinstance(extra, dict) and name in extra)
+            if is_special and name not in named and (value is None or token_text(value) is not None):
+                named[name] = value
+    first = [name for name in NAMED_TOKENS if name in named]
+    return {name: named[name] for name in (*first, *(name for name in named if name not in first))}
+
+
+def further_tokens(tokenizer_config: JsonObject) -> list[JsonValue]:
+    """The special tokens without a name that the tokenizer's config lists."""
+    values = (tokenizer_config.get(key) for key in ("extra_special_tokens", "additional_special_tokens"))
+    return [token for value in values if isinstance(value, list) for token in value]
+
+
+def token_text(value: JsonValue) -> str | None:
+    """The text of a token as the files spell it: as text, or as an object with its text and flags; None of neither."""
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) and text else None
 
 
 def _tokens_of_tokenizer_json(tokenizer: JsonObject) -> dict[str, int]:

@@ -63,8 +63,9 @@ class TokenLimits:
             used = min(self.conflicts.keys() & set(ids))
             raise VocabularyMismatch(
                 f"{place} has the token {_abbreviated(token_of(used) or '')} (id {used}), about which teacher and "
-                f"student disagree: {self.conflicts[used]}. Use a student with the teacher's tokens, or data and a "
-                "chat template without them."
+                f"student disagree: {self.conflicts[used]}. Where the student shall learn the teacher's names for its "
+                "ids, put the teacher's tokenizer files (tokenizer.json, tokenizer_config.json) into its directory; "
+                "else use a student with the teacher's tokens, or data and a chat template without them."
             )
 
 

@@ -3,14 +3,15 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from pocl.errors import ModelUnsupported
-from pocl.inspect.formats import explain_missing_weights
+from pocl.inspect.facts import ModelWarning
+from pocl.inspect.formats import explain_missing_weights, refuse_sharded_state
 from pocl.inspect.reading import bounded_int, parse_object, read_object
 from pocl.inspect.weight_names import WeightNames, model_names
 
@@ -21,6 +22,7 @@ _INDEX_LIMIT = 64 << 20
 _SHARD_LIMIT = 4096
 _MAX_TENSORS = 1_000_000
 _LARGEST = 1 << 50
+_BLOCK, _BLOCKS = 4096, 256
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16,
     "BF16": 16, "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
@@ -50,6 +52,8 @@ class StoredTensor:
     dtype: str
     file: str
     """The name of the safetensors file that holds it."""
+    begin: int = 0
+    """Where its bytes begin in that file."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class StoredModel:
     """The headers of a model's safetensors."""
 
     tensors: tuple[StoredTensor, ...]
+    """Those that are trained, or from which such ones are made."""
+    buffers: tuple[StoredTensor, ...]
+    """The others: masks, frequencies, counts of routers."""
     names: WeightNames
     size_bytes: int
     is_quantised: bool
@@ -98,6 +105,17 @@ def is_mtp(name: str, layers: int) -> bool:
     """Whether a tensor belongs to multi-token prediction, in a model of so many layers: it is not loaded."""
     match = _LAYER.search(name)
     return _MTP.search(name) is not None or (match is not None and int(match[1]) >= layers)
+
+
+def unused_weights(names: Iterable[str], layers: int) -> tuple[ModelWarning, ...]:
+    """A warning that names the stored weights that a model with so many layers has no place for; none of buffers and of
+    what belongs to multi-token prediction.
+    """
+    unused = sorted(name for name in names if not is_mtp(name, layers) and not _BUFFERS.search(name))
+    if not unused:
+        return ()
+    message = f"{len(unused)} stored weights have no place in the model and are not used, among them {unused[0][:80]}"
+    return (ModelWarning("weights_not_used", message),)
 
 
 def layer_of(name: str) -> int | None:
@@ -130,16 +148,30 @@ def read_weights(directory: Path, *, text_part: bool = False, quantised_by: str 
         if len(stored) > _MAX_TENSORS:
             raise ModelUnsupported(f"The model has more than {_MAX_TENSORS} tensors.")
     names = model_names(stored, text_part=text_part)
-    tensors = [
-        StoredTensor(name, stored[old].shape, stored[old].dtype, stored[old].file)
-        for name, old in names.stored.items()
-        if not _BUFFERS.search(name)
-    ]
+    every = tuple(replace(stored[old], name=name) for name, old in names.stored.items())
+    tensors = [tensor for tensor in every if not _BUFFERS.search(tensor.name)]
     if quantised_by is None:
         _check_full(tensors)
         tensors = [tensor for tensor in tensors if tensor.dtype in _TRAINED]
+    trained = set(tensors)
+    buffers = tuple(tensor for tensor in every if tensor not in trained)
     size_bytes = sum(shard.stat().st_size for shard in shards)
-    return StoredModel(tuple(tensors), names, size_bytes, is_quantised=quantised_by is not None)
+    return StoredModel(tuple(tensors), buffers, names, size_bytes, is_quantised=quantised_by is not None)
+
+
+def stores_same(directory: Path, one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors have the same bytes, as far as some hundred blocks of each show."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    size = _elements(one) * _BITS[one.dtype] // 8
+    with (directory / one.file).open("rb") as first, (directory / other.file).open("rb") as second:
+        for offset in range(0, size, max(_BLOCK, size // _BLOCKS)):
+            first.seek(one.begin + offset)
+            second.seek(other.begin + offset)
+            length = min(_BLOCK, size - offset)
+            if first.read(length) != second.read(length):
+                return False
+    return True
 
 
 def sum_tensor_sizes(tensors: Iterable[tuple[str, int]], size_bytes: int) -> StoredWeights:
@@ -172,6 +204,7 @@ def _check_full(tensors: Iterable[StoredTensor]) -> None:
 
 
 def _shards(directory: Path) -> Iterator[Path]:
+    refuse_sharded_state(directory)
     single, index = directory / SINGLE, directory / INDEX
     if single.is_file():
         yield single
@@ -203,7 +236,7 @@ def _header(shard: Path) -> list[StoredTensor]:
     header.pop("__metadata__", None)
     tensors, ends = [], [0]
     for name, description in header.items():
-        tensor, end = _tensor(name, description, shard.name)
+        tensor, end = _tensor(name, description, shard.name, data=8 + length)
         ends.append(end)
         tensors.append(tensor)
     if max(ends) != size - 8 - length:
@@ -211,8 +244,8 @@ def _header(shard: Path) -> list[StoredTensor]:
     return tensors
 
 
-def _tensor(name: str, description: JsonValue, file: str) -> tuple[StoredTensor, int]:
-    """A tensor and its end offset."""
+def _tensor(name: str, description: JsonValue, file: str, *, data: int) -> tuple[StoredTensor, int]:
+    """A tensor and its end offset within the data, which begin at the byte `data` of the file."""
     bad = ModelUnsupported(f"{file} is damaged: its header describes a tensor that cannot be.")
     if not isinstance(description, dict):
         raise bad
@@ -226,7 +259,7 @@ def _tensor(name: str, description: JsonValue, file: str) -> tuple[StoredTensor,
         raise ModelUnsupported(f"{file} holds tensors of type {dtype[:16]!r}, which cannot be distilled.")
     if 8 * (end - begin) != prod(shape) * _BITS[dtype]:
         raise bad
-    return StoredTensor(name, tuple(shape), dtype, file), end
+    return StoredTensor(name, tuple(shape), dtype, file, data + begin), end
 
 
 def _counts(value: JsonValue, longest: int) -> list[int] | None:

@@ -1,4 +1,5 @@
-"""A trial of a model whose family nobody has tried: does a padded batch give the logits of each text by itself?"""
+"""A trial of a model: does it run, and where nobody has tried its family, does a padded batch give the logits of each
+text by itself?"""
 
 import torch
 from torch import Tensor
@@ -7,32 +8,37 @@ from transformers import PreTrainedModel
 from pocl.errors import ModelUnsupported
 from pocl.inspect.family_support import FAMILIES
 from pocl.models.heads import response_logits
+from pocl.models.model_files import explain
 from pocl.models.rounding import difference_beyond_rounding
 
 _LENGTHS = (11, 5)
+_SHORTEST = 2
 
 
 @torch.no_grad()
 def try_family(model: PreTrainedModel) -> None:
-    """Try a model unless its family is in the table of those that were tried.
+    """Run a model on a short text, and try it unless its family is in the table of those that were tried.
 
-    Two texts are scored as training scores them, padded on the right, and each by itself. A model that attends to both
-    sides is found by its beginning: it is scored by itself too, and what follows must not change it.
+    To try it, two texts are scored as training scores them, padded on the right, and each by itself. A model that
+    attends to both sides is found by its beginning: it is scored by itself too, and what follows must not change it.
 
     Raises:
         ModelUnsupported: the logits differ, or the model fails.
     """
     family = str(model.config.model_type)
-    if family in FAMILIES:
-        return
+    is_tried = family in FAMILIES
     was_training = model.training
     model.train(False)
     try:
-        difference = _difference(model)
-    except torch.OutOfMemoryError:
+        _run(model)
+        difference = None if is_tried else _difference(model)
+    except (MemoryError, torch.OutOfMemoryError):
         raise
+    # Whatever a forward pass raises over a config that makes a model and not one that runs.
     except Exception as error:
-        raise ModelUnsupported(f"A {family} model cannot be run on a batch of texts; use another family.") from error
+        if "allocate memory" in str(error):
+            raise MemoryError from error
+        raise _does_not_run(model, error) from error
     finally:
         model.train(was_training)
     if difference is not None:
@@ -40,6 +46,38 @@ def try_family(model: PreTrainedModel) -> None:
             f"A {family} model gives a text in a padded batch logits that differ by {difference:.0%} from those of the "
             "text by itself, so it cannot be distilled; use another family."
         )
+
+
+def run_structure(model: PreTrainedModel) -> None:
+    """Run a model of tensors without memory on a short text, as far as that needs none of their values.
+
+    Raises:
+        ModelUnsupported: its config makes a model that no text can be run through.
+    """
+    model.train(False)
+    for dtype in (torch.float32, torch.bfloat16):
+        # Products over groups of experts are defined for one of them alone where there are no values.
+        torch.nn.Module.to(model, dtype)
+        try:
+            _run(model)
+            return
+        except Exception as error:  # noqa: BLE001 # Any class may come out of a model that no text fits.
+            # What asks for a value that such a tensor lacks says so; everything else is as it would be with weights.
+            if isinstance(error, NotImplementedError) or "meta" in str(error):
+                return
+            found = error
+    raise _does_not_run(model, found) from found
+
+
+def _does_not_run(model: PreTrainedModel, error: Exception) -> ModelUnsupported:
+    family = str(model.config.model_type)
+    advice = "correct its config.json" if family in FAMILIES else "use another family"
+    return ModelUnsupported(f"The {family} model cannot be run on a text ({explain(error)}); {advice}.")
+
+
+def _run(model: PreTrainedModel) -> None:
+    """Run the model on a short text, which entries such as more experts for a token than there are make impossible."""
+    _logits(model, torch.zeros(1, _SHORTEST, dtype=torch.long, device=model.device))
 
 
 def _difference(model: PreTrainedModel) -> float | None:

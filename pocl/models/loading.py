@@ -22,10 +22,10 @@ from pocl.models.gguf import load_gguf
 from pocl.models.heads import head_vocabulary_size, without_layers
 from pocl.models.hub import HubClient, HuggingFaceHub, fetch
 from pocl.models.layers import names_in_whole, rebuild_with_layers, select_layers, with_dropout
-from pocl.models.model_files import model_in
+from pocl.models.model_files import loading_foreign, model_in, structure_of
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.models.rope_scaling import scale_rope_per_sample
-from pocl.models.stored_tensors import read_head, read_tensors, structure_of
+from pocl.models.stored_tensors import read_head, read_tensors
 from pocl.models.tokenizers import transformers_tokenizer
 from pocl.out_of_memory import fit_or_refuse
 from pocl.prompting.tokenizer_files import read_tokenizer
@@ -309,7 +309,7 @@ def load_weights(model: PreTrainedModel, directory: Path) -> None:
         CheckpointCorrupt: they are damaged, or not the weights of such a model.
     """
     try:
-        stored = model_in(directory)
+        stored, _ = model_in(directory)
         model.load_state_dict(stored.state_dict(), strict=True)
     except (ModelUnsupported, RuntimeError) as error:
         raise CheckpointCorrupt(f"The weights of {directory.name} are damaged or of a different model.") from error
@@ -363,9 +363,11 @@ def _read(located: _LocatedModel, digest: str | None) -> LoadedModel:
         model, tokenizer = load_gguf(path)
         digest = digest or model_digest(model)
         return LoadedModel(model, tokenizer, digest, origin, lambda: load_gguf(path)[0], warnings)
-    model = model_in(path)
+    model, about_weights = model_in(path)
+    # What was inspected before has warned of them already, where it knew.
+    further = tuple(each for each in about_weights if each.code not in {known.code for known in warnings})
     digest = digest or model_digest(model)
-    return LoadedModel(model, _tokenizer_in(path), digest, origin, lambda: model_in(path), warnings)
+    return LoadedModel(model, _tokenizer_in(path), digest, origin, lambda: model_in(path)[0], (*warnings, *further))
 
 
 def _frozen(loaded: LoadedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -393,10 +395,8 @@ def _from_teacher(teacher: LoadedModel | LazyModel, layers: tuple[int, ...]) -> 
 
 
 def _tokenizer_in(directory: Path) -> PreTrainedTokenizerBase:
-    try:
+    with loading_foreign(directory, "The tokenizer"):
         return transformers_tokenizer(read_tokenizer(directory))
-    except OSError as error:
-        raise ModelUnsupported(f"The tokenizer files of {directory.name} could not be read.") from error
 
 
 def _move_and_cast(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:

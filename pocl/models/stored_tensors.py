@@ -7,30 +7,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedModel
 
+from pocl.inspect.weights import INDEX, SINGLE
 from pocl.models.heads import decoder_part, output_head, without_layers
-from pocl.models.model_files import config_in, loading_foreign
-
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-def structure_of(directory: Path) -> PreTrainedModel:
-    """The model of a directory with its configs, whose weights have shapes and no memory (`meta` tensors).
-
-    Raises:
-        ModelUnsupported: transformers does not know the config.
-    """
-    config = config_in(directory)
-    with loading_foreign(directory, "The model"), torch.device("meta"), no_init_weights():
-        # The method carries no annotations in transformers.
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    # Initialisation would tie weights, and it was left out.
-    model.tie_weights()
-    if (directory / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(directory, local_files_only=True)
-    return model
+from pocl.models.model_files import structure_of
 
 
 def read_tensors(structure: PreTrainedModel, directory: Path, names: Iterable[str]) -> dict[str, Tensor] | None:
@@ -106,11 +87,12 @@ def _put(module: nn.Module, weights: Mapping[int, nn.Parameter]) -> None:
 
 
 def _files_by_tensor(directory: Path) -> dict[str, str]:
-    index = directory / _INDEX
-    if index.is_file():
-        return {str(name): str(file) for name, file in json.loads(index.read_bytes())["weight_map"].items()}
-    with safe_open(directory / _WEIGHTS, "pt") as stored:
-        return dict.fromkeys(stored.keys(), _WEIGHTS)
+    # As whole models are read: an index beside a single file names files that are older.
+    if (directory / SINGLE).is_file():
+        with safe_open(directory / SINGLE, "pt") as stored:
+            return dict.fromkeys(stored.keys(), SINGLE)
+    weight_map = json.loads((directory / INDEX).read_bytes())["weight_map"]
+    return {str(name): str(file) for name, file in weight_map.items()}
 
 
 def _read(directory: Path, files: Mapping[str, str], names: set[str]) -> dict[str, Tensor]:

@@ -167,17 +167,18 @@ class RowEncoder:
         except ProcessFailed as error:
             raise EncodingAborted(f"Encoding the rows {error}.") from error
         if "refusal" in answer:
-            raise _refusal(answer["refusal"])
+            raise rebuild_refusal(answer["refusal"])
         return answer
 
 
 def describe_refusal(error: PoclError) -> dict[str, Any]:  # Any: JSON.
-    """The error as JSON, for :func:`_refusal` of the parent process."""
+    """The error as JSON, for :func:`rebuild_refusal` of the parent process."""
     field_errors = [[each.pointer, each.code, each.detail] for each in error.field_errors]
     return {"code": error.code, "message": error.message, "field_errors": field_errors}
 
 
-def _refusal(described: dict[str, Any]) -> PoclError:  # Any: JSON.
+def rebuild_refusal(described: dict[str, Any]) -> PoclError:  # Any: JSON.
+    """The error that :func:`describe_refusal` has described."""
     for kind in _subclasses(PoclError):
         if kind.code == described["code"]:
             error = kind.__new__(kind)

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from pocl.errors import ModelUnsupported
 from pocl.inspect.chat_templates import read_chat_templates
+from pocl.inspect.generation_config import token_ids
 from pocl.inspect.reading import (
     JsonObject,
     bounded_int,
@@ -17,15 +18,13 @@ from pocl.inspect.reading import (
     read_object,
     read_optional_object,
 )
+from pocl.inspect.tokens import further_tokens, named_special_tokens, token_text
 from pocl.prompting.text_tokenizer import TextTokenizer
 
 _CONFIG_LIMIT = 4 << 20
 _TOKENIZER_CONFIG_LIMIT = 16 << 20
 _TOKENIZER_LIMIT = 64 << 20
 _LARGEST_ID = 1 << 24
-
-NAMED_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The special tokens that every tokenizer may have; a model may name others, as `image_token`."""
 
 _END_OF_TEXT = "<|endoftext|>"
 _GPT2 = {"bos_token": _END_OF_TEXT, "eos_token": _END_OF_TEXT, "unk_token": _END_OF_TEXT}
@@ -56,11 +55,26 @@ CLASS_FAMILIES: Final[Mapping[str, frozenset[str]]] = {
 }
 """The families whose tokenizer is of a class where no file names another."""
 
-# Entries of tokenizer_config.json that say nothing about ids and are kept for the exported model.
-_SETTINGS = (
-    "model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "add_prefix_space",
-    "model_input_names", "split_special_tokens",
-)  # fmt: skip
+
+def _is_side(value: JsonValue) -> bool:
+    return value in ("left", "right")
+
+
+def _is_flag(value: JsonValue) -> bool:
+    return isinstance(value, bool)
+
+
+_SETTINGS: Final[Mapping[str, Callable[[JsonValue], bool]]] = {
+    "model_max_length": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "padding_side": _is_side,
+    "truncation_side": _is_side,
+    "clean_up_tokenization_spaces": _is_flag,
+    "add_prefix_space": _is_flag,
+    "model_input_names": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "split_special_tokens": _is_flag,
+}
+"""Entries of tokenizer_config.json that say nothing about ids and are kept for the exported model, and which of their
+values mean something."""
 
 GPT2_FILES: Final = ("vocab.json", "merges.txt")
 
@@ -102,7 +116,7 @@ def read_tokenizer(directory: Path) -> TextTokenizer:
         special_tokens,
         templates=read_chat_templates(directory, config),
         configured_end_ids=end_ids,
-        settings={name: config[name] for name in _SETTINGS if config.get(name) is not None},
+        settings={name: config[name] for name, is_valid in _SETTINGS.items() if is_valid(config.get(name))},
     )
 
 
@@ -165,28 +179,9 @@ def _tokenizer_class(config: JsonObject, model_config: JsonObject) -> str:
 
 
 def _special_tokens(directory: Path, config: JsonObject) -> dict[str, AddedToken | None]:
-    """The special tokens that the files name, by name; None where a file says that there is none.
-
-    As in transformers, special_tokens_map.json overrides a tokenizer_config.json that is older than its list of added
-    tokens. Otherwise it fills in names that tokenizer_config.json leaves out.
-    """
-    in_map = read_optional_object(directory / "special_tokens_map.json", limit=_CONFIG_LIMIT)
-    sources = [config, in_map] if "added_tokens_decoder" in config else [in_map, config]
-    named: dict[str, AddedToken | None] = {}
-    for source in sources:
-        extra = source.get("extra_special_tokens")
-        entries = source | (extra if isinstance(extra, dict) else {})
-        for name, value in entries.items():
-            is_special = name in NAMED_TOKENS or name.endswith("_token") or (isinstance(extra, dict) and name in extra)
-            if not is_special or name in named:
-                continue
-            if value is None:
-                named[name] = None
-            elif (token := _added_token(value, special=True)) is not None:
-                named[name] = token
-    # In this order transformers adds those that the vocabulary lacks.
-    first = [name for name in NAMED_TOKENS if name in named]
-    return {name: named[name] for name in (*first, *(name for name in named if name not in first))}
+    """The special tokens that the files name, by name; None where a file says that there is none."""
+    named = named_special_tokens(directory, config)
+    return {name: _added_token(value, special=True) for name, value in named.items()}
 
 
 def _texts(named: Mapping[str, AddedToken | None]) -> dict[str, str]:
@@ -195,10 +190,11 @@ def _texts(named: Mapping[str, AddedToken | None]) -> dict[str, str]:
 
 def _added_token(value: JsonValue, *, special: bool) -> AddedToken | None:
     """A token as the files spell it: its text, or an object with its text and flags; None if it is neither."""
-    if isinstance(value, str):
-        return AddedToken(value, special=special) if value else None
-    if not isinstance(value, dict) or not isinstance(content := value.get("content"), str) or not content:
+    content = token_text(value)
+    if content is None:
         return None
+    if not isinstance(value, dict):
+        return AddedToken(content, special=special)
     flags = {name: value.get(name) is True for name in ("single_word", "lstrip", "rstrip")}
     normalized = value.get("normalized")
     is_special = special or value.get("special") is True
@@ -231,11 +227,7 @@ def _add_missing_tokens(backend: Tokenizer, config: JsonObject, named: Iterable[
                 f"{actual}; save the tokenizer anew, so that both agree."
             )
     found |= {token.content for _, token in numbered}
-    extra: list[JsonValue] = []
-    for key in ("extra_special_tokens", "additional_special_tokens"):
-        value = config.get(key)
-        extra += value if isinstance(value, list) else []
-    others = [token for value in extra if (token := _added_token(value, special=True)) is not None]
+    others = [token for value in further_tokens(config) if (token := _added_token(value, special=True)) is not None]
     missing = {token.content: token for token in (*named, *others) if token.content not in found}
     if missing:
         backend.add_special_tokens(list(missing.values()))
@@ -246,9 +238,7 @@ def _end_ids(directory: Path, model_config: JsonObject) -> tuple[int, ...]:
     generation = read_optional_object(directory / "generation_config.json", limit=_CONFIG_LIMIT)
     inner = model_config.get("text_config")
     for source in (generation, model_config, inner if isinstance(inner, dict) else {}):
-        value = source.get("eos_token_id")
-        values = value if isinstance(value, list) else [value]
-        ids = tuple(id_ for item in values if (id_ := bounded_int(item, at_most=_LARGEST_ID)) is not None)
+        ids, _ = token_ids(source.get("eos_token_id"), _LARGEST_ID)
         if ids:
-            return ids
+            return tuple(ids)
     return ()

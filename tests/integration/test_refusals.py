@@ -7,6 +7,7 @@ the same token ids, the same mask and the same counts on either side.
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -14,16 +15,21 @@ from typing import Any, Final
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from domain.datasets.repository import add_dataset
 from domain.db import Database
 from domain.errors import ApiError
 from domain.ids import new_id
+from domain.jobs import model_checks
 from domain.jobs.submission import JobPlan, check_data, plan_job
+from domain.model_structure import StructureChecker
 from domain.settings import Settings
 from pocl.encoding_counts import EncodingCounts
 from pocl.errors import PoclError, RunStopped
 from pocl.events import DataEncoded, Event
+from pocl.models import structure_process
 from pocl.models.digest import DigestStore
 from pocl.models.precision import choose_precision
 from pocl.models.random import byte_level_tokenizer, random_model
@@ -32,6 +38,7 @@ from pocl.preview.encoder import EncodingInputs
 from pocl.read_data import read_data
 from pocl.run import run
 from pocl.spec import DistillationSpec, RandomModel, resolve
+from tests.pocl.families import CONFIGS
 from tests.support.encoders import unlimited_checker
 
 pytestmark = pytest.mark.system
@@ -136,6 +143,52 @@ def add_token(model: Path) -> None:
     path.write_text(json.dumps(content))
 
 
+def rename_token(old: str, new: str) -> Change:
+    """One more name for an id, as R1-Distill-Qwen has for some of Qwen 2.5."""
+
+    def change(model: Path) -> None:
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (path := model / name).exists():
+                path.write_text(path.read_text().replace(old, new))
+
+    return change
+
+
+def of_family(name: str) -> Change:
+    """Another model, with the tokenizer of the first."""
+
+    def change(model: Path) -> None:
+        config = deepcopy(CONFIGS[name])
+        for entry, value in {"vocab_size": 259, "max_position_embeddings": 256, "eos_token_id": 258}.items():
+            setattr(config, entry, value)
+        AutoModelForCausalLM.from_config(config).save_pretrained(model)
+
+    return change
+
+
+def weights(edit: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Change:
+    def change(model: Path) -> None:
+        path = model / "model.safetensors"
+        save_file(edit(load_file(path)), path, metadata={"format": "pt"})
+
+    return change
+
+
+def prefixed(prefix: str) -> Change:
+    return weights(lambda all_: {prefix + name: tensor for name, tensor in all_.items()})
+
+
+def both(*changes: Change) -> Change:
+    def change(model: Path) -> None:
+        for each in changes:
+            each(model)
+
+    return change
+
+
+MTP_LAYER: Final = {"model.layers.3.eh_proj.weight": torch.ones(32, 64), "model.layers.3.enorm.weight": torch.ones(32)}
+LOST: Final = "transformer.h.1.mlp.c_fc.weight"
+
 CASES: Final = [
     # What both doors take.
     Case("plain", None),
@@ -209,6 +262,79 @@ CASES: Final = [
     Case("encoder", "model_unsupported", teacher=config("config.json", architectures=["BertForMaskedLM"])),
     Case("more layers than weights", "model_unsupported", student=config("config.json", num_hidden_layers=3)),
     Case("samples longer than positions", "spec_invalid", {"max_length": 4096}),
+    Case(
+        "config in odd types",
+        None,
+        models=config(
+            "config.json",
+            initializer_range=1,
+            rms_norm_eps="1e-5",
+            num_attention_heads=2.0,
+            num_key_value_heads=None,
+            pad_token_id=-1,
+            eos_token_id=[258],
+            _attn_implementation="flash_attention_2",
+            architectures=None,
+            dtype=None,
+            do_sample=True,
+            temperature=0.7,
+            max_length=4096,
+        ),
+    ),
+    Case("config with no number", "model_unsupported", student=config("config.json", rms_norm_eps=float("nan"))),
+    Case(
+        "rotary embeddings without their numbers",
+        "model_unsupported",
+        student=config("config.json", rope_parameters=..., rope_scaling={"type": "su", "factor": 2.0}),
+    ),
+    Case("names of a wrapper", None, student=prefixed("_orig_mod.")),
+    Case(
+        "names of an unknown wrapper",
+        "model_unsupported",
+        student=prefixed("policy."),
+    ),
+    Case(
+        "layers for multi-token prediction",
+        None,
+        teacher=both(
+            of_family("deepseek_v3"),
+            weights(lambda all_: {**all_, **MTP_LAYER}),
+            config("config.json", num_nextn_predict_layers=1),
+        ),
+    ),
+    Case("recurrent student", None, student=of_family("rwkv")),
+    Case(
+        "lost weight of a family without a table",
+        "model_unsupported",
+        student=both(of_family("gpt2"), weights(lambda all_: {name: all_[name] for name in all_ if name != LOST})),
+    ),
+    Case("class of another tokenizer", None, models=config("tokenizer_config.json", tokenizer_class="GPT2Tokenizer")),
+    Case("padding token that the vocabulary lacks", None, models=config("tokenizer_config.json", pad_token="[PAD]")),
+    Case(
+        "padding token that the vocabulary of the student lacks",
+        None,
+        student=config("tokenizer_config.json", pad_token="[PAD]"),
+    ),
+    Case(
+        "template beside the processor alone",
+        None,
+        models=both(without("chat_template.jinja"), config("chat_template.json", chat_template=TEMPLATE)),
+    ),
+    Case("empty generation config", None, models=lambda model: (model / "generation_config.json").write_text("{}")),
+    Case(
+        "odd generation config",
+        None,
+        models=config(
+            "generation_config.json", eos_token_id=[258, 99999], watermarking_config={"no": 1}, max_new_tokens=-1
+        ),
+    ),
+    Case(
+        "generation config that is no JSON",
+        "model_unsupported",
+        student=lambda model: (model / "generation_config.json").write_text("{"),
+    ),
+    Case("renamed token that samples use", "vocabulary_mismatch", student=rename_token("<|eos|>", "<|im_end|>")),
+    Case("renamed token that no sample uses", None, student=rename_token("<|pad|>", "<|im_start|>")),
     Case("layer that the teacher lacks", "spec_invalid", spec={"student": {"from_teacher": {"layers": [0, 7]}}}),
 ]
 
@@ -230,6 +356,20 @@ def database(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) ->
     database = Database(f"sqlite:///{file}")
     yield database
     database.close()
+
+
+class InProcess:
+    """Builds models here: importing torch in a process of its own takes seconds, and one test of that is enough."""
+
+    def call(self, request: Any, *, seconds: float) -> Any:  # noqa: ARG002 # The process that it stands for has it.
+        return structure_process.answer(request)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _structures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_checks, "_structures", StructureChecker(InProcess))
 
 
 @pytest.fixture

@@ -128,7 +128,7 @@ def check_saved(model: PreTrainedModel, directory: Path) -> None:
     byte_level_tokenizer(64).save_pretrained(directory)
     facts = inspect_model(directory)
     assert (facts.family, facts.layers) == (model.config.model_type, model.config.num_hidden_layers)
-    loaded = model_in(directory)
+    loaded, _ = model_in(directory)
     loaded.train(False)
     assert torch.equal(plain_logits(loaded, SAMPLES[1].input_ids), plain_logits(model, SAMPLES[1].input_ids))
 

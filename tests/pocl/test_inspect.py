@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pocl.errors import ModelNotFound, ModelUnsupported, PoclError, SpecInvalid
 from pocl.export.model_directory import save_model
 from pocl.inspect import facts_of_selected_layers, inspect_model, random_facts
+from pocl.inspect.random import SPECIAL_TOKENS
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.spec import RandomModel
 from tests.pocl.tiny_models import CONFIGS, tiny
@@ -102,7 +103,11 @@ def test_vocabulary_files_without_tokenizer_json_are_read(tmp_path: Path) -> Non
     (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
     (tmp_path / "added_tokens.json").write_text('{"<x>": 2}')
     edit(tmp_path / "tokenizer_config.json", added_tokens_decoder={"3": {"content": "<y>"}})
-    assert inspect_model(tmp_path).tokens == {"a": 0, "b": 1, "<x>": 2, "<y>": 3}
+    tokens = inspect_model(tmp_path).tokens
+    assert {token: tokens[token] for token in ("a", "b", "<x>", "<y>")} == {"a": 0, "b": 1, "<x>": 2, "<y>": 3}
+    # Those that tokenizer_config.json names and the vocabulary lacks follow, as transformers adds them.
+    assert sorted(tokens.values()) == list(range(4 + len(SPECIAL_TOKENS)))
+    assert tokens.keys() >= SPECIAL_TOKENS.keys()
 
 
 @pytest.mark.parametrize(
