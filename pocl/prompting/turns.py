@@ -93,12 +93,10 @@ def find_turn(
     finished = renderings.finished.text
     limit = len(finished) if finished and text.startswith(finished) else len(text)
     if message.tool_calls:
-        # The template may leave a thought out once it is answered.
+        # The template may leave a thought out once it is answered, or write an empty one at the end alone.
         forms = (finished, renderings.finished_without_thought.text)
         finished = next((form for form in forms if form and text.startswith(form)), "")
-        if not finished:
-            return None
-        limit = len(finished)
+        limit = len(finished) if finished else len(text)
         # Calls stand between the content and the end of the turn; without them nothing does.
         tokens = {tokenizer.token_of(token) for token in tokenizer.end_ids}
         inner = {tokenizer.token_of(token) for token in profile.inner_ends}
@@ -106,6 +104,8 @@ def find_turn(
         stop = _stop(text, answer_stop, limit, ends, tokenizer)
         if stop == answer_stop:
             # A turn of calls may end as no other does.
+            if not finished:
+                return None
             stop = max(answer_stop, len(finished.rstrip()))
         return Turn(index, start, answer_stop, stop)
     ends = [end for end in profile.end_texts if text.startswith(end, answer_stop)]

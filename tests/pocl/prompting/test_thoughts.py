@@ -16,7 +16,7 @@ from pocl.prompting.thoughts import (
     thought_opened_in,
 )
 from pocl.samples.sample import Message, Sample, ToolCall
-from tests.pocl.prompting.chat_templates import CHATML
+from tests.pocl.prompting.chat_templates import CHATML, FAMILIES
 from tests.pocl.prompting.encoders import encoder_of, talk, with_day
 from tests.pocl.prompting.thinking_templates import THINKING_FAMILIES
 from tests.pocl.prompting.tokenizers import text_tokenizer
@@ -167,6 +167,19 @@ def test_calls_are_trained_with_the_end_of_their_own() -> None:
     assert spans == [called.removeprefix("<|start|>assistant"), "<|channel|>final<|message|>Because.<|return|>"]
     assert (result.counts.ends_added, result.counts.turns_unlabelled) == (0, 0)
     assert result.counts.left_out == {"reasoning_content": 1}
+
+
+@pytest.mark.parametrize("name", ["qwen 3", "qwen 2.5"])
+def test_calls_before_an_answer_are_trained_with_their_end(name: str) -> None:
+    tokenizer = text_tokenizer(FAMILIES[name].template, eos="<|im_end|>")
+    call = Message("assistant", "", tool_calls=(ToolCall("look", '{"at":"it"}'),))
+    talk = (Message("user", "Why?"), call, Message("tool", "There."), Message("assistant", "Because."))
+    result = encoder_of(tokenizer).encode([Sample(talk)])
+    encoded = result.samples[0]
+    called, answered = (tokenizer.decode(encoded.input_ids[start:stop]) for start, stop in encoded.response_spans)
+    assert called.strip() == '<tool_call>\n{"name": "look", "arguments": {"at": "it"}}\n</tool_call><|im_end|>'
+    assert answered.endswith("Because.<|im_end|>")
+    assert result.counts.turns_unlabelled == 0
 
 
 def test_tags_are_known_by_the_vocabulary_or_not_at_all() -> None:
