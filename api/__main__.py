@@ -24,7 +24,7 @@ from api.http_protocol import ConnectionTable, protocol_over
 from api.jobs.watcher import JobWatcher
 from domain import logs
 from domain.db import upgrade
-from domain.service_links import service_links
+from domain.service_links import log_service_links
 from domain.settings import Settings
 
 _GRACE_SECONDS = 10
@@ -98,8 +98,7 @@ def _serve() -> None:
 
 def _log_environment(settings: Settings) -> None:
     """Say what in the surroundings of the service is ignored, or wrong."""
-    if links := service_links(os.environ):
-        _log.warning("service_links_ignored", variables=links, hint="Kubernetes sets them for services named pocl.")
+    log_service_links(os.environ)
     if settings.home.is_dir() and settings.home.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         mode = oct(stat.S_IMODE(settings.home.stat().st_mode))
         _log.warning("home_open_to_others", home=str(settings.home), mode=mode, hint="Run: chmod 700 on it.")

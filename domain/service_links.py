@@ -8,6 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+import structlog
+
+_log = structlog.get_logger(__name__)
+
 _NAME: Final = re.compile(
     r"POCL_(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)",
     re.IGNORECASE,
@@ -27,3 +31,9 @@ def is_service_link(name: str, value: str) -> bool:
 def service_links(environment: Mapping[str, str]) -> list[str]:
     """The names of the variables of that form."""
     return sorted(name for name, value in environment.items() if is_service_link(name, value))
+
+
+def log_service_links(environment: Mapping[str, str]) -> None:
+    """Say which variables of that form are ignored, if there are any."""
+    if links := service_links(environment):
+        _log.warning("service_links_ignored", variables=links, hint="Kubernetes sets them for services named pocl.")

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from domain import logs
 from domain.artifacts import ArtifactStore
 from domain.db import Database
+from domain.service_links import log_service_links
 from domain.settings import Settings
 from domain.workers.models import Device
 from worker.app import celery_app
@@ -76,6 +77,7 @@ def _serve(settings: Settings, options: WorkerSettings) -> None:
 
 def _run(settings: Settings, options: WorkerSettings) -> None:
     logs.configure()
+    log_service_links(os.environ)
     # Where this signal has a receiver, Celery leaves logging alone.
     signals.setup_logging.connect(_keep_logging, weak=False)
     app = celery_app(_broker_url(settings), options.queue)
@@ -115,6 +117,7 @@ def _work_one(
 
 def _schedule(settings: Settings, options: WorkerSettings) -> None:
     logs.configure()
+    log_service_links(os.environ)
     doorbell = Doorbell(celery_app(_broker_url(settings), options.queue))
     database = Database(settings.database_url)
     shutdown = ShutdownSignal()

@@ -1,8 +1,9 @@
 """Variables that Kubernetes sets for services named `pocl` are told from settings by their form."""
 
 import pytest
+from structlog.testing import capture_logs
 
-from domain.service_links import is_service_link, service_links
+from domain.service_links import is_service_link, log_service_links, service_links
 from domain.settings import Settings
 
 LINKS = {
@@ -29,6 +30,14 @@ def test_links_are_told_from_settings() -> None:
 @pytest.mark.parametrize("value", ["tcp:/10.3.0.7", "http://10.3.0.7:8000", "tcp", ""])
 def test_a_port_of_another_form_is_a_setting(value: str) -> None:
     assert not is_service_link("POCL_PORT", value)
+
+
+def test_what_is_ignored_is_logged() -> None:
+    with capture_logs() as logged:
+        log_service_links(LINKS | SETTINGS | {"POCL_PORT": "8000"})
+        log_service_links(SETTINGS)
+    (line,) = logged
+    assert line["variables"] == sorted(set(LINKS) - {"POCL_PORT"})
 
 
 def test_links_set_no_port(monkeypatch: pytest.MonkeyPatch) -> None:

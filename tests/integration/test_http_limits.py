@@ -4,6 +4,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -248,6 +249,32 @@ def test_strangers_take_no_memory(process: ServiceProcess) -> None:
                 connection = held.enter_context(socket.create_connection((host, int(port))))
                 connection.sendall(start)
     assert peak_bytes(process.process.pid) - before < 48 * MEBIBYTE
+
+
+# Lowers its own limits, and serves as `python -m api serve` does.
+WITH_FEW_DESCRIPTORS = (
+    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 700)); sys.argv = ['api', 'serve'];"
+    " runpy.run_module('api', run_name='__main__', alter_sys=True)"
+)
+
+
+def test_limit_on_open_files_is_raised_and_shuts_nobody_out(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o755)
+    log = tmp_path / "log"
+    with serving(tmp_path / "home", log, program=("-c", WITH_FEW_DESCRIPTORS)) as process, ExitStack() as held:
+        port = int(process.address.rpartition(":")[2])
+        for _ in range(500):
+            held.enter_context(socket.create_connection(("127.0.0.1", port)))
+        with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) as probe:
+            probe.sendall(request("GET", "/healthz"))
+            assert probe.recv(65536).startswith(b"HTTP/1.1 200")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    (raised,) = (line for line in lines if line["event"] == "open_files_raised")
+    assert (raised["before"], raised["now"]) == (300, 700)
+    lowered = {line["setting"]: line["now"] for line in lines if line["event"] == "limit_lowered"}
+    assert lowered == {"POCL_MAX_CONNECTIONS": 188, "POCL_MAX_FOLLOWERS": 125}
+    assert [line["mode"] for line in lines if line["event"] == "home_open_to_others"] == ["0o755"]
+    assert any(line.get("reason") == "client_share_exceeded" for line in lines)
 
 
 def test_refusals_are_logged_and_bounded(process: ServiceProcess, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import random
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from api.client_shares import ClientShares
 from domain.artifacts import ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
@@ -18,7 +20,7 @@ from domain.jobs.leases import Claim, settle
 from domain.jobs.states import AttemptOutcome
 from domain.settings import Settings
 from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
-from tests.support.requests import expect_problem, submit
+from tests.support.requests import JSONL, LOOPBACK, expect_problem, jsonl, submit
 from tests.support.worker_actions import claim_queued_job
 
 WEIGHTS = random.Random(0).randbytes(200_000)
@@ -188,6 +190,25 @@ def test_missing_files_are_not_found(client: TestClient, app: FastAPI, stored: C
     app.state.store.remove(stored.store_key)
     expect_problem(client.get(f"{files}/config.json"), 404, "file_not_found")
     expect_problem(client.get(f"/v1/checkpoints/{stored.id}/manifest"), 404, "file_not_found")
+
+
+def test_transfers_are_shared_by_clients(client: TestClient, app: FastAPI, settings: Settings, files: str) -> None:
+    shares: ClientShares = app.state.transfers
+    with ExitStack() as held:
+        for _ in range(settings.max_transfers // 2):
+            held.enter_context(shares.hold("@testclient"))
+        for refused in (
+            client.get(f"{files}/config.json"),
+            client.post("/v1/datasets", content=jsonl(1), headers=JSONL),
+        ):
+            assert expect_problem(refused, 429, "client_share_exceeded")["retryable"] is True
+            assert refused.headers["retry-after"] == "5"
+        # Others are served, and so is what transfers no file.
+        other = TestClient(app, base_url=LOOPBACK, client=("10.0.0.9", 1))
+        assert other.get(f"{files}/config.json").content == FILES["config.json"]
+        assert client.get("/v1/jobs").status_code == 200
+    assert client.get(f"{files}/config.json").status_code == 200
+    assert shares.total == 0
 
 
 def test_an_unknown_checkpoint_is_not_found(client: TestClient) -> None:

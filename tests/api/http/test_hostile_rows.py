@@ -107,4 +107,4 @@ def test_a_compressed_body_is_refused(client: TestClient) -> None:
     for compression in ("gzip", "br", "zstd"):
         headers = JSONL | {"content-encoding": compression}
         response = client.post("/v1/datasets", content=b"\x1f\x8b\x08\x00" + bytes(range(256)), headers=headers)
-        expect_problem(response, 422, "dataset_invalid")
+        expect_problem(response, 415, "content_encoding_unsupported")
