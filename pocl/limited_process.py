@@ -79,13 +79,16 @@ class LimitedProcess:
         memory_bytes: address space that the process may take besides that which it has after its imports. Enforced on
             Linux alone.
         answer_bytes: size of an answer as JSON at most.
+        file_bytes: size of each file that the process writes at most; beyond it writing raises `OSError` (EFBIG).
     """
 
-    def __init__(self, module: str, *, memory_bytes: int, answer_bytes: int = 64 << 20) -> None:
+    def __init__(self, module: str, *, memory_bytes: int, answer_bytes: int = 64 << 20, file_bytes: int = 0) -> None:
         self._module = module
         self._memory_bytes = memory_bytes
         self._answer_bytes = answer_bytes
+        self._file_bytes = file_bytes
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
 
     def __enter__(self) -> Self:
         return self
@@ -139,6 +142,13 @@ class LimitedProcess:
             self.close()
             raise
 
+    def kill(self) -> None:
+        """Kill the process for good: a call of another thread, also one yet to begin, raises ProcessCrashed."""
+        self._killed = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process, if there is one."""
         process, self._process = self._process, None
@@ -154,7 +164,7 @@ class LimitedProcess:
         path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
         inherited = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT_ALLOWLIST}
         self._process = process = subprocess.Popen(
-            [sys.executable, "-P", "-s", "-m", __name__, self._module, str(self._memory_bytes)],
+            [sys.executable, "-P", "-s", "-m", __name__, self._module, str(self._memory_bytes), str(self._file_bytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -170,6 +180,8 @@ class LimitedProcess:
                 "TOKENIZERS_PARALLELISM": "false",
             },
         )
+        if self._killed:
+            process.kill()
         try:
             kind, received = _exchange(process, b"", deadline=time.monotonic() + _START_SECONDS, max_bytes=0)
         except TimeoutError:
@@ -258,7 +270,7 @@ def _exchange(
 # --- The child -------------------------------------------------------------------------------------------
 
 
-def _main(module: str, memory_bytes: int) -> None:
+def _main(module: str, memory_bytes: int, file_bytes: int) -> None:
     # The parent decides what a Ctrl-C in its terminal ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     output = os.dup(1)
@@ -268,7 +280,7 @@ def _main(module: str, memory_bytes: int) -> None:
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     try:
         answer: Callable[[Any], Any] = importlib.import_module(module).answer
-        _set_limits(memory_bytes)
+        _set_limits(memory_bytes, file_bytes)
     except Exception:  # noqa: BLE001 # Whatever an import raises, the parent is told.
         _send(output, _RAISED, _traceback())
         return
@@ -307,11 +319,11 @@ def _read_requests(requests: "SimpleQueue[bytes | None]") -> None:
     os._exit(0)
 
 
-def _set_limits(memory_bytes: int) -> None:
-    # No core dump and no file: nothing of what a client sent is left on the disk.
+def _set_limits(memory_bytes: int, file_bytes: int) -> None:
+    # No core dump, and no file that the parent does not know of: nothing of what a client sent is left on the disk.
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     if sys.platform == "linux":
         with open("/proc/self/statm", encoding="ascii") as file:
             size = int(file.read().split()[0]) * resource.getpagesize()
@@ -337,4 +349,4 @@ def _send(output: int, kind: bytes, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], int(sys.argv[2]))
+    _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

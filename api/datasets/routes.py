@@ -1,24 +1,22 @@
 """Data sets over HTTP: upload, list, get, delete."""
 
 from pathlib import PurePath
-from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from api.auth import Caller
 from api.client_shares import TRANSFER_ERRORS
 from api.datasets.multipart import MultipartInvalid
-from api.datasets.parameters import MAX_NAME_LENGTH, UploadParameters
+from api.datasets.parameters import MAX_NAME_LENGTH
 from api.datasets.schemas import DatasetPage, DatasetView
 from api.datasets.upload import (
     FORM_FIELDS,
     FORMATS_BY_MEDIA_TYPE,
     MULTIPART,
-    ReceivedUpload,
+    FileNotReadNow,
     StorageFull,
+    StoredUploadDep,
     UploadTooLarge,
-    UploadWriteDep,
-    raising_storage_full,
 )
 from api.dependencies import DatabaseDep, StoreDep
 from api.idempotency.keys import KEY_ERRORS
@@ -65,18 +63,13 @@ _UPLOAD_BODY = {
         UploadTooLarge,
         UnsupportedMediaType,
         StorageFull,
+        FileNotReadNow,
         *KEY_ERRORS,
         *TRANSFER_ERRORS,
     ),
     openapi_extra={"requestBody": _UPLOAD_BODY},
 )
-def upload_dataset(
-    upload: ReceivedUpload,
-    write: UploadWriteDep,
-    caller: Caller,
-    request: Request,
-    parameters: Annotated[UploadParameters, Query()],
-) -> Response:
+def upload_dataset(upload: StoredUploadDep, caller: Caller, request: Request) -> Response:
     """Send a file as the body, or as the part `file` of a form whose other fields are the parameters: JSONL, a JSON
     array, CSV or Parquet, also in gzip. Its rows are instructions with answers, messages, ShareGPT conversations or
     prompts with completions; format and form are detected unless given.
@@ -84,15 +77,11 @@ def upload_dataset(
     Every row is checked. Rows that are no samples are named (`dataset_invalid`), and then nothing is stored, unless
     they are to be skipped. The response says what was detected, which columns no form uses, and what was skipped.
     """
-    parameters = parameters.with_form_fields(upload.form_fields)
-    file = ingestion.UploadedFile(upload.path, parameters.read_options(), upload.format_hint)
-    with raising_storage_full():
-        stored = ingestion.store_dataset(file, upload.publish)
-    name = parameters.name or _printable_name(upload.filename) or "untitled"
-    with write.transaction() as session:
-        row = ingestion.add_dataset(session, stored, project=caller.project, name=name)
+    name = upload.parameters.name or _printable_name(upload.filename) or "untitled"
+    with upload.write.transaction() as session:
+        row = ingestion.add_dataset(session, upload.dataset, project=caller.project, name=name)
         location = location_of(request, "get_dataset", dataset_id=row.id)
-        return write.respond(DatasetView.model_validate(row), status=201, location=location)
+        return upload.write.respond(DatasetView.model_validate(row), status=201, location=location)
 
 
 @router.get("", summary="List data sets")

@@ -4,28 +4,38 @@ nothing behind.
 
 import json
 import os
+import shutil
 import tempfile
 import time
+from asyncio import create_task, wait
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final
 
-from anyio import CancelScope
+import structlog
+from anyio import CancelScope, CapacityLimiter
+from anyio.lowlevel import RunVar
 from anyio.to_thread import run_sync
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
+from starlette.requests import ClientDisconnect
 
 from api.auth import Caller
 from api.content_encoding import refuse_content_encoding
 from api.datasets.multipart import MultipartFile
+from api.datasets.parameters import UploadParameters
 from api.dependencies import DatabaseDep, SettingsDep, StoreDep, TransferSlot
 from api.idempotency.writes import HeldKey, IdempotentWrite, fingerprint_request
 from api.sessions import TransactionSlot
 from domain.artifacts import ArtifactStore
-from domain.errors import ApiError, BodyTooLarge, UnsupportedMediaType
+from domain.datasets.ingestion import StoredDataset, UploadedFile, store_dataset
+from domain.errors import ApiError, BodyTooLarge, Unavailable, UnsupportedMediaType
 from domain.settings import Settings
 from pocl.errors import is_disk_full
+from pocl.limited_process import ProcessCrashed
 from pocl.samples.file_formats import format_of_name
+from pocl.samples.limited_storing import SampleStorer, StoringCancelled
 from pocl.spec import FileFormat
 from pocl.storage.manifest import ManifestFile, sha256_of
 
@@ -47,6 +57,10 @@ _WRITE_BYTES = 1 << 20
 _MULTIPART_OVERHEAD = 1 << 16
 """Bytes of boundaries and part headers that a form may have besides its file."""
 _STALE_SECONDS = 24 * 3600
+_MAX_READERS: Final = 2
+"""Uploaded files that one API process reads at a time; further ones wait, without a thread."""
+_readers: RunVar[CapacityLimiter] = RunVar("upload_readers")
+_log = structlog.get_logger(__name__)
 
 
 class UploadTooLarge(BodyTooLarge):
@@ -61,6 +75,12 @@ class StorageFull(ApiError):
     status = 507
     code = "storage_full"
     retryable = True
+
+
+class FileNotReadNow(Unavailable):
+    """The process that reads the file died, maybe for want of memory: send it again."""
+
+    code = "file_not_read_now"
 
 
 class Upload:
@@ -134,14 +154,77 @@ async def _receive_upload(
 ReceivedUpload = Annotated[Upload, Depends(_receive_upload, scope="function")]
 
 
+@dataclass(frozen=True)
+class StoredUpload:
+    """An upload whose samples are in the artifact store; they are removed again if the request fails."""
+
+    parameters: UploadParameters
+    filename: str | None
+    """The name of the file in a multipart form."""
+    dataset: StoredDataset
+    write: IdempotentWrite
+    """Makes the data set once for each `Idempotency-Key`."""
+
+
+async def _read_upload(
+    request: Request, upload: ReceivedUpload, parameters: Annotated[UploadParameters, Query()]
+) -> tuple[UploadParameters, StoredDataset]:
+    """Read the spooled file and publish its samples, until the client is gone. It takes minutes for a large file, in
+    which it holds neither a transaction nor one of the threads that answer others.
+
+    Raises:
+        FileNotReadNow: the process that reads it died.
+    """
+    parameters = parameters.with_form_fields(upload.form_fields)
+    file = UploadedFile(upload.path, parameters.read_options(), upload.format_hint)
+    storer = SampleStorer(upload.path)
+    try:
+        readers = _readers.get()
+    except LookupError:
+        readers = CapacityLimiter(_MAX_READERS)
+        _readers.set(readers)
+
+    def store() -> StoredDataset:
+        return store_dataset(file, upload.publish, storer=storer)
+
+    try:
+        with raising_storage_full():
+            async with _cancelling_on_disconnect(request, storer):
+                return parameters, await run_sync(store, limiter=readers)
+    except StoringCancelled:
+        raise ClientDisconnect from None
+    except ProcessCrashed as error:
+        _log.error("upload_reader_crashed", error=str(error), log=error.log)
+        raise FileNotReadNow from error
+
+
 async def _prepare_write(
-    upload: ReceivedUpload, claim: HeldKey, database: DatabaseDep, _slot: TransactionSlot
-) -> IdempotentWrite:
-    return IdempotentWrite(database, claim, upload.fingerprint)
+    upload: ReceivedUpload,
+    claim: HeldKey,
+    database: DatabaseDep,
+    read: Annotated[tuple[UploadParameters, StoredDataset], Depends(_read_upload, scope="function")],
+    _slot: TransactionSlot,
+) -> StoredUpload:
+    parameters, dataset = read
+    return StoredUpload(parameters, upload.filename, dataset, IdempotentWrite(database, claim, upload.fingerprint))
 
 
-UploadWriteDep = Annotated[IdempotentWrite, Depends(_prepare_write, scope="function")]
-"""Makes a data set once for each `Idempotency-Key`."""
+StoredUploadDep = Annotated[StoredUpload, Depends(_prepare_write, scope="function")]
+
+
+@asynccontextmanager
+async def _cancelling_on_disconnect(request: Request, storer: SampleStorer) -> AsyncIterator[None]:
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        storer.cancel()
+
+    task = create_task(watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await wait({task})
 
 
 @contextmanager
@@ -164,11 +247,15 @@ def spool_directory(settings: Settings) -> Path:
 
 
 def remove_stale_spool_files(settings: Settings) -> None:
-    """Remove the spool files that killed processes left behind a day ago or more."""
-    for file in spool_directory(settings).glob("*"):
+    """Remove what killed processes left behind a day ago or more: spool files, and what was unpacked of them."""
+    for entry in spool_directory(settings).glob("*"):
         with suppress(FileNotFoundError):
-            if time.time() - file.stat().st_mtime > _STALE_SECONDS:
-                file.unlink()
+            if time.time() - entry.stat().st_mtime <= _STALE_SECONDS:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink()
 
 
 def _create_spool_file(directory: Path) -> Path:

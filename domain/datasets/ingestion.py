@@ -10,7 +10,8 @@ from domain.datasets import repository
 from domain.datasets.models import Dataset
 from domain.errors import engine_refusals
 from domain.ids import new_id
-from pocl.samples.reading import ReadReport, store_samples
+from pocl.samples.limited_storing import SampleStorer
+from pocl.samples.reading import ReadReport
 from pocl.spec import FileFormat, ReadOptions
 from pocl.storage.manifest import ManifestFile, sha256_of
 
@@ -37,22 +38,27 @@ class StoredDataset:
     file: ManifestFile
 
 
-def store_dataset(upload: UploadedFile, publish: Callable[[Path, str], ManifestFile]) -> StoredDataset:
+def store_dataset(
+    upload: UploadedFile, publish: Callable[[Path, str], ManifestFile], *, storer: SampleStorer
+) -> StoredDataset:
     """Read an uploaded file and publish its samples: the long part of an upload, which needs no transaction.
 
     The samples are written beside the file first.
 
     Args:
         publish: stores a file under a key of the artifact store.
+        storer: of the file; another thread may cancel it.
 
     Raises:
         EngineRefusal: the file cannot be read, holds no sample, or has rows that are none, of which the first 20 are
             named; nothing is published then.
+        ProcessCrashed: the process that read it died.
+        StoringCancelled: `storer` was cancelled.
     """
     samples = upload.path.with_name(f"{upload.path.name}.samples")
     try:
         with engine_refusals():
-            report = store_samples(upload.path, samples, upload.options, hint=upload.format_hint)
+            report = storer.store(samples, upload.options, hint=upload.format_hint)
         dataset_id = new_id("ds")
         key = f"datasets/{dataset_id}.jsonl"
         size, digest = upload.path.stat().st_size, sha256_of(upload.path)

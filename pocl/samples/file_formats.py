@@ -69,6 +69,16 @@ class RowSource:
         return "line" if self.format in ("jsonl", "csv") else "row"
 
 
+def is_gzip(path: Path) -> bool:
+    """Whether the content of a file begins as gzip does.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_GZIP)) == _GZIP
+
+
 def format_of_name(name: str) -> FileFormat | None:
     """The format that the name of a file says, with or without `.gz`."""
     return _EXTENSIONS.get(Path(name.lower().removesuffix(".gz")).suffix)

@@ -26,6 +26,7 @@ class RowsInvalid(DatasetInvalid):
     """Rows of a data file are no samples; the message names the first of them, and so do the field errors."""
 
     def __init__(self, report: "ReadReport") -> None:
+        self.report = report
         unit = report.unit
         named = [
             f"{unit} {each.pointer.rpartition('/')[2]}: {each.detail.rstrip('.')} ({each.code})"

@@ -87,8 +87,8 @@ def test_thousands_of_requests_are_answered_as_documented(
     # To reproduce a failure; pytest shows it with a failure, and with -s.
     sys.stdout.write(f"seed {seed}\n")
     report = fuzz(
-        target, tmp_path, seed=seed, examples=30 if is_fixed else 20, phases="examples,coverage,fuzzing,stateful"
+        target, tmp_path, seed=seed, examples=20 if is_fixed else 12, phases="examples,coverage,fuzzing,stateful"
     )
     assert {phase["status"] for phase in report["phases"].values()} <= {"success", "skip"}
     sys.stdout.write(f"{report['test_cases']}\n")
-    assert report["test_cases"]["generated"] >= (3000 if is_fixed else 2000)
+    assert report["test_cases"]["generated"] >= (2500 if is_fixed else 1500)

@@ -68,6 +68,22 @@ def test_aborted_upload_leaves_nothing(server: str, place: Path) -> None:
     assert httpx2.get(f"{server}/v1/datasets").json()["data"] == before
 
 
+def test_reading_of_an_upload_ends_with_its_client_and_delays_nobody(server: str, place: Path) -> None:
+    before = httpx2.get(f"{server}/v1/datasets").json()["data"]
+    host, port = server.removeprefix("http://").split(":")
+    # Each row is refused by itself: that takes ten seconds and more.
+    body = b"{}\n" * (4 << 20)
+    head = f"POST /v1/datasets HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/jsonl\r\n"
+    spool = place / "home" / "uploads"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        eventually(lambda: any(spool.glob("*.samples")), what="the file is read")
+        assert httpx2.get(f"{server}/v1/datasets").json()["data"] == before
+        assert any(spool.glob("*.samples"))
+    eventually(lambda: not any(spool.iterdir()), what="the upload is taken back")
+    assert httpx2.get(f"{server}/v1/datasets").json()["data"] == before
+
+
 def test_path_traversal_in_a_raw_request_is_not_found(server: str) -> None:
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:

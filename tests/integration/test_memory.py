@@ -16,7 +16,6 @@ from tests.support.process_memory import MEBIBYTE, peak_bytes
 from tests.support.requests import JSONL, write_model
 
 GOOD = b'{"instruction": "Count to three.", "output": "One, two, three."}\n'
-BAD = b'{"output": "One, two, three."}\n'
 # What a process of this kind may take at once, the interpreter and its libraries included.
 ADDRESS_SPACE = 768 * MEBIBYTE
 
@@ -54,34 +53,10 @@ def repeated(line: bytes, times: int) -> Iterator[bytes]:
         yield piece
 
 
-LINES = [10**5, pytest.param(4 * 10**5, marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("lines", LINES)
-def test_many_lines_are_read_one_at_a_time(service: MeasuredService, lines: int) -> None:
-    answer, grown = service.send(repeated(GOOD, lines))
-    assert (answer.status_code, answer.json()["rows"]) == (201, lines)
-    assert grown < 16 * MEBIBYTE
-
-
-@pytest.mark.parametrize("lines", LINES)
-def test_many_invalid_lines_are_counted_and_not_collected(service: MeasuredService, lines: int) -> None:
-    answer, grown = service.send(repeated(BAD, lines))
+def test_large_upload_is_never_held_in_memory(service: MeasuredService) -> None:
+    answer, grown = service.send(repeated(b"x" * 1024, 128 * 1024))
     assert answer.status_code == 422
-    assert answer.json()["detail"].startswith(f"{lines} of {lines} rows")
-    assert len(answer.json()["errors"]) == 20
-    assert grown < 16 * MEBIBYTE
-
-
-@pytest.mark.parametrize("character", [b"x", b"[", b'"', b"\0", b" "], ids=repr)
-def test_huge_line_is_never_held_in_memory(service: MeasuredService, character: bytes) -> None:
-    answer, grown = service.send(repeated(character * 1024, 128 * 1024))
-    assert answer.status_code == 422
-    if character == b"[":
-        # An array that nests without end is no row that could be named.
-        assert "nested" in answer.json()["detail"]
-    else:
-        assert [error["code"] for error in answer.json()["errors"]] == ["line_too_long"]
+    assert [error["code"] for error in answer.json()["errors"]] == ["line_too_long"]
     assert grown < 16 * MEBIBYTE
 
 
