@@ -47,9 +47,9 @@ class AccessLog:
                 "level": "info" if status is None or status < 500 else "warning",
                 "status": status,
                 **fields,
-                "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+                "timestamp": datetime.now(UTC),
             },
-            option=orjson.OPT_APPEND_NEWLINE,
+            option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z,
         )
         self._lines.append(line)
         self._bytes += len(line)

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import ipaddress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
@@ -67,14 +68,15 @@ class AuthenticationMiddleware:
     def __init__(self, app: ASGIApp, api_key: SecretStr | None) -> None:
         self._app = app
         self._key_digest = None if api_key is None else _digest(api_key.get_secret_value().encode())
+        # One for all requests: the static key names nobody in particular.
+        self._principal = Principal(project="default", key_id=None if api_key is None else "static")
         self._throttle = LogThrottle()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is None:
-                key_id = None if self._key_digest is None else "static"
-                scope["state"]["principal"] = Principal(project="default", key_id=key_id)
+                scope["state"]["principal"] = self._principal
             elif not _is_open(path_below_prefix(scope)):
                 self._log_refusal(refusal, scope)
                 await problem_response(Request(scope), Unauthenticated())(scope, receive, send)
@@ -167,6 +169,8 @@ def _is_local(headers: Headers) -> bool:
     return all(urlsplit(origin).netloc == hosts[0] and _is_loopback_name(origin) for origin in origins)
 
 
+# Nearly all requests have one of a few names; a stranger fills the cache with 64 of at most 64 KiB.
+@lru_cache(maxsize=64)
 def _is_loopback_name(url: str) -> bool:
     try:
         name = urlsplit(url).hostname

@@ -120,17 +120,18 @@ class _Exchange:
         message["headers"] = headers
 
     def access_fields(self) -> dict[str, Any]:
-        route = self._route()
-        return {
+        fields = {
             "method": self._scope["method"],
-            "route": route,
-            **({} if route else {"path": path_below_prefix(self._scope)[:_MAX_LOGGED_PATH]}),
+            "route": self._route(),
             "milliseconds": round((time.perf_counter() - self._began) * 1000, 2),
             "bytes_in": self._bytes_in,
             "bytes_out": self._bytes_out,
             "request_id": self.request_id,
             **self._sender(),
         }
+        if fields["route"] is None:
+            fields["path"] = path_below_prefix(self._scope)[:_MAX_LOGGED_PATH]
+        return fields
 
     def audit_fields(self) -> dict[str, Any]:
         """Who did what to which object."""
