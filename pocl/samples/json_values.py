@@ -3,6 +3,7 @@
 They are told apart by brackets and strings alone, a piece of the file at a time; each is parsed by itself.
 """
 
+import codecs
 import re
 from collections.abc import Iterator
 from typing import BinaryIO, Final
@@ -46,7 +47,7 @@ class _Splitter:
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
         position = 0
         if self._is_array is None:
-            chunk = chunk.lstrip()
+            chunk = chunk.removeprefix(codecs.BOM_UTF8).lstrip()
             if not chunk:
                 return
             self._is_array = chunk.startswith(b"[")
