@@ -1,5 +1,6 @@
 """Jobs over HTTP: submit, list, and the results of a job."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -46,6 +47,7 @@ from domain.errors import SPEC_ERRORS, JobNotFound, NotFound, QuotaExceeded, Unp
 from domain.jobs import repository, submission
 from domain.jobs.models import Job, JobArtifact
 from domain.jobs.states import JobStatus
+from pocl.spec import DistillationSpec
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, route_class=StrictJsonRoute)
 
@@ -93,6 +95,12 @@ class ArtifactNotProduced(NotFound):
     code = "artifact_not_produced"
 
 
+class ArtifactNotPlanned(NotFound):
+    """A job with this specification does not produce this."""
+
+    code = "artifact_not_planned"
+
+
 def _artifact_responses(media_type: str) -> dict[int | str, dict[str, Any]]:
     return {
         **download_responses(media_type),
@@ -100,6 +108,7 @@ def _artifact_responses(media_type: str) -> dict[int | str, dict[str, Any]]:
             JobNotFound,
             ArtifactNotReady,
             ArtifactNotProduced,
+            ArtifactNotPlanned,
             ArtifactFileNotFound,
             RangeNotSatisfiable,
             ArtifactDamaged,
@@ -262,7 +271,8 @@ def download_job_ranking(
     that did not rank has the ranking of its nearest ancestor.
     """
     job = repository.get_job(session, caller.project, job_id)
-    return _serve_artifact(job, repository.find_ranking(session, job), request, store)
+    ranking = None if "ranking" in _never_made(job) else repository.find_ranking(session, job)
+    return _serve_artifact(job, ranking, "ranking", request, store)
 
 
 @router.get(
@@ -278,7 +288,7 @@ def download_job_answers(
     scored on, one JSON object a line, with its scores; of samples without a reference the answers alone.
     """
     job = repository.get_job(session, caller.project, job_id)
-    return _serve_artifact(job, repository.get_artifact(session, job.id, "answers"), request, store)
+    return _serve_artifact(job, repository.get_artifact(session, job.id, "answers"), "answers", request, store)
 
 
 @router.get(
@@ -292,7 +302,7 @@ def download_job_result(
 ) -> Response:
     """The scores of teacher, initial student, each stage and the final student."""
     job = repository.get_job(session, caller.project, job_id)
-    return _serve_artifact(job, repository.get_artifact(session, job.id, "result"), request, store)
+    return _serve_artifact(job, repository.get_artifact(session, job.id, "result"), "result", request, store)
 
 
 @router.get(
@@ -304,10 +314,18 @@ def download_job_result(
 def show_job_report(session: ReadSession, caller: Caller, job_id: JobId, request: Request, store: StoreDep) -> Response:
     """The result of the job as an HTML page with plots."""
     job = repository.get_job(session, caller.project, job_id)
-    return _serve_artifact(job, repository.get_artifact(session, job.id, "report"), request, store)
+    return _serve_artifact(job, repository.get_artifact(session, job.id, "report"), "report", request, store)
 
 
-def _serve_artifact(job: Job, artifact: JobArtifact | None, request: Request, store: ArtifactStore) -> Response:
+def _serve_artifact(
+    job: Job, artifact: JobArtifact | None, kind: str, request: Request, store: ArtifactStore
+) -> Response:
     if artifact is None:
+        if kind in (never := _never_made(job)):
+            raise ArtifactNotPlanned(never[kind])
         raise ArtifactNotProduced if job.ended else ArtifactNotReady
     return serve_file(store, artifact.store_key, artifact.sha256, artifact.size_bytes, request)
+
+
+def _never_made(job: Job) -> Mapping[str, str]:
+    return DistillationSpec.model_validate(job.spec).artifacts_never_made

@@ -69,6 +69,16 @@ class DistillationSpec(FrozenModel):
         return ranker.model if isinstance(ranker, ModelRanker) and self.curriculum.uses_ranking else None
 
     @property
+    def artifacts_never_made(self) -> Mapping[str, str]:
+        """Why a run makes no such file, a sentence by kind of artifact."""
+        data, never = self.data, dict[str, str]()
+        if not self.curriculum.uses_ranking:
+            never["ranking"] = "No order of the samples is used, so none are ranked."
+        if not (data.validation or data.test or data.split or self.evaluation.sets):
+            never["answers"] = "No samples are held out, so none are answered."
+        return never
+
+    @property
     def model_refs(self) -> dict[str, ModelRef]:
         """All models that are read, by the pointer to each."""
         refs = {"/teacher": self.teacher, "/student": self.student, RANKING_MODEL_POINTER: self.ranking_model}

@@ -77,8 +77,9 @@ def filter_failure(
     case: AnyCase,  # noqa: ARG001 - likewise
     response: Response,
 ) -> bool:
-    """Ignore that a new job has no artifacts yet, although it is available."""
-    not_yet = response.status_code == 404 and response.json().get("code") == "artifact_not_ready"
+    """Ignore that a new job has no artifacts yet, or never will, although it is available."""
+    without = {"artifact_not_ready", "artifact_not_planned"}
+    not_yet = response.status_code == 404 and response.json().get("code") in without
     return not (not_yet and isinstance(failure, EnsureResourceAvailability))
 
 

@@ -367,6 +367,25 @@ def test_an_artifact_of_a_job_that_ended_without_it_was_not_produced(client: Tes
         expect_problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artifact_not_produced")
 
 
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize(
+    ("resource", "changes", "reason"),
+    [
+        ("ranking", {"curriculum": {"stages": 1}}, "none are ranked"),
+        ("ranking", {"curriculum": {"control": {"kind": "all_samples"}}}, "none are ranked"),
+        ("answers", {}, "none are answered"),
+    ],
+)
+def test_an_artifact_that_the_specification_does_not_ask_for_is_not_said_to_come(
+    resource: str, changes: dict[str, Any], reason: str, ended: bool, client: TestClient, dataset: str
+) -> None:
+    job_id = submit(client, dataset, spec=specification(dataset) | changes)["id"]
+    if ended:
+        client.post(f"/v1/jobs/{job_id}/cancel")
+    problem = expect_problem(client.get(f"/v1/jobs/{job_id}/{resource}"), 404, "artifact_not_planned")
+    assert reason in problem["detail"]
+
+
 def test_a_job_that_no_worker_claimed_has_no_attempt_and_an_empty_log(client: TestClient, dataset: str) -> None:
     job_id = submit(client, dataset)["id"]
     assert client.get(f"/v1/jobs/{job_id}/attempts").json()["data"] == []
