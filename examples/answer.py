@@ -18,8 +18,7 @@ def main(directory: str, *questions: str) -> None:
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        # The directory bounds the whole text; to set one bound alone keeps transformers from a warning.
-        answer = model.generate(**prompt, max_new_tokens=24, max_length=None, do_sample=False)
+        answer = model.generate(**prompt, max_new_tokens=24, do_sample=False)
         text = tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip()
         print(f"{question}\n  " + text.replace("\n", "\n  "))
 

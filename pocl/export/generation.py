@@ -13,6 +13,9 @@ from pocl.models.heads import head_vocabulary_size
 _PAD_TOKENS: Final = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|finetune_right_pad_id|>", "<pad_token>")
 """Names under which vocabularies have a token that pads and nothing else."""
 
+MAX_NEW_TOKENS: Final = 32768
+"""The most tokens of an answer that ends by none: no longer sample is trained on."""
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -33,7 +36,9 @@ _ALWAYS: Final[dict[str, Callable[[Any], bool]]] = {
     "no_repeat_ngram_size": lambda value: isinstance(value, int) and value >= 0,
 }
 """Settings that mean something for greedy answers too."""
-_REPLACED: Final = {"eos_token_id", "bos_token_id", "pad_token_id", "max_length", "do_sample", "transformers_version"}
+_REPLACED: Final = {
+    "eos_token_id", "bos_token_id", "pad_token_id", "max_length", "max_new_tokens", "do_sample", "transformers_version",
+}  # fmt: skip
 """Settings of which the exported config has a value of its own."""
 
 
@@ -65,8 +70,8 @@ def exported_generation(
 
     Kept are sampling settings where answers are sampled and their values are ones that `generate` takes, and penalties.
     Left out is what would keep an answer from ending (`min_length`, `suppress_tokens`, ...), or fits the machine of the
-    model's authors alone. `max_length` is the model's own where its positions suffice, else all its positions: without
-    one `generate` ends each answer at 20 tokens.
+    model's authors alone. `max_new_tokens` is half of what the model's own `max_length` or its positions allow: without
+    a limit `generate` ends each answer at 20 tokens, and with `max_length` it warns whoever gives `max_new_tokens`.
 
     Args:
         end_ids: The tokens that end an answer in the template that the student was taught with. The end-of-sequence
@@ -88,7 +93,7 @@ def exported_generation(
         bos_token_id=begin if isinstance(begin, int) and 0 <= begin < vocabulary else None,
         eos_token_id=ends if len(ends) > 1 else ends[0] if ends else None,
         pad_token_id=_pad_id(model, tokenizer, ends, taught=set(end_ids), vocabulary=vocabulary),
-        max_length=_max_length(model, own),
+        max_new_tokens=_max_new_tokens(model, own),
         **({"stop_strings": [stop_text]} if stop_text else {}),
     )
     replaced = _REPLACED | ({"stop_strings"} if stop_text else set())
@@ -122,11 +127,10 @@ def _pad_id(
     return next((id_ for id_ in (*(id_ for id_ in candidates if id_ not in begin), *ends)), None)
 
 
-def _max_length(model: PreTrainedModel, own: GenerationConfig) -> int | None:
+def _max_new_tokens(model: PreTrainedModel, own: GenerationConfig) -> int:
     positions = getattr(model.config, "max_position_embeddings", None)
-    positions = positions if isinstance(positions, int) and positions > 0 else None
-    given = own.max_length
+    positions = positions if isinstance(positions, int) and positions > 0 else MAX_NEW_TOKENS * 2
     # 20 is what earlier versions of transformers wrote for a config that says nothing.
-    if isinstance(given, int) and given > 20 and (positions is None or given <= positions):
-        return given
-    return positions
+    given = own.max_length if isinstance(own.max_length, int) and 20 < own.max_length <= positions else positions
+    # The other half is the prompt's: past its last position a model fails.
+    return max(1, min(given // 2, MAX_NEW_TOKENS))

@@ -163,7 +163,7 @@ def test_config_says_whether_embeddings_are_tied(stored: str, configured: bool, 
 
 
 _READ = """
-import json, sys, torch
+import json, sys, torch, warnings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 directory, text = sys.argv[1:]
 model, info = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, output_loading_info=True)
@@ -171,12 +171,18 @@ tokenizer = AutoTokenizer.from_pretrained(directory)
 ids = torch.arange(3, 43)[None]
 with torch.no_grad():
     logits = model.eval()(ids).logits[0, -1].tolist()
+    mask = torch.ones_like(ids[:, :8])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        new = [model.generate(ids[:, :8], attention_mask=mask, do_sample=False, max_new_tokens=2).shape[1] - 8]
+    new += [model.generate(ids[:, :8], attention_mask=mask, do_sample=False).shape[1] - 8]
 print(json.dumps({
     "logits": logits, "missing": sorted(info["missing_keys"]), "ids": tokenizer(text)["input_ids"],
     "chat": tokenizer.apply_chat_template(
         [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
     ),
-    "eos": model.generation_config.eos_token_id, "special": tokenizer.all_special_tokens,
+    "eos": model.generation_config.eos_token_id, "special": tokenizer.all_special_tokens, "new": new,
+    "caught": [str(each.message) for each in caught],
 }))
 """
 
@@ -195,6 +201,9 @@ def test_4_57_reads_the_same_model_and_tokenizer(name: str, tmp_path: Path) -> N
     with torch.no_grad():
         logits = model(torch.arange(3, 43)[None]).logits[0, -1]
     assert read["missing"] == []
+    assert read["caught"] == []
+    assert "max_new_tokens" not in done.stderr, done.stderr
+    assert (read["new"][0] <= 2, read["new"][1] <= 64) == (True, True)
     torch.testing.assert_close(torch.tensor(read["logits"]), logits, rtol=1e-4, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert read["ids"] == tokenizer(text)["input_ids"]

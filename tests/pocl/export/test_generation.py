@@ -1,5 +1,6 @@
 """An exported student stops where it was taught to stop, under plain `generate()` with nothing given."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,34 @@ def test_answer_ends_without_a_limit_of_twenty_tokens(tmp_path: Path) -> None:
     assert answer_of(tmp_path) == list(range(START + 1, START + 101))
 
 
+@pytest.mark.parametrize("options", [{"max_new_tokens": 3}, {"max_new_tokens": 3, "do_sample": False}, {}])
+def test_plain_calls_of_generate_are_not_warned(
+    options: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    save_model(certain_student(len(tokenizer)), tokenizer, tmp_path, end_ids=[TAUGHT_END])
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+    # Its messages have a handler of their own, and do not reach the one of pytest.
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    prompt = torch.tensor([[30, 31, START]])
+    ids = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    new = ids.shape[1] - prompt.shape[1]
+    assert new == options.get("max_new_tokens", TAUGHT_END - START)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("own", [None, 64, 10_000])
+@pytest.mark.parametrize("positions", [48, 512])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_answer_without_an_end_stays_within_the_positions(own: int | None, positions: int) -> None:
+    tokenizer = byte_tokenizer(CHATML)
+    model = certain_student(len(tokenizer), positions=positions, generation=generation_config(max_length=own))
+    exported = exported_generation(model, tokenizer).config
+    assert exported.max_length is None
+    # A prompt of half the positions leaves room for it.
+    assert exported.max_new_tokens == min(own if own is not None and own <= positions else positions, positions) // 2
+
+
 def test_end_that_is_no_special_token_ends_and_stays_no_special_token(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(CHATML)
     tokenizer.add_tokens([AddedToken("<turn_end>", special=False)])
@@ -143,7 +172,7 @@ def test_sampling_of_the_student_stays_and_what_is_left_out_is_named() -> None:
     kept = exported.config.to_diff_dict()
     assert (kept["do_sample"], kept["temperature"], kept["top_p"]) == (True, 0.6, 0.9)
     assert kept["repetition_penalty"] == 1.05
-    assert exported.left_out == ("max_new_tokens", "min_new_tokens")
+    assert exported.left_out == ("min_new_tokens",)
 
 
 ids = st.one_of(st.none(), st.integers(-1, 70))
