@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from transformers import PreTrainedModel
@@ -14,6 +14,7 @@ from pocl.events import Sink, Warned
 from pocl.inspect import check_sequence_length
 from pocl.losses.buffers import LossExecution
 from pocl.models.digest import DigestStore
+from pocl.models.hub import HubClient
 from pocl.models.loading import LazyModel, load_lazily, shared_vocabulary, token_limits
 from pocl.models.packed import reason_not_to_pack
 from pocl.models.precision import Precision
@@ -45,6 +46,8 @@ class RankerSetup:
     precision: Precision
     sizes: RunSizes
     digests: DigestStore
+    hub: HubClient
+    """Where a model on the Hub that ranks comes from."""
     sink: Sink
     should_stop: ShouldStop
 
@@ -65,7 +68,8 @@ def choose_ranker(spec: DistillationSpec, setup: RankerSetup) -> MeasuredModel:
             # It is scored next, and its hidden states are computed.
             return _frozen(models.teacher, release=False)
         case ModelRanker():
-            return _frozen(_load(ranker.model, spec, setup), release=True)
+            model = _load(ranker.model, spec, setup)
+            return replace(_frozen(model, release=True), origin=model.origin)
         case WarmStudentRanker():
             return _warm_student(ranker, spec, setup)
         case ColumnRanker():
@@ -95,7 +99,9 @@ def _frozen(model: LazyModel, *, release: bool) -> MeasuredModel:
 def _load(ref: ModelRef, spec: DistillationSpec, setup: RankerSetup) -> LazyModel:
     precision, student = setup.precision, setup.models.student
     model = fit_or_refuse(
-        lambda: load_lazily(ref, device=precision.device, dtype=precision.weights, digests=setup.digests),
+        lambda: load_lazily(
+            ref, device=precision.device, dtype=precision.weights, digests=setup.digests, hub=setup.hub
+        ),
         "The model that ranks",
     )
     positions = getattr(model.structure.config, "max_position_embeddings", None)

@@ -10,6 +10,7 @@ from pocl.determinism import is_without_deterministic_kernel
 from pocl.errors import DiskFull, EngineFailure, FieldError, OutOfMemory, PoclError, SpecInvalid, is_disk_full
 from pocl.events import Event, RunEnded, Sink, StepLogged
 from pocl.layout import CACHE_DIR, EVENTS_FILE
+from pocl.models.hub import HubClient, HuggingFaceHub
 from pocl.pipeline.context import RunContext, RunHost
 from pocl.pipeline.phases import run_phases
 from pocl.report.result import Result
@@ -28,6 +29,7 @@ def run(
     shared_cache: SharedCache | None = None,
     should_pause: ShouldStop = lambda: False,
     posted_spec: DistillationSpec | None = None,
+    hub: HubClient | None = None,
 ) -> Result:
     """Distil as `spec` says, in `workdir`, or continue the run that `workdir` holds.
 
@@ -42,6 +44,7 @@ def run(
         should_pause: Polled at the end of each stage but the last; once it is true the run stops there, as above.
         posted_spec: The specification before its names became paths of this machine; `spec` unless given. A run that
             goes on from a training state knows by it which inputs another specification may have changed.
+        hub: Where models and data sets of the Hub come from; the Hub itself unless given.
 
     Raises:
         PoclError: whose class says what went wrong. The last event is then a `RunEnded` with the same code.
@@ -52,7 +55,7 @@ def run(
         try:
             resources.enter_context(lock_workdir(workdir))
             tracker.sink = resources.enter_context(EventLog(workdir / EVENTS_FILE, sink))
-            host = RunHost(workdir, tracker, cache, resources, should_stop, should_pause)
+            host = RunHost(workdir, tracker, cache, resources, should_stop, should_pause, hub or HuggingFaceHub())
             result = run_phases(RunContext(spec, posted_spec or spec, host))
             cache.unpin()
             return result

@@ -8,7 +8,6 @@ import transformers
 
 from pocl.export.model_card import SamplesUsed
 from pocl.models.digest import tokenizer_digest
-from pocl.models.hub import revision_key
 from pocl.models.loading import LazyModel, LoadedModel
 from pocl.prepare import Models
 from pocl.samples.sample import Sample
@@ -64,12 +63,7 @@ def model_inputs(spec: DistillationSpec, models: Models) -> RunInputs:
         "tokenizer": RunInput(digest=tokenizer_digest(models.tokenizer), computed_by=version, reference=reference),
         "chat template": RunInput(digest=hashlib.sha256(templates.encode()).hexdigest(), reference=reference),
     }
-    commits = {
-        revision_key(origin["name"] or "", origin["revision"] or ""): origin["commit"] or ""
-        for origin in (model.origin for model in loaded.values())
-        if origin["kind"] == "hub"
-    }
-    return RunInputs(inputs=inputs, commits=commits)
+    return RunInputs(inputs=inputs)
 
 
 def ranker_inputs(spec: DistillationSpec, digest: str) -> RunInputs:

@@ -1,6 +1,6 @@
 """The difficulty measurer: how well a model does on the training samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -33,6 +33,8 @@ class MeasuredModel:
     """The model with its configs; its weights need not be there."""
     ready: Callable[[], AbstractContextManager[PreTrainedModel]]
     """The model with all that it answers with, for the length of a block; entered only where something is measured."""
+    origin: Mapping[str, str | None] | None = None
+    """Where it came from, for a model that does nothing else."""
 
 
 @dataclass(frozen=True)

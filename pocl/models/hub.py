@@ -1,6 +1,6 @@
 """Models on the Hugging Face Hub, pinned to a commit and inspected before their weights are fetched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -51,11 +51,14 @@ class HuggingFaceHub:
 
 @dataclass(frozen=True)
 class PinnedHub:
-    """A Hub on which branches stay at the commits that a run began with, wherever they have moved since."""
+    """A Hub on which branches stay at the commits that a run began with, wherever they have moved since.
+
+    A branch that has no commit yet is resolved once: whatever else is read of it is read at the same commit.
+    """
 
     hub: HubClient
-    commits: Mapping[str, str]
-    """The commits, by repository and revision: `owner/name@main`."""
+    commits: dict[str, str]
+    """The commits, by :func:`revision_key`; those of branches that are resolved are added."""
 
     def snapshot(self, repo: str, revision: str, patterns: Sequence[str], *, repo_type: RepoType = "model") -> Path:
         """As :meth:`HubClient.snapshot`.
@@ -63,9 +66,13 @@ class PinnedHub:
         Raises:
             InputsChanged: the Hub has the commit no more.
         """
-        commit = self.commits.get(revision_key(repo, revision))
+        key = revision_key(repo, revision, repo_type)
+        commit = self.commits.get(key)
         if commit is None:
-            return self.hub.snapshot(repo, revision, patterns, repo_type=repo_type)
+            directory = self.hub.snapshot(repo, revision, patterns, repo_type=repo_type)
+            if directory.name != revision:
+                self.commits[key] = directory.name
+            return directory
         try:
             return self.hub.snapshot(repo, commit, patterns, repo_type=repo_type)
         except RevisionNotFoundError as error:
@@ -73,9 +80,9 @@ class PinnedHub:
             raise InputsChanged(message) from error
 
 
-def revision_key(repo: str, revision: str) -> str:
-    """The key of a revision among pinned commits."""
-    return f"{repo}@{revision}"
+def revision_key(repo: str, revision: str, repo_type: RepoType = "model") -> str:
+    """The key of a revision among pinned commits: `owner/name@main`, `datasets/owner/name@main`."""
+    return f"{'datasets/' if repo_type == 'dataset' else ''}{repo}@{revision}"
 
 
 def fetch(ref: HubModel, hub: HubClient) -> tuple[str, Path]:

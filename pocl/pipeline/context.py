@@ -14,6 +14,7 @@ from pocl.callbacks import OnProgress, ShouldStop
 from pocl.determinism import deterministic_kernels, reasons_not_exact
 from pocl.events import ArtifactWritten, Event, Phase, Progressed, Sink, Warned
 from pocl.layout import SPEC_FILE
+from pocl.models.hub import HubClient
 from pocl.models.precision import choose_device, choose_precision
 from pocl.out_of_memory import HALVED_IS_NOT_EXACT, HalvedSize
 from pocl.sizes import RunSizes
@@ -37,6 +38,8 @@ class RunHost:
     should_stop: ShouldStop
     should_pause: ShouldStop
     """Polled at the end of each stage but the last."""
+    hub: HubClient
+    """Where models and data sets of the Hub come from."""
 
 
 class RunContext:

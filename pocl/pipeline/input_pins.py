@@ -1,8 +1,7 @@
 """The inputs of a run: compared with those that it began with, and pinned in its directory."""
 
-from collections.abc import Mapping
-
 from pocl.events import Warned
+from pocl.models.hub import PinnedHub
 from pocl.pipeline.context import RunContext
 from pocl.storage.inputs import RunInputs, pin_inputs, pinned_inputs
 from pocl.train.checkpoint import ResumePoint
@@ -22,16 +21,16 @@ class InputPins:
         if resume_point is not None:
             self._earlier.append(resume_point.state.inputs)
         self._read = RunInputs()
-
-    @property
-    def commits(self) -> Mapping[str, str]:
-        """The commits of models on the Hub that the run began with, by repository and revision."""
-        return self._earlier[-1].commits
+        commits = {key: commit for each in self._earlier for key, commit in each.commits.items()}
+        self.hub = PinnedHub(context.host.hub, commits)
+        """The Hub, on which branches stay at the commits that the run began with."""
+        self.ranking_model: dict[str, str | None] | None = None
+        """Where the model came from that ranks and does nothing else, and its digest; None until it is read."""
 
     @property
     def read(self) -> RunInputs:
         """All that was read so far."""
-        return self._read
+        return self._read.joined(RunInputs(commits=dict(self.hub.commits)))
 
     def add(self, inputs: RunInputs) -> None:
         """Compare inputs that were just read with those that the run began with.
@@ -58,4 +57,4 @@ class InputPins:
         Raises:
             DiskFull: when there is no space.
         """
-        pin_inputs(self._context.workdir, self._read if are_complete else self._earlier[-1].joined(self._read))
+        pin_inputs(self._context.workdir, self.read if are_complete else self._earlier[-1].joined(self.read))

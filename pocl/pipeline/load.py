@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pocl.events import DataEncoded, PhaseChanged
 from pocl.layout import MODEL_DIGESTS_FILE
 from pocl.models.digest import DigestStore
-from pocl.models.hub import HuggingFaceHub, PinnedHub
 from pocl.models.output_head import extract_head
 from pocl.pipeline.context import RunContext
 from pocl.pipeline.validate import ValidatedRun
@@ -41,7 +40,7 @@ def load(context: RunContext, run: ValidatedRun) -> LoadedRun:
         device=context.device,
         precision=context.precision,
         digests=digests,
-        hub=PinnedHub(HuggingFaceHub(), run.inputs.commits),
+        hub=run.inputs.hub,
     )
     run.inputs.add(model_inputs(context.posted_spec, models))
     # The model that ranks is read later, and was pinned by an earlier start.

@@ -47,11 +47,13 @@ def _rank_by_model(context: RunContext, run: LoadedRun, inputs: InputPins) -> tu
     """The ranking, and whether the directory of the run had it already."""
     ranking, corpus = context.spec.curriculum.ranking, run.corpus
     should_stop = context.host.should_stop
-    ranker = choose_ranker(
-        context.spec,
-        RankerSetup(run.models, corpus, context.precision, context.sizes, run.digests, context.sink, should_stop),
+    setup = RankerSetup(
+        run.models, corpus, context.precision, context.sizes, run.digests, inputs.hub, context.sink, should_stop
     )
+    ranker = choose_ranker(context.spec, setup)
     inputs.add(ranker_inputs(context.posted_spec, ranker.digest))
+    if ranker.origin is not None:
+        inputs.ranking_model = {**ranker.origin, "digest": ranker.digest}
     generation = generation_settings(context, corpus.ending, max_new_tokens=ranking.max_new_tokens)
     measurer = DifficultyMeasurer(
         ranker,

@@ -36,11 +36,11 @@ def validate(context: RunContext) -> ValidatedRun:
     """
     context.sink(PhaseChanged(phase="validating"))
     check_generator(context.spec.resources.generator)
-    data = read_data(context.spec)
-    for code, sentence in data.notes:
-        context.warn(code, sentence)
     resume_point = _find_resume_point(context)
     inputs = InputPins(context, resume_point)
+    data = read_data(context.spec, inputs.hub)
+    for code, sentence in data.notes:
+        context.warn(code, sentence)
     inputs.add(sample_inputs(context.posted_spec, data.splits.train, data.held_out))
     table = stage_table(context.spec, len(data.splits.train))
     if resume_point is None:

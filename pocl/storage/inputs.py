@@ -43,7 +43,8 @@ class RunInputs(BaseModel):
     inputs: dict[str, RunInput] = {}
     """By what the input is, for instance `training samples`."""
     commits: dict[str, str] = {}
-    """The commits of models on the Hub, by repository and revision: `owner/name@main`."""
+    """The commits of models and data sets on the Hub, by repository and revision: `owner/name@main`,
+    `datasets/owner/name@main`."""
 
     def joined(self, other: "RunInputs") -> "RunInputs":
         """These inputs and those of `other`."""
