@@ -16,12 +16,14 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pocl.errors import CheckpointCorrupt
 from pocl.storage.manifest import (
     MANIFEST,
     Manifest,
     ManifestFile,
+    WeightsFacts,
     describe,
     flush_directory,
     flush_file,
@@ -221,11 +223,13 @@ def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
     folders = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir(follow_symlinks=False))
     with_manifest = [folder for folder in folders if nested and (directory / folder / MANIFEST).exists()]
     files: dict[str, ManifestFile] = {}
-    requires = None
+    weights: dict[str, Any] = {}
     for folder in ("", *with_manifest):
         try:
             read = read_manifest(directory / folder)
-            listed, requires = read.files, requires or read.requires
+            listed = read.files
+            # The directory says it of its weights; its folders have none.
+            weights = weights or read.model_dump(include=set(WeightsFacts.model_fields))
             manifest = describe(directory / folder / MANIFEST, MANIFEST)
         except (OSError, CheckpointCorrupt):
             raise ArtifactCorrupt(f"The manifest of {folder or 'the directory'} cannot be read.") from None
@@ -234,7 +238,7 @@ def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
             if str(PurePosixPath(file.path)) != file.path:
                 raise ArtifactCorrupt("The manifest names a path that is not in its plain form.")
             files[str(path)] = file.model_copy(update={"path": str(path)})
-    return Manifest(files=tuple(files[path] for path in sorted(files)), requires=requires)
+    return Manifest(files=tuple(files[path] for path in sorted(files)), **weights)
 
 
 def _transfer(source: Path, target: Path, manifest: Manifest, *, link: bool) -> None:

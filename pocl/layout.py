@@ -13,6 +13,7 @@ WORKDIR/
             training/        what continuing needs besides the weights
     answers.jsonl            the greedy answers of all evaluations, one a line
     best/                    the weights of the stage that scores best
+    best-00000120/           the same, where they are not in the format of the checkpoint after that step
     final/                   the weights of the last stage
     result.json              the figures
     report.html              the figures for people

@@ -13,9 +13,12 @@ import yaml
 from pocl.events import Evaluated
 from pocl.inspect.licence import LICENCE_FIELDS
 from pocl.plan import StagePlan
-from pocl.spec import DistillationSpec
+from pocl.spec import DistillationSpec, Method, describe_control, method_name
+from pocl.storage.manifest import WeightsFacts
 
 CARD_FILE: Final = "README.md"
+TRAINED_DTYPE: Final = "float32"
+"""The format of the weights that are trained."""
 _MAX_LEFT_OUT: Final = 12
 
 
@@ -48,19 +51,39 @@ class CardFacts:
 class ExportedModel:
     """What a card says of the files beside it."""
 
-    requirement: str
-    """What reads them, e.g. `transformers>=4.57`."""
+    requires: str | None
+    """What reads them, as pip takes a requirement, e.g. `transformers>=4.57`; null where that was not found out."""
     dtype: str
+    """The format of the stored weights: `float32`, `bfloat16` or `float16`."""
     tied_embeddings: bool
+    """Whether input and output embeddings are one tensor."""
     eos_tokens: Sequence[str]
     """The tokens at which an answer ends."""
     settings_left_out: Sequence[str] = ()
     """Settings of the student's own generation config that have no place in the exported one."""
     has_chat_template: bool = False
+    """Whether there is a chat template: the one that the student was taught with."""
     stop_text: str = ""
     """The plain text that ends an answer, for which no token stands; empty where a token ends it."""
     needs_generic_tokenizer: bool = False
     """`AutoTokenizer` reads the tokenizer by other rules than it was written with."""
+
+    @property
+    def weights(self) -> WeightsFacts:
+        """What the manifest says of the weights."""
+        return WeightsFacts(requires=self.requires, dtype=self.dtype, tied_embeddings=self.tied_embeddings)
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """A finished stage, as it was trained: by the run of the card, or by one that it branched from."""
+
+    temperature: float
+    kd_weight: float
+    method: Method
+    steps: int
+    recipe: str
+    """The `recipe_digest` of the specification that it was trained with."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +91,7 @@ class Progress:
     """How far the run was when the files were written."""
 
     step: int
-    finished_stages: int
+    finished_stages: Sequence[TrainedStage]
     evaluations: Sequence[Evaluated]
 
 
@@ -82,7 +105,7 @@ def model_card(facts: CardFacts, model: ExportedModel, progress: Progress) -> st
         *_origins(facts),
         *_training(facts, progress),
         *_data(facts),
-        *_scores(progress),
+        *_scores(model, progress),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -111,7 +134,7 @@ def _licence_fields(student: Mapping[str, str | None], teacher: Mapping[str, str
 
 def _introduction(facts: CardFacts, progress: Progress) -> str:
     method = facts.spec.method.name.value
-    steps = f"{progress.step} optimiser steps, {progress.finished_stages} of {len(facts.stages)} stages"
+    steps = f"{progress.step} optimiser steps, {len(progress.finished_stages)} of {len(facts.stages)} stages"
     if facts.teacher is None:
         return f"A student that was fine-tuned on reference answers (`{method}`): {steps}."
     if not facts.spec.method.needs_teacher:
@@ -122,7 +145,9 @@ def _introduction(facts: CardFacts, progress: Progress) -> str:
 def _use(model: ExportedModel) -> list[str]:
     ends = ", ".join(map(code, model.eos_tokens)) or "no token"
     facts = [
-        f"- Read by `{model.requirement}`; the weights are {model.dtype} in safetensors.",
+        f"- Read by {f'`{model.requires}`' if model.requires else 'versions that were not found out'}; the weights "
+        f"are {model.dtype} in safetensors"
+        + (f", rounded from those that were trained in {TRAINED_DTYPE}." if model.dtype != TRAINED_DTYPE else "."),
         f"- Input and output embeddings are {'one tensor' if model.tied_embeddings else 'two tensors'}.",
         f"- Answers end at {ends}; `generation_config.json` says so to `generate()` and to servers.",
         "- `chat_template.jinja` is the template that the student was taught with."
@@ -178,30 +203,46 @@ def _licence(origin: Mapping[str, str | None]) -> str:
 
 def _training(facts: CardFacts, progress: Progress) -> list[str]:
     spec = facts.spec
+    inherited = sum(stage.recipe != spec.recipe_digest for stage in progress.finished_stages)
     parameters = spec.method.model_dump(mode="json", exclude={"name"})
     settings = ", ".join(f"{name} {value}" for name, value in sorted(parameters.items()))
     lines = [
         f"- Method: `{spec.method.name.value}`" + (f" ({settings})" if settings else ""),
+        *([f"- {control}"] if (control := describe_control(spec.curriculum.control)) else []),
+        *(
+            [f"- {inherited} of the stages were trained by the run that this one branched from, as the table says."]
+            if inherited
+            else []
+        ),
         f"- Template: {code(facts.template)}; at most {spec.data.max_length} tokens, of which "
         f"{spec.data.max_prompt_length} of the prompt",
         f"- Batch {spec.training.batch_size}, learning rate {spec.training.learning_rate:g}, seed {spec.seed}, "
         f"preset `{spec.preset}`",
     ]
     table = _table(
-        ("stage", "samples", "temperature", "KD weight", "steps planned", "done"),
-        [
-            (
-                stage.index + 1,
-                stage.samples,
-                f"{stage.temperature:.4g}",
-                f"{stage.kd_weight:.4g}",
-                stage.steps,
-                "yes" if stage.index < progress.finished_stages else "no",
-            )
-            for stage in facts.stages
-        ],
+        ("stage", "method", "samples", "temperature", "KD weight", "steps", "done"),
+        [_stage_row(stage, spec.method, progress) for stage in facts.stages],
     )
     return ["## Training", "\n".join(lines), table]
+
+
+def _stage_row(planned: StagePlan, method: Method, progress: Progress) -> tuple[object, ...]:
+    """A stage as it was trained where it is finished, else as it is planned."""
+    is_done = planned.index < len(progress.finished_stages)
+    stage = (
+        progress.finished_stages[planned.index]
+        if is_done
+        else TrainedStage(planned.temperature, planned.kd_weight, method, planned.steps, "")
+    )
+    return (
+        planned.index + 1,
+        code(method_name(stage.method)),
+        planned.samples,
+        f"{stage.temperature:.4g}",
+        f"{stage.kd_weight:.4g}",
+        stage.steps,
+        "yes" if is_done else "no",
+    )
 
 
 def _data(facts: CardFacts) -> list[str]:
@@ -212,7 +253,7 @@ def _data(facts: CardFacts) -> list[str]:
     return ["## Data", table]
 
 
-def _scores(progress: Progress) -> list[str]:
+def _scores(model: ExportedModel, progress: Progress) -> list[str]:
     if not progress.evaluations:
         return ["## Scores", "Nothing was scored up to these weights."]
     table = _table(
@@ -231,7 +272,12 @@ def _scores(progress: Progress) -> list[str]:
             for each in progress.evaluations
         ],
     )
-    return ["## Scores", "Of greedy answers to the held-out samples:", table]
+    rounded = (
+        []
+        if model.dtype == TRAINED_DTYPE
+        else [f"The scores are those of the trained weights, in {TRAINED_DTYPE}; the files have them in {model.dtype}."]
+    )
+    return ["## Scores", "Of greedy answers to the held-out samples:", table, *rounded]
 
 
 def _subject(evaluated: Evaluated) -> str:

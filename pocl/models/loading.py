@@ -25,7 +25,7 @@ from pocl.models.layers import names_in_whole, rebuild_with_layers, select_layer
 from pocl.models.model_files import loading_foreign, model_in, structure_of
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.models.rope_scaling import scale_rope_per_sample
-from pocl.models.stored_tensors import read_head, read_tensors
+from pocl.models.stored_tensors import first_dtype, read_head, read_tensors
 from pocl.models.tokenizers import transformers_tokenizer
 from pocl.out_of_memory import fit_or_refuse
 from pocl.prompting.tokenizer_files import read_tokenizer
@@ -51,6 +51,8 @@ class LoadedModel:
     """Reads the model again with its weights as stored; None where `model` holds them unrounded."""
     warnings: tuple[ModelWarning, ...] = ()
     """What is not used of its files, or used in another way than they say."""
+    stored_dtype: torch.dtype = torch.float32
+    """The format of its weights as they are stored; of a student cut out of its teacher, of the teacher's."""
 
     @property
     def structure(self) -> PreTrainedModel:
@@ -81,6 +83,7 @@ class LazyModel:
         load: Callable[[], LoadedModel],
         stored: "_StoredModel | None",
         warnings: tuple[ModelWarning, ...] = (),
+        stored_dtype: torch.dtype = torch.float32,
     ) -> None:
         """`load` reads the whole model; `stored` is the directory that parts are read from, None where only the whole
         can be.
@@ -93,6 +96,8 @@ class LazyModel:
         self.origin = origin
         """Provenance, as of a :class:`LoadedModel`."""
         self.warnings = warnings
+        """As of a :class:`LoadedModel`."""
+        self.stored_dtype = stored_dtype
         """As of a :class:`LoadedModel`."""
         self._load = load
         self._stored = stored
@@ -109,6 +114,7 @@ class LazyModel:
             load=load,
             stored=stored,
             warnings=loaded.warnings,
+            stored_dtype=loaded.stored_dtype,
         )
         model._loaded = loaded
         return model
@@ -226,14 +232,18 @@ def load_lazily(
     known = None if located is None or stored is None else digests.find(digests.key(located.path))
     if located is not None and known is not None:
         with suppress(*_UNREADABLE):
+            structure = structure_of(located.path)
+            configured = structure.config.dtype
             return LazyModel(
-                structure_of(located.path),
+                structure,
                 _tokenizer_in(located.path),
                 known,
                 located.origin,
                 load=load,
                 stored=stored,
                 warnings=located.warnings,
+                # As reading the whole takes it, where the config has none.
+                stored_dtype=configured if isinstance(configured, torch.dtype) else first_dtype(located.path),
             )
     return LazyModel.of(load(), load=load, stored=stored)
 
@@ -362,12 +372,13 @@ def _read(located: _LocatedModel, digest: str | None) -> LoadedModel:
     if path.is_file():
         model, tokenizer = load_gguf(path)
         digest = digest or model_digest(model)
-        return LoadedModel(model, tokenizer, digest, origin, lambda: load_gguf(path)[0], warnings)
+        return LoadedModel(model, tokenizer, digest, origin, lambda: load_gguf(path)[0], warnings, model.dtype)
     model, about_weights = model_in(path)
     # What was inspected before has warned of them already, where it knew.
     further = tuple(each for each in about_weights if each.code not in {known.code for known in warnings})
     digest = digest or model_digest(model)
-    return LoadedModel(model, _tokenizer_in(path), digest, origin, lambda: model_in(path)[0], (*warnings, *further))
+    all_warnings = (*warnings, *further)
+    return LoadedModel(model, _tokenizer_in(path), digest, origin, lambda: model_in(path)[0], all_warnings, model.dtype)
 
 
 def _frozen(loaded: LoadedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -391,7 +402,7 @@ def _from_teacher(teacher: LoadedModel | LazyModel, layers: tuple[int, ...]) -> 
     model = teacher.with_layers(layers)
     licence = {name: value for name, value in teacher.origin.items() if name in LICENCE_FIELDS}
     origin = {"kind": "from_teacher", "name": teacher.origin["name"], "layers": ",".join(map(str, layers)), **licence}
-    return LoadedModel(model, teacher.tokenizer, model_digest(model), origin)
+    return LoadedModel(model, teacher.tokenizer, model_digest(model), origin, stored_dtype=teacher.stored_dtype)
 
 
 def _tokenizer_in(directory: Path) -> PreTrainedTokenizerBase:

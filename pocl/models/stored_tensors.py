@@ -14,6 +14,17 @@ from pocl.models.heads import decoder_part, output_head, without_layers
 from pocl.models.model_files import structure_of
 
 
+def first_dtype(directory: Path) -> torch.dtype:
+    """The format of the first floating-point tensor of a directory; fp32 where it has none."""
+    for name, file in _files_by_tensor(directory).items():
+        with safe_open(directory / file, "pt") as stored:
+            # No number is read.
+            dtype: torch.dtype = stored.get_slice(name)[:0].dtype
+        if dtype.is_floating_point:
+            return dtype
+    return torch.float32
+
+
 def read_tensors(structure: PreTrainedModel, directory: Path, names: Iterable[str]) -> dict[str, Tensor] | None:
     """The stored tensors of these names of `structure`, in the dtype that loading gives them; None in doubt.
 

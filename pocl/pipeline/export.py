@@ -7,14 +7,14 @@ from pocl.events import ArtifactWritten, CheckpointSaved, PhaseChanged, RunFinis
 from pocl.export.model_card import CardFacts
 from pocl.export.student import StudentExport
 from pocl.export.tokenizer_reading import is_read_as_written
+from pocl.export.weight_format import choose_export_dtype, dtype_name
 from pocl.layout import ANSWERS_FILE, FINAL_DIR, REPORT_FILE, RESULT_FILE, checkpoint_dir
 from pocl.pipeline.context import RunContext
 from pocl.pipeline.load import LoadedRun
 from pocl.pipeline.validate import ValidatedRun
-from pocl.report.result import Result, build_result, conclude, origin_of, write_result
+from pocl.report.result import Origins, Result, build_result, conclude, origin_of, write_result
 from pocl.run_inputs import samples_used
 from pocl.storage.manifest import read_manifest
-from pocl.train import checkpoint
 from pocl.train.checkpoint import Student
 from pocl.train.state import TrainState
 
@@ -44,6 +44,7 @@ def student_export(context: RunContext, validated: ValidatedRun, loaded: LoadedR
         facts,
         stop_text=corpus.ending.stop_text,
         needs_generic_tokenizer=needs_generic,
+        dtype=choose_export_dtype(context.spec.export.dtype, models.student.stored_dtype),
     )
 
 
@@ -65,19 +66,25 @@ def export(
     for evaluated in conclusions:
         context.sink(evaluated)
     progress = replace(state.progress, evaluations=(*state.evaluations, *conclusions))
-    checkpoint.link_weights(
-        context.workdir / checkpoint_dir(state.step),
-        context.workdir / FINAL_DIR,
-        card=lambda requirement: student.export.card(student.model, progress, requirement),
-    )
+    source, final = context.workdir / checkpoint_dir(state.step), context.workdir / FINAL_DIR
+    exported = student.export.link(student.model, source, final, progress)
+    if exported.dtype != dtype_name(student.export.dtype):
+        message = f"a weight is too large for {dtype_name(student.export.dtype)}: final/ has {exported.dtype}"
+        context.warn("export_not_rounded", message)
+    models = loaded.models
     result = build_result(
         state,
         [*state.evaluations, *conclusions],
         data=loaded.data_encoded,
-        models=loaded.models,
         spec=context.spec,
         precision=context.precision.name,
-        data_commits=validated.data.commits,
+        origins=Origins(
+            student=origin_of(models.student),
+            teacher=None if models.teacher is None else origin_of(models.teacher),
+            ranking_model=validated.inputs.ranking_model,
+            data_commits=validated.data.commits,
+        ),
+        export=exported,
     )
     write_result(context.workdir, context.spec, result, state.metrics, ranking)
     if (context.workdir / ANSWERS_FILE).exists():

@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
@@ -16,22 +16,7 @@ from pocl.evaluation.intervals import ScoreDifference
 from pocl.events import DataEncoded, Evaluated, SeedStats
 from pocl.layout import REPORT_FILE
 from pocl.report.comparison import ComparedAnswers
-from pocl.spec import (
-    AllSamples,
-    ColumnRanker,
-    ConstantTemperature,
-    ConstantWeight,
-    Control,
-    Method,
-    ModelRanker,
-    NoCurriculum,
-    Ranker,
-    ReversedOrder,
-    ShuffledStages,
-    StudentRanker,
-    TeacherRanker,
-    WarmStudentRanker,
-)
+from pocl.spec import Control, Method, Ranker, ReversedOrder, describe_control, describe_ranker, method_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,6 +90,8 @@ class ReportData:
     """Why the run may end in other bits when it is repeated or resumed."""
     data: Sequence[DataEncoded] = ()
     """What was cut and left out of each data set."""
+    validation_ends_stages: bool = False
+    """Whether stages ended by the scores on the validation samples."""
 
 
 def render(data: ReportData) -> str:
@@ -138,6 +125,7 @@ def render(data: ReportData) -> str:
         subject_name=subject_name,
         model_name=model_name,
         seed_stats=seed_stats_text,
+        split_note=lambda split: split_note(split, stages=len(data.stages), ends_stages=data.validation_ends_stages),
         training_plot=_training_plot(data),
         scores_plot=_scores_plot(plotted, stage_scores) if stage_scores else "",
         difficulty_plot=_difficulty_plot(data.ranking, data.stages, data.control),
@@ -187,49 +175,19 @@ def describe_stages(stages: Sequence[StageFigures]) -> str:
     )
 
 
-def describe_control(control: Control | None) -> str | None:
-    """In what a control experiment differs from the curriculum; None for the curriculum itself."""
-    match control:
-        case None:
-            return None
-        case NoCurriculum():
-            return f"Control experiment {control.kind}: all samples in one stage, at one temperature."
-        case ShuffledStages():
-            return f"Control experiment {control.kind}: the stages take the samples in a random order."
-        case AllSamples():
-            return f"Control experiment {control.kind}: each stage takes all samples."
-        case ReversedOrder():
-            return f"Control experiment {control.kind}: the stages take the samples from hard to easy."
-        case ConstantTemperature():
-            return f"Control experiment {control.kind}: all stages have one temperature."
-        case ConstantWeight():
-            return f"Control experiment {control.kind}: all stages have one KD weight."
-        case _:
-            assert_never(control)
-
-
-def describe_ranker(ranker: Ranker) -> str:
-    """The model that the samples were ranked by, for people."""
-    match ranker:
-        case StudentRanker():
-            return "the untrained student"
-        case TeacherRanker():
-            return "the teacher"
-        case ModelRanker():
-            return "another model"
-        case WarmStudentRanker():
-            return f"a copy of the student after {ranker.steps} steps of warm-up"
-        case ColumnRanker():
-            return "the column difficulty of the data"
-        case _:
-            assert_never(ranker)
-
-
-def method_name(method: Method) -> str:
-    """The name of a method, with those of its parameters that are not the defaults."""
-    parameters = method.model_dump(exclude={"name"}, exclude_defaults=True)
-    settings = ", ".join(f"{name} {value}" for name, value in parameters.items())
-    return f"{method.name.value} ({settings})" if settings else method.name.value
+def split_note(split: str, *, stages: int, ends_stages: bool) -> str:
+    """What was chosen on the samples of an evaluation, and so how far its scores can be reported."""
+    if split == "validation" and stages > 1:
+        ends = " and stages ended by their scores" if ends_stages else ""
+        return (
+            f"The best stage was chosen on them{ends}, so its score here is somewhat too high; scores of other samples "
+            "are not."
+        )
+    if split == "validation" and ends_stages:
+        return (
+            "The stage ended by their scores, so the score here is somewhat too high; scores of other samples are not."
+        )
+    return "They chose nothing: these are the scores to report."
 
 
 def subject_name(evaluated: Evaluated) -> str:

@@ -1,6 +1,7 @@
 """What a run leaves for people and programs to read: `result.json` and `report.html`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -9,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from pocl.curriculum.ranking import RankedSample
 from pocl.evaluation.intervals import ScoreDifference
 from pocl.events import DataEncoded, Evaluated
+from pocl.export.model_card import ExportedModel
 from pocl.layout import REPORT_FILE, RESULT_FILE
 from pocl.models.loading import LazyModel, LoadedModel
-from pocl.prepare import Models
 from pocl.report.comparison import ComparedAnswers, ModelComparison
 from pocl.report.render import ReportData, StageFigures, TrainingCurve, render
 from pocl.spec import Control, DistillationSpec
@@ -52,8 +53,13 @@ class Result(BaseModel):
     """Where the teacher came from, and its digest."""
     student: dict[str, str | None]
     """Where the student came from, and its digest before training."""
+    ranking_model: dict[str, str | None] | None = None
+    """Where the model came from that ranked the samples and did nothing else, and its digest; null where there was
+    none."""
     data_commits: dict[str, str] = {}
     """The commits of the data sets of the Hub, by the pointers of their fields in the specification."""
+    export: ExportedModel | None = None
+    """What `final/` holds, and what reads it."""
     precision: str
     machine: str
     """What the bits of the result depend on besides: versions, hardware and threads."""
@@ -61,15 +67,27 @@ class Result(BaseModel):
     """Why the run may end in other bits when it is repeated or resumed, a sentence each; empty where it would not."""
 
 
+@dataclass(frozen=True)
+class Origins:
+    """Where models and data of a run came from, each model with its digest."""
+
+    student: dict[str, str | None]
+    teacher: dict[str, str | None] | None
+    ranking_model: dict[str, str | None] | None
+    """The model that ranked and did nothing else; None where there was none."""
+    data_commits: Mapping[str, str]
+    """The commits of data sets of the Hub, by the pointers of their fields."""
+
+
 def build_result(
     state: TrainState,
     evaluations: list[Evaluated],
     *,
     data: Sequence[DataEncoded],
-    models: Models,
     spec: DistillationSpec,
     precision: str,
-    data_commits: dict[str, str],
+    origins: Origins,
+    export: ExportedModel,
 ) -> Result:
     """The figures of a finished run."""
     comparison = ModelComparison(state, best_stage(evaluations, spec.evaluation.best_by))
@@ -87,9 +105,11 @@ def build_result(
         best_stage=best_stage(evaluations, best_by),
         best_by=best_by,
         best_chosen_by=best_chosen_by(evaluations, best_by),
-        teacher=None if models.teacher is None else origin_of(models.teacher),
-        student=origin_of(models.student),
-        data_commits=data_commits,
+        teacher=origins.teacher,
+        student=origins.student,
+        ranking_model=origins.ranking_model,
+        data_commits=dict(origins.data_commits),
+        export=export,
         precision=precision,
         machine=state.machine,
         not_exact=tuple(state.not_exact),
@@ -170,8 +190,10 @@ def _report_data(
         ),
         ranking=ranking,
         ranker=spec.curriculum.ranking.ranker,
+        validation_ends_stages=spec.curriculum.ends_by_convergence,
         not_exact=result.not_exact,
         provenance={
+            **_export_facts(result.export),
             "preset": spec.preset,
             "seed": str(spec.seed),
             "best stage by": result.best_chosen_by,
@@ -179,5 +201,24 @@ def _report_data(
             "machine": result.machine,
             "teacher": None if result.teacher is None else result.teacher["digest"],
             "student at start": result.student["digest"],
+            **{
+                f"{name}, on the Hub": f"{origin['name']} at commit {origin['commit']}"
+                for name, origin in (
+                    ("teacher", result.teacher),
+                    ("student at start", result.student),
+                    ("model that ranked", result.ranking_model),
+                )
+                if origin is not None and origin["kind"] == "hub"
+            },
+            **{f"data of {pointer}": f"commit {commit}" for pointer, commit in result.data_commits.items()},
         },
     )
+
+
+def _export_facts(export: ExportedModel | None) -> dict[str, str | None]:
+    if export is None:
+        return {}
+    return {
+        "read by": export.requires,
+        "weights": f"{export.dtype}, input and output embeddings {'one tensor' if export.tied_embeddings else 'two'}",
+    }

@@ -30,6 +30,7 @@ from pocl.spec.curriculum import (
     WeightRange,
 )
 from pocl.spec.data import ROW_FIELDS, Data, DataRef, DataSplit, FileFormat, HubDataset, ReadOptions, RowForm
+from pocl.spec.descriptions import describe_control, describe_ranker, method_name
 from pocl.spec.distillation import ANSWERED_DATA, ENGINE_CHOICES, RANKING_MODEL_POINTER, DistillationSpec, PresetName
 from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import (
@@ -50,7 +51,7 @@ from pocl.spec.methods import (
 )
 from pocl.spec.models import HubModel, LayersOfTeacher, ModelRef, RandomModel, StudentRef
 from pocl.spec.presets import PRESETS, field_errors, resolve
-from pocl.spec.training import Checkpoints, Evaluation, Resources, Sampling, Training
+from pocl.spec.training import Checkpoints, Evaluation, Export, Resources, Sampling, Training
 
 __all__ = [
     "ANSWERED_DATA",
@@ -82,6 +83,7 @@ __all__ = [
     "DistillationMethod",
     "DistillationSpec",
     "Evaluation",
+    "Export",
     "FileFormat",
     "ForwardKL",
     "FrozenModel",
@@ -114,7 +116,10 @@ __all__ = [
     "Training",
     "WarmStudentRanker",
     "WeightRange",
+    "describe_control",
     "describe_method",
+    "describe_ranker",
     "field_errors",
+    "method_name",
     "resolve",
 ]

@@ -12,7 +12,7 @@ from pocl.spec.data import Data, DataRef
 from pocl.spec.frozen import FrozenModel
 from pocl.spec.methods import ForwardKL, Method
 from pocl.spec.models import ModelRef, StudentRef
-from pocl.spec.training import Checkpoints, Evaluation, Resources, Training
+from pocl.spec.training import Checkpoints, Evaluation, Export, Resources, Training
 
 PresetName = Literal["paper", "pocl_official", "quick"]
 RANKING_MODEL_POINTER: Final = "/curriculum/ranking/ranker/model"
@@ -46,6 +46,7 @@ class DistillationSpec(FrozenModel):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     checkpoints: Checkpoints = Checkpoints()
+    export: Export = Export()
     resources: Resources = Resources()
     seed: int = Field(default=10, ge=0, lt=2**31)
     """The seed of shuffling and dropout: equal seeds give equal weights on one machine."""

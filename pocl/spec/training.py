@@ -127,6 +127,14 @@ class Checkpoints(FrozenModel):
     """The number of full training states that are kept; the weights of stage ends are kept beside them."""
 
 
+class Export(FrozenModel):
+    """The form in which the student leaves the run."""
+
+    dtype: Literal["fp32", "bf16", "fp16", "as_loaded"] = "fp32"
+    """The format of the weights in `best/` and `final/`, rounded once from those that were trained; `as_loaded` is that
+    of the student's files. Checkpoints from which a run continues have the weights that were trained, in fp32."""
+
+
 class Resources(FrozenModel):
     """What the run may use of its machine."""
 

@@ -24,6 +24,7 @@ from pocl.errors import CheckpointCorrupt, DiskFull, is_disk_full
 
 MANIFEST = "manifest.json"
 SCRATCH_PREFIX = ".tmp-"
+_REPLACED_PREFIX = f"{SCRATCH_PREFIX}replaced-"
 _MAX_MANIFEST_BYTES = 4 << 20
 
 
@@ -45,17 +46,26 @@ class ManifestFile(BaseModel):
     """The SHA-256 digest of the content, hexadecimal."""
 
 
-class Manifest(BaseModel):
-    """Every file of a directory with its size and digest."""
+class WeightsFacts(BaseModel):
+    """What a manifest says of the weights among its files; null where it says nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requires: str | None = Field(default=None, max_length=64)
+    """What reads the directory, as pip takes a requirement, e.g. `transformers>=4.57`."""
+    dtype: str | None = Field(default=None, max_length=16)
+    """The format of the stored weights: `float32`, `bfloat16` or `float16`."""
+    tied_embeddings: bool | None = None
+    """Whether input and output embeddings are one tensor."""
+
+
+class Manifest(WeightsFacts):
+    """Every file of a directory with its size and digest."""
 
     format: Literal[1] = 1
     """The version of the manifest's format."""
     files: tuple[ManifestFile, ...]
     """The files of the directory, by path."""
-    requires: str | None = Field(default=None, max_length=64)
-    """What reads the directory, as pip takes a requirement, e.g. `transformers>=4.57`; null where nothing is said."""
 
     @property
     def size_bytes(self) -> int:
@@ -79,10 +89,14 @@ def new_directory(target: Path) -> Iterator[Path]:
             scratch.mkdir(parents=True)
             yield scratch
             seal_directory(scratch)
+            replaced = target.with_name(f"{_REPLACED_PREFIX}{target.name}-{os.getpid()}")
+            shutil.rmtree(replaced, ignore_errors=True)
             if target.exists():
-                discard(target)
+                # Between the two renames a killed process leaves it there, from where `sweep` takes it back.
+                target.rename(replaced)
             scratch.rename(target)
             flush_directory(target.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -94,18 +108,19 @@ def seal_directory(directory: Path) -> None:
     _flush_tree(directory)
 
 
-def write_manifest(directory: Path, *, requires: str | None = None, known: Iterable[ManifestFile] = ()) -> Manifest:
+def write_manifest(
+    directory: Path, *, weights: WeightsFacts | None = None, known: Iterable[ManifestFile] = ()
+) -> Manifest:
     """Write `manifest.json` for all files below `directory` but those of nested manifests.
 
     Args:
-        requires: What reads the directory.
+        weights: What is said of the weights among them.
         known: Entries of files that need not be digested again.
     """
     entries = {file.path: file for file in known}
     paths = {path.relative_to(directory).as_posix(): path for path in _own_files(directory)}
-    manifest = Manifest(
-        files=tuple(entries.get(name) or describe(path, name) for name, path in paths.items()), requires=requires
-    )
+    files = tuple(entries.get(name) or describe(path, name) for name, path in paths.items())
+    manifest = Manifest(files=files, **(weights or WeightsFacts()).model_dump(include=set(WeightsFacts.model_fields)))
     text = manifest.model_dump_json(indent=1, exclude_none=True)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
@@ -142,6 +157,22 @@ def verify(directory: Path) -> Manifest:
     return manifest
 
 
+def link_files(source: Path, target: Path, listed: Manifest, *, weights: WeightsFacts | None = None) -> None:
+    """Give `target` those files of `listed` that it lacks, from `source`, and a manifest of them all.
+
+    They are hard links where the file system has them.
+
+    Args:
+        weights: What is said of the weights of `target`; what `listed` says unless given.
+    """
+    linked = [file for file in listed.files if not (target / file.path).exists()]
+    for file in linked:
+        (target / file.path).parent.mkdir(parents=True, exist_ok=True)
+        _link_or_copy(source / file.path, target / file.path)
+    # The same files need not be digested again.
+    write_manifest(target, weights=weights or listed, known=linked)
+
+
 def discard(directory: Path) -> None:
     """Remove a directory atomically: a crash leaves no half of it under its name."""
     doomed = directory.with_name(f"{SCRATCH_PREFIX}gone-{directory.name}-{os.getpid()}")
@@ -151,7 +182,14 @@ def discard(directory: Path) -> None:
 
 
 def sweep(root: Path) -> None:
-    """Remove what killed processes left half-written or half-removed below `root`."""
+    """Remove what killed processes left half-written or half-removed below `root`.
+
+    A directory that was about to be replaced, and was not, gets its name back.
+    """
+    for replaced in list(root.rglob(f"{_REPLACED_PREFIX}*")):
+        target = replaced.with_name(replaced.name.removeprefix(_REPLACED_PREFIX).rpartition("-")[0])
+        if replaced.is_dir() and not target.exists():
+            replaced.rename(target)
     for left in list(root.rglob(f"{SCRATCH_PREFIX}*")):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
@@ -215,6 +253,13 @@ def flush_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _is_readable_and_whole(path: Path, file: ManifestFile) -> bool:

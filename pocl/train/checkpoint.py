@@ -12,9 +12,7 @@
 Nothing is pickled. A directory counts only with both manifests intact.
 """
 
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +74,7 @@ def save(
     moments = _optimizer_tensors(model, student.optimizer)
     _refuse_non_finite(state.step, {**dict(model.named_parameters()), **moments})
     with manifest.new_directory(target) as scratch:
-        requirement = student.export.write(model, scratch, state.progress_before_scores)
+        exported = student.export.write(model, scratch, state.progress_before_scores)
         training = scratch / TRAINING_DIR
         training.mkdir()
         save_file(moments, training / _OPTIMIZER)
@@ -85,8 +83,29 @@ def save(
             save_file(dict(best_epoch_weights), training / _BEST_EPOCH)
         (training / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
         manifest.write_manifest(training)
-        manifest.write_manifest(scratch, requires=requirement)
+        manifest.write_manifest(scratch, weights=exported.weights)
     return target
+
+
+def add_scores(directory: Path, state: TrainState, *, card: str | None) -> None:
+    """Give the checkpoint of a stage's end the scores of the stage: in its training state, and on its card.
+
+    The directory is replaced atomically by one that shares all other files with it.
+
+    Args:
+        card: The new card; None leaves the card.
+
+    Raises:
+        DiskFull: when there is no space; the checkpoint is as it was.
+    """
+    linked, training = manifest.read_manifest(directory), manifest.read_manifest(directory / TRAINING_DIR)
+    with manifest.new_directory(directory) as scratch:
+        (scratch / TRAINING_DIR).mkdir()
+        (scratch / TRAINING_DIR / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
+        manifest.link_files(directory / TRAINING_DIR, scratch / TRAINING_DIR, training)
+        if card is not None:
+            (scratch / CARD_FILE).write_text(card, encoding="utf-8")
+        manifest.link_files(directory, scratch, linked)
 
 
 def find_resume_point(root: Path) -> tuple[ResumePoint | None, list[str]]:
@@ -161,31 +180,18 @@ def prune(root: Path, *, step: int, keep: int, stage_ends: set[int]) -> None:
             manifest.discard(directory / TRAINING_DIR)
 
 
-def link_weights(source: Path, target: Path, *, card: Callable[[str], str | None] = lambda _: None) -> None:
-    """Make `target` the weights of the checkpoint `source`, by hard links where the file system has them.
+def keep_rounded_best(best: Path, step: int) -> Path:
+    """A directory with the files of `best/`, the weights after `step`, that later ones do not replace.
 
-    Args:
-        card: Gives the model card of `target` for the versions that read it; where it gives none the card is that of
-            `source`.
+    Of earlier such directories the newest is kept, which somebody may be reading.
     """
-    linked = manifest.read_manifest(source)
-    new_card = card(linked.requires or "")
+    earlier = sorted(best.parent.glob(f"{best.name}-*"))
+    target = best.with_name(f"{best.name}-{step:08d}")
     with manifest.new_directory(target) as scratch:
-        files = [file for file in linked.files if new_card is None or file.path != CARD_FILE]
-        for file in files:
-            (scratch / file.path).parent.mkdir(parents=True, exist_ok=True)
-            _link_or_copy(source / file.path, scratch / file.path)
-        if new_card is not None:
-            (scratch / CARD_FILE).write_text(new_card, encoding="utf-8")
-        # The same files need not be digested again.
-        manifest.write_manifest(scratch, requires=linked.requires, known=files)
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+        manifest.link_files(best, scratch, manifest.read_manifest(best))
+    for directory in [each for each in earlier if each != target][:-1]:
+        manifest.discard(directory)
+    return target
 
 
 def _state_in(directory: Path) -> TrainState:

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from pocl.events import CheckpointSaved, Sink
+from pocl.export.model_card import TRAINED_DTYPE
 from pocl.layout import BEST_DIR, CHECKPOINTS_DIR, checkpoint_dir
 from pocl.spec import DistillationSpec
 from pocl.storage.manifest import read_manifest
@@ -59,17 +60,26 @@ class CheckpointWriter:
         keep, stage_ends = self.spec.checkpoints.keep, set(self.state.stage_ends)
         checkpoint.prune(root, step=self.state.step, keep=keep, stage_ends=stage_ends)
 
+    def add_scores(self, stage: int) -> None:
+        """Add the scores of the stage that has just ended to its checkpoint, which is then announced as the stage's.
+
+        Raises:
+            DiskFull: when there is no space; the checkpoint is as it was.
+        """
+        export, directory = self.student.export, self.workdir / checkpoint_dir(self.state.step)
+        card = export.card(self.student.model, self.state.progress, read_manifest(directory).requires)
+        checkpoint.add_scores(directory, self.state, card=card)
+        self._saved = self._progress
+        self._announce("stage", directory, stage, step=self.state.step)
+
     def keep_best(self, stage: int) -> None:
         """Keep the weights at the end of `stage` as the best ones."""
-        source = self.workdir / checkpoint_dir(self.state.stage_ends[stage])
-        student, progress = self.student, self.state.progress
-        checkpoint.link_weights(
-            source,
-            self.workdir / BEST_DIR,
-            card=lambda requirement: student.export.card(student.model, progress, requirement),
-        )
-        # `best/` changes with the next better stage; the directory that its weights came from does not.
-        self._announce("best", source, stage, step=self.state.stage_ends[stage])
+        step, best = self.state.stage_ends[stage], self.workdir / BEST_DIR
+        source = self.workdir / checkpoint_dir(step)
+        exported = self.student.export.link(self.student.model, source, best, self.state.progress)
+        # `best/` changes with the next better stage; the directory that is announced does not.
+        announced = source if exported.dtype == TRAINED_DTYPE else checkpoint.keep_rounded_best(best, step)
+        self._announce("best", announced, stage, step=step)
 
     @property
     def _progress(self) -> tuple[int, ...]:

@@ -67,6 +67,10 @@ class StudentEvaluations:
         for split in self.splits if self.state.step == 0 else ():
             self._evaluate("initial", split)
 
+    def scores_stage(self, *, is_last: bool) -> bool:
+        """Whether a stage is scored when it ends, whatever its scores are."""
+        return VALIDATION in self.splits or (is_last and bool(self.splits))
+
     def score_stage_on_validation(self, stage: int) -> None:
         """Score the stage that has just ended on the validation samples, where there are any."""
         if VALIDATION in self.splits:

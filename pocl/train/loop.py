@@ -312,7 +312,9 @@ class Trainer:
         state.epoch_scores = []
         if self.spec.curriculum.optimizer_at_stage == "restart":
             self.student.optimizer = make_optimizer(self.student.model, self.spec.training)
-        self._save("stage", stage.index)
+        # The checkpoint of a stage gets the scores of the stage; until then it is there to continue from.
+        is_scored = self.evaluations.scores_stage(is_last=stage is self.table[-1])
+        self._save("training" if is_scored else "stage", stage.index)
         self.sink(StageFinished(stage=stage.index, step=state.step, epochs=epochs, kept_epoch=kept_epoch))
 
     def _restore_best_epoch(self) -> int | None:
@@ -334,10 +336,14 @@ class Trainer:
 
     def _score_stage(self, stage: StagePlan) -> None:
         """Score the stage that has just ended, and keep its weights if it is the best so far."""
+        made = self.state.evaluation_keys
         self.evaluations.score_stage_on_validation(stage.index)
+        self.evaluations.score_stage_on_others(stage.index, is_last=stage is self.table[-1])
+        # A stage that another run trained has its checkpoint there.
+        if self.state.evaluation_keys != made and self.state.finished_stages[-1].recipe == self.spec.recipe_digest:
+            self.checkpoints.add_scores(stage.index)
         if self.evaluations.best_stage == stage.index:
             self.checkpoints.keep_best(stage.index)
-        self.evaluations.score_stage_on_others(stage.index, is_last=stage is self.table[-1])
 
     def _save_if_due(self) -> None:
         """Save on the interval, and look whether to stop.

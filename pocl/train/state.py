@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from pocl.evaluation.answers_file import EvaluationKey
 from pocl.evaluation.row_scores import RowScores
 from pocl.events import Evaluated
-from pocl.export.model_card import Progress
+from pocl.export.model_card import Progress, TrainedStage
 from pocl.spec import Method
 from pocl.storage.inputs import RunInputs
 
@@ -137,17 +137,26 @@ class TrainState(BaseModel):
     @property
     def progress(self) -> Progress:
         """How far the run is, as a model card says it."""
-        return Progress(self.step, len(self.finished_stages), tuple(self.evaluations))
+        return Progress(self.step, self._trained_stages, tuple(self.evaluations))
 
     @property
     def progress_before_scores(self) -> Progress:
         """The same without the scores of this very step.
 
-        They are computed after its checkpoint is saved; where a run is stopped meanwhile the checkpoint is saved again,
-        and must get the same card.
+        They are computed after its checkpoint is saved, which gets them then
+        (:func:`pocl.train.checkpoint.add_scores`); where a run is stopped meanwhile the checkpoint is saved again, and
+        must get the same card.
         """
         before = (evaluated for evaluated in self.evaluations if evaluated.step < self.step)
-        return Progress(self.step, len(self.finished_stages), tuple(before))
+        return Progress(self.step, self._trained_stages, tuple(before))
+
+    @property
+    def _trained_stages(self) -> tuple[TrainedStage, ...]:
+        starts = [0, *self.stage_ends[:-1]]
+        return tuple(
+            TrainedStage(stage.temperature, stage.kd_weight, stage.method, stage.end_step - start, stage.recipe)
+            for stage, start in zip(self.finished_stages, starts, strict=False)
+        )
 
     @property
     def stage_ends(self) -> list[int]:

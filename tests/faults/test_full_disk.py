@@ -40,7 +40,7 @@ def namespace() -> list[str]:
         ("ranking", "scratch.write_text(text", None),
         ("weights", "export.write(model, scratch, state.progress_before_scores)", 2),
         ("optimizer", "save_file(moments, training / _OPTIMIZER)", 2),
-        ("exporting", "checkpoint.link_weights(", 10),
+        ("exporting", "student.export.link(", 10),
     ],
 )
 def test_full_disk_ends_the_run_and_spares_intact_files(

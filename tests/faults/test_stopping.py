@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.outcome import RunOutcome
+from bench.faults.outcome import RunOutcome, manifest_errors, read_events
 from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import RunStopped
 from pocl.events import Evaluated, Event, Progressed, RunStarted, StageFinished, StepLogged, Warned
+from pocl.export.model_card import CARD_FILE
 from pocl.run import run
 from pocl.storage.shared_cache import SharedCache
 from tests.faults.runs import run_to_end, run_until
@@ -63,3 +64,29 @@ def test_live_teacher_in_place_of_a_cached_one_is_warned_about(restart: Path, tm
     assert [event.message for event in events if isinstance(event, Warned) and event.code == "not_exact"] == [
         "continued with the teacher live, so not to the same bits"
     ]
+
+
+def test_checkpoint_of_a_stage_has_its_own_scores(restart: Path, baseline: RunOutcome) -> None:
+    workdir = restart.parent / "baseline"
+    events = read_events(workdir)
+    assert manifest_errors(workdir) == []
+    scored = {event["stage"]: event for event in events if event["type"] == "evaluated" and event["subject"] == "stage"}
+    saved = {event["stage"]: event for event in events if event["type"] == "checkpoint" and event["kind"] == "stage"}
+    assert list(saved) == list(scored) == [0, 1, 2]
+    for stage, checkpoint in saved.items():
+        card = (workdir / checkpoint["path"] / CARD_FILE).read_text(encoding="utf-8")
+        (line,) = (line for line in card.splitlines() if line.startswith(f"| stage {stage + 1} | `validation` |"))
+        assert f"| {scored[stage]['cross_entropy']:.4f} |" in line
+        assert f"| stage {stage + 2} |" not in card
+    assert f"| {baseline.best_event['stage'] + 1} |" in (workdir / "best" / CARD_FILE).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("baseline")
+def test_stage_is_saved_before_it_is_scored(restart: Path) -> None:
+    events = read_events(restart.parent / "baseline")
+    kinds = [
+        (event["type"], event.get("kind") or event.get("subject"))
+        for event in events
+        if event.get("step") == 2 and event["type"] in ("checkpoint", "evaluated")
+    ]
+    assert kinds[:3] == [("checkpoint", "training"), ("evaluated", "stage"), ("checkpoint", "stage")]

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pocl.events import Evaluated
-from pocl.export.model_card import CardFacts, ExportedModel, Progress, SamplesUsed, code, model_card
+from pocl.export.model_card import CardFacts, ExportedModel, Progress, SamplesUsed, TrainedStage, code, model_card
 from pocl.inspect.licence import read_licence
 from pocl.plan import stage_table
-from pocl.spec import resolve
+from pocl.spec import JS, AllSamples, ForwardKL, resolve
 
 SPEC = resolve(
     {
@@ -27,6 +27,7 @@ SPEC = resolve(
 )
 DIGEST = "ab" * 32
 MODEL = ExportedModel("transformers>=4.57", "float32", True, ["<|im_end|>"], ["min_length"], True)
+TRAINED = TrainedStage(1.0, 0.7, ForwardKL(), 3, SPEC.recipe_digest)
 SCORES = [
     Evaluated(subject="initial", rows=6, rouge_l=1.5, exact_match=0, cross_entropy=4.25),
     Evaluated(
@@ -41,7 +42,7 @@ def origin(kind: str = "path", name: str = "base", **more: str) -> dict[str, str
 
 def card_of(student: dict[str, str | None], teacher: dict[str, str | None] | None) -> str:
     facts = CardFacts(SPEC, stage_table(SPEC, 12), student, teacher, "chat", [SamplesUsed("train", 12, DIGEST)])
-    return model_card(facts, MODEL, Progress(3, 1, SCORES))
+    return model_card(facts, MODEL, Progress(3, [TRAINED], SCORES))
 
 
 def front_matter(card: str) -> dict[str, Any]:
@@ -51,7 +52,16 @@ def front_matter(card: str) -> dict[str, Any]:
 
 def test_card_says_what_was_trained_from_what() -> None:
     card = card_of(origin(), origin(name="big", license="apache-2.0"))
-    for text in ("forward_kl", "`big`", DIGEST, "| 1 | 6 |", "20.25", "4.2500", "transformers>=4.57", "`<|im_end|>`"):
+    for text in (
+        "forward_kl",
+        "`big`",
+        DIGEST,
+        "| 1 | `forward_kl` | 6 |",
+        "20.25",
+        "4.2500",
+        "transformers>=4.57",
+        "`<|im_end|>`",
+    ):
         assert text.replace("|im_end|", "?im_end?") in card
     assert "/srv" not in card
     assert "secret" not in card
@@ -61,10 +71,23 @@ def test_card_says_what_was_trained_from_what() -> None:
 def test_card_says_how_to_read_a_tokenizer_that_its_family_would_rebuild() -> None:
     facts = CardFacts(SPEC, stage_table(SPEC, 12), origin(), None, "chat", [])
     cards = [
-        model_card(facts, replace(MODEL, needs_generic_tokenizer=needed), Progress(0, 0, []))
+        model_card(facts, replace(MODEL, needs_generic_tokenizer=needed), Progress(0, [], []))
         for needed in (False, True)
     ]
     assert ["PreTrainedTokenizerFast" in card for card in cards] == [False, True]
+
+
+def test_card_attributes_each_stage_to_its_method_and_names_a_control() -> None:
+    spec = SPEC.with_fields({"curriculum": {"control": AllSamples(kind="all_samples")}})
+    facts = CardFacts(spec, stage_table(spec, 12), origin(), origin(), "chat", [])
+    inherited = TrainedStage(3.5, 0.25, JS(beta=0.1), 7, "another recipe")
+    card = model_card(facts, MODEL, Progress(7, [inherited], []))
+    assert "| 1 | `js (beta 0.1)` | 12 | 3.5 | 0.25 | 7 | yes |" in card
+    assert "| 2 | `forward_kl` | 12 | 2 | 1 | 2 | no |" in card
+    assert "1 of the stages were trained by the run that this one branched from" in card
+    assert "Control experiment all_samples: each stage takes all samples." in card
+    assert "ontrol" not in card_of(origin(), origin())
+    assert "branched" not in card_of(origin(), origin())
 
 
 def test_hub_reads_the_front_matter() -> None:

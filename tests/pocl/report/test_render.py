@@ -8,7 +8,7 @@ import pytest
 from pocl.curriculum.ranking import RankedSample
 from pocl.encoding_counts import EncodingCounts
 from pocl.events import DataEncoded
-from pocl.report.render import ReportData, StageFigures, TrainingCurve, describe_control, describe_stages, render
+from pocl.report.render import ReportData, StageFigures, TrainingCurve, describe_stages, render, split_note
 from pocl.spec import (
     JS,
     SFT,
@@ -26,6 +26,7 @@ from pocl.spec import (
     StudentRanker,
     TeacherRanker,
     WarmStudentRanker,
+    describe_control,
 )
 
 # It draws plots, which takes seconds.
@@ -125,6 +126,22 @@ def test_stage_table_names_the_method_of_each_stage() -> None:
 )
 def test_control_experiment_is_described(control: Control, sentence: str) -> None:
     assert describe_control(control) == f"Control experiment {control.kind}: {sentence}."
+
+
+@pytest.mark.parametrize(
+    ("split", "stages", "ends_stages", "note"),
+    [
+        ("validation", 4, False, "The best stage was chosen on them, so its score here is somewhat too high"),
+        ("validation", 4, True, "chosen on them and stages ended by their scores, so its score"),
+        ("validation", 1, True, "The stage ended by their scores"),
+        ("validation", 1, False, "They chose nothing"),
+        ("test", 4, True, "They chose nothing"),
+    ],
+)
+def test_report_says_what_was_chosen_on_the_samples_of_an_evaluation(
+    split: str, stages: int, ends_stages: bool, note: str
+) -> None:
+    assert note in split_note(split, stages=stages, ends_stages=ends_stages)
 
 
 def test_report_names_the_control_and_has_no_difficulties_where_nothing_was_ranked() -> None:

@@ -88,6 +88,19 @@ def test_replacing_a_file_leaves_no_scratch(tmp_path: Path) -> None:
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "2")]
 
 
+def test_directory_that_was_about_to_be_replaced_is_taken_back(tmp_path: Path) -> None:
+    target = tmp_path / "checkpoints" / "one"
+    make_directory(target)
+    # As a process leaves it that is killed between the two renames.
+    target.rename(target.with_name(".tmp-replaced-one-77"))
+    make_directory(tmp_path / "two")
+    (tmp_path / "two").rename(tmp_path / ".tmp-replaced-two-77")
+    make_directory(tmp_path / "two")
+    manifest.sweep(tmp_path)
+    assert len(manifest.verify(target).files) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "two"]
+
+
 def test_sweep_removes_what_killed_processes_left(tmp_path: Path) -> None:
     target = make_directory(tmp_path / "one")
     make_directory(tmp_path / ".tmp-two-123")
