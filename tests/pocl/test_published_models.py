@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     DeepseekV3Config,
+    Gemma2Config,
     Gemma3Config,
     GptOssConfig,
     LlamaConfig,
@@ -368,6 +369,25 @@ def test_layers_for_multi_token_prediction_are_left_out_and_that_is_said(tmp_pat
     assert torch.equal(logits(loaded), logits(expected))
     edit(tmp_path, num_nextn_predict_layers=0)
     assert "more layers" in refusal(tmp_path)
+
+
+# --- Ties that the config does not tell -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("family", "is_tied"), [(Gemma2Config, True), (Gemma2Config, False), (LlamaConfig, False)])
+def test_ties_are_those_of_the_weights_where_the_config_names_none(
+    family: Callable[..., PreTrainedConfig], is_tied: bool, tmp_path: Path
+) -> None:
+    expected = build(family(tie_word_embeddings=is_tied, head_dim=8, **SIZES))
+    save_model(expected, byte_level_tokenizer(64), tmp_path / "published")
+    # Gemma 2 ties unless told otherwise, and Llama does not.
+    edit(tmp_path / "published", tie_word_embeddings=DELETED)
+    loaded = load_student(StudentRef(path=str(tmp_path / "published")), None, device=CPU).model
+    assert torch.equal(logits(loaded), logits(expected))
+    save_model(loaded, byte_level_tokenizer(64), tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"] is is_tied
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(again), logits(expected))
 
 
 # --- Models of several modalities -----------------------------------------------------------------------------
