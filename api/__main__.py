@@ -13,7 +13,6 @@ from pathlib import Path
 
 import structlog
 import uvicorn
-from pydantic import ValidationError
 from uvicorn.config import STARTUP_FAILURE
 
 from api.access_log import AccessLog
@@ -23,11 +22,15 @@ from api.http_limits import ConnectionLimits
 from api.http_protocol import ConnectionTable, protocol_over
 from api.jobs.watcher import JobWatcher
 from domain import logs
-from domain.db import upgrade
+from domain.database_errors import DatabaseUnavailable
+from domain.db import Database
+from domain.environment import SettingsInvalid, read_settings, refuse_unknown_variables
+from domain.schema import DatabaseRefused, check_database, is_for_operator, refusal_sentence, upgrade
 from domain.service_links import log_service_links
 from domain.settings import Settings
 
 _GRACE_SECONDS = 10
+_FAILED, _USAGE = 1, 2
 
 _log = structlog.get_logger(__name__)
 
@@ -37,31 +40,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
     parser.add_argument("command", choices=commands)
     try:
-        commands[parser.parse_args().command]()
-    except TooFewDescriptors as error:
+        command = commands[parser.parse_args().command]
+        # Processes of a machine may share an environment, with settings of the worker in it.
+        refuse_unknown_variables(Settings, other_prefixes=("POCL_WORKER_",))
+        command()
+    except (SettingsInvalid, DatabaseRefused, TooFewDescriptors) as error:
         sys.stderr.write(f"{error}\n")
-        return 2
-    except ValidationError as error:
-        # Settings are wrong. Their values may be secret, so none is printed.
-        for wrong in error.errors(include_input=False, include_url=False, include_context=False):
-            field = "_".join(str(part) for part in wrong["loc"]).upper()
-            sys.stderr.write(f"{f'POCL_{field}: ' if field else ''}{wrong['msg'].removeprefix('Value error, ')}\n")
-        return 2
+        return _USAGE
+    except DatabaseUnavailable as error:
+        sys.stderr.write(f"{refusal_sentence(error)}\n")
+        return _USAGE if is_for_operator(error) else _FAILED
     return 0
 
 
 def _migrate() -> None:
     logs.configure()
-    upgrade(Settings())
+    upgrade(read_settings(Settings))
 
 
 def _serve() -> None:
-    settings = Settings()
+    settings = read_settings(Settings)
     logs.configure()
     _log_environment(settings)
     settings = claim_descriptors(settings)
     access_log = None if settings.access_log == "off" else AccessLog(only_errors=settings.access_log == "errors")
     app = create_app(settings, access_log)
+    _check_database(app.state.database)
     limits = ConnectionLimits(
         max_connections=settings.max_connections,
         head_seconds=settings.head_seconds,
@@ -104,6 +108,16 @@ def _log_environment(settings: Settings) -> None:
         _log.warning("home_open_to_others", home=str(settings.home), mode=mode, hint="Run: chmod 700 on it.")
 
 
+def _check_database(database: Database) -> None:
+    try:
+        check_database(database)
+    except DatabaseUnavailable as error:
+        if is_for_operator(error):
+            raise
+        # Requests are answered by 503 until it is there.
+        _log.warning("database_unavailable", error=str(error))
+
+
 class _Server(uvicorn.Server):
     """Uvicorn waits for the responses in progress when it stops, so long polls and streams must be ended."""
 
@@ -119,7 +133,7 @@ class _Server(uvicorn.Server):
 def _print_openapi() -> None:
     # The document depends on no setting; a temporary home leaves the working directory clean.
     with tempfile.TemporaryDirectory() as home:
-        app = create_app(Settings(home=Path(home)))
+        app = create_app(read_settings(Settings, home=Path(home)))
         app.state.database.close()
     sys.stdout.write(json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n")
 

@@ -41,7 +41,7 @@ from domain.settings import Settings
 def create_app(settings: Settings | None = None, access_log: AccessLog | None = None) -> FastAPI:
     """The HTTP service over the database and the artifact store that `settings` name.
 
-    The database must have its schema already: see :func:`domain.db.upgrade`.
+    The database must have its schema already: see :func:`domain.schema.upgrade`.
 
     Args:
         settings: read from the environment unless given.

@@ -8,13 +8,12 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.exc import DBAPIError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from api.prefix import path_below_prefix
-from domain.db import DATABASE_UNAVAILABLE
+from domain.database_errors import SENTENCES, DatabaseFault, DatabaseUnavailable
 from domain.errors import (
     ApiError,
     BodyTooLarge,
@@ -25,6 +24,7 @@ from domain.errors import (
     JsonInvalid,
     NotFound,
     QuotaExceeded,
+    StorageFull,
     Unauthenticated,
     Unavailable,
     Unprocessable,
@@ -93,8 +93,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _handle_api_error)
     app.add_exception_handler(RequestValidationError, _handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
-    app.add_exception_handler(DBAPIError, _handle_database_error)
-    app.add_exception_handler(TimeoutError, _handle_database_error)
+    app.add_exception_handler(DatabaseUnavailable, _handle_database_unavailable)
     app.add_exception_handler(ClientDisconnect, _handle_disconnect)
 
 
@@ -114,7 +113,16 @@ def problem_responses(*errors: type[ApiError] | type[PoclError]) -> dict[int | s
     return responses
 
 
-COMMON_PROBLEMS = problem_responses(Unauthenticated, Forbidden, Unprocessable, ApiError, Unavailable)
+class DatabaseDamaged(Unavailable):
+    """The database is damaged: its operator must restore it from a backup."""
+
+    code = "database_damaged"
+    retryable = False
+
+
+DATABASE_PROBLEMS = problem_responses(Unavailable, DatabaseDamaged, StorageFull)
+"""The `responses` of any operation that needs the database."""
+COMMON_PROBLEMS = problem_responses(Unauthenticated, Forbidden, Unprocessable, ApiError) | DATABASE_PROBLEMS
 """The `responses` of any operation that needs a key."""
 BODY_PROBLEMS = problem_responses(JsonInvalid, BodyTooLarge, UnsupportedMediaType)
 """The `responses` of any operation that takes a JSON body."""
@@ -132,7 +140,7 @@ def problem_headers(error: ApiError) -> dict[str, str]:
     headers = dict(error.headers) if isinstance(error, HttpError) else {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (QuotaExceeded.status, Unavailable.status):
+    if error.retryable and error.status in (QuotaExceeded.status, Unavailable.status, StorageFull.status):
         headers["Retry-After"] = "5"
     return headers
 
@@ -206,16 +214,19 @@ def _allowed_methods(request: Request) -> list[str]:
     ]
 
 
-def _handle_database_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, DATABASE_UNAVAILABLE):
-        raise error
+def _handle_database_unavailable(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DatabaseUnavailable)
     return database_unavailable_response(request, error)
 
 
-def database_unavailable_response(request: Request, error: Exception) -> Response:
-    """The response where the database is unavailable."""
-    _log.warning("database_unavailable", exc_info=error)
-    return problem_response(request, Unavailable("The database does not answer at present: try again later."))
+def database_unavailable_response(request: Request, error: DatabaseUnavailable) -> Response:
+    """The response where the database is at fault."""
+    _log.warning("database_unavailable", fault=str(error.fault), exc_info=error)
+    if error.fault is DatabaseFault.DAMAGED:
+        return problem_response(request, DatabaseDamaged())
+    if error.fault is DatabaseFault.FULL:
+        return problem_response(request, StorageFull(SENTENCES[error.fault]))
+    return problem_response(request, Unavailable(SENTENCES[error.fault]))
 
 
 def _handle_disconnect(_request: Request, _error: Exception) -> Response:

@@ -20,7 +20,8 @@ from bench.api_clients import LoadProfile, LoadResult
 from bench.machine import Machine
 from bench.report import Figure, Report
 from bench.server import Server, free_port, pocl_environment, run_load, running_server, scratch_home
-from domain.db import Database, upgrade
+from domain.db import Database
+from domain.schema import upgrade
 from domain.settings import Settings
 from worker.processes import spawn, terminate
 

@@ -1,48 +1,31 @@
-"""The database: one engine for SQLite and PostgreSQL, one transaction per request or task, one clock.
+"""The database: rows of SQLite and PostgreSQL alike, one transaction per request or task, one clock.
 
 No function of the domain commits. A block under :meth:`Database.transaction` is committed at its end, and rolled back
 if it raises.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-import alembic.command
-import alembic.config
 import sqlalchemy as sa
-from sqlalchemy import event, exc
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
+from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
-from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from domain.settings import Settings
+from domain.connections import KIND_OPTION, TransactionKind, create_engine_for
+from domain.database_errors import translating_database_errors
 
 Row = TypeVar("Row")
 
-_BEGIN: Final = "pocl_begin"
-"""Execution option: the mode in which SQLite begins a transaction."""
-_HOLDS_WRITER_LOCK: Final = "pocl_holds_writer_lock"
-"""Key in the `info` of an SQLite connection: whether it holds the writer lock of this process."""
-_BUSY_MILLISECONDS: Final = 30_000
-_CONNECT_SECONDS: Final = 10
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-# The key of an advisory lock, any number: two processes that start at once migrate one after the other.
-_MIGRATION_LOCK: Final = 0x706F636C
-
-DATABASE_UNAVAILABLE: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
-"""The exceptions of a database that restarts, stays locked or cannot be reached."""
 
 
 class UtcDateTime(sa.types.TypeDecorator[datetime]):
@@ -145,131 +128,42 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = create_engine_for(url)
-        is_sqlite = self.engine.dialect.name == "sqlite"
-        self._write_engine = self.engine.execution_options(**({_BEGIN: "IMMEDIATE"} if is_sqlite else {}))
         # Reads are of one snapshot on both databases, and neither lets a reader write by mistake.
-        self._read_engine = self.engine.execution_options(
-            **(
-                {_BEGIN: "DEFERRED"}
-                if is_sqlite
-                else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-            )
-        )
+        kinds: tuple[TransactionKind, ...] = ("read", "write", "probe")
+        self._engines = {kind: self.engine.execution_options(**{KIND_OPTION: kind}) for kind in kinds}
 
     @contextmanager
     def transaction(self, *, write: bool) -> Iterator[Session]:
         """One transaction: committed when the block ends, rolled back if it raises. Nothing is retried.
 
-        A writer on SQLite takes the write lock with its first statement, waiting up to 30 s for it.
+        A writer on SQLite takes the write lock with its first statement, waiting up to 15 s for it. On PostgreSQL a
+        statement waits up to 10 s for a lock and works up to 15 s.
 
         Raises:
-            sqlalchemy.exc.OperationalError: the database cannot be reached, or stayed locked.
+            DatabaseUnavailable: the database is at fault; after the commit was tried, it may have taken place.
         """
-        engine = self._write_engine if write else self._read_engine
-        with Session(engine, expire_on_commit=False) as session, session.begin():
+        with self._transaction("write" if write else "read") as session:
+            yield session
+
+    def check_writable(self) -> None:
+        """Try a write that changes nothing, for two seconds at most.
+
+        Raises:
+            DatabaseUnavailable: the database takes no writes, or lacks the schema.
+        """
+        with self._transaction("probe") as session:
+            # Neither a standby nor a database that is set to read only lets this statement begin.
+            session.execute(sa.text("DELETE FROM alembic_version WHERE 1 = 0"))
+
+    @contextmanager
+    def _transaction(self, kind: TransactionKind) -> Iterator[Session]:
+        with (
+            translating_database_errors(writes=kind != "read"),
+            Session(self._engines[kind], expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
-
-
-def create_engine_for(url: str) -> sa.Engine:
-    """An engine for the URL; for SQLite with what keeps a file safe that several processes share."""
-    if sa.make_url(url).get_backend_name() != "sqlite":
-        return sa.create_engine(
-            url, pool_size=10, max_overflow=30, pool_pre_ping=True, connect_args={"connect_timeout": _CONNECT_SECONDS}
-        )
-    # With isolation_level None the driver begins no transaction by itself, so the listeners below decide.
-    engine = sa.create_engine(
-        url,
-        pool_size=10,
-        max_overflow=30,
-        connect_args={"isolation_level": None, "timeout": _BUSY_MILLISECONDS / 1000},
-    )
-    event.listen(engine, "connect", _prepare_sqlite)
-    lock = _SqliteWriterLock()
-    event.listen(engine, "begin", lock.begin)
-    event.listen(engine, "commit", lock.end)
-    event.listen(engine, "rollback", lock.end)
-    return engine
-
-
-def upgrade(settings: Settings) -> None:
-    """Bring the database and `home` to the newest version, making `home` and an SQLite file where there is none.
-
-    Safe to call from several processes at once, and again.
-
-    Raises:
-        sqlalchemy.exc.OperationalError: the database cannot be reached, or stayed locked.
-        OSError: a directory could not be made or renamed; the database is then as it was.
-    """
-    url = sa.make_url(settings.database_url)
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if url.get_backend_name() == "sqlite":
-        Path(str(url.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = create_engine_for(settings.database_url)
-    try:
-        with engine.execution_options(**{_BEGIN: "IMMEDIATE"}).begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            config = alembic.config.Config(attributes={"connection": connection})
-            config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
-            alembic.command.upgrade(config, "head")
-            # Still under the lock: one process renames, and the others find it done.
-            _rename_former_artifact_root(settings)
-    finally:
-        engine.dispose()
-
-
-def _rename_former_artifact_root(settings: Settings) -> None:
-    """Give the artifact store of an older version its present name. Rows hold keys relative to the store."""
-    former, present = settings.home / "artefacts", settings.home / "artifacts"
-    if settings.artifact_root == present and former.is_dir() and not present.exists():
-        former.rename(present)
-
-
-def _migrations() -> Path:
-    # The directory is found as a package, so from a checkout and from an installation alike.
-    spec = find_spec("migrations")
-    directories = [Path(path) for path in (spec.submodule_search_locations or ())] if spec is not None else []
-    return next(directory for directory in directories if (directory / "env.py").is_file())
-
-
-def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout = {_BUSY_MILLISECONDS}",
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-class _SqliteWriterLock:
-    """Serializes the write transactions of this process, before they compete for SQLite's lock.
-
-    SQLite lets writers poll for its lock with growing pauses, so that the one that has waited longest comes last.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    def begin(self, connection: sa.Connection) -> None:
-        # A writer that begins deferred and upgrades its lock later fails at once where another one writes.
-        begin = connection.get_execution_options().get(_BEGIN, "IMMEDIATE")
-        connection.exec_driver_sql(f"PRAGMA query_only = {'ON' if begin == 'DEFERRED' else 'OFF'}")
-        if begin != "DEFERRED":
-            # Without the lock the statement below waits in vain, and SQLite reports that it is locked.
-            connection.info[_HOLDS_WRITER_LOCK] = self._lock.acquire(timeout=_BUSY_MILLISECONDS / 1000)
-        try:
-            connection.exec_driver_sql(f"BEGIN {begin}")
-        except BaseException:
-            self.end(connection)
-            raise
-
-    def end(self, connection: sa.Connection) -> None:
-        if connection.info.pop(_HOLDS_WRITER_LOCK, False):
-            self._lock.release()

@@ -16,7 +16,8 @@
     |   |-- EngineRefusal                the engine's errors about specifications, data sets and models
     |   `-- PathOutsideModelRoots
     |-- QuotaExceeded               429
-    `-- Unavailable                 503  try again later
+    |-- Unavailable                 503  try again later
+    `-- StorageFull                 507  no disk space
 
     LostLease                       an attempt that no longer holds its job; it never leaves the worker
 
@@ -185,6 +186,14 @@ class Unavailable(ApiError):
 
     status = 503
     code = "unavailable"
+    retryable = True
+
+
+class StorageFull(ApiError):
+    """The service has no space left to store this: free some and send it again."""
+
+    status = 507
+    code = "storage_full"
     retryable = True
 
 

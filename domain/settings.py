@@ -4,33 +4,26 @@ import ipaddress
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from pydantic_settings import SettingsConfigDict
+from sqlalchemy import make_url
 
+from domain.environment import AbsolutePath, EnvironmentSettings, Seconds, make_absolute
 from domain.mounts import network_file_system
-from domain.service_links import is_service_link
+from domain.service_urls import check_database_url, check_redis_url, sqlite_url
 
 _KEY_MIN_LENGTH = 16
 _FORMER_ARTIFACT_ROOT = "POCL_ARTEFACT_ROOT"
 
 
-class Settings(BaseSettings):
+class Settings(EnvironmentSettings):
     """Read once at start. With no variable set: everything below `./.pocl`, on loopback, without a key."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POCL_",
-        env_ignore_empty=True,
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-        hide_input_in_errors=True,
-    )
+    model_config = SettingsConfigDict(env_prefix="POCL_")
 
-    home: Path = Path(".pocl")
+    home: AbsolutePath = Path(".pocl")
     """The directory of everything that has no setting of its own; made with mode 0700."""
     # Both URLs may hold a password, so they are kept out of every repr.
     database_url: str = Field(default="", repr=False)
@@ -50,13 +43,13 @@ class Settings(BaseSettings):
     access_log: Literal["all", "errors", "off"] = "all"
     """The responses that get a line in the log: all, those of status 400 and above, or none."""
 
-    model_roots: Annotated[tuple[Path, ...], NoDecode] = ()
+    model_roots: tuple[AbsolutePath, ...] = ()
     """The directories below which models may be read, separated like `PATH`; `home/models` unless they are given."""
-    artifact_root: Path = Path()
+    artifact_root: AbsolutePath = Path()
     """The artifact store, for checkpoints, data sets and results; `home/artifacts` unless it is given."""
-    work_root: Path = Path()
+    work_root: AbsolutePath = Path()
     """The working directories of attempts; `home/work` unless it is given."""
-    cache_root: Path = Path()
+    cache_root: AbsolutePath = Path()
     """The cache that jobs share, with teachers' hidden states and rankings; `home/cache` unless it is given."""
     max_cache_bytes: int = Field(default=64 * 1024**3, ge=0)
     """The size of the cache, whose least recently used entries are evicted first. With 0 the teacher runs at each visit
@@ -68,7 +61,7 @@ class Settings(BaseSettings):
     """The largest data set that may be uploaded."""
     max_jobs_queued: int = Field(default=100, ge=1)
     """How many jobs of one project may be queued at once."""
-    encoding_check_seconds: float = Field(default=10, ge=0, le=600)
+    encoding_check_seconds: float = Field(default=10, ge=0, le=600, allow_inf_nan=False)
     """How long a dry run or a submission may encode rows of each data set that no earlier one has; with 0 none is
     encoded, and the worker checks them all."""
     max_log_bytes: int = Field(default=64 * 1024, ge=1024)
@@ -76,40 +69,40 @@ class Settings(BaseSettings):
 
     max_connections: int = Field(default=6000, ge=64)
     """How many connections one API process serves at once; fewer where the limit on open files does not allow it."""
-    head_seconds: float = Field(default=10, gt=0)
+    head_seconds: Seconds = 10
     """Seconds in which the head of a request must arrive, from the connection or from its first byte."""
-    body_seconds: float = Field(default=20, gt=0)
+    body_seconds: Seconds = 20
     """Seconds in which a body must go on by a kibibyte, or end."""
     idle_seconds: int = Field(default=65, ge=1)
     """Seconds after which a connection without requests is closed; longer than proxies keep theirs open."""
-    write_seconds: float = Field(default=60, gt=0)
+    write_seconds: Seconds = 60
     """Seconds after which a client that takes none of the bytes sent to it is dropped."""
     max_transfers: int = Field(default=256, ge=2)
     """How many uploads and downloads one API process serves at once. A client may have as many as are free: alone half
     of them. The same holds for connections and for followers."""
 
-    watch_seconds: float = Field(default=0.25, gt=0, le=10)
+    watch_seconds: float = Field(default=0.25, gt=0, le=10, allow_inf_nan=False)
     """Seconds between two queries for the snapshots of the jobs that clients wait for; one query serves all of them."""
     max_followers: int = Field(default=4000, ge=2)
     """How many long polls and event streams one API process serves at once."""
-    keep_alive_seconds: float = Field(default=15, gt=0)
+    keep_alive_seconds: Seconds = 15
     """Seconds after which an event stream without events sends a comment."""
 
-    lease_seconds: float = Field(default=60, gt=0)
+    lease_seconds: Seconds = 60
     """Seconds after its last heartbeat at which the lease of a worker on its job expires."""
-    heartbeat_seconds: float = Field(default=10, gt=0)
+    heartbeat_seconds: Seconds = 10
     """Seconds between two heartbeats of a worker."""
-    reaper_seconds: float = Field(default=15, gt=0)
+    reaper_seconds: Seconds = 15
     """Seconds between two searches for expired leases."""
     max_attempts: int = Field(default=3, ge=1, le=100)
     """How many attempts of a job may be lost, crash or fail without progress before the job fails; of failures that may
     pass one counts for each worker."""
     max_failures: int = Field(default=12, ge=1, le=1000)
     """How many failures that may pass a job survives without progress, on whichever workers."""
-    retry_seconds: float = Field(default=10, ge=0)
+    retry_seconds: float = Field(default=10, ge=0, le=86_400, allow_inf_nan=False)
     """How long a job waits at most after its first failure that may pass, and a worker after its first failed check of
     itself; each further one doubles it. 0: no wait."""
-    max_retry_seconds: float = Field(default=600, ge=0)
+    max_retry_seconds: float = Field(default=600, ge=0, le=86_400, allow_inf_nan=False)
     """The longest of these waits; after it a job may also return to a worker that failed it while others are busy."""
 
     @field_validator("model_roots", mode="before")
@@ -139,14 +132,23 @@ class Settings(BaseSettings):
             raise ValueError("POCL_API_KEY may have printable ASCII characters only: no header carries others")
         return SecretStr(text)
 
-    @model_validator(mode="before")
+    @field_validator("host")
     @classmethod
-    def _ignore_service_link(cls, values: dict[str, Any]) -> dict[str, Any]:
-        # A setting that was given in another way than by the environment is no text.
-        port = values.get("port")
-        if isinstance(port, str) and is_service_link("POCL_PORT", port):
-            return {name: value for name, value in values.items() if name != "port"}
-        return values
+    def _check_host(cls, host: str) -> str:
+        bare = host.removeprefix("[").removesuffix("]")
+        if not bare or not bare.isprintable() or any(character in " /[]" for character in bare):
+            raise ValueError("POCL_HOST must be an address or a name of this machine")
+        return bare
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, address: str) -> str:
+        return check_database_url(address)
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, address: str | None) -> str | None:
+        return None if address is None else check_redis_url(address)
 
     @model_validator(mode="before")
     @classmethod
@@ -159,29 +161,19 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _default_directories(cls, values: dict[str, Any]) -> dict[str, Any]:
-        # Absolute, so that they do not follow a later change of the working directory.
-        home = Path(values.get("home") or ".pocl").expanduser().absolute()
+        try:
+            home = make_absolute(values.get("home") or ".pocl")
+        except ValueError as error:
+            raise ValueError(f"POCL_HOME {error}") from None
         defaults = {
             "home": home,
             "model_roots": (home / "models",),
             "artifact_root": home / "artifacts",
             "work_root": home / "work",
             "cache_root": home / "cache",
-            "database_url": URL.create("sqlite", database=str(home / "pocl.sqlite3")).render_as_string(),
+            "database_url": sqlite_url(home / "pocl.sqlite3"),
         }
         return {**defaults, **values, "home": home}
-
-    @model_validator(mode="after")
-    def _check_database_url(self) -> Self:
-        try:
-            url = make_url(self.database_url)
-        except ArgumentError:
-            url = None
-        if url is None or url.get_backend_name() not in ("sqlite", "postgresql"):
-            raise ValueError("POCL_DATABASE_URL must be a sqlite:/// or a postgresql:// address")
-        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-            raise ValueError("POCL_DATABASE_URL must name a SQLite file: several processes share it")
-        return self
 
     @model_validator(mode="after")
     def _refuse_sqlite_on_network_file_system(self) -> Self:

@@ -8,7 +8,9 @@ import domain.datasets.models
 import domain.idempotency.models
 import domain.jobs.models
 import domain.workers.models  # noqa: F401 - the five imports fill the metadata
-from domain.db import Base, create_engine_for
+from domain.connections import create_engine_for
+from domain.db import Base
+from domain.environment import SettingsInvalid, read_settings
 from domain.settings import Settings
 
 
@@ -19,7 +21,11 @@ def main() -> None:
     if connection is not None:
         migrate(connection)
         return
-    engine = create_engine_for(Settings().database_url)
+    try:
+        settings = read_settings(Settings)
+    except SettingsInvalid as error:
+        raise SystemExit(str(error)) from None
+    engine = create_engine_for(settings.database_url)
     with engine.begin() as own_connection:
         migrate(own_connection)
     engine.dispose()

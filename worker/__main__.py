@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from celery import signals
-from pydantic import ValidationError
 
 from domain import logs
 from domain.artifacts import ArtifactStore
+from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
+from domain.environment import SettingsInvalid, read_settings, refuse_unknown_variables
+from domain.schema import DatabaseRefused, check_database, is_for_operator, refusal_sentence
 from domain.service_links import log_service_links
 from domain.settings import Settings
 from domain.workers.models import Device
@@ -35,13 +37,14 @@ _FAILED, _USAGE = 1, 2
 def main() -> int:
     arguments = _parser().parse_args()
     try:
-        settings, options = Settings(**_settings_of_command_line(arguments)), WorkerSettings()
-        arguments.command(settings, options)
-    except ValidationError as error:
-        # The settings are wrong. Their values may be secret, so they are left out.
-        for detail in error.errors(include_input=False, include_url=False, include_context=False):
-            field = "_".join(str(part) for part in detail["loc"])
-            print(f"{field}: {detail['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        refuse_unknown_variables(Settings, WorkerSettings)
+        settings = read_settings(Settings, **_settings_of_command_line(arguments))
+        arguments.command(settings, read_settings(WorkerSettings))
+    except (SettingsInvalid, DatabaseRefused) as error:
+        print(error, file=sys.stderr)
+        return _USAGE
+    except DatabaseUnavailable as error:
+        print(refusal_sentence(error), file=sys.stderr)
         return _USAGE
     except CannotServe as error:
         print(error, file=sys.stderr)
@@ -80,6 +83,7 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     log_service_links(os.environ)
     # Where this signal has a receiver, Celery leaves logging alone.
     signals.setup_logging.connect(_keep_logging, weak=False)
+    _check_database(settings)
     app = celery_app(_broker_url(settings), options.queue)
     name = f"{socket.gethostname()}-{os.getpid()}"
     shutdown = shutdown_flag()
@@ -119,6 +123,7 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
     logs.configure()
     log_service_links(os.environ)
     doorbell = Doorbell(celery_app(_broker_url(settings), options.queue))
+    _check_database(settings)
     database = Database(settings.database_url)
     shutdown = ShutdownSignal()
     shutdown.install()
@@ -131,6 +136,22 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
 
     try:
         Scheduler(database, ArtifactStore(settings.artifact_root), doorbell, settings, options).run(wait)
+    finally:
+        database.close()
+
+
+def _check_database(settings: Settings) -> None:
+    """
+    Raises:
+        DatabaseUnavailable, DatabaseRefused: an operator must look at it. One that is away is waited for later.
+    """
+    database = Database(settings.database_url)
+    try:
+        check_database(database)
+    except DatabaseUnavailable as error:
+        if is_for_operator(error):
+            raise
+        logging.getLogger(__name__).warning("database_unavailable: %s", error)
     finally:
         database.close()
 

@@ -1,5 +1,7 @@
 """The Celery application: a doorbell and nothing more. The database says what there is to do."""
 
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
 from celery import Celery
 
 
@@ -45,9 +47,11 @@ def celery_app(redis_url: str, queue: str) -> Celery:
 
 
 def _for_kombu(redis_url: str) -> str:
-    scheme, separator, rest = redis_url.partition("://")
-    if scheme != "unix":
-        return redis_url
-    path, _, query = rest.partition("?")
-    database = query.removeprefix("db=") or "0"
-    return f"redis+socket{separator}{path}?virtual_host={database}"
+    """The address as Kombu spells it, which takes every parameter of a `redis://` address for one of its own."""
+    parts = urlsplit(redis_url)
+    parameters = dict(parse_qsl(parts.query))
+    is_socket = parts.scheme == "unix"
+    database = parameters.pop("db", None) or ("" if is_socket else parts.path.strip("/")) or "0"
+    if is_socket:
+        return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
+    return urlunsplit((parts.scheme, parts.netloc, f"/{database}", urlencode(parameters), ""))

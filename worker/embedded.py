@@ -19,13 +19,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from pathlib import Path
 from types import FrameType
+from urllib.parse import quote
 
 import redis
 import structlog
 
-from domain.db import upgrade
+from domain.database_errors import DatabaseUnavailable
+from domain.schema import is_for_operator, upgrade
 from domain.settings import Settings
 from worker import valkey
 from worker.bounded_log import BoundedLog
@@ -35,6 +38,7 @@ from worker.settings import WorkerSettings
 _log = structlog.get_logger(__name__)
 
 _START_TIMEOUT_SECONDS = 60
+_MAX_WAIT_SECONDS = 8
 _POLL_SECONDS = 0.1
 _MAX_RESTARTS = 3
 _RESTART_WINDOW_SECONDS = 300
@@ -135,7 +139,7 @@ def serve(
     with ExitStack() as stack:
         stack.enter_context(_exclusive_home(settings.home))
         port = _resolve_port(settings)
-        upgrade(settings)
+        upgrade_when_possible(settings, shutdown)
         environment = {
             **os.environ,
             "POCL_HOME": str(settings.home),
@@ -189,10 +193,35 @@ def ready_message(settings: Settings, port: int, log_files: Sequence[Path]) -> s
     return "\n".join([f"READY {address}", *(f"  {name:<11}{place}" for name, place in places.items())])
 
 
+def upgrade_when_possible(settings: Settings, shutdown: ShutdownSignal) -> None:
+    """Bring the database to this version, waiting for one that is away, with back-off, until a shutdown is requested.
+
+    Raises:
+        DatabaseUnavailable: an operator must look at the database.
+        DatabaseRefused: this version cannot use the database.
+        CannotServe: a directory cannot be made.
+    """
+    for seconds in chain((1, 2, 4), repeat(_MAX_WAIT_SECONDS)):
+        try:
+            return upgrade(settings)
+        except DatabaseUnavailable as error:
+            if is_for_operator(error):
+                raise
+            _log.warning("database_unavailable", error=str(error), retry_in_seconds=seconds)
+        except OSError as error:
+            raise CannotServe(f"POCL_HOME: {error.strerror}: {error.filename}") from None
+        if shutdown.wait(seconds):
+            return None
+    return None
+
+
 @contextmanager
 def _exclusive_home(home: Path) -> Iterator[None]:
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(home / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(home / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotServe(f"POCL_HOME: {error.strerror}: {home}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -238,7 +267,7 @@ def _broker(settings: Settings, environment: Mapping[str, str], stack: ExitStack
     socket_path.unlink(missing_ok=True)
     logfile = BoundedLog(settings.home / "logs" / "broker.log", _MAX_LOG_BYTES)
     command = valkey.command(binary.path, socket_path)
-    return [_Child("broker", command, environment, logfile)], f"unix://{socket_path}"
+    return [_Child("broker", command, environment, logfile)], f"unix://{quote(str(socket_path))}"
 
 
 def _child(settings: Settings, environment: Mapping[str, str], name: str, module: str, command: str) -> _Child:

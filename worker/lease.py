@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import structlog
 
-from domain.db import DATABASE_UNAVAILABLE, Database
+from domain.database_errors import DatabaseUnavailable
+from domain.db import Database
 from domain.errors import LostLease
 from domain.jobs import leases
 from domain.jobs.leases import Claim
@@ -95,9 +96,9 @@ class Lease:
                 if silence >= self._seconds:
                     reason = UNAVAILABLE_REASON.code if self._unavailable else "worker_suspended"
                     leases.record_resumed_lease(session, self._claim, reason, silence)
-        except DATABASE_UNAVAILABLE as error:
+        except DatabaseUnavailable as error:
             if not self._unavailable:
-                _log.warning("database_unavailable", error=type(error).__name__, hint="The engine goes on.")
+                _log.warning("database_unavailable", error=str(error), hint="The engine goes on.")
             self._unavailable = True
             if self._should_stop() and self._clock() - self._renewed_at >= self._seconds:
                 raise LostLease from error

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from domain.db import DATABASE_UNAVAILABLE, Database
+from domain.database_errors import DatabaseUnavailable
+from domain.db import Database
 from domain.workers import repository
 from domain.workers.models import Device
 
@@ -58,7 +59,7 @@ class Registration:
                         repository.deregister_worker(session, self.name)
                     else:
                         repository.register_worker(session, self.name, self.devices)
-            except DATABASE_UNAVAILABLE as error:
-                _log.warning("worker_not_registered", error=type(error).__name__)
+            except DatabaseUnavailable as error:
+                _log.warning("worker_not_registered", error=str(error))
             finally:
                 database.close()

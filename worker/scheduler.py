@@ -13,8 +13,9 @@ import structlog
 from sqlalchemy.orm import InstrumentedAttribute
 
 from domain.artifacts import ArtifactStore
+from domain.database_errors import DatabaseUnavailable
 from domain.datasets.models import Dataset
-from domain.db import DATABASE_UNAVAILABLE, Database
+from domain.db import Database
 from domain.idempotency.repository import delete_expired
 from domain.jobs.models import Job
 from domain.jobs.retries import RetryPolicy, count_claimable
@@ -111,10 +112,12 @@ def _run_duty(duty: Callable[[], object]) -> None:
         duty()
     except BrokerUnreachable as error:
         _log.warning("broker_unreachable", error=str(error))
-    except DATABASE_UNAVAILABLE as error:
-        _log.warning("database_unavailable", error=type(error).__name__)
+    except DatabaseUnavailable as error:
+        _log.warning("database_unavailable", error=str(error))
     except OSError as error:
         _log.error("artifact_store_failed", error=str(error))
+    except Exception:  # noqa: BLE001 - one duty must not end the others, and with them the embedded set-up and its job
+        _log.exception("duty_failed")
 
 
 def _chunks(names: list[str], size: int) -> list[list[str]]:

@@ -1,53 +1,63 @@
 """Settings of the worker and the scheduler besides those that they share with the API: `POCL_WORKER_*`."""
 
 import sys
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from domain.environment import AbsolutePath, EnvironmentSettings, Seconds, split_command, split_list
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(EnvironmentSettings):
     """Read once at start."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="POCL_WORKER_", env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
-    )
+    model_config = SettingsConfigDict(env_prefix="POCL_WORKER_")
 
     queue: str = Field(default="pocl", pattern=r"^[a-z0-9-]{1,64}$")
     """The broker queue that wakes workers; services that share a broker take different ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What this worker computes on. `auto`: `cuda` where an NVIDIA device is present, else `cpu`."""
     gpus: tuple[int, ...] | None = None
-    """The CUDA devices that this worker uses, a JSON list; null: all. Workers of one machine take different ones."""
+    """The CUDA devices that this worker uses, as `0,1` or a JSON list; null: all. Workers of one machine take different
+    ones."""
     engine: tuple[str, ...] = Field(default=(sys.executable, "-m", "pocl", "run"), min_length=1)
-    """The command that starts an engine, a JSON list; `SPEC --workdir DIR` is appended."""
+    """The command that starts an engine, as for a shell or a JSON list; `SPEC --workdir DIR` is appended."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of the engine; null leaves the choice to it."""
 
-    grace_seconds: float = Field(default=120, gt=0)
+    grace_seconds: Seconds = 120
     """How long an engine may take to save its state after it was asked to stop; then it is killed."""
-    stall_seconds: float = Field(default=3600, gt=0)
+    stall_seconds: Seconds = 3600
     """An engine that reports no event for this long is stopped."""
-    check_seconds: float = Field(default=300, gt=0)
+    check_seconds: Seconds = 300
     """How long the tiny job may take by which a worker checks itself after a failure."""
-    tick_seconds: float = Field(default=0.25, gt=0, le=10)
+    tick_seconds: float = Field(default=0.25, gt=0, le=10, allow_inf_nan=False)
     """The interval at which the supervisor looks at the engine."""
-    flush_seconds: float = Field(default=1, gt=0)
+    flush_seconds: Seconds = 1
     """The interval at which events are written to the rows; changes of state are written at once."""
 
-    pulse_file: Path | None = None
+    pulse_file: AbsolutePath | None = None
     """The liveness file of the worker or scheduler, which `python -m worker.liveness` checks; null: none."""
 
-    doorbell_seconds: float = Field(default=1, gt=0)
+    doorbell_seconds: Seconds = 1
     """The interval at which the scheduler looks at the queue."""
     doorbell_limit: int = Field(default=64, ge=1)
     """How many wake-up messages may wait at once."""
-    janitor_seconds: float = Field(default=600, gt=0)
+    janitor_seconds: Seconds = 600
     """The interval of garbage collection: what killed processes left, and files that no row names."""
 
     max_engine_log_bytes: int = Field(default=8 * 1024**2, ge=4096)
     """The size of the engine's log on disk; its older half is dropped first."""
     kept_attempts: int = Field(default=10, ge=0)
     """How many directories of ended attempts are kept for inspection."""
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _split_gpus(cls, value: Any) -> Any:
+        return split_list(value)
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _split_engine(cls, value: Any) -> Any:
+        return split_command(value)

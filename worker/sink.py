@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from domain.artifacts import ArtifactCorrupt, ArtifactExists, ArtifactNotFound, ArtifactStore
 from domain.checkpoints.repository import delete_checkpoint, surplus_training_states
-from domain.db import DATABASE_UNAVAILABLE, Database
+from domain.database_errors import DatabaseUnavailable
+from domain.db import Database
 from domain.jobs import event_recorder, leases
 from domain.jobs.leases import Claim
 from domain.jobs.repository import count_live_jobs_using
@@ -334,8 +335,8 @@ class RowSink:
                     self._save_log(session)
                 if finish is not None:
                     finish(session)
-        except DATABASE_UNAVAILABLE as error:
-            _log.warning("events_not_written", error=type(error).__name__)
+        except DatabaseUnavailable as error:
+            _log.warning("events_not_written", error=str(error))
             if self._batch.events or self._batch.files:
                 self._unconfirmed, self._batch = batches, _Batch(self._batch.offset)
             # The next try waits for the flush interval.

@@ -19,8 +19,9 @@ from sqlalchemy.orm import Session
 
 from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.checkpoints.repository import get_checkpoint
+from domain.database_errors import DatabaseUnavailable
 from domain.datasets.repository import get_dataset, stored_reference
-from domain.db import DATABASE_UNAVAILABLE, Database
+from domain.db import Database
 from domain.errors import ApiError, LostLease, NotFound
 from domain.jobs import leases, repository
 from domain.jobs.leases import Claim
@@ -32,12 +33,14 @@ from domain.model_paths import locate_model
 from domain.settings import Settings
 from domain.workers import repository as workers
 from domain.workers.models import Device
+from pocl.errors import is_disk_full
 from pocl.spec import RANKING_MODEL_POINTER, DataRef, DistillationSpec, ModelRef
 from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
 from worker.attempt_dir import AttemptDir
 from worker.bounded_log import BoundedLog
 from worker.engine_exit import (
+    DISK_FULL,
     STORAGE_FAILED,
     WORKER_FAILED,
     EngineExit,
@@ -103,8 +106,8 @@ class Supervisor:
         try:
             self._unpin_ended_jobs()
             claim = self._claim_next() if self._is_well() else None
-        except DATABASE_UNAVAILABLE as error:
-            _log.warning("claim_failed", error=type(error).__name__)
+        except DatabaseUnavailable as error:
+            _log.warning("claim_failed", error=str(error))
             return None
         if claim is None:
             return None
@@ -189,7 +192,7 @@ class Supervisor:
         Args:
             finding: What the worker's check of itself found after the end; null for nothing.
         """
-        with suppress(*DATABASE_UNAVAILABLE), self.database.transaction(write=True) as session:
+        with suppress(DatabaseUnavailable), self.database.transaction(write=True) as session:
             if not outcome.may_pass:
                 if outcome.end in (AttemptEnd.SUCCEEDED, AttemptEnd.FAILED):
                     workers.record_success(session, self.worker_name)
@@ -221,7 +224,7 @@ class Supervisor:
             replace(cache, pinning_job=job_id).unpin()
 
     def _settle_unstarted(self, claim: Claim, outcome: AttemptOutcome) -> JobStatus | None:
-        with suppress(LostLease, *DATABASE_UNAVAILABLE), self.database.transaction(write=True) as session:
+        with suppress(LostLease, DatabaseUnavailable), self.database.transaction(write=True) as session:
             return leases.settle(session, claim, outcome, retry=self.retry)
         return None
 
@@ -267,13 +270,14 @@ class _Attempt:
             outcome = self._prepare() or self._run_engine()
         except LostLease:
             raise
-        except DATABASE_UNAVAILABLE:
+        except DatabaseUnavailable:
             # Raised only before the engine starts: everything later waits for the database.
             outcome = AttemptOutcome.released(UNAVAILABLE_REASON)
-        except Exception:  # noqa: BLE001 - whatever it is, it is logged, and the job is tried again
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is logged, and the job is tried again
             # Settled now, so that the job need not wait for its lease to expire.
             _log.exception("worker_failed")
-            outcome = AttemptOutcome.crashed(WORKER_FAILED)
+            is_full = is_disk_full(error)
+            outcome = AttemptOutcome.failed(DISK_FULL) if is_full else AttemptOutcome.crashed(WORKER_FAILED)
         return self._settle(self._with_check(outcome))
 
     def _with_check(self, outcome: AttemptOutcome) -> AttemptOutcome:

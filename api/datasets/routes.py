@@ -14,7 +14,6 @@ from api.datasets.upload import (
     FORMATS_BY_MEDIA_TYPE,
     MULTIPART,
     FileNotReadNow,
-    StorageFull,
     StoredUploadDep,
     UploadTooLarge,
 )
@@ -27,7 +26,7 @@ from api.prefix import location_of
 from api.problems import COMMON_PROBLEMS, problem_responses
 from api.sessions import ReadSession, TransactionSlot
 from domain.datasets import ingestion, repository
-from domain.errors import DatasetNotFound, Unprocessable, UnsupportedMediaType
+from domain.errors import DatasetNotFound, StorageFull, Unprocessable, UnsupportedMediaType
 from domain.jobs import dataset_deletion as deletion
 from domain.jobs.dataset_deletion import DatasetIsNeeded
 from pocl.errors import DatasetInvalid

@@ -30,7 +30,7 @@ from api.idempotency.writes import HeldKey, IdempotentWrite, fingerprint_request
 from api.sessions import TransactionSlot
 from domain.artifacts import ArtifactStore
 from domain.datasets.ingestion import StoredDataset, UploadedFile, store_dataset
-from domain.errors import ApiError, BodyTooLarge, Unavailable, UnsupportedMediaType
+from domain.errors import BodyTooLarge, StorageFull, Unavailable, UnsupportedMediaType
 from domain.settings import Settings
 from pocl.errors import is_disk_full
 from pocl.limited_process import ProcessCrashed
@@ -67,14 +67,6 @@ class UploadTooLarge(BodyTooLarge):
     """The file is larger than the service accepts: split it, or raise POCL_MAX_UPLOAD_BYTES."""
 
     code = "upload_too_large"
-
-
-class StorageFull(ApiError):
-    """The service has no space left to store this: free some and send it again."""
-
-    status = 507
-    code = "storage_full"
-    retryable = True
 
 
 class FileNotReadNow(Unavailable):

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-import sqlalchemy as sa
 from fastapi import APIRouter
 
+from api.dependencies import DatabaseDep
 from api.pagination import Resource
-from api.problems import problem_responses
-from api.sessions import ReadSession
-from domain.errors import Unavailable
+from api.problems import DATABASE_PROBLEMS
+from api.sessions import TransactionSlot
+from domain.schema import check_ready as check_database_ready
 
 router = APIRouter(tags=["health"])
 
@@ -26,8 +26,8 @@ async def check_alive() -> Health:
     return Health()
 
 
-@router.get("/readyz", summary="Can requests be served", responses=problem_responses(Unavailable))
-def check_ready(session: ReadSession) -> Health:
-    """Answers `ok` while the database answers."""
-    session.execute(sa.select(1))
+@router.get("/readyz", summary="Can requests be served", responses=DATABASE_PROBLEMS)
+def check_ready(database: DatabaseDep, _slot: TransactionSlot) -> Health:
+    """Answers `ok` while the database takes writes and has the schema of this version."""
+    check_database_ready(database)
     return Health()

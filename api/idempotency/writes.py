@@ -26,7 +26,6 @@ import structlog
 from anyio.to_thread import run_sync
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from api.auth import Caller
@@ -36,6 +35,7 @@ from api.idempotency.keys import REPLAYED_HEADER, KeyClaim, check_size, render_s
 from api.prefix import path_below_prefix
 from api.sessions import TransactionSlot, transaction_slot
 from api.strict_json import body_of
+from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.errors import Unprocessable
 from domain.idempotency.repository import StoredResponse
@@ -154,7 +154,7 @@ async def _hold_key(claim: OptionalClaim) -> AsyncIterator[KeyClaim | None]:
             yield claim
     except BaseException:
         # Where the database is unavailable the key expires by itself.
-        with anyio.CancelScope(shield=True), suppress(DBAPIError):
+        with anyio.CancelScope(shield=True), suppress(DatabaseUnavailable):
             async with transaction_slot():
                 await run_sync(claim.release)
         raise
@@ -180,5 +180,5 @@ async def _extend_periodically(claim: KeyClaim) -> None:
         try:
             async with transaction_slot():
                 await run_sync(claim.extend)
-        except DBAPIError as error:
+        except DatabaseUnavailable as error:
             _log.warning("idempotency_key_not_extended", exc_info=error)

@@ -21,7 +21,8 @@ from api.path_params import JobId
 from api.prefix import path_below_prefix
 from api.problems import COMMON_PROBLEMS, database_unavailable_response, problem_response, problem_responses
 from api.single_flight import SingleFlightCache
-from domain.db import DATABASE_UNAVAILABLE, Database
+from domain.database_errors import DatabaseUnavailable
+from domain.db import Database
 from domain.errors import ApiError, JobNotFound, Unavailable
 from domain.jobs import repository
 from domain.jobs.queue import QueuePosition
@@ -136,7 +137,7 @@ async def _poll(request: Request, job_id: str) -> Response:
         return await _respond(request, caller, job_id, snapshot)
     except ApiError as error:
         return problem_response(request, error)
-    except DATABASE_UNAVAILABLE as error:
+    except DatabaseUnavailable as error:
         return database_unavailable_response(request, error)
 
 

@@ -19,7 +19,8 @@ from api.pagination import AfterNumber
 from api.path_params import JobId
 from api.problems import COMMON_PROBLEMS, problem_responses
 from api.single_flight import SingleFlightCache
-from domain.db import DATABASE_UNAVAILABLE, Database
+from domain.database_errors import DatabaseUnavailable
+from domain.db import Database
 from domain.errors import JobNotFound, Unavailable
 from domain.jobs import repository
 from domain.jobs.snapshot import JobSnapshot
@@ -189,7 +190,7 @@ class _EventStream(Response):
         while self._position.after < snapshot.event_seq and not subscription.closed:
             try:
                 events = await self._event_cache.get(self._position)
-            except DATABASE_UNAVAILABLE:
+            except DatabaseUnavailable:
                 # The client reconnects, and resumes after its last event.
                 return False
             if events.last == self._position.after:

@@ -18,7 +18,8 @@ from fastapi import Depends, Request
 from starlette.types import Receive
 
 from api.client_shares import ClientShares
-from domain.db import DATABASE_UNAVAILABLE, Database
+from domain.database_errors import DatabaseUnavailable
+from domain.db import Database
 from domain.errors import Unavailable
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
 
@@ -137,7 +138,7 @@ class JobWatcher:
         """The state of a job now: the query begins after this call. Null where there is no such job.
 
         Raises:
-            sqlalchemy.exc.OperationalError: the database cannot be reached.
+            DatabaseUnavailable: the database is at fault.
         """
         return (await self._join_query(self._state(), (job_id,))).get(job_id)
 
@@ -229,10 +230,10 @@ class JobWatcher:
                 try:
                     await self._join_query(state, state.watched.keys())
                     unavailable = False
-                except DATABASE_UNAVAILABLE as error:
+                except DatabaseUnavailable as error:
                     # Changes are delivered late, and none is lost. Logged once an outage.
                     if not unavailable:
-                        _log.warning("database_unavailable", error=type(error).__name__)
+                        _log.warning("database_unavailable", error=str(error))
                     unavailable = True
                 with suppress(TimeoutError):
                     await asyncio.wait_for(state.closing.wait(), self._poll_seconds)

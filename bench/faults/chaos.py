@@ -8,6 +8,7 @@ in the weights of a run without faults.
 import argparse
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bench.faults import small_disk
 from bench.faults.cluster import Cluster
 from bench.faults.invariants import InvariantReport, check_invariants
 from bench.faults.outcome import RunOutcome
@@ -43,6 +45,7 @@ FAULTS: Final[Mapping[str, Callable[[Cluster, random.Random], bool]]] = {
     "cut connections": lambda cluster, _: cluster.cut_connections(),
     "lock database": lambda cluster, _: cluster.lock_database(),
     "cut database": lambda cluster, _: cluster.cut_database(),
+    "disk full": lambda cluster, _: cluster.fill_disk(),
     "cancel a job": lambda cluster, rng: cluster.cancel_random_job(rng),
     "pause a job": lambda cluster, rng: cluster.pause_random_job(rng),
 }
@@ -50,6 +53,8 @@ _QUEUED_JOBS: Final = 3
 """The number of jobs that wait in the queue at any time."""
 _RECOVERY_SECONDS: Final = 600
 """The time within which all jobs must end once no more faults are injected."""
+_DISK_MEGABYTES: Final = 1024
+"""The size of the disk under all files of the service, in memory."""
 _WEIGHTS: Final = {"cancel a job": 1, "pause a job": 2, "freeze engine": 1, "suspend all": 2, "database away": 1}
 
 
@@ -103,7 +108,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ChaosResult:
-    with tempfile.TemporaryDirectory(prefix="pocl-chaos-") as directory:
+    can_mount = small_disk.enter_namespace()
+    if not can_mount:
+        print("no mount namespace can be created here, so no disk is filled", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="pocl-chaos-", ignore_cleanup_errors=True) as directory:
+        if can_mount:
+            small_disk.mount(Path(directory), _DISK_MEGABYTES)
         return run_chaos(Path(directory), seed=args.seed, minutes=args.minutes, database_url=args.database_url)
 
 

@@ -21,16 +21,18 @@ import psutil
 import redis
 import sqlalchemy as sa
 
+from bench.faults import small_disk
 from bench.faults.small_runs import spec_and_samples
 from domain.artifacts import ArtifactStore
 from domain.datasets.repository import add_dataset
-from domain.db import Database, upgrade
+from domain.db import Database
 from domain.errors import ApiError
 from domain.ids import new_id
 from domain.jobs import actions
 from domain.jobs.models import Job
 from domain.jobs.states import HELD, TERMINAL, JobStatus
 from domain.jobs.submission import submit_job
+from domain.schema import upgrade
 from domain.settings import Settings
 from worker import valkey
 from worker.processes import spawn, terminate
@@ -294,6 +296,17 @@ class Cluster:
         others = "datname = current_database() AND pid <> pg_backend_pid()"
         with self.database.transaction(write=True) as session:
             session.execute(sa.text(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"))
+        return True
+
+    def fill_disk(self) -> bool:
+        """Leave no space on the disk of all files for half a lease, where that disk is the service's own."""
+        home = self.settings.home
+        if home.parent.stat().st_dev == home.parent.parent.stat().st_dev:
+            return False
+        ballast = home.with_name("ballast")
+        small_disk.fill(ballast, 0)
+        time.sleep(LEASE_SECONDS / 2)
+        ballast.unlink()
         return True
 
     def _at_broker(self, command: str) -> bool:

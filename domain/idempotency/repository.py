@@ -10,14 +10,12 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
+from domain.connections import LOCK_SECONDS
 from domain.db import db_now, upsert_into
 from domain.idempotency.models import IdempotencyKey
 
 RESPONSE_TTL_SECONDS: Final = 24 * 3600
 """How long a stored response is replayed."""
-LOCK_TIMEOUT_SECONDS: Final = 10.0
-"""How long a duplicate waits for the first request's transaction; SQLite waits for any writer, and longer."""
-
 _KEYS: Final = IdempotencyKey.metadata.tables[IdempotencyKey.__tablename__]
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 
@@ -64,7 +62,7 @@ def claim(
     *,
     fingerprint: str | None,
     seconds: float,
-    wait_seconds: float = LOCK_TIMEOUT_SECONDS,
+    wait_seconds: float = LOCK_SECONDS,
 ) -> StoredKey | None:
     """Claim a free or expired key for `seconds`.
 
@@ -88,7 +86,7 @@ def claim(
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(wait_seconds * 1000)}")
         claimed = connection.execute(upsert, execution_options={"preserve_rowcount": True}).rowcount
         if on_postgresql:
-            connection.exec_driver_sql("SET LOCAL lock_timeout TO DEFAULT")
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(LOCK_SECONDS * 1000)}")
     except OperationalError as error:
         if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from domain.db import upgrade
+from domain.schema import upgrade
 from domain.settings import Settings
 
 KEY = Path("jobs/job_1/result.json")
@@ -51,7 +51,7 @@ def test_a_root_that_was_chosen_is_left_alone(home: Path, tmp_path: Path) -> Non
 @pytest.mark.system
 def test_processes_that_start_together_rename_the_former_directory_once(home: Path) -> None:
     store(home, "artefacts", "kept")
-    program = "from domain.db import upgrade; from domain.settings import Settings; upgrade(Settings())"
+    program = "from domain.schema import upgrade; from domain.settings import Settings; upgrade(Settings())"
     environment = {**os.environ, "POCL_HOME": str(home)}
     started = [subprocess.Popen([sys.executable, "-c", program], env=environment) for _ in range(4)]
     assert [process.wait() for process in started] == [0] * 4

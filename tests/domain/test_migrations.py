@@ -17,7 +17,9 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 
 import migrations
-from domain.db import Base, create_engine_for, upgrade
+from domain.connections import create_engine_for
+from domain.db import Base
+from domain.schema import upgrade
 from domain.settings import Settings
 
 
@@ -78,7 +80,7 @@ def test_upgrade_may_be_repeated_and_run_from_many_threads_at_once(engine: sa.En
 
 @pytest.mark.system
 def test_processes_that_start_together_migrate_an_empty_home_once(tmp_path: Path) -> None:
-    program = "from domain.db import upgrade; from domain.settings import Settings; upgrade(Settings())"
+    program = "from domain.schema import upgrade; from domain.settings import Settings; upgrade(Settings())"
     # Started elsewhere: the migrations are found by their package, not by the working directory.
     environment = {**os.environ, "POCL_HOME": str(tmp_path / "fresh 100%")}
     started = [subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment) for _ in range(3)]

@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import make_url
 
+from domain.environment import SettingsInvalid, read_settings, refuse_unknown_variables
 from domain.settings import Settings
+from worker.settings import WorkerSettings
 
 KEY = "a-key-of-decent-length"
 
@@ -105,3 +107,148 @@ def test_a_lease_must_outlast_two_heartbeats() -> None:
 def test_an_unknown_setting_is_refused() -> None:
     with pytest.raises(ValidationError):
         Settings.model_validate({"lease_second": 10})
+
+
+# --- What people, Compose and Kubernetes write --------------------------------------------------------
+
+WRONG = {
+    "POCL_PORT": ["http", "99999", "1.5"],
+    "POCL_HOST": ["http://127.0.0.1", "a b", "[]"],
+    "POCL_API_KEY": ["short", " " * 24, "k" * 24 + "\x7f", "kéy-of-a-decent-length", "key\twith a tab inside"],
+    "POCL_LEASE_SECONDS": ["nan", "inf", "-1", "0", "sixty", "1e300"],
+    "POCL_MAX_ATTEMPTS": ["0", "1000000"],
+    "POCL_HOME": ["~no-such-user-here/x", "''"],
+    "POCL_MODEL_ROOTS": ["~no-such-user-here/models"],
+    "POCL_DATABASE_URL": [
+        "mysql://db/x",
+        "postgresql+psycopg2://db/x",
+        "postgresql://db:port/x",
+        "postgresql://me:p@ss@db/x",
+        "postgresql://db/x?sslmod=require",
+        "sqlite://x.db",
+        "sqlite:///x.db?mode=ro",
+        "sqlite:///file:x.db",
+        "/var/lib/pocl.sqlite3",
+    ],
+    "POCL_REDIS_URL": [
+        "localhost:6379",
+        "http://localhost",
+        "redis://localhost:port/0",
+        "redis://:p#w@localhost/0",
+        "redis://localhost/zero",
+        "redis://localhost?db=two",
+        "redis://localhost?retries=3",
+        "redis://",
+        "unix://",
+        "redis://local host/0",
+    ],
+    "POCL_WORKER_GPUS": ["[0", "zero", "0;1"],
+    "POCL_WORKER_THREADS": ["two", "0"],
+    "POCL_WORKER_QUEUE": ["Pocl_A"],
+    "POCL_WORKER_ENGINE": ["'python -m", "[1, 2"],
+    "POCL_WORKER_GRACE_SECONDS": ["nan"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in WRONG for value in WRONG[name]])
+def test_wrong_value_is_named_by_its_variable_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    kind = WorkerSettings if name.startswith("POCL_WORKER_") else Settings
+    with pytest.raises(SettingsInvalid) as raised:
+        read_settings(kind)
+    (sentence,) = str(raised.value).splitlines()
+    assert sentence.startswith(name)
+    assert len(value) < 4 or value.endswith("://") or value not in sentence
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", "  {} ", "'{}'", '"{}"', '"{} "\n'])
+def test_white_space_and_quotes_around_a_value_are_no_part_of_it(monkeypatch: pytest.MonkeyPatch, around: str) -> None:
+    values = {
+        "POCL_API_KEY": KEY,
+        "POCL_HOST": "127.0.0.1",
+        "POCL_PORT": "8001",
+        "POCL_LEASE_SECONDS": "30",
+        "POCL_DATABASE_URL": "postgresql://pocl@db/pocl",
+        "POCL_REDIS_URL": "redis://r/1",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, around.format(value))
+    settings = read_settings(Settings)
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == KEY
+    assert (settings.host, settings.port, settings.lease_seconds) == ("127.0.0.1", 8001, 30)
+    assert (settings.database_url, settings.redis_url) == ("postgresql://pocl@db/pocl", "redis://r/1")
+
+
+def test_every_path_is_expanded_and_absolute_when_it_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "ARTIFACT_ROOT", "WORK_ROOT", "CACHE_ROOT"):
+        monkeypatch.setenv(f"POCL_{name}", f"~/{name}")
+    monkeypatch.setenv("POCL_MODEL_ROOTS", "~/models:models")
+    monkeypatch.setenv("POCL_DATABASE_URL", "sqlite:///rows/a %23.db")
+    monkeypatch.setenv("POCL_WORKER_PULSE_FILE", "pulse")
+    settings = read_settings(Settings)
+    assert [settings.home, settings.artifact_root, settings.work_root, settings.cache_root] == [
+        tmp_path / name for name in ("HOME", "ARTIFACT_ROOT", "WORK_ROOT", "CACHE_ROOT")
+    ]
+    assert settings.model_roots == (tmp_path / "models", tmp_path / "models")
+    assert make_url(settings.database_url).database == str(tmp_path / "rows" / "a #.db")
+    assert read_settings(WorkerSettings).pulse_file == tmp_path / "pulse"
+
+
+@pytest.mark.parametrize(
+    ("value", "gpus"), [("0,1", (0, 1)), ("0", (0,)), ("[0, 1]", (0, 1)), (" 0 , 1\n", (0, 1)), ("'1'", (1,))]
+)
+def test_devices_are_listed_as_json_or_between_commas(
+    monkeypatch: pytest.MonkeyPatch, value: str, gpus: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("POCL_WORKER_GPUS", value)
+    assert read_settings(WorkerSettings).gpus == gpus
+
+
+@pytest.mark.parametrize("value", ["python -m pocl run", '["python", "-m", "pocl", "run"]', "python -m 'pocl' run"])
+def test_engine_is_a_json_list_or_a_line_of_a_shell(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("POCL_WORKER_ENGINE", value)
+    assert read_settings(WorkerSettings).engine == ("python", "-m", "pocl", "run")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://u:p%40%23@[::1]:5432/db?sslmode=require",
+        "postgresql:///db?host=/run/postgresql",
+        "postgresql+psycopg://u@a,b:5433/db",
+    ],
+)
+def test_address_of_a_server_is_taken_in_each_form_of_libpq(url: str) -> None:
+    assert Settings(database_url=url).database_url == url.replace("postgres://", "postgresql://")
+
+
+def test_misspelt_variable_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(SettingsInvalid) as raised:
+        refuse_unknown_variables(
+            Settings, WorkerSettings, environ={"POCL_LEASE_SECOND": "1", "pocl_worker_gpu": "0", "POCL_HOME": "/x"}
+        )
+    first, second = str(raised.value).splitlines()
+    assert first.startswith("POCL_LEASE_SECOND: ")
+    assert "POCL_LEASE_SECONDS?" in first
+    assert second.startswith("POCL_WORKER_GPU: ")
+    assert "POCL_WORKER_GPUS?" in second
+
+
+def test_variables_of_kubernetes_and_of_opencl_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {
+        "POCL_PORT": "tcp://10.3.0.7:8000",
+        "POCL_SERVICE_HOST": "10.3.0.7",
+        "POCL_PORT_8000_TCP_ADDR": "10.3.0.7",
+        "POCL_API_SERVICE_PORT_HTTP": "8000",
+        "POCL_DEVICES": "basic",
+        "POCL_CACHE_DIR": "/tmp/cl",
+    }
+    refuse_unknown_variables(Settings, WorkerSettings, environ=environ)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert read_settings(Settings).port == 8000

@@ -4,8 +4,6 @@ A program to be started with a directory, in a mount namespace of its own. It pr
 """
 
 import json
-import os
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.faults.outcome import RunOutcome, manifest_errors, read_events, scratch_paths
+from bench.faults.small_disk import fill, mount
 from bench.faults.small_runs import write_variant
 from pocl.__main__ import read_spec
 from pocl.errors import DiskFull, PoclError
@@ -65,7 +64,7 @@ class LogResult:
 
 def main() -> int:
     disk = Path(sys.argv[1])
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={MEGABYTES}m", "tmpfs", disk], check=True)
+    mount(disk, MEGABYTES)
     spec = write_variant(disk, "restart")
     run(read_spec(spec), disk / "baseline", _ignore)
     cases: dict[str, FreeBytes] = {
@@ -91,7 +90,7 @@ def _run_on_full_disk(spec: Path, workdir: Path, free_bytes: FreeBytes) -> RunRe
         events.append(event)
         free = free_bytes(event)
         if free is not None and not ballast.exists():
-            _fill(ballast, free)
+            fill(ballast, free)
 
     try:
         run(read_spec(spec), workdir, sink)
@@ -110,7 +109,7 @@ def _fill_log(disk: Path) -> LogResult:
     reported: list[Event] = []
     path, ballast, result = disk / EVENTS_FILE, disk / "ballast", LogResult()
     with EventLog(path, reported.append) as log:
-        _fill(ballast, 0)
+        fill(ballast, 0)
         try:
             for number in range(1000):
                 log(Warned(code="line", message=str(number)))
@@ -136,12 +135,6 @@ def _pages_of_weights(workdir: Path) -> int:
     directory = workdir / checkpoint_dir(2)
     files = [path for path in directory.iterdir() if path.is_file() and path.name != "manifest.json"]
     return sum(-(-path.stat().st_size // _PAGE) * _PAGE for path in files) + _PAGE
-
-
-def _fill(ballast: Path, free: int) -> None:
-    """Write until `free` bytes are left."""
-    disk = os.statvfs(ballast.parent)
-    ballast.write_bytes(bytes(disk.f_bavail * disk.f_frsize - free))
 
 
 def _source_lines(error: BaseException) -> str:

@@ -11,27 +11,24 @@ from typing import Any
 
 import pytest
 
-NAMESPACES = (["unshare", "--user", "--map-root-user", "--mount"], ["unshare", "--mount"])
-"""The commands that enter a mount namespace: for any user where user namespaces are allowed, and for root."""
+from bench.faults.small_disk import find_namespace
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The results of the cases in `on_small_disk`."""
-    disk = tmp_path_factory.mktemp("disk")
-    command = [*namespace(), sys.executable, "-m", "tests.faults.on_small_disk", str(disk)]
+    return run_on_small_disk("tests.faults.on_small_disk", tmp_path_factory.mktemp("disk"))
+
+
+def run_on_small_disk(module: str, disk: Path) -> dict[str, Any]:
+    """Run a program that mounts a disk of its own over a directory; the last line that it prints."""
+    namespace = find_namespace()
+    assert namespace is not None, "no mount namespace can be created, so no disk can be filled"
+    command = [*namespace, sys.executable, "-m", module, str(disk)]
     out = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert out.returncode == 0, out.stderr
-    answer: dict[str, Any] = json.loads(out.stdout)
+    answer: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
     return answer
-
-
-def namespace() -> list[str]:
-    attempts = [subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False) for prefix in NAMESPACES]
-    for prefix, out in zip(NAMESPACES, attempts, strict=True):
-        if out.returncode == 0:
-            return prefix
-    pytest.fail(f"no mount namespace can be created, so no disk can be filled: {[out.stderr for out in attempts]}")
 
 
 @pytest.mark.parametrize(
@@ -59,3 +56,11 @@ def test_run_continued_after_a_full_disk_ends_in_the_same_bits(results: dict[str
 
 def test_event_log_keeps_complete_lines_and_room_for_the_end(results: dict[str, Any]) -> None:
     assert results["log"] == {"refused": True, "complete": True, "ended": True, "reported": True}
+
+
+def test_full_disk_under_the_database_is_said_and_jobs_can_be_cancelled(tmp_path: Path) -> None:
+    result = run_on_small_disk("tests.faults.service_on_small_disk", tmp_path)
+    assert (result["reason"], result["fault"]) == ("disk_full", "capacity")
+    assert result["waiting_job"] == "cancelled"
+    assert result["commits"] == result["tried"]
+    assert result["status_afterwards"] == "succeeded"

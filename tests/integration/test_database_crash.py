@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from domain.db import upgrade
 from domain.jobs.states import AttemptEnd, JobStatus
+from domain.schema import upgrade
 from tests.support import servers
 from tests.support.cluster import ClusterHarness, engines
 from tests.support.harness import ServiceHarness

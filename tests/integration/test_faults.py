@@ -11,7 +11,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from domain.db import create_engine_for
+from domain.connections import create_engine_for
 from domain.jobs.states import AttemptEnd, JobStatus
 from tests.support.cluster import ClusterHarness, children_of, engines
 from tests.support.harness import kill

@@ -56,12 +56,12 @@ def add_job(session: Session, **columns: Any) -> Job:
     return job
 
 
-def insert_dataset(session: Session, *, project: str = "default", rows: int = 100) -> Dataset:
+def insert_dataset(session: Session, *, project: str = "default", rows: int = 100, name: str = "dolly") -> Dataset:
     dataset_id = new_id("ds")
     return add_dataset(
         session,
         project=project,
-        name="dolly",
+        name=name,
         rows=rows,
         size_bytes=1000,
         sha256="0" * 64,

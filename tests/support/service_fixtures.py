@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from domain.db import Database, upgrade
+from domain.db import Database
+from domain.schema import upgrade
 from domain.settings import Settings
 from tests.support import servers, unit_run
 from tests.support.databases import DATABASES

@@ -17,6 +17,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pocl.errors import DiskFull
 from pocl.events import (
     ArtifactWritten,
     CheckpointSaved,
@@ -105,6 +106,18 @@ class Engine:
             self.save(step, "training")
             self.end("stopped", step)
             return ExitCode.STOPPED
+        except DiskFull as error:
+            self.emit(
+                RunEnded(
+                    code=error.code,
+                    message=error.message,
+                    fault=error.fault,
+                    retryable=error.retryable,
+                    hint=error.hint,
+                    step=step,
+                )
+            )
+            return ExitCode.FAILED
         return self.finish()
 
     def stop_in_ranking(self) -> int:

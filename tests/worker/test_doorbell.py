@@ -1,12 +1,18 @@
 """The doorbell on a real broker: rings are counted, topped up, and lost without harm."""
 
+import shutil
+import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import redis
 
+from tests.support.waiting import eventually
+from worker import valkey
 from worker.app import celery_app
 from worker.doorbell import BrokerUnreachable, Doorbell
+from worker.processes import spawn, terminate
 
 
 def test_one_ring_waits_for_each_queued_job_up_to_the_limit(redis_url: str) -> None:
@@ -47,9 +53,30 @@ def test_unreachable_broker_raises_its_own_error(tmp_path: Path) -> None:
     ("url", "expected"),
     [
         ("redis://host:1/2", "redis://host:1/2"),
+        ("redis://host:1?db=2", "redis://host:1/2"),
+        ("redis://host:1/7?db=2", "redis://host:1/2"),
+        ("redis://u:p%40%23%2F@[::1]:1", "redis://u:p%40%23%2F@[::1]:1/0"),
+        ("unix:///run/a%2541%23%3F%3B%20x.sock", "redis+socket:///run/a%2541%23%3F%3B%20x.sock?virtual_host=0"),
         ("unix:///run/x.sock", "redis+socket:///run/x.sock?virtual_host=0"),
         ("unix:///run/x.sock?db=3", "redis+socket:///run/x.sock?virtual_host=3"),
     ],
 )
 def test_broker_url_is_translated_for_celery(url: str, expected: str) -> None:
     assert celery_app(url, "test").conf.broker_url == expected
+
+
+@pytest.mark.system
+def test_socket_of_any_path_and_any_database_are_reached_alike_by_all_clients() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="a %41#?;é@"))
+    socket = directory / "redis.sock"
+    with (directory / "log").open("wb") as log:
+        server = spawn(valkey.command(valkey.find().path, socket), stdout=log)
+    try:
+        url = f"unix://{quote(str(socket))}?db=3"
+        with redis.Redis.from_url(url) as client:
+            eventually(lambda: socket.exists() and client.ping(), what="the server answers")
+            Doorbell(celery_app(url, "test")).ring()
+            assert client.llen("test") == 1
+    finally:
+        terminate(server, grace=0)
+        shutil.rmtree(directory)

@@ -6,9 +6,9 @@ from typing import cast
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from domain.database_errors import DatabaseUnavailable
 from domain.db import Database, db_now
 from domain.errors import LostLease
 from domain.jobs import leases
@@ -31,7 +31,7 @@ class UnreachableDatabase:
     """A database that refuses every connection."""
 
     def transaction(self, *, write: bool) -> AbstractContextManager[Session]:
-        raise OperationalError("", {}, Exception(f"write={write}"))
+        raise DatabaseUnavailable(detail=f"write={write}")
 
 
 def claim_next(harness: ServiceHarness) -> Claim:

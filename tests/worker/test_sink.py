@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
+from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.jobs import leases
 from domain.jobs.repository import metric_series
@@ -87,7 +87,7 @@ class Flaky(Database):
     def _fail_if(self, fails: bool) -> None:
         if fails:
             self.failures += 1
-            raise OperationalError("", {}, Exception("away"))
+            raise DatabaseUnavailable(detail="away")
 
 
 class AnswerLost(Database):
@@ -103,7 +103,7 @@ class AnswerLost(Database):
             yield session
         if write and not self.lost:
             self.lost = True
-            raise OperationalError("", {}, Exception("the answer is lost"))
+            raise DatabaseUnavailable(detail="the answer is lost")
 
 
 def test_events_after_a_commit_whose_answer_was_lost_do_not_repeat_those_before_it(

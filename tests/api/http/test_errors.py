@@ -3,16 +3,17 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from api.app import create_app
 from domain.artifacts import ArtifactStore
+from domain.database_errors import SENTENCES, DatabaseFault, DatabaseUnavailable
+from domain.db import Database
 from domain.settings import Settings
 from tests.support.requests import LOOPBACK, expect_problem, pointers
 
@@ -153,7 +154,7 @@ def test_an_unavailable_database_is_503_and_the_process_stays_alive(tmp_path: Pa
             assert expect_problem(response, 503, "unavailable")["retryable"] is True
             assert response.headers["retry-after"] == "5"
             assert "gone" not in response.text
-    with pytest.raises(OperationalError), app.state.database.transaction(write=False) as session:
+    with pytest.raises(DatabaseUnavailable), app.state.database.transaction(write=False) as session:
         session.connection()
 
 
@@ -176,3 +177,38 @@ def test_log_lines_of_a_request_have_its_id_and_its_job(tmp_path: Path) -> None:
 def test_responses_forbid_content_sniffing(bare: TestClient) -> None:
     assert bare.get("/healthz").headers["x-content-type-options"] == "nosniff"
     assert bare.get("/nothing").headers["x-content-type-options"] == "nosniff"
+
+
+class FaultyDatabase(Database):
+    """A database whose transactions fail."""
+
+    def __init__(self, url: str, fault: DatabaseFault) -> None:
+        super().__init__(url)
+        self.fault = fault
+
+    def transaction(self, *, write: bool) -> NoReturn:
+        raise DatabaseUnavailable(self.fault, f"secret /path of {write}")
+
+
+@pytest.mark.parametrize("fault", list(DatabaseFault))
+def test_every_fault_of_the_database_is_said_and_never_a_500(tmp_path: Path, fault: DatabaseFault) -> None:
+    settings = Settings(home=tmp_path)
+    app = create_app(settings)
+    app.state.database.close()
+    app.state.database = FaultyDatabase(settings.database_url, fault)
+    status, code = {
+        DatabaseFault.FULL: (507, "storage_full"),
+        DatabaseFault.DAMAGED: (503, "database_damaged"),
+    }.get(fault, (503, "unavailable"))
+    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client:
+        for response in (
+            client.get("/v1/jobs"),
+            client.get("/v1/jobs/job_00000000/events"),
+            client.patch("/v1/jobs/job_00000000", json={"priority": 1}),
+            client.post("/v1/jobs/job_00000000/cancel", headers={"idempotency-key": "one"}),
+        ):
+            problem = expect_problem(response, status, code)
+            assert problem["retryable"] is (fault is not DatabaseFault.DAMAGED)
+            assert ("retry-after" in response.headers) is problem["retryable"]
+            assert problem["detail"] == SENTENCES[fault] or fault is DatabaseFault.DAMAGED
+            assert "secret" not in response.text

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from api.jobs.watcher import JobWatcher, Subscription, TooManyFollowers
+from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.jobs.leases import claim_next
 from domain.jobs.models import Job
@@ -258,7 +258,7 @@ class UnavailableDatabase(Database):
     def transaction(self, *, write: bool) -> Iterator[Session]:
         if self.failures:
             self.failures -= 1
-            raise OperationalError("SELECT", {}, Exception("unavailable"))
+            raise DatabaseUnavailable
         with super().transaction(write=write) as session:
             yield session
 
@@ -287,7 +287,7 @@ def test_a_snapshot_of_an_unavailable_database_raises(database: Database, databa
     watcher = make_watcher(failing)
 
     async def request() -> JobSnapshot | None:
-        with pytest.raises(OperationalError):
+        with pytest.raises(DatabaseUnavailable):
             await watcher.snapshot(job_id)
         return await watcher.snapshot(job_id)
 
