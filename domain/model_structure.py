@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any, Final, Protocol
 
 import structlog
@@ -26,7 +26,9 @@ _MEMORY_BYTES: Final = 4 << 30
 _SECONDS: Final = 60.0
 """Of the processor; a model of a thousand layers takes some ten."""
 _CACHED: Final = 1000
-
+_PROCESSES: Final = 2
+"""Models that one process of the service builds at a time: each takes gigabytes for a moment."""
+_WAIT_SECONDS: Final = 30
 
 _Outcome = PoclError | tuple[ModelWarning, ...]
 """Why a run would refuse a model, or what it would warn of."""
@@ -52,10 +54,18 @@ class StructureChecker:
 
     Args:
         open_process: starts the process that builds; it gives None where there is none.
+        wait_seconds: how long a check may wait for others to end.
     """
 
-    def __init__(self, open_process: Callable[[], StructureProcess | None] = _open_process) -> None:
+    def __init__(
+        self,
+        open_process: Callable[[], StructureProcess | None] = _open_process,
+        *,
+        wait_seconds: float = _WAIT_SECONDS,
+    ) -> None:
         self._open_process = open_process
+        self._wait_seconds = wait_seconds
+        self._processes = BoundedSemaphore(_PROCESSES)
         self._outcomes: OrderedDict[str, _Outcome] = OrderedDict()
         self._lock = Lock()
 
@@ -72,12 +82,16 @@ class StructureChecker:
             process = self._open_process()
             if process is None:
                 return (_not_built("the engine is not installed beside the service"),)
+            if not self._processes.acquire(timeout=self._wait_seconds):
+                return (_not_built("the service is building as many others as it can"),)
             try:
                 with closing(process):
                     answered = process.call({"path": str(model)}, seconds=_SECONDS)
             except ProcessFailed as error:
                 _log.warning("model_not_built", error=str(error), exc_info=error)
                 return (_not_built(f"building it {error}"),)
+            finally:
+                self._processes.release()
             if "refusal" in answered:
                 outcome = rebuild_refusal(answered["refusal"])
             else:

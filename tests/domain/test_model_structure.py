@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from domain.model_structure import StructureChecker
 from pocl.errors import ModelUnsupported
 from pocl.export.model_directory import save_model
+from pocl.inspect import ModelWarning
 from pocl.limited_process import LimitedProcess, ProcessFailed, ProcessOutOfTime
 from pocl.models.random import byte_level_tokenizer
 from pocl.preview.encoder import describe_refusal
@@ -100,3 +101,24 @@ def test_the_process_builds_models_and_names_what_they_lack(tmp_path: Path) -> N
         refused = process.call({"path": str(lacking)}, seconds=60)["refusal"]
     assert refused["code"] == "model_unsupported"
     assert lost in refused["message"]
+
+
+def test_no_more_models_are_built_at_a_time_than_there_is_room_for(model: Path) -> None:
+    answers: list[tuple[ModelWarning, ...]] = []
+
+    class Nested(FakeProcess):
+        """Asks for another model while its own is built, as other requests would."""
+
+        def call(self, request: Any, *, seconds: float) -> Any:
+            (model / f"other-{len(self.asked)}.safetensors").write_text("{}")
+            answer = super().call(request, seconds=seconds)
+            if len(self.asked) <= 2:
+                answers.append(checker.check(model))
+            return answer
+
+    process = Nested()
+    checker = StructureChecker(lambda: process, wait_seconds=0)
+    checker.check(model)
+    assert len(process.asked) == 2
+    assert [warning.code for warning in answers[0]] == ["model_not_built"]
+    assert "as many others as it can" in answers[0][0].message
