@@ -1,5 +1,9 @@
 """`python -m api migrate | serve | openapi`: the database's schema, the service, its OpenAPI document."""
 
+import pocl.search_path  # noqa: F401 # Before all imports that a file of the working directory could take.
+
+# isort: split
+
 import argparse
 import gc
 import json
@@ -25,6 +29,7 @@ from domain import logs
 from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.environment import SettingsInvalid, read_settings, refuse_unknown_variables
+from domain.process_secrets import erase_secrets
 from domain.schema import DatabaseRefused, check_database, is_for_operator, refusal_sentence, upgrade
 from domain.service_links import log_service_links
 from domain.settings import Settings
@@ -60,6 +65,7 @@ def _migrate() -> None:
 
 def _serve() -> None:
     settings = read_settings(Settings)
+    erase_secrets()
     logs.configure()
     _log_environment(settings)
     settings = claim_descriptors(settings)

@@ -2,12 +2,13 @@
 
 import logging
 import logging.config
+import re
 import time
 from collections.abc import Callable
 from typing import Final
 
 import structlog
-from structlog.types import Processor
+from structlog.types import EventDict, Processor, WrappedLogger
 
 _SHARED: Final[list[Processor]] = [
     structlog.contextvars.merge_contextvars,
@@ -16,6 +17,18 @@ _SHARED: Final[list[Processor]] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.format_exc_info,
 ]
+
+_JSON: Final = structlog.processors.JSONRenderer()
+_USER_INFORMATION: Final = re.compile(r"(?<=://)[^\s/'\"\\]+(?=@)")
+
+
+def redact_addresses(text: str) -> str:
+    """`text` in which no address has a user and a password, as those of databases, brokers and proxies may."""
+    return _USER_INFORMATION.sub("<secret>", text)
+
+
+def _render(logger: WrappedLogger, name: str, line: EventDict) -> str:
+    return redact_addresses(str(_JSON(logger, name, line)))
 
 
 class LogThrottle:
@@ -62,7 +75,7 @@ def configure(level: int = logging.INFO) -> None:
                     "foreign_pre_chain": _SHARED,
                     "processors": [
                         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                        structlog.processors.JSONRenderer(),
+                        _render,
                     ],
                 }
             },

@@ -1,7 +1,6 @@
 """The schema of the database: bring it to this version, and refuse a database that cannot have it."""
 
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -151,7 +150,6 @@ def _rename_former_artifact_root(settings: Settings) -> None:
 
 
 def _migrations() -> Path:
-    # The directory is found as a package, so from a checkout and from an installation alike.
-    spec = find_spec("migrations")
-    directories = [Path(path) for path in (spec.submodule_search_locations or ())] if spec is not None else []
-    return next(directory for directory in directories if (directory / "env.py").is_file())
+    # Beside this package, in a checkout and in an installation alike. By its name a package of the working directory
+    # could be found, as a Django project has one.
+    return Path(__file__).resolve().parents[1] / "migrations"

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -29,7 +30,10 @@ class Settings(EnvironmentSettings):
     database_url: str = Field(default="", repr=False)
     """The database, `sqlite:///...` or `postgresql://...`; a SQLite file below `home` unless it is given."""
     redis_url: str | None = Field(default=None, repr=False)
-    """The broker; null for the embedded server."""
+    """The broker; null for the embedded server. The certificate of a `rediss://` server is verified, unless the address
+    says `?ssl_cert_reqs=none`."""
+    redis_ca_file: AbsolutePath | None = None
+    """The authorities that are trusted for the broker's certificate; those of the system unless given."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -45,6 +49,9 @@ class Settings(EnvironmentSettings):
 
     model_roots: tuple[AbsolutePath, ...] = ()
     """The directories below which models may be read, separated like `PATH`; `home/models` unless they are given."""
+    hub_repositories: tuple[str, ...] | None = None
+    """The repositories of the Hugging Face Hub that jobs may name, as patterns separated by commas, such as
+    `HuggingFaceTB/*,acme/*`; null: all. `-` stands for none."""
     artifact_root: AbsolutePath = Path()
     """The artifact store, for checkpoints, data sets and results; `home/artifacts` unless it is given."""
     work_root: AbsolutePath = Path()
@@ -114,6 +121,24 @@ class Settings(EnvironmentSettings):
     @classmethod
     def _end_without_slash(cls, path: str) -> str:
         return path.rstrip("/")
+
+    @field_validator("hub_repositories", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        patterns = [part.strip() for part in value.split(",") if part.strip()]
+        return [] if patterns == ["-"] else patterns
+
+    @field_validator("hub_repositories")
+    @classmethod
+    def _check_patterns(cls, patterns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for pattern in patterns or ():
+            if not re.fullmatch(r"[\w.*?\[\]!-]+/[\w.*?\[\]!-]+", pattern):
+                raise ValueError(
+                    "POCL_HUB_REPOSITORIES takes patterns such as acme/* and acme/model-?, with commas between"
+                )
+        return patterns
 
     @field_validator("api_key")
     @classmethod

@@ -5,6 +5,10 @@ Events go to standard output, one JSON object a line; what people read goes to s
 SIGTERM and SIGINT stop the run now, SIGUSR1 at the end of the stage.
 """
 
+import pocl.search_path  # noqa: F401 # Before all imports that a file of the working directory could take.
+
+# isort: split
+
 import argparse
 import contextlib
 import os
@@ -58,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # core, that made products of two threads four times slower than those of one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Torch is loaded late, so that a wrong specification is refused at once.
+    from pocl.models.hub import HubPolicy, hub_policy
     from pocl.run import DEFAULT_CACHE_BYTES, run
 
     size = DEFAULT_CACHE_BYTES if options.cache_bytes is None else options.cache_bytes
@@ -69,8 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(to_line(event, datetime.now(UTC)), file=events, flush=True)
         _print_for_people(event)
 
+    allowed = None if options.hub_allow is None else [pattern for pattern in options.hub_allow if pattern]
+    policy = HubPolicy(allowed, options.hub_cache_bytes)
     try:
-        run(spec, options.workdir, sink, stop.is_set, cache, pause.is_set, posted_spec)
+        with hub_policy(policy):
+            run(spec, options.workdir, sink, stop.is_set, cache, pause.is_set, posted_spec)
     except RunStopped:
         return ExitCode.STOPPED
     except PoclError as error:
@@ -130,6 +138,17 @@ def _parser() -> argparse.ArgumentParser:
         type=_job_name,
         metavar="JOB",
         help="pin the cache entries in use until JOB has ended",
+    )
+    run.add_argument(
+        "--hub-allow",
+        action="append",
+        metavar="PATTERN",
+        help="read only repositories of the Hub that match, such as 'acme/*'; may be given again; '' allows none",
+    )
+    run.add_argument(
+        "--hub-cache-bytes",
+        type=int,
+        help="size of the cache of the Hub; the least recently used revisions are evicted (default: no bound)",
     )
     run.add_argument(
         "--posted-spec",

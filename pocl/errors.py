@@ -13,6 +13,8 @@ PoclError
 |-- CheckpointCorrupt      no whole checkpoint is left
 |-- LossDiverged           the loss is not finite
 |-- OutOfMemory            the smallest piece of the work does not fit
+|-- DeviceUnavailable      the GPU that the run is for cannot be opened
+|-- HubCacheFull           files of the Hub do not fit within the bound of their cache
 |-- DiskFull               no space to write
 `-- EngineFailure          anything that was not foreseen
 """
@@ -163,6 +165,24 @@ class OutOfMemory(PoclError):
     code = "out_of_memory"
     fault = "capacity"
     hint = "Use smaller models, a shorter data.max_length or shorter answers, or a device with more memory."
+
+
+class DeviceUnavailable(PoclError):
+    """The run is for a GPU, and torch can open none here: nothing was trained on a CPU in its place."""
+
+    code = "device_unavailable"
+    fault = "system"
+    retryable = True
+    hint = "Check the driver and CUDA_VISIBLE_DEVICES of the worker, or run with resources.device set to cpu."
+
+
+class HubCacheFull(PoclError):
+    """Files of the Hub do not fit within the bound of their cache."""
+
+    code = "hub_cache_full"
+    fault = "capacity"
+    retryable = True
+    hint = "Raise POCL_WORKER_MAX_HUB_CACHE_BYTES, or wait until the jobs that use the rest of the cache have ended."
 
 
 class DiskFull(PoclError):

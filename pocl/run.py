@@ -1,6 +1,7 @@
 """The only door to the engine: run a specification in a directory, or continue what the directory holds."""
 
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,9 +9,9 @@ import torch
 from pocl.callbacks import ShouldStop
 from pocl.determinism import is_without_deterministic_kernel
 from pocl.errors import DiskFull, EngineFailure, FieldError, OutOfMemory, PoclError, SpecInvalid, is_disk_full
-from pocl.events import Event, RunEnded, Sink, StepLogged
+from pocl.events import Event, Phase, PhaseChanged, Progressed, RunEnded, Sink, StepLogged
 from pocl.layout import CACHE_DIR, EVENTS_FILE
-from pocl.models.hub import HubClient, HuggingFaceHub
+from pocl.models.hub import HubClient, HuggingFaceHub, current_policy, hub_policy
 from pocl.pipeline.context import RunContext, RunHost
 from pocl.pipeline.phases import run_phases
 from pocl.report.result import Result
@@ -55,6 +56,8 @@ def run(
         try:
             resources.enter_context(lock_workdir(workdir))
             tracker.sink = resources.enter_context(EventLog(workdir / EVENTS_FILE, sink))
+            # While files are fetched nothing else is reported, for hours where a model is large.
+            resources.enter_context(hub_policy(replace(current_policy(), on_progress=tracker.report_download)))
             host = RunHost(workdir, tracker, cache, resources, should_stop, should_pause, hub or HuggingFaceHub())
             result = run_phases(RunContext(spec, posted_spec or spec, host))
             cache.unpin()
@@ -72,16 +75,23 @@ def run(
 
 
 class _StepTracker:
-    """A sink that passes events on and remembers the last optimiser step."""
+    """A sink that passes events on and remembers the last optimiser step and phase."""
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.step = 0
+        self._phase: Phase = "validating"
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepLogged):
             self.step = event.step
+        if isinstance(event, PhaseChanged):
+            self._phase = event.phase
         self.sink(event)
+
+    def report_download(self, done: int, total: int) -> None:
+        """Report bytes that were fetched from the Hub in the present phase."""
+        self.sink(Progressed(phase=self._phase, done=done, total=total, unit="bytes"))
 
 
 def _run_ended(error: PoclError, step: int) -> RunEnded:

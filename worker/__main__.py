@@ -1,14 +1,21 @@
 """`python -m worker serve | run | scheduler`: the embedded set-up, or one part of a larger one."""
 
+import pocl.search_path  # noqa: F401 # Before all imports that a file of the working directory could take.
+
+# isort: split
+
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import structlog
 from celery import signals
 
 from domain import logs
@@ -16,20 +23,25 @@ from domain.artifacts import ArtifactStore
 from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.environment import SettingsInvalid, read_settings, refuse_unknown_variables
+from domain.process_secrets import erase_secrets
 from domain.schema import DatabaseRefused, check_database, is_for_operator, refusal_sentence
 from domain.service_links import log_service_links
 from domain.settings import Settings
 from domain.workers.models import Device
-from worker.app import celery_app
-from worker.devices import detect_devices
+from worker.app import broker_url, celery_app
+from worker.devices import NoUsableGpu, detect_devices
 from worker.doorbell import Doorbell
 from worker.embedded import CannotServe, ShutdownSignal, serve
+from worker.landlock import landlock_version
 from worker.liveness import Liveness
+from worker.processes import adopt_orphans, hide_memory, kill_children
 from worker.registration import Registration
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 from worker.tasks import install_liveness, register_task, shutdown_flag
+
+_log = structlog.get_logger(__name__)
 
 _FAILED, _USAGE = 1, 2
 
@@ -39,7 +51,9 @@ def main() -> int:
     try:
         refuse_unknown_variables(Settings, WorkerSettings)
         settings = read_settings(Settings, **_settings_of_command_line(arguments))
-        arguments.command(settings, read_settings(WorkerSettings))
+        options = read_settings(WorkerSettings)
+        erase_secrets()
+        arguments.command(settings, options)
     except (SettingsInvalid, DatabaseRefused) as error:
         print(error, file=sys.stderr)
         return _USAGE
@@ -87,13 +101,18 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     app = celery_app(_broker_url(settings), options.queue)
     name = f"{socket.gethostname()}-{os.getpid()}"
     shutdown = shutdown_flag()
-    devices = detect_devices(options)
-    register_task(app, lambda: _work_one(settings, options, name, devices, shutdown.is_set))
+    # An engine of this worker can neither read what it was started with nor trace it.
+    hide_memory()
+    if options.sandbox == "required" and not landlock_version():
+        raise CannotServe("POCL_WORKER_SANDBOX is `required`, and this kernel has no Landlock: set it to `auto`.")
+    devices, fault = _detect_devices(options)
+    register_task(app, lambda: _work_one(settings, options, name, devices, fault, shutdown.is_set))
     registration = Registration(settings.database_url, name, devices, settings.heartbeat_seconds)
     signals.worker_ready.connect(lambda **_: registration.start(), weak=False)
     signals.worker_shutdown.connect(lambda **_: registration.stop(), weak=False)
     if options.pulse_file is not None:
         install_liveness(app, Liveness(options.pulse_file))
+    _keep_ignoring_hangups()
     app.worker_main(
         [
             "worker",
@@ -103,18 +122,42 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     )
 
 
+def _detect_devices(options: WorkerSettings) -> tuple[tuple[Device, ...], str | None]:
+    """The devices, and why there are none."""
+    try:
+        return detect_devices(options), None
+    except NoUsableGpu as error:
+        # It registers without a device and stays in quarantine: no job for a GPU is trained on its CPU.
+        _log.error("no_usable_gpu", reason=str(error))
+        return (), f"{error} Then start the worker again."
+
+
+def _keep_ignoring_hangups() -> None:
+    """Where `nohup` started this process, a closed terminal goes on being ignored: Celery would start it again."""
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        return
+
+    def ignore(**_: object) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    signals.worker_ready.connect(ignore, weak=False)
+
+
 def _work_one(
     settings: Settings,
     options: WorkerSettings,
     name: str,
     devices: Sequence[Device],
+    device_fault: str | None,
     should_stop: Callable[[], bool],
 ) -> None:
+    adopt_orphans()
     # A database of its own: connections must not be shared with the process that forked this one.
     database = Database(settings.database_url)
     try:
         store = ArtifactStore(settings.artifact_root)
-        Supervisor(database, store, settings, options, name, devices, should_stop).work_one()
+        supervisor = Supervisor(database, store, settings, options, name, devices, should_stop, kill_children)
+        replace(supervisor, device_fault=device_fault).work_one()
     finally:
         database.close()
 
@@ -159,7 +202,7 @@ def _check_database(settings: Settings) -> None:
 def _broker_url(settings: Settings) -> str:
     if settings.redis_url is None:
         raise CannotServe("Set POCL_REDIS_URL to the broker, or run `python -m worker serve`, which starts one.")
-    return settings.redis_url
+    return broker_url(settings.redis_url, settings.redis_ca_file)
 
 
 def _keep_logging(**_: object) -> None:

@@ -1,5 +1,6 @@
 """The Celery application: a doorbell and nothing more. The database says what there is to do."""
 
+from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from celery import Celery
@@ -9,7 +10,7 @@ def celery_app(redis_url: str, queue: str) -> Celery:
     """An application on a Redis or Valkey server.
 
     Args:
-        redis_url: as redis-py spells it: `redis://`, `rediss://` or `unix://`.
+        redis_url: as :func:`broker_url` gives it.
         queue: the one queue that is used.
     """
     app = Celery("pocl", broker=_for_kombu(redis_url), set_as_current=False)
@@ -44,6 +45,25 @@ def celery_app(redis_url: str, queue: str) -> Celery:
         },
     )
     return app
+
+
+def broker_url(redis_url: str, ca_file: Path | None = None) -> str:
+    """The URL by which redis-py and Celery reach the broker alike: a server behind TLS is verified.
+
+    Args:
+        redis_url: as :mod:`domain.service_urls` has checked it.
+        ca_file: the certificates of the authorities that are trusted; those of the system unless given here or in the
+            URL (`ssl_ca_certs`).
+    """
+    parts = urlsplit(redis_url)
+    if parts.scheme != "rediss":
+        return redis_url
+    options = dict(parse_qsl(parts.query))
+    options.setdefault("ssl_cert_reqs", "required")
+    options.setdefault("ssl_check_hostname", str(options["ssl_cert_reqs"] != "none").lower())
+    if ca_file is not None:
+        options.setdefault("ssl_ca_certs", str(ca_file))
+    return urlunsplit(parts._replace(query=urlencode(options)))
 
 
 def _for_kombu(redis_url: str) -> str:

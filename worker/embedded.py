@@ -6,6 +6,7 @@ process dies, so nothing is left over however it ends.
 
 import fcntl
 import http.client
+import math
 import os
 import shutil
 import signal
@@ -31,8 +32,10 @@ from domain.database_errors import DatabaseUnavailable
 from domain.schema import is_for_operator, upgrade
 from domain.settings import Settings
 from worker import valkey
+from worker.app import broker_url
 from worker.bounded_log import BoundedLog
 from worker.processes import kill_group, spawn, terminate
+from worker.python_path import child_python_path, module_command
 from worker.settings import WorkerSettings
 
 _log = structlog.get_logger(__name__)
@@ -45,6 +48,11 @@ _RESTART_WINDOW_SECONDS = 300
 _MAX_LOG_BYTES = 8 * 2**20
 # The kernel's limit of a unix socket's path is 107 bytes on Linux and 103 on macOS.
 _MAX_SOCKET_PATH_BYTES = 100
+
+
+_API_VARIABLES = ("POCL_API_KEY", "POCL_HOST", "POCL_PORT", "POCL_REDIS_URL")
+_PING_SECONDS = 2
+_MAX_FAILED_PINGS = 3
 
 
 class CannotServe(Exception):
@@ -68,9 +76,38 @@ class ShutdownSignal:
         return self._requested.wait(seconds)
 
     def install(self) -> None:
-        """Take Ctrl-C, a request to terminate and a closed terminal as requests to end."""
+        """Take Ctrl-C, a request to terminate and a closed terminal as requests to end.
+
+        A closed terminal that `nohup` had this process ignore it goes on ignoring.
+        """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self.request)
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self.request)
+
+
+@dataclass
+class BrokerWatch:
+    """Restarts a broker that runs and does not answer, as where its socket was removed. Jobs wait for it meanwhile."""
+
+    answers: Callable[[], bool]
+    restart: Callable[[], object]
+    _checked_at: float = -math.inf
+    _failed: int = 0
+
+    def check_if_due(self, now: float) -> None:
+        """Ask the broker once in a while, and restart it once it has not answered several times in a row.
+
+        Args:
+            now: seconds of a clock that only goes forward.
+        """
+        if now - self._checked_at < _PING_SECONDS:
+            return
+        self._checked_at = now
+        self._failed = 0 if self.answers() else self._failed + 1
+        if self._failed >= _MAX_FAILED_PINGS:
+            _log.warning("broker_restarted", failed_pings=self._failed)
+            self._failed = 0
+            self.restart()
 
 
 @dataclass
@@ -81,13 +118,21 @@ class _Child:
     command: list[str]
     environment: Mapping[str, str]
     log: BoundedLog
+    prepare: Callable[[], None] = lambda: None
+    """Called before each start."""
     process: subprocess.Popen[bytes] | None = None
     exit_times: deque[float] = field(default_factory=deque)
     """Monotonic seconds of the exits that nobody asked for, within the restart window."""
 
     def start(self) -> None:
+        self.prepare()
         with self.log.open() as output:
             self.process = spawn(self.command, stdout=output, environment=self.environment)
+
+    def restart(self) -> None:
+        """End the process where it runs, and start it anew; this counts as no exit of its own."""
+        self.kill()
+        self.start()
 
     def restart_if_exited(self, now: float) -> None:
         """Bound the child's log, and start the child again if it exited by itself, with exponential backoff.
@@ -141,15 +186,17 @@ def serve(
         port = _resolve_port(settings)
         upgrade_when_possible(settings, shutdown)
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name.upper() not in _API_VARIABLES},
             "POCL_HOME": str(settings.home),
-            "POCL_HOST": settings.host,
-            "POCL_PORT": str(port),
+            "TMPDIR": str(_empty_directory(settings.home / "tmp")),
+            "PYTHONPATH": child_python_path(os.environ),
         }
-        broker, environment["POCL_REDIS_URL"] = _broker(settings, environment, stack)
-        environment["TMPDIR"] = str(_empty_directory(settings.home / "tmp"))
+        broker, redis_url = _broker(settings, environment, stack)
+        # The key of the API reaches the API alone, and the API needs no broker.
+        environment_of_api = {**environment, **_environment_of_api(settings, port)}
+        environment["POCL_REDIS_URL"] = redis_url
         clients = [
-            _child(settings, environment, "API", "api", "serve"),
+            _child(settings, environment_of_api, "API", "api", "serve"),
             _child(settings, environment, "scheduler", "worker", "scheduler"),
             _child(settings, environment, "worker", "worker", "run"),
         ]
@@ -158,14 +205,17 @@ def serve(
         stack.callback(_kill, children)
         for child in broker:
             child.start()
-        _wait_until(lambda: _broker_answers(environment["POCL_REDIS_URL"]), broker, shutdown, "the broker")
+        _wait_until(lambda: _broker_answers(redis_url), broker, shutdown, "the broker")
         for child in clients:
             child.start()
         _wait_until(lambda: _api_is_ready(settings.host, port), children, shutdown, "the API")
         if not shutdown.requests:
             announce(ready_message(settings, port, [child.log.path for child in children]))
+        watches = [BrokerWatch(lambda: _broker_answers(redis_url), restart=child.restart) for child in broker]
         while not shutdown.wait(_POLL_SECONDS):
             _restart_exited(children)
+            for watch in watches:
+                watch.check_if_due(time.monotonic())
         _log.warning("service_stopping", hint="A running job saves its state. Ask again to stop at once.")
         # The broker outlives those that talk to it.
         _stop(clients, options.grace_seconds + 15, shutdown)
@@ -221,7 +271,8 @@ def _exclusive_home(home: Path) -> Iterator[None]:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(home / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise CannotServe(f"POCL_HOME: {error.strerror}: {home}") from None
+        reason = error.strerror or "it cannot be used"
+        raise CannotServe(f"POCL_HOME: {reason}: {home}. Set it to a directory that this user may write.") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -254,7 +305,7 @@ def _resolve_port(settings: Settings) -> int:
 def _broker(settings: Settings, environment: Mapping[str, str], stack: ExitStack) -> tuple[list[_Child], str]:
     """The server to start, unless the settings name one that runs, and its URL."""
     if settings.redis_url is not None:
-        return [], settings.redis_url
+        return [], broker_url(settings.redis_url, settings.redis_ca_file)
     try:
         binary = valkey.find(environment)
     except valkey.ServerNotFound as error:
@@ -262,17 +313,28 @@ def _broker(settings: Settings, environment: Mapping[str, str], stack: ExitStack
     directory = settings.home / "run"
     if len(os.fsencode(directory / "redis.sock")) > _MAX_SOCKET_PATH_BYTES:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pocl-")))
-    directory.mkdir(mode=0o700, exist_ok=True)
     socket_path = directory / "redis.sock"
-    socket_path.unlink(missing_ok=True)
+
+    def prepare() -> None:
+        # A cleaner of temporary files may have removed the directory too.
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        socket_path.unlink(missing_ok=True)
+
     logfile = BoundedLog(settings.home / "logs" / "broker.log", _MAX_LOG_BYTES)
     command = valkey.command(binary.path, socket_path)
-    return [_Child("broker", command, environment, logfile)], f"unix://{quote(str(socket_path))}"
+    return [_Child("broker", command, environment, logfile, prepare)], f"unix://{quote(str(socket_path))}"
 
 
 def _child(settings: Settings, environment: Mapping[str, str], name: str, module: str, command: str) -> _Child:
     logfile = BoundedLog(settings.home / "logs" / f"{name.lower()}.log", _MAX_LOG_BYTES)
-    return _Child(name, [sys.executable, "-m", module, command], environment, logfile)
+    return _Child(name, module_command(sys.executable, module, command), environment, logfile)
+
+
+def _environment_of_api(settings: Settings, port: int) -> dict[str, str]:
+    environment = {"POCL_HOST": settings.host, "POCL_PORT": str(port)}
+    if settings.api_key is not None:
+        environment["POCL_API_KEY"] = settings.api_key.get_secret_value()
+    return environment
 
 
 def _empty_directory(directory: Path) -> Path:

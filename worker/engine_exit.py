@@ -2,7 +2,6 @@
 
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from domain.jobs.states import AttemptOutcome, EndReason, StopRequest
@@ -105,12 +104,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def count_oom_kills(events: Path = Path("/sys/fs/cgroup/memory.events")) -> int:
-    """Processes of this control group that the kernel has killed for want of memory so far; 0 where unknown."""
-    try:
-        counts = dict(line.split() for line in events.read_text().splitlines())
-        return int(counts.get("oom_kill", 0))
-    except (OSError, ValueError):
-        return 0

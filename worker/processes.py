@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
+_STRAYS_SECONDS = 10
 # Looked up once, before any fork: the child may not take the loader's lock.
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -24,6 +26,7 @@ def spawn(
     directory: Path | None = None,
     death_signal: signal.Signals = signal.SIGKILL,
     user: int | None = None,
+    restrict: Callable[[], None] | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `command` in a session of its own.
 
@@ -33,6 +36,7 @@ def spawn(
     Args:
         environment: The whole environment of the process; that of the caller where None.
         user: Numeric id of the user and group to run as; needs root.
+        restrict: Called in the child before `command` takes its place, to give up rights.
     """
     return subprocess.Popen(
         list(command),
@@ -42,7 +46,7 @@ def spawn(
         env=None if environment is None else dict(environment),
         cwd=directory,
         start_new_session=True,
-        preexec_fn=_die_with_parent(os.getpid(), death_signal),
+        preexec_fn=_before_exec(os.getpid(), death_signal, restrict),
         user=user,
         group=user,
         extra_groups=None if user is None else (),
@@ -68,12 +72,58 @@ def terminate(process: subprocess.Popen[bytes], grace: float) -> int:
     return process.wait()
 
 
-def _die_with_parent(parent: int, number: signal.Signals) -> Callable[[], None] | None:
+def adopt_orphans() -> None:
+    """Become the parent of processes whose own parents below this one have ended, whatever session they are in.
+
+    Only then :func:`kill_children` finds them. Without Linux it does nothing.
+    """
+    if _libc is not None:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def hide_memory() -> None:
+    """Let other processes of the same user read neither this one's memory nor its environment (`/proc/PID/environ`).
+
+    Children inherit it until they execute another program. Without Linux it does nothing.
+    """
+    if _libc is not None:
+        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def kill_children() -> int:
+    """Kill every child of this process, and those of them that it adopts meanwhile; how many there were.
+
+    For a process that has no other children but an engine and what that left behind.
+    """
+    killed, deadline = 0, time.monotonic() + _STRAYS_SECONDS
+    while (children := _children_of(os.getpid())) and time.monotonic() < deadline:
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)
+            killed += 1
+    return killed
+
+
+def _children_of(parent: int) -> list[int]:
+    children = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            # The name of the program, in parentheses, may hold anything.
+            if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == parent:
+                children.append(int(entry.parent.name))
+    return children
+
+
+def _before_exec(parent: int, number: signal.Signals, restrict: Callable[[], None] | None) -> Callable[[], None] | None:
     if _libc is None:
-        return None
+        return restrict
     prctl = _libc.prctl
 
     def before_exec() -> None:
+        if restrict is not None:
+            restrict()
         prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
         # The parent may have died before the call.
         if os.getppid() != parent:

@@ -1,12 +1,15 @@
 """Settings of the worker and the scheduler besides those that they share with the API: `POCL_WORKER_*`."""
 
 import sys
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from domain.environment import AbsolutePath, EnvironmentSettings, Seconds, split_command, split_list
+
+DEFAULT_ENGINE: Final = (sys.executable, "-P", "-m", "pocl", "run")
+"""One process on one device; -P: a module of the working directory is never taken for one of ours."""
 
 
 class WorkerSettings(EnvironmentSettings):
@@ -18,13 +21,25 @@ class WorkerSettings(EnvironmentSettings):
     """The broker queue that wakes workers; services that share a broker take different ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What this worker computes on. `auto`: `cuda` where an NVIDIA device is present, else `cpu`."""
-    gpus: tuple[int, ...] | None = None
-    """The CUDA devices that this worker uses, as `0,1` or a JSON list; null: all. Workers of one machine take different
-    ones."""
-    engine: tuple[str, ...] = Field(default=(sys.executable, "-m", "pocl", "run"), min_length=1)
+    gpus: tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-")], ...] | None = None
+    """The GPUs that this worker may use, numbers of the driver or UUIDs (`nvidia-smi -L`) with commas between
+    or as a JSON list; null: all that `CUDA_VISIBLE_DEVICES` leaves. Workers of one machine take different ones."""
+    gpus_per_job: int | None = Field(default=None, ge=1, le=64)
+    """How many of them the engine of a job is given, those with the most memory; null: one for the engine that is set
+    by default, which is one process, and all for another."""
+    engine: tuple[str, ...] = Field(default=DEFAULT_ENGINE, min_length=1)
     """The command that starts an engine, as for a shell or a JSON list; `SPEC --workdir DIR` is appended."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of the engine; null leaves the choice to it."""
+
+    memory_factor: float = Field(default=4, ge=0)
+    """How many times its estimated memory the engine of a job on the CPU may take, besides some gigabytes for libraries
+    and at least half of the machine; with 0 there is no limit."""
+    sandbox: Literal["auto", "off", "required"] = "auto"
+    """Whether Landlock keeps the engine from reading the home of the service and from writing outside of its own
+    directories. `auto`: where the kernel has it; `required`: a worker without it does not start."""
+    max_hub_cache_bytes: int = Field(default=256 * 1024**3, ge=0)
+    """The size of the cache of the Hugging Face Hub, whose least recently used revisions are evicted first."""
 
     grace_seconds: Seconds = 120
     """How long an engine may take to save its state after it was asked to stop; then it is killed."""

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,22 +32,26 @@ from domain.jobs.states import AttemptEnd, AttemptOutcome, EndReason, JobStatus,
 from domain.model_paths import locate_model
 from domain.settings import Settings
 from domain.workers import repository as workers
-from domain.workers.models import Device
+from domain.workers.models import Device, DeviceKind
+from pocl.container_limits import available_memory_bytes, count_oom_kills
 from pocl.errors import is_disk_full
 from pocl.spec import RANKING_MODEL_POINTER, DataRef, DistillationSpec, ModelRef
 from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
 from worker.attempt_dir import AttemptDir
 from worker.bounded_log import BoundedLog
+from worker.devices import visible_devices
+from worker.engine_environment import ENGINE_HOME, engine_environment, redact_secrets
 from worker.engine_exit import (
     DISK_FULL,
     STORAGE_FAILED,
     WORKER_FAILED,
     EngineExit,
     classify_exit,
-    count_oom_kills,
     storage_failure_reason,
 )
+from worker.engine_limits import limit_engine, memory_limit
+from worker.engine_sandbox import sandbox
 from worker.lease import Lease
 from worker.processes import kill_group, spawn
 from worker.self_check import SelfCheck, check_writable, explain_unwritable
@@ -59,15 +63,6 @@ _log = structlog.get_logger(__name__)
 _MAX_UNPINNED_JOBS: Final = 500
 _FAILURES_IN_A_ROW: Final = 2
 """So many are one too many, also for a worker that finds nothing wrong with itself."""
-# Variables of the worker's environment that the engine gets: no database, no broker, no key, no token of a hub.
-_ENVIRONMENT_ALLOWLIST: Final = frozenset(
-    {
-        *("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
-        *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF"),
-        *("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "OMP_NUM_THREADS", "MKL_NUM_THREADS"),
-        *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "SSL_CERT_FILE", "SSL_CERT_DIR"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -84,7 +79,11 @@ class Supervisor:
     """The devices that it computes on, detected once: a driver takes long to answer."""
     should_stop: Callable[[], bool]
     """Whether this worker is shutting down: the job is then saved and released."""
+    kill_strays: Callable[[], int] = lambda: 0
+    """Kills what an engine leaves behind in sessions of its own; how many processes that were."""
     clock: Callable[[], float] = time.monotonic
+    device_fault: str | None = None
+    """Why a worker that is to use GPUs has none, in one sentence: it stays in quarantine."""
     check: Callable[[], str | None] | None = None
     """What is wrong with this worker, in one sentence, null for nothing; a :class:`SelfCheck` unless given."""
 
@@ -123,7 +122,7 @@ class Supervisor:
             return False
         if health.quarantined and not health.check_is_due:
             return False
-        finding = self.find_fault() if health.quarantined else self._find_unwritable()
+        finding = self.find_fault() if health.quarantined else self._find_plain_fault()
         if self.should_stop():
             return False
         if finding is not None:
@@ -169,20 +168,33 @@ class Supervisor:
 
     def find_fault(self) -> str | None:
         """What is wrong with this worker, in one sentence; null for nothing, and where the worker shuts down."""
-        if (finding := self._find_unwritable()) is not None:
+        if (finding := self._find_plain_fault()) is not None:
             return finding
         if self.check is not None:
             return self.check()
+        device: DeviceKind = "cuda" if any(each.kind == "cuda" for each in self.devices) else "cpu"
         return SelfCheck(
             self.options.engine,
             self.settings.work_root,
             self.devices,
-            lambda temporary: engine_environment(os.environ, temporary, self.options.gpus),
+            lambda temporary: self.engine_environment(temporary, device),
             timeout_seconds=self.options.check_seconds,
             should_stop=self.should_stop,
         )()
 
-    def _find_unwritable(self) -> str | None:
+    def engine_environment(self, temporary: Path, device: DeviceKind) -> dict[str, str]:
+        """The environment of an engine that computes on this kind of device."""
+        return engine_environment(
+            os.environ,
+            temporary,
+            home=self.settings.home / ENGINE_HOME,
+            visible_devices=visible_devices(self.devices, device),
+        )
+
+    def _find_plain_fault(self) -> str | None:
+        """What is wrong with this worker as far as no job is needed to tell."""
+        if self.device_fault is not None:
+            return self.device_fault
         settings = self.settings
         return check_writable({"POCL_WORK_ROOT": settings.work_root, "POCL_ARTIFACT_ROOT": settings.artifact_root})
 
@@ -260,6 +272,8 @@ class _Attempt:
         self._stop_request: StopRequest | None = None
         """The stop request that the engine was sent."""
         self._kill_at: float | None = None
+        self._device: DeviceKind = "cpu"
+        """What the engine computes on."""
         self.outcome = AttemptOutcome.released()
         """How the attempt ended, once :meth:`run` has settled it."""
         self.finding: str | None = None
@@ -315,28 +329,25 @@ class _Attempt:
 
     def _apply_worker_defaults(self, spec: DistillationSpec) -> DistillationSpec:
         resources, options = spec.resources, self._options
-        device = options.device if resources.device == "auto" else resources.device
+        device = resources.device
+        if device == "auto":
+            # Resolved here: an engine that looked for itself would train on the CPU where its GPU is lost.
+            device = "cuda" if any(each.kind == "cuda" for each in self._supervisor.devices) else "cpu"
+        self._device = device
         completed = resources.model_copy(update={"device": device, "threads": resources.threads or options.threads})
         return spec.model_copy(update={"resources": completed})
 
     def _run_engine(self) -> AttemptOutcome:
         kills_before = count_oom_kills()
-        with self._log.open() as errors:
-            engine = spawn(
-                self._command(),
-                # The engine writes its events to a file as well, which outlives this process.
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-                environment=engine_environment(os.environ, self._directory.temp_dir, self._options.gpus),
-                directory=self._directory.path,
-                death_signal=signal.SIGKILL,
-            )
+        engine = self._start_engine()
         try:
             self._watch(engine)
         finally:
             # Kills the engine's own children too, and the engine where this attempt lost its lease.
             kill_group(engine)
             status = engine.wait()
+            if strays := self._supervisor.kill_strays():
+                _log.warning("strays_killed", processes=strays)
         while self._sink.pump():
             self._lease.heartbeat_if_due()
         return classify_exit(
@@ -350,8 +361,31 @@ class _Attempt:
             )
         )
 
+    def _start_engine(self) -> subprocess.Popen[bytes]:
+        supervisor, options = self._supervisor, self._options
+        environment = supervisor.engine_environment(self._directory.temp_dir, self._device)
+        with (
+            self._log.open() as errors,
+            sandbox(options.sandbox, supervisor.settings, self._directory.path, environment) as restrict,
+        ):
+            engine = spawn(
+                self._command(),
+                # The engine writes its events to a file as well, which outlives this process.
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                environment=environment,
+                directory=self._directory.path,
+                death_signal=signal.SIGKILL,
+                restrict=restrict,
+            )
+        limit = memory_limit(self._claim.memory_bytes, options.memory_factor, available_memory_bytes())
+        # On a GPU the process maps the memory of the device as well.
+        limit_engine(engine.pid, limit if self._device == "cpu" else None)
+        return engine
+
     def _command(self) -> list[str]:
         settings = self._supervisor.settings
+        patterns = settings.hub_repositories
         return [
             *self._options.engine,
             str(self._directory.spec_file),
@@ -360,6 +394,8 @@ class _Attempt:
             *("--cache", str(settings.cache_root)),
             *("--cache-bytes", str(settings.max_cache_bytes)),
             *("--keep-for", self._claim.job_id),
+            *("--hub-cache-bytes", str(self._options.max_hub_cache_bytes)),
+            *(f"--hub-allow={pattern}" for pattern in (() if patterns is None else patterns or ("",))),
         ]
 
     def _watch(self, engine: subprocess.Popen[bytes]) -> None:
@@ -419,7 +455,7 @@ class _Attempt:
             (settings.home, b"<home>"),
         ):
             tail = tail.replace(os.fsencode(path), placeholder)
-        return tail
+        return redact_secrets(tail, os.environ)
 
     def _settle(self, outcome: AttemptOutcome) -> JobStatus:
         """Settle the attempt, again and again while the database is unavailable."""
@@ -461,16 +497,6 @@ def localize_spec(session: Session, store: ArtifactStore, settings: Settings, cl
             "student": model("/student", spec.student),
         }
     )
-
-
-def engine_environment(
-    environ: Mapping[str, str], temporary: Path, gpus: Sequence[int] | None = None
-) -> dict[str, str]:
-    """The environment of an engine: an allowed part of the worker's, without credentials, and with its GPUs alone."""
-    allowed = {name: value for name, value in environ.items() if name in _ENVIRONMENT_ALLOWLIST}
-    if gpus is not None:
-        allowed["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-    return {**allowed, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _unusable_reference(error: Exception) -> EndReason:

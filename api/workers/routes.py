@@ -46,6 +46,8 @@ class DeviceView(Resource):
     """The name of the device, as its driver or operating system has it."""
     memory_bytes: int | None
     """The memory of the device in bytes; null where it is not known."""
+    uuid: str | None = None
+    """The UUID of a GPU or of a MIG instance, as its driver lists it; null for a CPU."""
 
 
 class QuarantineView(Resource):

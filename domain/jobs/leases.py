@@ -76,6 +76,8 @@ class Claim:
     checkpoints: tuple[StoredCheckpoint, ...] = ()
     """Training states to resume from: those of earlier attempts, newest first, then that of the parent job. A corrupt
     one is passed over for the next."""
+    memory_bytes: int | None = None
+    """The estimated memory of the job; null where its models were not at hand."""
     parent_job_id: str | None = None
     """The job that this one retries or branches from, whose ranking it may reuse."""
     events_offset: int = 0
@@ -318,7 +320,8 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
         token,
         spec,
         _training_states(session, job),
-        job.parent_job_id,
+        parent_job_id=job.parent_job_id,
+        memory_bytes=job.memory_bytes,
         runtime_left_seconds=job.runtime_left_seconds,
     )
 

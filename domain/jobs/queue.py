@@ -70,7 +70,12 @@ def order_by_fair_share(statement: sa.Select[*Columns]) -> tuple[sa.Select[*Colu
 
 
 def runnable_on(memory: Mapping[str, int | None]) -> sa.ColumnElement[bool]:
-    """Whether a job can run on devices of these kinds, with so many bytes of memory each; null: not known."""
+    """Whether a job can run on devices of these kinds, with so many bytes of memory each; null: not known.
+
+    A worker without a device runs none.
+    """
+    if not memory:
+        return sa.false()
     kinds = [("auto", memory.get(_device_kind_for("auto", memory))), *memory.items()]
     return sa.or_(*(sa.and_(Job.device == kind, _fits_memory(limit)) for kind, limit in kinds))
 

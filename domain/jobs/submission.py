@@ -26,6 +26,7 @@ from pocl.plan import Estimate, ModelSize, StagePlan, estimate, stage_table
 from pocl.plan_warnings import PlanWarning, plan_warnings
 from pocl.prompting.encoding_warnings import set_warnings
 from pocl.spec import ANSWERED_DATA, DistillationSpec, resolve
+from pocl.spec.hub_allowlist import REPOSITORY_NOT_ALLOWED, allows_repository, refusal
 
 MAX_LABELS: Final = 16
 MAX_TEXT_LENGTH: Final = 200
@@ -232,9 +233,10 @@ def _resolve_references(
         lock: let nobody delete these data sets and checkpoints until the transaction ends.
 
     Raises:
-        SpecInvalid: the project has no such data set or checkpoint, or the data are not an uploaded data set.
+        SpecInvalid: the project has no such data set or checkpoint, the data are not an uploaded data set, or a
+            repository of the Hub is not one of those that jobs may name.
     """
-    field_errors: list[FieldError] = []
+    field_errors = _refuse_repositories(settings, spec)
     get_checkpoint = checkpoints.get_checkpoint_for_share if lock else checkpoints.get_checkpoint
     get_dataset = datasets.get_dataset_for_share if lock else datasets.get_dataset
     rows: dict[str, StoredRows] = {}
@@ -272,6 +274,19 @@ def _resolve_references(
     if field_errors:
         raise SpecInvalid(field_errors)
     return rows, keys
+
+
+def _refuse_repositories(settings: Settings, spec: DistillationSpec) -> list[FieldError]:
+    """What is wrong with the repositories of the Hub that the specification names, if anything."""
+    patterns = settings.hub_repositories
+    models = {pointer: ref.hub.repo for pointer, ref in spec.model_refs.items() if ref.hub is not None}
+    datasets_of_hub = {pointer: ref.hub.repo for pointer, ref in spec.data_refs.items() if ref.hub is not None}
+    repos = models | datasets_of_hub
+    return [
+        FieldError(f"{pointer}/hub/repo", REPOSITORY_NOT_ALLOWED, refusal(patterns or (), repo))
+        for pointer, repo in repos.items()
+        if not allows_repository(patterns, repo)
+    ]
 
 
 def _planned_samples(spec: DistillationSpec, rows: int) -> int:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.db import Base, JsonType, UtcDateTime, db_now
 
 DrainMode = Literal["finish", "release"]
+DeviceKind = Literal["cpu", "cuda"]
 
 
 class Worker(Base):
@@ -52,7 +53,9 @@ class WorkerHealth:
 class Device:
     """A device on which a worker computes."""
 
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceKind
     name: str
     memory_bytes: int | None
     """The memory of the device; null where it is not known."""
+    uuid: str | None = None
+    """The name of a GPU, or of a MIG instance of one, that its driver gives it for good; null for a CPU."""

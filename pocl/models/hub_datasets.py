@@ -9,8 +9,8 @@ from typing import Any, Final
 import yaml
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from pocl.errors import DatasetInvalid, DiskFull, EngineFailure, is_disk_full
-from pocl.models.hub import HubClient
+from pocl.errors import DatasetInvalid, DiskFull, is_disk_full
+from pocl.models.hub import HUB_UNREACHABLE, HubClient, hub_failure
 from pocl.samples.file_formats import format_of_name
 from pocl.spec import FileFormat, HubDataset
 
@@ -28,7 +28,7 @@ def fetch_dataset(ref: HubDataset, file_format: FileFormat | None, hub: HubClien
 
     Raises:
         DatasetInvalid: there is no such data set or revision, it is gated, or it has no such files.
-        DiskFull: the files do not fit.
+        DiskFull, HubCacheFull: the files do not fit.
         EngineFailure: the Hub cannot be reached, and the files are not in its cache.
     """
     try:
@@ -48,10 +48,10 @@ def fetch_dataset(ref: HubDataset, file_format: FileFormat | None, hub: HubClien
             f"The Hub has no data set {ref.repo} at {ref.revision} that this machine may read; "
             "a gated one needs a token."
         ) from error
-    except OSError as error:
+    except HUB_UNREACHABLE as error:
         if is_disk_full(error):
             raise DiskFull() from error
-        raise EngineFailure(f"{ref.repo} could not be fetched from the Hub; try again later.") from error
+        raise hub_failure(ref.repo, error) from error
     wanted = f"named {', '.join(ref.files)}" if ref.files else f"of the split {ref.split or _DEFAULT_SPLIT}"
     raise DatasetInvalid(
         f"The data set {ref.repo} has no Parquet, JSONL, JSON or CSV files {wanted}: name them with `files`."

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 import transformers
 
+from pocl.errors import DeviceUnavailable
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -34,8 +36,15 @@ def choose_precision(requested: Literal["auto", "fp32", "bf16"], device: torch.d
 
 
 def choose_device(requested: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device of a run.
+
+    Raises:
+        DeviceUnavailable: the specification names a GPU, and torch can open none.
+    """
     if requested == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise DeviceUnavailable()
     return torch.device(requested)
 
 

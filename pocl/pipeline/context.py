@@ -1,6 +1,5 @@
 """What the phases of a run share: the pinned specification, where the run happens, and what it has told so far."""
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ import torch
 import transformers
 
 from pocl.callbacks import OnProgress, ShouldStop
+from pocl.container_limits import available_cpus
 from pocl.determinism import deterministic_kernels, reasons_not_exact
 from pocl.events import ArtifactWritten, Event, Phase, Progressed, Sink, Warned
 from pocl.layout import SPEC_FILE
@@ -136,6 +136,6 @@ class RunContext:
 def _choices_at_start(spec: DistillationSpec) -> dict[str, dict[str, int]]:
     """What the engine chooses before the models are loaded, by part and field."""
     return {
-        "resources": {"threads": len(os.sched_getaffinity(0))},
+        "resources": {"threads": available_cpus()},
         "training": {"micro_batch_size": spec.training.batch_size},
     }

@@ -23,6 +23,7 @@ from domain.jobs.actions import cancel_job
 from domain.jobs.models import Job, JobArtifact, JobAttempt, JobEvent
 from domain.jobs.submission import JobOptions, submit_job
 from domain.settings import Settings
+from domain.workers.models import Device
 from worker.devices import detect_devices
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
@@ -136,6 +137,7 @@ class ServiceHarness:
         self,
         *engine: str,
         should_stop: Callable[[], bool] = lambda: False,
+        devices: Sequence[Device] | None = None,
         name: str = "tester",
         check: Callable[[], str | None] | None = lambda: None,
         **changes: Any,
@@ -146,7 +148,7 @@ class ServiceHarness:
             check: What it finds wrong with itself; None for the real check, by a tiny job of the same engine.
         """
         options = self.options(*engine, **changes)
-        devices = detect_devices(options)
+        devices = detect_devices(options) if devices is None else devices
         return Supervisor(self.database, self.store, self.settings, options, name, devices, should_stop, check=check)
 
     def environment(self, *engine: str, **changes: Any) -> dict[str, str]:
@@ -175,19 +177,32 @@ class ServiceHarness:
 
 
 def processes_mentioning(text: str) -> dict[int, str]:
-    """The command lines of live processes, except this one, that have `text` in them or in their environment; by id."""
+    """The command lines of live processes, except this one, that have `text` in them or in their environment; by id.
+
+    A worker shows its environment to nobody: it counts where its parent does.
+    """
     commands: dict[int, str] = {}
+    hidden: dict[int, tuple[int, str]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             command = (entry / "cmdline").read_bytes()
+            parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            hidden[int(entry.name)] = parent, command.replace(b"\0", b" ").decode(errors="replace")
             is_mentioned = text.encode() in command + (entry / "environ").read_bytes()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            del hidden[int(entry.name)]
+        except PermissionError:
+            continue
+        except (FileNotFoundError, ProcessLookupError):
+            hidden.pop(int(entry.name), None)
             continue
         # A zombie, which has exited, has no command line left.
         if is_mentioned and command:
             commands[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+    while children := {each: command for each, (parent, command) in hidden.items() if command and parent in commands}:
+        commands |= children
+        hidden = {each: found for each, found in hidden.items() if each not in children}
     return commands
 
 

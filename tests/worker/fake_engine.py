@@ -79,6 +79,10 @@ class Engine:
 
     def run(self) -> int:
         sys.stderr.write(f"workdir {self.workdir}, environment {json.dumps(sorted(os.environ))}\n")
+        for name in self.options.echo:
+            sys.stderr.write(f"{name}={os.environ.get(name)}\n")
+        if self.options.run:
+            exec(self.options.run, {"workdir": self.workdir})  # The code of a test.
         if self.options.child:
             subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
         saved = checkpoints_in(self.workdir / CHECKPOINTS_DIR)
@@ -223,6 +227,10 @@ def main() -> int:
     parser.add_argument("--cache-bytes", type=int)
     parser.add_argument("--keep-for")
     parser.add_argument("--posted-spec")
+    parser.add_argument("--hub-cache-bytes", type=int)
+    parser.add_argument("--hub-allow", action="append")
+    parser.add_argument("--echo", metavar="VARIABLE", action="append", default=[], help="log a variable's value")
+    parser.add_argument("--run", metavar="CODE", help="Python code that is run first")
     parser.add_argument("--hold", type=int, default=0)
     parser.add_argument("--hold-until-pause", type=int, default=0)
     parser.add_argument("--hold-ranking", action="store_true", help="rank one sample and wait to be stopped")

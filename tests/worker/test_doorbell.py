@@ -10,7 +10,7 @@ import redis
 
 from tests.support.waiting import eventually
 from worker import valkey
-from worker.app import celery_app
+from worker.app import broker_url, celery_app
 from worker.doorbell import BrokerUnreachable, Doorbell
 from worker.processes import spawn, terminate
 
@@ -80,3 +80,24 @@ def test_socket_of_any_path_and_any_database_are_reached_alike_by_all_clients() 
     finally:
         terminate(server, grace=0)
         shutil.rmtree(directory)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://host:1?db=2", "redis://host:1?db=2"),
+        ("redis://:pass%40@host:1/3", "redis://:pass%40@host:1/3"),
+        ("unix:///run/x.sock?db=3", "unix:///run/x.sock?db=3"),
+        (
+            "rediss://host:1/0",
+            "rediss://host:1/0?ssl_cert_reqs=required&ssl_check_hostname=true&ssl_ca_certs=%2Fca.pem",
+        ),
+        (
+            "rediss://host?ssl_cert_reqs=none",
+            "rediss://host?ssl_cert_reqs=none&ssl_check_hostname=false&ssl_ca_certs=%2Fca.pem",
+        ),
+    ],
+)
+def test_broker_behind_tls_is_verified_unless_its_address_says_otherwise(url: str, expected: str) -> None:
+    assert broker_url(url, Path("/ca.pem")) == expected
+    assert broker_url(expected, Path("/ca.pem")) == expected

@@ -2,7 +2,6 @@
 
 import errno
 import signal
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +9,7 @@ from hypothesis import strategies as st
 
 from domain.jobs.states import AttemptEnd, StopRequest
 from pocl.events import RunEnded, RunFinished
-from worker.engine_exit import EngineExit, classify_exit, count_oom_kills, storage_failure_reason
+from worker.engine_exit import EngineExit, classify_exit, storage_failure_reason
 
 FINISHED = RunFinished(step=9)
 FAILED = RunEnded(code="loss_diverged", message="m", fault="user", retryable=False, hint="h", step=3)
@@ -71,14 +70,6 @@ def test_each_exit_has_its_outcome(engine_exit: EngineExit, end: AttemptEnd, cod
 
 def test_signal_that_killed_the_engine_is_named() -> None:
     assert "SIGSEGV" in classify_exit(EngineExit(-signal.SIGSEGV)).reason.message
-
-
-def test_oom_kills_are_read_from_the_control_group(tmp_path: Path) -> None:
-    (tmp_path / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
-    assert count_oom_kills(tmp_path / "memory.events") == 2
-    assert count_oom_kills(tmp_path / "none") == 0
-    (tmp_path / "memory.events").write_text("nonsense\n")
-    assert count_oom_kills(tmp_path / "memory.events") == 0
 
 
 def test_full_disk_and_unwritable_disk_have_different_reasons() -> None:

@@ -65,3 +65,23 @@ def test_children_of_an_exited_process_are_killed_too(tmp_path: Path) -> None:
     kill_group(process)
     eventually(lambda: not processes_mentioning(str(tmp_path)))
     kill_group(process)
+
+
+LEAVES_STRAYS = (
+    "import subprocess, sys\n"
+    "from worker.processes import adopt_orphans, kill_children\n"
+    "adopt_orphans()\n"
+    # An engine that starts a process in a session of its own, without anything of its environment, and ends.
+    'code = \'import subprocess, sys; subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()",\'\n'
+    "code += 'sys.argv[1]], start_new_session=True, env={})'\n"
+    "subprocess.run([sys.executable, '-c', code, sys.argv[1]])\n"
+    "print('up', kill_children(), flush=True)"
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt others")
+def test_process_that_left_its_session_is_killed_by_whoever_adopted_it(tmp_path: Path) -> None:
+    process = start(LEAVES_STRAYS, tmp_path)
+    process.wait()
+    assert (tmp_path / "log").read_text() == "up 1\n"
+    assert processes_mentioning(str(tmp_path)) == {}
