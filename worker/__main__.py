@@ -99,7 +99,7 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     signals.setup_logging.connect(_keep_logging, weak=False)
     _check_database(settings)
     app = celery_app(_broker_url(settings), options.queue)
-    name = f"{socket.gethostname()}-{os.getpid()}"
+    name = _process_name()
     shutdown = shutdown_flag()
     # An engine of this worker can neither read what it was started with nor trace it.
     hide_memory()
@@ -178,7 +178,9 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
         return shutdown.wait(seconds)
 
     try:
-        Scheduler(database, ArtifactStore(settings.artifact_root), doorbell, settings, options).run(wait)
+        Scheduler(database, ArtifactStore(settings.artifact_root), doorbell, settings, options, _process_name()).run(
+            wait
+        )
     finally:
         database.close()
 
@@ -197,6 +199,10 @@ def _check_database(settings: Settings) -> None:
         logging.getLogger(__name__).warning("database_unavailable: %s", error)
     finally:
         database.close()
+
+
+def _process_name() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _broker_url(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""One small loop beside the workers: reap expired leases, ring for queued jobs, collect garbage.
+"""One small loop beside the workers: reap expired leases, ring for queued jobs, report the broker, collect garbage.
 
 Any number of schedulers may run. Each duty is guarded by the rows, or idempotent.
 """
@@ -20,7 +20,12 @@ from domain.idempotency.repository import delete_expired
 from domain.jobs.models import Job
 from domain.jobs.retries import RetryPolicy, count_claimable
 from domain.settings import Settings
-from domain.workers.repository import count_due_checks, delete_stale_workers
+from domain.workers.repository import (
+    count_due_checks,
+    delete_stale_schedulers,
+    delete_stale_workers,
+    record_scheduler,
+)
 from worker.doorbell import BrokerUnreachable, Doorbell
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
@@ -37,6 +42,8 @@ class Scheduler:
     doorbell: Doorbell
     settings: Settings
     options: WorkerSettings
+    name: str = "scheduler"
+    """The name of this process, unique among the schedulers."""
 
     @cached_property
     def reaper(self) -> Reaper:
@@ -52,6 +59,7 @@ class Scheduler:
             (self.reaper.look, self.settings.reaper_seconds),
             (self.ring, self.options.doorbell_seconds),
             (self.collect_garbage, self.options.janitor_seconds),
+            (self.report, self.settings.heartbeat_seconds),
         )
         due = [clock()] * len(duties)
         while True:
@@ -71,6 +79,17 @@ class Scheduler:
             due_checks = count_due_checks(session)
         return self.doorbell.ring_for(claimable + due_checks, limit=self.options.doorbell_limit)
 
+    def report(self) -> bool:
+        """Record that this scheduler lives, and whether it reaches the broker: by that the API says why jobs wait."""
+        try:
+            self.doorbell.waiting()
+            reaches_broker = True
+        except BrokerUnreachable:
+            reaches_broker = False
+        with self.database.transaction(write=True) as session:
+            record_scheduler(session, self.name, reaches_broker=reaches_broker)
+        return reaches_broker
+
     def collect_garbage(self) -> int:
         """Remove scratch files of killed processes, files of deleted jobs and data sets, expired idempotency keys and
         lost workers; the number of files and keys removed.
@@ -78,6 +97,7 @@ class Scheduler:
         removed = self.store.remove_stale(_STALE_SECONDS)
         with self.database.transaction(write=True) as session:
             delete_stale_workers(session)
+            delete_stale_schedulers(session)
             removed += delete_expired(session.connection())
         with self.database.transaction(write=False) as session:
             if session.scalars(sa.select(Job.id).limit(1)).one_or_none() is None:

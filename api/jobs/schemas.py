@@ -71,7 +71,8 @@ class QueueView(Resource):
     reason: QueueReason
     """Why the job waits. `no_worker_fits`: no live worker has the device or the memory that it needs;
     `workers_quarantined`: those that have it are quarantined, `/v1/workers` says why; `backing_off`: an attempt failed
-    by a fault that may pass, and the next one waits. More reasons may be added."""
+    by a fault that may pass, and the next one waits; `broker_unreachable`: no scheduler can wake a worker. More reasons
+    may be added."""
     until: datetime | None
     """When a job that is backing off may be claimed; null for any other reason."""
     starts_at: datetime | None

@@ -14,11 +14,17 @@ from domain.db import db_now
 from domain.jobs.models import Job
 from domain.jobs.retries import OtherWorker
 from domain.jobs.states import HELD, JobStatus
-from domain.workers.repository import live_workers
+from domain.workers.repository import live_workers, wake_up_state
 
 Columns = TypeVarTuple("Columns")
 QueueReason = Literal[
-    "jobs_ahead", "waiting_for_worker", "no_worker", "no_worker_fits", "workers_quarantined", "backing_off"
+    "jobs_ahead",
+    "waiting_for_worker",
+    "no_worker",
+    "no_worker_fits",
+    "workers_quarantined",
+    "backing_off",
+    "broker_unreachable",
 ]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -111,6 +117,7 @@ def queue_positions(
         known = (worker.name, memory_by_device_kind(worker.devices))
         (workers if worker.quarantined_at is None else quarantined).append(known)
     now = session.scalars(sa.select(db_now())).one()
+    woken = wake_up_state(session, worker_seconds) != "broker_unreachable"
     estimator = _StartEstimator(session, now)
     positions = {}
     # A job that was claimed since the caller read its row has no position any more.
@@ -125,6 +132,8 @@ def queue_positions(
             reason = "workers_quarantined"
         elif not able:
             reason = "no_worker_fits" if workers or quarantined else "no_worker"
+        elif not woken:
+            reason = "broker_unreachable"
         starts_at = estimator.estimate(able, ahead)
         if starts_at is not None and until is not None:
             starts_at = max(starts_at, _round_up_to_minute(until))

@@ -11,6 +11,8 @@ from domain.db import Base, JsonType, UtcDateTime, db_now
 
 DrainMode = Literal["finish", "release"]
 DeviceKind = Literal["cpu", "cuda"]
+WakeUp = Literal["ok", "no_scheduler", "broker_unreachable"]
+"""Whether workers are woken for queued jobs; if not, why."""
 
 
 class Worker(Base):
@@ -47,6 +49,19 @@ class WorkerHealth:
     quarantined: bool = False
     check_is_due: bool = False
     """Whether a quarantined worker is to check itself again now."""
+
+
+class SchedulerHeartbeat(Base):
+    """A scheduler, and whether it reaches the broker, which the API does not know."""
+
+    __tablename__ = "schedulers"
+
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    """The name of the scheduler's process."""
+    reaches_broker: Mapped[bool]
+    """Whether the broker answered at the last heartbeat."""
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
+    """The time of its last heartbeat."""
 
 
 @dataclass(frozen=True)

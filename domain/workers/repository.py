@@ -1,4 +1,4 @@
-"""Registration of workers: devices, liveness by heartbeats, and drain. No function commits."""
+"""Registration of workers and schedulers: devices, liveness by heartbeats, and drain. No function commits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from domain.db import KeysetPage, db_now, fetch_page, upsert_into
 from domain.errors import NotFound
-from domain.workers.models import Device, DrainMode, Worker, WorkerHealth
+from domain.workers.models import Device, DrainMode, SchedulerHeartbeat, WakeUp, Worker, WorkerHealth
 
 STALE_SECONDS: Final = 24 * 3600
 """Age of the last heartbeat beyond which a registration is deleted."""
@@ -128,6 +128,29 @@ def count_due_checks(session: Session) -> int:
     """The number of quarantined workers that are to check themselves now."""
     statement = sa.select(sa.func.count()).where(Worker.quarantined_at.is_not(None), Worker.checks_at <= db_now())
     return session.scalar(statement) or 0
+
+
+def record_scheduler(session: Session, name: str, *, reaches_broker: bool) -> None:
+    """Register a scheduler or renew its registration, which is its heartbeat."""
+    statement = upsert_into(session.connection(), SchedulerHeartbeat).values(
+        name=name, reaches_broker=reaches_broker, seen_at=db_now()
+    )
+    changes = {"reaches_broker": reaches_broker, "seen_at": db_now()}
+    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=changes))
+
+
+def delete_stale_schedulers(session: Session) -> None:
+    """Delete registrations of schedulers without a heartbeat for a day."""
+    session.execute(sa.delete(SchedulerHeartbeat).where(SchedulerHeartbeat.seen_at < db_now(-STALE_SECONDS)))
+
+
+def wake_up_state(session: Session, within_seconds: float) -> WakeUp:
+    """Whether a scheduler with a heartbeat in the last `within_seconds` reaches the broker."""
+    live = sa.select(SchedulerHeartbeat.reaches_broker).where(SchedulerHeartbeat.seen_at >= db_now(-within_seconds))
+    reached = session.scalars(live).all()
+    if not reached:
+        return "no_scheduler"
+    return "ok" if any(reached) else "broker_unreachable"
 
 
 def list_workers(session: Session, *, limit: int, after: str | None = None) -> KeysetPage[Worker]:

@@ -13,9 +13,12 @@ from domain.db import db_now
 from domain.idempotency.repository import KeyHolder, claim
 from domain.jobs import leases
 from domain.jobs.models import Job
+from domain.jobs.queue import queue_position
+from domain.jobs.repository import get_job
 from domain.jobs.states import JobStatus
-from domain.workers.repository import drain, quarantine, register_worker
-from tests.support.harness import ServiceHarness
+from domain.workers.models import Device
+from domain.workers.repository import drain, quarantine, register_worker, wake_up_state
+from tests.support.harness import PROJECT, ServiceHarness
 from worker.app import celery_app
 from worker.doorbell import BrokerUnreachable, Doorbell
 from worker.scheduler import Scheduler
@@ -121,6 +124,9 @@ class UnreachableDoorbell:
     def ring_for(self, queued: int, *, limit: int) -> int:
         raise BrokerUnreachable(f"{queued} of {limit}")
 
+    def waiting(self) -> int:
+        raise BrokerUnreachable
+
 
 def test_unreachable_broker_does_not_stop_the_other_duties(harness: ServiceHarness, redis_url: str) -> None:
     job = harness.submit()
@@ -141,3 +147,20 @@ def test_each_duty_runs_when_it_is_due(harness: ServiceHarness, redis_url: str) 
     subject = scheduler(harness, redis_url)
     subject.run(stop_after(3), clock=lambda: next(times))
     assert subject.doorbell.waiting() == 1
+
+
+def test_unreachable_broker_is_why_jobs_wait(harness: ServiceHarness, redis_url: str, tmp_path: Path) -> None:
+    job = harness.submit()
+
+    def report(url: str) -> tuple[str, str]:
+        scheduler(harness, url).report()
+        with harness.database.transaction(write=True) as session:
+            register_worker(session, "idle", [Device("cpu", "CPU", None)])
+            position = queue_position(session, get_job(session, PROJECT, job), worker_seconds=60)
+            assert position is not None
+            return wake_up_state(session, 60), position.reason
+
+    with harness.database.transaction(write=False) as session:
+        assert wake_up_state(session, 60) == "no_scheduler"
+    assert report(f"unix://{tmp_path}/none.sock") == ("broker_unreachable", "broker_unreachable")
+    assert report(redis_url) == ("ok", "waiting_for_worker")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from domain.workers.models import Device
+from worker.engine_environment import engine_environment
 from worker.self_check import SelfCheck
-from worker.supervisor import engine_environment
 
 ENGINE = (sys.executable, "-m", "pocl", "run")
 
@@ -16,7 +16,7 @@ ENGINE = (sys.executable, "-m", "pocl", "run")
 def check(work_root: Path, device: Device) -> str | None:
     def environment(temporary: Path) -> dict[str, str]:
         # As on a machine whose driver shows no GPU, whatever this one has.
-        return {**engine_environment(os.environ, temporary), "CUDA_VISIBLE_DEVICES": ""}
+        return engine_environment(os.environ, temporary, home=work_root / "home", visible_devices="")
 
     return SelfCheck(ENGINE, work_root, [device], environment, timeout_seconds=250)()
 

@@ -8,6 +8,7 @@ from pydantic import SecretStr, ValidationError
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from domain.schema import upgrade
 from domain.settings import Settings
 from tests.support.requests import expect_problem
 
@@ -17,7 +18,9 @@ KEY = "a key of sixteen characters and more"
 @pytest.fixture
 def keyed(tmp_path: Path) -> Iterator[TestClient]:
     """A service with a key, reached under a public name."""
-    app = create_app(Settings(home=tmp_path / "keyed", api_key=SecretStr(KEY), host="0.0.0.0"))
+    settings = Settings(home=tmp_path / "keyed", api_key=SecretStr(KEY), host="0.0.0.0")
+    upgrade(settings)
+    app = create_app(settings)
     with TestClient(app, base_url="https://pocl.example", raise_server_exceptions=False) as client:
         yield client
 
@@ -65,7 +68,7 @@ def test_every_operation_but_the_probes_needs_the_key(keyed: TestClient) -> None
 
 def test_the_probes_need_no_key(keyed: TestClient) -> None:
     assert keyed.get("/healthz").json() == {"status": "ok"}
-    assert keyed.get("/readyz").json() == {"status": "ok"}
+    assert keyed.get("/readyz").json() == {"status": "ok", "wake_up": "no_scheduler"}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "pocl.example", "::"])
