@@ -23,6 +23,16 @@ HALVED_IS_NOT_EXACT = "memory ran out, and a size was halved: with more free mem
 """Why a run in which a size was halved may end in other bits when it is repeated."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the device or the host has no more memory.
+
+    Where the host refuses memory, as under a limit of the process, PyTorch reports it as a plain RuntimeError.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
 class SizeTooLarge(Exception):
     """Memory ran out in work that `size` limits."""
 

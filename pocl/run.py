@@ -4,14 +4,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from pocl.callbacks import ShouldStop
 from pocl.determinism import is_without_deterministic_kernel
 from pocl.errors import DiskFull, EngineFailure, FieldError, OutOfMemory, PoclError, SpecInvalid, is_disk_full
 from pocl.events import Event, Phase, PhaseChanged, Progressed, RunEnded, Sink, StepLogged
 from pocl.layout import CACHE_DIR, EVENTS_FILE
 from pocl.models.hub import HubClient, HuggingFaceHub, current_policy, hub_policy
+from pocl.out_of_memory import is_out_of_memory
 from pocl.pipeline.context import RunContext, RunHost
 from pocl.pipeline.phases import run_phases
 from pocl.report.result import Result
@@ -118,7 +117,7 @@ def _to_pocl_error(error: Exception) -> PoclError:
     """Translate any exception to an error of the engine."""
     if isinstance(error, PoclError):
         return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return OutOfMemory("Memory ran out where nothing could be made smaller.")
     if is_without_deterministic_kernel(error):
         return SpecInvalid([_without_deterministic_kernel(error)])

@@ -1,7 +1,7 @@
 """Settings of the worker and the scheduler besides those that they share with the API: `POCL_WORKER_*`."""
 
 import sys
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -21,7 +21,7 @@ class WorkerSettings(EnvironmentSettings):
     """The broker queue that wakes workers; services that share a broker take different ones."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """What this worker computes on. `auto`: `cuda` where an NVIDIA device is present, else `cpu`."""
-    gpus: tuple[Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^(GPU|MIG)-")], ...] | None = None
+    gpus: tuple[int | str, ...] | None = None
     """The GPUs that this worker may use, numbers of the driver or UUIDs (`nvidia-smi -L`) with commas between
     or as a JSON list; null: all that `CUDA_VISIBLE_DEVICES` leaves. Workers of one machine take different ones."""
     gpus_per_job: int | None = Field(default=None, ge=1, le=64)
@@ -70,9 +70,20 @@ class WorkerSettings(EnvironmentSettings):
     @field_validator("gpus", mode="before")
     @classmethod
     def _split_gpus(cls, value: Any) -> Any:
-        return split_list(value)
+        listed = split_list(value)
+        return [_parse_gpu(each) for each in listed] if isinstance(listed, list | tuple) else listed
 
     @field_validator("engine", mode="before")
     @classmethod
     def _split_engine(cls, value: Any) -> Any:
         return split_command(value)
+
+
+def _parse_gpu(name: Any) -> int | str:
+    if isinstance(name, int) and not isinstance(name, bool) and name >= 0:
+        return name
+    if isinstance(name, str) and name.isascii() and name.isdecimal():
+        return int(name)
+    if isinstance(name, str) and name.startswith(("GPU-", "MIG-")):
+        return name
+    raise ValueError("GPUs are named by numbers of the driver or by UUIDs, as `nvidia-smi -L` lists them")

@@ -10,6 +10,7 @@ from pocl.inspect.family_support import FAMILIES
 from pocl.models.heads import response_logits
 from pocl.models.model_files import explain
 from pocl.models.rounding import difference_beyond_rounding
+from pocl.out_of_memory import is_out_of_memory
 
 _LENGTHS = (11, 5)
 _SHORTEST = 2
@@ -32,12 +33,10 @@ def try_family(model: PreTrainedModel) -> None:
     try:
         _run(model)
         difference = None if is_tried else _difference(model)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     # Whatever a forward pass raises over a config that makes a model and not one that runs.
     except Exception as error:
-        if "allocate memory" in str(error):
-            raise MemoryError from error
+        if is_out_of_memory(error):
+            raise
         raise _does_not_run(model, error) from error
     finally:
         model.train(was_training)

@@ -30,6 +30,7 @@ from pocl.inspect.facts import ModelWarning
 from pocl.inspect.generation_config import read_generation_config
 from pocl.inspect.weights import StoredModel, read_weights, unused_weights
 from pocl.models.heads import has_tied_embeddings
+from pocl.out_of_memory import is_out_of_memory
 
 _MAX_CAUSE = 200
 _TORCH_DTYPES = {
@@ -53,13 +54,12 @@ def loading_foreign(path: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (PoclError, MemoryError, torch.OutOfMemoryError):
+    except PoclError:
         raise
     # Any class may come out of a constructor that is given foreign values: none of them is a fault of the service.
     except Exception as error:
-        if "allocate memory" in str(error):
-            # PyTorch reports that the host has no memory as a plain RuntimeError.
-            raise MemoryError from error
+        if is_out_of_memory(error):
+            raise
         raise ModelUnsupported(f"{what} of {path.name} could not be loaded: {explain(error)}.") from error
 
 

@@ -200,10 +200,18 @@ def test_every_path_is_expanded_and_absolute_when_it_is_read(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("value", "gpus"), [("0,1", (0, 1)), ("0", (0,)), ("[0, 1]", (0, 1)), (" 0 , 1\n", (0, 1)), ("'1'", (1,))]
+    ("value", "gpus"),
+    [
+        ("0,1", (0, 1)),
+        ("0", (0,)),
+        ("[0, 1]", (0, 1)),
+        (" 0 , 1\n", (0, 1)),
+        ("'1'", (1,)),
+        ("GPU-ab-1,2", ("GPU-ab-1", 2)),
+    ],
 )
 def test_devices_are_listed_as_json_or_between_commas(
-    monkeypatch: pytest.MonkeyPatch, value: str, gpus: tuple[int, ...]
+    monkeypatch: pytest.MonkeyPatch, value: str, gpus: tuple[int | str, ...]
 ) -> None:
     monkeypatch.setenv("POCL_WORKER_GPUS", value)
     assert read_settings(WorkerSettings).gpus == gpus

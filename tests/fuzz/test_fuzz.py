@@ -50,8 +50,8 @@ def fuzz(target: FuzzTarget, reports: Path, *, seed: int, examples: int, phases:
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION)]
     command += ["run", f"{target.address}/openapi.json", "--header", f"Authorization: Bearer {KEY}", "--checks", "all"]
     command += ["--phases", phases, "--seed", str(seed), "--max-examples", str(examples), "--continue-on-failure"]
-    # How many of its inputs the generator throws away says nothing of the service; with few examples it stops for it.
-    command += ["--suppress-health-check", "filter_too_much"]
+    # How many inputs the generator throws away, and how fast it is on a busy machine, says nothing of the service.
+    command += ["--suppress-health-check", "filter_too_much,too_slow"]
     command += [
         "--generation-database",
         "none",
@@ -87,7 +87,7 @@ def test_thousands_of_requests_are_answered_as_documented(
     # To reproduce a failure; pytest shows it with a failure, and with -s.
     sys.stdout.write(f"seed {seed}\n")
     report = fuzz(
-        target, tmp_path, seed=seed, examples=20 if is_fixed else 12, phases="examples,coverage,fuzzing,stateful"
+        target, tmp_path, seed=seed, examples=10 if is_fixed else 6, phases="examples,coverage,fuzzing,stateful"
     )
     assert {phase["status"] for phase in report["phases"].values()} <= {"success", "skip"}
     sys.stdout.write(f"{report['test_cases']}\n")

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from pocl.errors import OutOfMemory
-from pocl.out_of_memory import HalvedSize, SizeTooLarge, fit_or_refuse, limited_by, retry_halved
+from pocl.out_of_memory import HalvedSize, SizeTooLarge, fit_or_refuse, is_out_of_memory, limited_by, retry_halved
 from pocl.sizes import RunSizes
 from pocl.train.optimizer import allocate_moments
 
@@ -125,3 +125,12 @@ def test_allocation_of_moments_goes_on_where_memory_ran_out() -> None:
     fit_or_refuse(lambda: allocate_moments(optimizer, zeros_like), "The state of the optimiser")
     expected, other = optimized_model()
     torch.testing.assert_close(stepped(optimizer, model), stepped(expected, other), rtol=0, atol=0)
+
+
+def test_memory_that_the_host_refuses_is_told_from_other_errors() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(1 << 55, dtype=torch.uint8)
+    assert is_out_of_memory(raised.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+    assert not is_out_of_memory(ValueError("cannot allocate memory"))
