@@ -154,7 +154,7 @@ def rename_token(old: str, new: str) -> Change:
     return change
 
 
-def of_family(name: str) -> Change:
+def another_family(name: str) -> Change:
     """Another model, with the tokenizer of the first."""
 
     def change(model: Path) -> None:
@@ -297,16 +297,16 @@ CASES: Final = [
         "layers for multi-token prediction",
         None,
         teacher=both(
-            of_family("deepseek_v3"),
+            another_family("deepseek_v3"),
             weights(lambda all_: {**all_, **MTP_LAYER}),
             config("config.json", num_nextn_predict_layers=1),
         ),
     ),
-    Case("recurrent student", None, student=of_family("rwkv")),
+    Case("recurrent student", None, student=another_family("rwkv")),
     Case(
         "lost weight of a family without a table",
         "model_unsupported",
-        student=both(of_family("gpt2"), weights(lambda all_: {name: all_[name] for name in all_ if name != LOST})),
+        student=both(another_family("gpt2"), weights(lambda all_: {name: all_[name] for name in all_ if name != LOST})),
     ),
     Case("class of another tokenizer", None, models=config("tokenizer_config.json", tokenizer_class="GPT2Tokenizer")),
     Case("padding token that the vocabulary lacks", None, models=config("tokenizer_config.json", pad_token="[PAD]")),
