@@ -1,0 +1,130 @@
+"""`pocl checkpoints`."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pocl_client.cli.exits import REFUSED
+from pocl_client.cli.output import Format, Output, printable, show, show_list, size_text, transfer_progress
+from pocl_client.cli.session import connect
+
+app = typer.Typer(help="List checkpoints, and download them.", no_args_is_help=True, rich_markup_mode=None)
+
+_COLUMNS = {
+    "id": lambda each: each.id,
+    "kind": lambda each: each.kind,
+    "job": lambda each: each.job_id,
+    "stage": lambda each: each.stage,
+    "step": lambda each: each.step,
+    "size": lambda each: size_text(each.size_bytes),
+    "pinned": lambda each: "pinned" if each.pinned else None,
+    "created": lambda each: each.created_at,
+}
+CheckpointId = Annotated[str, typer.Argument(help="Id of the checkpoint.", metavar="CHECKPOINT")]
+
+
+@app.command("list")
+def list_checkpoints(
+    job: Annotated[str | None, typer.Argument(help="Of this job alone.", show_default=False)] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="`training`, `stage`, `best` or `final`; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = 50,
+    output: Output = Format.TEXT,
+) -> None:
+    """List checkpoints, newest first. Stages count from 0."""
+    with connect() as client:
+        show_list(client.checkpoints.list(job=job, kind=kind, limit=limit), output, _COLUMNS)
+
+
+@app.command()
+def download(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Id of a checkpoint, or of a job: of that the newest of a kind.", metavar="ID")
+    ],
+    directory: Annotated[Path, typer.Argument(help="New or empty directory.")],
+    kind: Annotated[str, typer.Option(help="`best`, `final`, `stage` or `training`, of a job.")] = "best",
+    connections: Annotated[int, typer.Option(help="Parts that are downloaded side by side.", min=1, max=32)] = 4,
+    output: Output = Format.TEXT,
+) -> None:
+    """Download a checkpoint, each file verified by its SHA-256. Repeat the command to go on where it was interrupted.
+
+    The directory appears when everything in it is whole.
+    """
+    with connect() as client:
+        if checkpoint.startswith("job_"):
+            newest = client.checkpoints.newest(checkpoint, kind)
+            if newest is None:
+                typer.echo(
+                    f"pocl: {checkpoint} has no checkpoint of the kind {kind}: see `pocl checkpoints list`.", err=True
+                )
+                raise typer.Exit(REFUSED)
+            found = newest
+        else:
+            found = client.checkpoints.get(checkpoint)
+        with transfer_progress(f"downloading {found.id}") as on_progress:
+            client.checkpoints.download(found.id, directory, connections=connections, on_progress=on_progress)
+    show(found, output, {**_COLUMNS, "directory": lambda _: directory})
+
+
+@app.command()
+def chat(
+    checkpoint: CheckpointId,
+    question: Annotated[
+        str | None, typer.Argument(help="What to ask; without it a conversation, line by line.", show_default=False)
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is the most likely answer.", min=0, max=2)] = 0,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)] = 256,
+) -> None:
+    """Talk to a checkpoint, by a worker that is free: an aid to try it, and no serving."""
+    history = [] if system is None else [{"role": "system", "content": system}]
+    with connect() as client:
+        for text in _questions(question):
+            history.append({"role": "user", "content": text})
+            answer = []
+            for piece in client.checkpoints.chat(checkpoint, history, temperature=temperature, max_tokens=max_tokens):
+                answer.append(piece)
+                typer.echo(printable(piece), nl=False)
+            typer.echo()
+            history.append({"role": "assistant", "content": "".join(answer)})
+
+
+def _questions(question: str | None) -> Iterator[str]:
+    """The one that is given, or each line of standard input, until an empty one on a terminal or the end."""
+    if question is not None:
+        yield question
+        return
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line.strip():
+            return
+        yield line.strip()
+
+
+@app.command()
+def pin(checkpoint: CheckpointId, output: Output = Format.TEXT) -> None:
+    """Keep a checkpoint, whatever the retention policy says."""
+    with connect() as client:
+        show(client.checkpoints.pin(checkpoint), output, _COLUMNS)
+
+
+@app.command()
+def unpin(checkpoint: CheckpointId, output: Output = Format.TEXT) -> None:
+    """Let the retention policy decide again."""
+    with connect() as client:
+        show(client.checkpoints.unpin(checkpoint), output, _COLUMNS)
+
+
+@app.command()
+def delete(checkpoints: Annotated[list[str], typer.Argument(help="Ids.", metavar="CHECKPOINT...")]) -> None:
+    """Delete checkpoints that are not pinned, and that no job needs."""
+    with connect() as client:
+        for each in checkpoints:
+            client.checkpoints.delete(each)

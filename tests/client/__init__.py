@@ -1,0 +1,1 @@
+"""The client package and its command."""

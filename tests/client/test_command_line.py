@@ -1,0 +1,203 @@
+"""The command `pocl` against the service on a real socket: what it prints, and with which status it ends."""
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from structlog.testing import capture_logs
+from typer.testing import CliRunner, Result
+
+from api.http_limits import ConnectionLimits
+from domain.artifacts import ArtifactStore
+from domain.db import Database
+from domain.jobs.event_recorder import add_checkpoint
+from pocl.events import PhaseChanged
+from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
+from pocl_client.cli.app import app as command
+from tests.support.http_server import http_server
+from tests.support.requests import KEY, jsonl, specification
+from tests.support.rows import envelopes, evaluated, step_logged
+from tests.support.worker_actions import claim_queued_job, succeed_job, write_events
+
+pytestmark = pytest.mark.system
+Pocl = Callable[..., Result]
+
+
+@pytest.fixture
+def pocl(app: FastAPI, tmp_path: Path) -> Iterator[Pocl]:
+    """Runs `pocl` with arguments, logged in to the service."""
+    # The service is in this process: what it logs is not what the command prints.
+    with capture_logs(), http_server(app, ConnectionLimits(max_connections=64)) as server:
+        environment = {
+            "POCL_URL": f"http://127.0.0.1:{server.port}",
+            "POCL_API_KEY": KEY,
+            "POCL_API_KEY_FILE": "",
+            "POCL_CONFIG_DIR": str(tmp_path / "config"),
+        }
+
+        def run(*arguments: object, status: int = 0, key: str | None = KEY, stdin: str | None = None) -> Result:
+            texts = [str(each) for each in arguments]
+            result = CliRunner().invoke(command, texts, env={**environment, "POCL_API_KEY": key or ""}, input=stdin)
+            assert result.exit_code == status, (result.stdout, result.stderr, result.exception)
+            return result
+
+        yield run
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(jsonl(8))
+    return path
+
+
+@pytest.fixture
+def spec(pocl: Pocl, samples: Path, tmp_path: Path) -> Path:
+    """A specification whose data set is uploaded."""
+    dataset = pocl("datasets", "upload", samples, "-o", "id").stdout.strip()
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(specification(dataset)))
+    return path
+
+
+def test_data_sets_are_uploaded_listed_and_deleted(pocl: Pocl, samples: Path) -> None:
+    text = pocl("datasets", "upload", samples, "--name", "mine").stdout
+    assert "mine" in text
+    assert "8 instruction" in text
+    (listed,) = json.loads(pocl("datasets", "list", "-o", "json").stdout)
+    assert (listed["name"], listed["rows"]) == ("mine", 8)
+    assert pocl("datasets", "list", "-o", "id").stdout.split() == [listed["id"]]
+    pocl("datasets", "delete", listed["id"])
+    assert json.loads(pocl("datasets", "list", "-o", "json").stdout) == []
+    assert "dataset_not_found" in pocl("datasets", "delete", listed["id"], status=2).stderr
+
+
+def test_wrong_rows_are_refused_with_their_lines(pocl: Pocl, samples: Path) -> None:
+    samples.write_text('{"instruction": "a", "output": "b"}\n{"no": 1}\n')
+    refused = pocl("datasets", "upload", samples, status=2)
+    assert "dataset_invalid" in refused.stderr
+    assert "2" in refused.stderr
+    assert refused.stdout == ""
+    assert "skipped" in pocl("datasets", "upload", samples, "--skip-bad-rows").stdout
+
+
+def test_a_job_is_validated_submitted_and_steered(pocl: Pocl, spec: Path) -> None:
+    plan = pocl("validate", spec)
+    assert "TEMPERATURE" in plan.stdout
+    assert json.loads(pocl("validate", spec, "--set", "seed=7", "-o", "json").stdout)["spec"]["seed"] == 7
+    submitted = pocl("submit", spec, "--set", "seed=7", "--name", "first", "--label", "team=search", "-o", "json")
+    job = json.loads(submitted.stdout)
+    assert (job["name"], job["labels"], job["spec"]["seed"]) == ("first", {"team": "search"}, 7)
+    assert pocl("jobs", "list", "--label", "team=search", "-o", "id").stdout.split() == [job["id"]]
+    assert "first" in pocl("jobs", "get", job["id"]).stdout
+    assert pocl("jobs", "branch", job["id"], "--stage", 0, "--set", "method=js", status=2).stderr.startswith("pocl: ")
+    assert "illegal_transition" in pocl("jobs", "pause", job["id"], status=2).stderr
+    assert "cancelled" in pocl("jobs", "cancel", job["id"]).stdout
+    again = json.loads(pocl("jobs", "retry", job["id"], "--from-start", "-o", "json").stdout)
+    assert again["retry_of"] == job["id"]
+    assert "cancelled" in pocl("jobs", "cancel", again["id"]).stdout
+    pocl("jobs", "delete", job["id"], again["id"])
+
+
+def test_submitting_again_with_the_same_key_makes_no_second_job(pocl: Pocl, spec: Path) -> None:
+    first, second = (pocl("submit", spec, "--idempotency-key", "nightly", "-o", "id").stdout for _ in range(2))
+    assert first == second
+
+
+def test_wrong_fields_are_refused_with_their_pointers(pocl: Pocl, spec: Path) -> None:
+    assert "/spec/seed" in pocl("submit", spec, "--set", "seed=seven", status=2).stderr
+    assert "--set" in pocl("submit", spec, "--set", "seed", status=2).stderr
+    assert "No such file" in pocl("submit", "none.yaml", status=2).stderr
+
+
+def test_a_wait_ends_with_the_status_of_the_job(pocl: Pocl, spec: Path, database: Database) -> None:
+    job = pocl("submit", spec, "-o", "id").stdout.strip()
+    late = pocl("jobs", "wait", job, "--timeout", 0, status=124)
+    assert "it goes on" in late.stderr
+    claim = claim_queued_job(database)
+    steps = [step_logged(step, loss=2.0) for step in (1, 2)]
+    write_events(database, claim, envelopes(PhaseChanged(phase="training"), *steps, evaluated()), offset=1)
+    metrics = pocl("jobs", "metrics", job, "--name", "loss").stdout.splitlines()
+    assert [line.split() for line in metrics[:3]] == [["STEP", "LOSS"], ["1", "2"], ["2", "2"]]
+    succeed_job(database, claim)
+    assert "succeeded" in pocl("jobs", "wait", job).stdout
+    watched = pocl("jobs", "watch", job, "-o", "json")
+    assert json.loads(watched.stdout)["status"] == "succeeded"
+    assert "succeeded" in watched.stderr
+    assert "\r" not in watched.stderr
+    pocl("jobs", "logs", job)
+    pocl("jobs", "logs", job, "-f")
+
+    other = pocl("submit", spec, "-o", "id").stdout.strip()
+    pocl("jobs", "cancel", other)
+    pocl("jobs", "wait", other, status=1)
+    pocl("jobs", "wait", job, other, status=1)
+    pocl("jobs", "wait", other, "--until", "cancelled")
+    pocl("jobs", "watch", other, status=1)
+    assert "job_not_found" in pocl("jobs", "wait", "job_00000000", status=2).stderr
+
+
+def test_a_checkpoint_of_a_job_is_downloaded(
+    pocl: Pocl, spec: Path, app: FastAPI, database: Database, tmp_path: Path
+) -> None:
+    job = pocl("submit", spec, "-o", "id").stdout.strip()
+    claim = claim_queued_job(database)
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "model.safetensors").write_bytes(bytes(1000))
+    write_manifest(made)
+    store: ArtifactStore = app.state.store
+    key = f"jobs/{job}/checkpoints/final"
+    size = store.publish(made, key).size_bytes
+    with database.transaction(write=True) as session:
+        digest = sha256_of(made / MANIFEST)
+        add_checkpoint(
+            session, claim, kind="final", step=9, stage=1, store_key=key, size_bytes=size, manifest_sha256=digest
+        )
+    succeed_job(database, claim)
+    assert "no checkpoint of the kind best" in pocl("checkpoints", "download", job, tmp_path / "m", status=2).stderr
+    checkpoint = pocl("checkpoints", "list", job, "-o", "id").stdout.strip()
+    for named in ((job, "--kind", "final"), (checkpoint,)):
+        target = tmp_path / f"model-{len(named)}"
+        pocl("checkpoints", "download", named[0], target, *named[1:])
+        assert (target / "model.safetensors").read_bytes() == bytes(1000)
+    (made / "notes").write_text("mine")
+    assert "something else" in pocl("checkpoints", "download", checkpoint, made, status=2).stderr
+    assert "pinned" in pocl("checkpoints", "pin", checkpoint).stdout
+    pocl("checkpoints", "unpin", checkpoint)
+    pocl("checkpoints", "delete", checkpoint)
+
+
+def test_a_login_is_tried_and_kept(pocl: Pocl, tmp_path: Path) -> None:
+    file = tmp_path / "config" / "credentials.json"
+    pocl("login", key=None, stdin="pocl_wrong\n", status=2)
+    assert not file.exists()
+    assert KEY not in pocl("login", key=None, stdin=f"{KEY}\n").output
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    pocl("jobs", "list", key=None)
+    pocl("logout", key=None)
+    pocl("jobs", "list", key=None, status=2)
+    key_file = tmp_path / "key"
+    key_file.write_text(f"{KEY}\n")
+    pocl("login", "--key-file", key_file, key=None)
+    pocl("jobs", "list", key=None)
+
+
+def test_the_doctor_finds_the_service(pocl: Pocl) -> None:
+    checks = {each["name"]: each for each in json.loads(pocl("doctor", "-o", "json").stdout)}
+    assert checks["reached"]["level"] == "ok"
+    assert "default" in checks["key"]["sentence"]
+    assert "pocl login" in pocl("doctor", key="pocl_wrong", status=1).stdout
+
+
+def test_an_unreachable_service_has_a_status_of_its_own(pocl: Pocl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pocl_client.retries.RetryPolicy.wait_after", lambda *_: None)
+    assert "127.0.0.1:9" in pocl("--url", "http://127.0.0.1:9", "jobs", "list", status=3).stderr
+
+
+def test_models_are_listed(pocl: Pocl) -> None:
+    assert pocl("models", "list").stdout.startswith("ID")
+    assert json.loads(pocl("models", "list", "-o", "json").stdout) == []
