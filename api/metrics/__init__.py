@@ -1,0 +1,1 @@
+"""What the processes of the API record about themselves."""

@@ -1,0 +1,1 @@
+"""`/metrics`: what was recorded and read, in the Prometheus exposition format."""
