@@ -1,0 +1,1 @@
+"""Retention policies: what is deleted when, and what would be deleted now."""

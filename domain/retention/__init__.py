@@ -1,0 +1,1 @@
+"""Retention policies: how long a project and its jobs keep what they made."""
