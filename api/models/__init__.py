@@ -1,0 +1,1 @@
+"""Models below the model roots over HTTP."""
