@@ -1,0 +1,1 @@
+"""The pages for people: jobs, queue, data sets, comparison, settings. They read by the functions of the API."""
