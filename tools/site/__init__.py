@@ -1,0 +1,1 @@
+"""The site of the documentation: pages made from code and from files beside `docs/`, and the links between them."""
