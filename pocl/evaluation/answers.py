@@ -86,25 +86,34 @@ def generate_answers(
         answers = generate_all(
             model,
             [sample.prompt_ids for sample in samples],
-            Decoding(
-                generation.max_new_tokens,
-                generation.batch_size,
-                stop_token_ids(model, tokenizer, generation),
-                pad_id=generation.end_of_response_id,
-                precision=generation.precision,
-                sampler=sampler,
-                stop_text=StopText(generation.stop_text, partial(_text_of, tokenizer))
-                if generation.stop_text
-                else None,
-                no_repeat_ngram=generation.no_repeat_ngram,
-                graphs=generation.graphs,
-            ),
+            decoding_of(model, tokenizer, generation, sampler),
             keys=[sample.digest for sample in samples],
             on_progress=on_progress,
             should_stop=should_stop,
             sink=generation.sink,
         )
     return read_answers(answers, [sample.prompt_ids for sample in samples], tokenizer, generation.form)
+
+
+def decoding_of(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    generation: GenerationSettings,
+    sampler: Sampler | None = None,
+) -> Decoding:
+    """How answers of a model are decoded by these settings: greedily, or drawn by `sampler`."""
+    stop_text = generation.stop_text
+    return Decoding(
+        generation.max_new_tokens,
+        generation.batch_size,
+        stop_token_ids(model, tokenizer, generation),
+        pad_id=generation.end_of_response_id,
+        precision=generation.precision,
+        sampler=sampler,
+        stop_text=StopText(stop_text, partial(_text_of, tokenizer)) if stop_text else None,
+        no_repeat_ngram=generation.no_repeat_ngram,
+        graphs=generation.graphs,
+    )
 
 
 def read_answers(
@@ -127,21 +136,23 @@ def read_answers(
     return [visible._replace(text=any_special.sub("", visible.text).strip()) for visible in read]
 
 
-def thoughts_not_closed(answers: Sequence[VisibleAnswer], max_new_tokens: int, samples: str) -> Warned | None:
+def thoughts_not_closed(in_thought: Sequence[bool], pointer: str, max_new_tokens: int, answers: str) -> Warned | None:
     """The warning that answers end inside their thoughts; None where none does.
 
     Args:
-        samples: What was answered, for people.
+        in_thought: Of each answer whether it does.
+        pointer: The field of the specification that bounds them.
+        answers: Whose answers they are and what to, for people.
     """
-    cut = sum(answer.in_thought for answer in answers)
-    if not cut:
+    unfinished = sum(in_thought)
+    if not unfinished:
         return None
     message = (
-        f"{cut} of {len(answers)} answers to {samples} end inside their thought at {max_new_tokens} new tokens, and "
+        f"{unfinished} of {len(in_thought)} {answers} end inside their thought at {max_new_tokens} new tokens, and "
         "score 0: allow more with max_new_tokens, or turn thoughts off with data.chat_template_kwargs where the "
         "template has a variable for it"
     )
-    return Warned(code="thoughts_not_closed", message=message)
+    return Warned(code="thoughts_not_closed", message=message, pointer=pointer)
 
 
 def stop_token_ids(

@@ -49,13 +49,15 @@ class AnswersFile:
             zip(dataset.scored_rows, zip(scores.by_row.rouge_l, scores.by_row.exact_match, strict=True), strict=False)
         )
         lines = []
-        for row, (sample, answer) in enumerate(zip(dataset.samples[:MAX_ROWS], scores.answers, strict=False)):
+        answered = zip(dataset.samples[:MAX_ROWS], scores.answers, scores.in_thought, strict=False)
+        for row, (sample, answer, unfinished) in enumerate(answered):
             rouge_l, exact_match = measured.get(row, (None, None))
             content = {
                 **key._asdict(),
                 "row": row,
                 "sample": sample.digest,
                 "answer": answer,
+                "unfinished_thought": unfinished,
                 "rouge_l": rouge_l,
                 "exact_match": None if exact_match is None else exact_match > 0,
             }

@@ -1,11 +1,14 @@
 """Scores that tell no two models or samples apart, because all of them are equal: what is said about them."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from pocl.events import Warned
 
 MAX_SHARE_OF_ZEROS = 0.5
 """The share of samples above which a ranking whose ROUGE-L is 0 is warned of."""
+
+_RANKER: Final = "/curriculum/ranking/ranker"
 
 
 def is_constant(scores: Sequence[float]) -> bool:
@@ -43,11 +46,11 @@ def constant_ranking(scores: Sequence[float]) -> Warned | None:
             f"ROUGE-L is 0 for {zeros} of {len(scores)} training samples, so that cross-entropy alone tells these "
             "apart: another curriculum.ranking.ranker may tell more"
         )
-        return Warned(code="ranking_mostly_zero", message=message)
+        return Warned(code="ranking_mostly_zero", message=message, pointer=_RANKER)
     if is_constant(scores):
         message = (
             f"ROUGE-L is {scores[0]:g} for each of the {len(scores)} training samples, so that cross-entropy alone "
             "ranks them: another curriculum.ranking.ranker may tell more"
         )
-        return Warned(code="ranking_constant", message=message)
+        return Warned(code="ranking_constant", message=message, pointer=_RANKER)
     return None

@@ -64,8 +64,16 @@ class ContinuousBatching:
         self._waiting = deque(range(len(questions)))
         self._occupants: list[_Occupant | None] = [None] * slots
 
-    def run(self, on_answer: Callable[[int, list[int]], None], should_stop: ShouldStop = lambda: False) -> None:
+    def run(
+        self,
+        on_answer: Callable[[int, list[int]], None],
+        should_stop: ShouldStop = lambda: False,
+        on_partial: Callable[[int, list[int]], None] | None = None,
+    ) -> None:
         """Answer all questions, in the order given; `on_answer` is called with each one's index and new tokens.
+
+        Args:
+            on_partial: Called with the index and the tokens so far of each question that goes on, at each look.
 
         Raises:
             RunStopped: `should_stop`, polled before each prefill and each decode step, returned true.
@@ -84,7 +92,7 @@ class ContinuousBatching:
                         self._decode(bucket)
                     else:
                         self._graphs.run(bucket, partial(self._decode, bucket))
-            self._look(on_answer)
+            self._look(on_answer, on_partial)
             if not self._waiting:
                 self._compact()
 
@@ -119,7 +127,11 @@ class ContinuousBatching:
         rows = self._rows
         rows.append(self._decoder.step(rows.tokens, rows.lengths, bucket), self._sampler)
 
-    def _look(self, on_answer: Callable[[int, list[int]], None]) -> None:
+    def _look(
+        self,
+        on_answer: Callable[[int, list[int]], None],
+        on_partial: Callable[[int, list[int]], None] | None,
+    ) -> None:
         """Read on the host what has ended, and free its slots."""
         made = self._rows.made_or_ended().tolist()
         ended = []
@@ -130,7 +142,8 @@ class ContinuousBatching:
             if made[slot] < 0:
                 ended.append(slot)
         # Of the other rows only a text can say that they have ended.
-        read = ended if self._stop_text is None else [slot for slot, each in enumerate(self._occupants) if each]
+        reads_all = self._stop_text is not None or on_partial is not None
+        read = [slot for slot, each in enumerate(self._occupants) if each] if reads_all else ended
         if not read:
             return
         index = torch.tensor(read, device=self._model.device)
@@ -143,6 +156,8 @@ class ContinuousBatching:
             length = None if self._stop_text is None else self._stop_text.length_with(answer, occupant.looked_at)
             occupant.looked_at = len(answer)
             if length is None and slot not in ended:
+                if on_partial is not None:
+                    on_partial(occupant.question, answer)
                 continue
             if slot not in ended:
                 stopped.append(slot)

@@ -1,19 +1,24 @@
 """The evaluations of one run: the student again and again, and the teacher once."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pocl.callbacks import OnProgress, ShouldStop, throttle
+from pocl.callbacks import OnProgress, ShouldStop
 from pocl.errors import LossDiverged
-from pocl.evaluation.answers import GenerationSettings, stop_token_ids
+from pocl.evaluation.answers import GenerationSettings, generate_answers, stop_token_ids
 from pocl.evaluation.dataset import EncodedDataset
+from pocl.evaluation.row_scores import MAX_ROWS, MAX_SHOWN, RowScores, shown
+from pocl.evaluation.sampling import Sampler
 from pocl.evaluation.score_cache import ScoreCacheKey, load_or_score
-from pocl.evaluation.scores import Scores, evaluate
-from pocl.evaluation.token_scores import ScoringSizes
+from pocl.evaluation.scores import AnswerScores, Scores, summarise_seeds
+from pocl.evaluation.token_scores import ScoringSizes, TokenScores, token_scores
 from pocl.models.loading import LazyModel
 from pocl.models.precision import machine_fingerprint
+from pocl.prompting.thoughts import VisibleAnswer
+from pocl.spec import Sampling
 from pocl.storage.shared_cache import SharedCache
 from pocl.teacher.signal import TeacherSignal
 
@@ -26,14 +31,17 @@ class Evaluator:
     tokenizer: PreTrainedTokenizerBase
     generation: GenerationSettings
     scoring: ScoringSizes
-    shared_vocabulary: int | None
+    shared_vocabulary: int | None = None
     """Both heads agree on the ids below it; None without a teacher."""
-    on_progress: OnProgress
-    """Called with (answers given, answers to give), once a second at most."""
-    should_stop: ShouldStop
+    on_progress: OnProgress = lambda _done, _total: None
+    """Called with (answers given, answers to give), over all seeds."""
+    should_stop: ShouldStop = lambda: False
+    """Polled before each batch and each generated token."""
 
     def score(self, model: PreTrainedModel, teacher: TeacherSignal | None, *, sampled: bool = True) -> Scores:
         """Score `model`, with its divergence from `teacher` if there is one.
+
+        Samples without a reference are answered, once and greedily, and not scored.
 
         Args:
             sampled: Whether sampled answers are scored too, where the specification asks for them.
@@ -42,21 +50,41 @@ class Evaluator:
             LossDiverged: the cross-entropy or the divergence is not finite.
             RunStopped: when `should_stop` turns true.
             SizeTooLarge: memory ran out.
+            ValueError: there is no sample.
         """
-        scores = evaluate(
+        if not self.dataset.samples:
+            raise ValueError("an evaluation needs a sample")
+        dataset, scored = self.dataset, self.dataset.scored
+        sampling = self.generation.sampling if sampled and scored.samples else None
+        answers, *answers_by_seed = self._answer(model, sampling)
+        greedy, *by_seed = (
+            AnswerScores.of([answer.text for answer in each], scored)
+            for each in ([answers[row] for row in dataset.scored_rows], *answers_by_seed)
+        )
+        tokens = token_scores(
             model,
-            self.tokenizer,
-            self.dataset,
-            generation=self.generation if sampled else replace(self.generation, sampling=None),
-            scoring=self.scoring,
+            scored.samples,
+            sizes=self.scoring,
+            precision=self.generation.precision,
             teacher=teacher,
             shared_vocabulary=self.shared_vocabulary,
-            on_progress=throttle(self.on_progress),
             should_stop=self.should_stop,
         )
-        if not math.isfinite(scores.cross_entropy + (scores.divergence or 0.0)):
+        if not math.isfinite(tokens.cross_entropy + (tokens.divergence or 0.0)):
             raise LossDiverged("the loss on the validation samples is not finite")
-        return scores
+        mean_rouge_l, mean_exact_match = greedy.means
+        return Scores(
+            rows=len(scored.samples),
+            rouge_l=mean_rouge_l,
+            exact_match=mean_exact_match,
+            cross_entropy=tokens.cross_entropy,
+            divergence=tokens.divergence,
+            unfinished_thoughts=sum(answers[row].in_thought for row in dataset.scored_rows),
+            sampled=None if sampling is None else summarise_seeds(sampling, by_seed),
+            by_row=self._row_scores(answers, greedy, tokens),
+            answers=tuple(answer.text for answer in answers),
+            in_thought=tuple(answer.in_thought for answer in answers),
+        )
 
     def score_teacher(self, teacher: LazyModel, cache: SharedCache) -> Scores:
         """Score the teacher itself, unless another run has left its scores in `cache`: only then is it loaded.
@@ -65,6 +93,47 @@ class Evaluator:
             LossDiverged, RunStopped, SizeTooLarge: as :meth:`score`.
         """
         return load_or_score(cache, self._cache_key(teacher), lambda: self.score(teacher.whole(), None))
+
+    def _answer(self, model: PreTrainedModel, sampling: Sampling | None) -> list[list[VisibleAnswer]]:
+        """The greedy answers to all samples, and with each seed of `sampling` the sampled ones to those that have a
+        reference.
+        """
+        samplers = []
+        if sampling is not None:
+            samplers = [Sampler(sampling.temperature, sampling.top_p, seed) for seed in sampling.seeds]
+        return [
+            generate_answers(
+                model,
+                self.tokenizer,
+                self.dataset.samples if sampler is None else self.dataset.scored.samples,
+                generation=self.generation,
+                sampler=sampler,
+                on_progress=_part_of(self.on_progress, index, 1 + len(samplers)),
+                should_stop=self.should_stop,
+            )
+            for index, sampler in enumerate((None, *samplers))
+        ]
+
+    def _row_scores(self, answers: Sequence[VisibleAnswer], greedy: AnswerScores, tokens: TokenScores) -> RowScores:
+        dataset, scored_rows = self.dataset, self.dataset.scored_rows[:MAX_ROWS]
+        return RowScores(
+            rouge_l=tuple(round(score, 4) for score in greedy.rouge_l[:MAX_ROWS]),
+            exact_match=greedy.exact_match[:MAX_ROWS],
+            cross_entropy=tuple(round(nats, 6) for nats in tokens.cross_entropy_sums[:MAX_ROWS]),
+            tokens=tuple(dataset.samples[row].predicted_tokens for row in scored_rows),
+            unfinished_thoughts=tuple(answers[row].in_thought for row in scored_rows),
+            shown=tuple(
+                shown(
+                    str(self.tokenizer.decode(list(sample.prompt_ids), skip_special_tokens=True)),
+                    references,
+                    answer.text,
+                    unfinished_thought=answer.in_thought,
+                )
+                for sample, references, answer in zip(
+                    dataset.samples[:MAX_SHOWN], dataset.references, answers, strict=False
+                )
+            ),
+        )
 
     def _cache_key(self, model: LazyModel) -> ScoreCacheKey:
         generation = self.generation
@@ -83,3 +152,8 @@ class Evaluator:
             precision=generation.precision.name,
             machine=machine_fingerprint(generation.precision.device),
         )
+
+
+def _part_of(on_progress: OnProgress, part: int, parts: int) -> OnProgress:
+    """Report the progress of one of several equal parts as progress of the whole."""
+    return lambda done, total: on_progress(part * total + done, parts * total)

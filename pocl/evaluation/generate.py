@@ -31,6 +31,7 @@ def generate(
     *,
     keys: Sequence[str] | None = None,
     on_progress: OnProgress | None = None,
+    on_partial: OnAnswer | None = None,
     should_stop: ShouldStop = lambda: False,
     sink: Sink = lambda _: None,
 ) -> list[list[int]]:
@@ -45,6 +46,7 @@ def generate(
         keys: One key for each prompt, from which its random draws follow together with the seed of the sampler;
             its index in `prompts` unless given.
         on_progress: Called with (prompts answered, prompts) whenever answers have ended.
+        on_partial: Called every few tokens with the index of a prompt whose answer goes on, and its tokens so far.
         should_stop: Polled before each prefill and each token.
         sink: Is told where the model cannot be batched continuously, by the code of its :class:`FallbackDecoding`.
 
@@ -70,7 +72,8 @@ def generate(
         order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
         if order:
             asked = [questions[index] for index in order]
-            answerer = _Answerer(model, decoding, should_stop, sink)
+            report = None if on_partial is None else _renumbered(on_partial, order)
+            answerer = _Answerer(model, decoding, should_stop, sink, report)
             answerer.answer_in_parts(asked, lambda place, answer: on_answer(order[place], answer))
     finally:
         model.train(was_training)
@@ -116,6 +119,7 @@ class _Answerer:
     decoding: Decoding
     should_stop: ShouldStop
     sink: Sink
+    on_partial: OnAnswer | None = None
 
     def answer_in_parts(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
         """Answer `questions`; where the model reads longer texts with other rotary factors, an answer that grows beyond
@@ -138,7 +142,11 @@ class _Answerer:
         places = sorted(begun)
         if places:
             rest = [questions[index].after(begun[index]) for index in places]
-            self.answer(rest, lambda place, answer: on_answer(places[place], begun[places[place]] + answer))
+            beginnings = [begun[index] for index in places]
+            report = None if self.on_partial is None else _renumbered(self.on_partial, places, beginnings)
+            replace(self, on_partial=report).answer(
+                rest, lambda place, answer: on_answer(places[place], beginnings[place] + answer)
+            )
 
     def answer(self, questions: Sequence[Question], on_answer: OnAnswer) -> None:
         """Answer `questions` in their order; `on_answer` is called with each one's index and new tokens."""
@@ -147,7 +155,7 @@ class _Answerer:
         with inference_weights(model, precision, decoding.rows_in_flight):
             longest = max(len(question.prompt) + question.limit for question in questions)
             if fits_window(model, longest) and trials.in_slots(model, precision):
-                ContinuousBatching(model, questions, decoding).run(on_answer, self.should_stop)
+                ContinuousBatching(model, questions, decoding).run(on_answer, self.should_stop, self.on_partial)
                 return
         with precision.autocast():
             fallback = trials.fallback(model, precision)
@@ -156,7 +164,20 @@ class _Answerer:
             answer = answer_uncached if fallback is FallbackDecoding.UNCACHED else answer_padded
             if fallback is FallbackDecoding.SINGLE:
                 decoding = replace(decoding, rows_in_flight=1)
-            answer(model, questions, decoding, on_answer, self.should_stop)
+            answer(model, questions, decoding, on_answer, self.should_stop, self.on_partial or (lambda *_: None))
+
+
+def _renumbered(
+    report: OnAnswer, indices: Sequence[int], beginnings: Sequence[Sequence[int]] | None = None
+) -> OnAnswer:
+    """`report` for questions that are asked in another order, or gone on with: of the question at `place` it is given
+    `indices[place]`, and its answer behind `beginnings[place]`.
+    """
+
+    def report_renumbered(place: int, answer: list[int]) -> None:
+        report(indices[place], [*(() if beginnings is None else beginnings[place]), *answer])
+
+    return report_renumbered
 
 
 class FallbackDecoding(Enum):

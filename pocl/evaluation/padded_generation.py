@@ -7,6 +7,7 @@ and not every family keeps it out: a model is tried before (:func:`can_decode_pa
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -21,6 +22,7 @@ from pocl.models.growing_cache import GrowingCache, growing_cache
 from pocl.models.heads import restrict_head
 from pocl.models.positions import cache_argument, position_arguments
 from pocl.models.rounding import difference_beyond_rounding
+from pocl.out_of_memory import is_out_of_memory
 
 _MAX_ACTIVE_SHARE = 0.75
 """Finished rows leave their batch once at most this share of it is active: leaving copies the cache."""
@@ -45,9 +47,10 @@ def can_decode_padded(model: PreTrainedModel, *, together: bool) -> bool:
     """
     try:
         return _agrees(model, together=together)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # noqa: BLE001 # A model may fail in any way; it is then answered without a cache, as all can be.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # A model may fail in any way; it is then answered without a cache, as all can be.
         return False
 
 
@@ -92,10 +95,12 @@ def answer_padded(
     decoding: Decoding,
     on_answer: Callable[[int, list[int]], None],
     should_stop: ShouldStop,
+    on_partial: Callable[[int, list[int]], None] = lambda *_: None,
 ) -> None:
     """Answer questions in batches of the rows in flight, in the order given.
 
-    `on_answer` is called with each one's index and new tokens once its batch is done.
+    `on_answer` is called with each one's index and new tokens once its batch is done, and `on_partial` at each token
+    with the tokens so far of each that goes on.
 
     Raises:
         RunStopped: `should_stop`, polled before each token, returned true.
@@ -107,7 +112,8 @@ def answer_padded(
             batch.use_sampler(decoding.sampler, [question.key for question in asked])
         if decoding.no_repeat_ngram is not None:
             batch.ban_repeats(decoding.no_repeat_ngram, [question.prompt for question in asked])
-        for offset, answer in enumerate(_decode(model, batch, decoding, should_stop)):
+        on_token = partial(_report_partial, on_partial, start)
+        for offset, answer in enumerate(_decode(model, batch, decoding, should_stop, on_token)):
             on_answer(start + offset, answer)
 
 
@@ -197,11 +203,16 @@ class _Batch:
             self.repeats = self.repeats.select(index)
 
 
+def _report_partial(on_partial: Callable[[int, list[int]], None], start: int, slot: int, answer: list[int]) -> None:
+    on_partial(start + slot, list(answer))
+
+
 def _decode(
     model: PreTrainedModel,
     batch: _Batch,
     decoding: Decoding,
     should_stop: ShouldStop,
+    on_token: Callable[[int, list[int]], None],
 ) -> list[list[int]]:
     stop_text, eos_token_ids = decoding.stop_text, decoding.eos_token_ids
     answers: list[list[int]] = [[] for _ in batch.slots]
@@ -219,6 +230,8 @@ def _decode(
                 is_last = token in eos_token_ids or len(answers[slot]) == batch.limits[slot]
                 if is_last or (stop_text is not None and stop_text.length_with(answers[slot], step) is not None):
                     batch.finished.add(slot)
+                else:
+                    on_token(slot, answers[slot])
             if len(batch.finished) == len(answers):
                 break
             batch.append(tokens)

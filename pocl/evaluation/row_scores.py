@@ -23,6 +23,8 @@ class ShownAnswer(BaseModel):
     """The beginning of the first reference; null where the sample has none."""
     answer: str
     """The beginning of the answer."""
+    unfinished_thought: bool = False
+    """Whether the answer ended inside its thought, and so says nothing."""
 
 
 class RowScores(BaseModel):
@@ -38,15 +40,19 @@ class RowScores(BaseModel):
     """The cross-entropy of the response tokens, in nats, summed over them."""
     tokens: tuple[int, ...]
     """The number of response tokens."""
+    unfinished_thoughts: tuple[bool, ...] = ()
+    """Whether the greedy answer ended inside its thought, so that its ROUGE-L is 0; empty where this was not kept."""
     shown: tuple[ShownAnswer, ...] = ()
     """The answers to the first samples, those without a reference included."""
 
 
-def shown(prompt: str, references: Sequence[str], answer: str) -> ShownAnswer:
+def shown(prompt: str, references: Sequence[str], answer: str, *, unfinished_thought: bool) -> ShownAnswer:
     """An answer with its texts cut to what is shown."""
     reference = _beginning(references[0]) if references else None
     prompt = prompt if len(prompt) <= MAX_SHOWN_CHARACTERS else "… " + prompt[-MAX_SHOWN_CHARACTERS:]
-    return ShownAnswer(prompt=prompt, reference=reference, answer=_beginning(answer))
+    return ShownAnswer(
+        prompt=prompt, reference=reference, answer=_beginning(answer), unfinished_thought=unfinished_thought
+    )
 
 
 def _beginning(text: str) -> str:

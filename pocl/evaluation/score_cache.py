@@ -15,7 +15,7 @@ from pocl.storage.shared_cache import SharedCache
 _SCORES = TypeAdapter(Scores)
 _KIND, _SCORES_FILE = "scores", "scores.json"
 
-GENERATION_VERSION = 2
+GENERATION_VERSION = 3
 """Version of how samples are answered and scored; to be raised when equal inputs get other bits."""
 
 

@@ -25,6 +25,7 @@ def answer_uncached(
     decoding: Decoding,
     on_answer: Callable[[int, list[int]], None],
     should_stop: ShouldStop,
+    on_partial: Callable[[int, list[int]], None] = lambda *_: None,
 ) -> None:
     """Answer questions in batches of the rows in flight; arguments as of
     :func:`~pocl.evaluation.padded_generation.answer_padded`.
@@ -60,6 +61,7 @@ def answer_uncached(
                 is_stopped = stop_text is not None and stop_text.length_with(answer, step) is not None
                 if step + 1 < batch[row].limit and not is_stopped:
                     kept.append(row)
+                    on_partial(start + row, answer)
             going = kept
             if not going:
                 break

@@ -27,6 +27,8 @@ class ComparedAnswers(BaseModel):
     """The first reference; null where the sample has none, so that its answers are not scored."""
     answers: Mapping[Subject, str]
     """The greedy answers by model: `teacher`, `initial` (the student before training), `best`, `final`."""
+    unfinished_thoughts: tuple[Subject, ...] = ()
+    """The models whose answer ended inside its thought, and so says nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class ModelComparison:
                 prompt=sample.prompt,
                 reference=sample.reference,
                 answers={subject: each.shown[index].answer for subject, each in rows.items()},
+                unfinished_thoughts=tuple(
+                    subject for subject, each in rows.items() if each.shown[index].unfinished_thought
+                ),
             )
             for split, rows in self._by_split().items()
             for index, sample in enumerate(rows["final"].shown if "final" in rows else ())

@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict
 
 from pocl.curriculum.ranking import RankedSample
 from pocl.evaluation.intervals import ScoreDifference
-from pocl.events import DataEncoded, Evaluated
+from pocl.events import DataEncoded, Evaluated, Warned
 from pocl.export.model_card import ExportedModel
 from pocl.layout import REPORT_FILE, RESULT_FILE
 from pocl.models.loading import LazyModel, LoadedModel
 from pocl.report.comparison import ComparedAnswers, ModelComparison
-from pocl.report.render import ReportData, StageFigures, TrainingCurve, render
+from pocl.report.figures import StageFigures, TrainingCurve
+from pocl.report.render import ReportData, render
 from pocl.spec import Control, DistillationSpec
 from pocl.storage.manifest import replace_file
 from pocl.train.selection import VALIDATION, best_chosen_by, best_stage
@@ -65,6 +66,9 @@ class Result(BaseModel):
     """What the bits of the result depend on besides: versions, hardware and threads."""
     not_exact: tuple[str, ...] = ()
     """Why the run may end in other bits when it is repeated or resumed, a sentence each; empty where it would not."""
+    warnings: tuple[Warned, ...] = ()
+    """What is to be known of specification, data, models and answers, by code: :data:`~pocl.train.state.MAX_WARNINGS`
+    at most, and none about interruptions."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ def build_result(
         precision=precision,
         machine=state.machine,
         not_exact=tuple(state.not_exact),
+        warnings=tuple(sorted(state.warnings, key=lambda each: (each.code, each.pointer or "", each.message))),
     )
 
 
@@ -169,6 +174,15 @@ def origin_of(loaded: LoadedModel | LazyModel) -> dict[str, str | None]:
     return {**loaded.origin, "digest": loaded.digest}
 
 
+def _settings(spec: DistillationSpec) -> dict[str, str]:
+    training = spec.training
+    return {
+        "learning rate": f"{training.learning_rate:g}, falling to {training.min_learning_rate:g} in each stage",
+        "samples of an optimiser step": str(training.batch_size),
+        "tokens of a sample": f"{spec.data.max_length} at most",
+    }
+
+
 def _report_data(
     spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[RankedSample]
 ) -> ReportData:
@@ -191,7 +205,10 @@ def _report_data(
         ranking=ranking,
         ranker=spec.curriculum.ranking.ranker,
         validation_ends_stages=spec.curriculum.ends_by_convergence,
+        best_stage=result.best_stage,
+        settings=_settings(spec),
         not_exact=result.not_exact,
+        warnings=result.warnings,
         provenance={
             **_export_facts(result.export),
             "preset": spec.preset,

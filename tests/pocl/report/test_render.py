@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from pocl.curriculum.ranking import RankedSample
 from pocl.encoding_counts import EncodingCounts
-from pocl.events import DataEncoded
-from pocl.report.render import ReportData, StageFigures, TrainingCurve, describe_stages, render, split_note
+from pocl.events import DataEncoded, Evaluated, Warned
+from pocl.report.comparison import ComparedAnswers
+from pocl.report.figures import StageFigures, TrainingCurve
+from pocl.report.render import ReportData, describe_stages, render, split_note
 from pocl.spec import (
     JS,
     SFT,
@@ -62,6 +65,7 @@ def report(
     ranking: Sequence[RankedSample] = RANKING,
     ranker: Ranker = StudentRanker(),  # noqa: B008 # It is immutable.
     data: Sequence[DataEncoded] = (),
+    **more: Any,
 ) -> str:
     """The text of a report, without its markup and with single spaces."""
     html = render(
@@ -70,12 +74,12 @@ def report(
             control=control,
             tokens_seen=1000,
             stages=figures,
-            evaluations=(),
             curve=TrainingCurve(steps=(), loss=(), cross_entropy=(), divergence=(), temperature=()),
             ranking=ranking,
             ranker=ranker,
             provenance={"seed": "10"},
             data=data,
+            **{"evaluations": (), **more},
         )
     )
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
@@ -159,7 +163,7 @@ def test_report_says_for_whom_the_samples_were_easy_or_hard() -> None:
 
 
 def test_report_of_a_curriculum_mentions_no_control() -> None:
-    assert "ontrol" not in report(stages(ForwardKL()))
+    assert "Control experiment" not in report(stages(ForwardKL()))
 
 
 def test_report_says_what_was_cut_and_left_out_of_each_data_set() -> None:
@@ -175,3 +179,34 @@ def test_report_says_what_was_cut_and_left_out_of_each_data_set() -> None:
     assert "answers cut" not in text
     assert "≤ 32" in text
     assert "Data as tokens" not in report(stages(SFT()))
+
+
+def evaluated(unfinished: int) -> Evaluated:
+    return Evaluated(
+        subject="teacher", rows=8, rouge_l=5.0, exact_match=0.0, cross_entropy=2.0, unfinished_thoughts=unfinished
+    )
+
+
+def test_report_counts_answers_that_ended_inside_their_thought_and_says_which_they_are() -> None:
+    answers = ComparedAnswers(
+        split="validation",
+        prompt="Why?",
+        reference="So.",
+        answers={"teacher": "", "final": "So"},
+        unfinished_thoughts=("teacher",),
+    )
+    text = report(stages(SFT()), evaluations=[evaluated(3)], answers=[answers])
+    assert re.search(r"KL to teacher unfinished thoughts teacher 0 5\.00 0\.0 % 2\.000 \S 3 ", text)
+    assert "teacher none: it ended inside its thought final student So" in text
+    plain = report(stages(SFT()), evaluations=[evaluated(0)])
+    assert "thought" not in plain
+
+
+def test_report_has_the_warnings_of_the_run_with_what_they_are_about() -> None:
+    warnings = [
+        Warned(code="samples_cut", message="train: 3 <of> 8 prompts are cut", pointer="/data/train"),
+        Warned(code="generation_padded", message="answers are generated in padded batches"),
+    ]
+    text = report(stages(SFT()), warnings=warnings)
+    assert "Warnings samples_cut train: 3 &lt;of&gt; 8 prompts are cut (/data/train) generation_padded answers" in text
+    assert "Warnings" not in report(stages(SFT()))
