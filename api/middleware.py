@@ -13,7 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.access_log import AccessLog
 from api.client_shares import host_of
+from api.metrics.recorder import MetricsRecorder
 from api.prefix import path_below_prefix
+from api.principal import SAFE_METHODS
 from api.problems import internal_error_response
 from api.security_headers import add_security_headers
 
@@ -21,7 +23,6 @@ REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID_NAME: Final = REQUEST_ID_HEADER.encode()
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _JOB_PATH = re.compile(r"/v1/jobs/(job_[0-9a-z]{8,40})(?:/|$)")
-_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_LOGGED_PATH: Final = 200
 
 _log = structlog.get_logger(__name__)
@@ -32,12 +33,20 @@ class RequestContextMiddleware:
 
     Args:
         access_log: null for none.
+        metrics: records the request.
         root_path: the prefix under which a proxy serves the application.
     """
 
-    def __init__(self, app: ASGIApp, access_log: AccessLog | None = None, root_path: str = "") -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access_log: AccessLog | None = None,
+        metrics: MetricsRecorder | None = None,
+        root_path: str = "",
+    ) -> None:
         self._app = app
         self._access_log = access_log
+        self._metrics = metrics or MetricsRecorder()
         self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,6 +56,7 @@ class RequestContextMiddleware:
         if self._root_path:
             scope["root_path"] = self._root_path
         exchange = _Exchange(scope, receive, send)
+        self._metrics.begin_request()
         scope.setdefault("state", {})["request_id"] = exchange.request_id
         context = {"request_id": exchange.request_id}
         job = _JOB_PATH.match(path_below_prefix(scope))
@@ -64,9 +74,13 @@ class RequestContextMiddleware:
                 response = internal_error_response(Request(scope))
                 await response(scope, receive, exchange.send)
             finally:
+                route = exchange.route()
+                self._metrics.end_request(
+                    scope["method"], exchange.label_of(route), exchange.status, exchange.head_seconds()
+                )
                 if self._access_log is not None:
-                    self._access_log.add(exchange.status, exchange.access_fields())
-                if scope["method"] not in _SAFE_METHODS and "principal" in scope["state"]:
+                    self._access_log.add(exchange.status, exchange.access_fields(route))
+                if scope["method"] not in SAFE_METHODS and "principal" in scope["state"]:
                     _log.info("audit", **exchange.audit_fields())
 
 
@@ -76,6 +90,7 @@ class _Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope, self._receive, self._send = scope, receive, send
         self._began = time.perf_counter()
+        self._answered = 0.0
         self.request_id = ""
         self.has_body = False
         """Whether the head announces a body."""
@@ -104,6 +119,7 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._answered = time.perf_counter()
             self._complete_headers(message)
         else:
             self._bytes_out += len(message.get("body", b""))
@@ -119,17 +135,25 @@ class _Exchange:
             headers.append((b"connection", b"close"))
         message["headers"] = headers
 
-    def access_fields(self) -> dict[str, Any]:
+    def label_of(self, route: str | None) -> str | None:
+        """The route as metrics have it: a long poll, which takes as long as the client likes, has one of its own."""
+        return f"{route}?wait" if self._scope["state"].get("waits") else route
+
+    def head_seconds(self) -> float:
+        """The time from the head of the request to that of the response; to now where there is none."""
+        return (self._answered or time.perf_counter()) - self._began
+
+    def access_fields(self, route: str | None) -> dict[str, Any]:
         fields = {
             "method": self._scope["method"],
-            "route": self._route(),
+            "route": route,
             "milliseconds": round((time.perf_counter() - self._began) * 1000, 2),
             "bytes_in": self._bytes_in,
             "bytes_out": self._bytes_out,
             "request_id": self.request_id,
             **self._sender(),
         }
-        if fields["route"] is None:
+        if route is None:
             fields["path"] = path_below_prefix(self._scope)[:_MAX_LOGGED_PATH]
         return fields
 
@@ -148,9 +172,13 @@ class _Exchange:
 
     def _sender(self) -> dict[str, Any]:
         principal = self._scope["state"].get("principal")
-        return {"client": host_of(self._scope), "key": getattr(principal, "key_id", None)}
+        return {
+            "client": host_of(self._scope),
+            "key": getattr(principal, "key_id", None),
+            "project": getattr(principal, "project", None),
+        }
 
-    def _route(self) -> str | None:
+    def route(self) -> str | None:
         """The template of the path: `/v1/jobs/{job_id}`."""
         known: str | None = self._scope["state"].get("route")
         if known is not None:

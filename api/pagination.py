@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Annotated, Generic, Literal, Self, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from domain.db import KeysetPage
 
@@ -39,16 +39,16 @@ Item = TypeVar("Item")
 class Page(Resource, Generic[Item, Id]):
     """One page of a list, and whether there is another."""
 
-    object: Literal["list"] = "list"
-    """The kind of the resource."""
-    data: list[Item]
-    """The items of the page."""
-    has_more: bool
-    """Whether there are items after this page."""
-    first_id: Id | None
-    """The id of the first item; null for an empty page."""
-    last_id: Id | None
-    """The id of the last item, which gets the next page as `after`; null for an empty page."""
+    # For each class that is made from this one Pydantic would search all frames of the stack for its source.
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
+    object: Literal["list"] = Field(default="list", description="The kind of the resource.")
+    data: list[Item] = Field(description="The items of the page.")
+    has_more: bool = Field(description="Whether there are items after this page.")
+    first_id: Id | None = Field(description="The id of the first item; null for an empty page.")
+    last_id: Id | None = Field(
+        description="The id of the last item, which gets the next page as `after`; null for an empty page."
+    )
 
     @classmethod
     def from_rows(cls, page: KeysetPage[Row], present: Callable[[Row], Item], identify: Callable[[Row], Id]) -> Self:

@@ -9,6 +9,11 @@ from pydantic import AfterValidator
 
 from domain.errors import CheckpointNotFound, DatasetNotFound, JobNotFound, NotFound
 from domain.ids import Prefix
+from domain.keys.repository import KeyNotFound
+from domain.projects.models import PROJECT_ID
+from domain.projects.repository import ProjectNotFound
+from domain.webhooks.deliveries import DeliveryNotFound
+from domain.webhooks.repository import WebhookNotFound
 
 
 def _require_id(prefix: Prefix, not_found: type[NotFound]) -> Callable[[str], str]:
@@ -21,6 +26,12 @@ def _require_id(prefix: Prefix, not_found: type[NotFound]) -> Callable[[str], st
         return value
 
     return check
+
+
+def _require_project_id(value: str) -> str:
+    if not re.fullmatch(PROJECT_ID, value):
+        raise ProjectNotFound
+    return value
 
 
 JobId: TypeAlias = Annotated[
@@ -37,4 +48,24 @@ CheckpointId: TypeAlias = Annotated[
     str,
     AfterValidator(_require_id("ckpt", CheckpointNotFound)),
     Path(description="The id of a checkpoint, for instance `ckpt_06f2k...`."),
+]
+WebhookId: TypeAlias = Annotated[
+    str,
+    AfterValidator(_require_id("wh", WebhookNotFound)),
+    Path(description="The id of a webhook, for instance `wh_06f2k...`."),
+]
+DeliveryId: TypeAlias = Annotated[
+    str,
+    AfterValidator(_require_id("msg", DeliveryNotFound)),
+    Path(description="The id of a message, the `webhook-id` that it is sent with, for instance `msg_06f2k...`."),
+]
+KeyId: TypeAlias = Annotated[
+    str,
+    AfterValidator(_require_id("key", KeyNotFound)),
+    Path(description="The id of a key, for instance `key_06f2k...`."),
+]
+ProjectId: TypeAlias = Annotated[
+    str,
+    AfterValidator(_require_project_id),
+    Path(description="The id of a project, for instance `default`."),
 ]

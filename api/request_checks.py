@@ -1,6 +1,5 @@
 """Checks of every request to a versioned route: a query parameter that no operation reads is refused."""
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, get_origin
 
@@ -12,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from domain.errors import Unprocessable
 from pocl.errors import FieldError
+from pocl.spec import nearest_name
 
 _MAX_QUOTED: Final = 64
 _known: dict[Callable[..., Any], Mapping[str, bool]] = {}
@@ -63,9 +63,9 @@ def _may_be_repeated(field: FieldInfo) -> bool:
 
 
 def _unknown_name(name: str, known: Mapping[str, bool]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1)
-    if nearest:
-        hint = f"did you mean `{nearest[0]}`?"
+    nearest = nearest_name(name, known)
+    if nearest is not None:
+        hint = f"did you mean `{nearest}`?"
     elif known:
         hint = f"there are {', '.join(f'`{each}`' for each in sorted(known))}."
     else:

@@ -20,9 +20,15 @@ COMMANDS = {
     "gpu": "every figure with a target on a GPU, and which are met; smaller on a CPU",
     "api": "polls, lists, submissions, streams and downloads of one API process",
     "chaos": "the whole service while faults are injected",
+    "scale": "a million jobs and two thousand workers on PostgreSQL, simulated",
     "resume": "runs killed at random moments, and what that cost",
 }
-PACKAGES = {"chaos": "bench.faults.chaos", "resume": "bench.faults.resume", "gpu": "bench.gpu.command"}
+PACKAGES = {
+    "chaos": "bench.faults.chaos",
+    "resume": "bench.faults.resume",
+    "gpu": "bench.gpu.command",
+    "scale": "bench.scale.command",
+}
 """The modules of commands that have a package; all others are modules of `bench` itself."""
 
 

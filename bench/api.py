@@ -19,7 +19,7 @@ from bench import api_load
 from bench.api_clients import LoadProfile, LoadResult
 from bench.machine import Machine
 from bench.report import Figure, Report
-from bench.server import Server, free_port, pocl_environment, run_load, running_server, scratch_home
+from bench.server import AUTHORIZATION, Server, free_port, pocl_environment, run_load, running_server, scratch_home
 from domain.db import Database
 from domain.schema import upgrade
 from domain.settings import Settings
@@ -193,4 +193,4 @@ class _Bench:
 
 
 def _head(method: str, path: str, headers: str = "") -> str:
-    return f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{headers}\r\n"
+    return f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: {AUTHORIZATION}\r\n{headers}\r\n"

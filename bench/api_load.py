@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from bench.server import AUTHORIZATION
 from domain.db import Database
 from domain.ids import new_id
 from domain.jobs.leases import Claim, claim_next, settle
@@ -21,7 +22,10 @@ _MODEL = {"random": {"layers": 4, "hidden_size": 128, "heads": 4}}
 def post(port: int, path: str, body: Any, media_type: str = "application/json") -> dict[str, Any]:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}{path}", data=content, headers={"content-type": media_type}, method="POST"
+        f"http://127.0.0.1:{port}{path}",
+        data=content,
+        headers={"content-type": media_type, "authorization": AUTHORIZATION},
+        method="POST",
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         made: dict[str, Any] = json.load(answer)
@@ -30,7 +34,8 @@ def post(port: int, path: str, body: Any, media_type: str = "application/json") 
 
 def get(port: int, path: str) -> tuple[dict[str, Any], str]:
     """The answer and its tag."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"authorization": AUTHORIZATION})
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer), answer.headers["etag"]
 
 

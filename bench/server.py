@@ -18,6 +18,8 @@ from bench.api_clients import LoadProfile, LoadResult
 from worker.processes import spawn, terminate
 
 ROOT = Path(__file__).resolve().parent.parent
+KEY = "a-key-of-the-benchmarks"
+AUTHORIZATION = f"Bearer {KEY}"
 _START_SECONDS = 120.0
 
 
@@ -83,6 +85,7 @@ def pocl_environment(home: Path, database_url: str, port: int) -> dict[str, str]
         "POCL_HOME": str(home),
         "POCL_DATABASE_URL": database_url,
         "POCL_PORT": str(port),
+        "POCL_API_KEY": KEY,
         "POCL_MAX_JOBS_QUEUED": "1000000",
     }
 

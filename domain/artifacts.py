@@ -1,4 +1,4 @@
-"""The artifact store: checkpoints and other finished files, each whole or absent.
+"""The artifact store: checkpoints and other finished files, each whole or absent; here in a directory.
 
 An artifact is a directory or a single file under a key such as `jobs/job_x/checkpoints/step-000100`. A directory
 carries `manifest.json`, which names its files with size and SHA-256; a folder in it may have a manifest of its own.
@@ -16,7 +16,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final, Literal
+
+import structlog
 
 from pocl.errors import CheckpointCorrupt
 from pocl.storage.manifest import (
@@ -31,7 +33,19 @@ from pocl.storage.manifest import (
     read_manifest,
 )
 
+_log = structlog.get_logger(__name__)
+
+_MEDIA_TYPES: Final = {
+    ".json": "application/json",
+    ".jsonl": "application/jsonl",
+    ".html": "text/html; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+}
+_DEFAULT_MEDIA_TYPE: Final = "application/octet-stream"
+MEDIA_TYPES: Final = frozenset({*_MEDIA_TYPES.values(), _DEFAULT_MEDIA_TYPE})
+"""The media types of stored files."""
 _STAGING = ".staging"
+_PIECE_BYTES = 2**20
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,7}")
 
 
@@ -47,8 +61,30 @@ class ArtifactExists(Exception):
     """Another artifact is stored under this key."""
 
 
+class ArtifactStoreUnavailable(OSError):
+    """The store is away: another time the same may succeed."""
+
+    def __str__(self) -> str:
+        return "The artifact store does not answer: check AWS_ENDPOINT_URL and the network."
+
+
+class ArtifactStoreRefused(OSError):
+    """The store is full, forbidden, or not there: an operator must look at it. `errno` says which."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def media_type_of(name: str) -> str:
+    """The media type of a stored file, by its name."""
+    return _MEDIA_TYPES.get(PurePosixPath(name).suffix, _DEFAULT_MEDIA_TYPE)
+
+
 class ArtifactStore:
-    """Artifacts in one directory tree."""
+    """Artifacts in one directory tree of this machine."""
+
+    is_remote = False
+    """Whether the artifacts are elsewhere, and clients may be sent there."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -71,18 +107,24 @@ class ArtifactStore:
             OSError: the disk is full or fails; the store is as it was.
         """
         target = self._path_of(key)
-        manifest = _read_manifests(source, nested=nested)
+        manifest = read_manifests(source, nested=nested)
         with self._staging_directory() as staged:
             _transfer(source, staged, manifest, link=True)
             self._commit(staged, target, manifest)
         return manifest
 
-    def publish_file(self, source: Path, key: str) -> ManifestFile:
-        """Store a copy of one file, replacing an earlier one under the same key."""
+    def publish_file(self, source: Path, key: str, *, link: bool = False, keep: bool = False) -> ManifestFile:
+        """Store a copy of one file, replacing an earlier one under the same key.
+
+        Args:
+            link: share the file with the caller, where the file system allows it, who must then never change it.
+            keep: keep a copy on this machine where the store is elsewhere: it is soon read here.
+        """
+        del keep  # It is here.
         target = self._path_of(key)
         with self._staging_directory() as staged:
             copy = staged / target.name
-            _copy(source, copy)
+            copy_file(source, copy, link=link)
             stored = describe(copy, target.name)
             flush_file(copy)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +142,7 @@ class ArtifactStore:
         directory = self._path_of(key)
         if not directory.is_dir():
             raise ArtifactNotFound("There is no such artifact.")
-        return _read_manifests(directory)
+        return read_manifests(directory)
 
     def locate(self, key: str, path: str | None = None) -> Path:
         """The path of a stored file, for reading: of `path` in a directory, or of the file `key` itself.
@@ -118,6 +160,23 @@ class ArtifactStore:
         if not file.is_file() or file.resolve() != self._root.resolve() / file.relative_to(self._root):
             raise ArtifactNotFound("There is no such file.")
         return file
+
+    def read(self, key: str, path: str | None, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes of a stored file from `start` up to `stop`, in pieces of bounded size: of `path` in a directory, or
+        of the file `key` itself.
+
+        Raises:
+            ArtifactNotFound: there is no such file.
+            ArtifactCorrupt: it ends before `stop`.
+        """
+        with self.locate(key, path).open("rb") as file:
+            file.seek(start)
+            while start < stop:
+                piece = file.read(min(_PIECE_BYTES, stop - start))
+                if not piece:
+                    raise ArtifactCorrupt(f"{path or key} is shorter than the manifest says.")
+                start += len(piece)
+                yield piece
 
     def directory(self, key: str) -> Path:
         """The path of a stored directory, for reading.
@@ -151,6 +210,58 @@ class ArtifactStore:
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         return manifest
+
+    def fetch_file(self, key: str, destination: Path) -> None:
+        """Make `destination` a copy of a stored file.
+
+        Raises:
+            ArtifactNotFound: nothing is stored under this key.
+            ArtifactCorrupt: it is not what was stored, as far as the store knows.
+        """
+        shutil.copyfile(self.locate(key), destination)
+
+    def provide_file(self, key: str, scratch: Path) -> Path:
+        """The path of a stored file for reading, fetched to below `scratch` where the store is elsewhere.
+
+        Raises:
+            ArtifactNotFound, ArtifactCorrupt: nothing whole is stored under this key.
+        """
+        del scratch
+        return self.locate(key)
+
+    def provide_directory(self, key: str, scratch: Path) -> Path:
+        """The path of a stored directory for reading, fetched to below `scratch` where the store is elsewhere.
+
+        Raises:
+            ArtifactNotFound, ArtifactCorrupt: nothing whole is stored under this key.
+        """
+        del scratch
+        return self.directory(key)
+
+    def address(self, key: str, path: str | None, method: Literal["GET", "HEAD"]) -> str | None:
+        """The presigned address at which a client gets a stored file for a while; null where there is none.
+
+        Args:
+            path: of a file in the directory `key`; null for the file `key` itself.
+            method: the one that the address is good for.
+        """
+        del key, path, method
+        return None
+
+    def find_fault(self) -> str | None:
+        """Why nothing can be stored, in one sentence; null where something can. A directory is checked by its worker.
+
+        Raises:
+            ArtifactStoreUnavailable: the store is away.
+        """
+        return None
+
+    def discard(self, key: str) -> None:
+        """Remove an artifact that no row names any more; what cannot be removed now is left to garbage collection."""
+        try:
+            self.remove(key)
+        except OSError as error:
+            _log.warning("artifact_not_removed", key=key, error=str(error))
 
     def remove(self, key: str) -> None:
         """Remove an artifact atomically; one that is gone already is no error."""
@@ -201,7 +312,7 @@ class ArtifactStore:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
-            if not target.is_dir() or _read_manifests(target) != manifest:
+            if not target.is_dir() or read_manifests(target) != manifest:
                 raise ArtifactExists("Another artifact is stored under this key.") from None
         flush_directory(target.parent)
 
@@ -214,7 +325,7 @@ def _is_older(path: Path, seconds: float) -> bool:
         return False
 
 
-def _read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
+def read_manifests(directory: Path, *, nested: bool = True) -> Manifest:
     """The manifest of a directory with, where `nested`, those of its folders, and the manifests themselves.
 
     Raises:
@@ -253,7 +364,7 @@ def _transfer(source: Path, target: Path, manifest: Manifest, *, link: bool) -> 
         copy.parent.mkdir(parents=True, exist_ok=True)
         directories.update(parent for parent in copy.parents if parent.is_relative_to(target))
         try:
-            _link_or_copy(source / file.path, copy) if link else _copy(source / file.path, copy)
+            copy_file(source / file.path, copy, link=link)
             whole = is_whole(copy, file)
             flush_file(copy)
         except FileNotFoundError:
@@ -264,8 +375,17 @@ def _transfer(source: Path, target: Path, manifest: Manifest, *, link: bool) -> 
         flush_directory(directory)
 
 
+def copy_file(source: Path, target: Path, *, link: bool = False) -> None:
+    """Make `target` a copy of a regular file, or a hard link to it where that is asked for and possible.
+
+    Raises:
+        FileNotFoundError: there is no regular file at `source`.
+    """
+    _link_or_copy(source, target) if link else _copy(source, target)
+
+
 def _link_or_copy(source: Path, target: Path) -> None:
-    with _open_regular(source):
+    with open_regular(source):
         pass
     try:
         os.link(source, target, follow_symlinks=False)
@@ -277,12 +397,12 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    with _open_regular(source) as descriptor, os.fdopen(os.dup(descriptor), "rb") as read, target.open("xb") as write:
+    with open_regular(source) as descriptor, os.fdopen(os.dup(descriptor), "rb") as read, target.open("xb") as write:
         shutil.copyfileobj(read, write, 2**20)
 
 
 @contextmanager
-def _open_regular(path: Path) -> Iterator[int]:
+def open_regular(path: Path) -> Iterator[int]:
     """A descriptor for reading; anything but a regular file (a link, a pipe) counts as missing."""
     try:
         # O_NONBLOCK: to open a pipe would wait for its writer.

@@ -7,6 +7,7 @@ each transaction another session of the server.
 
 import ctypes
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 from psycopg.abc import PQGen
 from psycopg.pq import TransactionStatus
 from sqlalchemy import event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from domain.database_errors import DatabaseUnavailable
@@ -41,17 +42,22 @@ _PROBE_SECONDS: Final = 2.0
 _ANSWER_MARGIN_SECONDS: Final = 3.0
 """How much later than the server, which ends the statement, this side gives up: then the server itself stands still."""
 _IDLE_SECONDS: Final = 60.0
-"""How long a transaction may be idle: one of a frozen process gives its locks back."""
+"""How long a transaction may be idle between two statements."""
+_IDLE_WRITER_SECONDS: Final = 20.0
+"""The same for one that may hold locks: a process that is frozen within it keeps others waiting no longer."""
 _GATE_SECONDS: Final = 1.0
 _SQLITE_WRITE_SECONDS: Final = 15.0
 """How long a writer on SQLite waits for the others, those of this process and of others together."""
 _SQLITE_LOCK_SECONDS: Final[Mapping[str, float]] = {"probe": _PROBE_SECONDS, "migration": 600.0}
 """The kinds of transactions that wait otherwise."""
+_WAL_RETRY_SECONDS: Final = 0.02
 _SQLITE_RESERVE_BYTES: Final = 16 * 2**20
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _HOLDS_WRITER_LOCK: Final = "pocl_holds_writer_lock"
 """Key in the `info` of an SQLite connection: whether it holds the writer lock of this process."""
 _POOL: Final[Mapping[str, Any]] = {"pool_size": 10, "max_overflow": 30, "pool_timeout": 10}
+MAX_CONNECTIONS: Final = 40
+"""Connections of one process at most: the two numbers above together."""
 
 
 def create_engine_for(url: str) -> sa.Engine:
@@ -72,6 +78,8 @@ class _Beginning:
     statement_seconds: float | None
     """How long the server works on a statement; null: for as long as it takes."""
     lock_seconds: float | None
+    idle_seconds: float | None
+    """How long the server waits for the next statement; null: for ever."""
 
     @property
     def statement(self) -> str:
@@ -79,7 +87,7 @@ class _Beginning:
         settings = {
             "statement_timeout": _milliseconds(self.statement_seconds),
             "lock_timeout": _milliseconds(self.lock_seconds),
-            "idle_in_transaction_session_timeout": _milliseconds(_IDLE_SECONDS if self.statement_seconds else None),
+            "idle_in_transaction_session_timeout": _milliseconds(self.idle_seconds),
             # The formats that the driver can read, whatever the role prefers.
             "DateStyle": "'ISO, MDY'",
             "TimeZone": "'UTC'",
@@ -101,10 +109,10 @@ def _milliseconds(seconds: float | None) -> str:
 
 # Not READ WRITE: where an administrator lets a database take no writes, a transaction must not decide otherwise.
 _BEGINNINGS: Final[Mapping[TransactionKind, _Beginning]] = {
-    "read": _Beginning("REPEATABLE READ READ ONLY", _STATEMENT_SECONDS, LOCK_SECONDS),
-    "write": _Beginning("READ COMMITTED", _STATEMENT_SECONDS, LOCK_SECONDS),
-    "probe": _Beginning("READ COMMITTED", _PROBE_SECONDS, _PROBE_SECONDS),
-    "migration": _Beginning("READ COMMITTED", None, None),
+    "read": _Beginning("REPEATABLE READ READ ONLY", _STATEMENT_SECONDS, LOCK_SECONDS, _IDLE_SECONDS),
+    "write": _Beginning("READ COMMITTED", _STATEMENT_SECONDS, LOCK_SECONDS, _IDLE_WRITER_SECONDS),
+    "probe": _Beginning("READ COMMITTED", _PROBE_SECONDS, _PROBE_SECONDS, _IDLE_WRITER_SECONDS),
+    "migration": _Beginning("READ COMMITTED", None, None, None),
 }
 
 
@@ -215,14 +223,29 @@ def _create_sqlite_engine(url: str) -> sa.Engine:
 
 def _prepare_sqlite(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
-    for pragma in (
-        f"busy_timeout = {_milliseconds(_SQLITE_WRITE_SECONDS)}",
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
+    cursor.execute(f"PRAGMA busy_timeout = {_milliseconds(_SQLITE_WRITE_SECONDS)}")
+    _use_write_ahead_log(cursor)
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
     cursor.close()
+
+
+def _use_write_ahead_log(cursor: DBAPICursor) -> None:
+    """Have a database file use a write-ahead log, as it does ever after.
+
+    SQLite does not wait where another connection writes to a file that uses none yet, as when several processes open a
+    new one at once: it says at once that the database is locked.
+    """
+    give_up_at = time.monotonic() + _SQLITE_WRITE_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_at:
+                raise
+            time.sleep(_WAL_RETRY_SECONDS)
+        else:
+            return
 
 
 def _reserve_log_space(log: Path) -> None:

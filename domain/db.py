@@ -4,7 +4,7 @@ No function of the domain commits. A block under :meth:`Database.transaction` is
 if it raises.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,10 +19,11 @@ from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from domain.connections import KIND_OPTION, TransactionKind, create_engine_for
+from domain.connections import KIND_OPTION, MAX_CONNECTIONS, TransactionKind, create_engine_for
 from domain.database_errors import translating_database_errors
 
 Row = TypeVar("Row")
+Kept = TypeVar("Kept")
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -123,11 +124,27 @@ def upsert_into(connection: sa.Connection, record: type[Base]) -> sqlite.Insert 
     return insert(record)
 
 
+_KEPT: Final = "pocl_kept"
+"""Key in the `info` of a session: what its database keeps."""
+
+
+def kept_by_database(session: Session, kind: Callable[[], Kept]) -> Kept:
+    """The one object of a class that the sessions of a :class:`Database` share; made by the first who asks.
+
+    A session of no such database has its own.
+    """
+    # One operation of a dictionary: of two threads that both make one, the same is used by both.
+    objects: dict[object, Any] = session.info.setdefault(_KEPT, {})
+    kept: Kept | None = objects.get(kind)
+    return objects.setdefault(kind, kind()) if kept is None else kept
+
+
 class Database:
     """A pool of connections to one database; safe to share between threads, not between processes."""
 
     def __init__(self, url: str) -> None:
         self.engine = create_engine_for(url)
+        self._kept: dict[object, Any] = {}
         # Reads are of one snapshot on both databases, and neither lets a reader write by mistake.
         kinds: tuple[TransactionKind, ...] = ("read", "write", "probe")
         self._engines = {kind: self.engine.execution_options(**{KIND_OPTION: kind}) for kind in kinds}
@@ -159,10 +176,21 @@ class Database:
     def _transaction(self, kind: TransactionKind) -> Iterator[Session]:
         with (
             translating_database_errors(writes=kind != "read"),
-            Session(self._engines[kind], expire_on_commit=False) as session,
+            Session(self._engines[kind], expire_on_commit=False, info={_KEPT: self._kept}) as session,
             session.begin(),
         ):
             yield session
+
+    @property
+    def connections_in_use(self) -> int:
+        """The connections of the pool that a transaction has now."""
+        pool = self.engine.pool
+        return pool.checkedout() if isinstance(pool, sa.QueuePool) else 0
+
+    @property
+    def max_connections(self) -> int:
+        """How many connections the pool opens at most."""
+        return MAX_CONNECTIONS
 
     def close(self) -> None:
         """Close all connections."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,7 +49,7 @@ class EncodingBusy(Unavailable):
 class Encoder(Protocol):
     """What encodes rows: see :class:`~pocl.preview.encoder.RowEncoder`."""
 
-    def count(self, *, skip: int, seconds: float) -> CountedRows: ...
+    def count(self, *, skip: int, parts: Mapping[str, int], seconds: float) -> CountedRows: ...
 
     def preview(self, *, skip: int, rows: int) -> PreviewPage: ...
 
@@ -68,6 +68,8 @@ class EncodingCheck:
     """What was counted over the rows that were tried."""
     training_samples: int | None = None
     """The samples that a split leaves to train on; null before all rows were tried, and without a split."""
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """The rows that were tried, by what a job uses them for."""
     warnings: tuple[EncodingWarning, ...] = ()
     """What is to be known about the template."""
     refusal: PoclError | None = None
@@ -141,13 +143,14 @@ class EncodingChecker:
         try:
             with self._open_encoder(inputs) as encoder:
                 while not check.done and (left := until - self._clock()) > 0:
-                    counted = encoder.count(skip=check.tried, seconds=min(left, _SLICE_SECONDS))
+                    counted = encoder.count(skip=check.tried, parts=check.parts, seconds=min(left, _SLICE_SECONDS))
                     check = EncodingCheck(
                         template=counted.template,
                         tried=check.tried + counted.rows,
                         done=counted.done,
                         counts=check.counts + counted.counts,
                         training_samples=counted.training_samples,
+                        parts=counted.parts,
                         warnings=tuple(counted.warnings),
                     )
         except EncodingAborted as error:

@@ -12,13 +12,16 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from domain.secret_files import SecretFileInvalid, file_variable, read_secret_file
 from domain.service_links import is_service_link
 
 PREFIX: Final = "POCL_"
 _SECONDS_OF_A_YEAR: Final = 366 * 24 * 3600
 _QUOTES: Final = "'\""
-_NO_SETTINGS: Final = frozenset({"POCL_REDIS_SERVER", "POCL_VERSION", "POCL_ARTEFACT_ROOT"})
-"""Variables that others read: the embedded broker, Compose, and the check that refuses a former name."""
+_NO_SETTINGS: Final = frozenset(
+    {"POCL_REDIS_SERVER", "POCL_VERSION", "POCL_ARTEFACT_ROOT", "POCL_URL", "POCL_CONFIG_DIR"}
+)
+"""Variables that others read: the embedded broker, Compose, the check that refuses a former name, and the client."""
 _PORTABLE_COMPUTING_LANGUAGE: Final = re.compile(
     "POCL_(AFFINITY|BINARY|BUILDING|CACHE_DIR|CPU|CUDA|DEBUG|DEVICES?|DRIVER|EXTRA|IGNORE|KERNEL|LEAVE|LEVEL0|LLVM"
     "|MAX_(COMPUTE|PTHREAD|WORK)|MEMORY|OFFLINE|PATH|PRINT|REMOTE|SIGFPE|SIGUSR2|STARTUP|TBB|TRACING|USE|VECTORIZER"
@@ -79,14 +82,31 @@ def _load_json(value: str) -> Any:
 
 
 class _CleanedEnvironment(EnvSettingsSource):
-    """The environment, without what files, shells and Kubernetes add to values."""
+    """The environment, without what files, shells and Kubernetes add to values, and with the files of secrets read."""
 
     def __call__(self) -> dict[str, Any]:
-        return {
+        given = {
             name: self._clean(name, value)
             for name, value in super().__call__().items()
             if not is_service_link(variable_of(self.settings_cls, name), str(value))
         }
+        return given | self._read_files(given)
+
+    def _read_files(self, given: Mapping[str, Any]) -> dict[str, str]:
+        read = {}
+        for name in self.settings_cls.model_fields:
+            variable = variable_of(self.settings_cls, name)
+            file_name = file_variable(variable)
+            path = self.env_vars.get(file_name.lower()) if file_name else None
+            if not path:
+                continue
+            if name in given:
+                raise SettingsInvalid(f"{variable}: is given twice, itself and by {file_name}; give one of them.")
+            try:
+                read[name] = self._clean(name, read_secret_file(_unquote(path.strip())))
+            except SecretFileInvalid as error:
+                raise SettingsInvalid(f"{file_name}: {error}.") from None
+        return read
 
     def _clean(self, name: str, value: Any) -> Any:
         if not isinstance(value, str):
@@ -170,7 +190,8 @@ def refuse_unknown_variables(
     Raises:
         SettingsInvalid: with the nearest name of each.
     """
-    known = {variable_of(kind, field) for kind in kinds for field in kind.model_fields} | _NO_SETTINGS
+    settings = {variable_of(kind, field) for kind in kinds for field in kind.model_fields}
+    known = settings | {file_variable(name) or name for name in settings} | _NO_SETTINGS
     wrong = []
     for name, value in sorted((name.upper(), value) for name, value in environ.items()):
         is_ours = name.startswith(PREFIX) and not is_service_link(name, value)

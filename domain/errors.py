@@ -4,12 +4,15 @@
     |-- JsonInvalid                 400  the body cannot be read
     |-- Unauthenticated             401  no key, or one that is not known
     |-- Forbidden                   403  the key or the origin may not do this
+    |   `-- InsufficientScope            names the scope that the key lacks
     |-- NotFound                    404  the project has nothing of that id
     |   |-- JobNotFound
     |   |-- DatasetNotFound
     |   `-- CheckpointNotFound
+    |       `-- CheckpointExpired   410  there was one, and it was deleted
     |-- Conflict                    409  the present state does not allow it
-    |   `-- IllegalTransition            carries the transitions that the job's state allows
+    |   `-- ActionRefused                carries the actions that the job's state allows
+    |       `-- IllegalTransition
     |-- BodyTooLarge                413
     |-- UnsupportedMediaType        415
     |-- Unprocessable               422  understood, and wrong; carries an error for each wrong field
@@ -41,11 +44,16 @@ class ApiError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, detail: str | None = None, *, field_errors: Sequence[FieldError] = ()) -> None:
-        self.detail = detail or str(self.__doc__)
+        self.detail = detail or describe_error(type(self))
         """One sentence for the caller. It names no server path and no secret."""
         self.field_errors = tuple(field_errors)
         """What is wrong with which field of the request."""
         super().__init__(self.detail)
+
+
+def describe_error(error: type[Exception]) -> str:
+    """What an error says where nothing more is known: the first paragraph of its docstring, as one line."""
+    return " ".join(str(error.__doc__).strip().partition("\n\n")[0].split())
 
 
 class JsonInvalid(ApiError):
@@ -67,6 +75,16 @@ class Forbidden(ApiError):
 
     status = 403
     code = "forbidden"
+
+
+class InsufficientScope(Forbidden):
+    """The key lacks the scope that this needs: use one that has it."""
+
+    code = "insufficient_scope"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This needs a key with the scope `{scope}`, which this one lacks.")
+        self.scope = scope
 
 
 class NotFound(ApiError):
@@ -94,6 +112,13 @@ class CheckpointNotFound(NotFound):
     code = "checkpoint_not_found"
 
 
+class CheckpointExpired(CheckpointNotFound):
+    """The checkpoint was deleted."""
+
+    status = 410
+    code = "checkpoint_expired"
+
+
 class Conflict(ApiError):
     """The present state does not allow this: read it again and decide anew."""
 
@@ -101,15 +126,21 @@ class Conflict(ApiError):
     code = "conflict"
 
 
-class IllegalTransition(Conflict):
+class ActionRefused(Conflict):
+    """The state of the job does not allow this action."""
+
+    code = "action_refused"
+
+    def __init__(self, detail: str | None = None, *, allowed: Collection[str]) -> None:
+        super().__init__(detail)
+        self.allowed = tuple(sorted(allowed))
+        """The actions that the state of the job allows."""
+
+
+class IllegalTransition(ActionRefused):
     """The state of the job does not allow this transition."""
 
     code = "illegal_transition"
-
-    def __init__(self, detail: str, *, allowed: Collection[str]) -> None:
-        super().__init__(detail)
-        self.allowed = tuple(sorted(allowed))
-        """The states that a transition may lead to."""
 
 
 class BodyTooLarge(ApiError):
@@ -174,7 +205,7 @@ SPEC_ERRORS: Final = (SpecInvalid, PathOutsideModelRoots, ModelNotFound, ModelUn
 
 
 class QuotaExceeded(ApiError):
-    """The project has as many queued jobs as it may: wait until one has started."""
+    """The project has as much of this as its quota allows: queued jobs, uploads, or bytes of its files."""
 
     status = 429
     code = "quota_exceeded"

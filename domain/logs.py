@@ -18,6 +18,11 @@ _SHARED: Final[list[Processor]] = [
     structlog.processors.format_exc_info,
 ]
 
+MAX_LINE_LENGTH: Final = 16_384
+_VALUE_LENGTHS: Final = (4000, 1000, 200, 30)
+"""The lengths to which values are cut, one after the other, until the line is short enough."""
+_MAX_ENTRIES: Final = 30
+_KEPT_FIRST: Final = ("event", "level", "logger", "timestamp", "request_id", "job_id", "attempt")
 _JSON: Final = structlog.processors.JSONRenderer()
 _USER_INFORMATION: Final = re.compile(r"(?<=://)[^\s/'\"\\]+(?=@)")
 
@@ -27,8 +32,37 @@ def redact_addresses(text: str) -> str:
     return _USER_INFORMATION.sub("<secret>", text)
 
 
+def current_request_id() -> str | None:
+    """The id of the request that is being served, as its log lines have it; null outside of one."""
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    return request_id if isinstance(request_id, str) else None
+
+
 def _render(logger: WrappedLogger, name: str, line: EventDict) -> str:
-    return redact_addresses(str(_JSON(logger, name, line)))
+    """The line as JSON, at most :data:`MAX_LINE_LENGTH` characters long and still JSON: what collects lines cuts longer
+    ones anywhere.
+    """
+    rendered = redact_addresses(str(_JSON(logger, name, line)))
+    for length in _VALUE_LENGTHS:
+        if len(rendered) <= MAX_LINE_LENGTH:
+            break
+        rendered = redact_addresses(str(_JSON(logger, name, _shorten(line, length))))
+    return rendered
+
+
+def _shorten(line: EventDict, length: int) -> EventDict:
+    """The line with its first entries alone, and of each long value the beginning and the end."""
+    kept = [(name, line[name]) for name in _KEPT_FIRST if name in line]
+    kept += [(name, value) for name, value in line.items() if name not in _KEPT_FIRST]
+    short = {str(name)[:length]: _shorten_value(value, length) for name, value in kept[:_MAX_ENTRIES]}
+    return {**short, "shortened": True}
+
+
+def _shorten_value(value: object, length: int) -> object:
+    if value is None or isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= length else f"{text[: length // 2]} [...] {text[-length // 2 :]}"
 
 
 class LogThrottle:

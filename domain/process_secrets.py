@@ -10,12 +10,25 @@ import sys
 from pathlib import Path
 from typing import Final
 
-SECRET_VARIABLES: Final = ("POCL_API_KEY", "POCL_DATABASE_URL", "POCL_REDIS_URL", "PGPASSWORD")
-_ENVIRONMENT_START: Final = 49
-"""Index of `env_start` among the fields of `/proc/PID/stat` (proc(5) counts from 1)."""
+from domain.process_stat import ENVIRONMENT_START, read_stat
+
+SECRET_VARIABLES: Final = (
+    "POCL_API_KEY",
+    "POCL_METRICS_TOKEN",
+    "POCL_DATABASE_URL",
+    "POCL_DATABASE_PASSWORD",
+    "POCL_REDIS_URL",
+    "POCL_REDIS_PASSWORD",
+    "POCL_RATE_LIMIT_REDIS_URL",
+    "PGPASSWORD",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+TRACKER_SECRETS: Final = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "WANDB_API_KEY", "DATABRICKS_TOKEN")
+"""What the clients of trackers are given."""
 
 
-def erase_secrets(names: tuple[str, ...] = SECRET_VARIABLES) -> None:
+def erase_secrets(names: tuple[str, ...] = (*SECRET_VARIABLES, *TRACKER_SECRETS)) -> None:
     """Overwrite the values of these variables where this process was given them. `os.environ` keeps them.
 
     Without Linux it does nothing.
@@ -24,10 +37,8 @@ def erase_secrets(names: tuple[str, ...] = SECRET_VARIABLES) -> None:
         return
     try:
         given = Path("/proc/self/environ").read_bytes()
-        # After the name of the program, in parentheses, which may hold anything, comes the third field.
-        fields = Path("/proc/self/stat").read_text(errors="replace").rpartition(")")[2].split()
-        start = int(fields[_ENVIRONMENT_START - 2])
-    except (OSError, IndexError, ValueError):
+        start = read_stat("self", ENVIRONMENT_START)
+    except (OSError, ValueError):
         return
     # Where the two do not agree the memory is not what we take it for.
     if not start or not given or ctypes.string_at(start, len(given)) != given:

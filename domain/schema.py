@@ -7,6 +7,7 @@ from typing import Final
 import alembic.command
 import alembic.config
 import sqlalchemy as sa
+import structlog
 from alembic.script import ScriptDirectory
 
 from domain.connections import KIND_OPTION, create_engine_for
@@ -17,23 +18,32 @@ from domain.database_errors import (
     translating_database_errors,
 )
 from domain.db import Database
+from domain.generations import GENERATION, list_older_processes, read_generation, record_generation
 from domain.settings import Settings
 
 # The key of an advisory lock, any number: two processes that start at once migrate one after the other.
 _MIGRATION_LOCK: Final = 0x706F636C
 
 
+_log = structlog.get_logger(__name__)
+
+
 class DatabaseRefused(Exception):
     """This version cannot use the database; the message says what to do, and names POCL_DATABASE_URL."""
 
 
-def upgrade(settings: Settings) -> None:
+def upgrade(settings: Settings, *, contract: bool = True) -> None:
     """Bring the database and `home` to the newest version, making `home` and an SQLite file where there is none.
 
-    Safe to call from several processes at once, and again.
+    Safe to call from several processes at once, and again. A schema of the next generation, with which this code
+    works, is left as it is.
+
+    Args:
+        contract: also take away what only the generation before this one needs.
 
     Raises:
-        DatabaseRefused: a newer version has changed the schema, or the database cannot hold it.
+        DatabaseRefused: a newer version has changed the schema, the database cannot hold it, or processes run that
+            would not work with it.
         DatabaseUnavailable: the database is at fault.
         OSError: a directory could not be made or renamed; the database is then as it was.
     """
@@ -50,14 +60,39 @@ def upgrade(settings: Settings) -> None:
             _refuse_unusable(connection)
             if connection.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            _refuse_newer(_revisions(connection))
+            present = _revisions(connection)
+            if _is_of_next_generation(connection, present):
+                return
+            target = _target(present, contract=contract)
+            _refuse_running(connection, contract=contract and target != _target(present, contract=False))
             config = alembic.config.Config(attributes={"connection": connection})
             config.set_main_option("script_location", str(_migrations()).replace("%", "%%"))
-            alembic.command.upgrade(config, "head")
+            alembic.command.upgrade(config, target)
+            record_generation(connection)
             # Still under the lock: one process renames, and the others find it done.
             _rename_former_artifact_root(settings)
     finally:
         engine.dispose()
+
+
+def create_if_missing(settings: Settings) -> None:
+    """Make the schema where there is none at all; one of another version stays as it is.
+
+    Raises:
+        DatabaseRefused, DatabaseUnavailable, OSError: see :func:`upgrade`.
+    """
+    url = sa.make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        upgrade(settings)
+        return
+    database = Database(settings.database_url)
+    try:
+        with database.transaction(write=False) as session:
+            is_empty = not _revisions(session.connection())
+    finally:
+        database.close()
+    if is_empty:
+        upgrade(settings)
 
 
 def check_database(database: Database) -> None:
@@ -71,7 +106,7 @@ def check_database(database: Database) -> None:
     """
     with database.transaction(write=False) as session:
         _refuse_unusable(session.connection())
-        _refuse_newer(_revisions(session.connection()))
+        _is_of_next_generation(session.connection(), _revisions(session.connection()))
 
 
 def check_ready(database: Database) -> None:
@@ -82,9 +117,9 @@ def check_ready(database: Database) -> None:
     database.check_writable()
     with database.transaction(write=False) as session:
         present = _revisions(session.connection())
-    newest, known = _known_revisions()
-    # A newer schema is refused when a process starts: one that still runs shall not end a rolling upgrade.
-    if present != {newest} and present <= known:
+    # A schema that is too new is refused when a process starts: one that still runs shall not end a rolling upgrade.
+    known = _known_revisions()
+    if present <= set(known) and _target(present, contract=False) not in present | _before(present):
         raise DatabaseUnavailable(DatabaseFault.SCHEMA)
 
 
@@ -124,22 +159,77 @@ def _revisions(connection: sa.Connection) -> set[str]:
     return set(connection.scalars(sa.text("SELECT version_num FROM alembic_version")))
 
 
-def _refuse_newer(present: set[str]) -> None:
-    newest, known = _known_revisions()
-    if unknown := present - known:
+def _is_of_next_generation(connection: sa.Connection, present: set[str]) -> bool:
+    """Whether the next generation has changed the schema, which this code works with.
+
+    Raises:
+        DatabaseRefused: the schema is newer than that.
+    """
+    unknown = present - set(_known_revisions())
+    if not unknown:
+        return False
+    generation = read_generation(connection)
+    if generation != GENERATION + 1:
         raise DatabaseRefused(
-            f"POCL_DATABASE_URL: the schema of the database is revision {', '.join(sorted(unknown))}, and this version"
-            f" knows none after {newest}: run the newer version that made it, or restore a backup."
+            f"POCL_DATABASE_URL: the schema of the database is revision {', '.join(sorted(unknown))} (generation"
+            f" {generation}), and this version knows none after {newest_revision()} (generation {GENERATION}): run"
+            " the newer version that made it, or the one before that, or restore a backup."
+        )
+    _log.warning("schema_of_next_generation", revision=sorted(unknown), hint="Upgrade this process too, soon.")
+    return True
+
+
+def _refuse_running(connection: sa.Connection, *, contract: bool) -> None:
+    """Refuse a migration after which processes that run would not work.
+
+    Args:
+        contract: whether what the generation before needs is to be taken away.
+    """
+    older = list_older_processes(connection, than=GENERATION if contract else GENERATION - 1)
+    if older:
+        names = ", ".join(process.name for process in older[:5])
+        raise DatabaseRefused(
+            f"POCL_DATABASE_URL: {len(older)} workers and schedulers of an older version run, which would not work"
+            f" with the new schema: {names}. Upgrade or stop them first, and wait three minutes where one was killed."
         )
 
 
+def newest_revision() -> str:
+    """The newest revision of the schema that this version has."""
+    return _known_revisions()[-1]
+
+
 @cache
-def _known_revisions() -> tuple[str, frozenset[str]]:
-    """The newest revision, and all that this version has."""
-    scripts = ScriptDirectory(str(_migrations()))
-    newest = scripts.get_current_head()
-    assert newest is not None, "there is a first migration"
-    return newest, frozenset(script.revision for script in scripts.walk_revisions())
+def _known_revisions() -> tuple[str, ...]:
+    """All revisions that this version has, in their order."""
+    return tuple(reversed([script.revision for script in _scripts().walk_revisions()]))
+
+
+@cache
+def _expanded_revision() -> str:
+    """The newest revision with which the code of the generation before still works."""
+    scripts, last = _scripts(), ""
+    for revision in _known_revisions():
+        if getattr(scripts.get_revision(revision).module, "contracts_generation", None) == GENERATION:
+            break
+        last = revision
+    return last
+
+
+def _target(present: set[str], *, contract: bool) -> str:
+    """The revision to bring a database to that has these."""
+    expanded = _expanded_revision()
+    return newest_revision() if contract or expanded in _before(present) else expanded
+
+
+def _before(present: set[str]) -> set[str]:
+    """The revisions before those that a database has."""
+    known = _known_revisions()
+    return {revision for each in present & set(known) for revision in known[: known.index(each)]}
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory(str(_migrations()))
 
 
 def _rename_former_artifact_root(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -11,6 +11,8 @@ from domain.environment import make_absolute
 
 _DATABASE: Final = "POCL_DATABASE_URL"
 _REDIS: Final = "POCL_REDIS_URL"
+_DATABASE_PASSWORD: Final = "POCL_DATABASE_PASSWORD"
+_REDIS_PASSWORD: Final = "POCL_REDIS_PASSWORD"
 _DATABASE_FORMS: Final = f"{_DATABASE} must be a sqlite:///PATH or a postgresql://USER:PASSWORD@HOST:PORT/NAME address"
 _REDIS_FORMS: Final = f"{_REDIS} must be redis://HOST:PORT/NUMBER, rediss://HOST:PORT/NUMBER or unix:///PATH"
 _ENCODE: Final = "write reserved characters of user, password and path percent-encoded (@ as %40, # as %23, ? as %3F)"
@@ -94,3 +96,38 @@ def check_redis_url(address: str) -> str:
     if not all(number.isascii() and number.isdigit() for number in numbers):
         raise ValueError(f"{_REDIS_FORMS}: the database's number is none")
     return address
+
+
+def add_database_password(address: str, password: str | None) -> str:
+    """A checked address of a database with this password in it, whatever characters it has; unchanged without one.
+
+    Raises:
+        ValueError: the address has a password already, or is none of a server.
+    """
+    if password is None:
+        return address
+    url = make_url(address)
+    if url.get_backend_name() != "postgresql":
+        raise ValueError(f"{_DATABASE_PASSWORD} is for a PostgreSQL server: give its address in {_DATABASE}")
+    if url.password or "password" in url.query:
+        raise ValueError(f"{_DATABASE} has a password, and {_DATABASE_PASSWORD} is given too: give one of them")
+    if not (url.username or "user" in url.query):
+        raise ValueError(f"{_DATABASE} names no user for {_DATABASE_PASSWORD}: write postgresql://USER@HOST:PORT/NAME")
+    return url.set(password=password).render_as_string(hide_password=False)
+
+
+def add_redis_password(address: str | None, password: str | None) -> str | None:
+    """A checked address of a broker with this password in it, whatever characters it has; unchanged without one.
+
+    Raises:
+        ValueError: the address has a password already, or is none that is reached by TCP.
+    """
+    if password is None:
+        return address
+    parts = urlsplit(address or "")
+    if parts.scheme not in ("redis", "rediss"):
+        raise ValueError(f"{_REDIS_PASSWORD} is for a server at redis:// or rediss://: give its address in {_REDIS}")
+    if parts.password:
+        raise ValueError(f"{_REDIS} has a password, and {_REDIS_PASSWORD} is given too: give one of them")
+    server = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{server}"))

@@ -1,4 +1,8 @@
-"""Settings of the API, the worker and the scheduler: environment variables `POCL_*`."""
+"""Settings of the API, the worker and the scheduler: environment variables `POCL_*`.
+
+Each that may hold a secret (:data:`domain.process_secrets.SECRET_VARIABLES`) may be given by a file instead:
+`POCL_API_KEY_FILE` names the file that holds the value of `POCL_API_KEY`.
+"""
 
 import ipaddress
 import os
@@ -7,29 +11,41 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 from sqlalchemy import make_url
 
-from domain.environment import AbsolutePath, EnvironmentSettings, Seconds, make_absolute
+from domain.environment import AbsolutePath, EnvironmentSettings, Seconds, make_absolute, split_list
 from domain.mounts import network_file_system
-from domain.service_urls import check_database_url, check_redis_url, sqlite_url
+from domain.service_urls import (
+    add_database_password,
+    add_redis_password,
+    check_database_url,
+    check_redis_url,
+    sqlite_url,
+)
+from domain.tracing import can_trace
 
 _KEY_MIN_LENGTH = 16
 _FORMER_ARTIFACT_ROOT = "POCL_ARTEFACT_ROOT"
 
 
 class Settings(EnvironmentSettings):
-    """Read once at start. With no variable set: everything below `./.pocl`, on loopback, without a key."""
+    """Read once at start. With no variable set: everything below `./.pocl`, on loopback, with a key of its own."""
 
     model_config = SettingsConfigDict(env_prefix="POCL_")
 
     home: AbsolutePath = Path(".pocl")
     """The directory of everything that has no setting of its own; made with mode 0700."""
+    # Passwords stand before the addresses that they become a part of.
+    database_password: SecretStr | None = None
+    """The password of the database's user, where `database_url` has none; any characters."""
     # Both URLs may hold a password, so they are kept out of every repr.
     database_url: str = Field(default="", repr=False)
     """The database, `sqlite:///...` or `postgresql://...`; a SQLite file below `home` unless it is given."""
-    redis_url: str | None = Field(default=None, repr=False)
+    redis_password: SecretStr | None = None
+    """The password of the broker, where `redis_url` has none; any characters."""
+    redis_url: str | None = Field(default=None, repr=False, validate_default=True)
     """The broker; null for the embedded server. The certificate of a `rediss://` server is verified, unless the address
     says `?ssl_cert_reqs=none`."""
     redis_ca_file: AbsolutePath | None = None
@@ -37,23 +53,52 @@ class Settings(EnvironmentSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    api_workers: int = Field(default=1, ge=1, le=64)
+    """How many processes of the API share the socket; each has the limits below for itself."""
     api_key: SecretStr | None = None
-    """The bearer token of clients, 16 printable ASCII characters or more; space and quotes around it are dropped. It is
-    needed to listen beyond loopback."""
+    """An admin key of the project `default`, 16 printable ASCII characters or more; space and quotes around it are
+    dropped. Without it the first start makes one, in the file `api-key` of `home`."""
     root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*/?$", max_length=256)
     """The path prefix under which a proxy serves the API, for instance `/pocl`, whether it cuts it off or not."""
+    cors_origins: tuple[str, ...] = ()
+    """The origins of web pages elsewhere that may use the API, such as `https://app.example.com`, separated by commas;
+    none unless given. Each page sends a key of its own; there is no origin for all."""
     trusted_proxies: str = ""
     """The addresses of proxies, separated by commas, whose `X-Forwarded-For` says who the client is; none otherwise."""
     access_log: Literal["all", "errors", "off"] = "all"
     """The responses that get a line in the log: all, those of status 400 and above, or none."""
+    commit: str | None = Field(default=None, pattern=r"^[0-9a-f]{7,64}$")
+    """The commit of the source that runs, for `/version` and metrics; that of the checkout unless it is given."""
+    metrics_token: SecretStr | None = None
+    """A bearer token that opens `/metrics` and nothing else, of the characters of an API key; null: only keys do."""
+    traces_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s@]+$", max_length=512)
+    """The address of an OpenTelemetry collector that takes OTLP over HTTP, for instance `http://collector:4318`; null:
+    nothing is traced. It needs the extra `traces`."""
+    traces_ratio: float = Field(default=1, ge=0, le=1, allow_inf_nan=False)
+    """The share of requests that are traced, where the client has not decided it by `traceparent`."""
+    metrics_cache_seconds: float = Field(default=5, ge=0, le=3600, allow_inf_nan=False)
+    """Seconds for which the figures that scrapes read from the database are kept, for all scrapes of a process."""
 
     model_roots: tuple[AbsolutePath, ...] = ()
     """The directories below which models may be read, separated like `PATH`; `home/models` unless they are given."""
     hub_repositories: tuple[str, ...] | None = None
     """The repositories of the Hugging Face Hub that jobs may name, as patterns separated by commas, such as
     `HuggingFaceTB/*,acme/*`; null: all. `-` stands for none."""
+    artifact_store: str | None = Field(default=None, max_length=512)
+    """Where checkpoints, data sets and results are: `s3://bucket/prefix`, whose endpoint, region and credentials the
+    variables `AWS_*` say, or a directory, which is the same as `artifact_root`; null: in `artifact_root`."""
     artifact_root: AbsolutePath = Path()
-    """The artifact store, for checkpoints, data sets and results; `home/artifacts` unless it is given."""
+    """The directory of the artifact store; `home/artifacts` unless it is given. With a bucket as the store, copies of
+    data sets are in `artifact-copies` below it, or below `home`."""
+    artifact_downloads: Literal["redirect", "proxy"] = "redirect"
+    """Whether clients are sent to the bucket for files, by presigned addresses, or get them through the API."""
+    artifact_public_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s@/]+/?$", max_length=512)
+    """The address under which clients reach the bucket's store; null: that of `AWS_ENDPOINT_URL`."""
+    artifact_link_seconds: int = Field(default=900, ge=1, le=604_800)
+    """How long a presigned address is good."""
+    max_artifact_copies_bytes: int = Field(default=16 * 1024**3, ge=0)
+    """The size of the copies of data sets that an API process with a bucket keeps on its disk, each for a day after its
+    last use."""
     work_root: AbsolutePath = Path()
     """The working directories of attempts; `home/work` unless it is given."""
     cache_root: AbsolutePath = Path()
@@ -61,18 +106,34 @@ class Settings(EnvironmentSettings):
     max_cache_bytes: int = Field(default=64 * 1024**3, ge=0)
     """The size of the cache, whose least recently used entries are evicted first. With 0 the teacher runs at each visit
     of a sample."""
+    max_cache_days: int = Field(default=30, ge=1, le=36_500)
+    """Days after which an entry of the cache that no job has used is removed."""
 
     max_request_bytes: int = Field(default=1024**2, ge=1024)
     """The largest JSON body of a request."""
     max_upload_bytes: int = Field(default=1024**3, ge=1024)
     """The largest data set that may be uploaded."""
+    requests_per_minute: int | None = Field(default=600_000, ge=1)
+    """How many requests one key may send in a minute, to all API processes of one socket together, and to all there are
+    where `rate_limit_redis_url` is set."""
+    rate_limit_redis_url: str | None = Field(default=None, repr=False)
+    """A Redis or Valkey where all API processes count the requests of a key together; null: those of each
+    socket do."""
+    sync_upload_bytes: int = Field(default=16 * 1024**2, ge=0)
+    """The largest upload that is read before it is answered (201, or 422 with the rows that are wrong). A larger one is
+    answered by 202 once it has arrived, and read afterwards: its `status` says what came of it."""
     max_jobs_queued: int = Field(default=100, ge=1)
-    """How many jobs of one project may be queued at once."""
+    """How many jobs of one project may be queued at once, unless its own quota says otherwise."""
     encoding_check_seconds: float = Field(default=10, ge=0, le=600, allow_inf_nan=False)
     """How long a dry run or a submission may encode rows of each data set that no earlier one has; with 0 none is
     encoded, and the worker checks them all."""
-    max_log_bytes: int = Field(default=64 * 1024, ge=1024)
-    """How much of the end of an attempt's log is kept in its row."""
+    max_log_bytes: int = Field(default=1024**2, ge=1024)
+    """How many bytes of the end of an attempt's log are kept, about."""
+
+    price_per_gpu_hour: float | None = Field(default=None, ge=0, le=1e6, allow_inf_nan=False)
+    """What an hour of a GPU costs, for the price that dry runs and usage show; null: none is shown."""
+    price_currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
+    """The currency of that price, as ISO 4217 names it."""
 
     max_connections: int = Field(default=6000, ge=64)
     """How many connections one API process serves at once; fewer where the limit on open files does not allow it."""
@@ -95,6 +156,17 @@ class Settings(EnvironmentSettings):
     keep_alive_seconds: Seconds = 15
     """Seconds after which an event stream without events sends a comment."""
 
+    chat_wait_seconds: float = Field(default=30, ge=1, le=600, allow_inf_nan=False)
+    """How long a conversation with a model waits for a worker that is free."""
+    chat_answer_seconds: float = Field(default=120, ge=1, le=3600, allow_inf_nan=False)
+    """How long a worker may take for one answer, the loading of the model included."""
+    chat_kept_seconds: float = Field(default=600, ge=1, le=86_400, allow_inf_nan=False)
+    """How long a conversation and its answer are kept after their end."""
+    max_chats: int = Field(default=64, ge=1, le=1000)
+    """How many conversations may wait or be answered at once."""
+    max_chats_per_project: int = Field(default=8, ge=1, le=1000)
+    """How many of one project may."""
+
     lease_seconds: Seconds = 60
     """Seconds after its last heartbeat at which the lease of a worker on its job expires."""
     heartbeat_seconds: Seconds = 10
@@ -112,6 +184,16 @@ class Settings(EnvironmentSettings):
     max_retry_seconds: float = Field(default=600, ge=0, le=86_400, allow_inf_nan=False)
     """The longest of these waits; after it a job may also return to a worker that failed it while others are busy."""
 
+    webhook_internal_hosts: tuple[str, ...] = ()
+    """Hosts of webhooks, names or addresses separated by commas, that may be reached by `http` and at private
+    addresses, without a proxy; all others by `https` in the public internet alone."""
+    webhook_disable_days: float = Field(default=5, gt=0, le=366, allow_inf_nan=False)
+    """Days for which every attempt at a webhook must have failed before it is disabled."""
+    webhook_delivery_days: float = Field(default=30, gt=0, le=3660, allow_inf_nan=False)
+    """Days for which the log of a webhook has a message that was delivered or given up."""
+    max_webhook_deliveries: int = Field(default=1000, ge=10)
+    """How many such messages of one webhook its log has at most, the newest."""
+
     @field_validator("model_roots", mode="before")
     @classmethod
     def _split_like_path(cls, value: Any) -> Any:
@@ -121,6 +203,38 @@ class Settings(EnvironmentSettings):
     @classmethod
     def _end_without_slash(cls, path: str) -> str:
         return path.rstrip("/")
+
+    @field_validator("webhook_internal_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: Any) -> Any:
+        hosts = split_list(value)
+        return [str(host).lower().removeprefix("[").removesuffix("]").rstrip(".") for host in hosts]
+
+    @field_validator("webhook_internal_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"[a-z0-9._-]+|[0-9a-f:.]+", host):
+                raise ValueError(
+                    "POCL_WEBHOOK_INTERNAL_HOSTS takes names and addresses of hosts, without scheme, port or path"
+                )
+        return hosts
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: Any) -> Any:
+        return [str(origin).lower() for origin in split_list(value)]
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", origin):
+                raise ValueError(
+                    "POCL_CORS_ORIGINS takes origins as browsers send them, such as https://app.example.com or"
+                    " http://localhost:5173: scheme, host and port, without path, and never *"
+                )
+        return origins
 
     @field_validator("hub_repositories", mode="before")
     @classmethod
@@ -140,21 +254,22 @@ class Settings(EnvironmentSettings):
                 )
         return patterns
 
-    @field_validator("api_key")
+    @field_validator("api_key", "metrics_token")
     @classmethod
-    def _clean_key(cls, key: SecretStr | None) -> SecretStr | None:
+    def _clean_key(cls, key: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if key is None:
             return None
+        variable = f"POCL_{info.field_name}".upper()
         # Files end in a line feed, and Compose and systemd keep the quotes that a shell would take off.
         text = key.get_secret_value().strip()
         if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
             text = text[1:-1].strip()
         if len(text) < _KEY_MIN_LENGTH:
             raise ValueError(
-                f"POCL_API_KEY must have at least {_KEY_MIN_LENGTH} characters, without the space and quotes around it"
+                f"{variable} must have at least {_KEY_MIN_LENGTH} characters, without the space and quotes around it"
             )
         if not all(" " <= character <= "~" for character in text):
-            raise ValueError("POCL_API_KEY may have printable ASCII characters only: no header carries others")
+            raise ValueError(f"{variable} may have printable ASCII characters only: no header carries others")
         return SecretStr(text)
 
     @field_validator("host")
@@ -165,14 +280,36 @@ class Settings(EnvironmentSettings):
             raise ValueError("POCL_HOST must be an address or a name of this machine")
         return bare
 
+    @field_validator("artifact_store")
+    @classmethod
+    def _check_bucket(cls, address: str | None) -> str | None:
+        if address is not None and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.-]+)*/?", address):
+            raise ValueError(
+                "POCL_ARTIFACT_STORE must be a directory or s3://bucket/prefix, without user, password and query"
+            )
+        return address
+
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _check_traces(cls, address: str | None) -> str | None:
+        if address is not None and not can_trace():
+            raise ValueError("POCL_TRACES_ENDPOINT needs the extra `traces`: pip install 'pocl-service[traces]'")
+        return address
+
     @field_validator("database_url")
     @classmethod
-    def _check_database_url(cls, address: str) -> str:
-        return check_database_url(address)
+    def _check_database_url(cls, address: str, info: ValidationInfo) -> str:
+        return add_database_password(check_database_url(address), _text(info.data.get("database_password")))
 
     @field_validator("redis_url")
     @classmethod
-    def _check_redis_url(cls, address: str | None) -> str | None:
+    def _check_redis_url(cls, address: str | None, info: ValidationInfo) -> str | None:
+        checked = None if address is None else check_redis_url(address)
+        return add_redis_password(checked, _text(info.data.get("redis_password")))
+
+    @field_validator("rate_limit_redis_url")
+    @classmethod
+    def _check_rate_limit_url(cls, address: str | None) -> str | None:
         return None if address is None else check_redis_url(address)
 
     @model_validator(mode="before")
@@ -190,6 +327,18 @@ class Settings(EnvironmentSettings):
             home = make_absolute(values.get("home") or ".pocl")
         except ValueError as error:
             raise ValueError(f"POCL_HOME {error}") from None
+        store = values.get("artifact_store")
+        try:
+            if isinstance(store, str) and store.startswith("s3://"):
+                # Never the directory of a store itself, whose files are no copies.
+                copies = make_absolute(values.get("artifact_root") or home) / "artifact-copies"
+                values = {**values, "artifact_root": copies}
+            elif isinstance(store, str):
+                if values.get("artifact_root"):
+                    raise ValueError("and POCL_ARTIFACT_ROOT both name a directory: set one of them alone")
+                values = {**values, "artifact_root": make_absolute(store), "artifact_store": None}
+        except ValueError as error:
+            raise ValueError(f"POCL_ARTIFACT_STORE {error}") from None
         defaults = {
             "home": home,
             "model_roots": (home / "models",),
@@ -214,12 +363,6 @@ class Settings(EnvironmentSettings):
         return self
 
     @model_validator(mode="after")
-    def _require_key_beyond_loopback(self) -> Self:
-        if self.api_key is None and not self.on_loopback:
-            raise ValueError("set POCL_API_KEY to listen beyond loopback, or POCL_HOST=127.0.0.1")
-        return self
-
-    @model_validator(mode="after")
     def _check_heartbeat_interval(self) -> Self:
         if self.heartbeat_seconds * 2 > self.lease_seconds:
             raise ValueError("POCL_HEARTBEAT_SECONDS must be at most half of POCL_LEASE_SECONDS")
@@ -232,3 +375,7 @@ class Settings(EnvironmentSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()

@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from client import TERMINAL_STATES, Client, ServiceError
 from prepare_model import HOME, NAME, ROOT, model_directory, prepare
 
+from pocl_client import Client, ClientError
+from pocl_client.models import Job
 from worker.processes import spawn, terminate
 
 SAMPLES = ROOT / "examples" / "dolly-short"
@@ -29,6 +29,7 @@ SERVICE_LOG = ROOT / "runs" / "demo-service.log"
 LABEL = "dolly-short"
 QUESTIONS = ("What is the capital of Australia?", "Name a fruit that is yellow.")
 STOP_SECONDS = 60
+TERMINAL_STATES = {"succeeded", "failed", "cancelled"}
 SUBJECTS = {"teacher": "teacher", "initial": "untrained student", "final": "final student"}
 
 MIN_CE_GAIN = 0.5
@@ -64,15 +65,15 @@ def main() -> int:
             prepare(model_directory())
         with service() as url:
             print(f"service   {url}", flush=True)
-            client = Client(url, os.environ.get("POCL_API_KEY"))
-            # What a killed demo left in the queue would be run before this one.
-            cancel_unfinished(client)
-            try:
-                return distil(client)
-            except KeyboardInterrupt:
+            with Client(url, read_key()) as client:
+                # What a killed demo left in the queue would be run before this one.
                 cancel_unfinished(client)
-                raise
-    except ServiceError as error:
+                try:
+                    return distil(client)
+                except KeyboardInterrupt:
+                    cancel_unfinished(client)
+                    raise
+    except ClientError as error:
         print(f"refused: {error}")
     except KeyboardInterrupt:
         print("\nstopped; nothing is left running")
@@ -81,56 +82,63 @@ def main() -> int:
 
 def distil(client: Client) -> int:
     started = time.monotonic()
-    train, validation = (client.upload(SAMPLES / f"{name}.jsonl") for name in ("train", "validation"))
-    spec = {**SPEC, "data": {"train": {"dataset": train}, "validation": {"dataset": validation}}}
-    job = client.submit(spec, name="demo", labels={"example": LABEL})
-    print(f"job       {job['id']}   ({job['progress']['total_steps']} steps in {job['progress']['stages']} stages)")
-    job = follow(client, job["id"])
-    if job["status"] != "succeeded":
-        reason = job["end_reason"] or {}
-        print(f"the job {job['status']}: {reason.get('code')}: {reason.get('message')} {reason.get('hint')}")
+    train, validation = (client.datasets.upload(SAMPLES / f"{name}.jsonl") for name in ("train", "validation"))
+    spec = {**SPEC, "data": {"train": {"dataset": train.id}, "validation": {"dataset": validation.id}}}
+    job = client.jobs.create(spec, name="demo", labels={"example": LABEL})
+    print(f"job       {job.id}   ({job.progress.total_steps} steps in {job.progress.stages} stages)")
+    job = follow(client, job.id)
+    if job.status != "succeeded":
+        reason = job.end_reason
+        print(f"the job {job.status}" + (f": {reason.code}: {reason.message} {reason.hint}" if reason else ""))
         return 1
-    fetch_student(client, job["id"])
+    fetch_student(client, job.id)
     minutes = (time.monotonic() - started) / 60
-    print_phases(client, job["id"])
+    print_phases(client, job.id)
     print(f"from submit to result: {minutes:.1f} minutes; report: {(OUT / 'report.html').relative_to(ROOT)}")
-    result = client.get(f"/v1/jobs/{job['id']}/result")
+    result = client.jobs.result(job.id)
     print_scores(result["evaluations"], result["best_stage"])
     print_answers()
-    name_best(client, job["id"], result["best_stage"])
+    name_best(client, job.id, result["best_stage"])
     return check_gains(result["evaluations"])
 
 
-def follow(client: Client, job_id: str) -> dict[str, Any]:
-    """Poll until the job ends, on one line that is written over."""
+def read_key() -> str:
+    """The key of the service: `POCL_API_KEY`, else the one that its first start wrote below `HOME`."""
+    return os.environ.get("POCL_API_KEY") or (HOME / "api-key").read_text().strip()
+
+
+def follow(client: Client, job_id: str) -> Job:
+    """Wait until the job ends, and show on one line that is written over how far it is."""
     printed = ""
-    while True:
-        job = client.get(f"/v1/jobs/{job_id}")
+
+    def show(job: Job) -> None:
+        nonlocal printed
         line = progress_line(job)
         if sys.stdout.isatty():
             print(f"\r\x1b[2K{line}", end="", flush=True)
         elif line != printed:
             print(line, flush=True)
         printed = line
-        if job["status"] in TERMINAL_STATES:
-            print()
-            return job
-        time.sleep(1)
+
+    job = client.jobs.wait(job_id, on_change=show)
+    print()
+    return job
 
 
 def cancel_unfinished(client: Client) -> None:
-    for job in client.list_items("/v1/jobs", label=f"example={LABEL}"):
-        if job["status"] not in TERMINAL_STATES:
-            client.cancel(job["id"])
+    for job in client.jobs.list(labels={"example": LABEL}):
+        if job.status not in TERMINAL_STATES:
+            client.jobs.cancel(job.id)
 
 
 def fetch_student(client: Client, job_id: str) -> None:
     """Download the final checkpoint and the report."""
     shutil.rmtree(OUT, ignore_errors=True)
-    (final,) = [each for each in client.list_items(f"/v1/jobs/{job_id}/checkpoints") if each["kind"] == "final"]
-    client.download_checkpoint(final["id"], OUT / "model")
-    client.download_file(f"/v1/jobs/{job_id}/report", OUT / "report.html")
-    print(f"downloaded {final['size_bytes'] / 1e6:.0f} MB, every file as its SHA-256 in the manifest says")
+    final = client.checkpoints.newest(job_id, "final")
+    assert final is not None
+    client.checkpoints.download(final.id, OUT / "model")
+    client.jobs.download(job_id, "report", OUT / "report.html")
+    print(f"downloaded {final.size_bytes / 1e6:.0f} MB, every file as its SHA-256 in the manifest says")
 
 
 def cut_untrained_student(directory: Path) -> Path:
@@ -154,25 +162,24 @@ def cut_untrained_student(directory: Path) -> Path:
 # --- What is printed ------------------------------------------------------------------------------------
 
 
-def progress_line(job: dict[str, Any]) -> str:
-    phase, progress = job["phase"], job["progress"]
-    if job["status"] in TERMINAL_STATES or phase is None:
-        return str(job["status"])
-    if phase["name"] != "training":
-        done = f" {phase['done']}/{phase['total']} {phase['unit']}" if phase["total"] else ""
-        return f"{phase['name']}{done}"
-    metrics = job["latest"]
+def progress_line(job: Job) -> str:
+    phase, progress = job.phase, job.progress
+    if job.status in TERMINAL_STATES or phase is None:
+        return job.status
+    if phase.name != "training":
+        done = f" {phase.done}/{phase.total} {phase.unit}" if phase.total else ""
+        return f"{phase.name}{done}"
     parts = [
-        f"{progress['percent']:3.0f} %",
-        f"step {progress['step']}/{progress['total_steps']}",
-        f"stage {(progress['stage'] or 0) + 1}/{progress['stages']}",
+        f"{progress.percent:3.0f} %",
+        f"step {progress.step}/{progress.total_steps}",
+        f"stage {(progress.stage or 0) + 1}/{progress.stages}",
     ]
-    if metrics:
-        parts += [f"temperature {metrics['temperature']:.2f}", f"loss {metrics['loss']:.3f}"]
-    if progress["tokens_per_second"]:
-        parts.append(f"{progress['tokens_per_second']:.0f} tokens/s")
-    if job["eta"]:
-        parts.append(f"{job['eta']['seconds']:.0f} s left")
+    if job.latest:
+        parts += [f"temperature {job.latest['temperature']:.2f}", f"loss {job.latest['loss']:.3f}"]
+    if progress.tokens_per_second:
+        parts.append(f"{progress.tokens_per_second:.0f} tokens/s")
+    if job.eta:
+        parts.append(f"{job.eta.seconds:.0f} s left")
     return "  ".join(parts)
 
 
@@ -180,13 +187,12 @@ def print_phases(client: Client, job_id: str) -> None:
     """Where the time went."""
     seconds: dict[str, float] = {}
     phase, since = "queued", None
-    for event in client.list_items(f"/v1/jobs/{job_id}/events"):
-        at = datetime.fromisoformat(event["at"])
+    for event in client.jobs.events(job_id):
         if since is not None:
-            seconds[phase] = seconds.get(phase, 0) + (at - since).total_seconds()
-        since = at
-        if event["type"] == "phase":
-            phase = event["data"]["phase"]
+            seconds[phase] = seconds.get(phase, 0) + (event.at - since).total_seconds()
+        since = event.at
+        if event.type == "phase":
+            phase = event.data["phase"]
     print("time      " + ", ".join(f"{name} {spent:.0f} s" for name, spent in seconds.items()))
 
 
@@ -216,9 +222,9 @@ def name_best(client: Client, job_id: str, best_stage: int | None) -> None:
     """Say which checkpoint scored best: `final` holds the weights of the last stage, whatever they score."""
     if best_stage is None:
         return
-    # Checkpoints are listed newest first, and each `best` replaces the one before.
-    best = next(each for each in client.list_items(f"/v1/jobs/{job_id}/checkpoints") if each["kind"] == "best")
-    print(f"\nbest checkpoint: {best['id']}, after stage {best_stage + 1}; the last stage is always `final`")
+    best = client.checkpoints.newest(job_id, "best")
+    assert best is not None
+    print(f"\nbest checkpoint: {best.id}, after stage {best_stage + 1}; the last stage is always `final`")
 
 
 def check_gains(evaluations: list[dict[str, Any]]) -> int:
@@ -267,7 +273,7 @@ def _address(process: subprocess.Popen[bytes]) -> str:
         word, _, url = line.decode().strip().partition(" ")
         if word == "READY":
             return url
-    raise ServiceError(f"the service did not start: {SERVICE_LOG.read_text(errors='replace')[-500:]}")
+    raise ClientError(f"the service did not start: {SERVICE_LOG.read_text(errors='replace')[-500:]}")
 
 
 @contextmanager

@@ -3,11 +3,22 @@
 import sqlalchemy as sa
 from alembic import context
 
+import domain.browser_sessions.models
+import domain.chat.models
 import domain.checkpoints.models
 import domain.datasets.models
+import domain.end_counts.models
+import domain.generations
 import domain.idempotency.models
 import domain.jobs.models
-import domain.workers.models  # noqa: F401 - the five imports fill the metadata
+import domain.keys.models
+import domain.projects.models
+import domain.retention.models
+import domain.throughput.models
+import domain.trackers.models
+import domain.usage.models
+import domain.webhooks.models
+import domain.workers.models  # noqa: F401 - the imports fill the metadata
 from domain.connections import create_engine_for
 from domain.db import Base
 from domain.environment import SettingsInvalid, read_settings

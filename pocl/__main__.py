@@ -1,4 +1,5 @@
-"""`python -m pocl run SPEC --workdir DIR`: the engine from a shell.
+"""`python -m pocl run SPEC --workdir DIR`: the engine from a shell. `python -m pocl export-gguf MODEL DIR`: a model as
+GGUF.
 
 Events go to standard output, one JSON object a line; what people read goes to standard error. Exit codes:
 0 done, 75 stopped and saved (run the same command to continue), 1 failed, 2 the specification is wrong.
@@ -15,14 +16,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO, assert_never
+from typing import Any, assert_never
 
 import yaml
 
-from pocl.errors import FieldError, PoclError, RunStopped, SpecInvalid
+from pocl.errors import FieldError, ModelNotFound, PoclError, RunStopped, SpecInvalid
 from pocl.events import (
     CheckpointSaved,
     DataEncoded,
@@ -40,13 +41,19 @@ from pocl.events import (
     to_line,
 )
 from pocl.layout import CACHE_DIR, ExitCode
-from pocl.spec import DistillationSpec, resolve
+from pocl.reserved_stdout import reserve_stdout
+from pocl.spec import GGUF_FORMATS, DistillationSpec, resolve
 from pocl.storage.shared_cache import SharedCache
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    events = _own_stdout()
+    command: Callable[[argparse.Namespace], int] = options.command
+    return command(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    events = reserve_stdout()
     try:
         spec = read_spec(options.spec, options.set)
         posted_spec = spec if options.posted_spec is None else read_spec(options.posted_spec)
@@ -89,6 +96,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitCode.DONE
 
 
+def _export_gguf(options: argparse.Namespace) -> int:
+    # They load torch.
+    from pocl.export.gguf import GgufSource
+    from pocl.storage.manifest import new_directory
+
+    if options.target.exists():
+        print(f"{options.target} is there already: name a directory that is not", file=sys.stderr)
+        return ExitCode.USAGE
+    try:
+        if not options.model.is_dir():
+            raise ModelNotFound(f"There is no model directory {options.model.name!r}.")
+        source = GgufSource.open(options.model)
+        with new_directory(options.target) as scratch:
+            written = source.write(scratch, options.format or ["q8_0"])
+    except PoclError as error:
+        print(f"{error.code}: {error.message}\n{error.hint}", file=sys.stderr)
+        return ExitCode.USAGE if error.fault == "user" else ExitCode.FAILED
+    for note in written.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for name in written.files:
+        print(options.target / name)
+    return ExitCode.DONE
+
+
 def read_spec(path: Path, settings: Sequence[str] = ()) -> DistillationSpec:
     """Read a YAML or JSON file, apply `a.b=value` settings and resolve it.
 
@@ -125,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pocl", description="Distil a language model in stages.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="start a run, or continue what the directory holds")
+    run.set_defaults(command=_run)
     run.add_argument("spec", type=Path, help="YAML or JSON file with the specification")
     run.add_argument("--workdir", type=Path, required=True, help="directory of the run")
     run.add_argument(
@@ -159,6 +191,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--set", action="append", default=[], metavar="A.B=VALUE", help="override a field; the value is read as YAML"
     )
+    gguf = commands.add_parser("export-gguf", help="write a model directory as GGUF files with an Ollama Modelfile")
+    gguf.set_defaults(command=_export_gguf)
+    gguf.add_argument("model", type=Path, help="directory that from_pretrained loads, such as `final` of a run")
+    gguf.add_argument("target", type=Path, help="directory to make")
+    gguf.add_argument(
+        "--format",
+        action="append",
+        choices=GGUF_FORMATS,
+        help="of the matrices; may be given again (default: q8_0)",
+    )
     return parser
 
 
@@ -166,13 +208,6 @@ def _job_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
         raise argparse.ArgumentTypeError("a job is named by letters, digits, _ and -")
     return name
-
-
-def _own_stdout() -> TextIO:
-    """Reserve standard output for events: what libraries print goes to standard error instead."""
-    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return events
 
 
 def _override(raw: dict[str, Any], setting: str) -> None:

@@ -18,6 +18,10 @@ class EncodingCounts(BaseModel):
     """The samples that were encoded."""
     tokens: int = 0
     """The tokens of all samples as they are trained, after cuts."""
+    prompt_tokens: int = 0
+    """Those of them before the last answers."""
+    trained_tokens: int = 0
+    """Those of them that are trained on: answers with their ends."""
     rows_too_long: int = 0
     """The samples of which something was cut or dropped because they were too long."""
     prompts_cut: int = 0

@@ -5,6 +5,7 @@ PoclError
 |-- DatasetInvalid         a data file is empty or has bad rows
 |-- ModelNotFound          a model reference points at nothing
 |-- ModelUnsupported       the files are there but cannot be used safely
+|-- GgufUnsupported        the model cannot be written as GGUF
 |-- VocabularyMismatch     teacher and student token ids disagree
 |-- RunStopped             asked to stop; the state is saved, run again to continue
 |-- WorkdirInUse           another process works in this directory
@@ -99,6 +100,14 @@ class ModelUnsupported(PoclError):
     code = "model_unsupported"
     fault = "user"
     hint = "Convert the weights to safetensors and use an architecture that transformers ships."
+
+
+class GgufUnsupported(PoclError):
+    """GGUF or llama.cpp lacks something that the model needs."""
+
+    code = "gguf_unsupported"
+    fault = "user"
+    hint = "Take the safetensors, or a model of a family and with a tokenizer that docs/gguf.md names."
 
 
 class VocabularyMismatch(PoclError):

@@ -56,6 +56,7 @@ class PhaseChanged(HistoryEvent):
 
     type: Literal["phase"] = "phase"
     phase: Phase
+    """The phase."""
     stage: int | None = None
     """The stage that is trained or evaluated, counted from 0; null for other phases."""
 
@@ -89,9 +90,13 @@ class StageStarted(HistoryEvent):
     stage: int
     """Counted from 0."""
     samples: int
+    """How many of the easiest samples it trains on."""
     temperature: float
+    """The temperature of the distillation."""
     kd_weight: float
+    """The weight of the divergence in the loss."""
     steps: int
+    """The planned optimiser steps."""
     first_step: int
     """Optimiser steps done before this stage."""
 
@@ -132,7 +137,9 @@ class StageFinished(HistoryEvent):
 
     type: Literal["stage_finished"] = "stage_finished"
     stage: int
+    """The stage, counted from 0."""
     step: int
+    """The optimiser steps that were done, of all stages."""
     epochs: int
     """The epochs that were run; fewer than planned after convergence."""
     kept_epoch: int | None = None
@@ -175,6 +182,7 @@ class Evaluated(HistoryEvent):
     split: str = "validation"
     """The samples: `validation`, `test`, or the name of an evaluation set."""
     stage: int | None = None
+    """The stage after or in which the student was scored, counted from 0; null outside of any stage."""
     step: int = 0
     """The optimiser steps that the student had been trained for."""
     rows: int
@@ -220,7 +228,11 @@ class Warned(HistoryEvent):
 
     type: Literal["warning"] = "warning"
     code: str
+    """A stable name of the warning, for programs."""
     message: str
+    """One sentence for people."""
+    pointer: str | None = None
+    """The field of the specification that it is about; null where it is about none."""
 
 
 class RunFinished(HistoryEvent):
@@ -228,6 +240,7 @@ class RunFinished(HistoryEvent):
 
     type: Literal["run_finished"] = "run_finished"
     step: int
+    """The optimiser steps that were done."""
 
 
 class RunEnded(HistoryEvent):
@@ -235,11 +248,17 @@ class RunEnded(HistoryEvent):
 
     type: Literal["run_ended"] = "run_ended"
     code: str
+    """A stable name of the reason, for programs."""
     message: str
+    """One sentence for people."""
     fault: Literal["user", "capacity", "system"]
+    """Who or what caused the end."""
     retryable: bool
+    """Whether the same run may end otherwise."""
     hint: str
+    """What to do about it."""
     step: int
+    """The optimiser steps that were done."""
 
 
 Event = Annotated[

@@ -1,4 +1,4 @@
-"""Running out of a device's memory: what was too large is halved, and the work begins again.
+"""Running out of the memory of a device or of the host: what was too large is halved, and the work begins again.
 
 Every phase of a run comes here. Work whose size can be halved says by which size it is limited (:func:`limited_by`),
 and whoever pinned that size runs the work with :func:`retry_halved`. A size that was halved is pinned again, so that a
@@ -10,6 +10,7 @@ where all processes of a step must agree, and batches of the teacher where its s
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import ENOMEM
 from typing import Literal, TypeVar
 
 import torch
@@ -26,10 +27,13 @@ HALVED_IS_NOT_EXACT = "memory ran out, and a size was halved: with more free mem
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the device or the host has no more memory.
 
-    Where the host refuses memory, as under a limit of the process, PyTorch reports it as a plain RuntimeError.
+    Where the host refuses memory, as under a limit of the process, PyTorch reports it as a plain RuntimeError, and a
+    file that cannot be mapped is an OSError.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):
+        return error.errno == ENOMEM
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
@@ -50,8 +54,10 @@ def limited_by(size: HalvedSize) -> Iterator[None]:
     """
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise SizeTooLarge(size) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise SizeTooLarge(size) from error
+        raise
 
 
 def retry_halved(work: Callable[[], T], halve: Callable[[HalvedSize], None]) -> T:
@@ -82,13 +88,16 @@ def fit_or_refuse(work: Callable[[], T], what: str) -> T:
     """
     try:
         return work()
-    except torch.OutOfMemoryError:
-        pass
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
     release_memory()
     try:
         return work()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"{what} does not fit into the memory of the device.") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{what} does not fit into the memory of the device.") from error
+        raise
 
 
 def release_memory() -> None:

@@ -1,4 +1,4 @@
-"""The stages of a curriculum: their samples, temperature, KD weight and steps; and the estimated cost of a run."""
+"""The stages of a curriculum: their samples, temperature, KD weight and steps."""
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -8,7 +8,6 @@ from typing import assert_never
 from pocl.errors import FieldError, SpecInvalid
 from pocl.spec import (
     AllSamples,
-    ByConvergence,
     ConstantTemperature,
     ConstantWeight,
     Control,
@@ -136,63 +135,3 @@ def _over(stage: StagePlan, samples: int, steps: int, training: Training) -> Sta
 def _resolved(constant: float | None) -> float:
     assert constant is not None  # resolve() fills in the constants of a control.
     return constant
-
-
-# --- Cost -----------------------------------------------------------------------------------------------
-
-ADAMW_BYTES_PER_PARAMETER = 16
-"""The bytes of an fp32 weight, its gradient and its two moments."""
-_CHUNK_TOKENS = 512
-"""The tokens whose logits are in memory at a time."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a run needs, estimated from sizes alone, for samples of full length."""
-
-    memory_bytes: int
-    """The bytes of weights, gradients, optimiser state and the logits of one chunk; activations come on top."""
-    disk_bytes: int
-    """The bytes of all checkpoints in the working directory, at their most."""
-    training_flops: int
-    """The floating-point operations of all training steps, the teacher's included."""
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """The sizes of a model that the estimate depends on."""
-
-    parameters: int
-    vocabulary: int
-
-
-def estimate(
-    spec: DistillationSpec, table: tuple[StagePlan, ...], *, teacher: ModelSize, student: ModelSize
-) -> Estimate:
-    """Memory, disk and FLOPs of a run: 6 FLOPs per student parameter and token of each visit, 2 per teacher parameter
-    and token of each sample, which the teacher reads once.
-    """
-    length = spec.data.max_length
-    with_teacher = spec.method.needs_teacher
-    logits = _CHUNK_TOKENS * 4 * 2 * (student.vocabulary + (teacher.vocabulary if with_teacher else 0))
-    teacher_weights = 4 * teacher.parameters if with_teacher else 0
-    visits = sum(_visits(stage, spec.training) for stage in table)
-    samples = max(stage.samples for stage in table)
-    teacher_flops = 2 * teacher.parameters * samples if with_teacher else 0
-    weights = 4 * student.parameters
-    # Weights and two moments; where a stage ends by convergence, also the weights of its best epoch.
-    training_state = (4 if isinstance(spec.curriculum.advance, ByConvergence) else 3) * weights
-    return Estimate(
-        memory_bytes=ADAMW_BYTES_PER_PARAMETER * student.parameters + teacher_weights + logits,
-        # While the newest training state is written there is one more.
-        disk_bytes=training_state * (spec.checkpoints.keep + 1) + weights * (len(table) + 2),
-        training_flops=length * (6 * student.parameters * visits + teacher_flops),
-    )
-
-
-def _visits(stage: StagePlan, training: Training) -> int:
-    """How often the stage visits a sample, all samples together."""
-    epochs, steps = divmod(stage.steps, stage.steps_per_epoch)
-    if training.last_batch == "drop" and stage.samples >= training.batch_size:
-        return stage.steps * training.batch_size
-    return epochs * stage.samples + steps * min(training.batch_size, stage.samples)

@@ -21,6 +21,8 @@ class PlanWarning:
 
     code: str
     message: str
+    pointer: str | None = None
+    """The field of the specification that it is about; null where it is about none."""
 
 
 def plan_warnings(spec: DistillationSpec, table: Sequence[StagePlan]) -> Iterator[PlanWarning]:
@@ -29,6 +31,9 @@ def plan_warnings(spec: DistillationSpec, table: Sequence[StagePlan]) -> Iterato
     yield from _last_batch_warnings(spec, table)
     yield from _gradient_warnings(spec, table)
     yield from _ranking_warnings(spec)
+    if not spec.data.has_validation:
+        message = "Without data.validation or data.split no stage is scored, and none is the best."
+        yield PlanWarning("no_validation", message, "/data/validation")
 
 
 def _warmup_warnings(spec: DistillationSpec, table: Sequence[StagePlan]) -> Iterator[PlanWarning]:
@@ -41,6 +46,7 @@ def _warmup_warnings(spec: DistillationSpec, table: Sequence[StagePlan]) -> Iter
             "warmup_covers_schedule",
             f"training.warmup_steps is {warmup}, and {where} {shortest} steps: there the rate reaches its peak "
             "with the last step and never falls.",
+            "/training/warmup_steps",
         )
 
 
@@ -55,6 +61,7 @@ def _last_batch_warnings(spec: DistillationSpec, table: Sequence[StagePlan]) -> 
                     f"Each epoch of stage {stage.index} ends with a batch of {left} samples instead of "
                     f"{training.batch_size}, whose step is as large as the others: training.last_batch `even` makes "
                     "all batches of an epoch of equal size, `drop` leaves these samples out.",
+                    "/training/last_batch",
                 )
                 return
     if training.last_batch == "drop":
@@ -64,6 +71,7 @@ def _last_batch_warnings(spec: DistillationSpec, table: Sequence[StagePlan]) -> 
                 yield PlanWarning(
                     "samples_dropped",
                     f"Each epoch of stage {stage.index} leaves out {left} of its {stage.samples} samples, at random.",
+                    "/training/last_batch",
                 )
                 return
 
@@ -81,16 +89,17 @@ def _gradient_warnings(spec: DistillationSpec, table: Sequence[StagePlan]) -> It
         f"Where it was measured the gradient of {method.name.value} had {method.gradient_ratio:.2f} times the norm of "
         f"that of cross-entropy at temperature 1 (forward_kl: 0.50). At the KD weight {first.kd_weight:.2f} of stage 0 "
         f"the teacher then has {mixed:.1f} times the pull of the references; a higher kd_weight gives it more.",
+        "/curriculum/kd_weight",
     )
 
 
 def _ranking_warnings(spec: DistillationSpec) -> Iterator[PlanWarning]:
     if not spec.curriculum.uses_ranking:
         message = "No ranking is computed: no stage of this specification takes its samples by difficulty."
-        yield PlanWarning("ranking_skipped", message)
+        yield PlanWarning("ranking_skipped", message, "/curriculum/ranking")
     elif spec.student.from_teacher is not None and isinstance(spec.curriculum.ranking.ranker, StudentRanker):
         message = (
             "A student that was cut out of its teacher answers almost nothing before it is trained, so that its ranks "
             "are near chance: curriculum.ranking.ranker names another model, such as the teacher."
         )
-        yield PlanWarning("ranking_by_cut_student", message)
+        yield PlanWarning("ranking_by_cut_student", message, "/curriculum/ranking/ranker")

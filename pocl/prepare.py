@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.encoding_counts import EncodingCounts
 from pocl.evaluation.dataset import EncodedDataset
@@ -176,7 +176,7 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Map
         datasets,
         encoder.answer_key,
         encoder.template,
-        _ending(encoder),
+        ending_of(encoder),
         counts,
         tuple(encoding_warnings(encoder, counts)),
         _exported_templates(data, tokenizer),
@@ -196,13 +196,23 @@ def _text_tokenizer(models: Models) -> TextTokenizer:
     is_teachers = models.teacher is not None and models.tokenizer is models.teacher.tokenizer
     owner = models.teacher if is_teachers else models.student
     assert owner is not None  # The teacher's tokenizer has a teacher.
-    generation_config = owner.structure.generation_config
+    return tokenizer_for_texts(models.tokenizer, owner.structure)
+
+
+def tokenizer_for_texts(tokenizer: PreTrainedTokenizerBase, structure: PreTrainedModel) -> TextTokenizer:
+    """A tokenizer for texts, with the ends that the generation config of a model names.
+
+    Raises:
+        ModelUnsupported: it has no backend of the tokenizers library.
+    """
+    generation_config = structure.generation_config
     configured = None if generation_config is None else generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
-    return text_tokenizer(models.tokenizer, [id_ for id_ in ids if isinstance(id_, int)])
+    return text_tokenizer(tokenizer, [id_ for id_ in ids if isinstance(id_, int)])
 
 
-def _ending(encoder: SampleEncoder) -> AnswerEnding:
+def ending_of(encoder: SampleEncoder) -> AnswerEnding:
+    """How answers end, and how they begin with a thought, in the template of an encoder."""
     end, eos = encoder.end, encoder.tokenizer.eos_id
     token = end.token if end.token is not None else eos
     return AnswerEnding(

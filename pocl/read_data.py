@@ -20,8 +20,8 @@ class RunData:
     splits: Splits
     held_out: dict[str, list[Sample]]
     """The samples that are evaluated on, by name: `validation`, `test`, and the evaluation sets; none is empty."""
-    notes: tuple[tuple[str, str], ...] = ()
-    """What was left out, as codes and sentences for warnings."""
+    notes: tuple[tuple[str, str, str], ...] = ()
+    """What was left out: codes, sentences, and the pointers to the fields of the data, for warnings."""
     commits: dict[str, str] = field(default_factory=dict)
     """The commit of each data set of the Hub, by the pointer of its field in the specification."""
 
@@ -37,7 +37,7 @@ def read_data(spec: DistillationSpec, hub: HubClient | None = None) -> RunData:
         DiskFull, EngineFailure: the files of the Hub could not be fetched.
     """
     parts: dict[str, list[Sample]] = {}
-    notes: list[tuple[str, str]] = []
+    notes: list[tuple[str, str, str]] = []
     commits: dict[str, str] = {}
     for pointer, ref in spec.data_refs.items():
         files, commit = _locate(ref, hub)
@@ -47,7 +47,7 @@ def read_data(spec: DistillationSpec, hub: HubClient | None = None) -> RunData:
         for file in files:
             samples, report = read_sample_file(file, ref, hint=format_of_name(file.name))
             parts[pointer] += samples
-            notes += [(code, f"{pointer}: {sentence}") for code, sentence in report.notes]
+            notes += [(code, f"{pointer}: {sentence}", pointer) for code, sentence in report.notes]
         if pointer in ANSWERED_DATA:
             _check_answers(parts[pointer], pointer)
     splits = Splits(*(parts.get(f"/data/{part}", []) for part in ("train", "validation", "test")))

@@ -10,9 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PRESENT = {
+    "httpcore2",
     "httpx2",
     "jinja2",
     "hypothesis",
+    "idna",
     "orjson",
     "pydantic",
     "pytest",
@@ -66,6 +68,8 @@ def absent_modules() -> set[str]:
     """The modules of the packages that the service, its clients and the developers need beyond `PRESENT`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["client"], *extras["embedded"], *extras["dev"]]
+    client = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *client["dependencies"], *client["optional-dependencies"]["cli"]]
+    wanted += [*extras["embedded"], *extras["dev"]]
     names = {re.match(r"[\w.-]+", requirement).group().lower() for requirement in wanted}  # type: ignore[union-attr]
     return {MODULES.get(name, name.replace("-", "_")) for name in names - PRESENT}

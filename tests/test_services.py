@@ -12,6 +12,7 @@ import redis
 import sqlalchemy as sa
 
 from domain.db import Database
+from domain.generations import GENERATION
 from tests.conftest import slowest_first
 from tests.support import servers, unit_run
 from tests.support.databases import DATABASES, refuse_half_covered, selects_variants
@@ -32,9 +33,13 @@ def test_a_database_is_empty_and_speaks_its_own_dialect(empty_database_url: str,
     assert engine.dialect.name.startswith(backend)
 
 
-def test_a_database_has_the_newest_schema_and_no_rows(database: Database) -> None:
+def test_a_database_has_the_newest_schema_and_the_first_project_alone(database: Database) -> None:
     rows = dump_tables(database)
     assert {"jobs", "datasets", "checkpoints"} <= rows.keys()
+    ((project, *_),) = rows.pop("projects")
+    assert project == "default"
+    ((_, generation),) = rows.pop("schema_state")
+    assert generation == GENERATION
     assert not any(rows.values())
 
 

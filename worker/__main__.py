@@ -10,16 +10,18 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 from celery import signals
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from domain import logs
-from domain.artifacts import ArtifactStore
+from domain.artifact_stores import ArtifactStoreUnusable, check_artifact_store, open_artifact_store
 from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.environment import SettingsInvalid, read_settings, refuse_unknown_variables
@@ -27,12 +29,15 @@ from domain.process_secrets import erase_secrets
 from domain.schema import DatabaseRefused, check_database, is_for_operator, refusal_sentence
 from domain.service_links import log_service_links
 from domain.settings import Settings
+from domain.tracing import create_tracer_provider
 from domain.workers.models import Device
 from worker.app import broker_url, celery_app
 from worker.devices import NoUsableGpu, detect_devices
 from worker.doorbell import Doorbell
 from worker.embedded import CannotServe, ShutdownSignal, serve
+from worker.gpu_sampler import GpuSampler
 from worker.landlock import landlock_version
+from worker.leadership import LeaderDatabase, Leadership
 from worker.liveness import Liveness
 from worker.processes import adopt_orphans, hide_memory, kill_children
 from worker.registration import Registration
@@ -40,6 +45,7 @@ from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 from worker.supervisor import Supervisor
 from worker.tasks import install_liveness, register_task, shutdown_flag
+from worker.valkey import read_address
 
 _log = structlog.get_logger(__name__)
 
@@ -51,10 +57,11 @@ def main() -> int:
     try:
         refuse_unknown_variables(Settings, WorkerSettings)
         settings = read_settings(Settings, **_settings_of_command_line(arguments))
-        options = read_settings(WorkerSettings)
+        count = getattr(arguments, "job_workers", None)
+        options = read_settings(WorkerSettings, **({} if count is None else {"count": count}))
         erase_secrets()
         arguments.command(settings, options)
-    except (SettingsInvalid, DatabaseRefused) as error:
+    except (SettingsInvalid, DatabaseRefused, ArtifactStoreUnusable) as error:
         print(error, file=sys.stderr)
         return _USAGE
     except DatabaseUnavailable as error:
@@ -73,14 +80,19 @@ def _parser() -> argparse.ArgumentParser:
     serve_parser.add_argument("--host", help="address to listen on (POCL_HOST)")
     serve_parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one (POCL_PORT)")
     serve_parser.add_argument("--home", type=Path, help="directory for all state (POCL_HOME)")
+    serve_parser.add_argument("--api-workers", type=int, help="processes of the API (POCL_API_WORKERS)")
+    serve_parser.add_argument(
+        "--job-workers", type=int, help="workers that run jobs; one per GPU unless given (POCL_WORKER_COUNT)"
+    )
     serve_parser.set_defaults(command=_serve)
-    commands.add_parser("run", help="a worker; needs POCL_REDIS_URL").set_defaults(command=_run)
-    commands.add_parser("scheduler", help="the scheduler; needs POCL_REDIS_URL").set_defaults(command=_schedule)
+    needs = "needs POCL_REDIS_URL, or `worker serve` with the same POCL_HOME"
+    commands.add_parser("run", help=f"a worker; {needs}").set_defaults(command=_run)
+    commands.add_parser("scheduler", help=f"the scheduler; {needs}").set_defaults(command=_schedule)
     return parser
 
 
 def _settings_of_command_line(arguments: argparse.Namespace) -> dict[str, Any]:
-    options = {name: getattr(arguments, name, None) for name in ("host", "port", "home")}
+    options = {name: getattr(arguments, name, None) for name in ("host", "port", "home", "api_workers")}
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -98,6 +110,7 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     # Where this signal has a receiver, Celery leaves logging alone.
     signals.setup_logging.connect(_keep_logging, weak=False)
     _check_database(settings)
+    check_artifact_store(settings)
     app = celery_app(_broker_url(settings), options.queue)
     name = _process_name()
     shutdown = shutdown_flag()
@@ -107,7 +120,9 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
         raise CannotServe("POCL_WORKER_SANDBOX is `required`, and this kernel has no Landlock: set it to `auto`.")
     devices, fault = _detect_devices(options)
     register_task(app, lambda: _work_one(settings, options, name, devices, fault, shutdown.is_set))
-    registration = Registration(settings.database_url, name, devices, settings.heartbeat_seconds)
+    sampler = GpuSampler(devices, settings.heartbeat_seconds)
+    registration = Registration(settings.database_url, name, devices, settings.heartbeat_seconds, sampler.latest)
+    signals.worker_ready.connect(lambda **_: sampler.start(), weak=False)
     signals.worker_ready.connect(lambda **_: registration.start(), weak=False)
     signals.worker_shutdown.connect(lambda **_: registration.stop(), weak=False)
     if options.pulse_file is not None:
@@ -133,7 +148,9 @@ def _detect_devices(options: WorkerSettings) -> tuple[tuple[Device, ...], str | 
 
 
 def _keep_ignoring_hangups() -> None:
-    """Where `nohup` started this process, a closed terminal goes on being ignored: Celery would start it again."""
+    """Where `nohup` started this process, a closed terminal goes on being ignored: Celery would start it again, and let
+    the process end that does the job.
+    """
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         return
 
@@ -141,6 +158,7 @@ def _keep_ignoring_hangups() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     signals.worker_ready.connect(ignore, weak=False)
+    signals.worker_process_init.connect(ignore, weak=False)
 
 
 def _work_one(
@@ -155,11 +173,26 @@ def _work_one(
     # A database of its own: connections must not be shared with the process that forked this one.
     database = Database(settings.database_url)
     try:
-        store = ArtifactStore(settings.artifact_root)
+        store = open_artifact_store(settings)
         supervisor = Supervisor(database, store, settings, options, name, devices, should_stop, kill_children)
-        replace(supervisor, device_fault=device_fault).work_one()
+        with _tracer(settings) as tracer:
+            replace(supervisor, device_fault=device_fault, tracer=tracer).work_one()
     finally:
         database.close()
+
+
+@contextmanager
+def _tracer(settings: Settings) -> Iterator[Tracer]:
+    """Makes the spans of an attempt, and has sent them at the end of the block; without a collector it makes none."""
+    if settings.traces_endpoint is None:
+        yield NoOpTracer()
+        return
+    # Made in the process that uses it: its thread does not outlive a fork.
+    provider = create_tracer_provider(settings.traces_endpoint, service="pocl-worker", ratio=settings.traces_ratio)
+    try:
+        yield provider.get_tracer("pocl")
+    finally:
+        provider.shutdown()
 
 
 def _schedule(settings: Settings, options: WorkerSettings) -> None:
@@ -167,6 +200,7 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
     log_service_links(os.environ)
     doorbell = Doorbell(celery_app(_broker_url(settings), options.queue))
     _check_database(settings)
+    check_artifact_store(settings)
     database = Database(settings.database_url)
     shutdown = ShutdownSignal()
     shutdown.install()
@@ -177,11 +211,14 @@ def _schedule(settings: Settings, options: WorkerSettings) -> None:
             liveness.beat()
         return shutdown.wait(seconds)
 
+    name = _process_name()
+    duties_database = LeaderDatabase(settings.database_url, name)
+    leadership = Leadership(database, duties_database, name, options.leader_seconds)
+    store = open_artifact_store(settings)
     try:
-        Scheduler(database, ArtifactStore(settings.artifact_root), doorbell, settings, options, _process_name()).run(
-            wait
-        )
+        Scheduler(database, store, doorbell, settings, options, name, leadership).run(wait)
     finally:
+        duties_database.close()
         database.close()
 
 
@@ -206,9 +243,15 @@ def _process_name() -> str:
 
 
 def _broker_url(settings: Settings) -> str:
-    if settings.redis_url is None:
-        raise CannotServe("Set POCL_REDIS_URL to the broker, or run `python -m worker serve`, which starts one.")
-    return broker_url(settings.redis_url, settings.redis_ca_file)
+    if settings.redis_url is not None:
+        return broker_url(settings.redis_url, settings.redis_ca_file)
+    address = read_address(settings.home)
+    if address is None:
+        raise CannotServe(
+            "Set POCL_REDIS_URL to the broker, or run `python -m worker serve`, which starts one; workers with the same"
+            " POCL_HOME then join it."
+        )
+    return address
 
 
 def _keep_logging(**_: object) -> None:

@@ -4,6 +4,7 @@ WORK_ROOT/JOB.2/            the second attempt
     spec.json      the specification with ids localized to paths
     posted-spec.json  the specification with ids
     engine.log     what the engine wrote to stderr
+    inputs/        data sets and models that were fetched from a bucket
     run/           the working directory of the run, see pocl/layout.py
     tmp/           temporary files of the engine
     .lock          locked by the supervisor
@@ -60,6 +61,10 @@ class AttemptDir:
         return self.path / "run"
 
     @property
+    def inputs_dir(self) -> Path:
+        return self.path / "inputs"
+
+    @property
     def temp_dir(self) -> Path:
         return self.path / "tmp"
 
@@ -107,7 +112,7 @@ def stage_inputs(
     posted_spec: DistillationSpec,
     ranking_jobs: list[str],
     training_states: Sequence[StoredCheckpoint],
-) -> None:
+) -> StoredCheckpoint | None:
     """Write the inputs of the engine: its specification, and the ranking, answers and training state to continue from.
 
     Args:
@@ -115,13 +120,16 @@ def stage_inputs(
         ranking_jobs: Ids of the jobs whose ranking may be copied, best first. The engine uses a ranking only if its
             inputs are those of the specification.
         training_states: Training states in the store, best first. A damaged one is skipped for the next.
+
+    Returns:
+        The training state that was copied; None where there is none whole, so that the engine begins at the start.
     """
     directory.spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
     directory.posted_spec_file.write_text(posted_spec.model_dump_json(indent=1), encoding="utf-8")
     for name in _CARRIED_FILES:
         for job_id in ranking_jobs:
             try:
-                shutil.copyfile(store.locate(ranking_key(job_id, name)), directory.workdir / name)
+                store.fetch_file(ranking_key(job_id, name), directory.workdir / name)
             except ArtifactNotFound:
                 _log.debug("ranking_not_stored_yet", file=name, ranking_job=job_id)
                 continue
@@ -132,7 +140,8 @@ def stage_inputs(
         except (ArtifactCorrupt, ArtifactNotFound) as error:
             _log.warning("training_state_skipped", store_key=state.store_key, error=str(error))
             continue
-        return
+        return state
+    return None
 
 
 def ranking_key(job_id: str, name: str) -> str:
@@ -171,8 +180,9 @@ def _is_unlocked(directory: Path) -> bool:
 
 
 def _remove_bulky_files(directory: Path) -> None:
-    """Remove checkpoints and temporary files; the log, the events and the figures of the attempt stay."""
-    shutil.rmtree(directory / "tmp", ignore_errors=True)
+    """Remove checkpoints, inputs and temporary files; the log, the events and the figures of the attempt stay."""
+    for name in ("tmp", "inputs"):
+        shutil.rmtree(directory / name, ignore_errors=True)
     for entry in (directory / "run").glob("*"):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
+
+_MARK: Final = b"[older lines dropped]\n"
 
 
 class BoundedLog:
@@ -15,6 +17,10 @@ class BoundedLog:
     def __init__(self, path: Path, limit: int) -> None:
         self.path = path
         self._limit = limit
+        self._read_up_to = 0
+        """Where the next reading begins, in bytes of the file."""
+        self._skipped = 0
+        """Bytes that were dropped before they were read."""
 
     def open(self) -> IO[bytes]:
         """Open the file for the child. In append mode each write goes to the end, also after a trim."""
@@ -24,15 +30,44 @@ class BoundedLog:
     def trim(self) -> None:
         """Drop the older half of the file once it holds more than `limit` bytes."""
         try:
-            if self.path.stat().st_size <= self._limit:
-                return
+            size = self.path.stat().st_size
         except FileNotFoundError:
+            return
+        if size <= self._limit:
             return
         kept = self.tail(self._limit // 2)
         with self.path.open("r+b") as file:
             file.truncate(0)
         with self.open() as file:
-            file.write(b"[older lines dropped]\n" + kept)
+            file.write(_MARK + kept)
+        unread = max(0, size - self._read_up_to)
+        self._skipped += max(0, unread - len(kept))
+        self._read_up_to = len(_MARK) + max(0, len(kept) - unread)
+
+    @property
+    def unread(self) -> int:
+        """How many bytes were added since the last :meth:`read_new`."""
+        try:
+            return max(0, self.path.stat().st_size - self._read_up_to)
+        except FileNotFoundError:
+            return 0
+
+    def read_new(self, size: int) -> tuple[int, bytes]:
+        """Read what was added since the last time: the last `size` bytes of it.
+
+        Returns:
+            how many bytes before them were left out, and those that were read.
+        """
+        unread = self.unread
+        skipped, self._skipped = self._skipped + max(0, unread - size), 0
+        if not unread:
+            return skipped, b""
+        begin = self._read_up_to + max(0, unread - size)
+        with self.path.open("rb") as file:
+            file.seek(begin)
+            read = file.read(min(unread, size))
+        self._read_up_to = begin + len(read)
+        return skipped, read
 
     def tail(self, size: int) -> bytes:
         """The last `size` bytes, from the start of a line on."""

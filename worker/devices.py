@@ -23,7 +23,8 @@ from worker.settings import DEFAULT_ENGINE, WorkerSettings
 
 _log = structlog.get_logger(__name__)
 
-_DRIVER: Final = Path("/proc/driver/nvidia/version")
+DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
+"""It is there where the driver of NVIDIA is loaded."""
 _LIST_GPUS: Final = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits")
 _LIST_INSTANCES: Final = ("nvidia-smi", "-L")
 _DRIVER_SECONDS: Final = 30
@@ -93,7 +94,7 @@ def detect_devices(
     options: WorkerSettings,
     environ: Mapping[str, str] = os.environ,
     *,
-    driver: Path = _DRIVER,
+    driver: Path = DRIVER_FILE,
     ask_driver: QueryDriver = query_driver,
     ask_torch: QueryTorch | None = None,
 ) -> tuple[Device, ...]:
@@ -112,7 +113,7 @@ def detect_devices(
     Raises:
         NoUsableGpu: the worker is to use GPUs, and torch and the driver have none in common.
     """
-    cpu = Device("cpu", "CPU", available_memory_bytes())
+    cpu = Device("cpu", "CPU", options.memory_bytes or available_memory_bytes())
     if options.device == "cpu":
         return (cpu,)
     if options.device == "auto" and (not driver.exists() or _hides_all(environ)):

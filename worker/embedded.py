@@ -29,14 +29,20 @@ import redis
 import structlog
 
 from domain.database_errors import DatabaseUnavailable
+from domain.local_key import FILE_NAME, secure_home
 from domain.schema import is_for_operator, upgrade
+from domain.secret_files import file_variable
 from domain.settings import Settings
+from domain.workers.models import Device
+from pocl.container_limits import available_cpus, available_memory_bytes
 from worker import valkey
 from worker.app import broker_url
 from worker.bounded_log import BoundedLog
+from worker.devices import NoUsableGpu, detect_devices
 from worker.processes import kill_group, spawn, terminate
 from worker.python_path import child_python_path, module_command
 from worker.settings import WorkerSettings
+from worker.shares import TooManyWorkers, divide_machine
 
 _log = structlog.get_logger(__name__)
 
@@ -50,7 +56,13 @@ _MAX_LOG_BYTES = 8 * 2**20
 _MAX_SOCKET_PATH_BYTES = 100
 
 
-_API_VARIABLES = ("POCL_API_KEY", "POCL_HOST", "POCL_PORT", "POCL_REDIS_URL")
+_REPLACED_VARIABLES = frozenset(
+    {
+        *("POCL_API_KEY", "POCL_HOST", "POCL_PORT", "POCL_REDIS_URL", "POCL_REDIS_PASSWORD"),
+        *(file_variable(name) for name in ("POCL_API_KEY", "POCL_REDIS_URL", "POCL_REDIS_PASSWORD")),
+    }
+)
+"""What children are given anew, from the settings that this process has read."""
 _PING_SECONDS = 2
 _MAX_FAILED_PINGS = 3
 
@@ -186,7 +198,7 @@ def serve(
         port = _resolve_port(settings)
         upgrade_when_possible(settings, shutdown)
         environment = {
-            **{name: value for name, value in os.environ.items() if name.upper() not in _API_VARIABLES},
+            **{name: value for name, value in os.environ.items() if name.upper() not in _REPLACED_VARIABLES},
             "POCL_HOME": str(settings.home),
             "TMPDIR": str(_empty_directory(settings.home / "tmp")),
             "PYTHONPATH": child_python_path(os.environ),
@@ -198,17 +210,18 @@ def serve(
         clients = [
             _child(settings, environment_of_api, "API", "api", "serve"),
             _child(settings, environment, "scheduler", "worker", "scheduler"),
-            _child(settings, environment, "worker", "worker", "run"),
+            *_workers(settings, options, environment),
         ]
         children = [*broker, *clients]
         # Whatever happens below, no child stays.
         stack.callback(_kill, children)
         for child in broker:
             child.start()
-        _wait_until(lambda: _broker_answers(redis_url), broker, shutdown, "the broker")
+        wait_until(lambda: _broker_answers(redis_url), broker, shutdown, "the broker")
+        stack.enter_context(valkey.published_address(settings.home, redis_url))
         for child in clients:
             child.start()
-        _wait_until(lambda: _api_is_ready(settings.host, port), children, shutdown, "the API")
+        wait_until(lambda: _api_is_ready(settings.host, port), children, shutdown, "the API")
         if not shutdown.requests:
             announce(ready_message(settings, port, [child.log.path for child in children]))
         watches = [BrokerWatch(lambda: _broker_answers(redis_url), restart=child.restart) for child in broker]
@@ -236,7 +249,8 @@ def ready_message(settings: Settings, port: int, log_files: Sequence[Path]) -> s
         "API": f"{address}/v1",
         "reference": f"{address}/docs",
         "models": models,
-        "artifacts": str(settings.artifact_root),
+        "artifacts": settings.artifact_store or str(settings.artifact_root),
+        "key": "POCL_API_KEY" if settings.api_key is not None else str(settings.home / FILE_NAME),
         "logs": logs,
         "stop": "Ctrl-C; a running job saves its state and goes on at the next start",
     }
@@ -267,8 +281,8 @@ def upgrade_when_possible(settings: Settings, shutdown: ShutdownSignal) -> None:
 
 @contextmanager
 def _exclusive_home(home: Path) -> Iterator[None]:
+    secure_home(home)
     try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(home / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         reason = error.strerror or "it cannot be used"
@@ -330,8 +344,40 @@ def _child(settings: Settings, environment: Mapping[str, str], name: str, module
     return _Child(name, module_command(sys.executable, module, command), environment, logfile)
 
 
+def _workers(settings: Settings, options: WorkerSettings, environment: Mapping[str, str]) -> list[_Child]:
+    """The workers to start, each with its share of the machine.
+
+    Raises:
+        CannotServe: there are more than fit.
+    """
+    gpus: list[Device] = []
+    if options.count != 0:
+        try:
+            # All that there are, and not those of one job.
+            detected = detect_devices(options.model_copy(update={"gpus_per_job": 64}))
+            gpus = [device for device in detected if device.kind == "cuda"]
+        except NoUsableGpu as error:
+            if (options.count or 1) > 1:
+                raise CannotServe(str(error)) from None
+            # One worker starts, and says on /v1/workers why it takes no job.
+    available = options.memory_bytes or available_memory_bytes()
+    try:
+        shares = divide_machine(options, gpus, memory_bytes=available, processors=available_cpus())
+    except TooManyWorkers as error:
+        raise CannotServe(str(error)) from None
+    names = ["worker"] if len(shares) == 1 else [f"worker-{number}" for number in range(1, len(shares) + 1)]
+    return [
+        _child(settings, {**environment, **share.variables()}, name, "worker", "run")
+        for name, share in zip(names, shares, strict=True)
+    ]
+
+
 def _environment_of_api(settings: Settings, port: int) -> dict[str, str]:
-    environment = {"POCL_HOST": settings.host, "POCL_PORT": str(port)}
+    environment = {
+        "POCL_HOST": settings.host,
+        "POCL_PORT": str(port),
+        "POCL_API_WORKERS": str(settings.api_workers),
+    }
     if settings.api_key is not None:
         environment["POCL_API_KEY"] = settings.api_key.get_secret_value()
     return environment
@@ -348,20 +394,32 @@ def _has_entries(directory: Path) -> bool:
     return directory.is_dir() and any(directory.iterdir())
 
 
-def _wait_until(condition: Callable[[], bool], children: list[_Child], shutdown: ShutdownSignal, what: str) -> None:
+def wait_until(
+    condition: Callable[[], bool],
+    children: list[_Child],
+    shutdown: ShutdownSignal,
+    what: str,
+    within: float = _START_TIMEOUT_SECONDS,
+) -> None:
     """Return once `condition` holds or a shutdown is requested.
+
+    Args:
+        children: the processes that are waited for; none where they are not of this set-up.
+        within: seconds.
 
     Raises:
         CannotServe: it does not hold in time, or a child exits again and again.
     """
-    deadline = time.monotonic() + _START_TIMEOUT_SECONDS
+    deadline = time.monotonic() + within
     while not condition():
         if shutdown.wait(_POLL_SECONDS):
             return
         _restart_exited(children)
         if time.monotonic() > deadline:
-            logs = children[0].log.path.parent
-            raise CannotServe(f"After {_START_TIMEOUT_SECONDS} s {what} does not answer. See {logs}.")
+            advice = "Nobody answers at POCL_REDIS_URL, or its user and password are refused: correct it."
+            if children:
+                advice = f"See {children[0].log.path.parent}."
+            raise CannotServe(f"After {within:g} s {what} does not answer. {advice}")
 
 
 def _restart_exited(children: list[_Child]) -> None:

@@ -1,10 +1,11 @@
 """How an attempt ended, read from the engine's exit status, its last event and the stop request that it got."""
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from domain.jobs.states import AttemptOutcome, EndReason, StopRequest
+from domain.artifacts import ArtifactStoreRefused, ArtifactStoreUnavailable
+from domain.jobs.states import ARTIFACT_STORE_UNAVAILABLE, AttemptOutcome, EndReason, StopRequest
 from pocl.errors import RunStopped, is_disk_full
 from pocl.events import RunEnded, RunFinished
 from pocl.layout import ExitCode
@@ -68,8 +69,20 @@ class EngineExit:
 
 
 def storage_failure_reason(error: OSError) -> EndReason:
-    """The end reason for an error of the file system."""
-    return DISK_FULL if is_disk_full(error) else STORAGE_FAILED
+    """The end reason for an error of the file system or of the artifact store."""
+    if isinstance(error, ArtifactStoreUnavailable):
+        return ARTIFACT_STORE_UNAVAILABLE
+    reason = DISK_FULL if is_disk_full(error) else STORAGE_FAILED
+    if isinstance(error, ArtifactStoreRefused):
+        return replace(reason, message=str(error), hint="Then retry the job.")
+    return reason
+
+
+def outcome_of_storage_failure(reason: EndReason) -> AttemptOutcome:
+    """The outcome of an attempt whose files could not be stored or fetched: a store that is away costs no attempt."""
+    if reason.code == ARTIFACT_STORE_UNAVAILABLE.code:
+        return AttemptOutcome.released(reason)
+    return AttemptOutcome.failed(reason)
 
 
 def classify_exit(engine_exit: EngineExit) -> AttemptOutcome:
@@ -77,7 +90,7 @@ def classify_exit(engine_exit: EngineExit) -> AttemptOutcome:
     if engine_exit.status == ExitCode.DONE and isinstance(engine_exit.end_event, RunFinished):
         if engine_exit.student_stored:
             return AttemptOutcome.succeeded()
-        return AttemptOutcome.failed(engine_exit.storage_error or STORAGE_FAILED)
+        return outcome_of_storage_failure(engine_exit.storage_error or STORAGE_FAILED)
     end = engine_exit.end_event
     if isinstance(end, RunEnded) and end.code != _STOPPED:
         return AttemptOutcome.failed(EndReason(end.code, end.message, end.fault, end.retryable, end.hint))

@@ -11,6 +11,7 @@ from typing import Literal
 import sqlalchemy as sa
 import structlog
 
+from domain.secret_files import secret_files
 from domain.settings import Settings
 from worker.engine_environment import hub_cache_directories
 from worker.landlock import Landlock, landlock_version
@@ -26,8 +27,8 @@ def sandbox(
 ) -> Iterator[Callable[[], None] | None]:
     """What a child calls to give up its rights; None where it keeps them.
 
-    It may read everything but the home of the service and the file of its database; of the home the models, artifacts
-    and caches. It may write its own directory, the caches, devices and temporary files.
+    It may read everything but the home of the service, the file of its database and the files of its secrets; of the
+    home the models, artifacts and caches. It may write its own directory, the caches, devices and temporary files.
 
     Args:
         attempt: the directory of the attempt.
@@ -39,7 +40,7 @@ def sandbox(
     if mode == "off" or (mode == "auto" and not landlock_version()):
         yield None
         return
-    hidden = _hidden_paths(settings)
+    hidden = [*_hidden_paths(settings), *secret_files(os.environ)]
     caches = [settings.cache_root, *hub_cache_directories(environment)]
     for cache in caches:
         # A rule needs the directory. Where it cannot be made the engine could not write it either.

@@ -73,6 +73,15 @@ class Lease:
             return StopRequest.EXPIRE
         return self._stop_request
 
+    def is_asked_to_stop(self) -> bool:
+        """Whether something asks the attempt to stop at once: a client, a limit, or the worker, which shuts down.
+
+        Raises:
+            LostLease: as :meth:`heartbeat_if_due` does.
+        """
+        request = self.heartbeat_if_due()
+        return self._should_stop() or (request is not None and not request.waits_for_stage_end)
+
     def renew_while(self, work: Callable[[], Result]) -> Result:
         """Run `work`, which takes long and does not touch the database, and renew the lease meanwhile.
 

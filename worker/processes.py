@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from domain.process_stat import PARENT, read_stat
+
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
 _STRAYS_SECONDS = 10
 # Looked up once, before any fork: the child may not take the loader's lock.
@@ -20,6 +22,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 def spawn(
     command: Sequence[str],
     *,
+    stdin: IO[bytes] | int = subprocess.DEVNULL,
     stdout: IO[bytes] | int,
     stderr: IO[bytes] | int = subprocess.STDOUT,
     environment: Mapping[str, str] | None = None,
@@ -40,7 +43,7 @@ def spawn(
     """
     return subprocess.Popen(
         list(command),
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         env=None if environment is None else dict(environment),
@@ -109,9 +112,8 @@ def kill_children() -> int:
 def _children_of(parent: int) -> list[int]:
     children = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            # The name of the program, in parentheses, may hold anything.
-            if int(entry.read_text(errors="replace").rpartition(")")[2].split()[1]) == parent:
+        with contextlib.suppress(OSError, ValueError):
+            if read_stat(entry.parent.name, PARENT) == parent:
                 children.append(int(entry.parent.name))
     return children
 

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -10,7 +10,7 @@ import structlog
 from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.workers import repository
-from domain.workers.models import Device
+from domain.workers.models import Device, GpuFigures
 
 _log = structlog.get_logger(__name__)
 
@@ -23,6 +23,8 @@ class Registration:
     name: str
     devices: Sequence[Device]
     interval: float
+    read_gpus: Callable[[], Sequence[GpuFigures]] = tuple
+    """What the driver says of the GPUs now; nothing unless given. It returns at once."""
     _stopping: threading.Event = field(default_factory=threading.Event)
     _connection_lock: threading.Lock = field(default_factory=threading.Lock)
     _thread: threading.Thread | None = None
@@ -58,7 +60,7 @@ class Registration:
                     if ended:
                         repository.deregister_worker(session, self.name)
                     else:
-                        repository.register_worker(session, self.name, self.devices)
+                        repository.register_worker(session, self.name, self.devices, gpu_figures=self.read_gpus())
             except DatabaseUnavailable as error:
                 _log.warning("worker_not_registered", error=str(error))
             finally:

@@ -10,6 +10,7 @@ from domain.environment import AbsolutePath, EnvironmentSettings, Seconds, split
 
 DEFAULT_ENGINE: Final = (sys.executable, "-P", "-m", "pocl", "run")
 """One process on one device; -P: a module of the working directory is never taken for one of ours."""
+DEFAULT_CHAT_ENGINE: Final = (sys.executable, "-P", "-m", "pocl.chat")
 
 
 class WorkerSettings(EnvironmentSettings):
@@ -29,8 +30,17 @@ class WorkerSettings(EnvironmentSettings):
     by default, which is one process, and all for another."""
     engine: tuple[str, ...] = Field(default=DEFAULT_ENGINE, min_length=1)
     """The command that starts an engine, as for a shell or a JSON list; `SPEC --workdir DIR` is appended."""
+    chat_engine: tuple[str, ...] = Field(default=DEFAULT_CHAT_ENGINE, min_length=1)
+    """The command that starts the process which answers conversations, as for a shell or a JSON list."""
+    chat_idle_seconds: float = Field(default=60, ge=0, le=3600, allow_inf_nan=False)
+    """How long a worker without a job keeps the model of the last conversation loaded."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads of the engine; null leaves the choice to it."""
+    memory_bytes: int | None = Field(default=None, ge=1 << 30)
+    """The memory of the machine that jobs of this worker may take, where others share it; null: all there is."""
+    count: int | None = Field(default=None, ge=0, le=64)
+    """How many workers `python -m worker serve` starts, which share the machine; null: one per GPU, and one without
+    GPUs."""
 
     memory_factor: float = Field(default=4, ge=0)
     """How many times its estimated memory the engine of a job on the CPU may take, besides some gigabytes for libraries
@@ -56,11 +66,27 @@ class WorkerSettings(EnvironmentSettings):
     """The liveness file of the worker or scheduler, which `python -m worker.liveness` checks; null: none."""
 
     doorbell_seconds: Seconds = 1
-    """The interval at which the scheduler looks at the queue."""
+    """The interval at which the scheduler looks at the queue, and at messages for webhooks."""
     doorbell_limit: int = Field(default=64, ge=1)
     """How many wake-up messages may wait at once."""
+    leader_seconds: Seconds = 10
+    """How long the scheduler that leads may be silent before another one takes its place."""
     janitor_seconds: Seconds = 600
     """The interval of garbage collection: what killed processes left, and files that no row names."""
+
+    webhook_threads: int = Field(default=16, ge=2, le=256)
+    """How many messages the scheduler sends to webhooks at once."""
+    webhook_seconds: float = Field(default=15, ge=1, le=30, allow_inf_nan=False)
+    """How long one attempt to send a message may take in all; 5 of them to connect, 10 without a byte of the
+    response."""
+
+    tracker_seconds: float = Field(default=5, gt=0, le=3600, allow_inf_nan=False)
+    """The interval at which the scheduler sends the metrics of running jobs to their trackers; after a failure it is
+    doubled, up to ten minutes."""
+    tracker_timeout_seconds: float = Field(default=60, ge=1, le=600, allow_inf_nan=False)
+    """How long a tracker may take for one message; then its client is ended, and the message is sent again later."""
+    tracker_give_up_days: float = Field(default=3, gt=0, le=366, allow_inf_nan=False)
+    """Days for which a tracker of an ended job must have failed before it is given up."""
 
     max_engine_log_bytes: int = Field(default=8 * 1024**2, ge=4096)
     """The size of the engine's log on disk; its older half is dropped first."""
@@ -73,7 +99,7 @@ class WorkerSettings(EnvironmentSettings):
         listed = split_list(value)
         return [_parse_gpu(each) for each in listed] if isinstance(listed, list | tuple) else listed
 
-    @field_validator("engine", mode="before")
+    @field_validator("engine", "chat_engine", mode="before")
     @classmethod
     def _split_engine(cls, value: Any) -> Any:
         return split_command(value)

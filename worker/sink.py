@@ -1,24 +1,31 @@
 """Writes the engine's events into the rows, after storing the files that they name in the artifact store."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final, TypeVar, assert_never
 
 import structlog
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from domain.artifacts import ArtifactCorrupt, ArtifactExists, ArtifactNotFound, ArtifactStore
-from domain.checkpoints.repository import delete_checkpoint, surplus_training_states
+from domain.artifacts import (
+    ArtifactCorrupt,
+    ArtifactExists,
+    ArtifactNotFound,
+    ArtifactStore,
+    ArtifactStoreUnavailable,
+)
+from domain.checkpoints.repository import has_tombstone
 from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.jobs import event_recorder, leases
+from domain.jobs.checkpoint_deletion import discard_surplus
+from domain.jobs.engine_logs import LogChunk, append_log
 from domain.jobs.leases import Claim
-from domain.jobs.repository import count_live_jobs_using
 from domain.jobs.retries import NO_WAIT, RetryPolicy
-from domain.jobs.states import AttemptOutcome, EndReason, JobStatus
+from domain.jobs.states import TERMINAL, AttemptOutcome, EndReason, JobStatus
 from pocl.events import (
     RESUMABLE_KINDS,
     ArtifactWritten,
@@ -37,17 +44,24 @@ from pocl.layout import ANSWERS_FILE, EVENTS_FILE, PARTIAL_RANKING_FILE, RANKING
 from pocl.storage.manifest import MANIFEST
 from worker.attempt_dir import AttemptDir, ranking_key
 from worker.engine_exit import storage_failure_reason
+from worker.garbage import remove_unnamed_checkpoints
 from worker.lease import Lease
 
 _log = structlog.get_logger(__name__)
 
 _CHUNK_BYTES: Final = 2**20
 _MAX_LINE_BYTES: Final = 2**18
-_LOG_INTERVAL_SECONDS: Final = 5
+_LOG_INTERVAL_SECONDS: Final = 2
+_MAX_PENDING_CHUNKS: Final = 64
 _PARTIAL_RANKING_INTERVAL_SECONDS: Final = 60
 """How often a partial ranking is stored: the work that a lost worker costs."""
 _MAX_PENDING_EVENTS: Final = 20_000
+_STORE_WAIT_SECONDS: Final = 3600
+"""For how long the attempt waits for an artifact store that is away, before it gives the job back."""
 _UNUSABLE_FILE: Final = (ArtifactCorrupt, ArtifactExists, ArtifactNotFound, FileNotFoundError, ValueError)
+
+
+Result = TypeVar("Result")
 
 
 class EventTail:
@@ -128,8 +142,10 @@ class RowSink:
         claim: Claim,
         directory: AttemptDir,
         *,
-        log_tail: Callable[[], bytes],
+        read_log: Callable[[bool], Sequence[LogChunk]],
+        max_log_bytes: int,
         flush_seconds: float,
+        on_event: Callable[[EventEnvelope], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
@@ -137,7 +153,11 @@ class RowSink:
         self._lease = lease
         self._claim = claim
         self._directory = directory
-        self._log_tail = log_tail
+        self._read_log = read_log
+        self._max_log_bytes = max_log_bytes
+        self._log_chunks: list[LogChunk] = []
+        """Parts of the log whose rows are not known to be written."""
+        self._on_event = on_event
         self._flush_seconds = flush_seconds
         self._clock = clock
         self._tail = EventTail(directory.workdir / EVENTS_FILE, claim.events_offset)
@@ -151,7 +171,7 @@ class RowSink:
         """Stored training states whose rows are not known to be written."""
         self._seen_size = 0
         """Bytes of the events file when it was last looked at without being read."""
-        self._flushed_at = self._log_saved_at = self._partial_ranking_stored_at = self.last_event_at = clock()
+        self._flushed_at = self._log_read_at = self._partial_ranking_stored_at = self.last_event_at = clock()
         self.end_event: RunFinished | RunEnded | None = None
         """The last event of the engine, once it has reported one."""
         self.engine_started = False
@@ -170,7 +190,8 @@ class RowSink:
         has_new = self._read_events()
         # A change of state is shown at once; steps come too often for that.
         due = self._clock() - self._flushed_at >= self._flush_seconds
-        if (self._unconfirmed or self._batch.events) and (due or self._urgent):
+        has_events = bool(self._unconfirmed or self._batch.events)
+        if (has_events and (due or self._urgent)) or (self._is_log_due() and self._collect_log()):
             self._write()
         return has_new
 
@@ -189,7 +210,19 @@ class RowSink:
             seconds_run = self._lease.seconds_run
             settled[:] = [leases.settle(session, self._claim, outcome, retry=retry, seconds_run=seconds_run)]
 
-        return settled[0] if self._write(settle_claim) else None
+        if not self._write(settle_claim):
+            return None
+        if settled[0] in TERMINAL:
+            self._remove_unnamed_checkpoints()
+        return settled[0]
+
+    def _remove_unnamed_checkpoints(self) -> None:
+        """Remove what earlier attempts stored and were killed before they wrote its row; no attempt follows."""
+        try:
+            remove_unnamed_checkpoints(self._database, self._store, self._claim.job_id)
+        except (DatabaseUnavailable, OSError) as error:
+            # They go with the job.
+            _log.warning("unnamed_checkpoints_not_removed", error=str(error))
 
     def _read_events(self) -> bool:
         if sum(len(batch.events) for batch in (*self._unconfirmed, self._batch)) >= _MAX_PENDING_EVENTS:
@@ -202,6 +235,7 @@ class RowSink:
             self._batch.events.append(envelope)
             self._batch.offset = offset
             self._handle(envelope)
+            self._on_event(envelope)
         if self._tail.offset == before:
             return False
         self.last_event_at = self._clock()
@@ -246,7 +280,11 @@ class RowSink:
         resumable = saved.kind in RESUMABLE_KINDS
         try:
             source = self._directory.locate(saved.path)
-            stored = self._lease.renew_while(lambda: self._store.publish(source, key, nested=resumable))
+            # A training state is not waited for: a later one follows.
+            stored = self._run_patiently(
+                lambda: self._store.publish(source, key, nested=resumable),
+                seconds=0 if saved.kind == "training" else _STORE_WAIT_SECONDS,
+            )
         except _UNUSABLE_FILE as error:
             # The engine prunes old training states by itself; a later one follows.
             _log.warning("checkpoint_not_stored", kind=saved.kind, step=saved.step, error=str(error))
@@ -257,6 +295,9 @@ class RowSink:
         manifest = next(file.sha256 for file in stored.files if file.path == MANIFEST)
 
         def add_row(session: Session) -> None:
+            if has_tombstone(session, key):
+                # The batch was committed before, and the checkpoint has been deleted since.
+                return
             event_recorder.add_checkpoint(
                 session,
                 self._claim,
@@ -279,10 +320,10 @@ class RowSink:
             if written.kind == "ranking":
                 key = ranking_key(self._claim.job_id, RANKING_FILE)
                 inputs = source.with_name(RANKING_INPUTS_FILE)
-                self._lease.renew_while(
+                self._run_patiently(
                     lambda: self._store.publish_file(inputs, ranking_key(self._claim.job_id, inputs.name))
                 )
-            stored = self._lease.renew_while(lambda: self._store.publish_file(source, key))
+            stored = self._run_patiently(lambda: self._store.publish_file(source, key))
         except _UNUSABLE_FILE as error:
             _log.warning("artifact_not_stored", kind=written.kind, error=str(error))
             return
@@ -296,6 +337,23 @@ class RowSink:
             )
 
         self._batch.files.append(add_row)
+
+    def _run_patiently(self, store: Callable[[], Result], *, seconds: float = _STORE_WAIT_SECONDS) -> Result:
+        """Run `store`, again and again while the artifact store is away, for so many seconds at most.
+
+        Raises:
+            ArtifactStoreUnavailable: it stays away, or the attempt is asked to stop meanwhile.
+            LostLease: the attempt no longer holds the job.
+        """
+        deadline = self._clock() + seconds
+        while True:
+            try:
+                return self._lease.renew_while(store)
+            except ArtifactStoreUnavailable as error:
+                if self._clock() >= deadline or self._lease.is_asked_to_stop():
+                    raise
+                _log.warning("artifact_store_unavailable", error=str(error), hint="The engine goes on.")
+            time.sleep(self._flush_seconds)
 
     def _store_partial_ranking(self) -> None:
         """Store the partial ranking, so that another attempt, perhaps on another machine, continues it."""
@@ -324,15 +382,16 @@ class RowSink:
 
     def _write(self, finish: Callable[[Session], None] | None = None) -> bool:
         batches = [*self._unconfirmed, self._batch]
+        if finish is not None or self._is_log_due():
+            self._collect_log(final=finish is not None)
         try:
             with self._database.transaction(write=True) as session:
                 for batch in batches:
                     event_recorder.apply_events(session, self._claim, batch.events, offset=batch.offset)
                     for add_row in batch.files:
                         add_row(session)
-                surplus = self._delete_surplus_states(session) if any(batch.files for batch in batches) else []
-                if finish is not None or self._clock() - self._log_saved_at >= _LOG_INTERVAL_SECONDS:
-                    self._save_log(session)
+                surplus = self._discard_surplus(session) if any(batch.files for batch in batches) else []
+                append_log(session, self._claim, self._log_chunks, max_bytes=self._max_log_bytes)
                 if finish is not None:
                     finish(session)
         except DatabaseUnavailable as error:
@@ -343,24 +402,28 @@ class RowSink:
             self._flushed_at, self._urgent = self._clock(), False
             return False
         for key in surplus:
-            self._store.remove(key)
+            self._store.discard(key)
         self._unconfirmed, self._batch, self._urgent = [], _Batch(self._batch.offset), False
-        self._pending_states = 0
+        self._pending_states, self._log_chunks = 0, []
         self._flushed_at = self._clock()
         return True
 
-    def _save_log(self, session: Session) -> None:
-        tail = self._log_tail()
-        event_recorder.save_log_tail(session, self._claim, tail.decode("utf-8", "replace"), max_bytes=max(len(tail), 1))
-        self._log_saved_at = self._clock()
+    def _is_log_due(self) -> bool:
+        return self._clock() - self._log_read_at >= _LOG_INTERVAL_SECONDS
 
-    def _delete_surplus_states(self, session: Session) -> list[str]:
-        """Delete the rows of training states that newer ones replace; the keys whose files may go after the commit."""
-        surplus = [
-            state
-            for state in surplus_training_states(session, self._claim.job_id, keep=self._claim.spec.checkpoints.keep)
-            if not count_live_jobs_using(session, self._claim.project, checkpoint=state.id)
-        ]
-        for state in surplus:
-            delete_checkpoint(session, state)
-        return [state.store_key for state in surplus]
+    def _collect_log(self, *, final: bool = False) -> bool:
+        """Read what was added to the log; whether there was anything. While the database is unavailable the log stays
+        in its file, once enough of it waits here.
+        """
+        self._log_read_at = self._clock()
+        if len(self._log_chunks) > _MAX_PENDING_CHUNKS and not final:
+            return False
+        added = self._read_log(final)
+        self._log_chunks += added
+        return bool(added)
+
+    def _discard_surplus(self, session: Session) -> list[str]:
+        """Delete the rows of checkpoints that later ones replace; the keys whose files may go after the commit."""
+        # With its student in the store no attempt resumes any more, and a retry starts at the end of the last stage.
+        keep_states = 0 if self.student_stored else self._claim.spec.checkpoints.keep
+        return discard_surplus(session, self._claim.job_id, token=self._claim.token, keep_states=keep_states)

@@ -8,27 +8,30 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import structlog
+from opentelemetry.trace import NoOpTracer, Tracer
 from sqlalchemy.orm import Session
 
-from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
+from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore, ArtifactStoreUnavailable
+from domain.chat.repository import count_waiting
 from domain.checkpoints.repository import get_checkpoint
 from domain.database_errors import DatabaseUnavailable
+from domain.datasets.models import Dataset
 from domain.datasets.repository import get_dataset, stored_reference
 from domain.db import Database
 from domain.errors import ApiError, LostLease, NotFound
 from domain.jobs import leases, repository
+from domain.jobs.fleet import memory_by_device_kind
 from domain.jobs.leases import Claim
-from domain.jobs.queue import memory_by_device_kind
 from domain.jobs.retries import RetryPolicy
 from domain.jobs.states import DATABASE_UNAVAILABLE as UNAVAILABLE_REASON
-from domain.jobs.states import AttemptEnd, AttemptOutcome, EndReason, JobStatus, StopRequest
+from domain.jobs.states import WORKER_LOST, AttemptEnd, AttemptOutcome, EndReason, JobStatus, StopRequest
 from domain.model_paths import locate_model
 from domain.settings import Settings
 from domain.workers import repository as workers
@@ -39,7 +42,10 @@ from pocl.spec import RANKING_MODEL_POINTER, DataRef, DistillationSpec, ModelRef
 from pocl.storage.shared_cache import SharedCache
 from worker import attempt_dir
 from worker.attempt_dir import AttemptDir
+from worker.attempt_trace import AttemptTrace
 from worker.bounded_log import BoundedLog
+from worker.chat.process import ChatProcess
+from worker.chat.session import ChatSession
 from worker.devices import visible_devices
 from worker.engine_environment import ENGINE_HOME, engine_environment, redact_secrets
 from worker.engine_exit import (
@@ -48,9 +54,11 @@ from worker.engine_exit import (
     WORKER_FAILED,
     EngineExit,
     classify_exit,
+    outcome_of_storage_failure,
     storage_failure_reason,
 )
 from worker.engine_limits import limit_engine, memory_limit
+from worker.engine_log import EngineLogReader
 from worker.engine_sandbox import sandbox
 from worker.lease import Lease
 from worker.processes import kill_group, spawn
@@ -61,6 +69,14 @@ from worker.sink import RowSink
 _log = structlog.get_logger(__name__)
 
 _MAX_UNPINNED_JOBS: Final = 500
+_BRANCH_POINT_LOST: Final = EndReason(
+    STORAGE_FAILED.code,
+    "The training state at which the job begins is damaged or not to be had from this worker.",
+    "system",
+    True,
+    "Look at POCL_ARTIFACT_ROOT of the worker; where the state is lost, branch off again.",
+)
+_DAY_SECONDS: Final = 86_400
 _FAILURES_IN_A_ROW: Final = 2
 """So many are one too many, also for a worker that finds nothing wrong with itself."""
 
@@ -86,13 +102,16 @@ class Supervisor:
     """Why a worker that is to use GPUs has none, in one sentence: it stays in quarantine."""
     check: Callable[[], str | None] | None = None
     """What is wrong with this worker, in one sentence, null for nothing; a :class:`SelfCheck` unless given."""
+    tracer: Tracer = field(default_factory=NoOpTracer)
+    """Makes the spans of attempts."""
 
     @property
     def retry(self) -> RetryPolicy:
         return RetryPolicy.from_settings(self.settings)
 
     def work_one(self) -> JobStatus | None:
-        """Claim the next job that this worker can run, and run one attempt at it; the status that the job then has.
+        """Answer the conversations that wait, then claim the next job that this worker can run, and run one attempt at
+        it; the status that the job then has.
 
         A quarantined worker claims nothing; where it is time it checks itself, and goes on if it is well.
 
@@ -103,14 +122,15 @@ class Supervisor:
             return None
         attempt_dir.prune(self.settings.work_root, keep=self.options.kept_attempts)
         try:
-            self._unpin_ended_jobs()
-            claim = self._claim_next() if self._is_well() else None
-        except DatabaseUnavailable as error:
+            self._clean_cache()
+            claim = self._answer_chats() if self._is_well() else None
+        except (DatabaseUnavailable, ArtifactStoreUnavailable) as error:
             _log.warning("claim_failed", error=str(error))
             return None
         if claim is None:
             return None
-        with structlog.contextvars.bound_contextvars(job_id=claim.job_id, attempt=claim.attempt):
+        known = {"job_id": claim.job_id, "attempt": claim.attempt, "request_id": claim.request_id}
+        with structlog.contextvars.bound_contextvars(**{name: value for name, value in known.items() if value}):
             return self._run_attempt(claim)
 
     def _is_well(self) -> bool:
@@ -135,9 +155,60 @@ class Supervisor:
                 workers.end_quarantine(session, self.worker_name)
         return True
 
+    def _answer_chats(self) -> Claim | None:
+        """Answer the conversations that wait, and claim the next job."""
+        with self.database.transaction(write=False) as session:
+            waiting = count_waiting(session, limit=1)
+        if not waiting:
+            return self._claim_next()
+        device: DeviceKind = "cuda" if any(each.kind == "cuda" for each in self.devices) else "cpu"
+        process = ChatProcess(
+            self.settings,
+            self.options,
+            self._chat_command(device),
+            lambda temporary: self.engine_environment(temporary, device),
+            is_on_gpu=device == "cuda",
+        )
+        try:
+            with process:
+                session_of_chats = ChatSession(
+                    self.database,
+                    self.store,
+                    self.settings,
+                    self.worker_name,
+                    process,
+                    self.options.chat_idle_seconds,
+                    may_claim=self._may_claim,
+                    should_stop=self.should_stop,
+                    clock=self.clock,
+                )
+                return session_of_chats.run(self._claim_next)
+        finally:
+            if strays := self.kill_strays():
+                _log.warning("strays_killed", processes=strays)
+
+    def _chat_command(self, device: DeviceKind) -> list[str]:
+        return [
+            *self.options.chat_engine,
+            *("--device", device),
+            *(() if self.options.threads is None else ("--threads", str(self.options.threads))),
+            *self.hub_arguments(),
+        ]
+
+    def hub_arguments(self) -> list[str]:
+        """What an engine may read of the Hub, and how much of it is kept."""
+        patterns = self.settings.hub_repositories
+        return [
+            *("--hub-cache-bytes", str(self.options.max_hub_cache_bytes)),
+            *(f"--hub-allow={pattern}" for pattern in (() if patterns is None else patterns or ("",))),
+        ]
+
+    def _may_claim(self, session: Session) -> bool:
+        return not workers.worker_health(session, self.worker_name, max_wait_seconds=0).drained
+
     def _claim_next(self) -> Claim | None:
         with self.database.transaction(write=True) as session:
-            if workers.worker_health(session, self.worker_name, max_wait_seconds=0).drained:
+            if not self._may_claim(session):
                 return None
             return leases.claim_next(
                 session,
@@ -167,7 +238,11 @@ class Supervisor:
         return status
 
     def find_fault(self) -> str | None:
-        """What is wrong with this worker, in one sentence; null for nothing, and where the worker shuts down."""
+        """What is wrong with this worker, in one sentence; null for nothing, and where the worker shuts down.
+
+        Raises:
+            ArtifactStoreUnavailable: the store is away, which is nothing of this worker.
+        """
         if (finding := self._find_plain_fault()) is not None:
             return finding
         if self.check is not None:
@@ -192,11 +267,16 @@ class Supervisor:
         )
 
     def _find_plain_fault(self) -> str | None:
-        """What is wrong with this worker as far as no job is needed to tell."""
+        """What is wrong with this worker as far as no job is needed to tell.
+
+        Raises:
+            ArtifactStoreUnavailable: the store is away, which is nothing of this worker.
+        """
         if self.device_fault is not None:
             return self.device_fault
         settings = self.settings
-        return check_writable({"POCL_WORK_ROOT": settings.work_root, "POCL_ARTIFACT_ROOT": settings.artifact_root})
+        directories = {"POCL_WORK_ROOT": settings.work_root, "POCL_ARTIFACT_ROOT": settings.artifact_root}
+        return check_writable(directories) or self.store.find_fault()
 
     def record_end(self, outcome: AttemptOutcome, finding: str | None) -> None:
         """Count an attempt that ended on this worker, and quarantine the worker where it is sick or fails too often.
@@ -224,16 +304,20 @@ class Supervisor:
         workers.register_worker(session, self.worker_name, self.devices)
         workers.quarantine(session, self.worker_name, finding, wait=self.retry.delay)
 
-    def _unpin_ended_jobs(self) -> None:
-        """Unpin the cache entries of ended jobs on this machine; those of queued and paused jobs stay pinned."""
+    def _clean_cache(self) -> None:
+        """Unpin the cache entries of ended jobs on this machine, and remove those that nobody has used for long; those
+        of queued and paused jobs stay pinned.
+        """
         cache = SharedCache(self.settings.cache_root, self.settings.max_cache_bytes)
-        pinned = sorted(cache.pinning_jobs())[:_MAX_UNPINNED_JOBS]
-        if not pinned:
-            return
-        with self.database.transaction(write=False) as session:
-            ended = repository.filter_ended(session, pinned)
-        for job_id in ended:
-            replace(cache, pinning_job=job_id).unpin()
+        if pinned := sorted(cache.pinning_jobs())[:_MAX_UNPINNED_JOBS]:
+            with self.database.transaction(write=False) as session:
+                ended = repository.filter_ended(session, pinned)
+            for job_id in ended:
+                replace(cache, pinning_job=job_id).unpin()
+        try:
+            cache.remove_unused(self.settings.max_cache_days * _DAY_SECONDS)
+        except OSError as error:
+            _log.warning("cache_not_cleaned", error=str(error))
 
     def _settle_unstarted(self, claim: Claim, outcome: AttemptOutcome) -> JobStatus | None:
         with suppress(LostLease, DatabaseUnavailable), self.database.transaction(write=True) as session:
@@ -259,14 +343,18 @@ class _Attempt:
             clock=supervisor.clock,
         )
         self._log = BoundedLog(directory.log_file, supervisor.options.max_engine_log_bytes)
+        self._trace = AttemptTrace(supervisor.tracer, claim, supervisor.worker_name)
+        self._log_reader = EngineLogReader(self._log, self._redact)
         self._sink = RowSink(
             supervisor.database,
             supervisor.store,
             self._lease,
             claim,
             directory,
-            log_tail=self._log_tail,
+            read_log=lambda final: self._log_reader.read(final=final),
+            max_log_bytes=supervisor.settings.max_log_bytes,
             flush_seconds=supervisor.options.flush_seconds,
+            on_event=self._trace.add,
             clock=supervisor.clock,
         )
         self._stop_request: StopRequest | None = None
@@ -280,6 +368,20 @@ class _Attempt:
         """What the worker's check of itself found after the end; null for nothing."""
 
     def run(self) -> JobStatus:
+        """Run the engine and settle the attempt; the status that the job then has.
+
+        Raises:
+            LostLease: the attempt no longer holds the job.
+        """
+        try:
+            status = self._run()
+        except LostLease:
+            self._trace.end(AttemptOutcome(AttemptEnd.LOST, WORKER_LOST))
+            raise
+        self._trace.end(self.outcome)
+        return status
+
+    def _run(self) -> JobStatus:
         try:
             outcome = self._prepare() or self._run_engine()
         except LostLease:
@@ -297,7 +399,9 @@ class _Attempt:
     def _with_check(self, outcome: AttemptOutcome) -> AttemptOutcome:
         """The outcome, after a check of the worker where the attempt failed by a fault that may pass."""
         if outcome.may_pass:
-            self.finding = self._lease.renew_while(self._supervisor.find_fault)
+            # A store that is away is no fault of this worker.
+            with suppress(ArtifactStoreUnavailable):
+                self.finding = self._lease.renew_while(self._supervisor.find_fault)
         self.outcome = replace(outcome, worker_is_sick=self.finding is not None)
         return self.outcome
 
@@ -306,13 +410,21 @@ class _Attempt:
         supervisor, claim = self._supervisor, self._claim
         try:
             with supervisor.database.transaction(write=False) as session:
-                spec = localize_spec(session, supervisor.store, supervisor.settings, claim)
+                inputs = find_inputs(session, claim)
+            spec = self._lease.renew_while(
+                lambda: localize_spec(
+                    inputs, supervisor.store, supervisor.settings, claim.spec, self._directory.inputs_dir
+                )
+            )
         except (ApiError, ArtifactNotFound, ArtifactCorrupt) as error:
             return AttemptOutcome.failed(_unusable_reference(error))
+        except OSError as error:
+            _log.error("inputs_not_fetched", error=str(error))
+            return outcome_of_storage_failure(storage_failure_reason(error))
         spec = self._apply_worker_defaults(spec)
         jobs = [claim.job_id] if claim.parent_job_id is None else [claim.job_id, claim.parent_job_id]
         try:
-            self._lease.renew_while(
+            state = self._lease.renew_while(
                 lambda: attempt_dir.stage_inputs(
                     self._directory,
                     supervisor.store,
@@ -324,7 +436,9 @@ class _Attempt:
             )
         except OSError as error:
             _log.error("inputs_not_staged", error=str(error))
-            return AttemptOutcome.failed(storage_failure_reason(error))
+            return outcome_of_storage_failure(storage_failure_reason(error))
+        if state is None and claim.needs_training_state:
+            return AttemptOutcome.failed(_BRANCH_POINT_LOST)
         return None
 
     def _apply_worker_defaults(self, spec: DistillationSpec) -> DistillationSpec:
@@ -378,14 +492,17 @@ class _Attempt:
                 death_signal=signal.SIGKILL,
                 restrict=restrict,
             )
-        limit = memory_limit(self._claim.memory_bytes, options.memory_factor, available_memory_bytes())
+        available = options.memory_bytes or available_memory_bytes()
+        limit = memory_limit(self._claim.memory_bytes, options.memory_factor, available)
+        if limit is not None and options.memory_bytes is not None:
+            # The rest of the machine is for other workers.
+            limit = min(limit, options.memory_bytes)
         # On a GPU the process maps the memory of the device as well.
         limit_engine(engine.pid, limit if self._device == "cpu" else None)
         return engine
 
     def _command(self) -> list[str]:
         settings = self._supervisor.settings
-        patterns = settings.hub_repositories
         return [
             *self._options.engine,
             str(self._directory.spec_file),
@@ -394,8 +511,7 @@ class _Attempt:
             *("--cache", str(settings.cache_root)),
             *("--cache-bytes", str(settings.max_cache_bytes)),
             *("--keep-for", self._claim.job_id),
-            *("--hub-cache-bytes", str(self._options.max_hub_cache_bytes)),
-            *(f"--hub-allow={pattern}" for pattern in (() if patterns is None else patterns or ("",))),
+            *self._supervisor.hub_arguments(),
         ]
 
     def _watch(self, engine: subprocess.Popen[bytes]) -> None:
@@ -443,10 +559,9 @@ class _Attempt:
             return StopRequest.STALL
         return request
 
-    def _log_tail(self) -> bytes:
-        """The end of the engine's log for clients, with the paths of this machine replaced by placeholders."""
+    def _redact(self, lines: bytes) -> bytes:
+        """Lines of the engine's log for clients, with the paths of this machine replaced by placeholders."""
         settings = self._supervisor.settings
-        tail = self._log.tail(settings.max_log_bytes)
         # The longer path first: the directory of the attempt lies below the home.
         for path, placeholder in (
             (self._directory.path, b"<attempt>"),
@@ -454,8 +569,8 @@ class _Attempt:
             (settings.cache_root, b"<cache>"),
             (settings.home, b"<home>"),
         ):
-            tail = tail.replace(os.fsencode(path), placeholder)
-        return redact_secrets(tail, os.environ)
+            lines = lines.replace(os.fsencode(path), placeholder)
+        return redact_secrets(lines, os.environ)
 
     def _settle(self, outcome: AttemptOutcome) -> JobStatus:
         """Settle the attempt, again and again while the database is unavailable."""
@@ -465,36 +580,66 @@ class _Attempt:
         return status
 
 
-def localize_spec(session: Session, store: ArtifactStore, settings: Settings, claim: Claim) -> DistillationSpec:
-    """The claim's specification with ids and model names replaced by absolute paths.
+@dataclass(frozen=True)
+class StoredInputs:
+    """What a specification names of what is in the artifact store."""
+
+    datasets: Mapping[str, Dataset]
+    """By their ids."""
+    checkpoint_keys: Mapping[str, str]
+    """The store keys of checkpoints by their ids."""
+
+
+def find_inputs(session: Session, claim: Claim) -> StoredInputs:
+    """The rows of the data sets and checkpoints that the claim's specification names.
 
     Raises:
-        DatasetNotFound, CheckpointNotFound, ArtifactNotFound, ArtifactCorrupt: what it names was deleted.
+        DatasetNotFound, CheckpointNotFound: one of them was deleted.
+    """
+    named = [ref.dataset for ref in claim.spec.data_refs.values() if ref.dataset is not None]
+    models = [ref.checkpoint for ref in claim.spec.model_refs.values() if ref.checkpoint is not None]
+    return StoredInputs(
+        {each: get_dataset(session, claim.project, each) for each in named},
+        {each: get_checkpoint(session, claim.project, each).store_key for each in models},
+    )
+
+
+def localize_spec(
+    inputs: StoredInputs, store: ArtifactStore, settings: Settings, spec: DistillationSpec, scratch: Path
+) -> DistillationSpec:
+    """The specification with ids and model names replaced by absolute paths.
+
+    Args:
+        scratch: where what a bucket has is fetched to, which takes long.
+
+    Raises:
+        ArtifactNotFound, ArtifactCorrupt: what it names was deleted or damaged.
         PathOutsideModelRoots, EngineRefusal: a model is not where the service may read it.
+        OSError: the store is away or refuses, or the disk is full.
     """
 
     def data(reference: DataRef) -> DataRef:
         if reference.dataset is None:
             return reference
-        dataset = get_dataset(session, claim.project, reference.dataset)
-        return stored_reference(dataset, store.locate(dataset.store_key))
+        dataset = inputs.datasets[reference.dataset]
+        return stored_reference(dataset, store.provide_file(dataset.store_key, scratch))
 
     def model(pointer: str, reference: ModelRef) -> ModelRef:
         if reference.checkpoint is not None:
-            path = store.directory(get_checkpoint(session, claim.project, reference.checkpoint).store_key)
+            path = store.provide_directory(inputs.checkpoint_keys[reference.checkpoint], scratch)
         elif reference.path is not None:
             path = locate_model(settings.model_roots, reference.path, pointer=f"{pointer}/path")
         else:
             return reference
         return reference.model_copy(update={"path": str(path), "checkpoint": None})
 
-    spec = claim.spec.with_data_refs({pointer: data(ref) for pointer, ref in claim.spec.data_refs.items()})
-    if spec.ranking_model is not None:
-        spec = spec.with_ranking_model(model(RANKING_MODEL_POINTER, spec.ranking_model))
-    return spec.model_copy(
+    localized = spec.with_data_refs({pointer: data(ref) for pointer, ref in spec.data_refs.items()})
+    if localized.ranking_model is not None:
+        localized = localized.with_ranking_model(model(RANKING_MODEL_POINTER, localized.ranking_model))
+    return localized.model_copy(
         update={
-            "teacher": None if spec.teacher is None else model("/teacher", spec.teacher),
-            "student": model("/student", spec.student),
+            "teacher": None if localized.teacher is None else model("/teacher", localized.teacher),
+            "student": model("/student", localized.student),
         }
     )
 

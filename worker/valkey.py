@@ -3,11 +3,13 @@
 import importlib.util
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 VARIABLE = "POCL_REDIS_SERVER"
+_ADDRESS_FILE = "broker-address"
 
 
 class ServerNotFound(Exception):
@@ -50,6 +52,25 @@ def command(binary: Path, socket: Path) -> list[str]:
         *("--save", "", "--appendonly", "no", "--dir", str(socket.parent)),
         *("--maxmemory", "64mb", "--maxmemory-policy", "noeviction", "--daemonize", "no"),
     ]
+
+
+@contextmanager
+def published_address(home: Path, url: str) -> Iterator[None]:
+    """Tell workers that join the set-up of `home` where its broker is, as long as the block lasts."""
+    file = home / _ADDRESS_FILE
+    file.write_text(url, encoding="utf-8")
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def read_address(home: Path) -> str | None:
+    """The URL of the broker of the set-up that runs with `home`; null where none does."""
+    try:
+        return (home / _ADDRESS_FILE).read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def _in_wheel() -> Path | None:

@@ -62,7 +62,7 @@ class UploadParameters(BaseModel):
         try:
             return self.model_validate(self.model_dump(exclude_unset=True) | dict(fields))
         except ValidationError as error:
-            raise Unprocessable(field_errors=field_errors(error)) from None
+            raise Unprocessable(field_errors=field_errors(error, UploadParameters)) from None
 
     def read_options(self) -> ReadOptions:
         """How the file is read.
@@ -78,4 +78,4 @@ class UploadParameters(BaseModel):
         try:
             return ReadOptions.model_validate({**options, "columns": columns})
         except ValidationError as error:
-            raise Unprocessable(field_errors=field_errors(error)) from None
+            raise Unprocessable(field_errors=field_errors(error, ReadOptions)) from None

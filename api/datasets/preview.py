@@ -11,16 +11,24 @@ from sqlalchemy.orm import Session
 
 from api.auth import Caller
 from api.datasets.schemas import PreviewView
-from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep
+from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep, StoreDep
 from api.http_limits import UriTooLong
 from api.path_params import DatasetId
-from api.problems import COMMON_PROBLEMS, problem_responses
-from api.sessions import TransactionSlot
+from api.problems import COMMON_PROBLEMS, STORE_ERRORS, problem_responses
+from api.sessions import PlanningSlot
 from api.strict_json import parse
+from domain.artifacts import ArtifactCorrupt, ArtifactNotFound
 from domain.checkpoints.repository import get_checkpoint
-from domain.datasets.repository import get_dataset, stored_reference
+from domain.datasets.repository import (
+    DatasetNotReady,
+    DatasetRefused,
+    get_dataset,
+    require_ready,
+    stored_reference,
+)
 from domain.encoding_checks import EncodingBusy
 from domain.errors import (
+    CheckpointExpired,
     CheckpointNotFound,
     DatasetNotFound,
     EngineRefusal,
@@ -92,6 +100,7 @@ class PreviewQuery(BaseModel):
     responses=problem_responses(
         DatasetNotFound,
         CheckpointNotFound,
+        CheckpointExpired,
         Unprocessable,
         SpecInvalid,
         DatasetInvalid,
@@ -101,14 +110,18 @@ class PreviewQuery(BaseModel):
         PreviewTooCostly,
         EncodingBusy,
         RowsNotHere,
+        DatasetNotReady,
+        DatasetRefused,
         UriTooLong,
+        *STORE_ERRORS,
     ),
 )
 def preview_dataset(
     database: DatabaseDep,
-    _slot: TransactionSlot,
+    _slot: PlanningSlot,
     caller: Caller,
     settings: SettingsDep,
+    store: StoreDep,
     checker: EncodingCheckerDep,
     dataset_id: DatasetId,
     query: Annotated[PreviewQuery, Query()],
@@ -118,11 +131,12 @@ def preview_dataset(
     """
     data = _data(dataset_id, query)
     with database.transaction(write=False) as session:
-        dataset = get_dataset(session, caller.project, dataset_id)
+        dataset = require_ready(get_dataset(session, caller.project, dataset_id))
         tokenizer = _locate_tokenizer(session, settings, caller.project, query.model)
-    path = settings.artifact_root / dataset.store_key
-    if not path.is_file():
-        raise RowsNotHere
+    try:
+        path = store.locate(dataset.store_key)
+    except (ArtifactNotFound, ArtifactCorrupt):
+        raise RowsNotHere from None
     reference = stored_reference(dataset, path)
     inputs = EncodingInputs(data.model_copy(update={"train": reference}), tokenizer)
     try:
@@ -158,7 +172,7 @@ def _data(dataset_id: str, query: PreviewQuery) -> Data:
     try:
         return Data.model_validate({"train": {"dataset": dataset_id}, **settings})
     except ValidationError as error:
-        raise _in_query(EngineRefusal(SpecInvalid(field_errors(error)))) from None
+        raise _in_query(EngineRefusal(SpecInvalid(field_errors(error, Data)))) from None
 
 
 def _parse_object(text: str) -> dict[str, JsonValue]:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from api.pagination import Page, Resource
 from api.problems import FieldErrorView
+from domain.datasets.models import Dataset, DatasetStatus
 from pocl.encoding_counts import EncodingCounts
 from pocl.preview.encoder import PreviewRow
 from pocl.spec import FileFormat, RowForm
@@ -59,8 +60,21 @@ class IngestionView(_Part):
     """The first 20 of them."""
 
 
+class RefusalView(_Part):
+    """Why a file is no data set."""
+
+    code: str
+    """A stable name of the reason, for programs: those of a problem that a small upload would be answered with."""
+    message: str
+    """One sentence for people."""
+    retryable: bool
+    """Whether the same file may be accepted another time."""
+    errors: list[FieldErrorView]
+    """The rows that are no samples, the first 20 of them."""
+
+
 class DatasetView(Resource):
-    """An uploaded data set. It never changes."""
+    """An uploaded data set. Once it is ready or refused it never changes."""
 
     id: str
     """The id by which a job's specification names the data set."""
@@ -68,19 +82,33 @@ class DatasetView(Resource):
     """The kind of the resource."""
     name: str
     """The name that people call the data set."""
-    rows: int
-    """The number of samples."""
-    prompts: int
-    """How many of the samples have no answer: all or none. Only evaluation sets may have none."""
-    size_bytes: int
-    """The size of the stored samples in bytes."""
-    sha256: str
+    status: DatasetStatus
+    """`validating`: the file is large, and is being read; `ready`: jobs may name the data set; `refused`: `refusal`
+    says why."""
+    refusal: RefusalView | None
+    """Why the file was refused; null unless it was."""
+    rows: int | None
+    """The number of samples; null unless the data set is ready."""
+    prompts: int | None
+    """How many of the samples have no answer: all or none. Only evaluation sets may have none. Null unless the data set
+    is ready."""
+    size_bytes: int | None
+    """The size of the stored samples in bytes; null unless the data set is ready."""
+    sha256: str | None
     """The SHA-256 digest of the stored samples, hexadecimal: equal samples in equal order have an equal digest, in
-    whatever format and form they were sent."""
+    whatever format and form they were sent. Null unless the data set is ready."""
     ingestion: IngestionView | None
-    """How the uploaded file was read; null for a data set from before that was noted."""
+    """How the uploaded file was read; null unless the data set is ready, and for one from before that was noted."""
     created_at: datetime
     """When the upload was complete."""
+
+
+def present_dataset(dataset: Dataset) -> DatasetView:
+    """The view of a data set."""
+    view = DatasetView.model_validate(dataset)
+    if dataset.status == "ready":
+        return view
+    return view.model_copy(update=dict.fromkeys(("rows", "prompts", "size_bytes", "sha256")))
 
 
 class DatasetPage(Page[DatasetView, str]):

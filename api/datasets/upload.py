@@ -8,15 +8,15 @@ import shutil
 import tempfile
 import time
 from asyncio import create_task, wait
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO, Final
 
 import structlog
-from anyio import CancelScope, CapacityLimiter
-from anyio.lowlevel import RunVar
+from anyio import CancelScope
 from anyio.to_thread import run_sync
 from fastapi import Depends, Query, Request
 from starlette.requests import ClientDisconnect
@@ -25,12 +25,14 @@ from api.auth import Caller
 from api.content_encoding import refuse_content_encoding
 from api.datasets.multipart import MultipartFile
 from api.datasets.parameters import UploadParameters
+from api.datasets.validation import upload_readers
 from api.dependencies import DatabaseDep, SettingsDep, StoreDep, TransferSlot
 from api.idempotency.writes import HeldKey, IdempotentWrite, fingerprint_request
-from api.sessions import TransactionSlot
+from api.sessions import TransactionSlot, transaction_slot
 from domain.artifacts import ArtifactStore
 from domain.datasets.ingestion import StoredDataset, UploadedFile, store_dataset
-from domain.errors import BodyTooLarge, StorageFull, Unavailable, UnsupportedMediaType
+from domain.errors import BodyTooLarge, QuotaExceeded, StorageFull, Unavailable, UnsupportedMediaType
+from domain.jobs.quotas import admit_upload
 from domain.settings import Settings
 from pocl.errors import is_disk_full
 from pocl.limited_process import ProcessCrashed
@@ -57,9 +59,6 @@ _WRITE_BYTES = 1 << 20
 _MULTIPART_OVERHEAD = 1 << 16
 """Bytes of boundaries and part headers that a form may have besides its file."""
 _STALE_SECONDS = 24 * 3600
-_MAX_READERS: Final = 2
-"""Uploaded files that one API process reads at a time; further ones wait, without a thread."""
-_readers: RunVar[CapacityLimiter] = RunVar("upload_readers")
 _log = structlog.get_logger(__name__)
 
 
@@ -92,32 +91,70 @@ class Upload:
         self._store = store
         self._published: list[str] = []
 
-    def publish(self, file: Path, key: str) -> ManifestFile:
-        """Store a file under `key`; it is removed again if the request fails.
+    def publish(self, file: Path, key: str, *, link: bool = False, keep: bool = True) -> ManifestFile:
+        """Store a file under `key`, as :meth:`domain.artifacts.ArtifactStore.publish_file` does; it is removed again if
+        the request fails.
 
         Raises:
             StorageFull: there is no space left; nothing is stored then.
         """
         self._published.append(key)
         with raising_storage_full():
-            return self._store.publish_file(file, key)
+            return self._store.publish_file(file, key, link=link, keep=keep)
 
     def remove_published(self) -> None:
         """Roll the artifact store back: remove what this upload published."""
         for key in self._published:
-            self._store.remove(key)
+            self._store.discard(key)
+
+
+async def _hold_project_upload(request: Request, caller: Caller, database: DatabaseDep) -> AsyncIterator[None]:
+    """Count one more upload of the project in this process, before its body is read.
+
+    Raises:
+        QuotaExceeded: the project has as many as it may, or its files take as much as they may already.
+    """
+
+    def read_limit() -> int | None:
+        with database.transaction(write=False) as session:
+            return admit_upload(session, caller.project)
+
+    async with transaction_slot():
+        limit = await run_sync(read_limit)
+    uploads: Counter[str] = request.app.state.uploads
+    if limit is not None and uploads[caller.project] >= limit:
+        raise QuotaExceeded(f"The project has {limit} uploads in progress, and may have no more: wait for one to end.")
+    uploads[caller.project] += 1
+    try:
+        yield
+    finally:
+        uploads[caller.project] -= 1
+        if not uploads[caller.project]:
+            del uploads[caller.project]
+
+
+async def _get_form_fields(request: Request) -> tuple[str, ...]:
+    fields: tuple[str, ...] = getattr(request.state, "upload_form_fields", ())
+    return (*FORM_FIELDS, *fields)
+
+
+FormFields = Annotated[tuple[str, ...], Depends(_get_form_fields)]
+"""What the form of an upload may have besides its file; a route may name more as `request.state.upload_form_fields`, in
+a dependency that comes before this one."""
 
 
 async def _receive_upload(
     request: Request,
     _caller: Caller,
     _slot: TransferSlot,
+    _upload: Annotated[None, Depends(_hold_project_upload, scope="function")],
     settings: SettingsDep,
     store: StoreDep,
     claim: HeldKey,
+    form_fields: FormFields,
 ) -> AsyncIterator[Upload]:
     refuse_content_encoding(request.headers)
-    form, hint = _parse_content_type(request.headers.get("content-type", ""))
+    form, hint = _parse_content_type(request.headers.get("content-type", ""), form_fields)
     upload = Upload(_create_spool_file(spool_directory(settings)), store)
     try:
         with raising_storage_full(), upload.path.open("wb") as spool:
@@ -148,33 +185,32 @@ ReceivedUpload = Annotated[Upload, Depends(_receive_upload, scope="function")]
 
 @dataclass(frozen=True)
 class StoredUpload:
-    """An upload whose samples are in the artifact store; they are removed again if the request fails."""
+    """An upload whose samples, unless it is large, are in the artifact store; they are removed again if the request
+    fails."""
 
+    upload: Upload
     parameters: UploadParameters
-    filename: str | None
-    """The name of the file in a multipart form."""
-    dataset: StoredDataset
+    dataset: StoredDataset | None
+    """What was read of the file; null for a large one, which is read afterwards."""
     write: IdempotentWrite
     """Makes the data set once for each `Idempotency-Key`."""
 
 
 async def _read_upload(
-    request: Request, upload: ReceivedUpload, parameters: Annotated[UploadParameters, Query()]
-) -> tuple[UploadParameters, StoredDataset]:
-    """Read the spooled file and publish its samples, until the client is gone. It takes minutes for a large file, in
-    which it holds neither a transaction nor one of the threads that answer others.
+    request: Request, upload: ReceivedUpload, settings: SettingsDep, parameters: Annotated[UploadParameters, Query()]
+) -> tuple[UploadParameters, StoredDataset | None]:
+    """Read the spooled file, unless it is large, and publish its samples, until the client is gone. It takes seconds
+    and more, in which it holds neither a transaction nor one of the threads that answer others.
 
     Raises:
         FileNotReadNow: the process that reads it died.
     """
-    parameters = parameters.with_form_fields(upload.form_fields)
+    fields = {name: value for name, value in upload.form_fields.items() if name in FORM_FIELDS}
+    parameters = parameters.with_form_fields(fields)
     file = UploadedFile(upload.path, parameters.read_options(), upload.format_hint)
+    if upload.path.stat().st_size > settings.sync_upload_bytes:
+        return parameters, None
     storer = SampleStorer(upload.path)
-    try:
-        readers = _readers.get()
-    except LookupError:
-        readers = CapacityLimiter(_MAX_READERS)
-        _readers.set(readers)
 
     def store() -> StoredDataset:
         return store_dataset(file, upload.publish, storer=storer)
@@ -182,7 +218,7 @@ async def _read_upload(
     try:
         with raising_storage_full():
             async with _cancelling_on_disconnect(request, storer):
-                return parameters, await run_sync(store, limiter=readers)
+                return parameters, await run_sync(store, limiter=upload_readers.get())
     except StoringCancelled:
         raise ClientDisconnect from None
     except ProcessCrashed as error:
@@ -194,11 +230,11 @@ async def _prepare_write(
     upload: ReceivedUpload,
     claim: HeldKey,
     database: DatabaseDep,
-    read: Annotated[tuple[UploadParameters, StoredDataset], Depends(_read_upload, scope="function")],
+    read: Annotated[tuple[UploadParameters, StoredDataset | None], Depends(_read_upload, scope="function")],
     _slot: TransactionSlot,
 ) -> StoredUpload:
     parameters, dataset = read
-    return StoredUpload(parameters, upload.filename, dataset, IdempotentWrite(database, claim, upload.fingerprint))
+    return StoredUpload(upload, parameters, dataset, IdempotentWrite(database, claim, upload.fingerprint))
 
 
 StoredUploadDep = Annotated[StoredUpload, Depends(_prepare_write, scope="function")]
@@ -257,11 +293,13 @@ def _create_spool_file(directory: Path) -> Path:
     return Path(name)
 
 
-def _parse_content_type(content_type: str) -> tuple[MultipartFile | None, FileFormat | None]:
+def _parse_content_type(
+    content_type: str, form_fields: Collection[str]
+) -> tuple[MultipartFile | None, FileFormat | None]:
     """The parser of a multipart form, null for a file as the body itself; and the format that the media type says."""
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == MULTIPART:
-        return MultipartFile(content_type, FORM_FIELDS), None
+        return MultipartFile(content_type, form_fields), None
     if media_type not in FORMATS_BY_MEDIA_TYPE:
         listed = ", ".join(FORMATS_BY_MEDIA_TYPE)
         raise UnsupportedMediaType(f"Send the samples as {listed}, or as a file in {MULTIPART}.")

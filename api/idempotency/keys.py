@@ -54,10 +54,17 @@ class Replay(Exception):
 
 
 class KeyClaim:
-    """The claim of one request on its key."""
+    """The claim of one request on its key.
 
-    def __init__(self, database: Database, project: str, key: str) -> None:
+    Args:
+        seconds: how long the response is replayed.
+    """
+
+    def __init__(
+        self, database: Database, project: str, key: str, *, seconds: float = repository.RESPONSE_TTL_SECONDS
+    ) -> None:
         self._database = database
+        self._seconds = seconds
         self._holder = KeyHolder(project, key, uuid4().hex)
         self._stored: StoredKey | None = None
         """What :meth:`hold` found instead of a free key."""
@@ -69,6 +76,11 @@ class KeyClaim:
             stored = repository.find(session.connection(), self._holder)
         if stored is not None:
             _raise_for_duplicate(stored, fingerprint)
+
+    def forget(self) -> None:
+        """Drop the response that is stored under the key, if any: what comes now is a new request."""
+        with self._database.transaction(write=True) as session:
+            repository.forget(session.connection(), self._holder)
 
     def take(self, connection: Connection, fingerprint: str) -> None:
         """Claim the key by the first statement of the transaction that does the work.
@@ -92,7 +104,10 @@ class KeyClaim:
         Raises:
             KeyInProgress: the key expired, and another request has it.
         """
-        if not repository.settle(connection, self._holder, fingerprint=fingerprint, response=response):
+        settled = repository.settle(
+            connection, self._holder, fingerprint=fingerprint, response=response, seconds=self._seconds
+        )
+        if not settled:
             raise KeyInProgress
 
     def hold(self) -> None:

@@ -33,7 +33,7 @@ from api.dependencies import DatabaseDep
 from api.idempotency import keys
 from api.idempotency.keys import REPLAYED_HEADER, KeyClaim, check_size, render_stored
 from api.prefix import path_below_prefix
-from api.sessions import TransactionSlot, transaction_slot
+from api.sessions import PlanningSlot, TransactionSlot, transaction_slot
 from api.strict_json import body_of
 from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
@@ -83,6 +83,11 @@ class IdempotentWrite:
         self._fingerprint = fingerprint
         self._response: StoredResponse | None = None
 
+    @property
+    def is_keyed(self) -> bool:
+        """Whether the request has a key, so that its response is stored by the transaction that does its work."""
+        return self._claim is not None
+
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """Claim the key, do the work of the block, store the response that :meth:`respond` rendered, and commit.
@@ -129,18 +134,30 @@ async def _claim_key(request: Request, caller: Caller, database: DatabaseDep, ke
 OptionalClaim = Annotated[KeyClaim | None, Depends(_claim_key, scope="function")]
 
 
-def _prepare_write(
+async def _prepare_write(
     request: Request, database: DatabaseDep, _slot: TransactionSlot, claim: OptionalClaim
 ) -> IdempotentWrite:
+    return await _prepare(request, database, claim)
+
+
+async def _prepare_planned_write(
+    request: Request, database: DatabaseDep, _slot: PlanningSlot, claim: OptionalClaim
+) -> IdempotentWrite:
+    return await _prepare(request, database, claim)
+
+
+async def _prepare(request: Request, database: Database, claim: KeyClaim | None) -> IdempotentWrite:
     if claim is None:
         return IdempotentWrite(database)
     fingerprint = fingerprint_request(request, body_of(request))
-    claim.check_duplicate(fingerprint)
+    await run_sync(claim.check_duplicate, fingerprint)
     return IdempotentWrite(database, claim, fingerprint)
 
 
 IdempotentWriteDep = Annotated[IdempotentWrite, Depends(_prepare_write, scope="function")]
 """For a route with a JSON body, or with none."""
+PlannedWriteDep = Annotated[IdempotentWrite, Depends(_prepare_planned_write, scope="function")]
+"""The same for a route that looks at models or samples before it writes."""
 
 
 async def _hold_key(claim: OptionalClaim) -> AsyncIterator[KeyClaim | None]:

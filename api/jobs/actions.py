@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from api.auth import Caller
 from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep
 from api.idempotency.keys import KEY_ERRORS
-from api.idempotency.writes import IdempotentWrite, IdempotentWriteDep, replayable_response
+from api.idempotency.writes import IdempotentWrite, IdempotentWriteDep, PlannedWriteDep, replayable_response
 from api.jobs.presenter import present_job
 from api.jobs.requests import BranchRequest, JobUpdate, PauseRequest, RetryRequest
 from api.jobs.schemas import JobView
@@ -26,8 +26,9 @@ from domain.errors import (
 )
 from domain.jobs import actions, lineage
 from domain.jobs.actions import ActionResult, JobIsLive, JobIsNeeded
-from domain.jobs.lineage import RetryStart, StageNotSaved
+from domain.jobs.lineage import BranchPointDeleted, JobHasSucceeded, RetryStart, StageNotSaved
 from domain.settings import Settings
+from domain.webhooks.outbox import write_messages_about
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, route_class=StrictJsonRoute)
 
@@ -45,7 +46,6 @@ _DESCENDANT_ERRORS = (
     *SPEC_ERRORS,
     *KEY_ERRORS,
 )
-_DESCENDANT_RESPONSES = {**BODY_PROBLEMS, **replayable_response(201, location=True)}
 
 
 @router.post(
@@ -100,13 +100,17 @@ def resume_job(write: IdempotentWriteDep, caller: Caller, job_id: JobId, setting
 
 @router.post(
     "/{job_id}/retry",
-    status_code=201,
+    status_code=202,
     summary="Retry a job",
     response_model=JobView,
-    responses={**_DESCENDANT_RESPONSES, **problem_responses(JobIsLive, *_DESCENDANT_ERRORS)},
+    responses={
+        **BODY_PROBLEMS,
+        **replayable_response(202, location=True),
+        **problem_responses(JobIsLive, JobHasSucceeded, BranchPointDeleted, *_DESCENDANT_ERRORS),
+    },
 )
 def retry_job(
-    write: IdempotentWriteDep,
+    write: PlannedWriteDep,
     caller: Caller,
     job_id: JobId,
     database: DatabaseDep,
@@ -115,8 +119,9 @@ def retry_job(
     request: Request,
     body: RetryRequest | None = None,
 ) -> Response:
-    """Create a job with the specification of an ended one. It begins at the newest checkpoint, the end of a stage, or
-    the start, and keeps the name, the labels and the priority of the ended job unless the body names others.
+    """Create a job with the specification of an ended one, whose address is `Location`. It begins at the newest
+    checkpoint, the end of a stage, or the start, and keeps the name, the labels and the priority of the ended job
+    unless the body names others. One that has succeeded is retried from the start or an earlier stage alone.
     """
     body = body or RetryRequest()
     with database.transaction(write=False) as session:
@@ -127,7 +132,7 @@ def retry_job(
     with write.transaction() as session:
         job = lineage.create_descendant(session, settings, plan, body.given_options)
         location = location_of(request, "get_job", job_id=job.id)
-        return write.respond(present_job(session, job, settings), status=201, location=location)
+        return write.respond(present_job(session, job, settings), status=202, location=location)
 
 
 @router.post(
@@ -135,10 +140,14 @@ def retry_job(
     status_code=201,
     summary="Branch off a job",
     response_model=JobView,
-    responses={**_DESCENDANT_RESPONSES, **problem_responses(*_DESCENDANT_ERRORS)},
+    responses={
+        **BODY_PROBLEMS,
+        **replayable_response(201, location=True),
+        **problem_responses(*_DESCENDANT_ERRORS),
+    },
 )
 def branch_job(
-    write: IdempotentWriteDep,
+    write: PlannedWriteDep,
     caller: Caller,
     job_id: JobId,
     database: DatabaseDep,
@@ -174,8 +183,8 @@ def branch_job(
     responses={**BODY_PROBLEMS, **problem_responses(JobNotFound, Conflict, Unprocessable)},
 )
 def update_job(session: WriteSession, caller: Caller, job_id: JobId, settings: SettingsDep, body: JobUpdate) -> JobView:
-    """Change the name, the labels or the priority of a job; fields that are not named stay. The priority counts while
-    the job waits.
+    """Change the name, the labels, the priority or the retention of a job; fields that are not named stay. The priority
+    counts while the job waits.
     """
     job = actions.update_job(session, caller.project, job_id, body.changes)
     return present_job(session, job, settings)
@@ -189,6 +198,7 @@ def update_job(session: WriteSession, caller: Caller, job_id: JobId, settings: S
 )
 def delete_job(session: WriteSession, caller: Caller, job_id: JobId) -> None:
     """Delete an ended job with its history, results and checkpoints. The files are deleted soon after."""
+    write_messages_about(session, job_id)
     actions.delete_job(session, caller.project, job_id)
 
 

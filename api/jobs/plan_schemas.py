@@ -2,9 +2,11 @@
 
 from typing import Literal
 
+from api.jobs.forecast_schemas import ForecastView
 from api.jobs.spec_schema import ResolvedSpec
 from api.pagination import Resource
 from pocl.encoding_counts import EncodingCounts
+from pocl.estimate import ModelRole, PassPhase, Subject, Work
 
 
 class StagePlanView(Resource):
@@ -27,16 +29,51 @@ class StagePlanView(Resource):
     """The number of optimiser steps before the stage begins."""
 
 
+class ModelPassView(Resource):
+    """What one model does with one set of samples, as often as it does it."""
+
+    phase: PassPhase
+    """The phase of the job that it belongs to."""
+    work: Work
+    """`generation` of answers, `scoring` of the references, computing the teacher's `hidden_states`, or `training`."""
+    model: ModelRole
+    """The model: `student`, `teacher`, or `ranker`, a model that only ranks."""
+    part: str
+    """The samples: `train`, `validation`, `test`, or the name of an evaluation set."""
+    samples: int
+    """How many there are."""
+    passes: float
+    """How often each is passed, in the mean; of evaluations after stages and epochs, the most that there can be."""
+    tokens: int
+    """The prompt and response tokens of all passes; answers are taken to be as long as they may be."""
+    flops: int | None
+    """The floating-point operations of all passes; null where the model's files are not at hand."""
+    subject: Subject | None
+    """What is evaluated: the `teacher`, the `initial` student, or the student after each `epoch` or `stage`; null in
+    other phases."""
+    stage: int | None
+    """The stage that is trained, counted from 0; null in other phases."""
+
+
 class EstimateView(Resource):
-    """What a job costs, computed from sizes alone and for samples of full length."""
+    """What a job costs, computed from the sizes of the models and of the samples: in the mean they are taken to be like
+    those that were tried, and of full length before any was tried. Nothing is taken to end early."""
 
     memory_bytes: int
     """The memory for weights, gradients, optimiser state and the logits that exist at a time; activations come on
     top."""
     disk_bytes: int
     """The disk space that the checkpoints take at most."""
+    stored_bytes: int
+    """The bytes of all checkpoints in the artifact store, at their most; the end of each stage keeps its training state
+    there."""
     training_flops: int
     """The floating-point operations of all training steps, those of the teacher included."""
+    flops: int | None
+    """The floating-point operations of the whole job: ranking, evaluations and the teacher's hidden states too. Null
+    where a model that ranks is not at hand."""
+    passes: list[ModelPassView]
+    """Every pass of a model over samples, in the order of the phases."""
 
 
 class DataFiguresView(Resource):
@@ -61,6 +98,8 @@ class PlanWarningView(Resource):
     """A stable name of the warning, for programs."""
     message: str
     """One sentence for people."""
+    pointer: str | None
+    """The field of the posted document that it is about; null where it is about none."""
 
 
 class PlanView(Resource):
@@ -78,6 +117,8 @@ class PlanView(Resource):
     """The stages of the curriculum, in order."""
     estimate: EstimateView | None
     """What the job would cost; null where a model's files are not at hand."""
+    forecast: ForecastView
+    """What the job would take: time, workers, free disk and price."""
     data: list[DataFiguresView]
     """What is cut and left out of each data set, as far as its samples were tried."""
     warnings: list[PlanWarningView]

@@ -12,13 +12,14 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api import etags
-from api.auth import Caller, Principal, principal_of
+from api.auth import Caller, principal_of
 from api.client_shares import ClientShareExceeded, client_of
 from api.jobs.presenter import present_job_at
 from api.jobs.schemas import JobView
 from api.jobs.watcher import JobWatcher, TooManyFollowers, WatcherDep, closing_on_disconnect
 from api.path_params import JobId
 from api.prefix import path_below_prefix
+from api.principal import Principal
 from api.problems import COMMON_PROBLEMS, database_unavailable_response, problem_response, problem_responses
 from api.single_flight import SingleFlightCache
 from domain.database_errors import DatabaseUnavailable
@@ -102,6 +103,7 @@ async def get_job(
     snapshot = await _get_snapshot(watcher, caller.project, job_id)
     if wait and _is_unchanged(request, snapshot):
         client = client_of(request.scope)
+        request.scope["state"]["waits"] = True
         with (
             watcher.subscribe(job_id, client=client) as subscription,
             closing_on_disconnect(request.receive, subscription),
@@ -121,13 +123,24 @@ class PollFastPath:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match = _POLL_PATH.fullmatch(path_below_prefix(scope)) if scope.get("method") == "GET" else None
-        if match is None or scope["query_string"]:
+        match = _match_plain_poll(scope)
+        if match is None:
             await self._app(scope, receive, send)
             return
         scope["state"]["route"] = _POLL_ROUTE
         response = await _poll(Request(scope), match[1])
         await response(scope, receive, send)
+
+
+def is_plain_poll(scope: Scope) -> bool:
+    """Whether a request asks for the present state of a job, and nothing more."""
+    return _match_plain_poll(scope) is not None
+
+
+def _match_plain_poll(scope: Scope) -> re.Match[str] | None:
+    if scope.get("method") != "GET" or scope["query_string"]:
+        return None
+    return _POLL_PATH.fullmatch(path_below_prefix(scope))
 
 
 async def _poll(request: Request, job_id: str) -> Response:

@@ -1,15 +1,16 @@
 """Views of a job, built from its row, its position in the queue and its newest metrics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
-from api.jobs.schemas import Eta, JobSummary, JobView, LimitsView, PhaseView, Progress, QueueView
+from api.jobs.schemas import Eta, HistoryBounds, JobSummary, JobView, LimitsView, PhaseView, Progress, QueueView
 from domain.jobs import repository
-from domain.jobs.models import Job
-from domain.jobs.queue import QueuePosition, queue_position
+from domain.jobs.live_progress import LiveProgress
+from domain.jobs.models import Job, JobAttempt
+from domain.jobs.queue import QueuedJob, QueuePosition, queue_position
 from domain.settings import Settings
 
 _MAX_FAILED_ATTEMPTS: Final = 20
@@ -23,33 +24,10 @@ def summarize_job(job: Job) -> JobSummary:
     return JobSummary.model_validate(_summary_fields(job))
 
 
-def present_job(session: Session, job: Job, settings: Settings) -> JobView:
-    """The whole view of a job, with its position in the queue at this moment."""
-    return present_job_at(session, job, queue_position(session, job, worker_seconds=settings.lease_seconds))
-
-
-def present_job_at(session: Session, job: Job, position: QueuePosition | None) -> JobView:
-    """The whole view of a job.
-
-    Args:
-        position: of the job in the queue; null unless it is queued.
-    """
-    newest = repository.metric_series(session, job.id, points=1, from_step=job.step, to_step=job.step)
-    return JobView.model_validate(
-        {
-            **_summary_fields(job),
-            "failed_attempts": repository.list_failed_attempts(session, job, limit=_MAX_FAILED_ATTEMPTS),
-            "queue": None if position is None else QueueView.model_validate(position),
-            "latest": {series.name: series.values[-1] for series in newest} or None,
-            "encodings": job.encodings,
-            "spec": job.spec,
-        }
-    )
-
-
-def _summary_fields(job: Job) -> Mapping[str, Any]:
+def present_progress(job: Job | LiveProgress) -> Mapping[str, Any]:
+    """How far a job is: the fields of a view that change with every report of the engine."""
     return {
-        **{name: getattr(job, name) for name in _COLUMNS},
+        "status": job.status,
         "phase": _phase(job),
         "progress": Progress(
             percent=job.percent,
@@ -62,17 +40,65 @@ def _summary_fields(job: Job) -> Mapping[str, Any]:
             updated_at=job.progress_at,
         ),
         "eta": _eta(job),
+    }
+
+
+def present_job(session: Session, job: Job, settings: Settings) -> JobView:
+    """The whole view of a job, with its position in the queue at this moment."""
+    return present_job_at(session, job, queue_position(session, job, worker_seconds=settings.lease_seconds))
+
+
+def present_job_at(session: Session, job: Job, position: QueuePosition | None) -> JobView:
+    """The whole view of a job.
+
+    Args:
+        position: of the job in the queue; null unless it is queued.
+    """
+    failed = repository.list_failed_attempts(session, job, limit=_MAX_FAILED_ATTEMPTS)
+    return _view(job, position, failed, repository.newest_metrics(session, job) or None)
+
+
+def present_new_job(queued: QueuedJob) -> JobView:
+    """The whole view of a job that no worker has claimed yet: there is nothing more to read of it."""
+    return _view(queued.job, queued.position, (), None)
+
+
+def _view(
+    job: Job, position: QueuePosition | None, failed: Sequence[JobAttempt], latest: Mapping[str, float] | None
+) -> JobView:
+    return JobView.model_validate(
+        {
+            **_summary_fields(job),
+            "failed_attempts": failed,
+            "queue": None if position is None else QueueView.model_validate(position),
+            "latest": latest,
+            "warnings": job.warnings,
+            "retention": job.retention,
+            "trackers": job.trackers or [],
+            "history": HistoryBounds.model_validate(job),
+            "plan_warnings": job.plan_warnings,
+            "forecast": job.forecast,
+            "encodings": job.encodings,
+            "spec": job.spec,
+        }
+    )
+
+
+def _summary_fields(job: Job) -> Mapping[str, Any]:
+    return {
+        **{name: getattr(job, name) for name in _COLUMNS},
+        **present_progress(job),
         "limits": LimitsView.model_validate(job),
     }
 
 
-def _phase(job: Job) -> PhaseView | None:
+def _phase(job: Job | LiveProgress) -> PhaseView | None:
     if job.phase is None:
         return None
     return PhaseView(name=job.phase, done=job.phase_done, total=job.phase_total, unit=job.phase_unit)
 
 
-def _eta(job: Job) -> Eta | None:
+def _eta(job: Job | LiveProgress) -> Eta | None:
     if job.eta_seconds is None or job.progress_at is None:
         return None
     return Eta(

@@ -5,9 +5,11 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, model_validator
 
 from api.jobs.spec_schema import PostedSpec
+from api.retention.schemas import JobRetention
 from domain.jobs.models import LABEL_KEY
 from domain.jobs.states import PauseAt
 from domain.jobs.submission import MAX_LABELS, MAX_PRIORITY, MAX_TEXT_LENGTH, JobOptions, Limits
+from domain.trackers.models import MAX_TRACKERS, TaggedTracker
 
 _YEAR: Final = 366 * 24 * 3600
 
@@ -16,6 +18,7 @@ Labels = Annotated[
     dict[Annotated[str, Field(pattern=f"^(?:{LABEL_KEY})$")], Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]],
     Field(max_length=MAX_LABELS),
 ]
+Trackers = Annotated[tuple[TaggedTracker, ...], Field(max_length=MAX_TRACKERS)]
 Priority = Annotated[StrictInt, Field(ge=0, le=MAX_PRIORITY)]
 
 
@@ -49,10 +52,17 @@ class JobOptionsRequest(RequestBody):
     """The priority of the job in the queue; the job of the highest priority is claimed first."""
     limits: LimitsRequest = LimitsRequest()
     """The limits of the job."""
+    retention: JobRetention | None = None
+    """What is deleted of the job after it has ended, in place of the same fields of the project's retention policy;
+    null: as that says."""
+    trackers: Trackers = ()
+    """Where the metrics of the job go besides the service: TensorBoard, MLflow, Weights & Biases; of each one at most.
+    Their servers are those of the operator."""
 
     @property
     def options(self) -> JobOptions:
-        return JobOptions(self.name, self.labels, self.priority, Limits(**self.limits.model_dump()))
+        limits, retention = Limits(**self.limits.model_dump()), None if self.retention is None else self.retention.given
+        return JobOptions(self.name, self.labels, self.priority, limits, retention, self.trackers)
 
     @property
     def given_options(self) -> dict[str, Any]:
@@ -66,12 +76,31 @@ class JobOptionsRequest(RequestBody):
 class JobCreate(JobOptionsRequest):
     """A job to be queued."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "first",
+                    "spec": {
+                        "preset": "quick",
+                        "teacher": {"path": "smollm2-135m-instruct"},
+                        "student": {"from_teacher": {"layers": [0, 1, 28, 29]}},
+                        "data": {"train": {"dataset": "ds_33ntwd1jb3fq35ykbkvw0qcdz8"}},
+                        "method": "forward_kl",
+                    },
+                }
+            ]
+        }
+    )
+
     spec: PostedSpec
     """The specification of the job. Fields that are left out have the default of the preset."""
 
 
 class PauseRequest(RequestBody):
     """When a job is to be paused."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"at": "stage_end"}]})
 
     at: PauseAt = "now"
     """`now` saves the job and stops it; `stage_end` lets the present stage end, and evaluates it, first."""
@@ -88,14 +117,22 @@ class DescendantRequest(JobOptionsRequest):
     priority: Priority = Field(default_factory=lambda: 0)
     """The priority of the job in the queue; the job of the highest priority is claimed first. The parent's priority is
     kept unless the field is given."""
+    retention: JobRetention | None = Field(default_factory=lambda: None)
+    """What is deleted of the job after it has ended, in place of the same fields of the project's retention policy.
+    That of the parent is kept unless the field is given."""
+    trackers: Trackers = Field(default_factory=tuple)
+    """Where the metrics of the job go besides the service. Those of the parent are kept unless the field is given, with
+    runs of their own that are linked to the parent's."""
 
 
 class RetryRequest(DescendantRequest):
     """How an ended job is retried, as a new job."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"start": "checkpoint"}]})
+
     start: Literal["checkpoint", "stage", "start"] = "checkpoint"
     """Where the new job begins: `checkpoint` is the newest training state, where there is one; `stage` is the end of
-    `stage`; `start` is the very start."""
+    `stage`; `start` is the very start, which for a branch is where it left its parent."""
     stage: StrictInt | None = Field(default=None, ge=0, lt=2**31)
     """The stage at whose end the new job begins, counted from 0; given with `start: stage`, and only then."""
 
@@ -109,6 +146,8 @@ class RetryRequest(DescendantRequest):
 class BranchRequest(DescendantRequest):
     """A new job that goes on from the end of a stage of another."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"stage": 1, "changes": {"method": "js"}}]})
+
     stage: StrictInt = Field(ge=0, lt=2**31)
     """The stage at whose end the new job begins, counted from 0."""
     changes: dict[str, JsonValue] = Field(default={}, max_length=32)
@@ -119,14 +158,22 @@ class BranchRequest(DescendantRequest):
 class JobUpdate(RequestBody):
     """Changes of a job; a field that is not named stays unchanged."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"priority": 10, "labels": {"team": "search"}}]})
+
     name: Name | None = None
     """The name that people call the job, in printable characters; null removes it."""
     labels: Labels = {}
     """Keys and values by which lists of jobs are filtered; they replace all labels that the job has."""
     priority: Priority = 0
     """The priority of the job in the queue; the job of the highest priority is claimed first."""
+    retention: JobRetention | None = None
+    """What is deleted of the job after it has ended; it replaces all that the job has of this. Null: as the project's
+    retention policy says."""
 
     @property
     def changes(self) -> dict[str, Any]:
         """The fields that the body names."""
-        return {name: getattr(self, name) for name in self.model_fields_set}
+        changes = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.retention is not None:
+            changes["retention"] = self.retention.given
+        return changes

@@ -3,24 +3,24 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import PlainTextResponse
 from pydantic import StringConstraints
 
 from api.auth import Caller
-from api.checkpoints.schemas import CheckpointPage, CheckpointView
+from api.byte_ranges import RangeNotSatisfiable
+from api.checkpoints.schemas import CheckpointPage, checkpoint_presenter
 from api.client_shares import TRANSFER_ERRORS
-from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep, StoreDep
+from api.dependencies import DatabaseDep, EncodingCheckerDep, GroupCommitDep, SettingsDep, StoreDep
 from api.downloads import (
     ArtifactDamaged,
     ArtifactFileNotFound,
-    RangeNotSatisfiable,
     download_responses,
     serve_file,
 )
 from api.idempotency.keys import KEY_ERRORS
-from api.idempotency.writes import IdempotentWriteDep, replayable_response
-from api.jobs.presenter import present_job, summarize_job
+from api.idempotency.writes import PlannedWriteDep, replayable_response
+from api.jobs.presenter import present_new_job
 from api.jobs.requests import JobCreate
 from api.jobs.schemas import (
     AttemptPage,
@@ -35,17 +35,19 @@ from api.jobs.schemas import (
     StageList,
     StageView,
 )
+from api.jobs.summaries import SummaryCacheDep
 from api.pagination import After, AfterNumber, Limit
 from api.path_params import JobId
 from api.prefix import location_of
-from api.problems import BODY_PROBLEMS, COMMON_PROBLEMS, problem_responses
-from api.sessions import ReadSession
+from api.problems import BODY_PROBLEMS, COMMON_PROBLEMS, STORE_ERRORS, problem_responses
+from api.sessions import HeavyReadSession, ReadSession, transaction_slot
 from api.strict_json import StrictJsonRoute
 from domain.artifacts import ArtifactStore
 from domain.checkpoints.repository import list_checkpoints
-from domain.errors import SPEC_ERRORS, JobNotFound, NotFound, QuotaExceeded, Unprocessable
+from domain.errors import SPEC_ERRORS, ApiError, JobNotFound, NotFound, QuotaExceeded, Unprocessable
 from domain.jobs import repository, submission
 from domain.jobs.models import Job, JobArtifact
+from domain.jobs.queue import QueuedJob
 from domain.jobs.states import JobStatus
 from pocl.spec import DistillationSpec
 
@@ -53,34 +55,25 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, rou
 
 _JOB_PROBLEMS = problem_responses(JobNotFound)
 
+# Tuples have an immutable default. A `default_factory` would be inspected with every request.
 Statuses = Annotated[
-    list[JobStatus],
-    Query(
-        default_factory=list, max_length=16, description="The states of the jobs to list, any of them; may be repeated."
-    ),
+    tuple[JobStatus, ...],
+    Query(max_length=16, description="The states of the jobs to list, any of them; may be repeated."),
 ]
 Labels = Annotated[
-    list[Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f=]{1,63}=[^\x00-\x1f\x7f]{0,200}$")]],
+    tuple[Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f=]{1,63}=[^\x00-\x1f\x7f]{0,200}$")], ...],
     Query(
-        default_factory=list,
         max_length=16,
         description="A label of the jobs to list, as `key=value`; where it is repeated, a job has all of them.",
     ),
 ]
 MetricNames = Annotated[
-    list[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]],
+    tuple[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")], ...],
     Query(
-        default_factory=list,
         max_length=20,
         description="The metrics to return, for instance `loss`; all unless given; may be repeated.",
     ),
 ]
-
-
-class AttemptNotFound(NotFound):
-    """The job has no attempt of this number."""
-
-    code = "attempt_not_found"
 
 
 class ArtifactNotReady(NotFound):
@@ -113,6 +106,7 @@ def _artifact_responses(media_type: str) -> dict[int | str, dict[str, Any]]:
             RangeNotSatisfiable,
             ArtifactDamaged,
             *TRANSFER_ERRORS,
+            *STORE_ERRORS,
         ),
     }
 
@@ -130,11 +124,12 @@ def _artifact_responses(media_type: str) -> dict[int | str, dict[str, Any]]:
 )
 def create_job(
     body: JobCreate,
-    write: IdempotentWriteDep,
+    write: PlannedWriteDep,
     caller: Caller,
     database: DatabaseDep,
     settings: SettingsDep,
     checker: EncodingCheckerDep,
+    group_commit: GroupCommitDep,
     request: Request,
 ) -> Response:
     """Queue a distillation job. Everything that can be checked is checked now: fields, data sets, models,
@@ -142,32 +137,46 @@ def create_job(
     """
     with database.transaction(write=False) as session:
         plan = submission.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
-    plan = submission.check_data(checker, plan)
+    planned = submission.Submission(submission.check_data(checker, plan), body.options)
+
+    def respond(queued: QueuedJob) -> Response:
+        location = location_of(request, "get_job", job_id=queued.job.id)
+        return write.respond(present_new_job(queued), status=201, location=location)
+
+    if not write.is_keyed:
+        return respond(group_commit.submit(settings, caller.project, planned))
+    # The response is stored by the same transaction.
     with write.transaction() as session:
-        job = submission.create_job(session, settings, plan, project=caller.project, options=body.options)
-        location = location_of(request, "get_job", job_id=job.id)
-        return write.respond(present_job(session, job, settings), status=201, location=location)
+        (outcome,) = submission.create_jobs(session, settings, [planned], project=caller.project)
+        if isinstance(outcome, ApiError):
+            raise outcome
+        return respond(outcome)
 
 
-@router.get("", summary="List jobs")
-def list_jobs(
-    session: ReadSession,
+@router.get("", summary="List jobs", response_model=JobPage)
+async def list_jobs(
     caller: Caller,
-    status: Statuses,
-    label: Labels,
+    database: DatabaseDep,
+    summaries: SummaryCacheDep,
+    status: Statuses = (),
+    label: Labels = (),
     limit: Limit = 20,
     after: After = None,
-) -> JobPage:
+) -> Response:
     """The project's jobs, newest first. A page never repeats or misses a job because new ones arrive."""
-    page = repository.list_jobs(
-        session,
-        caller.project,
-        limit=limit,
-        after=after,
-        statuses=status,
-        labels={key: value for key, _, value in (each.partition("=") for each in label)},
-    )
-    return JobPage.from_rows(page, summarize_job, lambda row: row.id)
+    labels = {key: value for key, _, value in (each.partition("=") for each in label)}
+
+    def read() -> bytes:
+        with database.transaction(write=False) as session:
+            page = repository.list_jobs(
+                session, caller.project, limit=limit, after=after, statuses=status, labels=labels
+            )
+            return summaries.render_page(session, page)
+
+    # One way to a thread and back: by a dependency on a session there were three.
+    async with transaction_slot():
+        content = await run_sync(read)
+    return Response(content, media_type="application/json")
 
 
 @router.get("/{job_id}/stages", summary="List the stages of a job", responses=_JOB_PROBLEMS)
@@ -179,7 +188,7 @@ def list_job_stages(session: ReadSession, caller: Caller, job_id: JobId) -> Stag
 
 @router.get("/{job_id}/events", summary="List the events of a job", responses=_JOB_PROBLEMS)
 def list_job_events(
-    session: ReadSession, caller: Caller, job_id: JobId, limit: Limit = 100, after: AfterNumber = 0
+    session: HeavyReadSession, caller: Caller, job_id: JobId, limit: Limit = 100, after: AfterNumber = 0
 ) -> EventPage:
     """The history of the job, oldest first."""
     job = repository.get_job(session, caller.project, job_id)
@@ -189,10 +198,10 @@ def list_job_events(
 
 @router.get("/{job_id}/metrics", summary="Get the metrics of a job", responses=_JOB_PROBLEMS)
 def get_job_metrics(
-    session: ReadSession,
+    session: HeavyReadSession,
     caller: Caller,
     job_id: JobId,
-    names: MetricNames,
+    names: MetricNames = (),
     from_step: Annotated[int, Query(ge=0, lt=2**31, description="The first optimiser step, inclusive.")] = 0,
     to_step: Annotated[int | None, Query(ge=0, lt=2**31, description="The last optimiser step, inclusive.")] = None,
     resolution: Annotated[
@@ -227,35 +236,8 @@ def list_job_checkpoints(
     """The checkpoints of the job, newest first: training states, ends of stages, the best and the final student."""
     job = repository.get_job(session, caller.project, job_id)
     page = list_checkpoints(session, caller.project, job_id=job.id, limit=limit, after=after)
-    return CheckpointPage.from_rows(page, CheckpointView.model_validate, lambda row: row.id)
-
-
-@router.get(
-    "/{job_id}/logs",
-    summary="Read the log of a job",
-    response_class=PlainTextResponse,
-    responses={
-        200: {"description": "The last part of the engine's log."},
-        **problem_responses(JobNotFound, AttemptNotFound),
-    },
-)
-def get_job_logs(
-    session: ReadSession,
-    caller: Caller,
-    job_id: JobId,
-    attempt: Annotated[
-        int | None, Query(ge=1, lt=2**31, description="The number of the attempt; the newest one unless given.")
-    ] = None,
-) -> str:
-    """The last part of an attempt's log as text; empty before the first attempt."""
-    job = repository.get_job(session, caller.project, job_id)
-    if attempt is None:
-        newest = repository.latest_attempt(session, job.id)
-        return newest.log_tail if newest is not None else ""
-    row = repository.get_attempt(session, job.id, attempt)
-    if row is None:
-        raise AttemptNotFound
-    return row.log_tail
+    present = checkpoint_presenter(session, caller.project, page.rows)
+    return CheckpointPage.from_rows(page, present, lambda row: row.id)
 
 
 @router.get(

@@ -5,11 +5,13 @@ from typing import Literal
 
 from pydantic import AliasChoices, Field, JsonValue
 
-from api.jobs.plan_schemas import StagePlanView
+from api.jobs.forecast_schemas import ForecastView
+from api.jobs.plan_schemas import PlanWarningView, StagePlanView
 from api.jobs.spec_schema import ResolvedSpec
 from api.pagination import Page, Resource
 from domain.jobs.queue import QueueReason
 from domain.jobs.states import AttemptEnd, Fault, JobStatus, PauseAt, StageStatus
+from domain.trackers.models import TrackerKind, TrackerState
 from pocl.encoding_counts import EncodingCounts
 from pocl.events import SampledScores
 
@@ -18,7 +20,8 @@ class Progress(Resource):
     """How far a job has come."""
 
     percent: float
-    """The share of the optimiser steps that are done, 0 to 100."""
+    """The share of the work that is done, 0 to 100: ranking, evaluations, caching the teacher and training, each by its
+    planned operations. It never falls: while lost steps are repeated, it stays as it is."""
     step: int
     """The number of optimiser steps that are done."""
     total_steps: int
@@ -157,6 +160,9 @@ class JobSummary(Resource):
     """The job that this one branched off at the end of a stage."""
     limits: LimitsView
     """The limits of the job."""
+    stored_bytes: int
+    """The bytes of the checkpoints and other files of the job in the artifact store; files that checkpoints share on
+    the disk count for each."""
 
 
 class EncodingView(Resource):
@@ -185,6 +191,36 @@ class FailedAttempt(Resource):
     """Why the attempt ended."""
 
 
+class WarningCount(Resource):
+    """A warning of the engine, and how often it came."""
+
+    code: str
+    """A stable name of the warning, for programs; `further_warnings` counts those whose texts are not kept."""
+    message: str
+    """One sentence for people."""
+    count: int
+    """How often the engine gave the warning, in all attempts; the history has the first."""
+    first_at: datetime
+    """When it was first given."""
+    last_at: datetime
+    """When it was last given."""
+
+
+class HistoryBounds(Resource):
+    """What the history of a job does not have, so that it stays bounded."""
+
+    events_dropped: int
+    """The number of events of the engine beyond the 10,000th event of the job, which were dropped."""
+    metrics_dropped: int
+    """The number of metric values that were dropped."""
+    deleted_at: datetime | None = Field(validation_alias=AliasChoices("deleted_at", "history_deleted_at"))
+    """When the retention policy deleted events, metrics and logs, but for the changes of state; null while they are
+    there."""
+    metric_window: int
+    """Of so many optimiser steps the first, the last, the least and the greatest value of each metric are kept; 1 where
+    all are, as up to step 8192. The newest steps are whole."""
+
+
 class JobView(JobSummary):
     """A job."""
 
@@ -195,6 +231,19 @@ class JobView(JobSummary):
     """The position in the queue; null unless the job is queued."""
     latest: dict[str, float] | None
     """The metrics of the newest optimiser step, by name; null before the first."""
+    warnings: list[WarningCount]
+    """The warnings of the engine by their text, at most 100 and one for all others, in the order in which they first
+    came."""
+    retention: dict[str, int | bool | None] | None
+    """What the job has in place of the fields of the project's retention policy; null for nothing."""
+    trackers: list[dict[str, JsonValue]]
+    """Where the metrics of the job go besides the service, as it was submitted; `/trackers` says what they have."""
+    history: HistoryBounds
+    """What the history does not have."""
+    plan_warnings: list[PlanWarningView]
+    """What was to be known about the job when it was submitted, as its dry run says it."""
+    forecast: ForecastView | None
+    """What the job was expected to take when it was submitted; null for jobs from before that was noted."""
     encodings: list[EncodingView]
     """What was cut and left out of each data set; empty before the engine has read them."""
     spec: ResolvedSpec
@@ -303,6 +352,8 @@ class EvaluationView(Resource):
     """The cross-entropy of the reference responses in nats per response token."""
     divergence: float | None
     """The forward KL divergence to the teacher in nats per response token; null where there is no teacher."""
+    unfinished_thoughts: int
+    """The number of greedy responses that end inside their thought, and so say nothing; their ROUGE-L is 0."""
     sampled: SampledScores | None
     """The scores of responses that were drawn with several seeds; null where only greedy responses were scored."""
 
@@ -314,3 +365,43 @@ class MetricsView(Resource):
     """The metrics, each over the optimiser steps."""
     evaluations: list[EvaluationView]
     """All evaluations, oldest first."""
+
+
+class TrackerProblem(Resource):
+    """Why a tracker was sent nothing lately."""
+
+    code: str
+    """A stable name of the reason, for programs."""
+    message: str
+    """One sentence for people."""
+
+
+class TrackerView(Resource):
+    """A tracker of a job, and what it has of the job's metrics."""
+
+    kind: TrackerKind
+    """The kind of tracker."""
+    options: dict[str, JsonValue]
+    """What the job asks of it."""
+    state: TrackerState
+    """`open` while more may be sent; `closed` once the job has ended and the tracker has all of it; `failed` where it
+    was given up."""
+    run_id: str | None
+    """The id of the run on the tracker's server; null before it is made, and for a file."""
+    run_url: str | None
+    """Where people see the run; for MLflow relative to its server. Null where the tracker does not say."""
+    step: int
+    """The last optimiser step that it has; 0 before the first."""
+    failures: int
+    """How often in a row it was sent nothing."""
+    problem: TrackerProblem | None
+    """Why, the last time; null where the last values were sent."""
+
+
+class TrackerList(Resource):
+    """The trackers of a job, in the order in which it names them."""
+
+    object: Literal["list"] = "list"
+    """The kind of the resource."""
+    data: list[TrackerView]
+    """The trackers."""

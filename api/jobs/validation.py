@@ -9,7 +9,7 @@ from api.dependencies import DatabaseDep, EncodingCheckerDep, SettingsDep
 from api.jobs.plan_schemas import PlanView
 from api.jobs.requests import JobCreate
 from api.problems import BODY_PROBLEMS, COMMON_PROBLEMS, problem_responses
-from api.sessions import TransactionSlot
+from api.sessions import PlanningSlot
 from api.strict_json import StrictJsonRoute
 from domain.errors import SPEC_ERRORS, Unprocessable
 from domain.jobs import submission
@@ -25,17 +25,21 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, rou
 def validate_job(
     body: JobCreate,
     database: DatabaseDep,
-    _slot: TransactionSlot,
+    _slot: PlanningSlot,
     caller: Caller,
     settings: SettingsDep,
     checker: EncodingCheckerDep,
 ) -> PlanView:
     """The dry run of a submission: the specification with every default named, the table of stages, what it costs in
-    memory, disk and arithmetic, what of the samples is cut and left out, and warnings. Nothing is stored.
+    memory, disk and arithmetic, how long it will take on the workers that there are and at which price, what of the
+    samples is cut and left out, and warnings. Nothing is stored.
     """
     with database.transaction(write=False) as session:
+        submission.check_options(session, settings, body.options)
         plan = submission.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
-    return PlanView.model_validate(submission.check_data(checker, plan))
+    plan = submission.check_data(checker, plan)
+    with database.transaction(write=False) as session:
+        return PlanView.model_validate(submission.forecast_plan(session, settings, plan))
 
 
 @router.api_route("/validate", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)

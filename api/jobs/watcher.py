@@ -21,6 +21,7 @@ from api.client_shares import ClientShares
 from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.errors import Unavailable
+from domain.jobs.live_progress import LiveProgress, live_progress
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
 
 _MAX_IDS_PER_QUERY: Final = 10_000
@@ -49,6 +50,11 @@ class Subscription:
     def latest(self) -> JobSnapshot | None:
         """The newest snapshot of the job; null where the job is deleted, or before the first snapshot."""
         return self._job.latest
+
+    @property
+    def live(self) -> LiveProgress | None:
+        """How far the job is; null before the first query, and for a subscription without `live`."""
+        return self._job.live
 
     async def wait_for(self, condition: Callable[[JobSnapshot | None], bool], *, timeout: float) -> bool:
         """Wait until the newest snapshot meets a condition.
@@ -94,6 +100,9 @@ class _WatchedJob:
     loaded: bool = False
     """Whether a query has looked for the job since it is watched."""
     latest: JobSnapshot | None = None
+    live: LiveProgress | None = None
+    live_subscriptions: int = 0
+    """How many of them want to know how far the job is."""
 
 
 @dataclass
@@ -143,8 +152,11 @@ class JobWatcher:
         return (await self._join_query(self._state(), (job_id,))).get(job_id)
 
     @contextmanager
-    def subscribe(self, job_id: str, *, client: str) -> Iterator[Subscription]:
+    def subscribe(self, job_id: str, *, client: str, live: bool = False) -> Iterator[Subscription]:
         """Watch a job for as long as the block lasts, on the share of a client.
+
+        Args:
+            live: whether each report of the engine counts as a change, and is read.
 
         Raises:
             TooManyFollowers: the process has as many subscriptions as it may.
@@ -156,6 +168,7 @@ class JobWatcher:
         subscription = Subscription(job)
         subscription.closed = state.closing.is_set()
         job.subscriptions.add(subscription)
+        job.live_subscriptions += live
         if state.poller is None or state.poller.done():
             state.poller = asyncio.create_task(self._poll(state))
         try:
@@ -163,6 +176,7 @@ class JobWatcher:
         finally:
             self._shares.release(client)
             job.subscriptions.discard(subscription)
+            job.live_subscriptions -= live
             if not job.subscriptions:
                 del state.watched[job_id]
 
@@ -205,23 +219,32 @@ class JobWatcher:
         # One query after the other, so a snapshot is never older than one that was delivered before.
         async with state.query_lock:
             state.pending = None
-            snapshots = await run_sync(self._read_snapshots, sorted(batch.job_ids), limiter=state.limiter)
+            live_ids = [id_ for id_ in batch.job_ids if id_ in state.watched and state.watched[id_].live_subscriptions]
+            snapshots, live = await run_sync(
+                self._read_snapshots, sorted(batch.job_ids), sorted(live_ids), limiter=state.limiter
+            )
             for job_id in batch.job_ids & state.watched.keys():
                 job = state.watched[job_id]
-                before, job.latest = job.latest, snapshots.get(job_id)
-                if not job.loaded or job.latest != before:
+                before = (job.latest, job.live)
+                job.latest, job.live = snapshots.get(job_id), live.get(job_id, job.live)
+                if not job.loaded or (job.latest, job.live) != before:
                     job.loaded = True
                     for subscription in job.subscriptions:
                         subscription.notify()
         return snapshots
 
-    def _read_snapshots(self, job_ids: list[str]) -> dict[str, JobSnapshot]:
+    def _read_snapshots(
+        self, job_ids: list[str], live_ids: list[str]
+    ) -> tuple[dict[str, JobSnapshot], dict[str, LiveProgress]]:
         snapshots: dict[str, JobSnapshot] = {}
+        live: dict[str, LiveProgress] = {}
         with self._database.transaction(write=False) as session:
             for first in range(0, len(job_ids), _MAX_IDS_PER_QUERY):
                 chunk = job_ids[first : first + _MAX_IDS_PER_QUERY]
                 snapshots |= job_snapshots(session, chunk, worker_seconds=self._worker_seconds)
-        return snapshots
+            for first in range(0, len(live_ids), _MAX_IDS_PER_QUERY):
+                live |= live_progress(session, live_ids[first : first + _MAX_IDS_PER_QUERY])
+        return snapshots, live
 
     async def _poll(self, state: _LoopState) -> None:
         unavailable = False

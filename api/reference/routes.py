@@ -1,12 +1,13 @@
-"""The page `/docs`: Swagger UI over the OpenAPI document, with every script and style out of this service."""
+"""The OpenAPI document, and the page `/docs` over it: Swagger UI, with every script and style out of this service."""
 
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
+from api.openapi import DocumentCache
 from domain.errors import NotFound
 
 router = APIRouter(include_in_schema=False)
@@ -34,6 +35,13 @@ _FILES: Final = {
     "swagger-ui.css": (_swagger_ui(), "text/css"),
     "favicon.png": (_swagger_ui(), "image/png"),
 }
+
+
+@router.get("/openapi.json")
+async def get_openapi_document(request: Request) -> Response:
+    """The document, built by a thread at the first request: everybody else is answered meanwhile."""
+    documents: DocumentCache = request.app.state.document_cache
+    return Response(await documents.get(None), media_type="application/json")
 
 
 @router.get("/docs")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
-from api.auth import Caller
+from api.auth import Caller, ServiceAdminCaller, ServiceAdminRequired
 from api.dependencies import SettingsDep
 from api.idempotency.keys import KEY_ERRORS
 from api.idempotency.writes import IdempotentWriteDep, replayable_response
@@ -23,8 +23,8 @@ from domain.jobs.models import Job
 from domain.jobs.states import HELD
 from domain.settings import Settings
 from domain.workers import repository
-from domain.workers.models import DrainMode, Worker
-from domain.workers.repository import WorkerNotFound
+from domain.workers.models import DrainMode, Worker, WorkerState
+from domain.workers.repository import WorkerNotFound, worker_state
 
 router = APIRouter(prefix="/workers", tags=["workers"], responses=COMMON_PROBLEMS, route_class=StrictJsonRoute)
 
@@ -34,7 +34,6 @@ AfterName = Annotated[
     str | None,
     Query(pattern=_NAME, description="The name after whose worker the page begins: `last_id` of the previous page."),
 ]
-WorkerState = Literal["idle", "busy", "draining", "drained", "quarantined", "lost"]
 
 
 class DeviceView(Resource):
@@ -78,6 +77,10 @@ class WorkerView(Resource):
     """The devices that the worker computes on."""
     job: str | None
     """The job that the worker holds; null if it holds none, or one of another project."""
+    version: str | None
+    """The version of the service that the worker runs; null for one that does not tell."""
+    generation: int | None
+    """The generation of that version: workers of the API's own and of the one before work with it (`/version`)."""
     started_at: datetime
     """When the worker registered."""
     seen_at: datetime
@@ -91,7 +94,12 @@ class WorkerPage(Page[WorkerView, str]):
 class DrainRequest(BaseModel):
     """How a worker is to be drained."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        frozen=True,
+        json_schema_extra={"examples": [{"how": "release"}]},
+    )
 
     how: DrainMode | None = "finish"
     """`finish` lets the worker end its job; `release` makes it save the job and give it back; null ends the draining,
@@ -115,18 +123,26 @@ def list_workers(
     responses={
         **replayable_response(200),
         **problem_responses(
-            WorkerNotFound, JsonInvalid, BodyTooLarge, UnsupportedMediaType, Unprocessable, *KEY_ERRORS
+            WorkerNotFound,
+            ServiceAdminRequired,
+            JsonInvalid,
+            BodyTooLarge,
+            UnsupportedMediaType,
+            Unprocessable,
+            *KEY_ERRORS,
         ),
     },
 )
 def drain_worker(
     write: IdempotentWriteDep,
-    caller: Caller,
+    caller: ServiceAdminCaller,
     name: WorkerName,
     settings: SettingsDep,
     body: DrainRequest | None = None,
 ) -> Response:
-    """The worker claims no more jobs, so that its machine can be taken away; repeating the request changes nothing."""
+    """The worker claims no more jobs, so that its machine can be taken away; repeating the request changes nothing.
+    It needs an admin key of the project `default`, since all projects share the workers.
+    """
     with write.transaction() as session:
         worker = repository.drain(session, name, (body or DrainRequest()).how)
         view = _present_workers(session, [worker], caller.project, settings)[name]
@@ -140,19 +156,18 @@ def _present_workers(
     held = sa.select(Job).where(Job.lease_owner.in_([worker.name for worker in workers]), Job.status.in_(HELD))
     jobs = {job.lease_owner: job for job in session.scalars(held)}
     lost_before = session.scalars(sa.select(db_now(-settings.lease_seconds))).one()
-    return {
-        worker.name: _present_worker(worker, jobs.get(worker.name), project, lost=worker.seen_at < lost_before)
-        for worker in workers
-    }
+    return {worker.name: _present_worker(worker, jobs.get(worker.name), project, lost_before) for worker in workers}
 
 
-def _present_worker(worker: Worker, job: Job | None, project: str, *, lost: bool) -> WorkerView:
+def _present_worker(worker: Worker, job: Job | None, project: str, lost_before: datetime) -> WorkerView:
     return WorkerView(
         id=worker.name,
-        state=_state(worker, job, lost=lost),
+        state=worker_state(worker, holds_job=job is not None, lost_before=lost_before),
         quarantine=_quarantine(worker),
         devices=[DeviceView.model_validate(device) for device in worker.devices],
         job=job.id if job is not None and job.project == project else None,
+        version=worker.version,
+        generation=worker.generation,
         started_at=worker.started_at,
         seen_at=worker.seen_at,
     )
@@ -164,13 +179,3 @@ def _quarantine(worker: Worker) -> QuarantineView | None:
     return QuarantineView(
         reason=worker.quarantine_reason or "", since=worker.quarantined_at, checks_at=worker.checks_at
     )
-
-
-def _state(worker: Worker, job: Job | None, *, lost: bool) -> WorkerState:
-    if lost:
-        return "lost"
-    if worker.quarantined_at is not None:
-        return "quarantined"
-    if worker.drain is not None:
-        return "drained" if job is None else "draining"
-    return "idle" if job is None else "busy"

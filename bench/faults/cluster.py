@@ -304,9 +304,11 @@ class Cluster:
         if home.parent.stat().st_dev == home.parent.parent.stat().st_dev:
             return False
         ballast = home.with_name("ballast")
-        small_disk.fill(ballast, 0)
-        time.sleep(LEASE_SECONDS / 2)
-        ballast.unlink()
+        try:
+            small_disk.fill(ballast, 0)
+            time.sleep(LEASE_SECONDS / 2)
+        finally:
+            ballast.unlink()
         return True
 
     def _at_broker(self, command: str) -> bool:
@@ -383,6 +385,7 @@ class Cluster:
             "POCL_MAX_RETRY_SECONDS": str(settings.max_retry_seconds),
             "POCL_WORKER_ENGINE": json.dumps([sys.executable, str(_SICK_ENGINE), str(self._marker(name))]),
             "POCL_WORKER_TICK_SECONDS": "0.05",
+            "POCL_WORKER_LEADER_SECONDS": "3",
             "POCL_WORKER_STALL_SECONDS": str(_STALL_SECONDS),
             "POCL_WORKER_GRACE_SECONDS": json.dumps(_GRACE_SECONDS / 2),
             "OMP_NUM_THREADS": "1",

@@ -1,5 +1,6 @@
 """A disk of its own for a service into which faults are injected: small, real, and filled and freed at will."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -38,8 +39,21 @@ def mount(directory: Path, megabytes: int) -> None:
 
 
 def fill(ballast: Path, free_bytes: int) -> None:
-    """Write a file until so many bytes of its disk are free."""
-    disk = os.statvfs(ballast.parent)
-    size = disk.f_bavail * disk.f_frsize - free_bytes
+    """Write a file until its disk, to which others write meanwhile, has no page more than so many bytes free."""
     with ballast.open("wb") as out:
-        os.posix_fallocate(out.fileno(), 0, max(size, _PAGE))
+        size = _free_bytes(ballast.parent) - free_bytes
+        while size >= _PAGE:
+            try:
+                os.posix_fallocate(out.fileno(), os.fstat(out.fileno()).st_size, size)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                # Somebody else has written since the free bytes were counted.
+                size //= 2
+            else:
+                size = _free_bytes(ballast.parent) - free_bytes
+
+
+def _free_bytes(directory: Path) -> int:
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -39,13 +40,18 @@ class StoredDataset:
 
 
 def store_dataset(
-    upload: UploadedFile, publish: Callable[[Path, str], ManifestFile], *, storer: SampleStorer
+    upload: UploadedFile,
+    publish: Callable[[Path, str], ManifestFile],
+    *,
+    storer: SampleStorer,
+    directory: Path | None = None,
+    dataset_id: str | None = None,
 ) -> StoredDataset:
     """Read an uploaded file and publish its samples: the long part of an upload, which needs no transaction.
 
-    The samples are written beside the file first.
-
     Args:
+        directory: where the samples are written first; beside the file unless given.
+        dataset_id: the id of the data set; a new one unless given.
         publish: stores a file under a key of the artifact store.
         storer: of the file; another thread may cancel it.
 
@@ -55,16 +61,21 @@ def store_dataset(
         ProcessCrashed: the process that read it died.
         StoringCancelled: `storer` was cancelled.
     """
-    samples = upload.path.with_name(f"{upload.path.name}.samples")
+    samples = (directory or upload.path.parent) / f"{upload.path.name}.samples"
     try:
         with engine_refusals():
             report = storer.store(samples, upload.options, hint=upload.format_hint)
-        dataset_id = new_id("ds")
-        key = f"datasets/{dataset_id}.jsonl"
+        dataset_id = dataset_id or new_id("ds")
+        key = samples_key(dataset_id)
         size, digest = upload.path.stat().st_size, sha256_of(upload.path)
         return StoredDataset(dataset_id, report, size, digest, key, publish(samples, key))
     finally:
         samples.unlink(missing_ok=True)
+
+
+def samples_key(dataset_id: str) -> str:
+    """The key of a data set's samples in the artifact store."""
+    return f"datasets/{dataset_id}.jsonl"
 
 
 def add_dataset(session: Session, stored: StoredDataset, *, project: str, name: str) -> Dataset:
@@ -76,21 +87,27 @@ def add_dataset(session: Session, stored: StoredDataset, *, project: str, name: 
         name=name,
         rows=report.rows,
         prompts=report.prompts,
-        ingestion={
-            "format": report.format,
-            "compressed": report.compressed,
-            "size_bytes": stored.source_size_bytes,
-            "sha256": stored.source_sha256,
-            "forms": dict(report.forms),
-            "ignored_columns": [{"name": column, "rows": rows} for column, rows in report.ignored.most_common()],
-            "more_ignored": report.more_ignored,
-            "with_difficulty": report.with_difficulty,
-            "reasoning_columns": [{"name": column, "rows": rows} for column, rows in report.reasoning.most_common()],
-            "skipped": report.bad,
-            "first_skipped": [asdict(error) for error in report.bad_rows],
-        },
+        ingestion=describe_ingestion(stored),
         size_bytes=stored.file.size,
         sha256=stored.file.sha256,
         store_key=stored.store_key,
         dataset_id=stored.dataset_id,
     )
+
+
+def describe_ingestion(stored: StoredDataset) -> dict[str, Any]:
+    """How an uploaded file was read, as the row has it."""
+    report = stored.report
+    return {
+        "format": report.format,
+        "compressed": report.compressed,
+        "size_bytes": stored.source_size_bytes,
+        "sha256": stored.source_sha256,
+        "forms": dict(report.forms),
+        "ignored_columns": [{"name": column, "rows": rows} for column, rows in report.ignored.most_common()],
+        "more_ignored": report.more_ignored,
+        "with_difficulty": report.with_difficulty,
+        "reasoning_columns": [{"name": column, "rows": rows} for column, rows in report.reasoning.most_common()],
+        "skipped": report.bad,
+        "first_skipped": [asdict(error) for error in report.bad_rows],
+    }

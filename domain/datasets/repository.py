@@ -1,5 +1,7 @@
 """Queries for data sets. No function commits."""
 
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +10,22 @@ from sqlalchemy.orm import Session
 
 from domain.datasets.models import Dataset
 from domain.db import KeysetPage, fetch_page
-from domain.errors import DatasetNotFound
+from domain.errors import Conflict, DatasetNotFound
 from domain.ids import new_id
 from pocl.samples.stored import STORED
 from pocl.spec import DataRef
+
+
+class DatasetNotReady(Conflict):
+    """The file of the data set is still being read: name it once its `status` is `ready`."""
+
+    code = "dataset_not_ready"
+
+
+class DatasetRefused(DatasetNotReady):
+    """The file of the data set was refused, as its `refusal` says: correct the file, and upload it again."""
+
+    code = "dataset_refused"
 
 
 def add_dataset(
@@ -50,6 +64,19 @@ def add_dataset(
     return dataset
 
 
+def require_ready(dataset: Dataset) -> Dataset:
+    """The data set, if its samples can be used.
+
+    Raises:
+        DatasetNotReady: they are not there yet, or never will be.
+    """
+    if dataset.status == "refused":
+        raise DatasetRefused
+    if dataset.status != "ready":
+        raise DatasetNotReady
+    return dataset
+
+
 def get_dataset(session: Session, project: str, dataset_id: str) -> Dataset:
     """A data set of the project.
 
@@ -66,6 +93,25 @@ def get_dataset_for_share(session: Session, project: str, dataset_id: str) -> Da
         DatasetNotFound: the project has no such data set.
     """
     return _one(session, _by_id(project, dataset_id).with_for_update(read=True))
+
+
+def share_datasets(session: Session, project: str, dataset_ids: Collection[str]) -> int:
+    """Take shared row locks on data sets of the project that can be used, as :func:`get_dataset_for_share` does.
+
+    Returns:
+        how many of them there are.
+    """
+    statement = _share_statement()
+    rows = session.execute(statement, {"project": project, "dataset_ids": sorted(dataset_ids)})
+    return sum(row.status == "ready" for row in rows)
+
+
+@cache
+def _share_statement() -> sa.Select[str, str]:
+    """The statement with the parameters `project` and `dataset_ids`: each submission executes it."""
+    is_named = Dataset.id.in_(sa.bindparam("dataset_ids", expanding=True))
+    statement = sa.select(Dataset.id, Dataset.status).where(is_named, Dataset.project == sa.bindparam("project"))
+    return statement.order_by(Dataset.id).with_for_update(read=True)
 
 
 def lock_dataset(session: Session, project: str, dataset_id: str) -> Dataset:

@@ -100,15 +100,22 @@ def extend(connection: sa.Connection, holder: KeyHolder, *, seconds: float) -> b
     return bool(connection.execute(_where_held(sa.update(_KEYS), holder).values(expires_at=db_now(seconds))).rowcount)
 
 
-def settle(connection: sa.Connection, holder: KeyHolder, *, fingerprint: str, response: StoredResponse) -> bool:
-    """Store the response of the holder's request; false where the holder has lost the key."""
+def settle(
+    connection: sa.Connection,
+    holder: KeyHolder,
+    *,
+    fingerprint: str,
+    response: StoredResponse,
+    seconds: float = RESPONSE_TTL_SECONDS,
+) -> bool:
+    """Store the response of the holder's request for `seconds`; false where the holder has lost the key."""
     update = _where_held(sa.update(_KEYS), holder).values(
         fingerprint=fingerprint,
         status=response.status,
         media_type=response.media_type,
         location=response.location,
         body=response.body,
-        expires_at=db_now(RESPONSE_TTL_SECONDS),
+        expires_at=db_now(seconds),
     )
     return bool(connection.execute(update).rowcount)
 
@@ -116,6 +123,11 @@ def settle(connection: sa.Connection, holder: KeyHolder, *, fingerprint: str, re
 def release(connection: sa.Connection, holder: KeyHolder) -> None:
     """Delete the key of a request that failed."""
     connection.execute(_where_held(sa.delete(_KEYS), holder))
+
+
+def forget(connection: sa.Connection, holder: KeyHolder) -> None:
+    """Delete the key of a request that was answered; one in progress stays."""
+    connection.execute(_where_key(sa.delete(_KEYS), holder).where(_KEYS.c.status.is_not(None)))
 
 
 def delete_expired(connection: sa.Connection) -> int:

@@ -1,6 +1,6 @@
 """Actions of clients on a job: cancel, pause, resume, update, delete. Each is idempotent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,23 +8,24 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint
+from domain.checkpoints.repository import replace_by_tombstones
 from domain.db import db_now
-from domain.errors import Conflict, IllegalTransition, JobNotFound, Unprocessable
+from domain.errors import ActionRefused, Conflict, IllegalTransition, JobNotFound, Unprocessable
 from domain.jobs.models import Job
-from domain.jobs.repository import count_live_jobs_using
-from domain.jobs.states import CANCELLED, TRANSITIONS, JobStatus, PauseAt
+from domain.jobs.repository import list_other_jobs_needing
+from domain.jobs.states import ALLOWED_ACTIONS, CANCELLED, TRANSITIONS, JobStatus, PauseAt
 from domain.jobs.transitions import NewEvent, lock_job, record_events, transition
 from pocl.errors import FieldError
 
 
-class JobIsLive(Conflict):
+class JobIsLive(ActionRefused):
     """The job has not ended: cancel it first."""
 
     code = "job_is_live"
 
 
 class JobIsNeeded(Conflict):
-    """A job that has not ended needs a checkpoint of this one: wait for it, or cancel it."""
+    """A job that has not ended needs a checkpoint of this one, or one is pinned: wait for that job, or unpin."""
 
     code = "job_is_needed"
 
@@ -87,12 +88,14 @@ def resume_job(session: Session, project: str, job_id: str) -> ActionResult:
     if job.status in (JobStatus.QUEUED, JobStatus.PREPARING, JobStatus.RUNNING, JobStatus.RECOVERING):
         return ActionResult(job, changed=False)
     if job.status is JobStatus.PAUSING:
-        raise IllegalTransition("The job is still being paused: resume it once it is.", allowed=TRANSITIONS[job.status])
+        raise IllegalTransition(
+            "The job is still being paused: resume it once it is.", allowed=ALLOWED_ACTIONS[job.status]
+        )
     return ActionResult(transition(session, job, JobStatus.QUEUED), changed=True)
 
 
 def update_job(session: Session, project: str, job_id: str, changes: Mapping[str, Any]) -> Job:
-    """Change name, labels or priority; a field that `changes` does not name stays.
+    """Change name, labels, priority or retention; a field that `changes` does not name stays.
 
     Raises:
         JobNotFound: the project has no such job.
@@ -116,17 +119,35 @@ def delete_job(session: Session, project: str, job_id: str) -> list[str]:
     Raises:
         JobNotFound: the project has no such job.
         JobIsLive: it has not ended.
-        JobIsNeeded: a job that has not ended needs one of its checkpoints.
+        JobIsNeeded: a job that has not ended needs one of its checkpoints, or one is pinned.
     """
     job = lock_project_job(session, project, job_id)
     if not job.ended:
-        raise JobIsLive
+        raise JobIsLive(allowed=ALLOWED_ACTIONS[job.status])
     # The lock keeps new jobs from referring to one of the checkpoints until the transaction ends.
     own = session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job.id).with_for_update()).all()
-    if any(count_live_jobs_using(session, project, checkpoint=checkpoint.id) for checkpoint in own):
-        raise JobIsNeeded
+    for checkpoint in own:
+        if checkpoint.pinned:
+            raise JobIsNeeded(f"Its checkpoint {checkpoint.id} is pinned: unpin it first.")
+        if others := list_other_jobs_needing(session, checkpoint, live_only=True):
+            raise JobIsNeeded(
+                f"The job {others[0]} needs its checkpoint {checkpoint.id}: wait for that job, or cancel it."
+            )
+    return [remove_job(session, job, own)]
+
+
+def remove_job(session: Session, job: Job, checkpoints: Sequence[Checkpoint]) -> str:
+    """Delete the row of an ended job with all that belongs to it, and leave tombstones of its checkpoints.
+
+    Args:
+        job, checkpoints: locked.
+
+    Returns:
+        the store key whose files may be removed after the commit.
+    """
+    replace_by_tombstones(session, checkpoints, "job_deleted")
     session.execute(sa.delete(Job).where(Job.id == job.id))
-    return [f"jobs/{job.id}"]
+    return f"jobs/{job.id}"
 
 
 def lock_project_job(session: Session, project: str, job_id: str) -> Job:

@@ -1,14 +1,15 @@
 """Checks of a job's data sets at submission: their rows, encoded as a run would encode them, and what that cuts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from domain.encoding_checks import EncodingChecker
 from domain.errors import engine_refusals
-from domain.jobs.model_checks import InspectedModels
+from domain.jobs.model_checks import InspectedModels, source_field
 from pocl.encoding_counts import EncodingCounts
 from pocl.errors import ModelNotFound, ModelUnsupported, PoclError, SpecInvalid, VocabularyMismatch
+from pocl.estimate import SetSize
 from pocl.preview.encoder import EncodingInputs
 from pocl.prompting.encoding_warnings import EncodingWarning
 from pocl.spec import DataRef, DistillationSpec
@@ -88,6 +89,38 @@ def check_datasets(
         )
 
 
+def set_sizes(
+    spec: DistillationSpec, samples: int, datasets: Mapping[str, StoredRows], checked: Iterable[DataFigures]
+) -> dict[str, SetSize]:
+    """The sizes of the samples of a run, by what it uses them for.
+
+    Args:
+        samples: those that are trained on.
+        datasets: by the pointers to the fields that name them.
+        checked: what was counted; samples that were not tried are like those that were, and of full length before any
+            was.
+    """
+    counts = {figures.part: figures.counts for figures in checked if figures.counts.rows}
+    split, max_rows = spec.data.split, spec.evaluation.max_rows
+    numbers = {pointer.rpartition("/")[2]: rows.samples for pointer, rows in datasets.items()}
+    sources = {part: part for part in numbers}
+    if split is not None:
+        held_out = max(0, numbers["train"] - samples)
+        for part, share in (("validation", split.validation), ("test", split.test)):
+            if share:
+                numbers[part] = round(held_out * share / (split.validation + split.test))
+                sources[part] = "train"
+    numbers["train"] = samples
+    if max_rows is not None and "validation" in numbers:
+        numbers["validation"] = min(max_rows, numbers["validation"])
+    return {
+        part: SetSize.as_counted(number, counts[sources[part]])
+        if sources[part] in counts
+        else SetSize.of_full_length(number, spec.data)
+        for part, number in numbers.items()
+    }
+
+
 def _is_here(rows: StoredRows) -> bool:
     return rows.reference is not None and Path(str(rows.reference.path)).is_file()
 
@@ -101,5 +134,5 @@ def _pointer(refusal: PoclError, dataset: str, role: str, spec: DistillationSpec
         return "/student"
     if isinstance(refusal, ModelUnsupported | ModelNotFound):
         ref = spec.student if role == "student" else spec.teacher
-        return f"/{role}/{'checkpoint' if ref is not None and ref.checkpoint is not None else 'path'}"
+        return f"/{role}/{'path' if ref is None else source_field(ref)}"
     return dataset

@@ -17,24 +17,17 @@ from domain.checkpoints.models import Checkpoint
 from domain.db import upsert_into
 from domain.ids import new_id
 from domain.jobs.leases import Claim
-from domain.jobs.models import Job, JobArtifact, JobAttempt, JobEvaluation, JobMetric, JobStage
+from domain.jobs.metric_thinning import thin_metrics
+from domain.jobs.models import METRICS, Job, JobArtifact, JobAttempt, JobEvaluation, JobMetric, JobStage
 from domain.jobs.states import JobStatus, StageStatus
 from domain.jobs.transitions import NewEvent, lock_claimed_job, record_events, transition
+from domain.jobs.usage import bytes_of_job
+from domain.jobs.warning_counts import WarningCounts
+from domain.jobs.work_progress import WorkPlan
 from pocl import events as engine
 
-METRICS: Final = (
-    "loss",
-    "cross_entropy",
-    "divergence",
-    "learning_rate",
-    "grad_norm",
-    "temperature",
-    "kd_weight",
-    "tokens",
-    "tokens_seen",
-    "tokens_per_second",
-)
-"""The metrics of an optimiser step that are stored as series."""
+MAX_EVENTS: Final = 10_000
+"""An engine's events enter the history of a job up to this number; transitions and clients' actions always do."""
 
 _MAX_TEXT_LENGTH: Final = 2000
 
@@ -96,11 +89,14 @@ def add_checkpoint(
     session.add(checkpoint)
     session.flush()
     data = {"id": checkpoint.id, "kind": kind, "step": step, "stage": stage, "size_bytes": size_bytes}
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"stored_bytes": bytes_of_job(job.id)}
     if kind in engine.RESUMABLE_KINDS and step > (job.furthest_step or 0):
         # Progress: the attempts before it count no more, and of this one as much as of any that runs.
-        changes = {"furthest_step": step, "progress_token": claim.token, "attempts_spent": min(job.attempts_spent, 1)}
-    record_events(session, job, [NewEvent("checkpoint", data)], token=claim.token, changes=changes)
+        changes |= {"furthest_step": step, "progress_token": claim.token, "attempts_spent": min(job.attempts_spent, 1)}
+    events = [NewEvent("checkpoint", data)]
+    if job.event_seq >= MAX_EVENTS:
+        events, changes = [], changes | {"events_dropped": job.events_dropped + 1}
+    record_events(session, job, events, token=claim.token, changes=changes)
     return checkpoint
 
 
@@ -126,24 +122,11 @@ def add_artifact(
             sha256=sha256,
         )
     )
+    session.flush()
     data = {"kind": kind, "size_bytes": size_bytes, "sha256": sha256}
-    record_events(session, job, [NewEvent("artifact", data)], token=claim.token)
+    changes = {"stored_bytes": bytes_of_job(job.id)}
+    record_events(session, job, [NewEvent("artifact", data)], token=claim.token, changes=changes)
     return artifact
-
-
-def save_log_tail(session: Session, claim: Claim, text: str, *, max_bytes: int) -> None:
-    """Save the last `max_bytes` of the engine's log in the attempt's row.
-
-    Raises:
-        LostLease: the attempt no longer holds the job.
-    """
-    lock_claimed_job(session, claim.job_id, claim.token)
-    tail = text.encode("utf-8", "replace")[-max_bytes:].decode("utf-8", "ignore")
-    session.execute(
-        sa.update(JobAttempt)
-        .where(JobAttempt.job_id == claim.job_id, JobAttempt.number == claim.token)
-        .values(log_tail=_without_nul(tail))
-    )
 
 
 class _EventBatch:
@@ -153,10 +136,12 @@ class _EventBatch:
         self._session = session
         self._job = job
         self._token = token
+        self._work = WorkPlan.from_stored(job.forecast)
         self._columns: dict[str, Any] = {}
         self._history: list[NewEvent] = []
         self._metrics: dict[tuple[str, int], float] = {}
         self._encodings: list[dict[str, Any]] = job.encodings
+        self._warnings = WarningCounts(job.warnings)
         self._stages = {
             stage.index: stage for stage in session.scalars(sa.select(JobStage).where(JobStage.job_id == job.id))
         }
@@ -175,6 +160,7 @@ class _EventBatch:
             case engine.DataEncoded():
                 self._data_encoded(event)
             case engine.Progressed():
+                self._advance(self._work.within(self._percent, event.phase, event.done, event.total))
                 self._columns |= {
                     "phase": event.phase,
                     "phase_done": event.done,
@@ -196,6 +182,11 @@ class _EventBatch:
                 pass
             case _:
                 assert_never(event)
+        if isinstance(event, engine.Warned):
+            is_first = self._warnings.add(_without_nul(event.code), _without_nul(event.message), at)
+            self._columns["warnings"] = self._warnings.entries
+            if not is_first:
+                return
         if isinstance(event, engine.HistoryEvent):
             self._history.append(NewEvent(event.type, _event_data(event), at))
 
@@ -203,18 +194,31 @@ class _EventBatch:
         """Write the changes so far, and `columns` of the job."""
         self._session.flush()
         self._write_metrics()
+        room = max(0, MAX_EVENTS - self._job.event_seq)
+        if dropped := len(self._history[room:]):
+            self._columns["events_dropped"] = self._job.events_dropped + dropped
         self._job = record_events(
-            self._session, self._job, self._history, token=self._token, changes={**self._columns, **columns}
+            self._session, self._job, self._history[:room], token=self._token, changes={**self._columns, **columns}
         )
         self._history, self._columns = [], {}
+
+    @property
+    def _percent(self) -> float:
+        percent: float = self._columns.get("percent", self._job.percent)
+        return percent
+
+    def _advance(self, percent: float) -> None:
+        # An attempt that repeats what an earlier one had done moves nothing until it has come further.
+        self._columns["percent"] = max(self._percent, percent)
 
     def _run_started(self, event: engine.RunStarted) -> None:
         step = event.resumed_from_step or 0
         self._columns |= {
             "total_steps": event.total_steps,
             "stages": event.stages,
-            **_step_columns(step, event.total_steps),
+            "step": step,
         }
+        self._advance(self._work.at_step(step, event.total_steps))
         self._session.execute(
             sa.update(JobAttempt)
             .where(JobAttempt.job_id == self._job.id, JobAttempt.number == self._token)
@@ -252,11 +256,12 @@ class _EventBatch:
             value = getattr(event, name)
             if value is not None and math.isfinite(value):
                 self._metrics[name, event.step] = float(value)
+        self._advance(self._work.at_step(event.step, event.total_steps))
         stage = self._stages.get(event.stage)
         if stage is not None and stage.status is StageStatus.PENDING:
             stage.status, stage.started_at = StageStatus.RUNNING, stage.started_at or at
         self._columns |= {
-            **_step_columns(event.step, event.total_steps),
+            "step": event.step,
             "phase": "training",
             "phase_done": None,
             "phase_total": None,
@@ -278,7 +283,8 @@ class _EventBatch:
             stage.steps = event.step - stage.first_step
 
     def _evaluated(self, event: engine.Evaluated, at: datetime) -> None:
-        scores = event.model_dump(exclude={"type", "unfinished_thoughts"})
+        self._advance(self._work.after_evaluation(self._percent, event.subject, event.split))
+        scores = event.model_dump(exclude={"type"})
         self._session.merge(JobEvaluation(job_id=self._job.id, at=at, **scores))
         stage = None if event.stage is None else self._stages.get(event.stage)
         if (event.subject, event.split) == ("stage", "validation") and stage is not None:
@@ -296,12 +302,9 @@ class _EventBatch:
             for (name, step), value in self._metrics.items()
         ]
         self._session.connection().execute(statement, rows)
+        steps = [step for _, step in self._metrics]
+        self._columns |= thin_metrics(self._session, self._job, first_step=min(steps), last_step=max(steps))
         self._metrics = {}
-
-
-def _step_columns(step: int, total_steps: int) -> dict[str, Any]:
-    # Convergence ends stages early, so the last step may come before the planned total.
-    return {"step": step, "percent": min(100.0, 100.0 * step / total_steps) if total_steps else 0.0}
 
 
 def _finite_or_none(value: float) -> float | None:

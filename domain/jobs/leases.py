@@ -3,6 +3,7 @@
 No function commits. Every lease is compared by the database's clock.
 """
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,9 +15,15 @@ from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint
 from domain.db import db_now
+from domain.end_counts.repository import count_end
 from domain.errors import LostLease
-from domain.jobs.models import Job, JobAttempt
-from domain.jobs.queue import order_by_fair_share, other_workers, runnable_on
+from domain.generations import is_newer
+from domain.jobs.fleet import device_kind_for
+from domain.jobs.forecast import learn_from
+from domain.jobs.models import Job, JobAttempt, JobLog
+from domain.jobs.queue import other_workers, runnable_on
+from domain.jobs.queue_order import first_in_line, next_of_project, projects_at_quota
+from domain.jobs.quotas import may_run_one_more
 from domain.jobs.retries import NO_WAIT, RetryPolicy, decide_retry, is_claimable, passed_over_by
 from domain.jobs.states import (
     CANCELLED,
@@ -33,6 +40,7 @@ from domain.jobs.states import (
     transitions_after_attempt,
 )
 from domain.jobs.transitions import NewEvent, lock_claimed_job, record_events, transition
+from domain.jobs.usage import record_ended_attempt
 from domain.workers.models import DrainMode, Worker
 from pocl.events import RESUMABLE_KINDS, CheckpointKind
 from pocl.spec import DistillationSpec
@@ -40,6 +48,11 @@ from pocl.spec import DistillationSpec
 _ANY_DEVICE: Final[Mapping[str, int | None]] = {"cpu": None, "cuda": None}
 _MAX_RESUME_CANDIDATES: Final = 5
 _REAP_BATCH_SIZE: Final = 100
+_MAX_LOGS: Final = 20
+"""Of so many attempts of a job the logs are kept, the newest."""
+_LOG_DROPPED: Final = f"[This log was dropped: those of the newest {_MAX_LOGS} attempts are kept.]\n"
+_MAX_PASSED_OVER: Final = 100
+"""Jobs that a claim passes over; more are not looked at."""
 _STORED_SPEC_INVALID: Final = EndReason(
     "spec_invalid",
     "This version of the service cannot read the stored specification.",
@@ -78,12 +91,18 @@ class Claim:
     one is passed over for the next."""
     memory_bytes: int | None = None
     """The estimated memory of the job; null where its models were not at hand."""
+    needs_training_state: bool = False
+    """Whether the job is a branch, or a retry of one: from the start of the run it would be another experiment."""
     parent_job_id: str | None = None
     """The job that this one retries or branches from, whose ranking it may reuse."""
     events_offset: int = 0
     """Bytes of `events.jsonl` that are in the rows; an attempt starts with a file of its own."""
     runtime_left_seconds: float | None = None
     """What is left of the job's `max_runtime_seconds`; null without a limit."""
+    request_id: str | None = None
+    """The id of the request that made the job; null where none did."""
+    traceparent: str | None = None
+    """The span of that request, which the attempt's span has as its parent; null where it was not traced."""
 
     @property
     def attempt(self) -> int:
@@ -107,7 +126,7 @@ def claim_next(
 
     Jobs come by priority, then by fair share (the project with fewer jobs held by workers first), then by age. Two
     workers that claim at once get two jobs, or one gets none. A job that waits after a failure is passed over, as is
-    one that failed on this worker where another fits.
+    one that failed on this worker where another fits, and one whose project has as many running as it may.
 
     Args:
         lease_seconds: how long the lease lasts; a worker whose last heartbeat is older is none that fits.
@@ -116,8 +135,20 @@ def claim_next(
     passed_over = passed_over_by(
         session, worker[:200], lambda: other_workers(session, worker, within_seconds=lease_seconds), retry
     )
-    while (job := _next_queued_job(session, memory, passed_over, retry)) is not None:
-        claim = _claim(session, job, worker, lease_seconds)
+    full = projects_at_quota(session)
+    while (job := _next_queued_job(session, memory, passed_over, retry, full)) is not None:
+        if not may_run_one_more(session, job.project):
+            # Another worker has claimed one of the project meanwhile.
+            full.append(job.project)
+            continue
+        spec = _read_spec(job)
+        if spec is None and is_newer(session):
+            # A newer version took it: a newer worker can read it.
+            passed_over.append(job.id)
+            if len(passed_over) > _MAX_PASSED_OVER:
+                return None
+            continue
+        claim = _claim(session, job, spec, worker, lease_seconds, memory)
         if claim is not None:
             return claim
     return None
@@ -273,22 +304,50 @@ def _drain_mode_of_owner() -> sa.ScalarSelect[DrainMode | None]:
 
 
 def _next_queued_job(
-    session: Session, memory: Mapping[str, int | None], passed_over: list[str], retry: RetryPolicy
+    session: Session,
+    memory: Mapping[str, int | None],
+    passed_over: list[str],
+    retry: RetryPolicy,
+    full: list[str],
 ) -> Job | None:
-    statement, held_jobs = order_by_fair_share(
-        sa.select(Job).where(Job.status == JobStatus.QUEUED, runnable_on(memory), is_claimable(retry))
-    )
-    if passed_over:
-        statement = statement.where(Job.id.not_in(passed_over))
-    return session.scalars(
-        statement.order_by(Job.priority.desc(), held_jobs, Job.created_at, Job.id)
-        .limit(1)
-        .with_for_update(of=Job, skip_locked=True),
-        execution_options={"populate_existing": True},
-    ).one_or_none()
+    """Lock the job that comes first of those that nobody is claiming; null where there is none.
+
+    Where another worker is claiming the first job of a project, that counts as held, and the next one of the same
+    project takes its place: the first jobs of the others are read once.
+    """
+    conditions = sa.and_(runnable_on(memory), is_claimable(retry))
+    if full:
+        conditions = sa.and_(conditions, Job.project.not_in(full))
+    passed = list(passed_over)
+    heads = first_in_line(session, sa.and_(conditions, Job.id.not_in(passed)) if passed else conditions)
+    heapq.heapify(heads)
+    while heads:
+        head = heads[0]
+        job = session.scalars(
+            sa.select(Job)
+            .where(Job.id == head.job_id, Job.status == JobStatus.QUEUED)
+            .with_for_update(skip_locked=True),
+            execution_options={"populate_existing": True},
+        ).one_or_none()
+        if job is not None:
+            return job
+        passed.append(head.job_id)
+        following = next_of_project(session, sa.and_(conditions, Job.id.not_in(passed)), head)
+        if following is None:
+            heapq.heappop(heads)
+        else:
+            heapq.heapreplace(heads, following)
+    return None
 
 
-def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Claim | None:
+def _claim(
+    session: Session,
+    job: Job,
+    spec: DistillationSpec | None,
+    worker: str,
+    lease_seconds: float,
+    memory: Mapping[str, int | None],
+) -> Claim | None:
     token = job.token + 1
     job = transition(
         session,
@@ -306,11 +365,11 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
             "runs_until": None if job.runtime_left_seconds is None else db_now(job.runtime_left_seconds),
         },
     )
-    session.add(JobAttempt(job_id=job.id, number=token, worker=worker[:200]))
+    attempt = JobAttempt(job_id=job.id, number=token, worker=worker[:200], device=device_kind_for(job.device, memory))
+    session.add(attempt)
+    _drop_old_logs(session, job.id, newest=token)
     session.flush()
-    try:
-        spec = DistillationSpec.model_validate(job.spec)
-    except ValidationError:
+    if spec is None:
         # A row that an older version wrote must not stop the queue.
         _end_attempt(session, job, AttemptOutcome.failed(_STORED_SPEC_INVALID), NO_WAIT)
         return None
@@ -322,7 +381,30 @@ def _claim(session: Session, job: Job, worker: str, lease_seconds: float) -> Cla
         _training_states(session, job),
         parent_job_id=job.parent_job_id,
         memory_bytes=job.memory_bytes,
+        needs_training_state=job.branch_point is not None,
         runtime_left_seconds=job.runtime_left_seconds,
+        request_id=job.request_id,
+        traceparent=job.traceparent,
+    )
+
+
+def _read_spec(job: Job) -> DistillationSpec | None:
+    """The stored specification; null where this version cannot read it."""
+    try:
+        return DistillationSpec.model_validate(job.spec)
+    except ValidationError:
+        return None
+
+
+def _drop_old_logs(session: Session, job_id: str, *, newest: int) -> None:
+    """Drop the log of the attempt that is one too many; those before it were dropped in their time."""
+    dropped = newest - _MAX_LOGS
+    session.execute(sa.delete(JobLog).where(JobLog.job_id == job_id, JobLog.attempt == dropped))
+    session.execute(sa.delete(JobLog).where(JobLog.job_id == job_id, JobLog.attempt == newest - _MAX_LOGS))
+    session.execute(
+        sa.update(JobAttempt)
+        .where(JobAttempt.job_id == job_id, JobAttempt.number == dropped)
+        .values(log_tail=_LOG_DROPPED)
     )
 
 
@@ -368,6 +450,10 @@ def _end_attempt(
         .where(JobAttempt.job_id == job.id, JobAttempt.number == job.token)
         .values(ended_at=db_now(), end=outcome.end, end_reason=outcome.reason.as_json())
     )
+    attempt = record_ended_attempt(session, job, job.token)
+    if attempt is not None and outcome.end is AttemptEnd.SUCCEEDED:
+        learn_from(session, job, attempt)
+    count_end(session, "attempt", outcome.end, fault=outcome.reason.fault, code=outcome.reason.code)
     return job.status
 
 

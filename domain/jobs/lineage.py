@@ -15,14 +15,15 @@ from sqlalchemy.orm import Session
 from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import get_checkpoint_for_share
 from domain.encoding_checks import EncodingChecker
-from domain.errors import NotFound, engine_refusals
+from domain.errors import ActionRefused, Conflict, NotFound, engine_refusals
 from domain.jobs import submission
 from domain.jobs.actions import JobIsLive
 from domain.jobs.models import Job, JobEvaluation, JobMetric, JobStage
 from domain.jobs.repository import get_job
-from domain.jobs.states import StageStatus
+from domain.jobs.states import ALLOWED_ACTIONS, JobStatus, StageStatus
 from domain.jobs.submission import JobOptions, JobPlan, create_job, plan_job
 from domain.settings import Settings
+from domain.trackers.repository import parse_trackers
 from pocl.errors import FieldError, SpecInvalid
 from pocl.events import RESUMABLE_KINDS
 from pocl.spec import DistillationSpec, NoCurriculum
@@ -31,6 +32,20 @@ _UNION_FIELDS: Final = frozenset({"method", "teacher", "advance", "control", "ra
 """Fields with one of several types: the parts of one type mean nothing to another, so that a change replaces them."""
 _FIXED_FIELDS: Final = ("student", "data", "seed")
 """Fields on which a training state and a ranking depend, so that a branch cannot change them."""
+
+
+class JobHasSucceeded(ActionRefused):
+    """The job has succeeded, so nothing is left to train from its newest state: retry it from its start or an earlier
+    stage, or branch off."""
+
+    code = "job_has_succeeded"
+
+
+class BranchPointDeleted(Conflict):
+    """The state at which the job branched off was deleted, and the job has saved none of its own: from the start it
+    would be another experiment."""
+
+    code = "branch_point_deleted"
 
 
 class StageNotSaved(NotFound):
@@ -44,7 +59,8 @@ class RetryStart:
     """Where a retry starts."""
 
     kind: Literal["checkpoint", "stage", "start"] = "checkpoint"
-    """The parent's newest training state, where there is one; the end of `stage`; or the start of the run."""
+    """The parent's newest training state, where there is one; the end of `stage`; or the start of the run, which for a
+    branch is where it left its own parent."""
     stage: int | None = None
     """The stage of the kind `stage`, counted from 0."""
 
@@ -66,13 +82,20 @@ def plan_retry(session: Session, settings: Settings, *, project: str, job_id: st
     Raises:
         JobNotFound: the project has no such job.
         JobIsLive: the job has not ended.
+        JobHasSucceeded: it has, and nothing would be left to train from there.
+        BranchPointDeleted: it is a branch whose steps before `start` cannot be had any more.
         StageNotSaved: the job has not finished the stage.
         ApiError: a model or data set is gone: see :func:`plan_job`.
     """
     parent = get_job(session, project, job_id)
     if not parent.ended:
-        raise JobIsLive("The job has not ended: only an ended one can be retried.")
+        detail = "The job has not ended: only an ended one can be retried."
+        raise JobIsLive(detail, allowed=ALLOWED_ACTIONS[parent.status])
     checkpoint = _start_checkpoint(session, parent, start)
+    if parent.status is JobStatus.SUCCEEDED and (
+        start.kind == "checkpoint" or (checkpoint is not None and checkpoint.step >= parent.step)
+    ):
+        raise JobHasSucceeded(allowed=ALLOWED_ACTIONS[parent.status])
     job_plan = replace(plan_job(session, settings, parent.spec, project=project), posted_spec=parent.posted_spec)
     return DescendantPlan(job_plan, parent, "retry_of", checkpoint)
 
@@ -124,12 +147,25 @@ def create_descendant(session: Session, settings: Settings, plan: DescendantPlan
         ApiError: see :func:`create_job`.
     """
     parent, start = plan.parent, plan.start
-    columns: dict[str, Any] = {plan.relation: parent.id}
+    columns: dict[str, Any] = {plan.relation: parent.id, "branch_point": parent.branch_point}
+    if plan.relation == "branch_of":
+        assert start is not None, "a branch starts from a stage"
+        columns["branch_point"] = start.id
     if start is not None:
         get_checkpoint_for_share(session, parent.project, start.id)
-        percent = min(100.0, 100.0 * start.step / plan.job_plan.total_steps)
-        columns |= {"starts_from": start.id, "step": start.step, "stage": start.stage, "percent": percent}
-    inherited = {"name": parent.name, "labels": parent.labels, "priority": parent.priority}
+        columns |= {
+            "metric_window": parent.metric_window,
+            "starts_from": start.id,
+            "step": start.step,
+            "stage": start.stage,
+        }
+    inherited = {
+        "name": parent.name,
+        "labels": parent.labels,
+        "priority": parent.priority,
+        "retention": parent.retention,
+        "trackers": parse_trackers(parent.trackers or []),
+    }
     job = create_job(
         session,
         settings,
@@ -156,8 +192,13 @@ def _merge_changes(spec: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def _start_checkpoint(session: Session, parent: Job, start: RetryStart) -> Checkpoint | None:
+    """The training state that a descendant starts from; null for the start of the run.
+
+    Raises:
+        BranchPointDeleted, StageNotSaved: see :func:`plan_retry`.
+    """
     if start.kind == "start":
-        return None
+        return _branch_point(session, parent)
     statement = sa.select(Checkpoint).where(Checkpoint.job_id == parent.id)
     if start.kind == "stage":
         statement = statement.where(Checkpoint.kind == "stage", Checkpoint.stage == start.stage)
@@ -168,8 +209,22 @@ def _start_checkpoint(session: Session, parent: Job, start: RetryStart) -> Check
         raise StageNotSaved
     if newest is None and parent.starts_from is not None:
         # The parent ended before it saved a state of its own.
-        return session.get(Checkpoint, parent.starts_from)
-    return newest
+        newest = session.get(Checkpoint, parent.starts_from)
+    return _branch_point(session, parent) if newest is None else newest
+
+
+def _branch_point(session: Session, job: Job) -> Checkpoint | None:
+    """The state in which the job's specification begins to hold; null for the start of the run.
+
+    Raises:
+        BranchPointDeleted: the job descends from a branch, and that state is gone.
+    """
+    if job.branch_point is None:
+        return None
+    checkpoint = session.get(Checkpoint, job.branch_point)
+    if checkpoint is None:
+        raise BranchPointDeleted
+    return checkpoint
 
 
 def _check_fixed_fields(old: DistillationSpec, new: DistillationSpec) -> None:

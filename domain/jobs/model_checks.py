@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import BoundedSemaphore
 from typing import Literal
 
 from domain.errors import engine_refusals
+from domain.model_facts import ModelFactsCache
 from domain.model_paths import locate_model
 from domain.model_structure import StructureChecker
 from domain.settings import Settings
@@ -14,17 +14,17 @@ from pocl.inspect import (
     ModelFacts,
     SharedVocabulary,
     TokenLimits,
+    cached_snapshot,
+    check_gguf_family,
     check_sequence_length,
     encodes_with_teacher_tokenizer,
     facts_of_selected_layers,
-    inspect_model,
     random_facts,
     shared_vocabulary,
 )
 from pocl.spec import RANKING_MODEL_POINTER, DistillationSpec, ModelRef, RandomModel
 
-# Each inspection may take some hundred megabytes for a moment, and more of them at once would be no faster.
-_inspection_slots = BoundedSemaphore(2)
+_facts = ModelFactsCache()
 _structures = StructureChecker()
 
 
@@ -34,7 +34,8 @@ ModelFiles = Path | RandomModel
 
 @dataclass(frozen=True)
 class InspectedModels:
-    """The facts of both models; null where the files are not at hand (a model on the Hub), or there is no teacher."""
+    """The facts of both models; null where the files are not at hand, or there is no teacher. Those of a model on the
+    Hub are at hand where the cache of this machine has the commit that is named."""
 
     teacher: ModelFacts | None
     student: ModelFacts | None
@@ -44,6 +45,9 @@ class InspectedModels:
     """The model whose tokenizer a run encodes the samples with; null where the files do not say which."""
     tokenizer_role: Literal["teacher", "student"] = "teacher"
     """Which of both that is."""
+    ranking_model: ModelFacts | None = None
+    """The facts of the model that ranks and is used for nothing else; null where there is none, or its files are not at
+    hand."""
 
     @property
     def token_limits(self) -> TokenLimits:
@@ -84,11 +88,13 @@ def inspect_models(
                 with engine_refusals(ranking_pointer):
                     shared_vocabulary(ranking_model, teacher)
             student = None if teacher is None else facts_of_selected_layers(teacher, layers)
-            return InspectedModels(teacher, student, None, teacher_files)
+            _check_gguf(spec, student)
+            return InspectedModels(teacher, student, None, teacher_files, ranking_model=ranking_model)
     student_files = locate_files(settings, spec.student, student_pointer, checkpoints)
     student = _inspect(student_files, spec.student, student_pointer)
     with engine_refusals(pointer_prefix):
         _check_sequence_length(spec, student)
+        _check_gguf(spec, student)
     vocabulary = None
     if teacher is not None and student is not None:
         with engine_refusals(student_pointer):
@@ -97,12 +103,12 @@ def inspect_models(
         with engine_refusals(ranking_pointer):
             shared_vocabulary(ranking_model, student)
     if spec.teacher is None:
-        return InspectedModels(None, student, None, student_files, "student")
+        return InspectedModels(None, student, None, student_files, "student", ranking_model)
     if teacher is None or student is None:
-        return InspectedModels(teacher, student)
+        return InspectedModels(teacher, student, ranking_model=ranking_model)
     if encodes_with_teacher_tokenizer(len(teacher.tokens), student.vocabulary_size):
-        return InspectedModels(teacher, student, vocabulary, teacher_files, "teacher")
-    return InspectedModels(teacher, student, vocabulary, student_files, "student")
+        return InspectedModels(teacher, student, vocabulary, teacher_files, "teacher", ranking_model)
+    return InspectedModels(teacher, student, vocabulary, student_files, "student", ranking_model)
 
 
 def locate_files(
@@ -123,7 +129,13 @@ def locate_files(
         directory = settings.artifact_root / checkpoints[ref.checkpoint]
         # The store may be on other machines only; the worker then checks.
         return directory if directory.is_dir() else None
-    return None
+    # The worker fetches it where it is not in the cache of this machine.
+    return None if ref.hub is None else cached_snapshot(ref.hub)
+
+
+def source_field(ref: ModelRef) -> str:
+    """The field that says where the files of a model come from."""
+    return next(name for name in ("path", "checkpoint", "hub") if getattr(ref, name) is not None)
 
 
 def _inspect(files: ModelFiles | None, ref: ModelRef | None, pointer: str) -> ModelFacts | None:
@@ -131,8 +143,8 @@ def _inspect(files: ModelFiles | None, ref: ModelRef | None, pointer: str) -> Mo
         return None
     if isinstance(files, RandomModel):
         return random_facts(files)
-    with engine_refusals(f"{pointer}/{'path' if ref.path is not None else 'checkpoint'}"), _inspection_slots:
-        facts = inspect_model(files)
+    with engine_refusals(f"{pointer}/{source_field(ref)}"):
+        facts = _facts.facts_of(files)
         # The files of a checkpoint are the engine's own.
         if facts.is_described or ref.checkpoint is not None:
             return facts
@@ -141,3 +153,8 @@ def _inspect(files: ModelFiles | None, ref: ModelRef | None, pointer: str) -> Mo
 
 def _check_sequence_length(spec: DistillationSpec, model: ModelFacts | None) -> None:
     check_sequence_length(spec.data.max_length, None if model is None else model.max_positions)
+
+
+def _check_gguf(spec: DistillationSpec, student: ModelFacts | None) -> None:
+    if spec.export.gguf and student is not None:
+        check_gguf_family(student.family)

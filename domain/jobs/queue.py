@@ -1,22 +1,21 @@
-"""The queue: fair share among projects, why a job waits, and its estimated start. No function commits."""
+"""The queue: the positions of jobs, why they wait, and their estimated start. No function commits."""
 
-import heapq
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import cached_property
-from typing import Any, Final, Literal, TypeVarTuple
+from datetime import datetime
+from typing import Final, Literal
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
-from domain.db import db_now
+from domain.db import KeysetPage, db_now, kept_by_database
+from domain.jobs.fleet import Fleet, ResourceRequest, can_run, device_kind_for, live_fleet
 from domain.jobs.models import Job
+from domain.jobs.queue_order import PositionCounter, count_ahead, projects_at_quota
 from domain.jobs.retries import OtherWorker
+from domain.jobs.start_estimates import estimate_start, round_up_to_minute
 from domain.jobs.states import HELD, JobStatus
-from domain.workers.repository import live_workers, wake_up_state
 
-Columns = TypeVarTuple("Columns")
 QueueReason = Literal[
     "jobs_ahead",
     "waiting_for_worker",
@@ -25,13 +24,11 @@ QueueReason = Literal[
     "workers_quarantined",
     "backing_off",
     "broker_unreachable",
+    "project_quota",
 ]
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MINUTE: Final = timedelta(minutes=1)
-_RECENT_JOBS: Final = 50
-_MAX_ESTIMATED_AHEAD: Final = 500
-"""With more jobs ahead than these no start is estimated."""
+_GIB: Final = 2**30
+_NOW: Final = sa.select(db_now())
 
 
 @dataclass(frozen=True)
@@ -50,29 +47,26 @@ class QueuePosition:
 
 
 @dataclass(frozen=True)
-class ResourceRequest:
-    """The resources that a job needs to run."""
+class QueuedJob:
+    """A job in the queue."""
 
-    device: str
-    memory_bytes: int | None
-    """Device memory; null where it is not known."""
-    not_before: datetime | None = None
-    """When the job may be claimed; null: at once."""
+    job: Job
+    """The row; in a list without its specifications."""
+    position: QueuePosition
 
 
-def order_by_fair_share(statement: sa.Select[*Columns]) -> tuple[sa.Select[*Columns], sa.ColumnElement[int]]:
-    """The statement over jobs, joined with how many jobs of the same project are held by workers; and that number.
+@dataclass(frozen=True)
+class QueueTotals:
+    """How busy the service is, all projects together."""
 
-    Ordering by it gives projects their fair share: of two that wait, the one with fewer held jobs comes first.
-    """
-    # Counted once for each project: to count for each waiting job would read all jobs of its project, ended ones too.
-    held = (
-        sa.select(Job.project, sa.func.count().label("jobs"))
-        .where(Job.status.in_(HELD))
-        .group_by(Job.project)
-        .subquery("held")
-    )
-    return statement.outerjoin(held, held.c.project == Job.project), sa.func.coalesce(held.c.jobs, 0)
+    queued: int
+    """The jobs that wait for a worker."""
+    running: int
+    """The jobs that workers hold."""
+    workers: int
+    """The live workers that accept jobs."""
+    workers_quarantined: int
+    """The live workers that claim nothing until a check of themselves succeeds."""
 
 
 def runnable_on(memory: Mapping[str, int | None]) -> sa.ColumnElement[bool]:
@@ -82,7 +76,7 @@ def runnable_on(memory: Mapping[str, int | None]) -> sa.ColumnElement[bool]:
     """
     if not memory:
         return sa.false()
-    kinds = [("auto", memory.get(_device_kind_for("auto", memory))), *memory.items()]
+    kinds = [("auto", memory.get(device_kind_for("auto", memory))), *memory.items()]
     return sa.or_(*(sa.and_(Job.device == kind, _fits_memory(limit)) for kind, limit in kinds))
 
 
@@ -95,7 +89,7 @@ def queue_position(session: Session, job: Job, *, worker_seconds: float) -> Queu
 
 
 def queue_positions(
-    session: Session, requests: Mapping[str, ResourceRequest], *, worker_seconds: float
+    session: Session, requests: Mapping[str, ResourceRequest], *, worker_seconds: float, limits_running: bool = True
 ) -> dict[str, QueuePosition]:
     """The positions of those of these jobs that are queued, in the queue of all projects.
 
@@ -105,167 +99,154 @@ def queue_positions(
     Args:
         requests: the resources that each job needs, by the job's id.
         worker_seconds: a worker whose last heartbeat is older does not count.
+        limits_running: whether one of their projects may have a quota of running jobs.
 
     Returns:
         the position by the job's id.
     """
     if not requests:
         return {}
-    workers: list[tuple[str, dict[str, int | None]]] = []
-    quarantined: list[tuple[str, dict[str, int | None]]] = []
-    for worker in live_workers(session, worker_seconds):
-        known = (worker.name, memory_by_device_kind(worker.devices))
-        (workers if worker.quarantined_at is None else quarantined).append(known)
-    now = session.scalars(sa.select(db_now())).one()
-    woken = wake_up_state(session, worker_seconds) != "broker_unreachable"
-    estimator = _StartEstimator(session, now)
+    over_quota = None if limits_running else ()
+    fleet = live_fleet(session, worker_seconds)
+    return _explain(session, requests, count_ahead(session, requests), fleet, over_quota)
+
+
+def list_queued(
+    session: Session, project: str, *, limit: int, after: int = 0, worker_seconds: float
+) -> KeysetPage[QueuedJob]:
+    """The queued jobs of a project in the order of the queue, after the position `after` in the queue of all.
+
+    Args:
+        worker_seconds: a worker whose last heartbeat is older does not count.
+    """
+    counter = kept_by_database(session, PositionCounter)
+    places = counter.list_places(session, project, after=after, limit=limit + 1)
+    if not places:
+        return KeysetPage([], has_more=False)
+    statement = sa.select(Job).where(Job.id.in_(list(places)[:limit]))
+    jobs = {job.id: job for job in session.scalars(statement.options(defer(Job.posted_spec), defer(Job.spec)))}
+    shown = [jobs[job_id] for job_id in places if job_id in jobs]
+    requests = {job.id: ResourceRequest(job.device, job.memory_bytes, job.not_before) for job in shown}
+    explained = _explain(session, requests, places, live_fleet(session, worker_seconds))
+    return KeysetPage([QueuedJob(job, explained[job.id]) for job in shown], has_more=len(places) > limit)
+
+
+def queue_totals(session: Session, *, worker_seconds: float) -> QueueTotals:
+    """How busy the service is, all projects together.
+
+    Args:
+        worker_seconds: a worker whose last heartbeat is older does not count.
+    """
+    fleet = live_fleet(session, worker_seconds)
+    counts = session.execute(
+        sa.select(Job.status, sa.func.count().label("jobs"))
+        .where(Job.status.in_((*HELD, JobStatus.QUEUED)))
+        .group_by(Job.status)
+    )
+    by_status = {row.status: row.jobs for row in counts}
+    queued = by_status.pop(JobStatus.QUEUED, 0)
+    quarantined = len(fleet.workers) - fleet.accepting
+    return QueueTotals(queued, sum(by_status.values()), fleet.accepting, quarantined)
+
+
+def explain_new(
+    session: Session,
+    requests: Mapping[str, ResourceRequest],
+    ahead_of: Mapping[str, int],
+    fleets: Mapping[str, Fleet],
+    *,
+    limits_running: bool,
+) -> dict[str, QueuePosition]:
+    """The positions of jobs of a project that come to the queue now, each with as many jobs ahead, by the job's id.
+
+    Args:
+        fleets: the workers that were read for each job.
+        limits_running: whether the project has a quota of running jobs.
+    """
+    over_quota = _find_over_quota(session, requests) if limits_running else ()
+    return {
+        job_id: _explain(session, {job_id: request}, ahead_of, fleets[job_id], over_quota)[job_id]
+        for job_id, request in requests.items()
+    }
+
+
+def _explain(
+    session: Session,
+    requests: Mapping[str, ResourceRequest],
+    ahead_of: Mapping[str, int],
+    fleet: Fleet,
+    over_quota: Collection[str] | None = None,
+) -> dict[str, QueuePosition]:
+    """The positions of queued jobs, each with as many jobs ahead, with the reason why it waits and its start.
+
+    Args:
+        requests: the resources of each of the jobs, by the job's id.
+        over_quota: those whose project has as many running as its quota allows; null where that is to be read.
+    """
+    if over_quota is None:
+        over_quota = _find_over_quota(session, requests)
+    now = session.scalars(_NOW).one() if any(each.not_before is not None for each in requests.values()) else None
     positions = {}
     # A job that was claimed since the caller read its row has no position any more.
-    for job_id, ahead in _count_ahead(session, requests).items():
-        request = requests[job_id]
-        able = frozenset(name for name, memory in workers if _can_run(request, memory))
+    for job_id, request in requests.items():
+        if job_id not in ahead_of:
+            continue
+        ahead = ahead_of[job_id]
+        able = fleet.able(request)
         reason: QueueReason = "jobs_ahead" if ahead else "waiting_for_worker"
         until = None
-        if request.not_before is not None and request.not_before > now:
+        if now is not None and request.not_before is not None and request.not_before > now:
             reason, until = "backing_off", request.not_before
-        elif not able and any(_can_run(request, memory) for _, memory in quarantined):
+        elif not able and fleet.able(request, quarantined=True):
             reason = "workers_quarantined"
         elif not able:
-            reason = "no_worker_fits" if workers or quarantined else "no_worker"
-        elif not woken:
+            reason = "no_worker_fits" if fleet.workers else "no_worker"
+        elif job_id in over_quota:
+            reason = "project_quota"
+        elif fleet.woken == "broker_unreachable":
             reason = "broker_unreachable"
-        starts_at = estimator.estimate(able, ahead)
+        starts_at = None if job_id in over_quota else estimate_start(session, able, ahead)
         if starts_at is not None and until is not None:
-            starts_at = max(starts_at, _round_up_to_minute(until))
+            starts_at = max(starts_at, round_up_to_minute(until))
         positions[job_id] = QueuePosition(ahead + 1, ahead, reason, starts_at, until)
     return positions
+
+
+def _find_over_quota(session: Session, job_ids: Collection[str]) -> set[str]:
+    """Those of these jobs whose project has as many running as its quota allows."""
+    full = projects_at_quota(session)
+    return set(session.scalars(sa.select(Job.id).where(Job.id.in_(job_ids), Job.project.in_(full)))) if full else set()
+
+
+def explain_misfit(fleet: Fleet, request: ResourceRequest) -> str | None:
+    """Why no live worker could run a job, as one sentence; null where one could, or none is there to compare with."""
+    workers = [worker.memory for worker in fleet.workers]
+    if not workers or any(can_run(request, memory) for memory in workers):
+        return None
+    if request.device != "auto" and not any(request.device in memory for memory in workers):
+        present = " and ".join(sorted({kind for memory in workers for kind in memory})) or "no device"
+        return f"The job asks for the device {request.device}, and the workers that are alive have {present}."
+    limits = [memory.get(device_kind_for(request.device, memory)) or 0 for memory in workers]
+    largest = max(limits)
+    assert request.memory_bytes is not None, "without an estimate a device of the kind is enough"
+    return (
+        f"The job needs {request.memory_bytes / _GIB:.1f} GiB of memory on one device, and the largest of the workers"
+        f" that are alive has {largest / _GIB:.1f} GiB."
+    )
 
 
 def other_workers(session: Session, worker: str, *, within_seconds: float) -> list[OtherWorker]:
     """The live workers besides this one that accept jobs."""
 
     def as_other(name: str, memory: Mapping[str, int | None]) -> OtherWorker:
-        return OtherWorker(name, lambda job: _can_run(ResourceRequest(job.device, job.memory_bytes), memory))
+        return OtherWorker(name, lambda job: can_run(ResourceRequest(job.device, job.memory_bytes), memory))
 
     return [
-        as_other(each.name, memory_by_device_kind(each.devices))
-        for each in live_workers(session, within_seconds)
-        if each.name != worker and each.quarantined_at is None
+        as_other(each.name, each.memory)
+        for each in live_fleet(session, within_seconds).workers
+        if each.name != worker and not each.is_quarantined
     ]
-
-
-def _count_ahead(session: Session, job_ids: Collection[str]) -> dict[str, int]:
-    """How many jobs will be claimed before each of these, by the job's id."""
-    backs_off = sa.case((Job.not_before > db_now(), 1), else_=0)
-    order = (backs_off, Job.priority.desc(), Job.created_at, Job.id)
-    number_in_project = sa.func.row_number().over(partition_by=Job.project, order_by=order)
-    statement, held_jobs = order_by_fair_share(
-        sa.select(Job.id, Job.priority, Job.created_at).where(Job.status == JobStatus.QUEUED)
-    )
-    queued = (
-        statement.add_columns((number_in_project + held_jobs).label("share"), backs_off.label("backs_off")).subquery().c
-    )
-    position = sa.func.row_number().over(
-        order_by=(queued.backs_off, queued.priority.desc(), queued.share, queued.created_at, queued.id)
-    )
-    positions = sa.select(queued.id, (position - 1).label("ahead")).subquery().c
-    rows = session.execute(sa.select(positions.id, positions.ahead).where(positions.id.in_(job_ids)))
-    return {row.id: row.ahead for row in rows}
-
-
-def _device_kind_for(device: str, memory: Mapping[str, int | None]) -> str:
-    """The kind of device that a job gets on a worker with these, where it asks for `device`."""
-    if device != "auto":
-        return device
-    return "cuda" if "cuda" in memory else "cpu"
 
 
 def _fits_memory(limit: int | None) -> sa.ColumnElement[bool]:
     return sa.true() if limit is None else sa.or_(Job.memory_bytes.is_(None), Job.memory_bytes <= limit)
-
-
-def memory_by_device_kind(devices: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
-    """The least memory of each kind of device, in bytes: on which device of a kind a job will run is not known."""
-    least: dict[str, int | None] = {}
-    for device in devices:
-        kind, memory = str(device["kind"]), device["memory_bytes"]
-        smallest = least.get(kind, memory)
-        least[kind] = memory if smallest is None else smallest if memory is None else min(smallest, memory)
-    return least
-
-
-def _can_run(request: ResourceRequest, memory: Mapping[str, int | None]) -> bool:
-    kind = _device_kind_for(request.device, memory)
-    if kind not in memory:
-        return False
-    limit = memory[kind]
-    return limit is None or request.memory_bytes is None or request.memory_bytes <= limit
-
-
-class _StartEstimator:
-    """Estimates when workers come free, as if every job took as long as recent ones did on average."""
-
-    def __init__(self, session: Session, now: datetime) -> None:
-        self._session = session
-        self._now = now
-        self._starts: dict[frozenset[str], list[datetime]] = {}
-
-    def estimate(self, able: frozenset[str], ahead: int) -> datetime | None:
-        """When one of the workers `able` comes free for a job with so many ahead; null where too little is known.
-
-        The estimate is in whole minutes, so that a job's snapshot does not change with every query.
-        """
-        if not able or ahead > _MAX_ESTIMATED_AHEAD:
-            return None
-        if able not in self._starts:
-            self._starts[able] = self._simulate(able)
-        starts = self._starts[able]
-        return _round_up_to_minute(starts[ahead]) if ahead < len(starts) else None
-
-    def _simulate(self, able: frozenset[str]) -> list[datetime]:
-        """The estimated start for 0, 1, ... jobs ahead: each job goes to the worker that comes free first."""
-        held = [job for job in self._held if job.lease_owner in able]
-        free_at = [self._now] * (len(able) - len({job.lease_owner for job in held}))
-        for job in held:
-            end = _estimate_end(job, self._now, self._mean_duration)
-            if end is None:
-                return []
-            free_at.append(end)
-        heapq.heapify(free_at)
-        starts = [free_at[0]]
-        while self._mean_duration is not None and len(starts) <= _MAX_ESTIMATED_AHEAD:
-            heapq.heapreplace(free_at, free_at[0] + self._mean_duration)
-            starts.append(free_at[0])
-        return starts
-
-    @cached_property
-    def _mean_duration(self) -> timedelta | None:
-        return _mean_recent_duration(self._session)
-
-    @cached_property
-    def _held(self) -> Sequence[Job]:
-        return self._session.scalars(sa.select(Job).where(Job.status.in_(HELD), Job.lease_owner.is_not(None))).all()
-
-
-def _round_up_to_minute(moment: datetime) -> datetime:
-    return moment + (_EPOCH - moment) % _MINUTE
-
-
-def _estimate_end(job: Job, now: datetime, mean_duration: timedelta | None) -> datetime | None:
-    if job.eta_seconds is not None and job.progress_at is not None:
-        return max(now, job.progress_at + timedelta(seconds=job.eta_seconds))
-    if mean_duration is None or job.started_at is None:
-        return None
-    return max(now, job.started_at + mean_duration)
-
-
-def _mean_recent_duration(session: Session) -> timedelta | None:
-    """The mean duration of the jobs that succeeded last; null before the first."""
-    ended = session.execute(
-        sa.select(Job.started_at, Job.finished_at)
-        .where(Job.status == JobStatus.SUCCEEDED)
-        .order_by(Job.finished_at.desc())
-        .limit(_RECENT_JOBS)
-    )
-    durations = [finished - started for started, finished in ended if started is not None and finished is not None]
-    return sum(durations, timedelta()) / len(durations) if durations else None

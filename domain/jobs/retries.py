@@ -107,10 +107,10 @@ def is_claimable(policy: RetryPolicy) -> sa.ColumnElement[bool]:
     return sa.or_(Job.not_before.is_(None), Job.not_before <= db_now(), Job.not_before > db_now(policy.max_seconds + 1))
 
 
-def count_claimable(session: Session, policy: RetryPolicy) -> int:
-    """The number of queued jobs that a worker might claim now."""
-    statement = sa.select(sa.func.count()).where(Job.status == JobStatus.QUEUED, is_claimable(policy))
-    return session.scalar(statement) or 0
+def count_claimable(session: Session, policy: RetryPolicy, *, limit: int) -> int:
+    """The number of queued jobs that a worker might claim now, counted as far as `limit`."""
+    claimable = sa.select(Job.id).where(Job.status == JobStatus.QUEUED, is_claimable(policy)).limit(limit)
+    return session.scalar(sa.select(sa.func.count()).select_from(claimable.subquery())) or 0
 
 
 def passed_over_by(
@@ -123,21 +123,16 @@ def passed_over_by(
     Args:
         others: the other live workers; asked for only where the worker has failed a queued job.
     """
-    failed_here = session.scalars(
-        sa.select(Job)
-        .where(
-            Job.status == JobStatus.QUEUED,
-            Job.id.in_(
-                # Found by the index of workers, so that the length of the queue does not matter.
-                sa.select(JobAttempt.job_id).where(
-                    JobAttempt.worker == worker,
-                    JobAttempt.ended_at > db_now(-policy.max_seconds),
-                    JobAttempt.end.in_(FAILURE_ENDS),
-                )
-            ),
-        )
-        .limit(_MAX_PASSED_OVER)
-    ).all()
+    # Found by the index of workers, and then by their ids, so that the length of the queue does not matter.
+    failed = sa.select(JobAttempt.job_id).where(
+        JobAttempt.worker == worker,
+        JobAttempt.ended_at > db_now(-policy.max_seconds),
+        JobAttempt.end.in_(FAILURE_ENDS),
+    )
+    job_ids = session.scalars(failed.distinct().limit(_MAX_PASSED_OVER)).all()
+    if not job_ids:
+        return []
+    failed_here = session.scalars(sa.select(Job).where(Job.id.in_(job_ids), Job.status == JobStatus.QUEUED)).all()
     if not failed_here:
         return []
     available = others()

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, Self
 _MAX_TEXT_LENGTH = 2000
 
 Fault = Literal["user", "capacity", "system"]
+JobAction = Literal["cancel", "pause", "resume", "retry", "delete"]
 PauseAt = Literal["now", "stage_end"]
 
 
@@ -93,6 +94,21 @@ HELD: Final = frozenset({JobStatus.PREPARING, JobStatus.RUNNING, JobStatus.PAUSI
 """States in which an attempt holds a lease on the job."""
 
 
+_ENDED_ACTIONS: Final[tuple[JobAction, ...]] = ("delete", "retry")
+ALLOWED_ACTIONS: Final[dict[JobStatus, tuple[JobAction, ...]]] = {
+    JobStatus.QUEUED: ("cancel",),
+    JobStatus.PREPARING: ("cancel", "pause"),
+    JobStatus.RUNNING: ("cancel", "pause"),
+    JobStatus.PAUSING: ("cancel", "pause"),
+    JobStatus.PAUSED: ("cancel", "resume"),
+    JobStatus.RECOVERING: ("cancel",),
+    JobStatus.CANCELLING: ("cancel",),
+    **dict.fromkeys(TERMINAL, _ENDED_ACTIONS),
+}
+"""The actions of a client that change a job in each state, or have been requested already. Whether it can be branched
+off depends on its saved stages, and not on its state."""
+
+
 def explain_illegal_transition(current: JobStatus, target: JobStatus) -> str | None:
     """Why there is no transition from `current` to `target`, as one sentence; null where there is one."""
     allowed = TRANSITIONS[current]
@@ -150,6 +166,13 @@ DATABASE_UNAVAILABLE: Final = EndReason(
     "system",
     True,
     "Nothing: the job is queued again.",
+)
+ARTIFACT_STORE_UNAVAILABLE: Final = EndReason(
+    "artifact_store_unavailable",
+    "The artifact store did not answer.",
+    "system",
+    True,
+    "Nothing: the job is queued again, and goes on from its last stored state.",
 )
 WORKER_LOST: Final = EndReason(
     "worker_lost",

@@ -14,18 +14,20 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.db import db_now
+from domain.end_counts.repository import count_end
 from domain.errors import Conflict, IllegalTransition, LostLease
 from domain.jobs.models import CLEARED_WITH_LEASE, Job, JobEvent, JobStage
 from domain.jobs.states import (
+    ALLOWED_ACTIONS,
     HELD,
     TERMINAL,
-    TRANSITIONS,
     EndReason,
     JobStatus,
     StageStatus,
     explain_illegal_transition,
     terminal_status_of,
 )
+from domain.trackers.repository import mark_pending
 
 _CLEARED_WITH_LEASE: Final = {
     column.key: None for column in sa.inspect(Job).columns if column.info.get(CLEARED_WITH_LEASE, False)
@@ -93,7 +95,7 @@ def transition(
     """
     explanation = explain_illegal_transition(job.status, to)
     if explanation is not None:
-        raise IllegalTransition(explanation, allowed=TRANSITIONS[job.status])
+        raise IllegalTransition(explanation, allowed=ALLOWED_ACTIONS[job.status])
     values: dict[str, Any] = {**(changes or {}), "status": to}
     data: dict[str, Any] = {"from": job.status, "to": to, "attempt": values.get("token", job.token)}
     data |= details or {}
@@ -103,7 +105,12 @@ def transition(
     if to in TERMINAL:
         values |= _terminal_columns(to, reason)
         data["reason"] = values["end_reason"]
-    return _compare_and_set(session, job, values, [NewEvent("status", data)], token)
+    changed = _compare_and_set(session, job, values, [NewEvent("status", data)], token)
+    if job.trackers and to not in HELD:
+        mark_pending(session, job.id)
+    if to in TERMINAL and reason is not None:
+        count_end(session, "job", to, fault=reason.fault, code=reason.code)
+    return changed
 
 
 def record_events(

@@ -1,8 +1,8 @@
 """The table of workers."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sqlalchemy import String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -11,6 +11,7 @@ from domain.db import Base, JsonType, UtcDateTime, db_now
 
 DrainMode = Literal["finish", "release"]
 DeviceKind = Literal["cpu", "cuda"]
+WorkerState = Literal["idle", "busy", "draining", "drained", "quarantined", "lost"]
 WakeUp = Literal["ok", "no_scheduler", "broker_unreachable"]
 """Whether workers are woken for queued jobs; if not, why."""
 
@@ -37,6 +38,12 @@ class Worker(Base):
     """When the quarantined worker checks itself again."""
     failed_checks: Mapped[int] = mapped_column(default=0)
     """How often the worker was quarantined or a check of it failed since it was last well."""
+    gpu_figures: Mapped[list[dict[str, Any]] | None] = mapped_column(JsonType)
+    """What the driver said of its GPUs lately: see :class:`GpuFigures`; null where there is no driver."""
+    version: Mapped[str | None] = mapped_column(String(64))
+    """The version that it runs; null for one that records none."""
+    generation: Mapped[int | None]
+    """See :mod:`domain.generations`; null likewise."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,25 @@ class SchedulerHeartbeat(Base):
     """The name of the scheduler's process."""
     reaches_broker: Mapped[bool]
     """Whether the broker answered at the last heartbeat."""
+    trackers: Mapped[list[str]] = mapped_column(JsonType, default=list, server_default="[]")
+    """The channels of trackers that it can forward metrics by."""
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     """The time of its last heartbeat."""
+    version: Mapped[str | None] = mapped_column(String(64))
+    """The version that it runs; null for one that records none."""
+    generation: Mapped[int | None]
+    """See :mod:`domain.generations`; null likewise."""
+
+
+class DutyLease(Base):
+    """Which scheduler does a duty that only one of them is to do at a time."""
+
+    __tablename__ = "duty_leases"
+
+    duty: Mapped[str] = mapped_column(String(64), primary_key=True)
+    scheduler: Mapped[str] = mapped_column(String(200))
+    """The name of the process that holds the lease."""
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
 @dataclass(frozen=True)
@@ -74,3 +98,25 @@ class Device:
     """The memory of the device; null where it is not known."""
     uuid: str | None = None
     """The name of a GPU, or of a MIG instance of one, that its driver gives it for good; null for a CPU."""
+
+
+@dataclass(frozen=True)
+class GpuFigures:
+    """What the driver says of a GPU at one moment; null for what it does not say."""
+
+    uuid: str
+    name: str
+    memory_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    utilization: float | None = None
+    """The share of the last moments in which the GPU computed, 0 to 1."""
+    temperature_celsius: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The value for a JSON column."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Self:
+        """Read what a worker stored, which may be of another version: fields that are not known are left out."""
+        return cls(**{name: value for name, value in stored.items() if name in cls.__dataclass_fields__})

@@ -1,16 +1,32 @@
 """Registration of workers and schedulers: devices, liveness by heartbeats, and drain. No function commits."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Final
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cache
+from importlib.metadata import version
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.db import KeysetPage, db_now, fetch_page, upsert_into
 from domain.errors import NotFound
-from domain.workers.models import Device, DrainMode, SchedulerHeartbeat, WakeUp, Worker, WorkerHealth
+from domain.generations import GENERATION
+from domain.workers.models import (
+    Device,
+    DrainMode,
+    DutyLease,
+    GpuFigures,
+    SchedulerHeartbeat,
+    WakeUp,
+    Worker,
+    WorkerHealth,
+    WorkerState,
+)
 
+LEADER: Final = "leader"
+"""The duty of the scheduler that leads: it does what only one of them is to do at a time."""
 STALE_SECONDS: Final = 24 * 3600
 """Age of the last heartbeat beyond which a registration is deleted."""
 
@@ -21,15 +37,30 @@ class WorkerNotFound(NotFound):
     code = "worker_not_found"
 
 
-def register_worker(session: Session, name: str, devices: Sequence[Device]) -> None:
-    """Register a worker or renew its registration, which is its heartbeat; the mode of its drain stays."""
-    values = [asdict(device) for device in devices]
-    statement = upsert_into(session.connection(), Worker).values(
-        name=name, devices=values, started_at=db_now(), seen_at=db_now()
-    )
-    session.execute(
-        statement.on_conflict_do_update(index_elements=["name"], set_={"devices": values, "seen_at": db_now()})
-    )
+@cache
+def own_version() -> str:
+    """The version of this code."""
+    return version("pocl-service")
+
+
+def register_worker(
+    session: Session, name: str, devices: Sequence[Device], *, gpu_figures: Sequence[GpuFigures] | None = None
+) -> None:
+    """Register a worker or renew its registration, which is its heartbeat; the mode of its drain stays.
+
+    Args:
+        gpu_figures: what the driver says of its GPUs now; null leaves what was said before.
+    """
+    changes: dict[str, Any] = {
+        "devices": [asdict(device) for device in devices],
+        "seen_at": db_now(),
+        "version": own_version(),
+        "generation": GENERATION,
+    }
+    if gpu_figures is not None:
+        changes["gpu_figures"] = [figures.as_json() for figures in gpu_figures]
+    statement = upsert_into(session.connection(), Worker).values(name=name, started_at=db_now(), **changes)
+    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=changes))
 
 
 def deregister_worker(session: Session, name: str) -> None:
@@ -130,13 +161,30 @@ def count_due_checks(session: Session) -> int:
     return session.scalar(statement) or 0
 
 
-def record_scheduler(session: Session, name: str, *, reaches_broker: bool) -> None:
-    """Register a scheduler or renew its registration, which is its heartbeat."""
-    statement = upsert_into(session.connection(), SchedulerHeartbeat).values(
-        name=name, reaches_broker=reaches_broker, seen_at=db_now()
-    )
-    changes = {"reaches_broker": reaches_broker, "seen_at": db_now()}
-    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=changes))
+def record_scheduler(session: Session, name: str, *, reaches_broker: bool, trackers: Sequence[str] = ()) -> None:
+    """Register a scheduler or renew its registration, which is its heartbeat.
+
+    Args:
+        trackers: the channels of trackers that it can forward metrics by.
+    """
+    values = {
+        "reaches_broker": reaches_broker,
+        "trackers": list(trackers),
+        "seen_at": db_now(),
+        "version": own_version(),
+        "generation": GENERATION,
+    }
+    statement = upsert_into(session.connection(), SchedulerHeartbeat).values(name=name, **values)
+    session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
+
+
+def live_trackers(session: Session, within_seconds: float) -> set[str] | None:
+    """The channels of trackers that a scheduler with a heartbeat in the last `within_seconds` has; null where there is
+    no such scheduler.
+    """
+    recent = SchedulerHeartbeat.seen_at >= db_now(-within_seconds)
+    listed = session.scalars(sa.select(SchedulerHeartbeat.trackers).where(recent)).all()
+    return {channel for channels in listed for channel in channels} if listed else None
 
 
 def delete_stale_schedulers(session: Session) -> None:
@@ -146,11 +194,30 @@ def delete_stale_schedulers(session: Session) -> None:
 
 def wake_up_state(session: Session, within_seconds: float) -> WakeUp:
     """Whether a scheduler with a heartbeat in the last `within_seconds` reaches the broker."""
-    live = sa.select(SchedulerHeartbeat.reaches_broker).where(SchedulerHeartbeat.seen_at >= db_now(-within_seconds))
-    reached = session.scalars(live).all()
+    recent = SchedulerHeartbeat.seen_at >= db_now(-within_seconds)
+    return wake_up_from(session.scalars(sa.select(SchedulerHeartbeat.reaches_broker).where(recent)).all())
+
+
+def wake_up_from(reached: Sequence[bool]) -> WakeUp:
+    """Whether workers are woken, by whether each live scheduler reaches the broker."""
     if not reached:
         return "no_scheduler"
     return "ok" if any(reached) else "broker_unreachable"
+
+
+def worker_state(worker: Worker, *, holds_job: bool, lost_before: datetime) -> WorkerState:
+    """The state of a worker.
+
+    Args:
+        lost_before: a worker whose last heartbeat is older is lost.
+    """
+    if worker.seen_at < lost_before:
+        return "lost"
+    if worker.quarantined_at is not None:
+        return "quarantined"
+    if worker.drain is not None:
+        return "draining" if holds_job else "drained"
+    return "busy" if holds_job else "idle"
 
 
 def list_workers(session: Session, *, limit: int, after: str | None = None) -> KeysetPage[Worker]:
@@ -159,7 +226,78 @@ def list_workers(session: Session, *, limit: int, after: str | None = None) -> K
     return fetch_page(session, statement if after is None else statement.where(Worker.name > after), limit=limit)
 
 
-def live_workers(session: Session, within_seconds: float) -> Sequence[Worker]:
-    """Workers with a heartbeat in the last `within_seconds` that are not drained; some may be quarantined."""
-    statement = sa.select(Worker).where(Worker.seen_at >= db_now(-within_seconds), Worker.drain.is_(None))
-    return session.scalars(statement).all()
+def is_live(within_seconds: float) -> sa.ColumnElement[bool]:
+    """Whether a worker had a heartbeat in the last `within_seconds` and is not drained; it may be quarantined."""
+    return sa.and_(Worker.seen_at >= db_now(-within_seconds), Worker.drain.is_(None))
+
+
+@dataclass(frozen=True)
+class SchedulerState:
+    """A scheduler, as its last heartbeat has it."""
+
+    name: str
+    leads: bool
+    """Whether it holds the lease of the scheduler that leads."""
+    reaches_broker: bool
+    """Whether the broker answered at its last heartbeat."""
+    seen_at: datetime
+    """The time of its last heartbeat."""
+    version: str | None
+    generation: int | None
+
+
+def list_schedulers(session: Session, *, limit: int, after: str | None = None) -> KeysetPage[SchedulerState]:
+    """The schedulers with a heartbeat within a day by name, after the one with the name `after`."""
+    holder = sa.select(DutyLease.scheduler).where(DutyLease.duty == LEADER, DutyLease.expires_at > db_now())
+    leader = session.scalar(holder)
+    statement = sa.select(SchedulerHeartbeat).order_by(SchedulerHeartbeat.name)
+    if after is not None:
+        statement = statement.where(SchedulerHeartbeat.name > after)
+    page = fetch_page(session, statement, limit=limit)
+    rows = [
+        SchedulerState(row.name, row.name == leader, row.reaches_broker, row.seen_at, row.version, row.generation)
+        for row in page.rows
+    ]
+    return KeysetPage(rows, page.has_more)
+
+
+def another_reaches_broker(session: Session, scheduler: str, within_seconds: float) -> bool:
+    """Whether another scheduler with a heartbeat in the last `within_seconds` reaches the broker."""
+    others = sa.select(SchedulerHeartbeat.name).where(
+        SchedulerHeartbeat.name != scheduler,
+        SchedulerHeartbeat.reaches_broker,
+        SchedulerHeartbeat.seen_at >= db_now(-within_seconds),
+    )
+    return session.scalars(others.limit(1)).first() is not None
+
+
+def duty_holder(session: Session, duty: str) -> str | None:
+    """The scheduler that took the lease of a duty last, whether it has expired or not; null before the first."""
+    return session.scalar(sa.select(DutyLease.scheduler).where(DutyLease.duty == duty))
+
+
+def release_duty(session: Session, duty: str, scheduler: str) -> None:
+    """Let another scheduler take the lease of a duty at once, where this one holds it."""
+    session.execute(
+        sa.update(DutyLease)
+        .where(DutyLease.duty == duty, DutyLease.scheduler == scheduler)
+        .values(expires_at=db_now(-1))
+    )
+
+
+def take_duty(session: Session, duty: str, scheduler: str, *, seconds: float) -> bool:
+    """Take or renew the lease of a duty; whether this scheduler holds it now.
+
+    Args:
+        seconds: how long it holds it unless it renews it.
+    """
+    values = {"scheduler": scheduler, "expires_at": db_now(seconds)}
+    statement = upsert_into(session.connection(), DutyLease).values(duty=duty, **values)
+    taken = session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["duty"],
+            set_=values,
+            where=sa.or_(DutyLease.scheduler == scheduler, DutyLease.expires_at < db_now()),
+        ).returning(DutyLease.duty)
+    )
+    return bool(taken.all())

@@ -34,6 +34,8 @@ class DifficultyMeasurement:
     """Cross-entropy of the reference's last turn, in nats per token."""
     response: str
     """The answer."""
+    unfinished_thought: bool = False
+    """Whether the answer ended inside its thought, and so says nothing."""
 
 
 class Journal:

@@ -14,7 +14,6 @@ from pocl.evaluation.answers import (
     generate_answers,
     generation_batches,
     stop_token_ids,
-    thoughts_not_closed,
 )
 from pocl.evaluation.dataset import EncodedDataset
 from pocl.evaluation.rouge import rouge_l
@@ -120,9 +119,6 @@ class DifficultyMeasurer:
             on_progress=on_progress,
             should_stop=self.should_stop,
         )
-        warning = thoughts_not_closed(answers, self.generation.max_new_tokens, "training samples")
-        if warning is not None:
-            self.generation.sink(warning)
         entropies = last_turn_cross_entropy(
             model,
             samples,
@@ -137,6 +133,7 @@ class DifficultyMeasurer:
                 rouge_l=rouge_l(answer.text, self.dataset.references[index]),
                 cross_entropy=entropy,
                 response=answer.text,
+                unfinished_thought=answer.in_thought,
             )
             for index, answer, entropy in zip(indices, answers, entropies, strict=True)
         ]

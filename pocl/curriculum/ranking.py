@@ -42,6 +42,8 @@ class RankedSample:
     """The rank by ROUGE-L, descending; equal values share a rank."""
     rank_cross_entropy: int | None
     """The rank by cross-entropy, ascending; equal values share a rank."""
+    unfinished_thought: bool = False
+    """Whether the answer of the model that ranks ended inside its thought, and so says nothing."""
 
 
 class RankingKey(MeasurementKey):

@@ -4,6 +4,7 @@ What it says follows from the run's specification, its inputs and its training s
 no time, so that equal runs write equal bytes.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -67,6 +68,8 @@ class ExportedModel:
     """The plain text that ends an answer, for which no token stands; empty where a token ends it."""
     needs_generic_tokenizer: bool = False
     """`AutoTokenizer` reads the tokenizer by other rules than it was written with."""
+    gguf_notes: Sequence[str] = ()
+    """Sentences on what the GGUF files beside it say otherwise."""
 
     @property
     def weights(self) -> WeightsFacts:
@@ -102,6 +105,7 @@ def model_card(facts: CardFacts, model: ExportedModel, progress: Progress) -> st
         "# A distilled language model",
         _introduction(facts, progress),
         *_use(model),
+        *_prompts(facts),
         *_origins(facts),
         *_training(facts, progress),
         *_data(facts),
@@ -170,6 +174,26 @@ def _use(model: ExportedModel) -> list[str]:
         more = "" if len(model.settings_left_out) <= _MAX_LEFT_OUT else ", ..."
         facts.append(f"- Left out of the student's own generation config: {names}{more}.")
     return ["## Use", "\n".join(facts)]
+
+
+def _prompts(facts: CardFacts) -> list[str]:
+    """What of the prompts stands in no file beside the card."""
+    data = facts.spec.data
+    place = "under the heading `### Input:`" if facts.template.startswith("alpaca") else "after an empty line"
+    lines = [f"- The text that an instruction is about (`input`, `context`) followed it {place}."]
+    if data.date is not None:
+        lines.append(f"- Where the template prints today's date, it printed {data.date.isoformat()}.")
+    if data.system is None:
+        return ["## Prompts", "\n".join(lines)]
+    lines.append("- Samples without a system message were given this one, which the template does not write by itself:")
+    return ["## Prompts", "\n".join(lines), _fenced(data.system)]
+
+
+def _fenced(text: str) -> str:
+    """A text of others as a block of Markdown code, of any length and with its line ends."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def _origins(facts: CardFacts) -> list[str]:

@@ -1,6 +1,6 @@
 """The student as it leaves a run, whatever its progress: saved with its training state, best or final."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,10 +8,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.export.generation import exported_generation
+from pocl.export.gguf import GgufSource
 from pocl.export.model_card import CARD_FILE, CardFacts, ExportedModel, Progress, model_card
 from pocl.export.model_directory import own_chat_templates, save_model
 from pocl.export.weight_format import dtype_name, tensors_kept_in_fp32, write_rounded
 from pocl.models.heads import has_tied_embeddings
+from pocl.spec import GgufFormat
 from pocl.storage.manifest import link_files, new_directory, read_manifest
 
 
@@ -50,13 +52,19 @@ class StudentExport:
             (directory / CARD_FILE).write_text(card, encoding="utf-8")
         return self.describe(model, saved.requirement)
 
-    def link(self, model: PreTrainedModel, source: Path, target: Path, progress: Progress) -> ExportedModel:
+    def link(
+        self, model: PreTrainedModel, source: Path, target: Path, progress: Progress, gguf: Sequence[GgufFormat] = ()
+    ) -> ExportedModel:
         """Make `target` the weights of `source`, which :meth:`write` made, in the format in which they leave the run.
 
         Files that do not differ are hard links where the file system has them. A weight that is too large for the
         format leaves all of them as they are.
 
+        Args:
+            gguf: the formats in which `target` has the weights of `source` as GGUF too.
+
         Raises:
+            GgufUnsupported: they cannot be written so.
             DiskFull: when there is no space; nothing named `target` exists then, or what was there before.
         """
         linked = read_manifest(source)
@@ -69,6 +77,9 @@ class StudentExport:
             if self.facts is not None:
                 card = model_card(self.facts, exported, progress)
                 (scratch / CARD_FILE).write_text(card, encoding="utf-8")
+            if gguf:
+                written = GgufSource.open(source).write(scratch, gguf)
+                exported = replace(exported, gguf_notes=written.notes)
             link_files(source, scratch, linked, weights=exported.weights)
         return exported
 

@@ -4,10 +4,13 @@
 builds rules of its own out of the vocabulary. A student whose tokens come by other rules must be read another way.
 """
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Final
 
+import transformers
+from pydantic import BaseModel, ConfigDict
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from pocl.export.compatibility import write_tokenizer_config
@@ -21,6 +24,32 @@ PROBE_TEXTS: Final = (
     "<|im_start|>user\n<s>[INST] x [/INST]</s><think>y</think>",
 )
 """Words, numbers, spaces, code, several scripts and control tokens."""
+
+
+class TokenizerTrial(BaseModel):
+    """What trying an exported tokenizer found; the training state keeps it, since a trial takes seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: str
+    """SHA-256, hexadecimal, over all that it follows from."""
+    is_read_as_written: bool
+    """Whether `AutoTokenizer` gives the same ids."""
+
+
+def try_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, digest: str, config: PreTrainedConfig, earlier: TokenizerTrial | None
+) -> TokenizerTrial:
+    """Try a tokenizer beside the config that it is saved with, unless `earlier` was a trial of just these.
+
+    Args:
+        digest: Of the tokenizer, as :func:`~pocl.models.digest.tokenizer_digest` gives it.
+    """
+    parts = (digest, type(tokenizer).__name__, config.to_json_string(), transformers.__version__)
+    inputs = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    if earlier is not None and earlier.inputs == inputs:
+        return earlier
+    return TokenizerTrial(inputs=inputs, is_read_as_written=is_read_as_written(tokenizer, config))
 
 
 def is_read_as_written(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> bool:

@@ -17,8 +17,9 @@ from pocl.inspect.facts import (
     check_sequence_length,
     facts_of_selected_layers,
 )
-from pocl.inspect.family_support import check_family, is_tried
+from pocl.inspect.family_support import check_family, check_gguf_family, explain_unselectable_layers, is_tried
 from pocl.inspect.gguf import inspect_gguf
+from pocl.inspect.hub_snapshots import cached_snapshot
 from pocl.inspect.random import random_facts
 from pocl.inspect.vocabulary import (
     SharedVocabulary,
@@ -33,10 +34,13 @@ __all__ = [
     "ModelWarning",
     "SharedVocabulary",
     "TokenLimits",
+    "cached_snapshot",
+    "check_gguf_family",
     "check_layers_exist",
     "check_sequence_length",
     "compare_vocabularies",
     "encodes_with_teacher_tokenizer",
+    "explain_unselectable_layers",
     "facts_of_selected_layers",
     "inspect_model",
     "random_facts",

@@ -1,6 +1,7 @@
 """config.json of a model, as transformers reads it: its family, its entries, and whether it can be distilled."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,20 @@ class ModelConfig:
     def mtp_layers(self) -> int:
         """The layers for multi-token prediction, which lie behind the others and are not loaded."""
         return max(bounded_int(self.entries.get(name), at_most=_MAX_MTP_LAYERS) or 0 for name in _MTP_ENTRIES)
+
+    @property
+    def experts(self) -> int | None:
+        """The routed experts of a layer; None where there are none, or the config does not say."""
+        return self._first_size(_EXPERTS)
+
+    @property
+    def experts_per_token(self) -> int | None:
+        """The routed experts of a layer that a token is given to; None likewise."""
+        return self._first_size(_EXPERTS_PER_TOKEN)
+
+    def _first_size(self, names: Iterable[str]) -> int | None:
+        sizes = (bounded_int(self.entries.get(name), at_most=_SIZE_LIMIT) for name in names)
+        return next((size for size in sizes if size), None)
 
     def ties_embeddings(self) -> bool:
         """Whether the output head is the embedding."""

@@ -46,6 +46,8 @@ def inspect_directory(directory: Path) -> ModelFacts:
         max_positions=config.optional_size("max_position_embeddings"),
         has_chat_template=bool(read_chat_templates(directory, tokenizer_config)),
         tied_embeddings=tied,
+        dtype=stored.dtype(),
+        idle_layer_parameters=weights.idle_parameters(layers, experts=config.experts, chosen=config.experts_per_token),
         tokens=MappingProxyType(tokens),
         is_described=is_described,
         warnings=(

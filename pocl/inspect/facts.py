@@ -38,6 +38,10 @@ class ModelFacts:
     """The longest sequence, in tokens; None where the files do not say."""
     has_chat_template: bool
     tied_embeddings: bool
+    dtype: str
+    """The format of most stored weights: as safetensors names it (`BF16`), of a GGUF file as GGML does (`Q4_K`)."""
+    idle_layer_parameters: tuple[int, ...] = field(repr=False, kw_only=True, default=())
+    """Of each layer, the parameters of experts that a token is not given to; empty where there are none."""
     tokens: Mapping[str, int] = field(repr=False, compare=False)
     """The id of every token that the tokenizer knows, added tokens included."""
     is_described: bool = field(default=True, compare=False)
@@ -56,8 +60,14 @@ def facts_of_selected_layers(teacher: ModelFacts, layers: Sequence[int]) -> Mode
     check_layers_exist(layers, teacher.layers)
     selected = tuple(teacher.layer_parameters[index] for index in layers)
     parameters = teacher.parameters - sum(teacher.layer_parameters) + sum(selected)
+    idle = teacher.idle_layer_parameters
     return replace(
-        teacher, layers=len(layers), parameters=parameters, layer_parameters=selected, size_bytes=4 * parameters
+        teacher,
+        layers=len(layers),
+        parameters=parameters,
+        layer_parameters=selected,
+        idle_layer_parameters=tuple(idle[index] for index in layers) if idle else (),
+        size_bytes=4 * parameters,
     )
 
 

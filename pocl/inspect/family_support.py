@@ -173,9 +173,32 @@ def check_family(family: str) -> None:
         raise ModelUnsupported(f"A {family} model {reason}; only causal decoders can be distilled.")
 
 
+GGUF_FAMILIES: Final = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Families of which a student can be written as GGUF."""
+
+
+def check_gguf_family(family: str) -> None:
+    """Refuse to write a student of a family as GGUF; `family` is a `model_type`, or the architecture of a GGUF file.
+
+    Raises:
+        SpecInvalid: naming the families that can be written.
+    """
+    if family not in GGUF_FAMILIES:
+        detail = f"a {family[:40]} student cannot be written as GGUF: {', '.join(sorted(GGUF_FAMILIES))} can"
+        raise SpecInvalid([FieldError("/export/gguf", "gguf_unsupported", detail)])
+
+
 def is_tried(family: str) -> bool:
     """Whether a family was tried; `family` is a `model_type`, or the architecture of a GGUF file."""
     return family in FAMILIES or family in _GGUF_ARCHITECTURES
+
+
+def explain_unselectable_layers(family: str) -> str | None:
+    """Why no student can be cut out of a teacher of this family, as a clause; None where one can."""
+    support = FAMILIES.get(family)
+    if support is None:
+        return None if family in _GGUF_ARCHITECTURES else "it has not been tried with this family"
+    return None if support.layers else "its layers depend on their number or on each other"
 
 
 def check_layers_selectable(family: str) -> None:
@@ -185,11 +208,7 @@ def check_layers_selectable(family: str) -> None:
     Raises:
         SpecInvalid: naming the family and what to do.
     """
-    support = FAMILIES.get(family)
-    if support is None:
-        reason = None if family in _GGUF_ARCHITECTURES else "it has not been tried with this family"
-    else:
-        reason = None if support.layers else "its layers depend on their number or on each other"
+    reason = explain_unselectable_layers(family)
     if reason is not None:
         detail = f"no student can be cut out of a {family[:40]} teacher: {reason}; give a student of its own"
         raise SpecInvalid([FieldError("/student/from_teacher", "layers_not_selectable", detail)])

@@ -4,6 +4,7 @@ The package `gguf` is not used: it needs numpy and trusts the counts in the file
 """
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +27,13 @@ _ENTRIES_LIMIT = 100_000
 _ELEMENTS_LIMIT = 8 << 20
 _DIMENSIONS_LIMIT = 8
 _LARGEST = 1 << 50
+# Formats of tensors, by their numbers in ggml.h.
+_FORMATS = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 28: "F64", 29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0",
+    39: "MXFP4",
+}  # fmt: skip
 # Token types of the format. An unused token fills a gap in the vocabulary, and its name means nothing.
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 
@@ -49,6 +57,8 @@ class GGUFHeader:
     tensors: dict[str, tuple[int, ...]]
     """Dimensions, fastest-moving first."""
     size_bytes: int
+    formats: dict[str, int]
+    """The number of the format of each tensor, by name."""
 
     def text(self, key: str) -> str | None:
         """The string under a key; None where there is none."""
@@ -70,6 +80,14 @@ class GGUFHeader:
         if not name:
             raise ModelUnsupported("The GGUF file names no architecture.")
         return name
+
+    def dtype(self) -> str:
+        """The format of most weights, by its name in GGML; its number where it is not known."""
+        sizes: Counter[int] = Counter()
+        for name, shape in self.tensors.items():
+            sizes[self.formats[name]] += prod(shape)
+        number = max(sizes, key=lambda each: (sizes[each], each), default=0)
+        return _FORMATS.get(number, f"GGML {number}")
 
     def tokens(self) -> list[Token]:
         """The entries of the vocabulary.
@@ -114,6 +132,12 @@ def inspect_gguf(path: Path) -> ModelFacts:
         max_positions=header.number(f"{architecture}.context_length"),
         has_chat_template=header.text("tokenizer.chat_template") is not None,
         tied_embeddings=weights.head_parameters == 0,
+        dtype=header.dtype(),
+        idle_layer_parameters=weights.idle_parameters(
+            layers,
+            experts=header.number(f"{architecture}.expert_count"),
+            chosen=header.number(f"{architecture}.expert_used_count"),
+        ),
         tokens=MappingProxyType(_tokens(header)),
         is_described=False,
     )
@@ -138,7 +162,9 @@ def read_header(path: Path) -> GGUFHeader:
         for _ in range(entries):
             key = reader.string()
             metadata[key] = reader.value(keep=key in _READ_ARRAYS)
-        return GGUFHeader(metadata, dict(reader.tensor() for _ in range(tensors)), reader.size)
+        described = [reader.tensor() for _ in range(tensors)]
+        shapes = {name: shape for name, shape, _ in described}
+        return GGUFHeader(metadata, shapes, reader.size, {name: number for name, _, number in described})
 
 
 class _Reader:
@@ -188,15 +214,16 @@ class _Reader:
             raise _damaged()
         return self.scalar(_SCALARS[kind])
 
-    def tensor(self) -> tuple[str, tuple[int, ...]]:
+    def tensor(self) -> tuple[str, tuple[int, ...], int]:
+        """The name, the dimensions and the number of the format of a tensor."""
         name = self.string()
         dimensions = int.from_bytes(self.take(4), "little")
         if dimensions > _DIMENSIONS_LIMIT:
             raise _damaged()
         shape = tuple(self.bounded_count(_LARGEST) for _ in range(dimensions))
-        self.take(4)
+        number = int.from_bytes(self.take(4), "little")
         self.bounded_count(self.size)
-        return name, shape
+        return name, shape, number
 
     def _array(self, *, keep: bool) -> list[Value] | None:
         kind = int.from_bytes(self.take(4), "little")

@@ -30,6 +30,7 @@ def random_facts(ref: RandomModel) -> ModelFacts:
         max_positions=ref.max_positions,
         has_chat_template=True,
         tied_embeddings=tied,
+        dtype="F32",
         tokens=MappingProxyType(tokens),
     )
 

@@ -33,10 +33,13 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|blk)\.(\d{1,4})\.")
 _BUFFERS = re.compile(
     r"\.attn\.(?:masked_)?bias$|\.rotary_emb\.inv_freq$|\.attention\.(?:masked_)?bias$|\.e_score_correction_bias$"
 )
-_HEADS = {"lm_head.weight", "embed_out.weight", "output.weight"}
+_HEADS = {"lm_head.weight", "embed_out.weight", "output.weight", "output_projection.weight", "head.weight"}
 _EMBEDDINGS = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|tokens_embed|embeddings|token_embd)\.weight$"
+    r"|^transformer\.w\.weight$"
 )
+# As safetensors and GGUF files name them; experts that every token is given to have other names.
+_ROUTED = re.compile(r"\.experts\.|_exps\.")
 _SCALES = re.compile(r"(?:_scale|_scale_inv|_scales|_zero_point)$")
 # Layers of multi-token prediction of Qwen 3 Next and MiMo; those of DeepSeek and GLM are numbered behind the others.
 _MTP = re.compile(r"^(?:model\.)?mtp\w*\.")
@@ -65,7 +68,20 @@ class StoredWeights:
     head_parameters: int
     """The parameters of an output head stored under its own name; 0 where there is none, which means tied."""
     layer_parameters: Mapping[int, int]
+    expert_parameters: Mapping[int, int]
+    """Of each layer, those of the experts among which a token is routed."""
     size_bytes: int
+
+    def idle_parameters(self, layers: int, *, experts: int | None, chosen: int | None) -> tuple[int, ...]:
+        """Of each layer, the parameters of experts that a token is not given to; empty where none are known to be.
+
+        Args:
+            experts: How many each layer has.
+            chosen: How many of them a token is given to.
+        """
+        if not self.expert_parameters or not experts or not chosen or chosen >= experts:
+            return ()
+        return tuple(self.expert_parameters.get(index, 0) * (experts - chosen) // experts for index in range(layers))
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,13 @@ class StoredModel:
             if not is_mtp(tensor.name, layers) and not (self.is_quantised and _SCALES.search(tensor.name))
         )
         return sum_tensor_sizes(((tensor.name, _elements(tensor)) for tensor in loaded), self.size_bytes)
+
+    def dtype(self) -> str:
+        """The format that holds the most bytes of the weights."""
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors:
+            sizes[tensor.dtype] += prod(tensor.shape) * _BITS[tensor.dtype]
+        return max(sizes, key=lambda dtype: (sizes[dtype], dtype), default="F32")
 
     def embeddings(self) -> StoredTensor | None:
         """The token embeddings; None where they have no name that is known."""
@@ -141,7 +164,7 @@ def read_weights(directory: Path, *, text_part: bool = False, quantised_by: str 
         ModelUnsupported: there are no safetensors, a shard is missing, a header does not fit its file, or the tensors
             are not those of a whole model in full weights.
     """
-    shards = list(_shards(directory))
+    shards = list(shards_of(directory))
     stored: dict[str, StoredTensor] = {}
     for shard in shards:
         stored |= {tensor.name: tensor for tensor in _header(shard)}
@@ -178,6 +201,7 @@ def sum_tensor_sizes(tensors: Iterable[tuple[str, int]], size_bytes: int) -> Sto
     """Sum the sizes of named tensors by layer, for the head and in all."""
     total = head = 0
     layers: Counter[int] = Counter()
+    experts: Counter[int] = Counter()
     for name, size in tensors:
         if _BUFFERS.search(name):
             continue
@@ -186,7 +210,9 @@ def sum_tensor_sizes(tensors: Iterable[tuple[str, int]], size_bytes: int) -> Sto
             head = size
         if (layer := layer_of(name)) is not None:
             layers[layer] += size
-    return StoredWeights(total, head, layers, size_bytes)
+            if _ROUTED.search(name):
+                experts[layer] += size
+    return StoredWeights(total, head, layers, experts, size_bytes)
 
 
 def _elements(tensor: StoredTensor) -> int:
@@ -203,7 +229,13 @@ def _check_full(tensors: Iterable[StoredTensor]) -> None:
             )
 
 
-def _shards(directory: Path) -> Iterator[Path]:
+def shards_of(directory: Path) -> Iterator[Path]:
+    """The files with the weights of a model directory.
+
+    Raises:
+        ModelUnsupported: one is missing, or none is in safetensors.
+        OSError: the index cannot be read.
+    """
     refuse_sharded_state(directory)
     single, index = directory / SINGLE, directory / INDEX
     if single.is_file():

@@ -99,6 +99,15 @@ class TileBuffers:
     q: Tensor
 
 
+@dataclass(frozen=True)
+class PairBuffers:
+    """Memory of a pass with the output heads of both models."""
+
+    student: HeadBuffers
+    teacher: HeadBuffers
+    tile: TileBuffers
+
+
 @dataclass
 class GradientBuffers:
     """Gradients of the loss with regard to what an output head is applied to and what it has, summed chunk by chunk."""
@@ -188,6 +197,25 @@ def tile_buffers(sizes: Sizes, shared_width: int, workspace: Workspace) -> TileB
         workspace.take(name, sizes.tile, shared_width, sizes.dtype, sizes.device) for name in ("log_p", "log_q", "q")
     )
     return TileBuffers(log_p, log_q, q)
+
+
+def pair_buffers(
+    student: Head,
+    teacher: Head,
+    sizes: Sizes,
+    shared_width: int,
+    workspace: Workspace,
+    *,
+    with_gradient: bool = False,
+) -> PairBuffers:
+    """Memory of the products with both heads, of which the student's may get a gradient, and of their distributions
+    over `shared_width` ids.
+    """
+    return PairBuffers(
+        head_buffers(student, sizes, workspace, "student", with_gradient=with_gradient),
+        head_buffers(teacher, sizes, workspace, "teacher"),
+        tile_buffers(sizes, shared_width, workspace),
+    )
 
 
 def gradient_buffers(hidden: Tensor, head: Head, dtype: torch.dtype, *, in_place: bool) -> GradientBuffers:

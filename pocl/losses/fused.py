@@ -14,23 +14,22 @@ import math
 import torch
 from torch import Tensor
 
-from pocl.losses.backprojection import add_chunk, finish, uncap_gradient
+from pocl.losses.backprojection import finish
+from pocl.losses.both_heads import BothHeads
 from pocl.losses.buffers import (
     LossExecution,
     Workspace,
     gradient_buffers,
-    head_buffers,
     loss_dtype,
+    pair_buffers,
     plan_sizes,
     product_hidden_states,
-    tile_buffers,
 )
-from pocl.losses.compiled_tile import Formats, HeadShape, Numbers, compiled_tile
+from pocl.losses.compiled_tile import Formats, HeadShape, compiled_tile
 from pocl.losses.objective import ObjectiveTerms
-from pocl.losses.projection import Projection
 from pocl.losses.registry import divergence_of
 from pocl.losses.sums import ObjectiveSum, join_graph, mix
-from pocl.losses.tile import GradientFactors, TileTerms, token_losses_, token_losses_and_grad_
+from pocl.losses.tile import GradientFactors, TileTerms
 from pocl.models.output_head import HeadInputs
 
 
@@ -67,7 +66,6 @@ def fused_objective_sum(
     if not math.isfinite(scale):
         raise ValueError("scale must be finite")
     execution = execution or LossExecution()
-    workspace = execution.workspace or Workspace()
     in_place = accumulate_into_grad and torch.is_grad_enabled()
     terms.check()
     tau_factor = terms.tau_factor()
@@ -80,50 +78,16 @@ def fused_objective_sum(
     hidden = product_hidden_states(student, labels)
     with torch.no_grad():
         teacher_hidden = product_hidden_states(teacher, labels)
-        dtype = loss_dtype(hidden, teacher_hidden)
+        heads, dtype = (student.head, teacher.head), loss_dtype(hidden, teacher_hidden)
         gradients = gradient_buffers(hidden, student.head, dtype, in_place=in_place)
-        compiled = (
-            None
-            if execution.backend is None
-            else compiled_tile(
-                terms.method,
-                shared_width,
-                HeadShape.of(student.head),
-                HeadShape.of(teacher.head),
-                Formats(dtype, hidden.dtype),
-                execution.backend,
-            )
-        )
-        sizes = plan_sizes(
-            hidden, (student.head, teacher.head), dtype, execution.chunk_tokens, in_tiles=compiled is None
-        )
-        student_memory = head_buffers(student.head, sizes, workspace, "student", with_gradient=True)
-        teacher_memory = head_buffers(teacher.head, sizes, workspace, "teacher")
-        tile_memory = tile_buffers(sizes, shared_width, workspace)
-        cross_entropies = torch.empty(len(labels), dtype=dtype, device=labels.device)
-        divergences = torch.empty_like(cross_entropies)
-        student_head = Projection(student.head, hidden.dtype, student_memory)
-        teacher_head = Projection(teacher.head, teacher_hidden.dtype, teacher_memory)
-        # The format of every product is settled by now.
-        with torch.autocast(labels.device.type, enabled=False):
-            for chunk, tiles in sizes.chunks:
-                linear, teacher_linear = student_head.linear(hidden[chunk]), teacher_head.linear(teacher_hidden[chunk])
-                if compiled is not None:
-                    numbers = Numbers.of(tile_terms, factors, dtype, labels.device)
-                    cross_entropies[chunk], divergences[chunk], gradient = compiled(
-                        linear, teacher_linear, labels[chunk], numbers
-                    )
-                else:
-                    gradient = linear if linear.dtype == hidden.dtype else torch.empty_like(linear, dtype=hidden.dtype)
-                for tokens, tile in tiles:
-                    logits = student_head.logits(linear[tile])
-                    cap_derivative = student_head.cap_derivative(logits)
-                    teacher_logits = teacher_head.logits(teacher_linear[tile])
-                    cross_entropies[tokens], divergences[tokens] = token_losses_and_grad_(
-                        logits, teacher_logits, labels[tokens], tile_terms, factors, tile_memory
-                    )
-                    uncap_gradient(logits, cap_derivative, out=gradient[tile])
-                add_chunk(gradients, gradient, hidden[chunk], student_head.weight, chunk)
+        compiled = None
+        if execution.backend is not None:
+            shapes, formats = map(HeadShape.of, heads), Formats(dtype, hidden.dtype)
+            compiled = compiled_tile(terms.method, shared_width, *shapes, formats, execution.backend)
+        sizes = plan_sizes(hidden, heads, dtype, execution.chunk_tokens, in_tiles=compiled is None)
+        buffers = pair_buffers(*heads, sizes, shared_width, execution.workspace or Workspace(), with_gradient=True)
+        both = BothHeads(HeadInputs(hidden, student.head), HeadInputs(teacher_hidden, teacher.head), labels, tile_terms)
+        cross_entropies, divergences = both.token_losses_and_gradients(sizes, buffers, factors, gradients, compiled)
         finish(gradients)
         cross_entropy, divergence = cross_entropies.sum(), divergences.sum()
         loss = mix(cross_entropy, tau_factor * divergence, terms.kd_weight) * scale
@@ -146,26 +110,12 @@ def fused_token_losses(
         `[tokens]`.
     """
     execution = execution or LossExecution()
-    workspace = execution.workspace or Workspace()
     terms.check()
     shared_width = terms.shared_width(len(student.head.weight), len(teacher.head.weight))
     tile_terms = TileTerms(divergence_of(terms.method), terms.temperature, shared_width)
     hidden, teacher_hidden = product_hidden_states(student, labels), product_hidden_states(teacher, labels)
-    dtype = loss_dtype(hidden, teacher_hidden)
-    sizes = plan_sizes(hidden, (student.head, teacher.head), dtype, execution.chunk_tokens)
-    student_memory = head_buffers(student.head, sizes, workspace, "student")
-    teacher_memory = head_buffers(teacher.head, sizes, workspace, "teacher")
-    tile_memory = tile_buffers(sizes, shared_width, workspace)
-    cross_entropies = torch.empty(len(hidden), dtype=dtype, device=labels.device)
-    divergences = torch.empty_like(cross_entropies)
-    student_head = Projection(student.head, hidden.dtype, student_memory)
-    teacher_head = Projection(teacher.head, teacher_hidden.dtype, teacher_memory)
-    with torch.autocast(labels.device.type, enabled=False):
-        for chunk, tiles in sizes.chunks:
-            linear, teacher_linear = student_head.linear(hidden[chunk]), teacher_head.linear(teacher_hidden[chunk])
-            for tokens, tile in tiles:
-                logits, teacher_logits = student_head.logits(linear[tile]), teacher_head.logits(teacher_linear[tile])
-                cross_entropies[tokens], divergences[tokens] = token_losses_(
-                    logits, teacher_logits, labels[tokens], tile_terms, tile_memory
-                )
-    return cross_entropies, divergences
+    heads = (student.head, teacher.head)
+    sizes = plan_sizes(hidden, heads, loss_dtype(hidden, teacher_hidden), execution.chunk_tokens)
+    buffers = pair_buffers(*heads, sizes, shared_width, execution.workspace or Workspace())
+    both = BothHeads(HeadInputs(hidden, student.head), HeadInputs(teacher_hidden, teacher.head), labels, tile_terms)
+    return both.token_losses(sizes, buffers)

@@ -12,6 +12,7 @@ from pocl.models.heads import restrict_head
 from pocl.models.packed import packed_attention
 from pocl.models.rounding import difference_beyond_rounding
 from pocl.models.slot_cache import SlotCache, bucket_of, decode_attention, decode_mask
+from pocl.out_of_memory import is_out_of_memory
 
 _PROBE_LENGTHS = (9, 4, 9)
 """Tokens of the rows that :func:`can_decode_in_slots` tries."""
@@ -74,9 +75,10 @@ def can_decode_in_slots(model: PreTrainedModel) -> bool:
     """
     try:
         return _agrees(model)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # noqa: BLE001 # A model may fail in any way; it is then answered padded, as all can be.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # A model may fail in any way; it is then answered padded, as all can be.
         return False
 
 

@@ -1,10 +1,11 @@
 """What the phases of a run share: the pinned specification, where the run happens, and what it has told so far."""
 
+import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 import transformers
@@ -21,6 +22,21 @@ from pocl.sizes import RunSizes
 from pocl.spec import DistillationSpec
 from pocl.storage.shared_cache import SharedCache
 from pocl.storage.workdir import pin_again, pin_spec
+from pocl.train.state import MAX_WARNINGS, TrainState
+
+_ABOUT_INTERRUPTIONS: Final = frozenset(
+    {
+        "checkpoint_passed_over",
+        "inputs_not_compared",
+        "not_exact",
+        "started_again",
+        "teacher_cache_damaged",
+        "teacher_cache_rebuilt",
+    }
+)
+"""Codes of warnings about how a run went on. Its result is that of a run that was not interrupted, which has none;
+`not_exact` of a result says where it is not.
+"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,9 @@ class RunContext:
         """
         self.posted_spec = posted_spec
         self.host = host
-        self.workdir, self.sink, self.shared_cache = host.workdir, host.sink, host.shared_cache
+        self.workdir, self.shared_cache = host.workdir, host.shared_cache
+        self.warnings: list[Warned] = []
+        """What the result says of the run besides its figures: its warnings, each once."""
         self._spec = pin_spec(
             self.workdir, spec, spec.with_choices(_choices_at_start(spec)).with_day(datetime.now(UTC).date())
         )
@@ -69,7 +87,6 @@ class RunContext:
         self.precision = choose_precision(self._spec.training.precision, self.device)
         self.not_exact = reasons_not_exact(spec, self.device)
         """Why the run may end in other bits when it is repeated, a sentence each."""
-        self._warned_codes: set[str] = set()
         self.sink(ArtifactWritten(kind="spec", path=SPEC_FILE))
 
     @property
@@ -106,17 +123,40 @@ class RunContext:
         self.warn(f"{size}_halved", message)
         self.note_not_exact(HALVED_IS_NOT_EXACT)
 
-    def warn(self, code: str, message: str) -> None:
-        """Report a warning."""
-        self.sink(Warned(code=code, message=message))
+    def sink(self, event: Event) -> None:
+        """Report an event; a warning once, however often the run is continued, and note it for the result."""
+        if isinstance(event, Warned) and event.code not in _ABOUT_INTERRUPTIONS:
+            if event in self.warnings:
+                return
+            if len(self.warnings) < MAX_WARNINGS:
+                self.warnings.append(event)
+        self.host.sink(event)
+
+    def warn(self, code: str, message: str, pointer: str | None = None) -> None:
+        """Report a warning.
+
+        Args:
+            pointer: the field of the specification that it is about.
+        """
+        self.sink(Warned(code=code, message=message, pointer=pointer))
 
     def report_once(self, event: Event) -> None:
         """Report an event; of warnings that would come again and again the first of each code."""
-        if isinstance(event, Warned):
-            if event.code in self._warned_codes:
-                return
-            self._warned_codes.add(event.code)
-        self.sink(event)
+        if not isinstance(event, Warned) or event.code not in {warning.code for warning in self.warnings}:
+            self.sink(event)
+
+    def restore_warnings(self, state: TrainState) -> None:
+        """Note the warnings that the run had given when its training state was saved: they are not given again.
+
+        Those of another specification, from which this one branched, are not this run's.
+        """
+        if state.warned_spec == self.warned_spec:
+            self.warnings[:0] = [warning for warning in state.warnings if warning not in self.warnings]
+
+    @property
+    def warned_spec(self) -> str:
+        """What the warnings of a training state are about: the digest of the specification as it was posted."""
+        return hashlib.sha256(self.posted_spec.model_dump_json().encode()).hexdigest()
 
     def warn_not_exact(self, reason: str) -> None:
         """Report why the run may end in other bits, and note it for the result."""

@@ -3,6 +3,7 @@
 from collections.abc import Set
 from dataclasses import dataclass
 
+from pocl.callbacks import throttle
 from pocl.evaluation.answers_file import AnswersFile, EvaluationKey
 from pocl.evaluation.constant_scores import constant_metric
 from pocl.evaluation.evaluator import Evaluator
@@ -15,6 +16,7 @@ from pocl.pipeline.context import RunContext
 from pocl.pipeline.generation import generation_settings, scoring_sizes
 from pocl.pipeline.load import LoadedRun
 from pocl.teacher.signal import TeacherSignal
+from pocl.train.evaluations import unfinished_thoughts_of
 from pocl.train.state import EvaluatedRows, MadeEvaluation
 
 
@@ -72,6 +74,9 @@ class RunEvaluations:
         assert scores.by_row is not None  # As whatever the evaluator scores.
         self.keep_answers(EvaluationKey(split, "teacher", None), scores)
         rows = EvaluatedRows(subject="teacher", stage=None, split=split, rows=scores.by_row)
+        unfinished = unfinished_thoughts_of("the teacher", split, scores, context.spec.evaluation)
+        if unfinished is not None:
+            context.sink(unfinished)
         if not scores.rows:
             return MadeEvaluation(rows, None)
         evaluated = Evaluated(subject="teacher", split=split, **scores.reported)
@@ -96,6 +101,6 @@ class RunEvaluations:
             ),
             scoring_sizes(context),
             shared_vocabulary=models.shared_vocabulary,
-            on_progress=context.progress("evaluating", "rows"),
+            on_progress=throttle(context.progress("evaluating", "rows")),
             should_stop=context.host.should_stop,
         )

@@ -1,6 +1,5 @@
 """The inputs of a run: compared with those that it began with, and pinned in its directory."""
 
-from pocl.events import Warned
 from pocl.models.hub import PinnedHub
 from pocl.pipeline.context import RunContext
 from pocl.storage.inputs import RunInputs, pin_inputs, pinned_inputs
@@ -45,7 +44,7 @@ class InputPins:
                     f"continued with other versions, which compute other digests: whether {', '.join(names)} changed "
                     "since the run began cannot be told"
                 )
-                self._context.report_once(Warned(code="inputs_not_compared", message=message))
+                self._context.warn("inputs_not_compared", message)
         self._read = self._read.joined(inputs)
 
     def pin(self, *, are_complete: bool) -> None:

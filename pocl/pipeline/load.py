@@ -9,6 +9,7 @@ from pocl.models.output_head import extract_head
 from pocl.pipeline.context import RunContext
 from pocl.pipeline.validate import ValidatedRun
 from pocl.prepare import Corpus, Models, encode_corpus, load_models
+from pocl.prompting.encoding_warnings import pointer_of_part
 from pocl.run_inputs import model_inputs
 from pocl.sizes import Workload, choose_sizes, measure_free_memory
 
@@ -53,9 +54,8 @@ def load(context: RunContext, run: ValidatedRun) -> LoadedRun:
     )
     for event in data_encoded:
         context.sink(event)
-    if run.resume_point is None:
-        for about_samples in corpus.warnings:
-            context.warn(about_samples.code, about_samples.message)
+    for about_samples in corpus.warnings:
+        context.warn(about_samples.code, about_samples.message, about_samples.pointer)
     _report_unscored(context, corpus)
     return LoadedRun(models, corpus, data_encoded, digests)
 
@@ -63,9 +63,9 @@ def load(context: RunContext, run: ValidatedRun) -> LoadedRun:
 def _warn_of_models(context: RunContext, models: Models) -> None:
     for role, model in (("student", models.student), ("teacher", models.teacher)):
         for warning in () if model is None else model.warnings:
-            context.warn(warning.code, f"{role}: {warning.message}")
+            context.warn(warning.code, f"{role}: {warning.message}", f"/{role}")
     for warning in () if models.vocabulary is None else models.vocabulary.warnings():
-        context.warn(warning.code, warning.message)
+        context.warn(warning.code, warning.message, "/student")
 
 
 def _choose_sizes(context: RunContext, models: Models) -> None:
@@ -85,4 +85,4 @@ def _report_unscored(context: RunContext, corpus: Corpus) -> None:
     for name, dataset in corpus.held_out.items():
         if unscored := len(dataset.samples) - len(dataset.scored.samples):
             message = f"{unscored} {name} samples have no reference to compare with: they are answered, not scored"
-            context.warn("answers_not_scored", message)
+            context.warn("answers_not_scored", message, pointer_of_part(name))

@@ -5,7 +5,7 @@ from functools import partial
 from pocl.pipeline.cache_teacher import cache_teacher
 from pocl.pipeline.context import RunContext
 from pocl.pipeline.evaluate import RunEvaluations
-from pocl.pipeline.export import export, student_export
+from pocl.pipeline.export import export, student_export, try_exported_tokenizer
 from pocl.pipeline.load import load
 from pocl.pipeline.rank import rank
 from pocl.pipeline.train import TrainingParts, make_trainer
@@ -36,11 +36,11 @@ def run_phases(context: RunContext) -> Result:
     if evaluations.splits:
         score = partial(evaluations.score_student, teacher)
         scoring = StudentScoring(score, evaluations.splits, evaluations.keep_answers)
-    parts = TrainingParts(
-        [sample.row for sample in ranking], teacher, student_export(context, validated, loaded), scoring
-    )
+    tokenizer_trial = try_exported_tokenizer(context, validated, loaded.models)
+    exported_student = student_export(context, validated, loaded, tokenizer_trial)
+    parts = TrainingParts([sample.row for sample in ranking], teacher, exported_student, scoring)
     trainer = make_trainer(context, validated, loaded, parts)
-    trainer.state.inputs = validated.inputs.read
+    trainer.state.inputs, trainer.state.tokenizer_trial = validated.inputs.read, tokenizer_trial
     # Added to the state that the trainer knows from the disk: they are not saved yet.
     for evaluation in teacher_scores:
         trainer.state.add_evaluation(evaluation)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pocl.curriculum.measurer import DifficultyMeasurer
 from pocl.curriculum.ranking import RankedSample, load_or_rank, rank_by_column, save_column_ranking
 from pocl.errors import DatasetInvalid
+from pocl.evaluation.answers import thoughts_not_closed
 from pocl.evaluation.constant_scores import constant_ranking
 from pocl.evaluation.sampling import Sampler
 from pocl.events import ArtifactWritten, PhaseChanged
@@ -37,10 +38,23 @@ def rank(context: RunContext, run: LoadedRun, inputs: InputPins) -> list[RankedS
     ranking, was_here = retry_halved(lambda: _rank_by_model(context, run, inputs), context.halve)
     if not was_here:
         context.sink(ArtifactWritten(kind="ranking", path=RANKING_FILE))
-        scores = [sample.rouge_l for sample in ranking if sample.rouge_l is not None]
-        if (warning := constant_ranking(scores)) is not None:
-            context.sink(warning)
+    _warn_of_answers(context, ranking)
     return ranking
+
+
+def _warn_of_answers(context: RunContext, ranking: list[RankedSample]) -> None:
+    """Say what of the answers makes the ranking tell less, also of a ranking that was made before."""
+    settings = context.spec.curriculum.ranking
+    unfinished = thoughts_not_closed(
+        [sample.unfinished_thought for sample in ranking],
+        "/curriculum/ranking/max_new_tokens",
+        settings.max_new_tokens,
+        "answers to training samples, by which they are ranked,",
+    )
+    constant = constant_ranking([sample.rouge_l for sample in ranking if sample.rouge_l is not None])
+    for warning in (unfinished, constant):
+        if warning is not None:
+            context.sink(warning)
 
 
 def _rank_by_model(context: RunContext, run: LoadedRun, inputs: InputPins) -> tuple[list[RankedSample], bool]:
@@ -90,7 +104,8 @@ def _rank_by_column(context: RunContext, ranker: ColumnRanker, corpus: Corpus) -
     if missing := len(corpus.difficulties) - len(difficulties):
         raise DatasetInvalid(
             f"{missing} of {len(corpus.difficulties)} training rows have no difficulty, by which "
-            "curriculum.ranking.ranker ranks: give each row a number in the column `difficulty`."
+            "curriculum.ranking.ranker ranks: give each row a number in the column `difficulty`, or map "
+            "the column that has it with `columns`."
         )
     digests = [sample.digest for sample in corpus.train.samples]
     ranking = rank_by_column(difficulties, digests, easiest=ranker.easiest)

@@ -59,6 +59,7 @@ def make_trainer(context: RunContext, validated: ValidatedRun, loaded: LoadedRun
     state.note_not_exact(*context.not_exact)
     # What is noted from here on enters the training state.
     context.not_exact = state.not_exact
+    state.warnings, state.warned_spec = context.warnings, context.warned_spec
     loss = _loss(context, models, parts.teacher)
     packed = _can_pack(context, student.model, loss, parts.teacher)
     return Trainer(

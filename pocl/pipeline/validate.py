@@ -39,13 +39,12 @@ def validate(context: RunContext) -> ValidatedRun:
     resume_point = _find_resume_point(context)
     inputs = InputPins(context, resume_point)
     data = read_data(context.spec, inputs.hub)
-    for code, sentence in data.notes:
-        context.warn(code, sentence)
+    for code, sentence, pointer in data.notes:
+        context.warn(code, sentence, pointer)
     inputs.add(sample_inputs(context.posted_spec, data.splits.train, data.held_out))
     table = stage_table(context.spec, len(data.splits.train))
-    if resume_point is None:
-        for warning in plan_warnings(context.spec, table):
-            context.warn(warning.code, warning.message)
+    for warning in plan_warnings(context.spec, table):
+        context.warn(warning.code, warning.message, warning.pointer)
     context.sink(
         RunStarted(
             resumed_from_step=None if resume_point is None else resume_point.state.step,
@@ -62,6 +61,8 @@ def _find_resume_point(context: RunContext) -> ResumePoint | None:
         context.warn("checkpoint_passed_over", sentence)
     if resume_point is None and damaged:
         context.warn("started_again", "no whole checkpoint is left: starting again from step 0")
+    if resume_point is not None:
+        context.restore_warnings(resume_point.state)
     machine = machine_fingerprint(context.device)
     if resume_point is not None and resume_point.state.machine != machine:
         context.warn_not_exact(f"continued on another machine, so not to the same bits: {machine}")

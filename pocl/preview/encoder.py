@@ -1,6 +1,6 @@
 """Encodes rows in a limited process, exactly as a run would: their tokens, and what is cut and left out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -119,6 +119,8 @@ class CountedRows(_Value):
     """Whether these are all."""
     training_samples: int | None
     """The samples that a split leaves to train on; null before all rows were tried, and without a split."""
+    parts: dict[str, int]
+    """The rows up to here, those before included, by what a job uses them for; of a split by the part they are in."""
     warnings: list[EncodingWarning]
     """What is to be known about the template."""
 
@@ -152,15 +154,19 @@ class RowEncoder:
     ) -> None:
         self._process.close()
 
-    def count(self, *, skip: int, seconds: float) -> CountedRows:
-        """Encode the rows after the first `skip`, for about so many seconds, and count."""
-        return CountedRows.model_validate(self._call("count", skip=skip, seconds=seconds))
+    def count(self, *, skip: int, parts: Mapping[str, int], seconds: float) -> CountedRows:
+        """Encode the rows after the first `skip`, for about so many seconds, and count.
+
+        Args:
+            parts: of the first `skip` rows, as they were counted.
+        """
+        return CountedRows.model_validate(self._call("count", skip=skip, parts=dict(parts), seconds=seconds))
 
     def preview(self, *, skip: int, rows: int) -> PreviewPage:
         """Encode so many rows after the first `skip`; fewer where they are long or the data set ends."""
         return PreviewPage.model_validate(self._call("preview", skip=skip, rows=rows))
 
-    def _call(self, operation: str, **arguments: float) -> Any:  # Any: JSON.
+    def _call(self, operation: str, **arguments: float | dict[str, int]) -> Any:  # Any: JSON.
         request = {"operation": operation, "inputs": self._inputs, **arguments}
         try:
             answer = self._process.call(request, seconds=CALL_SECONDS)

@@ -33,6 +33,7 @@ from pocl.prompting.tokenizer_files import read_tokenizer
 from pocl.samples.reading import RowsInvalid, SampleReader
 from pocl.samples.sample import Sample, require_answers, set_name
 from pocl.samples.splits import part_of, require_samples
+from pocl.samples.stored import is_stored
 from pocl.spec import Data, RandomModel
 
 _CHUNK: Final = 64
@@ -44,7 +45,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:  # Any: JSON.
     try:
         session = _session(request["inputs"])
         if request["operation"] == "count":
-            return session.count(request["skip"], request["seconds"]).model_dump(mode="json")
+            counted = session.count(request["skip"], request["parts"], request["seconds"])
+            return counted.model_dump(mode="json")
         return session.preview(request["skip"], request["rows"]).model_dump(mode="json")
     except PoclError as error:
         if error.fault != "user":
@@ -73,8 +75,8 @@ class _Session:
         self._parts: Counter[str] = Counter()
         """The rows that were read, by what a job uses them for; of a split by the part that they are in."""
 
-    def count(self, skip: int, seconds: float) -> CountedRows:
-        self._go_to(skip)
+    def count(self, skip: int, parts: dict[str, int], seconds: float) -> CountedRows:
+        self._go_to(skip, parts)
         until = time.monotonic() + seconds
         counts = EncodingCounts()
         rows, done = 0, False
@@ -96,11 +98,12 @@ class _Session:
             rows=rows,
             done=done,
             training_samples=self._parts["train"] if done and self._data.split is not None else None,
+            parts=dict(self._parts),
             warnings=list(template_warnings(self._encoder)),
         )
 
     def preview(self, skip: int, rows: int) -> PreviewPage:
-        self._go_to(skip)
+        self._go_to(skip, {})
         shown: list[PreviewRow] = []
         tokens = 0
         for number, sample in enumerate(self._next_rows(rows), start=skip):
@@ -121,11 +124,17 @@ class _Session:
         split = self._data.split
         return self._part if split is None else part_of(sample, **split.model_dump())
 
-    def _go_to(self, position: int) -> None:
+    def _go_to(self, position: int, parts: dict[str, int]) -> None:
+        """
+        Args:
+            parts: the rows before `position`, as they were counted, where any are needed.
+        """
         if self._position == position:
             return
-        self._rows, self._position = _read_rows(self._data, self._max_rows), 0
-        self._parts.clear()
+        # What the service has stored needs no look to be passed over: a line is a sample.
+        self._position = position if is_stored(self._data.train) else 0
+        self._parts = Counter(parts) if self._position else Counter()
+        self._rows = _read_rows(self._data, self._max_rows, skip=self._position)
         while self._position < position and self._next_rows(min(_CHUNK, position - self._position)):
             pass
 
@@ -157,14 +166,14 @@ def _tokenizer(source: dict[str, Any]) -> TextTokenizer:  # Any: JSON.
         raise ModelUnsupported(f"The tokenizer files of {directory.name} could not be read.") from error
 
 
-def _read_rows(data: Data, max_rows: int | None) -> Iterator[Sample]:
+def _read_rows(data: Data, max_rows: int | None, *, skip: int) -> Iterator[Sample]:
     """
     Raises:
         DatasetInvalid: the file cannot be read, or has rows that are no samples.
     """
     assert data.train.path is not None  # The service localizes the data set.
-    reader = SampleReader(Path(data.train.path), data.train)
-    yield from islice(reader, max_rows)
+    reader = SampleReader(Path(data.train.path), data.train, skip=skip)
+    yield from islice(reader, None if max_rows is None else max(0, max_rows - skip))
     if reader.report.bad:
         raise RowsInvalid(reader.report)
 

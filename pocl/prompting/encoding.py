@@ -217,6 +217,8 @@ class SampleEncoder:
         return encoded, EncodingCounts(
             rows=1,
             tokens=len(ids),
+            prompt_tokens=encoded.prompt_length,
+            trained_tokens=encoded.predicted_tokens,
             rows_too_long=int(prompt_cut or answer_cut),
             prompts_cut=int(prompt_cut),
             turns_dropped=dropped,

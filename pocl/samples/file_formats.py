@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 from typing_extensions import Buffer
 
@@ -86,13 +86,14 @@ def format_of_name(name: str) -> FileFormat | None:
 
 @contextmanager
 def open_rows(
-    path: Path, options: ReadOptions, *, hint: FileFormat | None = None, limit: int = MAX_ROW_BYTES
+    path: Path, options: ReadOptions, *, hint: FileFormat | None = None, limit: int = MAX_ROW_BYTES, skip: int = 0
 ) -> Iterator[RowSource]:
     """Open a data file and read its rows.
 
     Args:
         hint: the format that its name or media type says; the content decides, where it can.
         limit: the most bytes of a row.
+        skip: how many lines are passed over, unread; of JSONL alone, where each line is a row.
 
     Raises:
         DatasetInvalid: it cannot be read at all; also while its rows are read.
@@ -115,7 +116,7 @@ def open_rows(
             unusable = next((sentence for magic, sentence in _UNUSABLE.items() if head.startswith(magic)), None)
             if unusable is not None:
                 raise DatasetInvalid(unusable)
-            yield RowSource(file_format, compressed, _text_rows(stream, file_format, options, limit))
+            yield RowSource(file_format, compressed, _text_rows(stream, file_format, options, limit, skip))
 
 
 def parse_line(line: bytes, limit: int = MAX_ROW_BYTES) -> Fields:
@@ -162,18 +163,18 @@ def _known(options: ReadOptions) -> frozenset[str]:
 
 
 def _text_rows(
-    stream: BinaryIO, file_format: FileFormat, options: ReadOptions, limit: int
+    stream: "io.BufferedReader[Any]", file_format: FileFormat, options: ReadOptions, limit: int, skip: int
 ) -> Iterator[tuple[int, Fields | RowInvalid]]:
     if file_format == "csv":
         return read_csv(stream, delimiter=options.delimiter, known=_known(options), limit=limit)
     if file_format == "json":
         return _json_rows(stream, limit)
-    return _jsonl_rows(stream, limit)
+    return _jsonl_rows(stream, limit, skip)
 
 
-def _jsonl_rows(stream: BinaryIO, limit: int) -> Iterator[tuple[int, Fields | RowInvalid]]:
+def _jsonl_rows(stream: "io.BufferedReader[Any]", limit: int, skip: int) -> Iterator[tuple[int, Fields | RowInvalid]]:
     """The rows of lines that are not blank. One line is in memory at a time, of one beyond the limit its beginning."""
-    number = 0
+    number = _pass_over_lines(stream, skip)
     most = len(_BOM) + limit + len(b"\r\n")
     while line := stream.readline(most):
         number += 1
@@ -186,6 +187,23 @@ def _jsonl_rows(stream: BinaryIO, limit: int) -> Iterator[tuple[int, Fields | Ro
             line = line.removeprefix(_BOM)
         if line.strip():
             yield number, _row_or_error(line, limit)
+
+
+def _pass_over_lines(stream: "io.BufferedReader[Any]", lines: int) -> int:
+    """Go to behind so many line ends, by looking for these alone; how many there were."""
+    passed = 0
+    while passed < lines and (block := stream.peek(_HEAD_BYTES)):
+        here = block.count(b"\n")
+        if passed + here < lines:
+            passed += here
+            stop = len(block)
+        else:
+            stop = 0
+            for _ in range(lines - passed):
+                stop = block.index(b"\n", stop) + 1
+            passed = lines
+        stream.read(stop)
+    return passed
 
 
 def _json_rows(stream: BinaryIO, limit: int) -> Iterator[tuple[int, Fields | RowInvalid]]:

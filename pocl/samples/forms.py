@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from pocl.samples.difficulty import DIFFICULTY_COLUMN, difficulty_of
+from pocl.samples.difficulty import DIFFICULTY_COLUMN, difficulty_of, required_difficulty
 from pocl.samples.messages import MAX_MESSAGES, check_order, parse_messages, parse_tools, to_last_answer
 from pocl.samples.row_invalid import RowInvalid
 from pocl.samples.sample import Message, Sample
@@ -82,7 +82,10 @@ def parse_fields(row: Fields, options: ReadOptions) -> ParsedRow:
         sample = reader.conversation(column, prompt_only=options.form == "prompt_only")
     else:
         sample = reader.question(column, options.form)
-    difficulty = difficulty_of(fields)
+    column_of_difficulty = options.columns.get(DIFFICULTY_COLUMN)
+    difficulty = (
+        difficulty_of(fields) if column_of_difficulty is None else required_difficulty(fields, column_of_difficulty)
+    )
     if difficulty is not None:
         reader.used.add(DIFFICULTY_COLUMN)
         sample = replace(sample, difficulty=difficulty)

@@ -113,7 +113,7 @@ def parse_tools(raw: object, name: str) -> str:
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict):
             raise RowInvalid("wrong_type", f"{name}[{index}] is not an object.")
-    return canonical(tools) if tools else ""
+    return canonical(tools, name) if tools else ""
 
 
 def _message(raw: object, name: str, index: int, ignored: list[str]) -> Message:
@@ -243,4 +243,4 @@ def _arguments(function: Fields, where: str) -> str:
     arguments = parsed_text(arguments, f"{where}.arguments")
     if not isinstance(arguments, dict):
         raise RowInvalid("wrong_type", f"{where}.arguments is not an object.")
-    return canonical(arguments)
+    return canonical(arguments, f"{where}.arguments")

@@ -3,12 +3,16 @@
 The first request names the file and the columns that are used; each further one is for the next rows.
 """
 
+import math
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, Final
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pocl.samples.strict_json import NO_JSON
 
 _BATCH_ROWS: Final = 64
 _BUFFER_BYTES: Final = 1 << 20
@@ -27,7 +31,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:  # Any: values of JSON.
 
     Returns:
         `read` and `unread`, the columns of the file that are used and those that are not; or `rows`, the JSON of an
-        array of objects, empty at the end of the file; or `damaged`, true.
+        array of objects, empty at the end of the file; or `damaged`, true; or `twice`, a used column of which there are
+        two.
     """
     try:
         return _open(request["path"], set(request["used"])) if request else {"rows": _next_rows(_rows[0])}
@@ -36,6 +41,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:  # Any: values of JSON.
 
 
 def _open(path: str, used: set[str]) -> dict[str, Any]:
+    """
+    Raises:
+        ValueError: it cannot be read.
+    """
     file = pq.ParquetFile(
         path,
         buffer_size=_BUFFER_BYTES,
@@ -45,20 +54,47 @@ def _open(path: str, used: set[str]) -> dict[str, Any]:
     )
     names = file.schema_arrow.names
     read = [name for name in names if name in used]
+    if twice := [name for index, name in enumerate(read) if name in read[:index]]:
+        return {"twice": twice[0]}
     _rows[:] = [_read(file, read)]
     return {"read": read, "unread": [name for name in names if name not in used]}
 
 
 def _read(file: pq.ParquetFile, columns: list[str]) -> Iterator[bytes]:
+    nested = [name for name in columns if pa.types.is_nested(file.schema_arrow.field(name).type)]
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
         for row in batch.to_pylist():
+            row |= {name: _value_of_json(row[name]) for name in nested}
             # NaN, which data frames have for a missing text, becomes null. What is neither text nor a value of JSON,
             # such as a date, becomes false, which no form takes for a text.
             yield orjson.dumps(row, default=_no_text, option=orjson.OPT_PASSTHROUGH_DATETIME)
 
 
-def _no_text(_value: object) -> bool:
-    return False
+def _no_text(value: object) -> float | bool:
+    return float(value) if isinstance(value, Decimal) else False
+
+
+def _value_of_json(value: object) -> Any:  # Any: values of JSON.
+    """A value in structs and lists. All structs of a column have the same fields: those without a value are null, and
+    are left out here. What JSON does not have is marked, for tools and arguments are trained on whatever they hold.
+    """
+    match value:
+        case dict():
+            return {name: _value_of_json(each) for name, each in value.items() if not _is_missing(each)}
+        case list() | tuple():
+            return [_value_of_json(each) for each in value]
+        case float() if math.isinf(value):
+            return NO_JSON
+        case None | str() | bool() | int() | float():
+            return value
+        case Decimal() if value.is_finite():
+            return float(value)
+        case _:
+            return NO_JSON
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _next_rows(rows: Iterator[bytes]) -> str:

@@ -56,6 +56,8 @@ class ParquetRows:
             answer: dict[str, Any] = self._process.call(request, seconds=_CALL_SECONDS)
         except ProcessFailed as error:
             raise DatasetInvalid(f"The Parquet file cannot be read: decoding it {error}.") from error
+        if "twice" in answer:
+            raise DatasetInvalid(f"The Parquet file has the column {answer['twice'][:40]!r} twice: rename one.")
         if "damaged" in answer:
             raise DatasetInvalid("The Parquet file is damaged, or of a kind that cannot be read: write it anew.")
         return answer

@@ -11,7 +11,7 @@ from pocl.samples.file_formats import MAX_ROW_BYTES, RowSource, open_rows
 from pocl.samples.forms import parse_fields
 from pocl.samples.row_invalid import RowInvalid
 from pocl.samples.sample import Sample
-from pocl.samples.stored import MAX_STORED_BYTES, stored_line
+from pocl.samples.stored import MAX_STORED_BYTES, is_stored, stored_line
 from pocl.samples.values import Fields
 from pocl.spec import FileFormat, ReadOptions, RowForm
 
@@ -95,11 +95,18 @@ class SampleReader:
     A file has answers or is of prompts alone: :meth:`finish` says whether some of what was read must be left out.
     """
 
-    def __init__(self, path: Path, options: ReadOptions, hint: FileFormat | None = None) -> None:
+    def __init__(self, path: Path, options: ReadOptions, hint: FileFormat | None = None, *, skip: int = 0) -> None:
+        """
+        Args:
+            skip: how many samples are passed over without a look at them; only of a file in the form in which the
+                service stores samples, where each is a line.
+        """
+        assert not skip or is_stored(options)
         self.report = ReadReport()
         self._path = path
         self._options = options
         self._hint = hint
+        self._skip = skip
         self._prompts: list[FieldError] = []
         self._ignored_in_prompts: Counter[str] = Counter()
         self._columns: set[str] = set()
@@ -110,7 +117,7 @@ class SampleReader:
             DatasetInvalid: the file cannot be read.
         """
         limit = MAX_STORED_BYTES if self._options.form == "sample" else MAX_ROW_BYTES
-        with open_rows(self._path, self._options, hint=self._hint, limit=limit) as source:
+        with open_rows(self._path, self._options, hint=self._hint, limit=limit, skip=self._skip) as source:
             self.report.format, self.report.compressed, self.report.unit = source.format, source.compressed, source.unit
             for number, row in source.rows:
                 try:

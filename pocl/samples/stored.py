@@ -13,6 +13,11 @@ STORED: Final = ReadOptions(format="jsonl", form="sample")
 """How stored samples are read."""
 
 
+def is_stored(options: ReadOptions) -> bool:
+    """Whether a file that is read so holds stored samples, each of them on a line."""
+    return (options.format, options.form) == (STORED.format, STORED.form)
+
+
 def stored_line(sample: Sample) -> bytes:
     """The sample as one line of JSON, with its line end; fields that are empty are left out."""
     row: dict[str, Any] = {  # Any: values of JSON.

@@ -10,6 +10,9 @@ from pocl.samples.row_invalid import RowInvalid
 
 MAX_DEPTH: Final = 32
 """The deepest nesting of objects and arrays in one row."""
+NO_JSON: Final = {"\0no JSON": True}
+"""Stands in place of what a file holds and JSON does not have, such as a date."""
+_NO_JSON_TEXT: Final = json.dumps(NO_JSON, separators=(",", ":"))
 # With the closing quote optional, an unterminated string is matched once and not tried again at each of its quotes.
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _BRACKET = re.compile(r"[\[\]{}]")
@@ -38,9 +41,17 @@ def parse_strict(text: str) -> Any:  # Any: whatever JSON can hold.
         raise RowInvalid("not_json", "The line holds a number of thousands of digits.") from None
 
 
-def canonical(value: object) -> str:
-    """The value as JSON without spaces; keys keep their order."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def canonical(value: object, where: str) -> str:
+    """The value as JSON without spaces; keys keep their order.
+
+    Raises:
+        RowInvalid: a part of it was no value of JSON, in a file of another format.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if _NO_JSON_TEXT in text:
+        detail = f"{where} holds a date, a time, bytes or an infinity, which JSON does not have: write it as text."
+        raise RowInvalid("wrong_type", detail)
+    return text
 
 
 def _reason(text: str, position: int) -> str:
@@ -50,6 +61,10 @@ def _reason(text: str, position: int) -> str:
         return "The line is a Python dictionary and not JSON; write it with json.dumps"
     if re.match(r"-?(NaN|Infinity)", rest):
         return "The line holds NaN or Infinity, which JSON does not have; write null"
+    if rest.startswith("\ufeff"):
+        return "A byte-order mark stands before the line, as where files were joined; remove it"
+    if re.match(r"-?(\d[\d.]*[eE]\+?\d{3}|\d{309})", rest):
+        return "The line holds a number beyond 1.8e308; write it as text"
     if re.search(r",\s*[}\]]", text[max(0, position - 2) : position + 2]):
         return "The line is not strict JSON, for a comma stands before a closing bracket"
     if re.search(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}", text):

@@ -50,13 +50,24 @@ from pocl.spec.methods import (
     describe_method,
 )
 from pocl.spec.models import HubModel, LayersOfTeacher, ModelRef, RandomModel, StudentRef
-from pocl.spec.presets import PRESETS, field_errors, resolve
-from pocl.spec.training import Checkpoints, Evaluation, Export, Resources, Sampling, Training
+from pocl.spec.presets import PRESETS, PresetDefaults, describe_preset, resolve
+from pocl.spec.training import (
+    GGUF_FORMATS,
+    Checkpoints,
+    Evaluation,
+    Export,
+    GgufFormat,
+    Resources,
+    Sampling,
+    Training,
+)
+from pocl.spec.validation_errors import field_errors, models_in, nearest_name, sentence
 
 __all__ = [
     "ANSWERED_DATA",
     "CONTROL_KINDS",
     "ENGINE_CHOICES",
+    "GGUF_FORMATS",
     "JS",
     "METHODS",
     "PRESETS",
@@ -87,6 +98,7 @@ __all__ = [
     "FileFormat",
     "ForwardKL",
     "FrozenModel",
+    "GgufFormat",
     "HubDataset",
     "HubModel",
     "KDMethod",
@@ -95,6 +107,7 @@ __all__ = [
     "ModelRanker",
     "ModelRef",
     "NoCurriculum",
+    "PresetDefaults",
     "PresetName",
     "RandomModel",
     "Range",
@@ -118,8 +131,12 @@ __all__ = [
     "WeightRange",
     "describe_control",
     "describe_method",
+    "describe_preset",
     "describe_ranker",
     "field_errors",
     "method_name",
+    "models_in",
+    "nearest_name",
     "resolve",
+    "sentence",
 ]

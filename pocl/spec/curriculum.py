@@ -30,7 +30,9 @@ class TemperatureRange(Range):
     """The temperature of the distillation, which rises from the first stage to the last."""
 
     start: float = Field(default=1.0, gt=0, le=100)
+    """The temperature of the first stage."""
     end: float = Field(default=2.0, gt=0, le=100)
+    """The temperature of the last stage, no lower than that of the first."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -43,7 +45,9 @@ class WeightRange(Range):
     """The weight of the divergence in the loss, which rises from the first stage to the last."""
 
     start: float = Field(default=0.7, ge=0, le=1)
+    """The weight in the first stage."""
     end: float = Field(default=1.0, ge=0, le=1)
+    """The weight in the last stage, no lower than that in the first."""
 
     @model_validator(mode="after")
     def _rises(self) -> Self:
@@ -214,10 +218,13 @@ class Curriculum(FrozenModel):
     epochs_per_stage: int = Field(default=8, ge=1, le=1000)
     """The number of passes that each stage makes over its samples."""
     temperature: TemperatureRange = TemperatureRange()
+    """The temperature of the distillation in the first and the last stage; it rises linearly between them."""
     kd_weight: WeightRange = WeightRange()
     """The weight w in loss = (1-w) CE + w D, with cross-entropy CE and divergence D."""
     ranking: Ranking = Ranking()
+    """How the samples are ranked from easy to hard."""
     advance: Advance = ByEpochs()
+    """When a stage ends."""
     optimizer_at_stage: Literal["restart", "carry"] = "restart"
     """`restart` begins a new optimiser and schedule at each stage; `carry` has one of each for all stages."""
     control: Control | None = None

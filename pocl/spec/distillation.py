@@ -43,11 +43,17 @@ class DistillationSpec(FrozenModel):
     method: Method = ForwardKL()
     """The divergence that is minimised: the name of a method, or an object with its parameters."""
     curriculum: Curriculum = Curriculum()
+    """The stages, how samples are ranked for them, and what rises from one to the next."""
     training: Training = Training()
+    """The optimiser, its batches and its learning rate."""
     evaluation: Evaluation = Evaluation()
+    """What is scored, how, and by which score the best stage is chosen."""
     checkpoints: Checkpoints = Checkpoints()
+    """How often the state of the training is saved, and how many states are kept."""
     export: Export = Export()
+    """How the weights of the student are written."""
     resources: Resources = Resources()
+    """The device, the threads and the kernels that the run may use."""
     seed: int = Field(default=10, ge=0, lt=2**31)
     """The seed of shuffling and dropout: equal seeds give equal weights on one machine."""
 

@@ -97,6 +97,7 @@ class SkewForwardKL(_Distillation):
 
     name: Literal[KDMethod.SKEW_FORWARD_KL] = KDMethod.SKEW_FORWARD_KL
     alpha: float = Field(default=0.1, ge=0, lt=1)
+    """The share of the other distribution in the mixture; 0 is no mixture."""
 
 
 class SkewReverseKL(_Distillation):
@@ -106,6 +107,7 @@ class SkewReverseKL(_Distillation):
 
     name: Literal[KDMethod.SKEW_REVERSE_KL] = KDMethod.SKEW_REVERSE_KL
     alpha: float = Field(default=0.1, ge=0, lt=1)
+    """The share of the other distribution in the mixture; 0 is no mixture."""
 
 
 class AdaptiveKL(_Distillation):

@@ -34,11 +34,17 @@ class RandomModel(FrozenModel):
     """A freshly initialised model with a byte-level tokenizer: nothing to download."""
 
     family: Literal["gpt2", "opt", "llama", "qwen2"] = "llama"
+    """The family of the model."""
     layers: int = Field(default=2, ge=1, le=48)
+    """The number of layers."""
     hidden_size: int = Field(default=64, ge=8, le=4096)
+    """The width of the hidden states, an even multiple of `heads`."""
     heads: int = Field(default=4, ge=1, le=64)
+    """The number of attention heads."""
     max_positions: int = Field(default=512, ge=16, le=32768)
+    """The longest sequence, in tokens."""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """The seed of the initial weights."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

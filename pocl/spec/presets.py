@@ -1,16 +1,16 @@
 """Presets of defaults, and how a client's fields are resolved to a whole specification."""
 
-import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
-from pocl.errors import FieldError, SpecInvalid
-from pocl.spec.curriculum import CONTROL_KINDS, RANKER_KINDS, ConstantTemperature, ConstantWeight, NoCurriculum
-from pocl.spec.distillation import DistillationSpec
+from pocl.errors import SpecInvalid
+from pocl.spec.curriculum import ConstantTemperature, ConstantWeight, NoCurriculum
+from pocl.spec.distillation import DistillationSpec, PresetName
 from pocl.spec.methods import METHODS, KDMethod
+from pocl.spec.validation_errors import field_errors
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The defaults of the classes above are the paper's.
@@ -24,6 +24,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoints": {"every_steps": 50},
     },
 }
+PRESET_DESCRIPTIONS: Final[Mapping[PresetName, str]] = {
+    "paper": "The paper's experiments: 4 stages of 8 epochs each.",
+    "pocl_official": "As `paper`, with the loss scaling of the published code, and answers for the ranking as it makes "
+    "them.",
+    "quick": "Small and short: a first result in minutes, on a CPU too.",
+}
+
+
+@dataclass(frozen=True)
+class PresetDefaults:
+    """What a preset fills in where a client leaves a field out."""
+
+    description: str
+    spec: Mapping[str, Any]
+    """The specification, without models and data sets, which have no default."""
+    methods: Mapping[str, Mapping[str, Any]]
+    """The default parameters of each method by its name."""
 
 
 def resolve(raw: Mapping[str, Any]) -> DistillationSpec:
@@ -36,16 +53,22 @@ def resolve(raw: Mapping[str, Any]) -> DistillationSpec:
     try:
         spec = DistillationSpec.model_validate(merged)
     except ValidationError as error:
-        raise SpecInvalid(field_errors(error)) from None
+        raise SpecInvalid(field_errors(error, DistillationSpec)) from None
     return _resolve_control(spec)
 
 
-def field_errors(error: ValidationError) -> list[FieldError]:
-    """Pydantic's errors with pointers into what the caller wrote, and never the value itself."""
-    return [
-        FieldError(pointer=_pointer(details["loc"]), code=details["type"], detail=_sentence(details))
-        for details in error.errors(include_input=False, include_url=False)
-    ]
+def describe_preset(name: PresetName) -> PresetDefaults:
+    """The defaults of a preset, resolved."""
+
+    def resolved(method: str) -> dict[str, Any]:
+        # A model and a data set have no default: these stand in for them.
+        needed = {"student": {"random": {}}, "teacher": {"random": {}}, "data": {"train": {"path": "-"}}}
+        return resolve({"preset": name, "method": method, **needed}).model_dump(mode="json")
+
+    methods = {str(method): resolved(method)["method"] for method in KDMethod}
+    spec = resolved(KDMethod.FORWARD_KL)
+    del spec["student"], spec["teacher"], spec["data"]["train"]
+    return PresetDefaults(PRESET_DESCRIPTIONS[name], spec, methods)
 
 
 def _merge_preset(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,23 +103,3 @@ def _resolve_control(spec: DistillationSpec) -> DistillationSpec:
         return spec
     control = control.model_copy(update=defaults)
     return spec.model_copy(update={"curriculum": curriculum.model_copy(update={"control": control})})
-
-
-def _sentence(details: ErrorDetails) -> str:
-    if details["type"] == "union_tag_invalid":
-        # This is the one sentence of pydantic that quotes the value and spells enum members as Python does.
-        return "must be one of " + re.sub(r"<[\w.]+: ('\w+')>", r"\1", details["ctx"]["expected_tags"])
-    return details["msg"].removeprefix("Value error, ")
-
-
-_TAGS = {*KDMethod, "epochs", "convergence", *CONTROL_KINDS, *RANKER_KINDS}
-
-
-def _pointer(location: tuple[int | str, ...]) -> str:
-    # A tagged union puts its tag into the location; the caller wrote no such key.
-    parts = [
-        str(part)
-        for parent, part in zip(("", *location), location, strict=False)
-        if not (part in _TAGS and parent in ("method", "advance", "control", "ranker"))
-    ]
-    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from math import ceil
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pocl.spec.data import DataRef
 from pocl.spec.frozen import FrozenModel
@@ -127,12 +127,26 @@ class Checkpoints(FrozenModel):
     """The number of full training states that are kept; the weights of stage ends are kept beside them."""
 
 
+GgufFormat = Literal["f32", "f16", "q8_0"]
+GGUF_FORMATS: Final[tuple[GgufFormat, ...]] = get_args(GgufFormat)
+
+
 class Export(FrozenModel):
     """The form in which the student leaves the run."""
 
     dtype: Literal["fp32", "bf16", "fp16", "as_loaded"] = "fp32"
     """The format of the weights in `best/` and `final/`, rounded once from those that were trained; `as_loaded` is that
     of the student's files. Checkpoints from which a run continues have the weights that were trained, in fp32."""
+    gguf: Annotated[tuple[GgufFormat, ...], Field(max_length=len(GGUF_FORMATS))] = ()
+    """The formats in which `final/` also has the student as GGUF, with a Modelfile for Ollama; none unless given. A
+    student whose family or tokenizer GGUF cannot say is refused before it is trained."""
+
+    @field_validator("gguf")
+    @classmethod
+    def _named_once(cls, formats: tuple[GgufFormat, ...]) -> tuple[GgufFormat, ...]:
+        if len(set(formats)) < len(formats):
+            raise ValueError("name each format once")
+        return formats
 
 
 class Resources(FrozenModel):

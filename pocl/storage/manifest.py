@@ -31,7 +31,7 @@ _MAX_MANIFEST_BYTES = 4 << 20
 class ManifestFile(BaseModel):
     """One file of a manifest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     path: str = Field(
         pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$",
@@ -49,7 +49,7 @@ class ManifestFile(BaseModel):
 class WeightsFacts(BaseModel):
     """What a manifest says of the weights among its files; null where it says nothing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     requires: str | None = Field(default=None, max_length=64)
     """What reads the directory, as pip takes a requirement, e.g. `transformers>=4.57`."""

@@ -113,6 +113,25 @@ class SharedCache:
                 if now - _last_used(pin) > PINNED_SECONDS:
                     pin.unlink(missing_ok=True)
 
+    def remove_unused(self, seconds: float) -> int:
+        """Remove entries that nobody has used for so long, but for those that a process holds or a job has pinned.
+
+        Returns:
+            how many were removed.
+        """
+        limit = time.time() - seconds
+        if not any(_last_used(entry) < limit for kind in self._kinds() for entry in _directories(kind)):
+            # Without the lock, which other processes need while they work.
+            return 0
+        removed = 0
+        with self.holder() as holder, self.locked():
+            spared = self._pinned_entries().union(*(use.held for use in _live_uses(self.root / HOLDERS)))
+            for entry in [entry for kind in self._kinds() for entry in _directories(kind)]:
+                if _last_used(entry) < limit and entry.relative_to(self.root).as_posix() not in spared:
+                    holder.remove_entry(entry)
+                    removed += 1
+        return removed
+
     def unpin(self) -> None:
         """Drop the pin of the job, which will not need its entries again."""
         if self.pinning_job is not None:
@@ -198,12 +217,12 @@ class CacheHolder:
     def discard(self, kind: str, key: str) -> None:
         """Remove an entry, whoever holds it: a memory-mapped file stays readable until it is unmapped."""
         with self._cache.locked():
-            self._remove(self._cache.path(kind, key))
+            self.remove_entry(self._cache.path(kind, key))
 
     def reserve(self, size_bytes: int) -> bool:
         """Reserve room for entries, evicting others; whether there is room."""
         with self._cache.locked():
-            if not self._cache.fits(size_bytes, self._remove):
+            if not self._cache.fits(size_bytes, self.remove_entry):
                 return False
             self._reserved += size_bytes
             self._write_state()
@@ -255,7 +274,7 @@ class CacheHolder:
             # Of the reservation, only what this entry turned out to take is used up.
             size = _bytes_in(scratch)
             excess = size - self._reserved
-            if excess > 0 and not self._cache.fits(excess, self._remove):
+            if excess > 0 and not self._cache.fits(excess, self.remove_entry):
                 raise DiskFull("the entry does not fit within the bound of the cache")
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.is_dir():
@@ -276,8 +295,10 @@ class CacheHolder:
             _append_lines(pin, [entry for entry in new if entry not in pinned])
             os.utime(pin)
 
-    def _remove(self, entry: Path) -> None:
-        """Remove an entry atomically: it moves into the directory of the holder, and is removed with that at last."""
+    def remove_entry(self, entry: Path) -> None:
+        """Remove an entry atomically, under the lock: it moves into the directory of the holder, and is removed with
+        that at last.
+        """
         doomed = self._directory / f"{SCRATCH_PREFIX}{uuid.uuid4().hex}"
         with suppress(FileNotFoundError):
             entry.rename(doomed)

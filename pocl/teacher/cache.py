@@ -24,7 +24,7 @@ from pocl.events import Sink, Warned
 from pocl.models.digest import head_digest
 from pocl.models.heads import without_layers
 from pocl.models.precision import Precision
-from pocl.out_of_memory import release_memory
+from pocl.out_of_memory import is_out_of_memory, release_memory
 from pocl.storage.shared_cache import CacheHolder, SharedCache
 from pocl.teacher.filling import Filling, spot_check
 from pocl.teacher.found_shards import FoundShards
@@ -58,7 +58,8 @@ def open_teacher(
 
     Raises:
         RunStopped: when `should_stop` turns true; finished shards stay.
-        torch.OutOfMemoryError: a single sample does not fit.
+        RuntimeError, MemoryError: memory ran out for a single sample, as :func:`~pocl.out_of_memory.is_out_of_memory`
+            says.
     """
     # The shards are held for as long as the teacher is used, so that no other run evicts them.
     with ExitStack() as held:
@@ -132,8 +133,8 @@ class _Opening:
         while True:
             try:
                 return self._open_at(batch_tokens)
-            except torch.OutOfMemoryError:
-                if not self._has_batch_of_several(batch_tokens):
+            except (RuntimeError, MemoryError) as error:
+                if not (is_out_of_memory(error) and self._has_batch_of_several(batch_tokens)):
                     raise
             release_memory()
             batch_tokens //= 2

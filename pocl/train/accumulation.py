@@ -12,7 +12,7 @@ from pocl.data.batches import Batch, EncodedSample, FixedShape, collate, pack
 from pocl.data.micro_batches import bucket_of, micro_batches
 from pocl.errors import OutOfMemory
 from pocl.models.compiled_layers import CompiledLayers
-from pocl.out_of_memory import release_memory
+from pocl.out_of_memory import is_out_of_memory, release_memory
 from pocl.teacher.distillation_loss import TrainingLoss
 from pocl.train.prefetch import MicroBatchInputs, Prefetcher
 from pocl.train.ranks import Ranks, SingleProcess
@@ -129,8 +129,10 @@ class GradientAccumulator:
                     # The loss is multiplied already, since its gradient must be.
                     summands[1:] *= scale
                     means += summands
-        except torch.OutOfMemoryError:
-            return None
+        except Exception as error:
+            if is_out_of_memory(error):
+                return None
+            raise
         return means
 
     def _inputs(self, samples: Sequence[EncodedSample]) -> Generator[MicroBatchInputs]:

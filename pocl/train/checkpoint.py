@@ -7,17 +7,19 @@
             best_epoch.safetensors  the weights after the best epoch of the stage, where it ends by convergence
             rng.safetensors        the states of the generators
             state.json             position and history
+            row_scores.json        the scores of each sample of the evaluations that are compared in the end
             manifest.json
 
 Nothing is pickled. A directory counts only with both manifests intact.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch.optim import AdamW
 from transformers import PreTrainedModel
@@ -27,12 +29,14 @@ from pocl.export.model_card import CARD_FILE
 from pocl.export.student import StudentExport
 from pocl.layout import TRAINING_DIR, WEIGHTS_FILE, checkpoint_name, checkpoints_in, step_of
 from pocl.storage import manifest
-from pocl.train.state import TrainState
+from pocl.train.state import EvaluatedRows, TrainState
 
 _STATE, _OPTIMIZER, _RNG = "state.json", "optimizer.safetensors", "rng.safetensors"
 _BEST_EPOCH = "best_epoch.safetensors"
 _WEIGHTS = {"config.json", WEIGHTS_FILE}
 _POSITION = {_STATE, _OPTIMIZER, _RNG}
+_ROW_SCORES = "row_scores.json"
+_EVALUATED_ROWS = TypeAdapter(list[EvaluatedRows])
 
 
 @dataclass
@@ -81,7 +85,7 @@ def save(
         save_file(_rng_tensors(), training / _RNG)
         if best_epoch_weights is not None:
             save_file(dict(best_epoch_weights), training / _BEST_EPOCH)
-        (training / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
+        _write_state(training, state)
         manifest.write_manifest(training)
         manifest.write_manifest(scratch, weights=exported.weights)
     return target
@@ -101,7 +105,7 @@ def add_scores(directory: Path, state: TrainState, *, card: str | None) -> None:
     linked, training = manifest.read_manifest(directory), manifest.read_manifest(directory / TRAINING_DIR)
     with manifest.new_directory(directory) as scratch:
         (scratch / TRAINING_DIR).mkdir()
-        (scratch / TRAINING_DIR / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
+        _write_state(scratch / TRAINING_DIR, state)
         manifest.link_files(directory / TRAINING_DIR, scratch / TRAINING_DIR, training)
         if card is not None:
             (scratch / CARD_FILE).write_text(card, encoding="utf-8")
@@ -121,10 +125,11 @@ def find_resume_point(root: Path) -> tuple[ResumePoint | None, list[str]]:
         try:
             _verify(directory, _WEIGHTS)
             _verify(directory / TRAINING_DIR, _POSITION)
+            state = _state_in(directory)
         except CheckpointCorrupt as error:
             skipped.append(f"{directory.name} was passed over: {error}")
             continue
-        return ResumePoint(directory, _state_in(directory)), skipped
+        return ResumePoint(directory, state), skipped
     return None, skipped
 
 
@@ -194,12 +199,37 @@ def keep_rounded_best(best: Path, step: int) -> Path:
     return target
 
 
+def _write_state(training: Path, state: TrainState) -> None:
+    row_scores = _EVALUATED_ROWS.dump_json(state.row_scores)
+    (training / _ROW_SCORES).write_bytes(row_scores)
+    state.row_scores_digest = hashlib.sha256(row_scores).hexdigest()
+    (training / _STATE).write_text(state.model_dump_json(), encoding="utf-8")
+
+
 def _state_in(directory: Path) -> TrainState:
+    """
+    Raises:
+        CheckpointCorrupt: the scores of each sample are not those that the state names.
+        WorkdirMismatch: another version of the engine wrote it.
+    """
+    training = directory / TRAINING_DIR
     try:
-        return TrainState.model_validate_json((directory / TRAINING_DIR / _STATE).read_bytes())
+        state = TrainState.model_validate_json((training / _STATE).read_bytes())
+        # Earlier versions kept the scores in the state itself.
+        if state.row_scores_digest is not None:
+            state.row_scores = _EVALUATED_ROWS.validate_json(_named_row_scores(training, state.row_scores_digest))
+        return state
     except ValidationError as error:
         message = f"the training state of {directory.name} cannot be read by this version"
         raise WorkdirMismatch(message) from error
+
+
+def _named_row_scores(training: Path, digest: str) -> bytes:
+    path = training / _ROW_SCORES
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise CheckpointCorrupt(f"{_ROW_SCORES} of {training.parent.name} is not the file that its state names")
+    return content
 
 
 def _verify(directory: Path, needed: set[str]) -> None:

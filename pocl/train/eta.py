@@ -1,7 +1,7 @@
 """How fast a run goes and when it will end (its ETA)."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,7 +18,8 @@ class EtaEstimator:
     seconds_per_step: float = 0.0
     mean_deviation: float = 0.0
     """Mean absolute deviation of a step's time from `seconds_per_step`, in seconds."""
-    seconds_per_evaluation: float = 0.0
+    seconds_per_evaluation: dict[str, float] = field(default_factory=dict)
+    """By kind of evaluation: those of a kind score the same samples alike."""
     tokens_per_second: float = 0.0
     """Prompt and response tokens that training passes a second."""
 
@@ -35,17 +36,24 @@ class EtaEstimator:
         self.tokens_per_second = _moving_average(self.tokens_per_second, tokens / seconds)
 
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Time one evaluation."""
+    def evaluation(self, kind: str) -> Iterator[None]:
+        """Time one evaluation of a kind."""
         start = self.clock()
         yield
-        self.seconds_per_evaluation = _moving_average(self.seconds_per_evaluation, self.clock() - start)
+        past = self.seconds_per_evaluation.get(kind, 0.0)
+        self.seconds_per_evaluation[kind] = _moving_average(past, self.clock() - start)
 
-    def seconds_left(self, *, steps: int, evaluations: int) -> float:
-        """The seconds that so many steps and evaluations are expected to take."""
-        return steps * self.seconds_per_step + evaluations * self.seconds_per_evaluation
+    def seconds_left(self, *, steps: int, evaluations: Mapping[str, int]) -> float:
+        """The seconds that so many steps, and so many evaluations of each kind, are expected to take.
 
-    def seconds_left_range(self, *, steps: int, evaluations: int) -> tuple[float, float]:
+        A kind that was not timed yet, as after a resume, is taken to be like the others.
+        """
+        known = self.seconds_per_evaluation
+        unknown = sum(known.values()) / max(1, len(known))
+        seconds = (count * known.get(kind, unknown) for kind, count in evaluations.items())
+        return steps * self.seconds_per_step + sum(seconds)
+
+    def seconds_left_range(self, *, steps: int, evaluations: Mapping[str, int]) -> tuple[float, float]:
         """The lowest and the highest number of seconds to expect.
 
         Step times drift together, as samples grow longer or other processes take the machine, so deviations add up.

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
+from pocl.evaluation.answers import thoughts_not_closed
 from pocl.evaluation.answers_file import EvaluationKey
 from pocl.evaluation.constant_scores import constant_metric
 from pocl.evaluation.scores import Scores
-from pocl.events import Evaluated, PhaseChanged, Sink
-from pocl.spec import ByConvergence, DistillationSpec
+from pocl.events import Evaluated, PhaseChanged, Sink, Warned
+from pocl.spec import ByConvergence, DistillationSpec, Evaluation
 from pocl.train.eta import EtaEstimator
 from pocl.train.selection import VALIDATION, best_stage
 from pocl.train.state import EvaluatedRows, MadeEvaluation, TrainState
@@ -22,7 +23,20 @@ class Score(Protocol):
         ...
 
 
+_AFTER_EPOCH: Final = "after an epoch"
+"""The kind of the evaluations after epochs, which have greedy answers alone; other kinds are named by their samples."""
 KeepAnswers = Callable[[EvaluationKey, Scores], None]
+
+
+def unfinished_thoughts_of(model: str, split: str, scores: Scores, evaluation: Evaluation) -> Warned | None:
+    """The warning that answers of a model to the samples of an evaluation end inside their thoughts; None where none
+    does.
+
+    Args:
+        model: What answered, for people.
+    """
+    answers = f"answers of {model} to {split} samples"
+    return thoughts_not_closed(scores.in_thought, "/evaluation/max_new_tokens", evaluation.max_new_tokens, answers)
 
 
 @dataclass(frozen=True)
@@ -46,8 +60,8 @@ class StudentEvaluations:
     state: TrainState
     sink: Sink
     eta: EtaEstimator
-    warned_metrics: set[tuple[str, str]] = field(init=False, default_factory=set)
-    """Metrics with their samples that a warning has called constant."""
+    warned: set[str] = field(init=False, default_factory=set)
+    """Warnings of constant metrics that were given."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -58,6 +72,16 @@ class StudentEvaluations:
     def best_stage(self) -> int | None:
         """The best stage so far; None where none was scored on the validation samples."""
         return best_stage(self.state.evaluations, self.spec.evaluation.best_by)
+
+    def count_left(self, *, stages: int, epochs: int) -> dict[str, int]:
+        """How many evaluations of each kind there are at most until so many stages and epochs have ended."""
+        if self.scoring is None:
+            return {}
+        # Without validation samples no stage is the best, and the others are scored after the last one alone.
+        left = dict.fromkeys(self.splits, stages if VALIDATION in self.splits else 1)
+        if isinstance(self.spec.curriculum.advance, ByConvergence):
+            left[_AFTER_EPOCH] = epochs
+        return left
 
     def score_initial(self) -> None:
         """Score the untrained student on all samples.
@@ -112,6 +136,10 @@ class StudentEvaluations:
         scores = self._score(self.scoring, split, sampled=True)
         # The answers are whole before the event, on which they are stored.
         self.scoring.keep_answers(key, scores)
+        student = "the untrained student" if stage is None else f"the student after stage {stage}"
+        unfinished = unfinished_thoughts_of(student, split, scores, self.spec.evaluation)
+        if unfinished is not None:
+            self.sink(unfinished)
         rows, evaluated = None, None
         if scores.by_row is not None:
             rows = EvaluatedRows(subject=subject, stage=stage, split=split, rows=scores.by_row)
@@ -122,14 +150,14 @@ class StudentEvaluations:
             self.sink(evaluated)
 
     def _score(self, scoring: StudentScoring, split: str, *, sampled: bool) -> Scores:
-        with self.eta.evaluation():
+        with self.eta.evaluation(split if sampled else _AFTER_EPOCH):
             scores = scoring.score(split, sampled=sampled)
         if scores.by_row is not None:
             for metric in sorted({"rouge_l", *self._steering_metrics}):
                 values = getattr(scores.by_row, metric)
                 warning = constant_metric(metric, values, model="student", samples=f"{split} samples")
-                if warning is not None and (metric, split) not in self.warned_metrics:
-                    self.warned_metrics.add((metric, split))
+                if warning is not None and warning.message not in self.warned:
+                    self.warned.add(warning.message)
                     self.sink(warning)
         return scores
 

@@ -12,7 +12,8 @@ cached and a live teacher, and of the three ways to the loss, it takes one:
 
     train/loop                  sets the learning rate, refuses a loss that is not finite, and takes the AdamW step
     train/schedule              the learning rate of the step
-    train/eta                   the time of the step
+    train/evaluations           how many evaluations are left
+    train/eta                   the time of the step, and what is left
     train/state                 the metrics of the step, for the training state
     train/accumulation          sums gradients over micro-batches and ranks, and clips them
     train/ranks                 which samples this process works on; sums over processes
@@ -39,6 +40,7 @@ cached and a live teacher, and of the three ways to the loss, it takes one:
     losses/objective            temperature, tau squared, KD weight and the shared vocabulary
     losses/registry             the divergence of the method
     losses/buffers              formats, sizes and memory of the pass
+    losses/both_heads           the heads of student and teacher, chunk by chunk and tile by tile
     losses/projection           logits of a chunk: products with the output heads
     losses/tile                 cross-entropy and divergence of a tile of tokens, and their gradient in place
     losses/gradient             the closed-form gradient of the divergence
@@ -267,7 +269,8 @@ class Trainer:
             learning_rate=learning_rate,
         )
         state.log(row)
-        evaluations = 0 if self.scoring is None else len(self.scoring.splits) * (1 + len(stages_after))
+        epochs_left = stage.epochs - state.epoch + sum(planned.epochs for planned in stages_after)
+        evaluations = self.evaluations.count_left(stages=1 + len(stages_after), epochs=epochs_left)
         low, high = self.eta.seconds_left_range(steps=steps_left, evaluations=evaluations)
         self.sink(
             StepLogged(

@@ -3,17 +3,21 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pocl.evaluation.answers_file import EvaluationKey
 from pocl.evaluation.row_scores import RowScores
-from pocl.events import Evaluated
+from pocl.events import Evaluated, Warned
 from pocl.export.model_card import Progress, TrainedStage
+from pocl.export.tokenizer_reading import TokenizerTrial
 from pocl.spec import Method
 from pocl.storage.inputs import RunInputs
 
 MAX_METRIC_ROWS: Final = 2000
 """The most steps whose metrics a training state holds: more than the width of the report's plot has points."""
+
+MAX_WARNINGS: Final = 200
+"""The most warnings that a training state and a result hold; the events have them all."""
 
 
 class MetricRow(BaseModel):
@@ -91,6 +95,10 @@ class TrainState(BaseModel):
     """Tokens of the batches in which the cached states were computed; None where the teacher is live."""
     not_exact: list[str] = []
     """Why the run may end in other bits when it is repeated or resumed, a sentence each."""
+    warnings: list[Warned] = []
+    """The warnings of the run so far, each once."""
+    warned_spec: str = ""
+    """The digest of the posted specification that they are about; a branch has another one."""
     inputs: RunInputs = RunInputs()
     """What the run was given besides its specification."""
     tokens_seen: int = 0
@@ -99,8 +107,14 @@ class TrainState(BaseModel):
     epoch_scores: list[float] = []
     """The convergence metric after each epoch of this stage."""
     evaluations: list[Evaluated] = []
-    row_scores: list[EvaluatedRows] = []
-    """Of each evaluation; one that had no sample to score is here alone."""
+    row_scores: list[EvaluatedRows] = Field(default=[], exclude=True)
+    """Of each evaluation; one that had no sample to score is here alone. They have a file of their own, since they grow
+    with the samples and change with evaluations alone.
+    """
+    row_scores_digest: str | None = None
+    """SHA-256 of that file, hexadecimal."""
+    tokenizer_trial: TokenizerTrial | None = None
+    """How the exported tokenizer is read."""
     metrics: list[MetricRow] = []
     """Those of every `metric_stride`-th optimiser step and of the last one; the events have them all."""
     metric_stride: int = 1

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from domain.environment import refuse_unknown_variables
+from domain.settings import Settings
+from worker.settings import WorkerSettings
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
@@ -19,6 +23,18 @@ def test_links_and_paths_of_a_page_lead_somewhere(page: Path) -> None:
     linked = {target for target in LINK.findall(text) if not (page.parent / target).exists()}
     named = {path for path in PATH.findall(text) if not (ROOT / path).exists()}
     assert linked | named == set()
+
+
+def test_settings_that_the_pages_name_exist() -> None:
+    """But for the list of changes, which names former ones."""
+    named = {
+        name: "x"
+        for page in PAGES
+        if page.name != "CHANGELOG.md"
+        for name in re.findall(r"POCL_[A-Z0-9]+(?:_[A-Z0-9]+)*(?![*_\w])", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 50
+    refuse_unknown_variables(Settings, WorkerSettings, environ=named)
 
 
 def test_every_line_that_is_shown_as_a_diff_stands_in_its_file() -> None:

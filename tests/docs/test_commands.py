@@ -2,7 +2,7 @@
 
 The commands run in order, as they are printed, in one shell, against a fresh service. Two things are smaller or
 elsewhere than a reader's: the model has the name and the layers of the README's and random weights of a few kilobytes,
-and `curl` is led from the port 8000 to the one where the service listens.
+and `curl` and `pocl` are led from the port 8000 to the one where the service listens.
 """
 
 import json
@@ -92,7 +92,13 @@ def compose_has_what_it_names(command: str) -> None:
 
 
 def file_is_there(command: str) -> None:
-    assert (ROOT / shlex.split(command)[1]).is_file()
+    assert (ROOT / next(word for word in shlex.split(command) if "." in word)).is_file()
+
+
+def repository_files_are_there(command: str) -> None:
+    """Each path below `deploy` or `requirements` names a file, or a pattern that some file has."""
+    named = [word for word in shlex.split(command, comments=True) if word.startswith(("deploy/", "requirements/"))]
+    assert all(list(ROOT.glob(word)) for word in named), command
 
 
 def address_is_served(command: str) -> None:
@@ -117,9 +123,15 @@ NOT_RUN = (
     NotRun(r"make serve", "stays; the fixture runs the command of its recipe", make_target_runs_what_is_there),
     NotRun(r"make demo", "downloads a model and trains it for minutes", make_target_runs_what_is_there),
     NotRun(r"make test", "is the run that this test is part of", make_target_runs_what_is_there),
+    NotRun(r"deploy/[a-z-]+\.sh", "is run in a checkout of its own by test_deploy_scripts.py", file_is_there),
     NotRun(r"docker compose .*", "needs Docker", compose_has_what_it_names),
     NotRun(r"cp \.env\.example \.env && chmod 600 \.env", "is for Docker, and would replace a reader's", file_is_there),
     NotRun(r"curl .*/readyz", "asks the service that Docker would have started", address_is_served),
+    NotRun(
+        r"(install|systemctl|python3\.11 -m venv|/opt/pocl/bin/pip) .*",
+        "changes the machine, as root",
+        repository_files_are_there,
+    ),
     NotRun(r"git pull", "changes the checkout", nothing_is_checked),
 )
 
@@ -138,7 +150,7 @@ ALL_BLOCKS = [block for document in DOCUMENTS for block in command_blocks(docume
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_shell_blocks_are_marked_as_such(document: Path) -> None:
-    assert languages(document) <= {"bash", "console", "yaml", "ini"}
+    assert languages(document) <= {"bash", "console", "yaml", "ini", "json", "python"}
 
 
 @pytest.mark.parametrize("block", [block for block in ALL_BLOCKS if not is_run(block)], ids=str)
@@ -223,7 +235,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
         )
         wrapper.chmod(0o755)
         path = f"{programs}{os.pathsep}{environment['PATH']}"
-        yield Sandbox(checkout, {**environment, "PATH": path}, log)
+        yield Sandbox(checkout, {**environment, "PATH": path, "POCL_URL": address}, log)
     finally:
         processes.kill_all()
 

@@ -1,8 +1,11 @@
 """Connections rely on no session and no default of the server, and wait for nothing for ever."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,13 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.checkpoints.repository import list_checkpoints
+from domain.connections import create_engine_for
 from domain.database_errors import DatabaseFault, DatabaseUnavailable
 from domain.datasets.models import Dataset
 from domain.db import Database, db_now
 from domain.idempotency.repository import KeyHolder, claim
 from domain.schema import check_ready
+from domain.settings import Settings
 from tests.support.harness import ServiceHarness
 from tests.support.rows import insert_dataset
 from tests.support.servers import fresh_database
@@ -144,6 +149,13 @@ def test_job_runs_to_its_end_over_changing_sessions(pooled_url: str, tmp_path: P
 # --- A server that stands still -----------------------------------------------------------------------
 
 
+def test_writer_that_is_frozen_within_a_transaction_keeps_nobody_longer_than_its_lease(postgres_url: str) -> None:
+    with opened(postgres_url) as database, database.transaction(write=True) as session:
+        name = "idle_in_transaction_session_timeout"
+        held = session.scalars(sa.select(sa.cast(sa.func.current_setting(name), sa.Interval))).one()
+    assert timedelta() < held < timedelta(seconds=Settings.model_fields["lease_seconds"].default)
+
+
 def test_frozen_server_is_unavailable_within_seconds_and_usable_afterwards(
     pooled_url: str, pooler: TransactionPooler
 ) -> None:
@@ -173,3 +185,22 @@ def is_ready(database: Database) -> bool:
         check_ready(database)
         return True
     return False
+
+
+def test_new_file_to_which_another_process_writes_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "new.sqlite3"
+    writer = sqlite3.connect(file, isolation_level=None)
+    writer.execute("CREATE TABLE written (id INTEGER)")
+    writer.execute("BEGIN IMMEDIATE")
+    engine = create_engine_for(f"sqlite:///{file}")
+    with ThreadPoolExecutor(1) as pool:
+        opening = pool.submit(engine.raw_connection)
+        # SQLite itself refuses such a connection within microseconds.
+        with pytest.raises(TimeoutError):
+            opening.result(timeout=0.2)
+        writer.execute("COMMIT")
+        connection = opening.result(timeout=60)
+    assert connection.cursor().execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+    engine.dispose()
+    writer.close()

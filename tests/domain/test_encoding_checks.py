@@ -1,6 +1,6 @@
 """Data sets are tried within their time, the outcome is cached, and no more processes run than may."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,9 @@ class FakeEncoder:
         self.opened += 1
         yield self
 
-    def count(self, *, skip: int, seconds: float) -> CountedRows:
+    def count(self, *, skip: int, parts: Mapping[str, int], seconds: float) -> CountedRows:
+        # What was counted before comes back, in whatever process it is gone on.
+        assert parts == ({"whole": skip} if skip else {})
         self.before_count()
         self.calls.append(skip)
         self.now += seconds
@@ -47,7 +49,13 @@ class FakeEncoder:
         rows = min(SLICE, ROWS - skip)
         counts = EncodingCounts(rows=rows, tokens=2 * rows)
         return CountedRows(
-            template="chat", counts=counts, rows=rows, done=skip + rows == ROWS, training_samples=None, warnings=[]
+            template="chat",
+            counts=counts,
+            rows=rows,
+            done=skip + rows == ROWS,
+            training_samples=None,
+            parts={"whole": skip + rows},
+            warnings=[],
         )
 
     def preview(self, *, skip: int, rows: int) -> PreviewPage:
@@ -61,7 +69,8 @@ def test_all_rows_are_tried_once_and_the_outcome_is_cached() -> None:
     encoder = FakeEncoder()
     checker = encoder.checker()
     check = checker.check(inputs(), digest="a")
-    assert check == EncodingCheck("chat", ROWS, True, EncodingCounts(rows=ROWS, tokens=2 * ROWS))
+    counts = EncodingCounts(rows=ROWS, tokens=2 * ROWS)
+    assert check == EncodingCheck("chat", ROWS, True, counts, parts={"whole": ROWS})
     assert encoder.calls == [0, 30, 60, 90]
     assert checker.check(inputs(), digest="a") is check
     assert encoder.opened == 1

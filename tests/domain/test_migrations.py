@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_checks_of_enumerations_are_migrated_as_declared(engine: sa.Engine, sett
         Base.metadata.drop_all(connection)
         Base.metadata.create_all(connection)
     assert migrated == checks_of(engine)
-    assert len(migrated) == 5
+    assert len(migrated) == 6
 
 
 def checks_of(engine: sa.Engine) -> set[tuple[str, str | None, str]]:
@@ -324,7 +324,7 @@ def test_evaluations_of_an_older_version_are_on_the_validation_samples(engine: s
     before, names = read_rows(engine)["job_evaluations"], constraints_of(engine)
     upgrade(settings)
     (row,) = read_rows(engine)["job_evaluations"]
-    assert row == before[0] | {"split": "validation"}
+    assert row == before[0] | {"split": "validation", "unfinished_thoughts": 0}
     table = reflected(engine).tables["job_evaluations"]
     with engine.begin() as connection:
         connection.execute(sa.insert(table).values(row | {"split": "test"}))
@@ -341,4 +341,61 @@ def test_data_sets_from_before_their_reading_was_noted_have_answers(engine: sa.E
     assert (dataset["prompts"], dataset["ingestion"]) == (0, None)
     migrate(engine, "0006", down=True)
     (before,) = read_rows(engine)["datasets"]
-    assert dataset == before | {"prompts": 0, "ingestion": None}
+    assert dataset.items() >= (before | {"prompts": 0, "ingestion": None, "status": "ready"}).items()
+
+
+def test_attempts_that_had_ended_are_in_the_usage(engine: sa.Engine, settings: Settings) -> None:
+    migrate(engine, "0004")
+    insert_rows(engine, rows_of_0004(engine.dialect.name))
+    upgrade(settings)
+    (record,) = read_rows(engine)["usage_records"]
+    assert record == {
+        "job_id": "job_1",
+        "attempt": 2,
+        "day": date(2026, 1, 1),
+        "project": "default",
+        "worker": "worker-1",
+        "device": "cpu",
+        "seconds": 1.0,
+    }
+
+
+def test_retries_of_branches_of_an_older_version_know_where_they_branched_off(
+    engine: sa.Engine, settings: Settings
+) -> None:
+    migrate(engine, "0004")
+    insert_rows(engine, rows_of_0004(engine.dialect.name))
+    migrate(engine, "0010")
+    row = read_rows(engine)["jobs"][0] | {"retry_of": None, "branch_of": None, "starts_from": None}
+    lineage = {
+        "job_plain": {"retry_of": "job_gone", "starts_from": "ckpt_a"},
+        "job_branch": {"branch_of": "job_plain", "starts_from": "ckpt_b"},
+        "job_again": {"retry_of": "job_branch", "starts_from": "ckpt_c"},
+        "job_thrice": {"retry_of": "job_again"},
+        "job_second": {"branch_of": "job_thrice", "starts_from": "ckpt_d"},
+    }
+    table = reflected(engine).tables["jobs"]
+    with engine.begin() as connection:
+        for job_id, columns in lineage.items():
+            connection.execute(sa.insert(table).values(row | columns | {"id": job_id}))
+    upgrade(settings)
+    points = {row["id"]: row["branch_point"] for row in read_rows(engine)["jobs"]}
+    assert {job_id: points[job_id] for job_id in lineage} == {
+        "job_plain": None,
+        "job_branch": "ckpt_b",
+        "job_again": "ckpt_b",
+        "job_thrice": "ckpt_b",
+        "job_second": "ckpt_d",
+    }
+
+
+def test_each_migration_follows_the_one_before_it() -> None:
+    """Two that were written at the same time would else be two heads, which no command upgrades to."""
+    directory = Path(migrations.__file__).parent / "versions"
+    numbers = sorted(file.name[:4] for file in directory.glob("[0-9]*.py"))
+    assert numbers == [f"{number:04}" for number in range(1, len(numbers) + 1)]
+    for file in directory.glob("[0-9]*.py"):
+        source = file.read_text(encoding="utf-8")
+        before = f'"{int(file.name[:4]) - 1:04}"' if file.name[:4] != "0001" else "None"
+        assert f'\nrevision = "{file.name[:4]}"\n' in source, file.name
+        assert f"\ndown_revision = {before}\n" in source, file.name

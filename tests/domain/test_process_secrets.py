@@ -20,7 +20,11 @@ print(json.dumps([shown, os.environ["POCL_API_KEY"], child]))
 @pytest.mark.system
 @pytest.mark.skipif(sys.platform != "linux", reason="the file is Linux's")
 def test_key_and_addresses_are_erased_from_the_environment_that_others_can_read() -> None:
-    secrets = {"POCL_API_KEY": "key-of-the-api", "POCL_DATABASE_URL": "postgresql://me:password@db/x"}
+    secrets = {
+        "POCL_API_KEY": "key-of-the-api",
+        "POCL_DATABASE_URL": "postgresql://me:password@db/x",
+        "WANDB_API_KEY": "key-of-wandb",
+    }
     environment = {**os.environ, **secrets, "POCL_HOME": "/somewhere"}
     completed = subprocess.run(
         [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True

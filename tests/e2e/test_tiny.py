@@ -12,6 +12,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from domain.local_key import FILE_NAME
 from tests.support.harness import kill, processes_mentioning
 from tests.support.processes import Processes, ProcessHandle
 from tests.support.waiting import eventually
@@ -93,7 +94,8 @@ def serving(processes: Processes, home: Path) -> Iterator[Service]:
     }
     launcher = processes.start("serve", environment, "--port", "0")
     url = launcher.wait_for_log("READY").removeprefix("READY ")
-    with httpx2.Client(base_url=url, timeout=30) as http:
+    headers = {"authorization": f"Bearer {(home / FILE_NAME).read_text().strip()}"}
+    with httpx2.Client(base_url=url, headers=headers, timeout=30) as http:
         yield Service(launcher, home, http)
 
 

@@ -36,12 +36,12 @@ def test_run_that_crashes_in_every_phase_ends_in_the_same_bits(engine: Engine, r
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["restart", "carry", "convergence"])
 def test_run_that_crashes_at_random_moments_ends_in_the_same_bits(engine: Engine, tmp_path: Path, variant: str) -> None:
-    result = measure(engine, tmp_path, kills=20, seed=5, variants=[variant])
+    result = measure(engine, tmp_path, kills=12, seed=5, variants=[variant])
     assert result.differing == []
-    assert len(result.crashes) == 20
+    assert len(result.crashes) == 12
 
 
 @pytest.mark.slow
 def test_command_that_crashes_ends_in_the_same_bits(tmp_path: Path) -> None:
-    result = measure(CommandEngine(), tmp_path, kills=4, seed=6, variants=["restart"])
+    result = measure(CommandEngine(), tmp_path, kills=3, seed=6, variants=["restart"])
     assert result.differing == []

@@ -61,6 +61,7 @@ DAMAGE = [
     (remove, "manifest.json"),
     (remove, "training/manifest.json"),
     (overwrite, "training/state.json"),
+    (overwrite, "training/row_scores.json"),
     (overwrite, "manifest.json"),
     (empty_list, "training/manifest.json"),
 ]
@@ -89,6 +90,18 @@ def test_run_continues_from_the_checkpoint_before_to_the_same_bits(
     assert [event.resumed_from_step for event in events if isinstance(event, RunStarted)] == [BEFORE]
     assert RunOutcome.read(workdir).differences(baseline) == []
     assert (manifest_errors(workdir), scratch_paths(workdir)) == ([], set())
+
+
+def test_scores_of_another_training_state_are_damage(stopped: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(stopped, tmp_path / "run") / CHECKPOINTS_DIR
+    training = root / checkpoint_name(STOPPED_AT) / TRAINING_DIR
+    (training / "row_scores.json").write_text("[]")
+    (training / "manifest.json").unlink()
+    manifest.write_manifest(training)
+    restored, warnings = checkpoint.find_resume_point(root)
+    assert restored is not None
+    assert restored.state.step == BEFORE
+    assert "row_scores.json" in warnings[0]
 
 
 def test_run_without_an_intact_checkpoint_starts_again_with_a_warning(

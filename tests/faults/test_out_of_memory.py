@@ -1,6 +1,7 @@
 """A run that runs out of memory in every phase ends as one with room for all, but for rounding; resumed, to the bit."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +26,34 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_variant(tmp_path_factory.mktemp("memory"), "restart", **CHANGES)
 
 
+def out_of_memory() -> Iterator[Exception]:
+    """As a GPU says that it has no more memory and, in turn, as PyTorch says that the host refuses it."""
+    while True:
+        yield torch.OutOfMemoryError("CUDA out of memory")
+        yield RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes")
+        yield MemoryError()
+
+
 @pytest.fixture
-def small_card(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory runs out over more than three rows or 120 tokens, and the first time that the student is loaded."""
     attempts: list[str] = []
+    errors = out_of_memory()
 
-    def load_on_small_card(*args: Any, **options: Any) -> LoadedModel:
+    def refuse_large(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        (ids,) = inputs
+        if len(ids) > 3 or ids.numel() > 120:
+            raise next(errors)
+
+    def load_in_small_memory(*args: Any, **options: Any) -> LoadedModel:
         attempts.append("student")
         if len(attempts) == 1:
-            raise torch.OutOfMemoryError("while loading")
+            raise next(errors)
         loaded = load_student(*args, **options)
-        loaded.model.get_input_embeddings().register_forward_pre_hook(_refuse_large)
+        loaded.model.get_input_embeddings().register_forward_pre_hook(refuse_large)
         return loaded
 
-    monkeypatch.setattr("pocl.prepare.load_student", load_on_small_card)
-
-
-def _refuse_large(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    (ids,) = inputs
-    if len(ids) > 3 or ids.numel() > 120:
-        raise torch.OutOfMemoryError("in a pass")
+    monkeypatch.setattr("pocl.prepare.load_student", load_in_small_memory)
 
 
 def figures(workdir: Path) -> tuple[Result, list[float]]:
@@ -63,7 +72,7 @@ def test_run_out_of_memory_in_every_phase_ends_as_one_with_room(
 ) -> None:
     roomy, tight, resumed = (tmp_path / name for name in ("roomy", "tight", "resumed"))
     run_to_end(spec, roomy)
-    request.getfixturevalue("small_card")
+    request.getfixturevalue("small_memory")
     events = run_to_end(spec, tight)
     assert set(warning_codes(events)) == {"generation_rows_halved", "scoring_tokens_halved", "micro_batch_halved"}
     pinned = json.loads((tight / "spec.json").read_bytes())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from domain.settings import Settings
@@ -40,13 +41,23 @@ def target(database_url: str, tmp_path: Path) -> Iterator[FuzzTarget]:
     settings.home.mkdir(mode=0o700)
     seed_ids = insert_seed_data(settings, tmp_path / "seed-data")
     log = tmp_path / "log"
-    with serving(settings.home, log, database_url=database_url, api_key=KEY, max_jobs_queued="100000") as served:
+    with serving(
+        settings.home,
+        log,
+        database_url=database_url,
+        api_key=KEY,
+        max_jobs_queued="100000",
+        # No worker answers conversations here.
+        chat_wait_seconds="1",
+    ) as served:
         yield FuzzTarget(served.address, seed_ids)
 
 
 def fuzz(target: FuzzTarget, reports: Path, *, seed: int, examples: int, phases: str) -> dict[str, Any]:
     """The report of Schemathesis; its output where it found an error."""
     report_file = reports / "schemathesis.json"
+    # The document is built for the first who asks, which may take longer than Schemathesis waits.
+    httpx2.get(f"{target.address}/openapi.json", timeout=300, verify=False).raise_for_status()
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIGURATION)]
     command += ["run", f"{target.address}/openapi.json", "--header", f"Authorization: Bearer {KEY}", "--checks", "all"]
     command += ["--phases", phases, "--seed", str(seed), "--max-examples", str(examples), "--continue-on-failure"]
@@ -62,18 +73,34 @@ def fuzz(target: FuzzTarget, reports: Path, *, seed: int, examples: int, phases:
         "--no-color",
     ]
     # Schemathesis creates a directory where it runs, so it runs in `reports`.
-    environment = {**os.environ, **target.seed_ids, "PYTHONPATH": str(ROOT)}
+    carried_out = reports / "carried-out"
+    environment = {
+        **os.environ,
+        **target.seed_ids,
+        "PYTHONPATH": str(ROOT),
+        "FUZZ_CARRIED_OUT": str(carried_out),
+    }
     completed = subprocess.run(command, cwd=reports, env=environment, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, f"seed {seed}\n{completed.stdout[-12_000:]}\n{completed.stderr[-2000:]}"
     report: dict[str, Any] = json.loads(report_file.read_text())
     assert report["complete"]
+    report["carried_out"] = set(carried_out.read_text().split())
     return report
+
+
+def operations_of(*tags: str) -> set[str]:
+    """The names of the operations with one of these tags."""
+    document = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
+    found = (operation for path in document["paths"].values() for operation in path.values())
+    return {operation["operationId"] for operation in found if operation["tags"][0] in tags}
 
 
 def test_every_operation_answers_as_documented(target: FuzzTarget, tmp_path: Path) -> None:
     report = fuzz(target, tmp_path, seed=SEED, examples=6, phases="fuzzing,stateful")
     assert report["operations"]["tested"] == report["operations"]["total"] > 20
     assert report["test_cases"]["generated"] > 200
+    # What changes with every call is carried out, and not refused alone for an id that nobody has.
+    assert operations_of("keys", "projects", "webhooks") <= report["carried_out"]
 
 
 @pytest.mark.slow
@@ -81,14 +108,14 @@ def test_every_operation_answers_as_documented(target: FuzzTarget, tmp_path: Pat
 def test_thousands_of_requests_are_answered_as_documented(
     target: FuzzTarget, database_url: str, tmp_path: Path
 ) -> None:
-    # The seed is fixed on one database and random on the other, with fewer requests, since few errors depend on it.
+    # The seed is fixed on one database and random on the other.
     is_fixed = database_url.startswith("sqlite")
     seed = SEED if is_fixed else int(os.environ.get("FUZZ_SEED", secrets.randbelow(2**32)))
     # To reproduce a failure; pytest shows it with a failure, and with -s.
     sys.stdout.write(f"seed {seed}\n")
-    report = fuzz(
-        target, tmp_path, seed=seed, examples=10 if is_fixed else 6, phases="examples,coverage,fuzzing,stateful"
-    )
+    # How a schema is read depends on no database: what covers each of its keywords, most of the requests, is sent once.
+    phases = "examples,coverage,fuzzing,stateful" if is_fixed else "examples,fuzzing,stateful"
+    report = fuzz(target, tmp_path, seed=seed, examples=10 if is_fixed else 12, phases=phases)
     assert {phase["status"] for phase in report["phases"].values()} <= {"success", "skip"}
     sys.stdout.write(f"{report['test_cases']}\n")
-    assert report["test_cases"]["generated"] >= (2500 if is_fixed else 1500)
+    assert report["test_cases"]["generated"] >= (2500 if is_fixed else 400)

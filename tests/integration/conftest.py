@@ -20,10 +20,26 @@ def queue() -> str:
     return f"test-{uuid.uuid4().hex}"
 
 
+SHORT_LEASE_SECONDS = 6
+LONG_LEASE_SECONDS = 60
+
+
 @pytest.fixture
-def harness(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[ServiceHarness]:
-    """A harness with leases so short that a lost worker is noticed within the test."""
-    harness = ServiceHarness(tmp_path / "home", database_url, lease_seconds=3, redis_url=redis_url)
+def harness(
+    database_url: str, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[ServiceHarness]:
+    """A harness whose processes notice each other within half a second.
+
+    A lease outlasts any pause of a loaded machine, except in tests marked `short_lease`, where it ends within the test.
+    """
+    short = request.node.get_closest_marker("short_lease") is not None
+    harness = ServiceHarness(
+        tmp_path / "home",
+        database_url,
+        lease_seconds=SHORT_LEASE_SECONDS if short else LONG_LEASE_SECONDS,
+        heartbeat_seconds=0.5,
+        redis_url=redis_url,
+    )
     yield harness
     harness.close()
 

@@ -6,7 +6,6 @@ otherwise against those that the rest of the suite runs on.
 
 import os
 import re
-import secrets
 import shutil
 import signal
 import subprocess
@@ -28,7 +27,6 @@ from tests.support.servers import find_postgres, running_postgres_by_password
 from tests.support.waiting import eventually
 from worker import valkey
 
-KEY = secrets.token_hex(32)
 QUICK: dict[str, dict[str, Any]] = {
     "curriculum": {"stages": 2, "epochs_per_stage": 1, "ranking": {"max_new_tokens": 4}},
     "training": {"batch_size": 2},
@@ -57,10 +55,13 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
     root, models = tmp_path / "root", tmp_path / "models"
     models.mkdir()
     ports = {"postgres_port": free_port(), "redis_port": free_port(), "api_port": free_port()}
+    secrets = tmp_path / "secrets"
+    subprocess.run([ROOT / "deploy" / "make-secrets.sh", secrets], check=True)
+    # Compose takes any characters for a password, and so do the processes.
+    (secrets / "redis-password").chmod(0o600)
+    (secrets / "redis-password").write_text('p@ss "quoted" \\ #word\n')
     variables = example_variables(
-        POSTGRES_PASSWORD=secrets.token_hex(24),
-        REDIS_PASSWORD=secrets.token_hex(24),
-        POCL_API_KEY=KEY,
+        SECRETS_DIRECTORY=str(secrets),
         MODELS_DIRECTORY=str(models),
         POSTGRES_ADDRESS=f"127.0.0.1:{ports['postgres_port']}",
         REDIS_ADDRESS=f"127.0.0.1:{ports['redis_port']}",
@@ -71,7 +72,7 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
         postgres_server(),
         port=ports["postgres_port"],
         user=postgres.environment["POSTGRES_USER"],
-        password=postgres.environment["POSTGRES_PASSWORD"],
+        password=(secrets / "postgres-password").read_text().strip(),
         database=postgres.environment["POSTGRES_DB"],
         stop_signal=signal.Signals[postgres.stop_signal],
     ) as cluster:
@@ -85,9 +86,18 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
 
 @pytest.fixture
 def http(containers: Containers) -> Iterator[httpx2.Client]:
-    headers = {"authorization": f"Bearer {KEY}"}
-    with httpx2.Client(base_url=f"http://127.0.0.1:{containers.host.api_port}", headers=headers, timeout=60) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{containers.host.api_port}", timeout=60) as client:
         yield client
+
+
+def sign_in(containers: Containers, http: httpx2.Client) -> None:
+    """Make a key as docs/production.md says, and send it from now on."""
+    key = containers.run("api", "python", "-m", "api", "keys", "create", "--name", "first").strip()
+    http.headers["authorization"] = f"Bearer {key}"
+
+
+def redis_password(containers: Containers) -> str:
+    return (containers.host.root / "redis" / "secrets" / "redis-password").read_text().strip()
 
 
 def submit(http: httpx2.Client, fields: dict[str, Any]) -> str:
@@ -125,7 +135,10 @@ def test_job_succeeds_and_a_stopped_worker_releases_its_job(containers: Containe
     containers.up("api", "scheduler", "worker")
     for name in ("postgres", "redis", "api", "scheduler", "worker"):
         containers.wait_until_healthy(name)
-    assert httpx2.get(f"{http.base_url}/v1/jobs").status_code == 401
+    assert http.get("/v1/jobs").status_code == 401
+    first_key = containers.run("api", "cat", "api-key").strip()
+    assert http.get("/v1/jobs", headers={"authorization": f"Bearer {first_key}"}).status_code == 200
+    sign_in(containers, http)
 
     wait_for_success(http, submit(http, QUICK))
 
@@ -147,7 +160,7 @@ def test_job_succeeds_and_a_stopped_worker_releases_its_job(containers: Containe
 def test_broker_persists_messages_and_does_not_evict(containers: Containers) -> None:
     containers.up("redis")
     containers.wait_until_healthy("redis")
-    port, password = containers.host.redis_port, containers.compose.services["redis"].environment["REDISCLI_AUTH"]
+    port, password = containers.host.redis_port, redis_password(containers)
     with redis.Redis(port=port) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
     with redis.Redis(port=port, password=password, decode_responses=True) as client:
@@ -186,6 +199,7 @@ def test_backup_is_restored(containers: Containers, http: httpx2.Client, tmp_pat
     """Runs the commands that docs/production.md gives."""
     containers.up("api")
     containers.wait_until_healthy("api")
+    sign_in(containers, http)
     artifacts = containers.host.root / "artifacts"
     before = submit(http, QUICK)
     stored = files(artifacts)

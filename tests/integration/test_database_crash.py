@@ -1,11 +1,15 @@
-"""A PostgreSQL server that crashes at any time: commits survive, and each job ends once."""
+"""A PostgreSQL server that crashes at any time, or stands still: commits survive, and each job ends once."""
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -31,7 +35,7 @@ def server() -> Iterator[str]:
 @pytest.fixture
 def harness(server: str, redis_url: str, tmp_path: Path) -> Iterator[ServiceHarness]:
     with servers.fresh_database(server, "crashing") as url:
-        harness = ServiceHarness(tmp_path / "home", url, lease_seconds=3, redis_url=redis_url)
+        harness = ServiceHarness(tmp_path / "home", url, lease_seconds=6, redis_url=redis_url)
         upgrade(harness.settings)
         yield harness
         harness.close()
@@ -58,6 +62,23 @@ def is_closed(connection: sa.Connection) -> bool:
     except sa.exc.DBAPIError:
         return True
     return False
+
+
+@contextmanager
+def frozen(server: str) -> Iterator[None]:
+    """Stop every process of the server. Its kernel goes on taking connections and what is sent over them."""
+    lock_file = Path(str(sa.make_url(server).query["host"])) / "data" / "postmaster.pid"
+    main = psutil.Process(int(lock_file.read_text().split()[0]))
+    main.suspend()
+    # No more are started now.
+    processes = [main, *main.children(recursive=True)]
+    for each in processes[1:]:
+        each.suspend()
+    try:
+        yield
+    finally:
+        for each in reversed(processes):
+            each.resume()
 
 
 def has_no_engine(harness: ServiceHarness, job: str) -> bool:
@@ -87,3 +108,28 @@ def test_crashes_of_the_database_server_cost_no_job(
         assert harness.status_history(job).count("succeeded") == 1
         assert [attempt.end for attempt in harness.attempts(job)].count(AttemptEnd.SUCCEEDED) == 1
     assert all(worker.process.poll() is None for worker in workers)
+
+
+@pytest.mark.slow
+def test_attempt_outlives_a_database_that_stands_still_for_longer_than_its_lease(
+    server: str, harness: ServiceHarness, processes: Processes, queue: str, gate: Path
+) -> None:
+    # Long enough for a busy machine to renew it while the database answers.
+    harness = replace(harness, lease_seconds=8)
+    cluster = ClusterHarness(harness, processes, queue, gate)
+    job, waiting = harness.submit(), harness.submit()
+    cluster.start_scheduler()
+    worker = cluster.start_worker()
+    cluster.wait_for_step(job, 5)
+    engine = engines(harness, job, 1)
+    renewed = harness.job(job).lease_expires_at
+    with frozen(server):
+        until = time.monotonic() + 2.5 * harness.lease_seconds
+        eventually(lambda: time.monotonic() > until, what="several leases have passed")
+        assert engines(harness, job, 1) == engine
+    eventually(lambda: harness.job(job).lease_expires_at != renewed, within=60, what="the lease is renewed")
+    gate.touch()
+    for each in (job, waiting):
+        cluster.wait_for_status(each, JobStatus.SUCCEEDED)
+        assert [attempt.end for attempt in harness.attempts(each)] == [AttemptEnd.SUCCEEDED]
+    assert worker.process.poll() is None

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from domain.jobs.states import JobStatus
+from domain.workers.repository import list_workers
 from tests.support.harness import ServiceHarness, kill, processes_mentioning
-from tests.support.processes import Processes, ProcessHandle
+from tests.support.processes import Processes, ProcessHandle, hangups
 from tests.support.waiting import eventually
 
 Start = Callable[..., ProcessHandle]
@@ -24,7 +25,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cluster(home: Path) -> ServiceHarness:
-    return ServiceHarness(home, f"sqlite:///{home / 'pocl.sqlite3'}", lease_seconds=3)
+    return ServiceHarness(home, f"sqlite:///{home / 'pocl.sqlite3'}", heartbeat_seconds=0.5)
 
 
 @pytest.fixture
@@ -50,13 +51,33 @@ def nothing_is_left(home: Path) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_signal_stops_everything(start: Start, home: Path, number: signal.Signals) -> None:
-    launcher = start()
+    with hangups(signal.SIG_DFL):
+        launcher = start()
     assert alive(address(launcher))
     assert len(processes_mentioning(str(home))) >= 5
     launcher.process.send_signal(number)
     assert launcher.wait_for_exit() == 0
     assert nothing_is_left(home)
     assert launcher.log.count("READY") == 1
+
+
+@pytest.mark.slow
+def test_closed_terminal_ends_nothing_that_nohup_started(start: Start, cluster: ServiceHarness, home: Path) -> None:
+    with hangups(signal.SIG_IGN):
+        launcher = start()
+    assert alive(address(launcher))
+    running = processes_mentioning(str(home))
+    for pid in (launcher.pid, *running):
+        kill(pid, signal.SIGHUP)
+    # What these start for a single task, such as the engine with which a worker checks itself, ends by itself.
+    services = ("-m api ", "-m worker ", "valkey")
+    before = {pid: command for pid, command in running.items() if any(each in command for each in services)}
+    assert len(before) >= len(services)
+    job = cluster.submit()
+    eventually(lambda: cluster.job(job).status is JobStatus.SUCCEEDED, within=60, what="the job")
+    assert alive(address(launcher))
+    assert before.keys() <= processes_mentioning(str(home)).keys()
+    cluster.close()
 
 
 def test_ready_message_names_every_place(start: Start, home: Path) -> None:
@@ -72,7 +93,7 @@ def test_ready_message_names_every_place(start: Start, home: Path) -> None:
 
 
 def test_no_process_survives_a_killed_launcher(start: Start, cluster: ServiceHarness, home: Path) -> None:
-    launcher = start(engine=("--hold", "5"))
+    launcher = start("--port", "0", "--api-workers", "2", engine=("--hold", "5"))
     address(launcher)
     job = cluster.submit()
     eventually(lambda: cluster.job(job).step == 5, within=60, what="the engine runs")
@@ -82,15 +103,57 @@ def test_no_process_survives_a_killed_launcher(start: Start, cluster: ServiceHar
     cluster.close()
 
 
-def test_job_succeeds_after_the_broker_died(start: Start, cluster: ServiceHarness, home: Path) -> None:
-    launcher = start()
+@pytest.mark.parametrize("loss", ["killed", pytest.param("socket_removed", marks=pytest.mark.slow)])
+def test_broker_that_is_lost_loses_no_job_and_none_runs_twice(
+    start: Start, cluster: ServiceHarness, home: Path, tmp_path: Path, loss: str
+) -> None:
+    gate = tmp_path / "gate"
+    launcher = start(engine=("--hold", "5", "--gate", str(gate)))
     address(launcher)
-    first = cluster.submit()
-    eventually(lambda: cluster.job(first).status is JobStatus.SUCCEEDED, within=60, what="the first job")
-    (broker,) = (pid for pid, command in processes_mentioning(str(home)).items() if "valkey-server" in command)
-    kill(broker)
-    second = cluster.submit()
-    eventually(lambda: cluster.job(second).status is JobStatus.SUCCEEDED, within=60, what="the second job")
+    running, waiting = cluster.submit(), cluster.submit()
+    eventually(lambda: cluster.job(running).step == 5, within=60, what="the engine runs")
+
+    def broker() -> int:
+        found = (pid for pid, command in processes_mentioning(str(home)).items() if "valkey-server" in command)
+        return next(found, 0)
+
+    before = broker()
+    if loss == "killed":
+        kill(before)
+    else:
+        # As those do that clean up temporary directories.
+        (home / "run" / "redis.sock").unlink()
+    eventually(lambda: broker() not in (0, before), within=60, what="another broker")
+    gate.touch()
+    later = cluster.submit()
+    jobs = (running, waiting, later)
+
+    def statuses() -> set[JobStatus]:
+        return {cluster.job(job).status for job in jobs}
+
+    eventually(lambda: statuses() == {JobStatus.SUCCEEDED}, within=90, what="the jobs")
+    assert [len(cluster.attempts(job)) for job in jobs] == [1, 1, 1]
+    cluster.close()
+
+
+def test_workers_share_the_machine_and_further_ones_join(
+    start: Start, cluster: ServiceHarness, processes: Processes, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    hold = ("--hold", "5", "--gate", str(gate))
+    address(start("--port", "0", "--job-workers", "2", engine=hold))
+    # From another terminal, with the same POCL_HOME.
+    joined = processes.start("run", cluster.environment(*hold))
+    jobs = [cluster.submit() for _ in range(3)]
+    eventually(lambda: [cluster.job(job).step for job in jobs] == [5] * 3, within=60, what="three jobs run at once")
+    owners = {attempt.worker for job in jobs for attempt in cluster.attempts(job)}
+    assert len(owners) == 3
+    assert any(owner.endswith(f"-{joined.pid}") for owner in owners)
+    with cluster.database.transaction(write=False) as session:
+        memory = sorted(int(worker.devices[0]["memory_bytes"]) for worker in list_workers(session, limit=10).rows)
+    assert memory[0] == memory[1] == memory[2] // 2
+    gate.touch()
+    eventually(lambda: {cluster.job(job).status for job in jobs} == {JobStatus.SUCCEEDED}, within=60, what="the end")
     cluster.close()
 
 
@@ -131,6 +194,16 @@ def test_home_in_use_is_refused(start: Start) -> None:
     assert "choose another POCL_HOME" in second.log
 
 
+def test_more_workers_than_fit_and_a_worker_without_a_service_are_refused(
+    start: Start, cluster: ServiceHarness, processes: Processes
+) -> None:
+    launcher = start("--port", "0", "--job-workers", "64")
+    alone = processes.start("run", cluster.environment())
+    assert (launcher.wait_for_exit(), alone.wait_for_exit()) == (1, 1)
+    assert "64 workers on the CPU need a processor each" in launcher.log
+    assert "run `python -m worker serve`" in alone.log
+
+
 def test_port_in_use_is_refused(start: Start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -147,14 +220,21 @@ def test_invalid_setting_is_named_without_its_value(start: Start) -> None:
     assert "short-secret" not in launcher.log
 
 
-def test_directories_are_private_to_their_owner(start: Start, home: Path) -> None:
-    address(start())
+def test_directories_are_private_to_their_owner_and_the_key_may_be_in_a_file(
+    start: Start, home: Path, tmp_path: Path
+) -> None:
+    key = tmp_path / "key"
+    key.write_text("a-key-of-decent-length\n")
+    served = address(start(POCL_API_KEY="", POCL_API_KEY_FILE=str(key)))
+    request = urllib.request.Request(f"{served}/v1/jobs", headers={"authorization": "Bearer a-key-of-decent-length"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
     assert [oct(os.stat(home / name).st_mode & 0o077) for name in (".", "run", "tmp")] == ["0o0"] * 3
 
 
 def test_long_home_path_does_not_break_the_socket(processes: Processes, tmp_path: Path) -> None:
     home = tmp_path / ("long" * 30) / "home"
-    cluster = ServiceHarness(home, f"sqlite:///{home / 'pocl.sqlite3'}", lease_seconds=3)
+    cluster = ServiceHarness(home, f"sqlite:///{home / 'pocl.sqlite3'}", heartbeat_seconds=0.5)
     home.parent.mkdir()
     launcher = processes.start("serve", cluster.environment(), "--port", "0")
     assert alive(address(launcher))

@@ -13,8 +13,10 @@ import sqlalchemy as sa
 
 from domain.connections import create_engine_for
 from domain.jobs.states import AttemptEnd, JobStatus
+from domain.workers.repository import list_schedulers
 from tests.support.cluster import ClusterHarness, children_of, engines
 from tests.support.harness import kill
+from tests.support.processes import hangups
 from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
 
@@ -90,6 +92,7 @@ def database_is_locked(cluster: ClusterHarness) -> Iterator[None]:
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.short_lease
 @pytest.mark.parametrize(
     "fault",
     [
@@ -119,6 +122,7 @@ def test_job_survives_a_fault_of_the_broker_or_the_database(cluster: ClusterHarn
     cluster.wait_for_status(other, JobStatus.SUCCEEDED)
 
 
+@pytest.mark.short_lease
 def test_attempt_outlives_a_database_that_is_away_for_longer_than_its_lease(
     cluster: ClusterHarness, gate: Path
 ) -> None:
@@ -148,6 +152,21 @@ def test_attempt_outlives_a_database_that_is_away_for_longer_than_its_lease(
     assert worker.process.poll() is None
 
 
+def test_closed_terminal_costs_a_worker_under_nohup_nothing(cluster: ClusterHarness, gate: Path) -> None:
+    job = cluster.harness.submit()
+    with hangups(signal.SIG_IGN):
+        started = [cluster.start_scheduler(), cluster.start_worker()]
+    cluster.wait_for_step(job, 5)
+    for process in started:
+        for pid in (process.pid, *children_of(process.pid)):
+            kill(pid, signal.SIGHUP)
+    gate.touch()
+    cluster.wait_for_status(job, JobStatus.SUCCEEDED)
+    assert [attempt.end for attempt in cluster.harness.attempts(job)] == [AttemptEnd.SUCCEEDED]
+    assert [process.process.poll() for process in started] == [None, None]
+
+
+@pytest.mark.short_lease
 def test_killed_pool_child_costs_an_attempt_and_no_job(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.start_scheduler()
@@ -164,6 +183,7 @@ def test_killed_pool_child_costs_an_attempt_and_no_job(cluster: ClusterHarness, 
 
 
 @SLOW
+@pytest.mark.short_lease
 @pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGQUIT,)], ids=["twice", "quit"])
 def test_job_continues_however_its_worker_is_stopped(
     cluster: ClusterHarness, gate: Path, signals: tuple[signal.Signals, ...]
@@ -193,6 +213,35 @@ def test_two_schedulers_run_each_job_once(cluster: ClusterHarness, gate: Path) -
         cluster.wait_for_status(job, JobStatus.SUCCEEDED)
         assert len(cluster.harness.attempts(job)) == 1
     assert all(worker.process.poll() is None for worker in workers)
+
+
+@SLOW
+def test_frozen_leader_is_replaced_and_does_nothing_more_when_it_wakes(cluster: ClusterHarness, gate: Path) -> None:
+    gate.touch()
+    database = cluster.harness.database
+
+    def leader() -> int:
+        with database.transaction(write=False) as session:
+            leading = [each.name for each in list_schedulers(session, limit=10).rows if each.leads]
+        return int(leading[0].rpartition("-")[2]) if leading else 0
+
+    def run_a_job() -> None:
+        job = cluster.harness.submit()
+        cluster.wait_for_status(job, JobStatus.SUCCEEDED)
+        assert len(cluster.harness.attempts(job)) == 1
+
+    cluster.start_worker()
+    pids = {cluster.start_scheduler().pid for _ in range(2)}
+    run_a_job()
+    frozen = eventually(leader, within=60, what="one leads")
+    assert frozen in pids
+    cluster.freeze([frozen])
+    (other,) = pids - {frozen}
+    eventually(lambda: leader() == other, within=60, what="the other leads")
+    run_a_job()
+    kill(frozen, signal.SIGCONT)
+    run_a_job()
+    eventually(lambda: leader() in pids, within=60, what="one leads")
 
 
 @SLOW

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from api.app import create_app
 from api.http_limits import MAX_HEADERS, MAX_PIPELINED, ConnectionLimits
+from domain.schema import upgrade
 from domain.settings import Settings
 from tests.support.api_process import ServiceProcess, serving
 from tests.support.http_server import HttpServer, http_server, read_to_end, request
@@ -29,8 +30,11 @@ HASTY = ConnectionLimits(
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A service with a key, whose database has no schema."""
-    return create_app(Settings(home=tmp_path_factory.mktemp("home"), api_key=SecretStr(KEY)))
+    """A service with a key."""
+    settings = Settings(home=tmp_path_factory.mktemp("home"), api_key=SecretStr(KEY))
+    # An upload asks for the quota of its project before its body is read.
+    upgrade(settings)
+    return create_app(settings)
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +277,7 @@ def test_limit_on_open_files_is_raised_and_shuts_nobody_out(tmp_path: Path) -> N
     assert (raised["before"], raised["now"]) == (300, 700)
     lowered = {line["setting"]: line["now"] for line in lines if line["event"] == "limit_lowered"}
     assert lowered == {"POCL_MAX_CONNECTIONS": 188, "POCL_MAX_FOLLOWERS": 125}
-    assert [line["mode"] for line in lines if line["event"] == "home_open_to_others"] == ["0o755"]
+    assert [line["mode_before"] for line in lines if line["event"] == "home_closed_to_others"] == ["755"]
     assert any(line.get("reason") == "client_share_exceeded" for line in lines)
 
 

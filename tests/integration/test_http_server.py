@@ -15,8 +15,10 @@ from domain.db import Database
 from domain.jobs.repository import list_jobs
 from domain.settings import Settings
 from tests.support.api_process import ROOT, environment, serving
-from tests.support.requests import JSONL, jsonl, specification
+from tests.support.requests import AUTHORIZED, JSONL, jsonl, specification
 from tests.support.waiting import eventually
+
+KEY_LINE = f"authorization: {AUTHORIZED['authorization']}\r\n"
 
 
 def run(command: str, settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -46,7 +48,7 @@ def server(shared_database_url: str, place: Path) -> Iterator[str]:
 
 def test_dataset_is_uploaded_and_job_submitted(server: str) -> None:
     # A submission encodes samples in a process of its own, which a busy machine is slow to start.
-    with httpx2.Client(base_url=server, timeout=120) as client:
+    with httpx2.Client(base_url=server, headers=AUTHORIZED, timeout=120) as client:
         assert client.get("/readyz").status_code == 200
         dataset = client.post("/v1/datasets", content=jsonl(8), headers=JSONL).json()["id"]
         created = client.post("/v1/jobs", json={"spec": specification(dataset)})
@@ -55,40 +57,43 @@ def test_dataset_is_uploaded_and_job_submitted(server: str) -> None:
 
 
 def test_aborted_upload_leaves_nothing(server: str, place: Path) -> None:
-    before = httpx2.get(f"{server}/v1/datasets").json()["data"]
+    before = httpx2.get(f"{server}/v1/datasets", headers=AUTHORIZED).json()["data"]
     host, port = server.removeprefix("http://").split(":")
     head = (
-        f"POST /v1/datasets HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/jsonl\r\ncontent-length: 9999\r\n\r\n"
+        f"POST /v1/datasets HTTP/1.1\r\nhost: {host}\r\n{KEY_LINE}content-type: application/jsonl\r\n"
+        "content-length: 9999\r\n\r\n"
     )
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + jsonl(3))
         spool = place / "home" / "uploads"
         eventually(lambda: spool.is_dir() and any(spool.iterdir()), what="the upload has begun")
     eventually(lambda: not any(spool.iterdir()), what="the upload is taken back")
-    assert httpx2.get(f"{server}/v1/datasets").json()["data"] == before
+    assert httpx2.get(f"{server}/v1/datasets", headers=AUTHORIZED).json()["data"] == before
 
 
 def test_reading_of_an_upload_ends_with_its_client_and_delays_nobody(server: str, place: Path) -> None:
-    before = httpx2.get(f"{server}/v1/datasets").json()["data"]
+    before = httpx2.get(f"{server}/v1/datasets", headers=AUTHORIZED).json()["data"]
     host, port = server.removeprefix("http://").split(":")
     # Each row is refused by itself: that takes ten seconds and more.
     body = b"{}\n" * (4 << 20)
-    head = f"POST /v1/datasets HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/jsonl\r\n"
+    head = f"POST /v1/datasets HTTP/1.1\r\nhost: {host}\r\n{KEY_LINE}content-type: application/jsonl\r\n"
     spool = place / "home" / "uploads"
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         eventually(lambda: any(spool.glob("*.samples")), what="the file is read")
-        assert httpx2.get(f"{server}/v1/datasets").json()["data"] == before
+        assert httpx2.get(f"{server}/v1/datasets", headers=AUTHORIZED).json()["data"] == before
         assert any(spool.glob("*.samples"))
     eventually(lambda: not any(spool.iterdir()), what="the upload is taken back")
-    assert httpx2.get(f"{server}/v1/datasets").json()["data"] == before
+    assert httpx2.get(f"{server}/v1/datasets", headers=AUTHORIZED).json()["data"] == before
 
 
 def test_path_traversal_in_a_raw_request_is_not_found(server: str) -> None:
     host, port = server.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         # Most clients normalize the path before they send it, but not all.
-        request = f"GET /v1/checkpoints/ckpt_00000000/files/../../../../etc/passwd HTTP/1.0\r\nhost: {host}\r\n\r\n"
+        request = (
+            f"GET /v1/checkpoints/ckpt_00000000/files/../../../../etc/passwd HTTP/1.0\r\nhost: {host}\r\n{KEY_LINE}\r\n"
+        )
         connection.sendall(request.encode())
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 404")
@@ -101,7 +106,7 @@ def test_url_that_is_too_long_is_answered_with_problem_details(server: str, path
     connection = HTTPConnection(server.removeprefix("http://"))
     codes = []
     for length in (65535, 65536, 1 << 20, 65535):
-        connection.request("GET", path + "x" * (length - len(path)))
+        connection.request("GET", path + "x" * (length - len(path)), headers=AUTHORIZED)
         response = connection.getresponse()
         body = response.read()
         if response.status == 414:
@@ -117,13 +122,6 @@ def test_migrate_creates_the_schema_and_is_idempotent(home: Path) -> None:
     with database.transaction(write=False) as session:
         assert list_jobs(session, "default", limit=1).rows == []
     database.close()
-
-
-def test_service_beyond_loopback_needs_a_key(home: Path) -> None:
-    ended = run("serve", environment(home, host="0.0.0.0"))
-    assert ended.returncode == 2
-    assert "POCL_API_KEY" in ended.stderr
-    assert "Traceback" not in ended.stderr
 
 
 def test_wrong_setting_is_named_without_its_value(home: Path) -> None:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from domain.db import Database, db_now
 from domain.idempotency.models import IdempotencyKey
 from tests.support.api_process import serving
-from tests.support.requests import JSONL, jsonl, specification
+from tests.support.requests import AUTHORIZED, JSONL, jsonl, specification
 
 REQUESTS = 50
 DYING_SERVICE = ("-m", "tests.integration.dying_service")
@@ -42,7 +42,8 @@ def key() -> dict[str, str]:
 
 
 def ids_at(address: str, kind: str) -> list[str]:
-    return [row["id"] for row in httpx2.get(f"{address}/v1/{kind}", params={"limit": 100}).json()["data"]]
+    answer = httpx2.get(f"{address}/v1/{kind}", params={"limit": 100}, headers=AUTHORIZED)
+    return [row["id"] for row in answer.json()["data"]]
 
 
 def new_ids(address: str, kind: str, before: list[str]) -> list[str]:
@@ -51,12 +52,12 @@ def new_ids(address: str, kind: str, before: list[str]) -> list[str]:
 
 
 def upload(address: str, headers: dict[str, str] | None = None) -> httpx2.Response:
-    return httpx2.post(f"{address}/v1/datasets", content=jsonl(8), headers=JSONL | (headers or {}))
+    return httpx2.post(f"{address}/v1/datasets", content=jsonl(8), headers=JSONL | AUTHORIZED | (headers or {}))
 
 
 async def post_concurrently(addresses: list[str], path: str, **fields: Any) -> list[httpx2.Response]:
     limits = httpx2.Limits(max_connections=REQUESTS)
-    async with httpx2.AsyncClient(timeout=120, limits=limits) as client:
+    async with httpx2.AsyncClient(headers=AUTHORIZED, timeout=120, limits=limits) as client:
         sent = (client.post(f"{addresses[n % len(addresses)]}{path}", **fields) for n in range(REQUESTS))
         return await asyncio.gather(*sent)
 
@@ -92,10 +93,10 @@ def test_job_submission_is_repeatable_after_a_kill_at_its_commit(
         dataset = upload(dying.address).json()["id"]
         body = {"spec": specification(dataset)}
         with pytest.raises(httpx2.TransportError):
-            httpx2.post(f"{dying.address}/v1/jobs", json=body, headers=key)
+            httpx2.post(f"{dying.address}/v1/jobs", json=body, headers=key | AUTHORIZED)
     created = new_ids(survivor, "jobs", jobs)
     assert len(created) == (moment == "after")
-    answer = httpx2.post(f"{survivor}/v1/jobs", json=body, headers=key)
+    answer = httpx2.post(f"{survivor}/v1/jobs", json=body, headers=key | AUTHORIZED)
     assert answer.status_code == 201
     assert answer.headers.get("idempotent-replayed") == ("true" if moment == "after" else None)
     assert new_ids(survivor, "jobs", jobs) == (created or [answer.json()["id"]])

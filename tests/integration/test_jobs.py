@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import pytest
 import redis
 
 from domain.jobs.states import AttemptEnd, JobStatus
@@ -22,6 +23,7 @@ def test_job_runs_to_success(cluster: ClusterHarness, gate: Path) -> None:
     assert cluster.harness.job(job).step == STEPS
 
 
+@pytest.mark.short_lease
 def test_job_of_a_killed_worker_is_continued_by_another_and_succeeds_once(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.start_scheduler()
@@ -93,6 +95,7 @@ def test_many_rings_for_one_job_make_one_attempt(cluster: ClusterHarness, gate: 
     assert [attempt.end for attempt in cluster.harness.attempts(job)] == [AttemptEnd.SUCCEEDED]
 
 
+@pytest.mark.short_lease
 def test_worker_frozen_past_its_lease_changes_nothing(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
     cluster.start_scheduler()

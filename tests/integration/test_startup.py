@@ -11,7 +11,7 @@ import pytest
 from domain.schema import upgrade
 from domain.settings import Settings
 from tests.support.api_process import ROOT, environment
-from worker.embedded import ShutdownSignal, upgrade_when_possible
+from worker.embedded import CannotServe, ShutdownSignal, upgrade_when_possible, wait_until
 
 COMMANDS = {
     "api serve": ("-m", "api", "serve"),
@@ -94,3 +94,8 @@ def test_database_that_is_away_is_waited_for_at_the_start(tmp_path: Path) -> Non
     settings = Settings(home=tmp_path, database_url="postgresql://pocl@127.0.0.1:1/pocl")
     upgrade_when_possible(settings, Impatient())
     assert waits == [1, 2, 4, 8, 8]
+
+
+def test_broker_of_somebody_else_that_does_not_answer_is_one_sentence() -> None:
+    with pytest.raises(CannotServe, match=r"the broker does not answer\..*POCL_REDIS_URL"):
+        wait_until(lambda: False, [], ShutdownSignal(), "the broker", within=0)

@@ -52,17 +52,18 @@ CASES = [(name, packed) for name in SAMPLES for packed in (False, True)]
 
 
 class OutOfMemoryTeacher(LiveTeacher):
-    """A teacher that runs out of memory over more than `max_samples` samples."""
+    """A teacher that runs out of memory over more than `max_samples` samples, and says so by `error`."""
 
-    def __init__(self, max_samples: int) -> None:
+    def __init__(self, max_samples: int, error: Exception | None = None) -> None:
         super().__init__(tiny("llama", seed=1), PRECISION)
         self._max_samples = max_samples
+        self._error = error or torch.OutOfMemoryError()
         self.failures = 0
 
     def hidden(self, batch: Batch) -> Tensor:
         if len(batch.samples) > self._max_samples:
             self.failures += 1
-            raise torch.OutOfMemoryError
+            raise self._error
         return super().hidden(batch)
 
 

@@ -9,6 +9,8 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,46 @@ def test_parquet_with_nested_messages_and_odd_values(tmp_path: Path) -> None:
         read_samples(tmp_path / "rows")
     mapped = ReadOptions(columns={"instruction": "question_text", "output": "best"})
     assert len(read_samples(tmp_path / "rows", mapped)) == 1
+
+
+@pytest.mark.system
+def test_parquet_values_without_a_place_in_json_are_not_trained_on_as_others(tmp_path: Path) -> None:
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+
+    def row(arguments: Row, **more: Any) -> Row:
+        call = {"function": {"name": "sky", "arguments": arguments}}
+        answer = {"role": "assistant", "tool_calls": [call], "at": at}
+        return {"messages": [{"role": "user", "content": "?"}, answer], **more}
+
+    # Structs have all fields that any row has: null there is what is absent.
+    good = [row({"a": 1, "n": Decimal("1.5")}), row({"b": "2"}, difficulty=Decimal("0.25")), row({"c": float("nan")})]
+    odd = [date(2026, 1, 2), timedelta(1), b"x", float("inf"), [{"at": at}]]
+    bad = [row({f"odd{index}": value}) for index, value in enumerate(odd)]
+    bad.append(row({"b": "2"}, tools=[{"name": "f", "since": date.min}]))
+    # The first row has all columns, from which the schema is taken.
+    columns = {"messages": None, "difficulty": None, "tools": None}
+    (tmp_path / "rows").write_bytes(in_parquet([columns | each for each in (*good, *bad)]))
+    samples, report = read_sample_file(tmp_path / "rows", ReadOptions(on_bad_rows="skip"))
+    arguments = [sample.conversation[-1].tool_calls[0].arguments for sample in samples]
+    assert arguments == ['{"a":1,"n":1.5}', '{"b":"2"}', "{}"]
+    assert [sample.difficulty for sample in samples] == [None, 0.25, None]
+    assert report.ignored["messages[].at"] == 3
+    where = [*["messages[1].tool_calls[0].arguments"] * 5, "tools"]
+    assert [(each.pointer, each.code, each.detail.split(" ")[0]) for each in report.bad_rows] == [
+        (f"/rows/{number}", "wrong_type", place) for number, place in enumerate(where, start=4)
+    ]
+
+
+@pytest.mark.system
+def test_parquet_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    arrays = [pa.array([text]) for text in "abc"]
+    for names, match in ((["instruction", "output", "output"], "'output' twice"), (["instruction", "x", "x"], None)):
+        pq.write_table(pa.Table.from_arrays(arrays, names=names), tmp_path / "rows")
+        if match is None:
+            assert len(read_samples(tmp_path / "rows")) == 1
+        else:
+            with pytest.raises(DatasetInvalid, match=match):
+                read_samples(tmp_path / "rows")
 
 
 @pytest.mark.system

@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pocl.errors import ModelNotFound, ModelUnsupported, PoclError, SpecInvalid
@@ -20,6 +21,7 @@ from pocl.inspect import facts_of_selected_layers, inspect_model, random_facts
 from pocl.inspect.random import SPECIAL_TOKENS
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.spec import RandomModel
+from tests.pocl.families import CONFIGS as FAMILY_CONFIGS
 from tests.pocl.tiny_models import CONFIGS, tiny
 
 FAMILIES = ("gpt2", "opt", "llama", "qwen2")
@@ -217,6 +219,45 @@ def test_stored_attention_masks_are_not_counted_as_parameters(tmp_path: Path) ->
     saved(tmp_path, "gpt2")
     save_file({**tensors, **masks}, tmp_path / "model.safetensors")
     assert inspect_model(tmp_path).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["copy", "other weights"])
+@pytest.mark.parametrize("family", ["biogpt", "rwkv", "ctrl", "llama"])
+def test_stored_head_counts_unless_it_is_a_copy_of_tied_embeddings(family: str, copied: bool, tmp_path: Path) -> None:
+    config = deepcopy(FAMILY_CONFIGS[family])
+    config.tie_word_embeddings = True
+    model = AutoModelForCausalLM.from_config(config)
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings().weight
+    (name,) = (name for name, module in model.named_modules() if module is head)
+    save_model(model, byte_level_tokenizer(64), tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    stored[f"{name}.weight"] = embeddings.detach().clone() if copied else torch.randn_like(embeddings)
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    edit(tmp_path / "config.json", tie_word_embeddings=True)
+    facts, loaded = inspect_model(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert facts.tied_embeddings is copied
+    assert facts.parameters == loaded.num_parameters()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"])
+def test_experts_that_a_token_is_not_given_to_are_idle(family: str, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(deepcopy(FAMILY_CONFIGS[family]))
+    save_model(model, byte_level_tokenizer(64), tmp_path)
+    experts = {
+        each: sum(weight.numel() for name, weight in layer.named_parameters() if ".experts." in f".{name}")
+        for each, layer in enumerate(model.get_decoder().layers)
+    }
+    config = model.config
+    count = next(
+        getattr(config, name)
+        for name in ("num_local_experts", "num_experts", "n_routed_experts")
+        if hasattr(config, name)
+    )
+    facts = inspect_model(tmp_path)
+    assert facts.idle_layer_parameters == tuple(
+        each * (count - config.num_experts_per_tok) // count for each in experts.values()
+    )
+    assert sum(facts.idle_layer_parameters) > 0
 
 
 @pytest.mark.parametrize("name", ["absent", "a" * 300, "nul\0byte"])

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from errno import EACCES, ENOMEM
 
 import pytest
 import torch
@@ -13,12 +14,22 @@ from pocl.out_of_memory import HalvedSize, SizeTooLarge, fit_or_refuse, is_out_o
 from pocl.sizes import RunSizes
 from pocl.train.optimizer import allocate_moments
 
+ERRORS = {
+    "device": torch.OutOfMemoryError("CUDA out of memory"),
+    "host": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"),
+    "python": MemoryError(),
+    "mapping": OSError(ENOMEM, "Cannot allocate memory"),
+}
+"""What says that memory ran out, by who says it."""
+each_error = pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+
 
 class Memory:
     """Has room for work of `room` and no more."""
 
-    def __init__(self, room: int, size: int) -> None:
+    def __init__(self, room: int, size: int, error: Exception | None = None) -> None:
         self.room = room
+        self.error = error or torch.OutOfMemoryError()
         self.sizes = RunSizes(micro_batch_tokens=1, loss_chunk_tokens=1, generation_rows=size, scoring_tokens=size)
         self.tried: list[int] = []
 
@@ -27,15 +38,16 @@ class Memory:
         self.tried.append(size)
         with limited_by("generation_rows"):
             if size > self.room:
-                raise torch.OutOfMemoryError
+                raise self.error
         return size
 
     def halve(self, size: HalvedSize) -> None:
         self.sizes = self.sizes.halved(size)
 
 
-def test_size_is_halved_until_the_work_fits() -> None:
-    memory = Memory(room=5, size=32)
+@each_error
+def test_size_is_halved_until_the_work_fits(error: Exception) -> None:
+    memory = Memory(room=5, size=32, error=error)
     assert retry_halved(memory.work, memory.halve) == 4
     assert memory.tried == [32, 16, 8, 4]
     assert memory.sizes.scoring_tokens == 32
@@ -67,22 +79,30 @@ def test_nothing_of_the_failed_work_is_in_memory_when_it_begins_again() -> None:
     assert retry_halved(work, lambda _size: None)
 
 
-def failing(times: int) -> Callable[[], str]:
+def failing(times: int, error: Exception) -> Callable[[], str]:
     attempts: list[int] = []
 
     def work() -> str:
         attempts.append(1)
         if len(attempts) <= times:
-            raise torch.OutOfMemoryError
+            raise error
         return "done"
 
     return work
 
 
-def test_work_that_cannot_be_halved_is_tried_twice() -> None:
-    assert fit_or_refuse(failing(1), "The student") == "done"
+@each_error
+def test_work_that_cannot_be_halved_is_tried_twice(error: Exception) -> None:
+    assert fit_or_refuse(failing(1, error), "The student") == "done"
     with pytest.raises(OutOfMemory, match="The student does not fit"):
-        fit_or_refuse(failing(2), "The student")
+        fit_or_refuse(failing(2, error), "The student")
+
+
+def test_work_that_fails_otherwise_is_not_tried_again() -> None:
+    work = failing(1, OSError(EACCES, "Permission denied"))
+    with pytest.raises(PermissionError):
+        fit_or_refuse(work, "The student")
+    assert work() == "done"
 
 
 def test_size_too_large_names_the_size() -> None:
@@ -131,6 +151,6 @@ def test_memory_that_the_host_refuses_is_told_from_other_errors() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 55, dtype=torch.uint8)
     assert is_out_of_memory(raised.value)
-    assert is_out_of_memory(MemoryError())
+    assert all(map(is_out_of_memory, ERRORS.values()))
     assert not is_out_of_memory(RuntimeError("shapes differ"))
     assert not is_out_of_memory(ValueError("cannot allocate memory"))

@@ -61,7 +61,9 @@ def test_what_was_left_out_of_files_is_told(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text() + "{}\n")
     data = read_data(spec_of(train={"path": path, "on_bad_rows": "skip"}, test={"path": path, "on_bad_rows": "skip"}))
     assert questions(data) == [["a", "b"], [], ["a", "b"]]
-    assert [code for code, _ in data.notes] == ["rows_skipped", "columns_ignored"] * 2
+    assert [(code, pointer) for code, _, pointer in data.notes] == [
+        (code, f"/data/{part}") for part in ("train", "test") for code in ("rows_skipped", "columns_ignored")
+    ]
     assert "topic (2 rows)" in data.notes[1][1]
 
 

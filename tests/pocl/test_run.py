@@ -37,7 +37,7 @@ from pocl.events import (
 from pocl.export.model_directory import save_model
 from pocl.layout import ExitCode
 from pocl.models.random import byte_level_tokenizer, random_model
-from pocl.report import render
+from pocl.report import plots
 from pocl.report.result import Result
 from pocl.run import run
 from pocl.spec import CONTROL_KINDS, ENGINE_CHOICES, KDMethod, RandomModel
@@ -63,7 +63,7 @@ def _work_in_the_project_root(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     # To draw them takes as long as to train. The run that all others are compared with is older, and has them.
-    monkeypatch.setattr(render, "_svg", lambda _figure: "<svg></svg>")
+    monkeypatch.setattr(plots, "_svg", lambda _figure: "<svg></svg>")
 
 
 def run_tiny(workdir: Path, *settings: str) -> tuple[Result, list[Event]]:
@@ -365,7 +365,13 @@ def test_continued_run_inherits_no_stage(undisturbed: Path, tmp_path: Path) -> N
     stop_tiny_run_at(9, tmp_path)
     result, _ = run_tiny(tmp_path)
     assert not any(stage.inherited for stage in result.stages)
-    assert result.stages == Result.model_validate_json((undisturbed / "result.json").read_bytes()).stages
+    whole = Result.model_validate_json((undisturbed / "result.json").read_bytes())
+    assert result.stages == whole.stages
+    # What the first start has warned of is in the result, and is not told again.
+    events = [from_line(line).event for line in (tmp_path / "events.jsonl").read_bytes().splitlines()]
+    told = [event for event in events if isinstance(event, Warned)]
+    assert told
+    assert sorted(told, key=str) == sorted(result.warnings, key=str) == sorted(whole.warnings, key=str)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])

@@ -152,6 +152,8 @@ def test_invalid_row_is_refused_with_its_code(line: bytes, code: str) -> None:
         (b'{"instruction": "a", "input": NaN, "output": "b"}', "write null"),
         (b'{"instruction": "a", "output": "\\ud83d"}', "surrogate"),
         (b'{"instruction": "a", "output": "b\xe9"}', "save the file as UTF-8"),
+        (b'{"instruction": "a", "output": "b", "x": 1e400}', "beyond 1.8e308"),
+        (b'\xef\xbb\xbf{"instruction": "a", "output": "b"}', "byte-order mark"),
         (b'{"best": "b", "question_text": "a"}', "`columns`"),
         (said("user", [{"type": "image_url"}]), "image_url"),
     ],

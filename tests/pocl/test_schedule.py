@@ -7,11 +7,14 @@ from typing import Literal
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pocl.evaluation.scores import Scores
 from pocl.events import Evaluated
-from pocl.spec import AllSamples, ReversedOrder, ShuffledStages, Training
+from pocl.spec import AllSamples, ReversedOrder, ShuffledStages, Training, resolve
 from pocl.train.eta import EtaEstimator
+from pocl.train.evaluations import StudentEvaluations, StudentScoring
 from pocl.train.schedule import batches, cosine, shuffled, training_order
 from pocl.train.selection import best_chosen_by, best_epoch, best_stage, has_converged
+from pocl.train.state import TrainState
 
 LastBatch = Literal["partial", "even", "drop"]
 
@@ -108,14 +111,41 @@ def test_scores_of_zero_are_no_sign_of_convergence_until_another_came() -> None:
 
 
 def test_seconds_left_count_steps_and_evaluations() -> None:
-    now = iter([0.0, 2.0, 2.0, 12.0])
+    now = iter([0.0, 2.0, 2.0, 12.0, 12.0, 18.0])
     eta = EtaEstimator(clock=lambda: next(now))
     with eta.step(100):
         pass
-    with eta.evaluation():
-        pass
+    for kind in ("validation", "test"):
+        with eta.evaluation(kind):
+            pass
     assert eta.tokens_per_second == 50
-    assert eta.seconds_left(steps=3, evaluations=2) == 26
+    assert eta.seconds_left(steps=3, evaluations={"validation": 2, "test": 1}) == 6 + 20 + 6
+    # What was not timed yet is taken to be like the others.
+    assert eta.seconds_left(steps=0, evaluations={"other": 3}) == 3 * 8
+    assert EtaEstimator().seconds_left(steps=1, evaluations={"validation": 1}) == 0
+
+
+def test_evaluations_that_are_left_follow_from_the_samples_and_how_a_stage_ends() -> None:
+    def score(split: str, *, sampled: bool) -> Scores:
+        raise AssertionError(f"{split} scored, sampled: {sampled}")
+
+    def left(advance: str, *splits: str) -> dict[str, int]:
+        spec = resolve(
+            {
+                "teacher": {"random": {}},
+                "student": {"random": {}},
+                "data": {"train": {"path": "a"}, "validation": {"path": "b"}},
+                "curriculum": {"advance": {"by": advance}},
+            }
+        )
+        scoring = StudentScoring(score, splits) if splits else None
+        evaluations = StudentEvaluations(scoring, spec, TrainState(), lambda _: None, EtaEstimator())
+        return evaluations.count_left(stages=3, epochs=7)
+
+    assert left("epochs") == {}
+    assert left("epochs", "validation", "test") == {"validation": 3, "test": 3}
+    assert left("epochs", "test") == {"test": 1}
+    assert sum(left("convergence", "validation").values()) == 3 + 7
 
 
 def test_best_stage_has_the_highest_named_score_and_the_earlier_of_equals() -> None:

@@ -1,11 +1,13 @@
 """The specification: every default is named, nothing unknown passes, every refusal points at its field."""
 
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from pocl.errors import SpecInvalid
 from pocl.spec import (
@@ -277,3 +279,68 @@ def test_usual_names_on_the_hub_pass(revision: str) -> None:
     assert spec.teacher is not None
     assert spec.teacher.hub is not None
     assert spec.teacher.hub.revision == revision
+
+
+def fields_of(model: type[BaseModel], pointer: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every object of a specification that has one form alone, with the pointer to it."""
+    yield pointer, model
+    for name, field in model.model_fields.items():
+        inner = [each for each in (field.annotation, *get_args(field.annotation)) if isinstance(each, type)]
+        parts = [each for each in inner if issubclass(each, BaseModel)]
+        if len(parts) == 1 and get_origin(field.annotation) not in (dict, Mapping):
+            yield from fields_of(parts[0], f"{pointer}/{name}")
+
+
+@pytest.mark.parametrize("pointer", sorted(dict(fields_of(DistillationSpec))))
+def test_a_misspelt_field_is_answered_with_the_nearest_name(pointer: str) -> None:
+    names = [name for name in dict(fields_of(DistillationSpec))[pointer].model_fields if len(name) > 3]
+    for name in names:
+        for misspelt in (name[:-1], name[1:], name[:2] + "x" + name[2:], name.replace("_", "-") + "s"):
+            if misspelt in names:
+                continue
+            raw: dict[str, Any] = {misspelt: 1}
+            for part in reversed(pointer.split("/")[1:]):
+                raw = {part: raw}
+            with pytest.raises(SpecInvalid) as caught:
+                resolve({**MINIMAL, **raw})
+            (detail,) = (each.detail for each in caught.value.field_errors if each.pointer == f"{pointer}/{misspelt}")
+            assert detail == f"There is no such field; did you mean `{name}`?"
+
+
+@pytest.mark.parametrize(
+    ("over", "pointer", "meant"),
+    [
+        ({"preset": "quik"}, "/preset", "quick"),
+        ({"method": "foward_kl"}, "/method", "forward_kl"),
+        ({"method": {"name": "reverse-kl"}}, "/method", "reverse_kl"),
+        ({"method": {"name": "alpha_beta", "alhpa": 1}}, "/method/alhpa", "alpha"),
+        ({"curriculum": {"control": {"kind": "no_curriculums"}}}, "/curriculum/control", "no_curriculum"),
+        (
+            {"curriculum": {"control": {"kind": "no_curriculum", "temprature": 1}}},
+            "/curriculum/control/temprature",
+            "temperature",
+        ),
+        (
+            {"curriculum": {"ranking": {"ranker": {"kind": "model", "model": {"path": "m"}, "modle": 1}}}},
+            "/curriculum/ranking/ranker/modle",
+            "model",
+        ),
+        ({"evaluation": {"sets": {"mine": {"path": "a", "colums": {}}}}}, "/evaluation/sets/mine/colums", "columns"),
+        ({"export": {"dtype": "bfp16"}}, "/export/dtype", "fp16"),
+    ],
+)
+def test_the_value_or_field_that_was_probably_meant_is_named(over: dict[str, Any], pointer: str, meant: str) -> None:
+    with pytest.raises(SpecInvalid) as caught:
+        resolve(MINIMAL | over)
+    details = {problem.pointer: problem.detail for problem in caught.value.field_errors}
+    assert details[pointer].endswith(f"did you mean `{meant}`?")
+
+
+def test_a_name_like_no_other_is_answered_with_those_that_there_are_and_is_not_repeated() -> None:
+    with pytest.raises(SpecInvalid) as caught:
+        resolve(MINIMAL | {"export": {"SECRET" * 10_000: 1}, "preset": "SECRET", "method": "SECRET"})
+    details = " ".join(problem.detail for problem in caught.value.field_errors)
+    assert "there are `dtype`" in details
+    assert "'paper', 'pocl_official' or 'quick'" in details
+    assert "SECRET" not in details
+    assert "did you mean" not in details

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 
+from tests.support.requests import KEY
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -51,14 +52,15 @@ def serving(
     Args:
         program: The arguments of Python, where they are not those of the plain service.
         expects_kill: Whether the service kills itself before the end.
+        settings: Those of the service; its key is that of `AUTHORIZED` unless they name another.
     """
     port = free_port()
-    variables = environment(home, port=str(port), **settings)
+    variables = environment(home, port=str(port), **{"api_key": KEY, **settings})
     with log.open("wb") as output:
         process = subprocess.Popen([sys.executable, *program], env=variables, cwd=ROOT, stderr=output)
     try:
         address = f"http://127.0.0.1:{port}"
-        eventually(lambda: process.poll() is not None or _answers(address), what="the service answers")
+        eventually(lambda: process.poll() is not None or _answers(address), within=120, what="the service answers")
         assert process.poll() is None, log.read_text(errors="replace")[-2000:]
         yield ServiceProcess(process, address)
     except BaseException:

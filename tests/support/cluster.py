@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from domain.db import Database
 from domain.jobs.states import JobStatus
 from tests.support.harness import ServiceHarness, kill, processes_mentioning
@@ -13,6 +15,11 @@ from tests.support.processes import Processes, ProcessHandle
 from tests.support.waiting import eventually
 from worker.app import celery_app
 from worker.doorbell import Doorbell
+
+OPEN_TRANSACTIONS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
+"""
 
 
 class ClusterHarness:
@@ -45,14 +52,14 @@ class ClusterHarness:
     def freeze(self, processes: Sequence[int]) -> None:
         """Stop processes (SIGSTOP) between two of their transactions.
 
-        SQLite has one writer at a time: one that is stopped while it writes would stop all others with it, which is
-        another fault than that of a process which is frozen.
+        One that is stopped within a transaction keeps its locks, and with SQLite's one all other writers, until the
+        database ends that transaction: another fault than that of a process which is frozen.
         """
 
         def stopped_without_lock() -> bool:
             for process in processes:
                 kill(process, signal.SIGSTOP)
-            if is_write_lock_free(self.harness.database):
+            if is_lock_free(self.harness.database):
                 return True
             for process in processes:
                 kill(process, signal.SIGCONT)
@@ -61,10 +68,11 @@ class ClusterHarness:
         eventually(stopped_without_lock, what="a moment when none of the processes writes")
 
 
-def is_write_lock_free(database: Database) -> bool:
-    """Whether nobody holds SQLite's write lock just now; PostgreSQL has none."""
+def is_lock_free(database: Database) -> bool:
+    """Whether no process holds SQLite's write lock just now, or is within a transaction on PostgreSQL."""
     if database.engine.dialect.name != "sqlite":
-        return True
+        with database.transaction(write=False) as session:
+            return not session.scalar(sa.text(OPEN_TRANSACTIONS))
     with closing(sqlite3.connect(str(database.engine.url.database), timeout=0.2, isolation_level=None)) as connection:
         try:
             connection.execute("BEGIN IMMEDIATE")

@@ -42,6 +42,15 @@ class Service:
         return dict(self.raw.get("environment", {}))
 
     @property
+    def secrets(self) -> list[str]:
+        """The names of the secrets that it mounts below /run/secrets."""
+        return list(self.raw.get("secrets", ()))
+
+    @property
+    def networks(self) -> set[str]:
+        return set(self.raw.get("networks", ()))
+
+    @property
     def target(self) -> str | None:
         """The target of the Dockerfile; null where the image is not built from it."""
         target: str | None = self.raw.get("build", {}).get("target")
@@ -95,9 +104,16 @@ def example_variables(**filled_in: str) -> dict[str, str]:
     return {**variables, **filled_in}
 
 
+def dockerfile_stage(name: str) -> str:
+    """The part of the Dockerfile that makes a stage."""
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^(FROM \S+ AS {name}\n(?:(?!FROM).*\n)*)", text, re.MULTILINE)
+    return str(found)
+
+
 def image_environment() -> dict[str, str]:
     """The variables that the Dockerfile sets for both images, except PATH."""
-    (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
+    (block,) = re.findall(r"^ENV ((?:.*\\\n)*.*)$", dockerfile_stage("base"), re.MULTILINE)
     pairs = dict(pair.split("=", 1) for pair in block.replace("\\\n", " ").split())
     return {name: value for name, value in pairs.items() if name != "PATH"}
 

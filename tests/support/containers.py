@@ -47,7 +47,8 @@ class HostPaths:
         replacements = {
             _HOME: str(self.root / service.name / "home"),
             "/tmp/": f"{self.root / service.name}/",
-            "/valkey.conf": str(self.root / "valkey.conf"),
+            "/etc/valkey/valkey.conf": str(self.root / "valkey.conf"),
+            "/run/secrets": str(self.root / service.name / "secrets"),
             "/data": str(self.root / "data"),
             "0.0.0.0": "127.0.0.1",
             ":8000": f":{self.api_port}",
@@ -59,10 +60,9 @@ class HostPaths:
     def command(self, words: list[str], service: Service) -> list[str]:
         programs = {
             "python": sys.executable,
-            "valkey-server": str(self.redis),
             "pg_isready": str(self.postgres / "pg_isready"),
         }
-        return [programs[words[0]], *(self.translate(word, service) for word in words[1:])]
+        return [programs.get(words[0], words[0]), *(self.translate(word, service) for word in words[1:])]
 
     def environment(self, service: Service) -> dict[str, str]:
         variables = {**image_environment(), **service.environment} if service.target else service.environment
@@ -83,17 +83,26 @@ class HostPaths:
             module.write_text(f"raise ImportError('{name} is not in this image')\n")
         for volume in ("artifacts", "data", "bin"):
             (self.root / volume).mkdir()
-        content = self.translate(compose.tree["configs"]["redis"]["content"], compose.services["redis"])
+        content = self.translate((ROOT / "deploy" / "valkey" / "valkey.conf").read_text(), compose.services["redis"])
         (self.root / "valkey.conf").write_text(f"{content}\nbind 127.0.0.1\nport {self.redis_port}\n")
         for service in compose.services.values():
             self._mount(service)
+            secrets = self.root / service.name / "secrets"
+            secrets.mkdir()
+            for name in service.secrets:
+                (secrets / name).symlink_to(compose.tree["secrets"][name]["file"])
+        server = self.root / "bin" / "valkey-server"
+        server.write_text(f'#!/bin/sh\nexec {self.redis} "$@"\n')
+        server.chmod(0o755)
         self._provide_valkey_cli()
 
     def _mount(self, service: Service) -> None:
         home = self.root / service.name / "home"
         home.mkdir(parents=True)
         for volume in service.raw.get("volumes", ()):
-            source, target = volume.split(":") if isinstance(volume, str) else (volume["source"], volume["target"])
+            # Its third part says that it is read only.
+            parts = volume.split(":") if isinstance(volume, str) else (volume["source"], volume["target"])
+            source, target = parts[:2]
             if target.startswith(f"{_HOME}/"):
                 place = self.models if source == str(self.models) else self.root / source
                 (home / target.removeprefix(f"{_HOME}/")).symlink_to(place)
@@ -128,10 +137,23 @@ class Containers:
                     self.wait_until_healthy(other)
             self.processes[name] = self._start(service)
 
+    def run(self, name: str, *command: str) -> str:
+        """Run a command as `docker compose exec` does in a service; its output."""
+        service = self.compose.services[name]
+        completed = subprocess.run(
+            self.host.command(list(command), service),
+            env=self.host.environment(service),
+            cwd=self.host.root / name / "home",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return completed.stdout
+
     def is_healthy(self, name: str) -> bool:
         service = self.compose.services[name]
         kind, *test = service.raw["healthcheck"]["test"]
-        command = self.host.command(test, service) if kind == "CMD" else ["/bin/sh", "-c", *test]
+        command = self.host.command(test if kind == "CMD" else ["/bin/sh", "-c", *test], service)
         completed = subprocess.run(command, env=self.host.environment(service), cwd=self.host.root, capture_output=True)
         return completed.returncode == 0
 

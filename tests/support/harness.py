@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from domain.artifact_stores import open_artifact_store
 from domain.artifacts import ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import list_checkpoints
@@ -20,8 +21,10 @@ from domain.db import Database
 from domain.ids import new_id
 from domain.jobs import repository
 from domain.jobs.actions import cancel_job
+from domain.jobs.engine_logs import read_log
 from domain.jobs.models import Job, JobArtifact, JobAttempt, JobEvent
 from domain.jobs.submission import JobOptions, submit_job
+from domain.process_stat import PARENT, read_stat
 from domain.settings import Settings
 from domain.workers.models import Device
 from worker.devices import detect_devices
@@ -45,18 +48,23 @@ class ServiceHarness:
     home: Path
     database_url: str
     lease_seconds: float = 60
+    heartbeat_seconds: float | None = None
+    """Of workers, and the time between two turns of the scheduler; by default a sixth of the lease."""
     retry_seconds: float = 0
     """Of the settings: by default a job that failed may be tried again at once."""
     redis_url: str | None = None
+    artifact_store: str | None = None
+    """Of the settings: a bucket; by default the store is below `home`."""
     databases: list[Database] = field(default_factory=list)
 
     @cached_property
     def settings(self) -> Settings:
-        heartbeat_seconds = self.lease_seconds / 6
+        heartbeat_seconds = self.heartbeat_seconds or self.lease_seconds / 6
         return Settings(
             home=self.home,
             database_url=self.database_url,
             redis_url=self.redis_url,
+            artifact_store=self.artifact_store,
             lease_seconds=self.lease_seconds,
             heartbeat_seconds=heartbeat_seconds,
             reaper_seconds=heartbeat_seconds,
@@ -72,7 +80,7 @@ class ServiceHarness:
 
     @cached_property
     def store(self) -> ArtifactStore:
-        return ArtifactStore(self.settings.artifact_root)
+        return open_artifact_store(self.settings)
 
     def close(self) -> None:
         for database in self.databases:
@@ -110,6 +118,12 @@ class ServiceHarness:
     def attempts(self, job_id: str) -> Sequence[JobAttempt]:
         with self.database.transaction(write=False) as session:
             return repository.list_attempts(session, job_id, limit=100).rows
+
+    def log(self, job_id: str, attempt: int = 1) -> str:
+        """What is kept of the log of an attempt."""
+        with self.database.transaction(write=False) as session:
+            row = session.get_one(JobAttempt, (job_id, attempt))
+            return read_log(session, row, offset=0, limit=1 << 30).content.decode()
 
     def events(self, job_id: str, kind: str | None = None) -> list[JobEvent]:
         with self.database.transaction(write=False) as session:
@@ -173,7 +187,8 @@ class ServiceHarness:
     @staticmethod
     def _fast_options(engine: Sequence[str]) -> dict[str, Any]:
         command = [sys.executable, str(FAKE_ENGINE), *engine]
-        return {"engine": command, "tick_seconds": 0.02, "flush_seconds": 0.05, "doorbell_seconds": 0.05}
+        fast = {"tick_seconds": 0.02, "flush_seconds": 0.05, "doorbell_seconds": 0.05, "leader_seconds": 2}
+        return {"engine": command, **fast}
 
 
 def processes_mentioning(text: str) -> dict[int, str]:
@@ -188,7 +203,7 @@ def processes_mentioning(text: str) -> dict[int, str]:
             continue
         try:
             command = (entry / "cmdline").read_bytes()
-            parent = int((entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+            parent = read_stat(entry.name, PARENT)
             hidden[int(entry.name)] = parent, command.replace(b"\0", b" ").decode(errors="replace")
             is_mentioned = text.encode() in command + (entry / "environ").read_bytes()
             del hidden[int(entry.name)]

@@ -1,8 +1,10 @@
 """Workers, schedulers and launchers as processes of their own, none of which outlives its test."""
 
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +33,20 @@ class Processes:
     def kill_all(self) -> None:
         for process in self._processes:
             terminate(process, grace=0)
+
+
+@contextmanager
+def hangups(disposition: signal.Handlers) -> Iterator[None]:
+    """Processes that are started in this block inherit what a closed terminal (SIGHUP) does to them.
+
+    Args:
+        disposition: SIG_IGN, as `nohup` has it, or SIG_DFL; without this block it is that of the whole run.
+    """
+    before = signal.signal(signal.SIGHUP, disposition)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class ProcessHandle:

@@ -13,6 +13,9 @@ from httpx2 import ASGITransport, AsyncClient, Response
 from starlette.testclient import TestClient
 
 LOOPBACK = "http://127.0.0.1:8000"
+KEY = "a-key-of-all-tests"
+AUTHORIZED = {"authorization": f"Bearer {KEY}"}
+"""The header that a request to a service with this key carries."""
 JSONL = {"content-type": "application/jsonl"}
 TINY_MODEL = {"random": {"layers": 2, "hidden_size": 16, "heads": 2}}
 JOB_RESOURCES = (
@@ -74,7 +77,9 @@ def http_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, 
         "path": path,
         "raw_path": path.encode(),
         "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in {"host": "127.0.0.1", **headers}.items()],
+        "headers": [
+            (name.encode(), value.encode()) for name, value in {"host": "127.0.0.1", **AUTHORIZED, **headers}.items()
+        ],
         "state": {},
     }
 
@@ -82,7 +87,7 @@ def http_scope(method: str, path: str, headers: Mapping[str, str]) -> dict[str, 
 async def send_concurrently(app: FastAPI, requests: Sequence[tuple[str, str, dict[str, Any]]]) -> list[Response]:
     """Send all requests at the same time; the responses in the order of the requests."""
     transport = ASGITransport(app=app, raise_app_exceptions=False)
-    async with AsyncClient(transport=transport, base_url=LOOPBACK, timeout=120) as client:
+    async with AsyncClient(transport=transport, base_url=LOOPBACK, headers=AUTHORIZED, timeout=120) as client:
         pending = (client.request(method, path, **fields) for method, path, fields in requests)
         return await asyncio.gather(*pending)
 
@@ -94,7 +99,7 @@ def start_get(
 
     async def request() -> Response:
         transport = ASGITransport(app=app, raise_app_exceptions=False, client=(client, 123))
-        async with AsyncClient(transport=transport, base_url=LOOPBACK, timeout=60) as sender:
+        async with AsyncClient(transport=transport, base_url=LOOPBACK, headers=AUTHORIZED, timeout=60) as sender:
             return await sender.get(path, headers=headers)
 
     return asyncio.create_task(request())

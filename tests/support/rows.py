@@ -6,10 +6,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from domain.checkpoints.models import Checkpoint
 from domain.datasets.models import Dataset
 from domain.datasets.repository import add_dataset
 from domain.db import Base, Database
 from domain.ids import new_id
+from domain.jobs.event_recorder import add_checkpoint
 from domain.jobs.leases import Claim, claim_next
 from domain.jobs.models import Job, JobStage
 from domain.jobs.states import JobStatus
@@ -77,6 +79,20 @@ def claim_job(database: Database, *, lease_seconds: float = 60, **columns: Any) 
         claim = claim_next(session, worker="worker-1", lease_seconds=lease_seconds)
     assert claim is not None
     return claim
+
+
+def save_checkpoint(
+    database: Database, claim: Claim, kind: engine.CheckpointKind, step: int, **fields: Any
+) -> Checkpoint:
+    """Add the row of a checkpoint, whose files need not exist."""
+    defaults: dict[str, Any] = {
+        "stage": None,
+        "store_key": f"jobs/{claim.job_id}/attempt-{claim.token}/{kind}-{step:08d}",
+        "size_bytes": 1,
+        "manifest_sha256": "0" * 64,
+    }
+    with database.transaction(write=True) as session:
+        return add_checkpoint(session, claim, kind=kind, step=step, **{**defaults, **fields})
 
 
 def reload_job(database: Database, claim: Claim) -> Job:

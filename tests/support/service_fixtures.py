@@ -16,9 +16,11 @@ import redis
 from domain.db import Database
 from domain.schema import upgrade
 from domain.settings import Settings
+from tests.support import s3_server as s3
 from tests.support import servers, unit_run
 from tests.support.databases import DATABASES
 from tests.support.processes import Processes
+from tests.support.s3_server import S3Server
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -55,6 +57,24 @@ def postgres_server() -> Iterator[str]:
     """URL of a real PostgreSQL of this session, on which databases may be created."""
     with servers.running_postgres(servers.find_postgres()) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server of this session, with an empty bucket."""
+    weed = s3.find_weed()
+    if weed is None:
+        pytest.skip(s3.NEEDED)
+    with s3.running_s3(weed, tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_address(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty prefix in a bucket, to which the environment of this test leads."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{s3.BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture(scope="session", params=DATABASES)

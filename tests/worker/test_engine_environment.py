@@ -91,7 +91,7 @@ def test_stored_log_of_an_attempt_names_no_secret(harness: ServiceHarness, monke
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijk")
     job = harness.submit()
     harness.supervisor("--echo", "HTTPS_PROXY", "--echo", "HF_TOKEN").work_one()
-    tail = harness.attempts(job)[0].log_tail
+    tail = harness.log(job)
     assert "HTTPS_PROXY=http://<secret>@proxy.example:3128" in tail
     assert "HF_TOKEN=<secret>" in tail
 

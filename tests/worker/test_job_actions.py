@@ -14,6 +14,7 @@ from domain.jobs.models import Job
 from domain.jobs.repository import list_stages, metric_series
 from domain.jobs.states import JobStatus, PauseAt, StageStatus
 from domain.jobs.submission import JobOptions, Limits
+from domain.jobs.work_progress import WorkPlan
 from tests.support.harness import PROJECT, ServiceHarness
 from tests.worker.fake_engine import STEPS, STEPS_PER_STAGE
 from tests.worker.test_supervisor import concurrently, wait_for_step
@@ -48,7 +49,7 @@ def branch(harness: ServiceHarness, job: str, stage: int, changes: dict[str, Any
 @pytest.fixture
 def quick(harness: ServiceHarness) -> ServiceHarness:
     """With heartbeats so frequent that a stop request arrives soon."""
-    return ServiceHarness(harness.home, harness.database_url, lease_seconds=1.2, databases=harness.databases)
+    return ServiceHarness(harness.home, harness.database_url, heartbeat_seconds=0.2, databases=harness.databases)
 
 
 def test_job_paused_now_resumes_from_where_it_was(quick: ServiceHarness) -> None:
@@ -180,7 +181,7 @@ def test_branch_continues_from_a_stage_with_another_method_and_temperatures(harn
     child = branch(harness, job, 0, changes)
     row = harness.job(child.id)
     assert (row.branch_of, row.name, row.step) == (job, "other", STEPS_PER_STAGE)
-    assert row.percent == min(100, 100 * STEPS_PER_STAGE / row.total_steps)
+    assert row.percent == WorkPlan.from_stored(row.forecast).at_step(STEPS_PER_STAGE, row.total_steps) > 0
     assert row.spec["method"]["name"] == "js"
     with harness.database.transaction(write=False) as session:
         stages = list_stages(session, child.id)
@@ -196,6 +197,19 @@ def test_branch_has_the_metrics_up_to_its_stage(harness: ServiceHarness) -> None
     harness.supervisor().work_one()
     child = branch(harness, job, 0, {})
     assert metrics(harness, child.id) == list(range(1, STEPS_PER_STAGE + 1))
+
+
+def test_branch_whose_start_is_lost_fails_and_trains_nothing(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    harness.supervisor().work_one()
+    child = branch(harness, job, 0, {"method": "js"})
+    (start,) = [each for each in harness.checkpoints(job) if each.id == child.starts_from]
+    harness.store.remove(start.store_key)
+    assert harness.supervisor().work_one() is JobStatus.QUEUED
+    (attempt,) = harness.attempts(child.id)
+    assert attempt.end_reason is not None
+    assert (attempt.resumed_from_step, attempt.end_reason["code"]) == (None, "storage_failed")
+    assert "at which the job begins" in attempt.end_reason["message"]
 
 
 def test_job_that_a_branch_starts_from_is_not_deleted(harness: ServiceHarness) -> None:

@@ -55,13 +55,21 @@ def test_hidden_files_are_not_read_and_others_not_written(tmp_path: Path) -> Non
     assert make == [str(home / "work")]
 
 
-def test_engine_cannot_read_the_home_of_the_service_nor_the_worker(harness: ServiceHarness) -> None:
+def test_engine_cannot_read_the_home_of_the_service_its_secrets_nor_the_worker(
+    harness: ServiceHarness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = harness.home / "secret"
+    given = tmp_path / "given" / "metrics-token"
+    beside = given.with_name("no-secret")
+    given.parent.mkdir()
     job = harness.submit()
-    secret.write_text("a key")
+    for file in (secret, given, beside):
+        file.write_text("a key")
+    monkeypatch.setenv("POCL_METRICS_TOKEN_FILE", str(given))
     code = f"""
 import os, sys
-for path in ({str(secret)!r}, f"/proc/{{os.getppid()}}/mem"):
+open({str(beside)!r}).read()
+for path in ({str(secret)!r}, {str(given)!r}, f"/proc/{{os.getppid()}}/mem"):
     try:
         open(path, "rb").read(1)
         sys.stderr.write("was read\\n")
@@ -70,6 +78,6 @@ for path in ({str(secret)!r}, f"/proc/{{os.getppid()}}/mem"):
 (workdir / "moved").mkdir()
 """
     assert harness.supervisor("--run", code, sandbox="required").work_one() is JobStatus.SUCCEEDED
-    tail = harness.attempts(job)[0].log_tail or ""
-    assert tail.count("was refused") == 2
+    tail = harness.log(job)
+    assert tail.count("was refused") == 3
     assert "was read" not in tail

@@ -1,6 +1,7 @@
 """The scheduler: rings for queued jobs, reaps expired leases, collects garbage."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import cast
 
 import sqlalchemy as sa
 
+from domain.artifacts import ArtifactStore
 from domain.db import db_now
 from domain.idempotency.repository import KeyHolder, claim
 from domain.jobs import leases
@@ -139,6 +141,33 @@ def test_unreachable_broker_does_not_stop_the_other_duties(harness: ServiceHarne
         session.execute(sa.update(Job).values(lease_expires_at=db_now(-1)))
     without_broker.run(stop_after(2))
     assert harness.job(job).status is JobStatus.QUEUED
+
+
+class SlowStore(ArtifactStore):
+    """Takes long to remove files: until it is told to go on, or for ten seconds."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.may_go_on = threading.Event()
+        self.waited_for_nothing = False
+
+    def remove_stale(self, older_than: float) -> int:
+        self.waited_for_nothing = not self.may_go_on.wait(10)
+        return super().remove_stale(older_than)
+
+
+def test_no_job_waits_for_files_that_are_removed(harness: ServiceHarness, redis_url: str) -> None:
+    store = SlowStore(harness.settings.artifact_root)
+    subject = replace(scheduler(harness, redis_url), store=store)
+    harness.submit()
+
+    def end_when_rung(_seconds: float) -> bool:
+        # The loop has come here while files are removed.
+        store.may_go_on.set()
+        return subject.doorbell.waiting() == 1
+
+    subject.run(end_when_rung)
+    assert not store.waited_for_nothing
 
 
 def test_each_duty_runs_when_it_is_due(harness: ServiceHarness, redis_url: str) -> None:

@@ -78,7 +78,7 @@ class Flaky(Database):
     def transaction(self, *, write: bool) -> Iterator[Session]:
         self._count += 1
         # A claim whose answer is lost is a lost worker, which the tests of the reaper cover.
-        chance = self._random.random() if self._count > 3 else 1.0
+        chance = self._random.random() if self._count > 4 else 1.0
         self._fail_if(chance < 0.25)
         with super().transaction(write=write) as session:
             yield session
@@ -115,7 +115,9 @@ def test_events_after_a_commit_whose_answer_was_lost_do_not_repeat_those_before_
     assert claim is not None
     directory, flaky = AttemptDir(tmp_path), AnswerLost(harness.database_url)
     lease = Lease(harness.database, claim, seconds=60, interval=10)
-    sink = RowSink(flaky, harness.store, lease, claim, directory, log_tail=lambda: b"", flush_seconds=0)
+    sink = RowSink(
+        flaky, harness.store, lease, claim, directory, read_log=lambda _: (), max_log_bytes=1000, flush_seconds=0
+    )
     directory.workdir.mkdir()
     for count in (2, 3):
         (directory.workdir / EVENTS_FILE).write_bytes(lines(count))

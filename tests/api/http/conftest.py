@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from api.app import create_app
 from domain.db import Database
+from domain.local_key import make_local_key
 from domain.settings import Settings
-from tests.support.requests import LOOPBACK, upload
+from tests.support.requests import AUTHORIZED, KEY, LOOPBACK, upload
 
 
 @pytest.fixture
@@ -18,7 +20,13 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     # Nothing is encoded, which needs processes; test_preview.py does.
-    return Settings(home=home, database_url=database_url, max_upload_bytes=64 * 1024, encoding_check_seconds=0)
+    return Settings(
+        home=home,
+        database_url=database_url,
+        api_key=SecretStr(KEY),
+        max_upload_bytes=64 * 1024,
+        encoding_check_seconds=0,
+    )
 
 
 @pytest.fixture
@@ -46,7 +54,7 @@ def database(app: FastAPI) -> Database:
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
     """A client of the service; what fails inside is answered as a client would see it."""
-    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client:
+    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False, headers=AUTHORIZED) as client:
         yield client
 
 
@@ -58,7 +66,9 @@ def dataset(client: TestClient) -> str:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Iterator[TestClient]:
-    """A service whose database has no schema: for what needs none."""
-    app = create_app(Settings(home=tmp_path / "bare"))
-    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client:
+    """A service with the key of its first start, whose database has no schema: for what needs none."""
+    settings = Settings(home=tmp_path / "bare")
+    settings.home.mkdir(mode=0o700)
+    headers = {"authorization": f"Bearer {make_local_key(settings.home)}"}
+    with TestClient(create_app(settings), base_url=LOOPBACK, raise_server_exceptions=False, headers=headers) as client:
         yield client

@@ -15,12 +15,13 @@ from api.client_shares import ClientShares
 from domain.artifacts import ArtifactStore
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
-from domain.jobs.event_recorder import add_artifact, add_checkpoint, save_log_tail
+from domain.jobs.engine_logs import LogChunk, append_log
+from domain.jobs.event_recorder import add_artifact, add_checkpoint
 from domain.jobs.leases import Claim, settle
 from domain.jobs.states import AttemptOutcome
 from domain.settings import Settings
 from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
-from tests.support.requests import JSONL, LOOPBACK, expect_problem, jsonl, submit
+from tests.support.requests import AUTHORIZED, JSONL, LOOPBACK, expect_problem, jsonl, submit
 from tests.support.worker_actions import claim_queued_job
 
 WEIGHTS = random.Random(0).randbytes(200_000)
@@ -196,7 +197,7 @@ def test_transfers_are_shared_by_clients(client: TestClient, app: FastAPI, setti
     shares: ClientShares = app.state.transfers
     with ExitStack() as held:
         for _ in range(settings.max_transfers // 2):
-            held.enter_context(shares.hold("@testclient"))
+            held.enter_context(shares.hold("static@testclient"))
         for refused in (
             client.get(f"{files}/config.json"),
             client.post("/v1/datasets", content=jsonl(1), headers=JSONL),
@@ -204,7 +205,7 @@ def test_transfers_are_shared_by_clients(client: TestClient, app: FastAPI, setti
             assert expect_problem(refused, 429, "client_share_exceeded")["retryable"] is True
             assert refused.headers["retry-after"] == "5"
         # Others are served, and so is what transfers no file.
-        other = TestClient(app, base_url=LOOPBACK, client=("10.0.0.9", 1))
+        other = TestClient(app, base_url=LOOPBACK, client=("10.0.0.9", 1), headers=AUTHORIZED)
         assert other.get(f"{files}/config.json").content == FILES["config.json"]
         assert client.get("/v1/jobs").status_code == 200
     assert client.get(f"{files}/config.json").status_code == 200
@@ -251,7 +252,7 @@ def test_a_retry_that_did_not_rank_has_the_ranking_of_its_nearest_ancestor(
     with database.transaction(write=True) as session:
         add_artifact(session, claim, kind="ranking", store_key=key, size_bytes=stored.size, sha256=stored.sha256)
         settle(session, claim, AttemptOutcome.succeeded())
-    child = client.post(f"/v1/jobs/{claim.job_id}/retry").json()["id"]
+    child = client.post(f"/v1/jobs/{claim.job_id}/retry", json={"start": "start"}).json()["id"]
     client.post(f"/v1/jobs/{child}/cancel")
     grandchild = client.post(f"/v1/jobs/{child}/retry").json()["id"]
     for job_id in (claim.job_id, child, grandchild):
@@ -262,7 +263,7 @@ def test_a_retry_that_did_not_rank_has_the_ranking_of_its_nearest_ancestor(
 
 def test_the_log_is_that_of_the_requested_attempt(client: TestClient, database: Database, claim: Claim) -> None:
     with database.transaction(write=True) as session:
-        save_log_tail(session, claim, "loading <käse>\n", max_bytes=1000)
+        append_log(session, claim, [LogChunk(0, "loading <käse>\n".encode())], max_bytes=1000)
     logs = f"/v1/jobs/{claim.job_id}/logs"
     parameters: tuple[dict[str, Any], ...] = ({}, {"attempt": 1})
     for each in parameters:

@@ -288,7 +288,8 @@ def test_a_failed_commit_removes_the_published_file(client: TestClient, settings
 class FullStore(ArtifactStore):
     """A store on a full disk."""
 
-    def publish_file(self, source: Path, key: str) -> ManifestFile:
+    def publish_file(self, source: Path, key: str, *, link: bool = False, keep: bool = False) -> ManifestFile:
+        del link, keep
         raise OSError(errno.ENOSPC, "No space left on device", f"{source} {key}")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
@@ -14,15 +15,18 @@ from api.app import create_app
 from domain.artifacts import ArtifactStore
 from domain.database_errors import SENTENCES, DatabaseFault, DatabaseUnavailable
 from domain.db import Database
+from domain.schema import upgrade
 from domain.settings import Settings
-from tests.support.requests import LOOPBACK, expect_problem, pointers
+from tests.support.requests import AUTHORIZED, KEY, LOOPBACK, expect_problem, pointers
 
 
 def post_json(client: TestClient, content: bytes | str, **headers: str) -> Any:
     return client.post("/v1/jobs", content=content, headers={"content-type": "application/json", **headers})
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nothing", "/v1/jobs/", "/v1/%00", "/v1/../etc/passwd", "/v1/jobs//"])
+@pytest.mark.parametrize(
+    "path", ["/ui", "/ui/nothing", "/v1", "/v1/nothing", "/v1/jobs/", "/v1/%00", "/v1/../etc/passwd", "/v1/jobs//"]
+)
 def test_an_unknown_path_is_not_found(bare: TestClient, path: str) -> None:
     problem = expect_problem(bare.get(path), 404, "not_found")
     assert problem["title"] == "Not Found"
@@ -45,6 +49,11 @@ def test_allowed_methods_of_a_path_without_parameters_are_its_own(bare: TestClie
     for method in ("OPTIONS", "GET", "HEAD", "PUT", "PATCH", "DELETE"):
         response = bare.request(method, "/v1/jobs/validate")
         assert (response.status_code, response.headers["allow"]) == (405, "POST"), method
+
+
+def test_allow_of_the_conversations_of_a_model_does_not_take_them_for_a_model(client: TestClient) -> None:
+    assert client.put("/v1/models/some/model").headers["allow"] == "GET, HEAD"
+    assert client.put("/v1/models/some/model/chat/completions").headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize(
@@ -105,6 +114,35 @@ def test_a_wrong_field_is_named_and_its_value_is_not_repeated(
     assert "SECRET" not in response.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "meant"),
+    [
+        ("/v1/jobs", {"spec": {}, "nmae": 1}, "name"),
+        ("/v1/jobs", {"spec": {}, "limits": {"max_runtime_second": 1}}, "max_runtime_seconds"),
+        ("/v1/jobs", {"spec": {}, "trackers": [{"kind": "tensorbord"}]}, "tensorboard"),
+        ("/v1/jobs", {"spec": {}, "trackers": [{"kind": "mlflow", "experimant": 1}]}, "experiment"),
+        ("/v1/jobs/job_00000000/pause", {"at": "stage-end"}, "stage_end"),
+        ("/v1/jobs/job_00000000/retry", {"strat": "stage"}, "start"),
+        ("/v1/webhooks", {"url": "https://example.com", "event": []}, "events"),
+        ("/v1/keys", {"name": "a", "scops": []}, "scopes"),
+    ],
+)
+def test_the_nearest_name_is_named(bare: TestClient, path: str, body: Any, meant: str) -> None:
+    problem = expect_problem(bare.post(path, json=body), 422, "invalid")
+    assert any(error["detail"].endswith(f"did you mean `{meant}`?") for error in problem["errors"])
+
+
+def test_the_message_says_in_one_text_what_is_wrong(bare: TestClient) -> None:
+    problem = expect_problem(bare.post("/v1/jobs", json={"spec": {}, "nmae": 1, "priority": "x"}), 422, "invalid")
+    assert problem["message"].startswith(problem["detail"])
+    for error in problem["errors"]:
+        assert f"{error['pointer']}: {error['detail']}" in problem["message"]
+    plain = expect_problem(bare.get("/v1/nothing"), 404, "not_found")
+    assert plain["message"] == plain["detail"]
+    many = expect_problem(bare.post("/v1/jobs", json={f"{n}{'x' * 5000}": 1 for n in range(50)}), 422, "invalid")
+    assert len(many["message"]) < 2000
+
+
 def test_field_errors_are_bounded_in_number_and_length(bare: TestClient) -> None:
     problem = expect_problem(bare.post("/v1/jobs", json={f"{n}{'x' * 5000}": 1 for n in range(50)}), 422, "invalid")
     assert len(problem["errors"]) == 20
@@ -126,16 +164,20 @@ def test_an_invalid_request_id_is_replaced(bare: TestClient, sent_id: str) -> No
 class BrokenStore(ArtifactStore):
     """A store with a defect."""
 
-    def publish_file(self, source: Path, key: str) -> Any:
-        raise RuntimeError(f"SECRET {source} {key}")
+    def publish_file(self, source: Path, key: str, *, link: bool = False, keep: bool = False) -> Any:
+        raise RuntimeError(f"SECRET {source} {key} {link} {keep}")
 
 
 def test_an_unforeseen_error_is_logged_and_not_revealed(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
+    settings = Settings(home=tmp_path, api_key=SecretStr(KEY))
     app = create_app(settings)
+    upgrade(settings)
     app.state.store = BrokenStore(settings.artifact_root)
     row = b'{"instruction": "a", "output": "b"}'
-    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client, capture_logs() as logged:
+    with (
+        TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False, headers=AUTHORIZED) as client,
+        capture_logs() as logged,
+    ):
         response = client.post("/v1/datasets", content=row, headers={"content-type": "application/jsonl"})
     expect_problem(response, 500, "internal_error")
     assert "SECRET" not in response.text
@@ -146,8 +188,8 @@ def test_an_unforeseen_error_is_logged_and_not_revealed(tmp_path: Path) -> None:
 @pytest.mark.system
 def test_an_unavailable_database_is_503_and_the_process_stays_alive(tmp_path: Path) -> None:
     gone = tmp_path / "gone" / "no.sqlite3"
-    app = create_app(Settings(home=tmp_path, database_url=f"sqlite:///{gone}"))
-    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client:
+    app = create_app(Settings(home=tmp_path, api_key=SecretStr(KEY), database_url=f"sqlite:///{gone}"))
+    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False, headers=AUTHORIZED) as client:
         assert client.get("/healthz").status_code == 200
         for path in ("/readyz", "/v1/jobs"):
             response = client.get(path)
@@ -159,9 +201,11 @@ def test_an_unavailable_database_is_503_and_the_process_stays_alive(tmp_path: Pa
 
 
 def test_log_lines_of_a_request_have_its_id_and_its_job(tmp_path: Path) -> None:
-    app = create_app(Settings(home=tmp_path, database_url=f"sqlite:///{tmp_path}/missing/no.sqlite3"))
+    app = create_app(
+        Settings(home=tmp_path, api_key=SecretStr(KEY), database_url=f"sqlite:///{tmp_path}/missing/no.sqlite3")
+    )
     job_id = "job_00000000"
-    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client:
+    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False, headers=AUTHORIZED) as client:
         for path, logged_job in (
             (f"/v1/jobs/{job_id}", job_id),
             (f"/v1/jobs/{job_id}/stages", job_id),
@@ -192,7 +236,7 @@ class FaultyDatabase(Database):
 
 @pytest.mark.parametrize("fault", list(DatabaseFault))
 def test_every_fault_of_the_database_is_said_and_never_a_500(tmp_path: Path, fault: DatabaseFault) -> None:
-    settings = Settings(home=tmp_path)
+    settings = Settings(home=tmp_path, api_key=SecretStr(KEY))
     app = create_app(settings)
     app.state.database.close()
     app.state.database = FaultyDatabase(settings.database_url, fault)
@@ -200,7 +244,7 @@ def test_every_fault_of_the_database_is_said_and_never_a_500(tmp_path: Path, fau
         DatabaseFault.FULL: (507, "storage_full"),
         DatabaseFault.DAMAGED: (503, "database_damaged"),
     }.get(fault, (503, "unavailable"))
-    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False) as client:
+    with TestClient(app, base_url=LOOPBACK, raise_server_exceptions=False, headers=AUTHORIZED) as client:
         for response in (
             client.get("/v1/jobs"),
             client.get("/v1/jobs/job_00000000/events"),

@@ -13,7 +13,8 @@ from domain.jobs.states import AttemptOutcome, EndReason
 from domain.workers.models import Device
 from domain.workers.repository import quarantine, register_worker
 from tests.support.requests import expect_problem, pointers, specification, submit
-from tests.support.worker_actions import claim_queued_job, settle_attempt
+from tests.support.rows import envelopes, step_logged
+from tests.support.worker_actions import claim_queued_job, settle_attempt, succeed_job, write_events
 
 BROKEN = EndReason("loss_diverged", "The loss is not finite.", "user", False, "Lower it.")
 
@@ -34,7 +35,7 @@ def failed_with_stage(client: TestClient, database: Database, dataset: str) -> s
 def test_pause_and_resume_are_idempotent(client: TestClient, database: Database, dataset: str) -> None:
     job = submit(client, dataset)["id"]
     refused = expect_problem(client.post(f"/v1/jobs/{job}/pause"), 409, "illegal_transition")
-    assert "cancelled" in refused["allowed"]
+    assert refused["allowed"] == ["cancel"]
     claim = claim_queued_job(database)
     pausing = client.post(f"/v1/jobs/{job}/pause", json={"at": "stage_end"})
     assert (pausing.status_code, pausing.json()["status"], pausing.json()["pause_at"]) == (202, "pausing", "stage_end")
@@ -50,14 +51,91 @@ def test_pause_and_resume_are_idempotent(client: TestClient, database: Database,
 def test_an_ended_job_is_retried_as_a_new_one(client: TestClient, database: Database, dataset: str) -> None:
     job = failed_with_stage(client, database, dataset)
     response = client.post(f"/v1/jobs/{job}/retry", json={"name": "again", "limits": {"max_runtime_seconds": 60}})
-    assert response.status_code == 201, response.text
+    assert response.status_code == 202, response.text
     retry = response.json()
     assert response.headers["location"] == f"/v1/jobs/{retry['id']}"
     assert (retry["retry_of"], retry["status"], retry["name"]) == (job, "queued", "again")
     assert retry["limits"]["max_runtime_seconds"] == 60
     assert retry["progress"]["step"] == 1
     assert retry["spec"] == client.get(f"/v1/jobs/{job}").json()["spec"]
-    assert client.post(f"/v1/jobs/{job}/retry").status_code == 201
+    assert client.post(f"/v1/jobs/{job}/retry").status_code == 202
+
+
+def test_a_job_that_has_succeeded_is_retried_from_where_something_is_left_to_train(
+    client: TestClient, database: Database, dataset: str
+) -> None:
+    job = submit(client, dataset)["id"]
+    claim = claim_queued_job(database)
+    with database.transaction(write=True) as session:
+        for stage, step in enumerate((2, 5)):
+            add_checkpoint(
+                session, claim, kind="stage", step=step, stage=stage, store_key=f"jobs/{job}/attempt-1/{stage}",
+                size_bytes=10, manifest_sha256="0" * 64,
+            )  # fmt: skip
+    write_events(database, claim, envelopes(step_logged(5)), offset=1)
+    succeed_job(database, claim)
+    for nothing_left in ({}, {"start": "stage", "stage": 1}):
+        problem = expect_problem(client.post(f"/v1/jobs/{job}/retry", json=nothing_left), 409, "job_has_succeeded")
+        assert problem["allowed"] == ["delete", "retry"]
+    for start in ({"start": "stage", "stage": 0}, {"start": "start"}):
+        assert client.post(f"/v1/jobs/{job}/retry", json=start).status_code == 202
+
+
+def test_a_retry_of_a_branch_never_begins_before_the_branch(
+    client: TestClient, database: Database, dataset: str
+) -> None:
+    parent = failed_with_stage(client, database, dataset)
+    branch = client.post(f"/v1/jobs/{parent}/branch", json={"stage": 0, "changes": {"method": "js"}}).json()["id"]
+    client.post(f"/v1/jobs/{branch}/cancel")
+    # Of the retry, too: nothing but the branch itself knows its parent.
+    retry = client.post(f"/v1/jobs/{branch}/retry", json={"start": "start"}).json()
+    assert retry["progress"]["step"] == 1
+    client.post(f"/v1/jobs/{retry['id']}/cancel")
+    assert client.delete(f"/v1/jobs/{parent}").status_code == 204
+    for job in (branch, retry["id"]):
+        for body in ({}, {"start": "start"}):
+            problem = expect_problem(client.post(f"/v1/jobs/{job}/retry", json=body), 409, "branch_point_deleted")
+            assert "another experiment" in problem["detail"]
+
+
+def test_a_retry_of_a_branch_goes_on_from_its_own_checkpoint_without_the_parent(
+    client: TestClient, database: Database, dataset: str
+) -> None:
+    parent = failed_with_stage(client, database, dataset)
+    branch = client.post(f"/v1/jobs/{parent}/branch", json={"stage": 0, "changes": {"method": "js"}}).json()["id"]
+    claim = claim_queued_job(database)
+    assert (claim.job_id, claim.needs_training_state) == (branch, True)
+    with database.transaction(write=True) as session:
+        add_checkpoint(
+            session, claim, kind="training", step=3, stage=1, store_key=f"jobs/{branch}/attempt-1/training-3",
+            size_bytes=10, manifest_sha256="0" * 64,
+        )  # fmt: skip
+    settle_attempt(database, claim, AttemptOutcome.failed(BROKEN))
+    assert client.delete(f"/v1/jobs/{parent}").status_code == 204
+    retry = client.post(f"/v1/jobs/{branch}/retry")
+    assert (retry.status_code, retry.json()["progress"]["step"]) == (202, 3)
+    expect_problem(client.post(f"/v1/jobs/{branch}/retry", json={"start": "start"}), 409, "branch_point_deleted")
+
+
+@pytest.mark.parametrize("body", [{}, {"spec": {"resources": {"device": "cuda"}}}], ids=["memory", "device"])
+def test_a_job_that_fits_no_worker_is_warned_of_and_says_so_in_the_queue(
+    client: TestClient, database: Database, dataset: str, body: dict[str, Any]
+) -> None:
+    with database.transaction(write=True) as session:
+        for name, memory in (("w1", 4096), ("w2", 1024)):
+            register_worker(session, name, [Device("cpu", "CPU", memory)])
+    request = {"spec": specification(dataset) | body.get("spec", {})}
+    planned = client.post("/v1/jobs/validate", json=request).json()
+    (warning,) = (each for each in planned["warnings"] if each["code"] == "no_worker_fits")
+    assert ("cuda" in warning["message"]) == bool(body)
+    job = client.post("/v1/jobs", json=request).json()
+    assert job["plan_warnings"] == planned["warnings"]
+    assert job["queue"]["reason"] == "no_worker_fits"
+    with database.transaction(write=True) as session:
+        register_worker(session, "w3", [Device("cpu", "CPU", None), Device("cuda", "NVIDIA L4", 24 << 30)])
+    planned = client.post("/v1/jobs/validate", json=request).json()
+    assert "no_worker_fits" not in [each["code"] for each in planned["warnings"]]
+    assert client.get(f"/v1/jobs/{job['id']}").json()["queue"]["reason"] == "waiting_for_worker"
 
 
 def test_retries_and_branches_keep_name_labels_and_priority_unless_others_are_given(
@@ -85,8 +163,8 @@ def test_an_inconsistent_start_of_a_retry_is_refused(
 
 def test_a_live_job_is_neither_retried_nor_deleted(client: TestClient, dataset: str) -> None:
     job = submit(client, dataset)["id"]
-    expect_problem(client.post(f"/v1/jobs/{job}/retry"), 409, "job_is_live")
-    expect_problem(client.delete(f"/v1/jobs/{job}"), 409, "job_is_live")
+    for refused in (client.post(f"/v1/jobs/{job}/retry"), client.delete(f"/v1/jobs/{job}")):
+        assert expect_problem(refused, 409, "job_is_live")["allowed"] == ["cancel"]
 
 
 def test_a_branch_applies_its_changes(client: TestClient, database: Database, dataset: str) -> None:

@@ -13,8 +13,18 @@ from domain.jobs.leases import Claim
 from domain.jobs.repository import get_job
 from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.settings import Settings
-from pocl.events import Event, EventEnvelope, RunStarted, StageStarted, StepLogged
-from tests.support.requests import JOB_RESOURCES, LOOPBACK, expect_problem, pointers, specification, submit, write_model
+from pocl.events import Event, EventEnvelope, RunStarted, StageStarted, StepLogged, Warned
+from tests.support.requests import (
+    AUTHORIZED,
+    JOB_RESOURCES,
+    LOOPBACK,
+    expect_problem,
+    pointers,
+    specification,
+    submit,
+    write_model,
+)
+from tests.support.rows import envelopes
 from tests.support.worker_actions import claim_queued_job, settle_attempt, write_events
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -69,7 +79,12 @@ def test_the_dry_run_returns_the_plan_and_stores_nothing(client: TestClient, dat
     assert [stage["temperature"] for stage in plan["stages"]] == [1.0, 2.0]
     assert plan["samples"] == 8
     assert plan["total_steps"] == sum(stage["steps"] for stage in plan["stages"])
-    assert plan["estimate"]["memory_bytes"] > 0
+    estimate = plan["estimate"]
+    assert estimate["memory_bytes"] > 0
+    work = [(each["phase"], each["work"]) for each in estimate["passes"]]
+    assert work[:3] == [("ranking", "generation"), ("ranking", "scoring"), ("caching_teacher", "hidden_states")]
+    assert work[3:] == [("training", "training")] * 2
+    assert estimate["flops"] == sum(each["flops"] for each in estimate["passes"]) > estimate["training_flops"] > 0
     assert "no_validation" in {warning["code"] for warning in plan["warnings"]}
     assert client.get("/v1/jobs").json()["data"] == []
 
@@ -197,7 +212,9 @@ def test_a_job_shows_its_progress(client: TestClient, database: Database, datase
     job = client.get(f"/v1/jobs/{job_id}").json()
     assert job["status"] == "running"
     assert job["queue"] is None
-    assert (job["progress"]["step"], job["progress"]["total_steps"], job["progress"]["percent"]) == (2, 10, 20.0)
+    assert (job["progress"]["step"], job["progress"]["total_steps"]) == (2, 10)
+    # A fifth of the training, and what came before it.
+    assert 20 < job["progress"]["percent"] < 100
     assert (job["progress"]["stage"], job["progress"]["stages"]) == (0, 2)
     assert job["eta"] == {
         "seconds": 60.0,
@@ -314,7 +331,7 @@ def test_a_job_that_ended_otherwise_cannot_be_cancelled(client: TestClient, data
     job_id = submit(client, dataset)["id"]
     settle_attempt(database, claim_queued_job(database), AttemptOutcome.succeeded())
     problem = expect_problem(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "illegal_transition")
-    assert problem["allowed"] == []
+    assert problem["allowed"] == ["delete", "retry"]
     assert client.get(f"/v1/jobs/{job_id}").json()["status"] == "succeeded"
 
 
@@ -345,7 +362,7 @@ def test_a_change_is_committed_before_the_response(
 ) -> None:
     job_id = submit(client, dataset)["id"]
     witness = Witness(app, settings.database_url, job_id)
-    response = TestClient(witness, base_url=LOOPBACK).post(f"/v1/jobs/{job_id}/cancel")
+    response = TestClient(witness, base_url=LOOPBACK, headers=AUTHORIZED).post(f"/v1/jobs/{job_id}/cancel")
     witness.close()
     assert response.status_code == 202
     assert witness.statuses == [JobStatus.CANCELLED]
@@ -407,3 +424,17 @@ def test_every_method_that_is_listed_is_accepted(client: TestClient, dataset: st
     for method in client.get("/v1/methods").json()["data"]:
         body = {"spec": specification(dataset, method=method["name"])}
         assert client.post("/v1/jobs/validate", json=body).status_code == 200
+
+
+def test_a_job_counts_its_warnings_and_says_what_its_history_lacks(
+    client: TestClient, database: Database, dataset: str
+) -> None:
+    job = submit(client, dataset)["id"]
+    assert client.get(f"/v1/jobs/{job}").json()["warnings"] == []
+    warned = envelopes(*[Warned(code="slow", message="The disk is slow.")] * 3)
+    write_events(database, claim_queued_job(database), warned, offset=1)
+    shown = client.get(f"/v1/jobs/{job}").json()
+    (warning,) = shown["warnings"]
+    assert (warning["code"], warning["count"], warning["first_at"] < warning["last_at"]) == ("slow", 3, True)
+    assert shown["history"] == {"events_dropped": 0, "metrics_dropped": 0, "metric_window": 1, "deleted_at": None}
+    assert "warnings" not in client.get("/v1/jobs").json()["data"][0]

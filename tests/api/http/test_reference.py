@@ -1,12 +1,18 @@
 """The page `/docs` needs nothing from elsewhere, and no response lets a browser run what it should not."""
 
+import asyncio
 import re
+import threading
+from typing import Any
 from urllib.parse import urljoin
 
+import httpx2
 import pytest
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from starlette.testclient import TestClient
 
-from tests.support.requests import LOOPBACK
+from tests.support.requests import LOOPBACK, start_get
 
 
 def directives(policy: str) -> dict[str, list[str]]:
@@ -57,3 +63,34 @@ def test_no_other_file_is_served(bare: TestClient, name: str) -> None:
 def test_the_page_needs_no_key_and_the_framework_serves_none(bare: TestClient) -> None:
     assert bare.get("/redoc").status_code == 404
     assert "cdn" not in bare.get("/docs").text
+
+
+def test_the_document_is_built_once_and_others_are_answered_meanwhile(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds: list[str] = []
+    begun, built = threading.Event(), threading.Event()
+
+    def build_when_told(**arguments: Any) -> dict[str, Any]:
+        builds.append(threading.current_thread().name)
+        begun.set()
+        assert built.wait(60)
+        return get_openapi(**arguments)
+
+    # The builder is FastAPI's; the test has to say when it ends.
+    monkeypatch.setattr("api.openapi.get_openapi", build_when_told)
+
+    async def ask() -> list[httpx2.Response]:
+        documents = [start_get(app, "/openapi.json") for _ in range(5)]
+        assert await asyncio.to_thread(begun.wait, 60)
+        alive = await start_get(app, "/healthz")
+        refused = await start_get(app, "/v1/jobs/validate")
+        assert (alive.status_code, refused.status_code, len(builds)) == (200, 405, 1)
+        built.set()
+        return await asyncio.gather(*documents)
+
+    responses = asyncio.run(ask())
+    assert len(builds) == 1
+    assert builds != [threading.main_thread().name]
+    assert {response.status_code for response in responses} == {200}
+    assert responses[0].json()["paths"]["/v1/jobs"]

@@ -41,7 +41,7 @@ def add_events(database: Database, claim: Claim, number: int, events: int = 1) -
 
 def parse_events(content: bytes) -> list[dict[str, Any]]:
     events = [json.loads(data) for data in re.findall(rb"^data: (.*)$", content, re.MULTILINE)]
-    assert [int(number) for number in re.findall(rb"^id: (.*)$", content, re.MULTILINE)] == [
+    assert [int(number) for number in re.findall(rb"^id: (\d+)", content, re.MULTILINE)] == [
         each["id"] for each in events
     ]
     return events
@@ -54,8 +54,16 @@ def event_numbers(content: bytes) -> list[int]:
 class StreamClient:
     """A client that calls the application itself, and decides when to read and when to disconnect."""
 
-    def __init__(self, app: FastAPI, job_id: str, after: int = 0) -> None:
-        self._app, self._job_id, self._after = app, job_id, after
+    def __init__(
+        self,
+        app: FastAPI,
+        job_id: str,
+        after: int | str | None = 0,
+        *,
+        path: str = "events/stream",
+        query: str = "",
+    ) -> None:
+        self._app, self._job_id, self._after, self._path, self._query = app, job_id, after, path, query
         self._disconnected = asyncio.Event()
         self._requested = False
         self.reading = asyncio.Event()
@@ -72,8 +80,9 @@ class StreamClient:
         return self.messages[-1].get("more_body") is False
 
     async def listen(self) -> None:
-        path = f"/v1/jobs/{self._job_id}/events/stream"
-        scope = http_scope("GET", path, {"last-event-id": str(self._after)})
+        headers = {"last-event-id": str(self._after)} if self._after else {}
+        scope = http_scope("GET", f"/v1/jobs/{self._job_id}/{self._path}", headers)
+        scope["query_string"] = self._query.encode()
         await self._app(scope, self._receive, self._send)
 
     async def _receive(self) -> Message:
@@ -190,7 +199,7 @@ def test_a_stream_without_events_sends_keep_alives_while_the_job_progresses(app:
                 await asyncio.to_thread(
                     write_events, database, claim, [EventEnvelope(at=EPOCH, event=step_logged(1))], offset=number
                 )
-            await client.receive_until(b": keep-alive\n\n" * 2)
+            await client.receive_until(b": keep-alive\n" * 2)
         return client.content
 
     assert run_and_close(follow(), app.state.watcher).count(b": keep-alive") >= 2

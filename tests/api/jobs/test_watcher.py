@@ -14,6 +14,7 @@ from api.jobs.watcher import JobWatcher, Subscription, TooManyFollowers
 from domain.database_errors import DatabaseUnavailable
 from domain.db import Database
 from domain.jobs.leases import claim_next
+from domain.jobs.live_progress import LiveProgress
 from domain.jobs.models import Job
 from domain.jobs.queue import QueuePosition, queue_position
 from domain.jobs.snapshot import JobSnapshot, job_snapshots
@@ -84,11 +85,13 @@ class PausedWatcher(JobWatcher):
         super().__init__(database, poll_seconds=NEVER_POLL, max_followers=10, worker_seconds=60)
         self.read_done, self.resume = threading.Event(), threading.Event()
 
-    def _read_snapshots(self, job_ids: list[str]) -> dict[str, JobSnapshot]:
-        snapshots = super()._read_snapshots(job_ids)
+    def _read_snapshots(
+        self, job_ids: list[str], live_ids: list[str]
+    ) -> tuple[dict[str, JobSnapshot], dict[str, LiveProgress]]:
+        read = super()._read_snapshots(job_ids, live_ids)
         self.read_done.set()
         assert self.resume.wait(30)
-        return snapshots
+        return read
 
 
 def test_a_snapshot_is_never_older_than_its_request(database: Database) -> None:
@@ -166,7 +169,8 @@ def test_all_watched_jobs_are_polled_with_one_query(database: Database) -> None:
             subscriptions = [stack.enter_context(watcher.subscribe(job_id, client="")) for job_id in jobs]
             first_polls = [subscription.wait_for(lambda _: True, timeout=LONG) for subscription in subscriptions]
             await asyncio.gather(*first_polls)
-        assert len(queries) == len(queries_of_one)
+        # For 40 jobs as for one; what is used again for a while may be read anew in either of them.
+        assert len(queries) < 2 * len(queries_of_one)
         return [subscription.latest for subscription in subscriptions]
 
     assert run_and_close(follow(), watcher) == [read_snapshot(database, job_id) for job_id in jobs]

@@ -10,19 +10,22 @@ from hypothesis import strategies as st
 from api.jobs.schemas import EncodingView, EvaluationView
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database
-from domain.jobs.event_recorder import METRICS, add_artifact, add_checkpoint, apply_events, save_log_tail
+from domain.jobs import event_recorder
+from domain.jobs.event_recorder import add_artifact, add_checkpoint, apply_events
 from domain.jobs.leases import Claim, claim_next, settle
-from domain.jobs.models import JobArtifact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
+from domain.jobs.models import METRICS, JobArtifact, JobAttempt, JobEvaluation, JobEvent, JobMetric, JobStage
 from domain.jobs.states import AttemptOutcome, JobStatus, StageStatus
 from pocl import events as engine
 from pocl.encoding_counts import EncodingCounts
 from tests.support.rows import (
     EPOCH,
+    add_job,
     claim_job,
     dump_tables,
     envelopes,
     evaluated,
     reload_job,
+    save_checkpoint,
     set_status,
     stage_started,
     step_logged,
@@ -92,6 +95,46 @@ def test_a_step_updates_the_progress(database: Database) -> None:
     job = reload_job(database, claim)
     assert (job.step, job.total_steps, job.percent, job.stage) == (15, 20, 75.0, 1)
     assert (job.tokens_per_second, job.eta_seconds, job.progress_at) == (1000.0, 12.5, EPOCH)
+
+
+def test_every_phase_moves_one_progress_that_never_falls(database: Database) -> None:
+    work = [
+        {"phase": "ranking", "until": 0.2},
+        {"phase": "evaluating", "until": 0.3, "subject": "teacher", "samples": "validation"},
+        {"phase": "caching_teacher", "until": 0.4},
+        {"phase": "evaluating", "until": 0.5, "subject": "initial", "samples": "validation"},
+        {"phase": "training", "until": 1.0},
+    ]
+    with database.transaction(write=True) as session:
+        add_job(session, forecast={"work": work})
+        claim = claim_next(session, worker="w", lease_seconds=60)
+    assert claim is not None
+    scores = {"stage": None, "step": 0}
+    steps: list[tuple[engine.Event, float]] = [
+        (engine.RunStarted(resumed_from_step=None, total_steps=20, stages=2), 0),
+        (engine.Progressed(phase="ranking", done=1, total=4), 5),
+        (engine.Progressed(phase="ranking", done=4, total=4), 20),
+        (engine.Progressed(phase="evaluating", done=1, total=2), 25),
+        (evaluated(subject="teacher", **scores), 30),
+        (engine.Progressed(phase="caching_teacher", done=1, total=2), 35),
+        (engine.Progressed(phase="caching_teacher", done=2, total=2), 40),
+        (engine.Progressed(phase="evaluating", done=1, total=2), 45),
+        # After it ran out of memory it begins again.
+        (engine.Progressed(phase="evaluating", done=0, total=2), 45),
+        (evaluated(subject="initial", **scores), 50),
+        (step_logged(5), 62.5),
+        (engine.Progressed(phase="evaluating", done=1, total=2), 62.5),
+        (evaluated(), 62.5),
+        # Another attempt starts over.
+        (engine.RunStarted(resumed_from_step=None, total_steps=20, stages=2), 62.5),
+        (engine.Progressed(phase="ranking", done=1, total=4), 62.5),
+        (step_logged(4), 62.5),
+        (step_logged(10), 75),
+        (step_logged(20), 100),
+    ]
+    for offset, (event, percent) in enumerate(steps, start=1):
+        apply(database, claim, event, offset=offset)
+        assert reload_job(database, claim).percent == pytest.approx(percent), event
 
 
 def test_every_change_that_a_client_can_see_raises_the_version(database: Database) -> None:
@@ -192,6 +235,14 @@ def test_scores_of_sampled_responses_are_stored_beside_the_greedy_ones(database:
     assert [EvaluationView.model_validate(row).sampled for row in rows] == [sampled, None]
 
 
+def test_unfinished_thoughts_are_counted_beside_the_scores(database: Database) -> None:
+    claim = claim_job(database)
+    apply(database, claim, evaluated(subject="final", unfinished_thoughts=3), evaluated())
+    with database.transaction(write=False) as session:
+        rows = session.scalars(sa.select(JobEvaluation).order_by(JobEvaluation.subject)).all()
+    assert [EvaluationView.model_validate(row).unfinished_thoughts for row in rows] == [3, 0]
+
+
 def test_counts_of_a_data_set_are_stored_and_those_of_a_later_attempt_replace_them(database: Database) -> None:
     claim = claim_job(database)
     apply(database, claim, data_encoded("train", 8), data_encoded("validation", 2))
@@ -225,7 +276,8 @@ def test_the_events_offset_of_a_new_attempt_is_zero(database: Database) -> None:
     assert again is not None
     apply(database, again, engine.RunStarted(resumed_from_step=4, total_steps=20, stages=2), offset=10)
     job = reload_job(database, again)
-    assert (job.step, job.percent, job.events_offset) == (4, 20.0, 10)
+    # What is repeated was done before: progress does not fall.
+    assert (job.step, job.percent, job.events_offset) == (4, 25.0, 10)
     with database.transaction(write=False) as session:
         assert session.get_one(JobAttempt, (claim.job_id, 2)).resumed_from_step == 4
 
@@ -329,14 +381,32 @@ def test_an_artifact_takes_the_place_of_an_earlier_one_of_its_kind(database: Dat
     assert [event.type for event in history(database, claim)].count("artifact") == 2
 
 
-@given(st.text(max_size=60), st.integers(1, 40))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_log_tail_is_bounded_in_bytes(database: Database, text: str, max_bytes: int) -> None:
+def test_a_warning_that_comes_again_and_again_is_one_event_and_a_count(database: Database) -> None:
     claim = claim_job(database)
+    repeated = [engine.Warned(code="slow", message="The disk is slow.")] * 2000
+    others = [engine.Warned(code="odd", message=f"Row {number} is odd.") for number in range(500)]
+    for offset, batch in enumerate((repeated, others, repeated), start=1):
+        apply(database, claim, *batch, offset=offset)
+    texts = [event.data["message"] for event in history(database, claim) if event.type == "warning"]
+    assert texts == ["The disk is slow.", *(f"Row {number} is odd." for number in range(99))]
+    warnings = reload_job(database, claim).warnings
+    assert (warnings[0]["count"], warnings[1]["count"], len(warnings)) == (4000, 1, 101)
+    assert (warnings[-1]["code"], warnings[-1]["count"]) == ("further_warnings", 401)
+
+
+def test_an_engines_events_are_bounded_and_the_job_says_how_many_it_lacks(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_recorder, "MAX_EVENTS", 10)
+    claim = claim_job(database)
+    apply(database, claim, *(engine.PhaseChanged(phase="loading") for _ in range(20)), offset=1)
+    save_checkpoint(database, claim, "training", 1)
     with database.transaction(write=True) as session:
-        save_log_tail(session, claim, text, max_bytes=max_bytes)
-        tail = session.get_one(JobAttempt, (claim.job_id, 1)).log_tail
-    assert len(tail.encode()) <= max_bytes
-    assert text.replace("\0", "").endswith(tail)
-    if "\0" not in text and len(text.encode()) <= max_bytes:
-        assert tail == text
+        settle(session, claim, AttemptOutcome.succeeded())
+    events = history(database, claim)
+    job = reload_job(database, claim)
+    # Transitions are recorded whatever the engine has done.
+    assert (len(events), events[-1].type, events[-1].data["to"]) == (11, "status", "succeeded")
+    assert [event.seq for event in events] == list(range(job.event_seq - 10, job.event_seq + 1))
+    assert job.events_dropped == 20 + 1 - (10 - 1)
+    assert job.furthest_step == 1

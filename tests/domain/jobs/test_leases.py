@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from domain.db import Database, db_now
 from domain.errors import IllegalTransition, LostLease
 from domain.jobs.actions import cancel_job
-from domain.jobs.event_recorder import add_artifact, add_checkpoint, apply_events, save_log_tail
+from domain.jobs.engine_logs import LogChunk, append_log
+from domain.jobs.event_recorder import add_artifact, add_checkpoint, apply_events
 from domain.jobs.leases import Claim, claim_next, heartbeat, reap_expired, settle
 from domain.jobs.models import Job, JobAttempt, JobEvent
 from domain.jobs.states import (
@@ -282,7 +283,7 @@ WRITES: list[Callable[[Database, Claim], object]] = [
     lambda database, claim: in_transaction(
         database, add_artifact, claim, kind="report", store_key="jobs/stale", size_bytes=1, sha256="0" * 64
     ),
-    lambda database, claim: in_transaction(database, save_log_tail, claim, "stale", max_bytes=100),
+    lambda database, claim: in_transaction(database, append_log, claim, [LogChunk(0, b"stale")], max_bytes=9),
     lambda database, claim: in_transaction(database, heartbeat, claim, 60),
 ]
 

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
 from domain.db import Database, db_now
+from domain.jobs.fleet import live_fleet, memory_by_device_kind
 from domain.jobs.leases import Claim, claim_next, expire_waiting, settle
 from domain.jobs.models import Job
-from domain.jobs.queue import QueuePosition, memory_by_device_kind, queue_position
+from domain.jobs.queue import QueuePosition, queue_position
 from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.workers.models import Device, Worker
-from domain.workers.repository import delete_stale_workers, drain, live_workers, register_worker, worker_health
+from domain.workers.repository import delete_stale_workers, drain, register_worker, worker_health
 from tests.support.rows import add_job
 
 CPU = Device("cpu", "CPU", 8 << 30)
@@ -169,6 +170,6 @@ def test_workers_without_heartbeat_are_not_live_and_are_deleted_once_stale(datab
         for name, age in (("alive", 0), ("silent", 120), ("gone", 100_000)):
             register_worker(session, name, [CPU])
             session.execute(sa.update(Worker).where(Worker.name == name).values(seen_at=db_now(-age)))
-        assert [worker.name for worker in live_workers(session, 60)] == ["alive"]
+        assert [worker.name for worker in live_fleet(session, 60).workers] == ["alive"]
         assert delete_stale_workers(session) == 1
         assert sorted(session.scalars(sa.select(Worker.name))) == ["alive", "silent"]

@@ -1,24 +1,34 @@
 """Queries for jobs."""
 
+import sqlite3
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from domain.db import Database
 from domain.errors import JobNotFound
 from domain.jobs.event_recorder import apply_events
 from domain.jobs.leases import claim_next
-from domain.jobs.models import Job
+from domain.jobs.models import METRICS, Job, JobMetric
 from domain.jobs.queue import queue_position
 from domain.jobs.repository import (
-    count_live_jobs_using,
     count_queued_jobs,
     get_job,
     list_events,
     list_jobs,
+    list_other_jobs_needing,
     metric_series,
+    newest_metrics,
 )
 from domain.jobs.states import JobStatus
+from domain.schema import upgrade
+from domain.settings import Settings
 from tests.domain.jobs.test_queue import position_of
-from tests.support.rows import SPEC, add_job, claim_job, envelopes, set_status, step_logged
+from tests.support.rows import SPEC, add_job, claim_job, envelopes, save_checkpoint, set_status, step_logged
 
 
 def test_a_job_of_another_project_is_not_found(database: Database) -> None:
@@ -118,6 +128,59 @@ def test_a_series_is_downsampled_and_keeps_both_ends(database: Database, points:
     assert len(series.steps) == 20 or points < 20
 
 
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.integers(0, 300), min_size=1, max_size=60), st.integers(1, 40))
+def test_any_series_is_thinned_evenly_and_whole_where_it_is_short(
+    database: Database, steps: set[int], points: int
+) -> None:
+    with database.transaction(write=True) as session:
+        session.execute(sa.delete(Job))
+        job = add_job(session)
+        rows = [{"job_id": job.id, "name": "loss", "step": step, "value": -step} for step in steps]
+        session.execute(sa.insert(JobMetric), rows)
+        (series,) = metric_series(session, job.id, points=points)
+    assert set(series.steps) <= steps
+    assert list(series.values) == [-step for step in series.steps]
+    assert (series.steps[0], series.steps[-1]) == (min(steps), max(steps))
+    assert len(series.steps) <= points + 1
+    if len(steps) <= points:
+        assert set(series.steps) == steps
+    elif len(series.steps) > 2:
+        # No two lie nearer than the stride, but for the last one.
+        stride = (max(steps) - min(steps) + points) // points
+        assert min(after - before for before, after in pairwise(series.steps[:-1])) >= stride
+
+
+def test_reading_metrics_costs_as_much_for_a_long_job_as_for_a_short_one(tmp_path: Path) -> None:
+    # On SQLite, whose machine counts its steps.
+    service = Settings(home=tmp_path)
+    upgrade(service)
+    database = Database(service.database_url)
+    costs = [_cost_of_metrics(database, steps) for steps in (200, 1500)]
+    database.close()
+    assert all(for_long < 2 * for_short for for_short, for_long in zip(*costs, strict=True))
+
+
+def _cost_of_metrics(database: Database, steps: int) -> list[int]:
+    """The hundreds of steps of SQLite's machine that a thinned series and the newest values take."""
+    with database.transaction(write=True) as session:
+        job = add_job(session, step=steps)
+        numbered = [(name, step) for name in METRICS for step in range(1, steps + 1)]
+        rows = [{"job_id": job.id, "name": name, "step": step, "value": 1.0} for name, step in numbered]
+        session.execute(sa.insert(JobMetric), rows)
+    costs = []
+    with database.transaction(write=False) as session:
+        driver = session.connection().connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        for read in (lambda: metric_series(session, job.id, points=50), lambda: newest_metrics(session, job)):
+            counted = []
+            driver.set_progress_handler(lambda: counted.append(0), 100)  # noqa: B023 # It is taken away below.
+            assert len(read()) == len(METRICS)
+            driver.set_progress_handler(None, 0)
+            costs.append(len(counted) + 1)
+    return costs
+
+
 def test_a_series_is_cut_to_a_range_of_steps(database: Database) -> None:
     claim = claim_job(database)
     with database.transaction(write=True) as session:
@@ -126,11 +189,31 @@ def test_a_series_is_cut_to_a_range_of_steps(database: Database) -> None:
     assert {each.steps for each in series} == {(5, 6, 7, 8)}
 
 
-def test_checkpoint_references_as_teacher_or_student_are_counted(database: Database) -> None:
+def test_jobs_need_their_teacher_and_student_until_they_end(database: Database) -> None:
+    saved = {
+        name: save_checkpoint(database, claim_job(database), "final", 20) for name in ("teacher", "student", "other")
+    }
     with database.transaction(write=True) as session:
-        add_job(session, posted_spec={**SPEC, "teacher": {"checkpoint": "ckpt_teacher00"}})
-        job = add_job(session, posted_spec={**SPEC, "student": {"checkpoint": "ckpt_student00"}})
-        for checkpoint, used in (("ckpt_teacher00", 1), ("ckpt_student00", 1), ("ckpt_other0000", 0)):
-            assert count_live_jobs_using(session, "default", checkpoint=checkpoint) == used
-        set_status(session, job.id, JobStatus.FAILED)
-        assert count_live_jobs_using(session, "default", checkpoint="ckpt_student00") == 0
+        jobs = {
+            role: add_job(session, posted_spec={**SPEC, role: {"checkpoint": saved[role].id}}).id
+            for role in ("teacher", "student")
+        }
+        for name, checkpoint in saved.items():
+            assert list_other_jobs_needing(session, checkpoint) == ([jobs[name]] if name in jobs else [])
+        set_status(session, jobs["student"], JobStatus.FAILED)
+        assert list_other_jobs_needing(session, saved["student"]) == []
+
+
+def test_an_ended_job_without_a_state_of_its_own_needs_the_one_that_it_started_from(database: Database) -> None:
+    state = save_checkpoint(database, claim_job(database), "stage", 10)
+    child = claim_job(database, starts_from=state.id)
+    with database.transaction(write=True) as session:
+        set_status(session, child.job_id, JobStatus.CANCELLED)
+        # A retry of it starts there.
+        assert list_other_jobs_needing(session, state) == [child.job_id]
+        set_status(session, child.job_id, JobStatus.PREPARING)
+    save_checkpoint(database, child, "training", 15)
+    with database.transaction(write=True) as session:
+        assert list_other_jobs_needing(session, state) == [child.job_id]
+        set_status(session, child.job_id, JobStatus.CANCELLED)
+        assert list_other_jobs_needing(session, state) == []

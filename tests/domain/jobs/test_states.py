@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.jobs.states import (
+    ALLOWED_ACTIONS,
     CANCELLED,
     HELD,
     RELEASED,
@@ -49,6 +50,15 @@ def test_from_every_live_state_a_job_can_still_end(status: JobStatus) -> None:
         frontier = {target for each in frontier for target in TRANSITIONS[each]} - reached
         reached |= frontier
     assert JobStatus.CANCELLED in reached
+
+
+@given(statuses)
+def test_the_actions_of_a_state_are_those_that_its_transitions_have(status: JobStatus) -> None:
+    targets, actions = TRANSITIONS[status] | {status}, ALLOWED_ACTIONS[status]
+    assert ("cancel" in actions) == (status not in TERMINAL)
+    assert ("pause" in actions) == (JobStatus.PAUSING in targets)
+    assert ("resume" in actions) == (status is JobStatus.PAUSED)
+    assert ("delete" in actions) == ("retry" in actions) == (status in TERMINAL)
 
 
 def test_no_transition_leads_into_the_same_state() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from huggingface_hub import constants
 
-from domain.checkpoints.repository import delete_checkpoint, get_checkpoint
+from domain.checkpoints.repository import get_checkpoint
 from domain.db import Database
 from domain.errors import (
     ApiError,
@@ -21,10 +22,11 @@ from domain.errors import (
     Unprocessable,
 )
 from domain.jobs.actions import cancel_job
+from domain.jobs.checkpoint_deletion import delete_checkpoint
 from domain.jobs.event_recorder import add_checkpoint
 from domain.jobs.leases import Claim, claim_next, settle
 from domain.jobs.models import Job, JobEvent, JobStage
-from domain.jobs.repository import count_live_jobs_using
+from domain.jobs.repository import list_other_jobs_needing
 from domain.jobs.states import AttemptOutcome, JobStatus
 from domain.jobs.submission import (
     ASSUMED_SAMPLES,
@@ -36,6 +38,7 @@ from domain.jobs.submission import (
 )
 from domain.settings import Settings
 from pocl.spec import DistillationSpec, resolve
+from pocl.spec.hub_allowlist import REPOSITORY_NOT_ALLOWED
 from tests.support.requests import write_model
 from tests.support.rows import SPEC, add_job, claim_job, dump_tables, insert_dataset, reload_job, set_status
 
@@ -183,6 +186,39 @@ def test_a_plan_warns_of_models_that_were_not_inspected(plan: Planner, spec: Spe
     assert {warning.code for warning in job_plan.warnings} == expected
 
 
+def test_a_repository_that_is_not_allowed_is_refused_at_its_pointer(
+    database: Database, settings: Settings, spec: Spec
+) -> None:
+    only_acme = settings.model_copy(update={"hub_repositories": ("acme/*",)})
+    rows = {"train": {"hub": {"repo": "other/rows"}}}
+    other = spec(teacher={"hub": {"repo": "other/model"}}, student={"hub": {"repo": "acme/small"}}, data=rows)
+    with pytest.raises(EngineRefusal) as raised:
+        submit_job(database, only_acme, other, project="default")
+    refused = {error.pointer: error.code for error in raised.value.field_errors}
+    assert refused == dict.fromkeys(("/teacher/hub/repo", "/data/train/hub/repo"), REPOSITORY_NOT_ALLOWED)
+    assert all("acme/*" in error.detail for error in raised.value.field_errors)
+    with database.transaction(write=False) as session:
+        assert session.scalars(sa.select(Job.id)).all() == []
+    allowed = spec(teacher={"hub": {"repo": "acme/model"}}, student={"hub": {"repo": "acme/small"}})
+    assert submit_job(database, only_acme, allowed, project="default").status is JobStatus.QUEUED
+
+
+def test_a_model_of_the_hub_that_is_whole_in_its_cache_is_inspected(
+    plan: Planner, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = write_model(tmp_path / "hub" / "models--owner--name" / "snapshots" / commit, tokens={"a": 0, "b": 1})
+    hub = {"hub": {"repo": "owner/name", "revision": commit}}
+    job_plan = plan(spec(teacher=hub, student={"from_teacher": {"layers": [0]}}))
+    assert job_plan.estimate is not None
+    assert "models_not_inspected" not in {warning.code for warning in job_plan.warnings}
+    (snapshot / "config.json").write_text('{"model_type": "bert"}')
+    with refusal("model_unsupported") as raised:
+        plan(spec(teacher=hub, student={"from_teacher": {"layers": [0]}}))
+    assert pointers(raised) == {"/teacher/hub": "model_unsupported"}
+
+
 def test_samples_of_the_hub_are_assumed_and_the_plan_says_so(plan: Planner, spec: Spec) -> None:
     job_plan = plan(spec(data={"train": {"hub": {"repo": "someone/rows"}}}))
     assert job_plan.samples == ASSUMED_SAMPLES
@@ -256,7 +292,7 @@ def test_a_checkpoint_that_is_to_rank_for_a_live_job_is_in_use(
     ranking = {"ranker": {"kind": "model", "model": {"checkpoint": checkpoint}}}
     submit_job(database, settings, spec(curriculum={"stages": 2, "ranking": ranking}), project="default")
     with database.transaction(write=False) as session:
-        assert count_live_jobs_using(session, "default", checkpoint=checkpoint) == 1
+        assert len(list_other_jobs_needing(session, get_checkpoint(session, "default", checkpoint))) == 1
 
 
 def publish(database: Database, claim: Claim, store_key: str) -> str:
@@ -406,9 +442,10 @@ def test_a_checkpoint_deleted_since_the_plan_is_refused(
     checkpoint = publish(database, claim_job(database), "jobs/a/final")
     planned = plan(spec(teacher={"checkpoint": checkpoint}))
     with database.transaction(write=True) as session:
-        delete_checkpoint(session, get_checkpoint(session, "default", checkpoint))
-    with refusal("spec_invalid"), database.transaction(write=True) as session:
+        delete_checkpoint(session, "default", checkpoint)
+    with refusal("spec_invalid") as raised, database.transaction(write=True) as session:
         create_job(session, settings, planned, project="default", options=JobOptions())
+    assert pointers(raised) == {"/teacher/checkpoint": "checkpoint_expired"}
 
 
 # --- Cancelling -----------------------------------------------------------------------------------------
@@ -451,7 +488,7 @@ def test_a_job_that_has_ended_cannot_be_cancelled(database: Database) -> None:
         settle(session, claim, AttemptOutcome.succeeded())
     with pytest.raises(IllegalTransition) as raised, database.transaction(write=True) as session:
         cancel_job(session, "default", claim.job_id)
-    assert raised.value.allowed == ()
+    assert raised.value.allowed == ("delete", "retry")
     assert reload_job(database, claim).status is JobStatus.SUCCEEDED
 
 

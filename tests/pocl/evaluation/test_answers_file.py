@@ -21,14 +21,19 @@ def dataset(references: list[tuple[str, ...]]) -> EncodedDataset:
     return EncodedDataset(samples, tuple(references))
 
 
-def scored(answers: list[str], rouge_l: list[float]) -> Scores:
+def scored(answers: list[str], rouge_l: list[float], *, unfinished: int | None = None) -> Scores:
+    """
+    Args:
+        unfinished: the row of the answer that ends inside its thought.
+    """
     rows = RowScores(
         rouge_l=tuple(rouge_l),
         exact_match=(0.0,) * len(rouge_l),
         cross_entropy=(1.0,) * len(rouge_l),
         tokens=(1,) * len(rouge_l),
     )
-    return Scores(len(rouge_l), 0.0, 0.0, 1.0, None, by_row=rows, answers=tuple(answers))
+    in_thought = tuple(row == unfinished for row in range(len(answers)))
+    return Scores(len(rouge_l), 0.0, 0.0, 1.0, None, by_row=rows, answers=tuple(answers), in_thought=in_thought)
 
 
 def lines(file: AnswersFile) -> list[dict[str, object]]:
@@ -48,8 +53,9 @@ def test_answers_are_read_back_as_they_were_said(answers: list[str]) -> None:
 
 def test_samples_without_a_reference_have_an_answer_and_no_score(tmp_path: Path) -> None:
     file = AnswersFile(tmp_path / "answers.jsonl")
-    file.add(TEST, dataset([("a",), (), ("b",)]), scored(["one", "two", "three"], [1.0, 3.0]))
+    file.add(TEST, dataset([("a",), (), ("b",)]), scored(["one", "two", "three"], [1.0, 3.0], unfinished=1))
     assert [(line["answer"], line["rouge_l"]) for line in lines(file)] == [("one", 1.0), ("two", None), ("three", 3.0)]
+    assert [line["unfinished_thought"] for line in lines(file)] == [False, True, False]
 
 
 def test_answers_of_evaluations_that_are_made_again_are_dropped(tmp_path: Path) -> None:

@@ -13,15 +13,16 @@ from pocl.data.batches import EncodedSample
 from pocl.errors import RunStopped
 from pocl.evaluation.answers import GenerationSettings, generate_answers, generation_batches
 from pocl.evaluation.dataset import EncodedDataset
+from pocl.evaluation.evaluator import Evaluator
 from pocl.evaluation.rouge import exact_match, rouge_l
 from pocl.evaluation.sampling import Sampler
-from pocl.evaluation.scores import Scores, evaluate
+from pocl.evaluation.scores import Scores
 from pocl.evaluation.token_scores import ScoringSizes, last_turn_cross_entropy, scoring_batches, token_scores
-from pocl.events import Event, Warned
 from pocl.models.precision import Precision
 from pocl.prompting.thoughts import AnswerForm, Thought
-from pocl.spec import Sampling
+from pocl.spec import Evaluation, Sampling
 from pocl.teacher.signal import LiveTeacher
+from pocl.train.evaluations import unfinished_thoughts_of
 from tests.pocl.byte_tokenizers import byte_tokenizer
 from tests.pocl.tiny_models import EOS, VOCABULARY, tiny
 from tests.support.operator_count import count_host_reads
@@ -45,9 +46,10 @@ SAMPLES = tuple(encoded_sample(number) for number in range(7))
 DATASET = EncodedDataset(SAMPLES, tuple((f"answer {number}", "word") for number in range(7)))
 
 
-def scores(sampling: Sampling | None = None, on_progress: OnProgress | None = None) -> Scores:
+def scores(sampling: Sampling | None = None, on_progress: OnProgress = lambda _done, _total: None) -> Scores:
     generation = replace(GENERATION, sampling=sampling)
-    return evaluate(tiny("llama"), TOKENIZER, DATASET, generation=generation, scoring=SCORING, on_progress=on_progress)
+    evaluator = Evaluator(DATASET, TOKENIZER, generation, SCORING, on_progress=on_progress)
+    return evaluator.score(tiny("llama"), None)
 
 
 def unbatched_log_probabilities(model_name: str, sample: EncodedSample, seed: int = 0) -> torch.Tensor:
@@ -180,7 +182,7 @@ def test_samples_without_a_reference_are_answered_and_not_scored(waiting: tuple[
     )
 
     def scored(dataset: EncodedDataset) -> Scores:
-        return evaluate(tiny("llama"), TOKENIZER, dataset, generation=GENERATION, scoring=SCORING)
+        return Evaluator(dataset, TOKENIZER, GENERATION, SCORING).score(tiny("llama"), None)
 
     result = scored(EncodedDataset(SAMPLES, references))
     assert result.rows == len(kept)
@@ -232,17 +234,21 @@ def test_scoring_tokens_stops_between_batches(batches: int) -> None:
 def test_answers_that_end_inside_their_thought_score_0_and_are_counted_and_told() -> None:
     # Whatever is answered, the prompt has opened a thought that nothing closes.
     opened = Thought(str(TOKENIZER.decode(list(SAMPLES[0].prompt_ids))).rstrip()[-1:], "</never>")
-    told: list[Event] = []
-    generation = replace(GENERATION, form=AnswerForm(opened), sink=told.append)
+    generation = replace(GENERATION, form=AnswerForm(opened))
     data = EncodedDataset(SAMPLES[:1] * 2, (("answer", "word"), ()))
-    result = evaluate(tiny("llama"), TOKENIZER, data, generation=generation, scoring=SCORING)
+    result = Evaluator(data, TOKENIZER, generation, SCORING).score(tiny("llama"), None)
     assert (result.rows, result.unfinished_thoughts, result.rouge_l, result.answers) == (1, 1, 0.0, ("", ""))
-    (warning,) = told
-    assert isinstance(warning, Warned)
-    assert warning.code == "thoughts_not_closed"
-    assert "2 of 2 answers" in warning.message
-    plain = evaluate(tiny("llama"), TOKENIZER, data, generation=GENERATION, scoring=SCORING)
-    assert (plain.unfinished_thoughts, plain.answers == ("", "")) == (0, False)
+    # Of each answer, with a reference or without; the scores of the samples have it where there is a score.
+    assert result.by_row is not None
+    assert (result.in_thought, result.by_row.unfinished_thoughts) == ((True, True), (True,))
+    assert [each.unfinished_thought for each in result.by_row.shown] == [True, True]
+    warning = unfinished_thoughts_of("the teacher", "validation", result, Evaluation(max_new_tokens=5))
+    assert warning is not None
+    assert (warning.code, warning.pointer) == ("thoughts_not_closed", "/evaluation/max_new_tokens")
+    assert "2 of 2 answers of the teacher to validation samples" in warning.message
+    plain = Evaluator(data, TOKENIZER, GENERATION, SCORING).score(tiny("llama"), None)
+    assert (plain.unfinished_thoughts, plain.in_thought, plain.answers == ("", "")) == (0, (False, False), False)
+    assert unfinished_thoughts_of("the teacher", "validation", plain, Evaluation()) is None
 
 
 def test_answers_are_cut_where_the_text_that_ends_them_begins() -> None:

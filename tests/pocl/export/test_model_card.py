@@ -1,6 +1,7 @@
 """The model card is valid for the Hub, says what was trained from what, and names nothing of a machine."""
 
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,22 @@ def test_licence_is_read_from_a_card_where_it_states_one(text: str, stated: dict
 
 def test_model_without_a_card_states_no_licence(tmp_path: Path) -> None:
     assert read_licence(tmp_path) == {}
+
+
+@pytest.mark.parametrize("system", ["Be brief.", "Line one\n```\nline two", "`" * 7, "### Input:\n| a |"])
+def test_card_has_what_of_the_prompts_stands_in_no_other_file(system: str) -> None:
+    spec = resolve(SPEC.model_dump(mode="json") | {"data": {"train": {"path": "rows.jsonl"}, "system": system}})
+    spec = spec.with_day(date(2026, 1, 2))
+    for template, place in (("chat", "after an empty line"), ("alpaca", "`### Input:`")):
+        facts = CardFacts(spec, stage_table(spec, 12), origin(), None, template, [])
+        card = model_card(facts, MODEL, Progress(0, [], []))
+        assert place in card
+        assert "2026-01-02" in card
+        fence, after = next((line, index) for index, line in enumerate(card.split("\n")) if line.endswith("`text"))
+        lines = card.split("\n")[after + 1 :]
+        # The block ends at the first line that is its fence, and holds the message as it is.
+        assert "\n".join(lines[: lines.index(fence.removesuffix("text"))]) == system
+
+
+def test_card_has_no_system_message_where_none_was_added() -> None:
+    assert "```" not in card_of(origin(), None)

@@ -259,3 +259,17 @@ def test_empty_kind_is_swept_and_others_stay(cache: SharedCache) -> None:
     cache.sweep()
     assert not (cache.root / "empty").exists()
     assert keys(cache) == {"a"}
+
+
+def test_entries_that_nobody_has_used_for_long_are_removed_but_for_held_and_pinned_ones(cache: SharedCache) -> None:
+    roomy = SharedCache(cache.root, 9 * ROOM)
+    for key, age in (("old", 100), ("new", 10), ("held", 0), ("pinned", 0)):
+        add(roomy, key, age=age)
+    with SharedCache(cache.root, 9 * ROOM, "job_a").find("things", "pinned"), roomy.holder() as holder:
+        holder.hold("things", ["held"])
+        for key in ("held", "pinned"):
+            make_older(cache.root / "things" / key, 100)
+        assert [roomy.remove_unused(50) for _ in range(2)] == [1, 0]
+    assert keys(roomy) == {"new", "held", "pinned"}
+    assert roomy.remove_unused(50) == 1
+    assert keys(roomy) == {"new", "pinned"}
