@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.api_process import ROOT, ServiceProcess, environment, serving
+from tests.support.cluster import children_of
 from tests.support.harness import ServiceHarness, kill
 from tests.support.processes import hangups
 from tests.support.requests import AUTHORIZED, KEY
@@ -25,11 +26,6 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.system
 
 PROGRAM = ("-P", "-m", "api", "serve", "--workers", "2")
-
-
-def children_of(process: int) -> list[int]:
-    listed = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [int(child) for child in listed]
 
 
 @dataclass(frozen=True)

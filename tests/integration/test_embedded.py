@@ -11,6 +11,7 @@ import pytest
 
 from domain.jobs.states import JobStatus
 from domain.workers.repository import list_workers
+from tests.support.cluster import children_of
 from tests.support.harness import ServiceHarness, kill, processes_mentioning
 from tests.support.processes import Processes, ProcessHandle, hangups
 from tests.support.waiting import eventually
@@ -66,17 +67,15 @@ def test_closed_terminal_ends_nothing_that_nohup_started(start: Start, cluster: 
     with hangups(signal.SIG_IGN):
         launcher = start()
     assert alive(address(launcher))
-    running = processes_mentioning(str(home))
-    for pid in (launcher.pid, *running):
+    for pid in (launcher.pid, *processes_mentioning(str(home))):
         kill(pid, signal.SIGHUP)
-    # What these start for a single task, such as the engine with which a worker checks itself, ends by itself.
-    services = ("-m api ", "-m worker ", "valkey")
-    before = {pid: command for pid, command in running.items() if any(each in command for each in services)}
-    assert len(before) >= len(services)
+    # Only the services: what these start for one task, such as the pool child of a worker, ends with it.
+    services = children_of(launcher.pid)
+    assert len(services) >= len(("broker", "api", "scheduler", "worker"))
     job = cluster.submit()
     eventually(lambda: cluster.job(job).status is JobStatus.SUCCEEDED, within=60, what="the job")
     assert alive(address(launcher))
-    assert before.keys() <= processes_mentioning(str(home)).keys()
+    assert set(services) <= set(children_of(launcher.pid))
     cluster.close()
 
 
