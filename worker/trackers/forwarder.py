@@ -49,6 +49,9 @@ _MAX_OPEN_RUNS: Final = 64
 _MAX_WAIT_SECONDS: Final = 600.0
 _FILE_GROWTH: Final = 1.25
 """A file is made again once the job has come so much further, so that all files of a job cost a few times the last."""
+_INTERRUPT_SECONDS: Final = 10.0
+"""How long the end of a scheduler waits for turns that it has interrupted; they may still write a row or a file."""
+_JOIN_SECONDS: Final = 0.1
 _SERVER_WIDE: Final = frozenset({"tracker_unreachable", "tracker_timed_out", "tracker_refused"})
 
 
@@ -92,6 +95,7 @@ class ChannelForwarder:
     """By the id of the job whose run is open in the process, the last step of each series that was sent."""
     _waits_until: float = 0.0
     _failures: int = 0
+    _is_interrupted: bool = False
 
     def turn(self) -> int:
         """Send what is due; how many jobs were looked at.
@@ -116,7 +120,8 @@ class ChannelForwarder:
             self.stop()
             return 0
         for count, each in enumerate(due):
-            if self.clock() - began > self.timeout_seconds or self.clock() < self._waits_until:
+            is_over = self.clock() - began > self.timeout_seconds or self._is_interrupted
+            if is_over or self.clock() < self._waits_until:
                 return count
             self._forward(each)
         return len(due)
@@ -125,6 +130,11 @@ class ChannelForwarder:
         """End the process of the client; what it had not sent is sent from the rows."""
         self.process.kill()
         self._last_steps.clear()
+
+    def interrupt(self) -> None:
+        """End the turn that another thread is in: what waits for the tracker fails at once, by no fault of it."""
+        self._is_interrupted = True
+        self.process.interrupt()
 
     def _forward(self, due: DueTracker) -> None:
         if self.channel in FILE_CHANNELS and due.held and not self._has_grown(due):
@@ -221,6 +231,9 @@ class ChannelForwarder:
             self.process.end_run(job_id, "running", {})
 
     def _fail(self, due: DueTracker, error: CannotTrack) -> None:
+        if self._is_interrupted:
+            # It is this scheduler that ends: the next goes on from the rows.
+            return
         _log.warning("tracker_failed", job_id=due.run.job_id, channel=self.channel, code=error.code)
         self._last_steps.pop(due.run.job_id, None)
         if self.process.pid is None:
@@ -280,6 +293,8 @@ class TrackerForwarder:
     channels: tuple[ChannelForwarder, ...]
     scratch: "ScratchDirectory | None" = None
     """Where the clients keep files."""
+    grace_seconds: float = 5.0
+    """How long :meth:`close` waits for messages that are under way."""
     _stopping: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
@@ -297,10 +312,21 @@ class TrackerForwarder:
             thread.start()
 
     def close(self) -> None:
-        """Stop after the messages that are under way."""
+        """Stop after the messages that are under way, or without them where a tracker does not answer in time."""
         self._stopping.set()
+        deadline = time.monotonic() + self.grace_seconds
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
+        deadline = time.monotonic() + _INTERRUPT_SECONDS
+        while hanging := [thread.name for thread in self._threads if thread.is_alive()]:
+            if time.monotonic() > deadline:
+                # These threads end with this process; the next scheduler removes the files.
+                _log.error("trackers_not_stopped", threads=hanging)
+                return
+            for channel in self.channels:
+                channel.interrupt()
+            for thread in self._threads:
+                thread.join(_JOIN_SECONDS)
         if self.scratch is not None:
             self.scratch.remove()
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -104,6 +105,13 @@ class TrackerProcess:
         directory = self._directory / job_id
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory
+
+    def interrupt(self) -> None:
+        """Have a question that another thread waits for fail at once, as if the client had ended."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def kill(self) -> None:
         """End the process and all that it started. The next question starts it anew."""

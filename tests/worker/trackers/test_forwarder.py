@@ -1,5 +1,6 @@
 """What is forwarded to a tracker, whatever becomes of its client: each value once, and none lost."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from tests.support.rows import evaluated, save_checkpoint
 from tests.support.worker_actions import settle_attempt, succeed_job
 from tests.worker.trackers.conftest import TrackedJobs
 from worker.trackers.client import CannotTrack, OpenedRun
-from worker.trackers.forwarder import ScratchDirectory, available_channels
+from worker.trackers.forwarder import ScratchDirectory, TrackerForwarder, available_channels
 from worker.trackers.process import TrackerProcess
 
+LONG = 200
+"""Seconds that no turn takes to begin, however slow the machine is."""
 MLFLOW = {"kind": "mlflow", "experiment": "kd", "tags": {"team": "nlp"}}
 DIVERGED = EndReason("training_diverged", "The loss is no number.", "user", False, "Lower the learning rate.")
 
@@ -281,6 +284,35 @@ def test_a_tracker_that_stays_away_is_given_up_and_it_is_said_what_is_lost(
     assert "up to step 4 of 9" in job_row.warnings[1]["message"]
     # The end of the job stays the last event of its history.
     assert tracked.harness.events(job)[-1].data["to"] == "succeeded"
+
+
+class HangingTracker(FakeTracker):
+    """One whose server never answers."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.is_asked, self.is_interrupted = threading.Event(), threading.Event()
+
+    def open(self, run: TrackedRun) -> OpenedRun:
+        self.is_asked.set()
+        self.is_interrupted.wait()
+        raise CannotTrack("tracker_error", f"Its client ended, of {run.job_id}.")
+
+    def interrupt(self) -> None:
+        self.is_interrupted.set()
+
+
+def test_a_scheduler_stops_while_a_tracker_hangs_and_blames_nobody(tracked: TrackedJobs, tmp_path: Path) -> None:
+    job = tracked.submit(MLFLOW)
+    tracked.train(tracked.claim(), 1, 4)
+    tracker = HangingTracker(tmp_path)
+    channels = TrackerForwarder((tracked.forwarder("mlflow", tracker),), grace_seconds=0.0)
+    channels.start()
+    assert tracker.is_asked.wait(LONG)
+    channels.close()
+    row = tracked.row(job)
+    assert (row.state, row.failures, row.failing_since) == ("open", 0, None)
+    assert not [thread for thread in threading.enumerate() if thread.name == "tracker-mlflow"]
 
 
 def test_deleting_a_job_ends_its_trackers(tracked: TrackedJobs, tracker: FakeTracker) -> None:

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from domain.jobs.tracker_feed import TrackedPoint, TrackedRun
 from tests.support import fake_tracker
+from tests.support.waiting import eventually
 from worker.trackers.client import CannotTrack
 from worker.trackers.process import TrackerProcess
 
@@ -46,6 +48,21 @@ def test_a_client_that_hangs_is_killed_and_the_next_question_starts_another(tmp_
             process.send("job_1", [TrackedPoint(1, {"loss": 1.0})])
         assert raised.value.code == "tracker_timed_out"
         assert process.pid is None
+
+
+def test_a_question_is_interrupted_from_another_thread(tmp_path: Path) -> None:
+    process = start(tmp_path, "hang")
+    with ThreadPoolExecutor() as threads:
+        asked = threads.submit(process.send, "job_1", [TrackedPoint(1, {"loss": 1.0})])
+
+        def has_failed() -> bool:
+            # Before the client has started it changes nothing.
+            process.interrupt()
+            return asked.done()
+
+        eventually(has_failed, what="the question has failed")
+    assert isinstance(asked.exception(), CannotTrack)
+    assert process.pid is None
 
 
 def test_a_client_that_takes_nothing_is_killed(tmp_path: Path) -> None:
