@@ -160,8 +160,9 @@ def test_ranking_is_a_permutation_of_all_samples(undisturbed: Path) -> None:
 
 def test_report_is_one_file_without_scripts_or_external_resources(undisturbed: Path) -> None:
     html = (undisturbed / "report.html").read_text()
-    # Loss, difficulty, scores by stage, and the lengths of the samples.
-    assert html.count("<svg") == 4
+    # Lengths of samples; loss, temperature; ROUGE-L, cross-entropy by stage; difficulty as points and as bars.
+    assert html.count("<figure") == 4
+    assert html.count("<svg") == 7
     assert "<script" not in html
     assert "src=" not in html
 
