@@ -5,6 +5,7 @@ The results are committed, so that the tests which read them need neither.
 """
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ import yaml
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "deploy" / "helm" / "pocl"
 EXAMPLES = ROOT / "deploy" / "helm" / "examples"
+COPIES = {
+    "rules.yml": ROOT / "deploy" / "prometheus" / "rules.yml",
+    "dashboard.json": ROOT / "deploy" / "grafana" / "dashboards" / "pocl.json",
+}
+"""What the chart has of compose, by its name below `files`. Links would not survive every way of copying a tree."""
 KUBERNETES_VERSIONS = ("1.27", "1.31", "1.37")
 """The oldest that the chart takes, one between, and the newest that there are schemas of."""
 _OPERATOR = "monitoring.coreos.com/"
@@ -30,7 +36,7 @@ def rendered_file(name: str) -> Path:
 
 
 def digest_of_inputs(name: str) -> str:
-    """SHA-256 over the chart and the values of an example; what links lead to counts."""
+    """SHA-256 over the chart and the values of an example."""
     files = sorted(file for file in CHART.rglob("*") if file.is_file())
     digest = hashlib.sha256()
     for file in (*files, EXAMPLES / f"{name}.yaml"):
@@ -76,7 +82,9 @@ def check(text: str) -> int:
 
 
 def main() -> None:
-    """Write the rendered objects of every example."""
+    """Write what the chart has of compose, and the rendered objects of every example."""
+    for name, source in COPIES.items():
+        shutil.copyfile(source, CHART / "files" / name)
     for name in example_names():
         text = render(name)
         print(f"{name}: {check(text)} objects")

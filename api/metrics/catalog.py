@@ -105,6 +105,9 @@ GPU_TEMPERATURE_CELSIUS: Final = Metric(
 SCHEDULERS: Final = Metric(
     "pocl_schedulers", "gauge", "Live schedulers, by whether they reach the broker.", ("reaches_broker",)
 )
+SCHEDULER_LEADERS: Final = Metric(
+    "pocl_scheduler_leaders", "gauge", "Schedulers that lead: one, and none where no duty of a scheduler is done."
+)
 SCHEDULER_AGE_SECONDS: Final = Metric(
     "pocl_scheduler_heartbeat_age_seconds", "gauge", "Time since the newest heartbeat of a scheduler."
 )

@@ -124,6 +124,7 @@ def _service_samples(figures: ServiceFigures) -> Iterator[tuple[Metric, Samples]
         catalog.SCHEDULERS,
         [(("true" if reaches else "false",), count) for reaches, count in figures.schedulers.items()],
     )
+    yield catalog.SCHEDULER_LEADERS, [((), float(figures.has_leader))]
     if figures.scheduler_age_seconds is not None:
         yield catalog.SCHEDULER_AGE_SECONDS, [((), figures.scheduler_age_seconds)]
 

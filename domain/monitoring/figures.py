@@ -22,7 +22,7 @@ from domain.jobs.models import Job, JobArtifact
 from domain.jobs.states import HELD, TERMINAL, JobStatus
 from domain.webhooks.models import WebhookDelivery, WebhookEndpoint, WebhookStatus
 from domain.workers.models import GpuFigures, SchedulerHeartbeat, Worker, WorkerState
-from domain.workers.repository import worker_state
+from domain.workers.repository import get_leader, worker_state
 
 MAX_PROJECTS: Final = 50
 """Projects that have figures of their own; those of further ones are added up under :data:`OTHER_PROJECTS`."""
@@ -73,6 +73,8 @@ class ServiceFigures:
     """The newest figures of the GPUs of live workers, by UUID."""
     schedulers: Mapping[bool, int]
     """Live schedulers, by whether they reach the broker."""
+    has_leader: bool
+    """Whether one of the schedulers leads."""
     scheduler_age_seconds: float | None
     """The time since the newest heartbeat of a scheduler; null where none has had one for a day."""
     ends: Sequence[EndFigures]
@@ -116,6 +118,7 @@ def read_figures(session: Session, *, lease_seconds: float) -> ServiceFigures:
         workers=Counter(states.values()),
         gpus=_gpus(each for each in workers if states[each.name] != "lost"),
         schedulers={reaches: live.count(reaches) for reaches in (True, False)},
+        has_leader=get_leader(session) is not None,
         scheduler_age_seconds=min((_seconds(now, each.seen_at) for each in schedulers), default=None),
         ends=[
             EndFigures(row.kind, row.end, row.fault, row.code, row.count)

@@ -246,10 +246,16 @@ class SchedulerState:
     generation: int | None
 
 
+def get_leader(session: Session) -> str | None:
+    """The name of the scheduler that leads; null where none does."""
+    return session.scalar(
+        sa.select(DutyLease.scheduler).where(DutyLease.duty == LEADER, DutyLease.expires_at > db_now())
+    )
+
+
 def list_schedulers(session: Session, *, limit: int, after: str | None = None) -> KeysetPage[SchedulerState]:
     """The schedulers with a heartbeat within a day by name, after the one with the name `after`."""
-    holder = sa.select(DutyLease.scheduler).where(DutyLease.duty == LEADER, DutyLease.expires_at > db_now())
-    leader = session.scalar(holder)
+    leader = get_leader(session)
     statement = sa.select(SchedulerHeartbeat).order_by(SchedulerHeartbeat.name)
     if after is not None:
         statement = statement.where(SchedulerHeartbeat.name > after)

@@ -15,7 +15,7 @@ from domain.jobs.states import AttemptOutcome, EndReason
 from domain.monitoring.figures import MAX_PROJECTS, OTHER_PROJECTS
 from domain.settings import Settings
 from domain.workers.models import Device, GpuFigures
-from domain.workers.repository import record_scheduler, register_worker
+from domain.workers.repository import LEADER, record_scheduler, register_worker, take_duty
 from tests.support.requests import submit
 from tests.support.scrapes import scrape, value
 
@@ -52,7 +52,11 @@ def test_figures_are_those_of_the_rows(client: TestClient, database: Database, d
         register_worker(session, "w2", [Device("cuda", "NVIDIA L4", 24 << 30, "GPU-1")])
         record_scheduler(session, "s1", reaches_broker=True)
         claim_next(session, worker="w1", lease_seconds=60)
+    assert value(scrape(client), "pocl_scheduler_leaders") == 0
+    with database.transaction(write=True) as session:
+        take_duty(session, LEADER, "s1", seconds=600)
     families = scrape(client)
+    assert value(families, "pocl_scheduler_leaders") == 1
     assert value(families, "pocl_jobs", project="default", status="queued") == 1
     assert value(families, "pocl_jobs", project="default", status="preparing") == 1
     oldest = value(families, "pocl_queue_oldest_seconds", project="default")
