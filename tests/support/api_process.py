@@ -45,19 +45,23 @@ def serving(
     *,
     program: Sequence[str] = ("-m", "api", "serve"),
     expects_kill: bool = False,
+    code: Path = ROOT,
     **settings: str,
 ) -> Iterator[ServiceProcess]:
     """A running service. At the end it must stop on SIGTERM, without an error in its log.
 
     Args:
         program: The arguments of Python, where they are not those of the plain service.
+        code: Where the packages are that it runs.
         expects_kill: Whether the service kills itself before the end.
         settings: Those of the service; its key is that of `AUTHORIZED` unless they name another.
     """
     port = free_port()
     variables = environment(home, port=str(port), **{"api_key": KEY, **settings})
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, *program], env=variables, cwd=ROOT, stderr=output)
+        process = subprocess.Popen(
+            [sys.executable, *program], env=variables | {"PYTHONPATH": str(code)}, cwd=code, stderr=output
+        )
     try:
         address = f"http://127.0.0.1:{port}"
         eventually(lambda: process.poll() is not None or _answers(address), within=120, what="the service answers")
