@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ from pocl.events import (
     Warned,
     to_line,
 )
-from pocl.layout import CACHE_DIR, ExitCode
+from pocl.layout import ANSWERS_FILE, CACHE_DIR, COMPARED_DIR, RESULT_FILE, ExitCode
 from pocl.reserved_stdout import reserve_stdout
 from pocl.spec import GGUF_FORMATS, DistillationSpec, resolve
 from pocl.storage.shared_cache import SharedCache
@@ -61,6 +62,12 @@ def _run(options: argparse.Namespace) -> int:
         for field_error in error.field_errors:
             print(f"{options.spec}: {field_error.pointer or '/'}: {field_error.detail}", file=sys.stderr)
         return ExitCode.USAGE
+    if options.compared_with is not None:
+        try:
+            _take_compared_run(options.compared_with, options.workdir)
+        except OSError as error:
+            print(f"--compared-with {options.compared_with}: {error.strerror}", file=sys.stderr)
+            return ExitCode.USAGE
     stop, pause = _Flag(), _Flag()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop.set)
@@ -94,6 +101,18 @@ def _run(options: argparse.Namespace) -> int:
             sys.excepthook(type(error), error, error.__traceback__)
         return ExitCode.FAILED
     return ExitCode.DONE
+
+
+def _take_compared_run(run: Path, workdir: Path) -> None:
+    """Copy what a report shows of another run into the directory of this one.
+
+    Raises:
+        OSError: the run has not finished, or cannot be read.
+    """
+    directory = workdir / COMPARED_DIR
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in (RESULT_FILE, ANSWERS_FILE):
+        shutil.copyfile(run / name, directory / name)
 
 
 def _export_gguf(options: argparse.Namespace) -> int:
@@ -181,6 +200,12 @@ def _parser() -> argparse.ArgumentParser:
         "--hub-cache-bytes",
         type=int,
         help="size of the cache of the Hub; the least recently used revisions are evicted (default: no bound)",
+    )
+    run.add_argument(
+        "--compared-with",
+        type=Path,
+        metavar="DIR",
+        help="directory of a finished run, beside which the report of its control shows its own scores",
     )
     run.add_argument(
         "--posted-spec",

@@ -14,6 +14,7 @@ WORKDIR/
     answers.jsonl            the greedy answers of all evaluations, one a line
     best/                    the weights of the stage that scores best
     best-00000120/           the same, where they are not in the format of the checkpoint after that step
+    compared/                answers.jsonl and result.json of the run that a control is compared with, if it has one
     final/                   the weights of the last stage
     result.json              the figures
     report.html              the figures for people
@@ -40,6 +41,7 @@ FINAL_DIR: Final = "final"
 ANSWERS_FILE: Final = "answers.jsonl"
 RESULT_FILE: Final = "result.json"
 REPORT_FILE: Final = "report.html"
+COMPARED_DIR: Final = "compared"
 CACHE_DIR: Final = "cache"
 MODEL_DIGESTS_FILE: Final = "model-digests.json"
 WEIGHTS_FILE: Final = "model.safetensors"

@@ -167,6 +167,7 @@ class Attempt:
                     posted_spec=claim.spec,
                     ranking_jobs=jobs,
                     training_states=claim.checkpoints,
+                    compared=inputs.compared_keys,
                 )
             )
         except OSError as error:

@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,14 @@ import structlog
 
 from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.jobs.leases import StoredCheckpoint
-from pocl.layout import ANSWERS_FILE, PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE, checkpoint_dir
+from pocl.layout import (
+    ANSWERS_FILE,
+    COMPARED_DIR,
+    PARTIAL_RANKING_FILE,
+    RANKING_FILE,
+    RANKING_INPUTS_FILE,
+    checkpoint_dir,
+)
 from pocl.spec import DistillationSpec
 
 _log = structlog.get_logger(__name__)
@@ -112,6 +119,7 @@ def stage_inputs(
     posted_spec: DistillationSpec,
     ranking_jobs: list[str],
     training_states: Sequence[StoredCheckpoint],
+    compared: Mapping[str, str | None],
 ) -> StoredCheckpoint | None:
     """Write the inputs of the engine: its specification, and the ranking, answers and training state to continue from.
 
@@ -120,6 +128,8 @@ def stage_inputs(
         ranking_jobs: Ids of the jobs whose ranking may be copied, best first. The engine uses a ranking only if its
             inputs are those of the specification.
         training_states: Training states in the store, best first. A damaged one is skipped for the next.
+        compared: The store keys of what the report shows of the job that a control is compared with, by name; null for
+            what is gone, which the engine warns of.
 
     Returns:
         The training state that was copied; None where there is none whole, so that the engine begins at the start.
@@ -134,6 +144,15 @@ def stage_inputs(
                 _log.debug("ranking_not_stored_yet", file=name, ranking_job=job_id)
                 continue
             break
+    if compared:
+        (directory.workdir / COMPARED_DIR).mkdir()
+    for name, key in compared.items():
+        if key is None:
+            continue
+        try:
+            store.fetch_file(key, directory.workdir / COMPARED_DIR / name)
+        except (ArtifactCorrupt, ArtifactNotFound) as error:
+            _log.warning("compared_job_not_shown", file=name, error=str(error))
     for state in training_states:
         try:
             store.checkout(state.store_key, directory.workdir / checkpoint_dir(state.step))

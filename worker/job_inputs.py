@@ -12,9 +12,11 @@ from domain.datasets.models import Dataset
 from domain.datasets.repository import get_dataset, stored_reference
 from domain.errors import ApiError, NotFound
 from domain.jobs.leases import Claim
+from domain.jobs.repository import get_artifact
 from domain.jobs.states import EndReason
 from domain.model_paths import locate_model
 from domain.settings import Settings
+from pocl.layout import ANSWERS_FILE, RESULT_FILE
 from pocl.spec import RANKING_MODEL_POINTER, DataRef, DistillationSpec, ModelRef
 from worker.engine_exit import STORAGE_FAILED
 
@@ -27,6 +29,9 @@ class StoredInputs:
     """By their ids."""
     checkpoint_keys: Mapping[str, str]
     """The store keys of checkpoints by their ids."""
+    compared_keys: Mapping[str, str | None]
+    """The store keys of what a report shows of the job that a control is compared with, by name, null for what is gone;
+    empty without such a job."""
 
 
 def find_inputs(session: Session, claim: Claim) -> StoredInputs:
@@ -40,7 +45,18 @@ def find_inputs(session: Session, claim: Claim) -> StoredInputs:
     return StoredInputs(
         {each: get_dataset(session, claim.project, each) for each in named},
         {each: get_checkpoint(session, claim.project, each).store_key for each in models},
+        _find_compared(session, claim),
     )
+
+
+def _find_compared(session: Session, claim: Claim) -> dict[str, str | None]:
+    control = claim.spec.curriculum.control
+    if control is None or control.budget_of is None:
+        return {}
+    # The job may be deleted meanwhile: the control has its steps, and says that the comparison is missing.
+    stored = {RESULT_FILE: "result", ANSWERS_FILE: "answers"}
+    artifacts = {name: get_artifact(session, control.budget_of, kind) for name, kind in stored.items()}
+    return {name: None if artifact is None else artifact.store_key for name, artifact in artifacts.items()}
 
 
 def localize_spec(

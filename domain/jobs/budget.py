@@ -16,7 +16,8 @@ _POINTER = "/curriculum/control/budget_of"
 
 
 def with_budget(session: Session, project: str, spec: DistillationSpec) -> DistillationSpec:
-    """The specification with the steps of the job that its control names as `budget_of`.
+    """The specification with the steps of the job that its control names as `budget_of`, and with the day that the
+    templates of that job were given, where its own is open.
 
     A control that has the steps already, such as that of a retry, keeps them when the job is deleted.
 
@@ -38,6 +39,8 @@ def with_budget(session: Session, project: str, spec: DistillationSpec) -> Disti
     compared = DistillationSpec.model_validate(job.spec)
     if compared.curriculum.control is not None:
         _refuse("budget_of_control", "the job is a control itself: name the job that the control is compared with")
+    if compared.data.date is not None:
+        spec = spec.with_day(compared.data.date)
     mine, theirs = _parts(spec), _parts(compared)
     if differing := [part for part in mine if mine[part] != theirs[part]]:
         detail = f"the job differs in {', '.join(differing)}: a control differs from it in curriculum.control alone"

@@ -64,6 +64,26 @@ class AnswersFile:
             lines.append(json.dumps(content, ensure_ascii=False) + "\n")
         self._write([*(line for other, line in self._lines() if other != key), *lines])
 
+    def read_last_rouge(self) -> dict[str, dict[tuple[int, str], float]]:
+        """The ROUGE-L of the student's answers after its last stage, in points, by split, and by the number of the
+        sample and its digest; without samples that have no score.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        last: dict[str, int] = {}
+        scores: dict[str, dict[tuple[int, str], float]] = {}
+        for key, line in self._lines():
+            if key.subject != "stage" or key.stage is None or key.stage < last.get(key.split, 0):
+                continue
+            if key.stage > last.get(key.split, -1):
+                last[key.split], scores[key.split] = key.stage, {}
+            content = json.loads(line)
+            row, sample, rouge_l = (content.get(name) for name in ("row", "sample", "rouge_l"))
+            if isinstance(row, int) and isinstance(sample, str) and isinstance(rouge_l, float):
+                scores[key.split][row, sample] = rouge_l
+        return scores
+
     def _write(self, lines: list[str]) -> None:
         # A lone surrogate, which a model's answer may hold, is no UTF-8.
         replace_file(self.path, "".join(lines).encode("utf-8", "replace").decode("utf-8"))

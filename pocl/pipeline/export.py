@@ -9,12 +9,13 @@ from pocl.export.model_card import CardFacts
 from pocl.export.student import StudentExport
 from pocl.export.tokenizer_reading import TokenizerTrial, try_tokenizer
 from pocl.export.weight_format import choose_export_dtype, dtype_name
-from pocl.layout import ANSWERS_FILE, FINAL_DIR, REPORT_FILE, RESULT_FILE, checkpoint_dir
+from pocl.layout import ANSWERS_FILE, COMPARED_DIR, FINAL_DIR, REPORT_FILE, RESULT_FILE, checkpoint_dir
 from pocl.pipeline.context import RunContext
 from pocl.pipeline.load import LoadedRun
 from pocl.pipeline.validate import ValidatedRun
 from pocl.prepare import Models
 from pocl.report.result import Origins, Result, build_result, conclude, origin_of, write_result
+from pocl.report.run_comparison import compare_with_run
 from pocl.run_inputs import samples_used
 from pocl.storage.manifest import read_manifest
 from pocl.train.checkpoint import Student
@@ -95,6 +96,12 @@ def export(
         message = f"a weight is too large for {dtype_name(student.export.dtype)}: final/ has {exported.dtype}"
         context.warn("export_not_rounded", message)
     models = loaded.models
+    compared_with = None
+    if (context.workdir / COMPARED_DIR).exists():
+        compared_with = compare_with_run(context.workdir, seed=context.spec.seed)
+        if compared_with is None:
+            pointer = "/curriculum/control/budget_of"
+            context.warn("comparison_missing", "the files of the run to compare with are gone or damaged", pointer)
     result = build_result(
         state,
         [*state.evaluations, *conclusions],
@@ -108,6 +115,7 @@ def export(
             data_commits=validated.data.commits,
         ),
         export=exported,
+        compared_with=compared_with,
     )
     write_result(context.workdir, context.spec, result, state.metrics, ranking)
     if (context.workdir / ANSWERS_FILE).exists():

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pocl.evaluation.intervals import ScoreDifference
 from pocl.events import Evaluated
 from pocl.report.names import model_name
+from pocl.report.run_comparison import RunComparison
 
 _SMALL_SET = 200
 """With fewer samples the interval of a score is wide enough to be mentioned."""
@@ -16,16 +17,19 @@ def describe_conclusions(
     best_stage: int | None,
     *,
     is_control: bool,
+    compared_with: RunComparison | None = None,
 ) -> list[str]:
     """Sentences for people; none where nothing was scored.
 
     Args:
         best_stage: the stage whose weights are kept as the best; null without validation samples.
         is_control: whether the run is a control experiment itself.
+        compared_with: the run that it is compared with; null without one.
     """
     if not evaluations:
         return []
     return [
+        *([] if compared_with is None else _what_the_control_took(compared_with)),
         *_gains(differences),
         *_distance_to_teacher(evaluations),
         *_weights_to_take(evaluations, best_stage),
@@ -44,6 +48,21 @@ def _gains(differences: Sequence[ScoreDifference]) -> list[str]:
         said.append(
             f"The {model_name(each.model)} {verb} {abs(each.difference):.2f} points of ROUGE-L over the untrained one"
             f" on {each.rows} {each.split} samples (95 % interval {each.low:+.2f} to {each.high:+.2f}{certain})."
+        )
+    return said
+
+
+def _what_the_control_took(compared_with: RunComparison) -> list[str]:
+    """How the run without the control fared beside it, whichever way it fell."""
+    unseen = [each for each in compared_with.differences if each.split != "validation"] or compared_with.differences
+    said = []
+    for each in unseen:
+        means = "helped" if each.low > 0 else "did harm" if each.high < 0 else "may make no difference"
+        place = "above" if each.difference >= 0 else "below"
+        said.append(
+            f"The final student of the run without the control scored {abs(each.difference):.2f} points of ROUGE-L"
+            f" {place} that of the control on {each.rows} {each.split} samples (95 % interval {each.low:+.2f} to"
+            f" {each.high:+.2f}): what the control leaves out {means}, as far as one seed can tell."
         )
     return said
 

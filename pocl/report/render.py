@@ -21,6 +21,7 @@ from pocl.report.plots import (
     draw_rouge_l,
     draw_temperature,
 )
+from pocl.report.run_comparison import RunComparison
 from pocl.spec import Control, Ranker, ReversedOrder, describe_control, describe_ranker, method_name
 
 _METRIC_NAMES = {
@@ -46,6 +47,8 @@ class ReportData:
     """The model that the samples were ranked by, where they were."""
     provenance: Mapping[str, str | None]
     """What the run can be reproduced from: digests, versions, seed."""
+    compared_with: RunComparison | None = None
+    """The run that the control is compared with; null without one."""
     differences: Sequence[ScoreDifference] = ()
     """By how much the trained student scores above the others."""
     answers: Sequence[ComparedAnswers] = ()
@@ -97,8 +100,13 @@ def render(data: ReportData) -> str:
         seed_stats=seed_stats_text,
         split_note=lambda split: split_note(split, stages=len(data.stages), ends_stages=data.validation_ends_stages),
         conclusions=describe_conclusions(
-            data.evaluations, data.differences, data.best_stage, is_control=bool(data.control)
+            data.evaluations,
+            data.differences,
+            data.best_stage,
+            is_control=bool(data.control),
+            compared_with=data.compared_with,
         ),
+        compared_with={each.split: each for each in data.compared_with.evaluations} if data.compared_with else {},
         settings=data.settings,
         training_plots=[draw_loss(data.curve, data.stages), draw_temperature(data.curve, data.stages)],
         score_plots=[draw_rouge_l(plotted), draw_cross_entropy(plotted)] if plotted else [],

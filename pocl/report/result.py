@@ -16,6 +16,7 @@ from pocl.models.loading import LazyModel, LoadedModel
 from pocl.report.comparison import ComparedAnswers, ModelComparison
 from pocl.report.figures import StageFigures, TrainingCurve
 from pocl.report.render import ReportData, render
+from pocl.report.run_comparison import RunComparison
 from pocl.spec import Control, DistillationSpec
 from pocl.storage.manifest import replace_file
 from pocl.train.selection import VALIDATION, best_chosen_by, best_stage
@@ -35,6 +36,8 @@ class Result(BaseModel):
     """Training samples."""
     control: Control | None = None
     """The control experiment that the run was; null for the curriculum itself."""
+    compared_with: RunComparison | None = None
+    """The run that the control is compared with, where it names one (`control.budget_of`)."""
     data: tuple[DataEncoded, ...] = ()
     """What was cut and left out when the samples of each data set became tokens."""
     stages: tuple[StageFigures, ...]
@@ -92,6 +95,7 @@ def build_result(
     precision: str,
     origins: Origins,
     export: ExportedModel,
+    compared_with: RunComparison | None,
 ) -> Result:
     """The figures of a finished run."""
     comparison = ModelComparison(state, best_stage(evaluations, spec.evaluation.best_by))
@@ -101,6 +105,7 @@ def build_result(
         tokens_seen=state.tokens_seen,
         samples=state.finished_stages[-1].samples,
         control=spec.curriculum.control,
+        compared_with=compared_with,
         data=tuple(data),
         stages=_stage_figures(state, spec),
         evaluations=tuple(evaluations),
@@ -189,6 +194,7 @@ def _report_data(
     return ReportData(
         samples=result.samples,
         control=result.control,
+        compared_with=result.compared_with,
         tokens_seen=result.tokens_seen,
         data=result.data,
         stages=result.stages,

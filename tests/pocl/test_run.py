@@ -35,7 +35,7 @@ from pocl.events import (
     from_line,
 )
 from pocl.export.model_directory import save_model
-from pocl.layout import ExitCode
+from pocl.layout import ANSWERS_FILE, COMPARED_DIR, RESULT_FILE, ExitCode
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.report import plots
 from pocl.report.result import Result
@@ -338,13 +338,25 @@ def test_another_specification_is_refused_in_the_same_directory(undisturbed: Pat
 )
 def test_control_takes_as_many_steps_and_is_reported_as_one(undisturbed: Path, tmp_path: Path, kind: str) -> None:
     few = ("evaluation.max_rows=1", "evaluation.max_new_tokens=1")
+    (tmp_path / COMPARED_DIR).mkdir()
+    for name in (RESULT_FILE, ANSWERS_FILE):
+        shutil.copyfile(undisturbed / name, tmp_path / COMPARED_DIR / name)
     result, events = run_tiny(tmp_path, f"curriculum.control={{kind: {kind}}}", *few)
     assert result.steps == max(logged_steps(undisturbed))
     assert result.control is not None
     skipped = any(isinstance(event, Warned) and event.code == "ranking_skipped" for event in events)
     assert (tmp_path / "ranking.jsonl").exists() == (kind in RANKED_CONTROLS)
     assert skipped == (kind not in RANKED_CONTROLS)
-    assert f"Control experiment {kind}:" in (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert f"Control experiment {kind}:" in report
+    # The run that it is compared with stands beside it; an interval needs more than one sample.
+    compared, uncontrolled = result.compared_with, json.loads((undisturbed / RESULT_FILE).read_text())
+    assert compared is not None
+    assert [each.rouge_l for each in compared.evaluations] == [
+        each["rouge_l"] for each in uncontrolled["evaluations"] if each["subject"] == "final"
+    ]
+    assert compared.differences == ()
+    assert "final student of the run without the control" in report
 
 
 def test_branch_reports_the_settings_of_its_inherited_stages(tmp_path: Path) -> None:

@@ -125,6 +125,17 @@ def test_ranking_is_made_once(harness: ServiceHarness) -> None:
     assert harness.artifacts(job)["ranking"].sha256 == first_ranking
 
 
+def test_a_control_is_given_what_came_of_the_job_that_it_is_compared_with(harness: ServiceHarness) -> None:
+    compared = harness.submit()
+    assert harness.supervisor().work_one() is JobStatus.SUCCEEDED
+    posted = harness.job(compared).posted_spec
+    curriculum = {**posted["curriculum"], "control": {"kind": "no_curriculum", "budget_of": compared}}
+    control = harness.submit(data=posted["data"], curriculum=curriculum)
+    # The engine of the other job wrote no answers.
+    code = "from pathlib import Path; assert [each.name for each in Path('run/compared').iterdir()] == ['result.json']"
+    assert harness.supervisor("--run", code).work_one() is JobStatus.SUCCEEDED, harness.log(control)
+
+
 def test_partial_ranking_is_continued_by_the_next_attempt(harness: ServiceHarness) -> None:
     job = harness.submit()
     partial = AttemptDir(harness.settings.work_root / f"{job}.1").workdir / PARTIAL_RANKING_FILE

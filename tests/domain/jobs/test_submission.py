@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +328,13 @@ def control_of(job_id: str, **fields: Any) -> dict[str, Any]:
 
 def test_a_control_has_the_steps_that_its_job_has_spent(database: Database, plan: Planner, spec: Spec) -> None:
     job_id = add_compared_job(database, spec())
+    yesterday = date(2026, 1, 30)
+    with database.transaction(write=True) as session:
+        job = session.get_one(Job, job_id)
+        job.spec = DistillationSpec.model_validate(job.spec).with_day(yesterday).model_dump(mode="json")
     planned = plan(spec(curriculum=control_of(job_id)))
+    # Templates that print the day print that of the job, whenever the control is submitted.
+    assert planned.spec.data.date == yesterday
     assert [stage.steps for stage in planned.stages] == [7, 13]
     assert planned.spec.curriculum.control is not None
     assert planned.spec.curriculum.control.stage_steps == (7, 13)
