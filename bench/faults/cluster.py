@@ -6,6 +6,7 @@ Each worker runs its engines by way of :mod:`bench.faults.sick_engine`, which ca
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,11 +305,14 @@ class Cluster:
         if home.parent.stat().st_dev == home.parent.parent.stat().st_dev:
             return False
         ballast = home.with_name("ballast")
+        free = shutil.disk_usage(home).free
         try:
             small_disk.fill(ballast, 0)
             time.sleep(LEASE_SECONDS / 2)
         finally:
             ballast.unlink()
+            # The service may write meanwhile, but not half the disk.
+            small_disk.wait_for_space(home, free // 2)
         return True
 
     def _at_broker(self, command: str) -> bool:

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -52,6 +53,20 @@ def fill(ballast: Path, free_bytes: int) -> None:
                 size //= 2
             else:
                 size = _free_bytes(ballast.parent) - free_bytes
+
+
+def wait_for_space(directory: Path, free_bytes: int, *, within: float = 60) -> None:
+    """Wait until a disk has as many bytes free again, of a large file that was removed: the kernel gives its pages back
+    when it comes to it, which took 17 s on a busy machine.
+
+    Raises:
+        TimeoutError: it has not after so many seconds.
+    """
+    deadline = time.monotonic() + within
+    while _free_bytes(directory) < free_bytes:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{directory} has {_free_bytes(directory)} bytes free, and not {free_bytes}")
+        time.sleep(0.05)
 
 
 def _free_bytes(directory: Path) -> int:
