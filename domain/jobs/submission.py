@@ -24,6 +24,7 @@ from domain.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
 from domain.jobs.queue import QueuedJob, explain_misfit, explain_new
 from domain.jobs.queue_order import PositionCounter
 from domain.jobs.quotas import admit_jobs
+from domain.jobs.stored_specs import stored_spec
 from domain.jobs.work_progress import WorkPlan
 from domain.logs import current_request_id
 from domain.settings import Settings
@@ -328,7 +329,7 @@ def _columns(session: Session, settings: Settings, submission: Submission, proje
         "retention": None if not options.retention else dict(options.retention),
         "trackers": [each.model_dump(mode="json") for each in options.trackers] or None,
         "posted_spec": dict(plan.posted_spec),
-        "spec": _stored_spec(plan.spec),
+        "spec": stored_spec(plan.spec),
         "device": plan.spec.resources.device,
         "memory_bytes": None if plan.estimate is None else plan.estimate.memory_bytes,
         "event_seq": 1,
@@ -581,15 +582,3 @@ def _check_trackers(session: Session, settings: Settings, trackers: Sequence[Tra
 
 def _is_printable(text: str) -> bool:
     return len(text) <= MAX_TEXT_LENGTH and text.isprintable()
-
-
-def _stored_spec(spec: DistillationSpec) -> dict[str, Any]:
-    """A specification as its row has it.
-
-    A field that came within this generation is left out where it has its default: workers of the version before refuse
-    what they do not know, and may claim the job.
-    """
-    stored = spec.model_dump(mode="json")
-    if not spec.export.gguf:
-        del stored["export"]["gguf"]
-    return stored
