@@ -9,9 +9,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import JsonValue
 
-from api.content_encoding import refuse_content_encoding
-from api.dependencies import settings_of
-from domain.errors import BodyTooLarge, JsonInvalid, UnsupportedMediaType
+from api.bounded_body import read_bounded
+from domain.errors import JsonInvalid, UnsupportedMediaType
 
 MAX_DEPTH = 32
 """A specification nests five levels deep."""
@@ -42,20 +41,14 @@ class _StrictRequest(Request):
 
     async def body(self) -> bytes:
         if self._content is None:
-            refuse_content_encoding(self.headers)
             declared = self.headers.get("content-type")
             if declared is not None:
                 _require_json(declared)
-            read = bytearray()
-            limit = settings_of(self).max_request_bytes
-            async for chunk in self.stream():
-                read += chunk
-                if len(read) > limit:
-                    raise BodyTooLarge(f"A JSON body may have at most {limit} bytes.")
+            read = await read_bounded(self, "A JSON body")
             if declared is None and read:
                 # Some bodies are optional; one that is sent declares its type.
                 _require_json("")
-            self._content = bytes(read)
+            self._content = read
             self._parsed = parse(self._content) if self._content else None
         return self._content
 

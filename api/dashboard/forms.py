@@ -8,11 +8,10 @@ from fastapi import Depends, Request
 from starlette.datastructures import ImmutableMultiDict
 
 from api.auth import CrossSiteRequest
+from api.bounded_body import read_bounded
 from api.browser_sessions import Session
-from api.content_encoding import refuse_content_encoding
-from api.dependencies import settings_of
 from api.principal import SAFE_METHODS
-from domain.errors import BodyTooLarge, Unprocessable, UnsupportedMediaType
+from domain.errors import Unprocessable, UnsupportedMediaType
 
 TOKEN_FIELD: Final = "form_token"
 _TOKEN_HEADER: Final = "x-form-token"
@@ -27,20 +26,15 @@ async def read_form(request: Request) -> FormFields:
     """The fields of a form.
 
     Raises:
-        UnsupportedMediaType, BodyTooLarge, Unprocessable: the body is no form, or a larger one than is accepted.
+        UnsupportedMediaType, Unprocessable: the body is no form.
+        ContentEncodingUnsupported, BodyTooLarge: as of :func:`read_bounded`.
     """
     known: FormFields | None = getattr(request.state, "form", None)
     if known is not None:
         return known
-    refuse_content_encoding(request.headers)
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _MEDIA_TYPE:
         raise UnsupportedMediaType(f"Send the form as {_MEDIA_TYPE}.")
-    body = bytearray()
-    limit = settings_of(request).max_request_bytes
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise BodyTooLarge(f"A form may have at most {limit} bytes.")
+    body = await read_bounded(request, "A form")
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:
