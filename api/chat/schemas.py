@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from api.enumerations import ChatRole
 from domain.chat.repository import ChatSnapshot
 from pocl.chat.protocol import MAX_NEW_TOKENS, ChatMessage, ChatQuestion, FinishReason
 from pocl.spec import ModelRef
@@ -38,7 +39,7 @@ class ChatTextPart(_Body):
 class ChatMessageBody(_Body):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: ChatRole
     """Who speaks; `developer` is another name of `system`."""
     content: (
         Annotated[str, Field(max_length=MAX_CONVERSATION_CHARACTERS)]

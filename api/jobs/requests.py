@@ -1,9 +1,10 @@
 """Request bodies of jobs: submissions, actions on a job, changes of a job."""
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, model_validator
 
+from api.enumerations import RetryFrom
 from api.jobs.spec_schema import PostedSpec
 from api.retention.schemas import JobRetention
 from domain.jobs.models import LABEL_KEY
@@ -130,7 +131,7 @@ class RetryRequest(DescendantRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"start": "checkpoint"}]})
 
-    start: Literal["checkpoint", "stage", "start"] = "checkpoint"
+    start: RetryFrom = "checkpoint"
     """Where the new job begins: `checkpoint` is the newest training state, where there is one; `stage` is the end of
     `stage`; `start` is the very start, which for a branch is where it left its parent."""
     stage: StrictInt | None = Field(default=None, ge=0, lt=2**31)

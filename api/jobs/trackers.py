@@ -1,6 +1,6 @@
 """The trackers of a job over HTTP: what each has of the job's metrics, and the files that some make."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
@@ -9,6 +9,7 @@ from api.byte_ranges import RangeNotSatisfiable
 from api.client_shares import TRANSFER_ERRORS
 from api.dependencies import StoreDep
 from api.downloads import ArtifactDamaged, ArtifactFileNotFound, download_responses, serve_file
+from api.enumerations import TrackerFileKind
 from api.jobs.schemas import TrackerList, TrackerView
 from api.path_params import JobId
 from api.problems import COMMON_PROBLEMS, problem_responses
@@ -20,9 +21,7 @@ from domain.trackers.repository import list_trackers
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, route_class=StrictJsonRoute)
 
-FileKind = Annotated[
-    Literal["tensorboard", "wandb"], Path(description="A tracker that makes a file, for instance `tensorboard`.")
-]
+FileKind = Annotated[TrackerFileKind, Path(description="A tracker that makes a file, for instance `tensorboard`.")]
 
 
 class TrackerFileNotReady(NotFound):

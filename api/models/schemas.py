@@ -4,10 +4,9 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from api.enumerations import ModelState
 from api.pagination import Page, Resource
 from domain.model_catalog import ListedModel
-
-ModelState = Literal["usable", "refused", "not_read"]
 
 
 class ModelRefusalView(Resource):
