@@ -149,8 +149,8 @@ class _Control(FrozenModel):
     """The optimiser steps of each stage of the run that the control is compared with, which it spends instead of the
     planned ones. A stage of a control never ends by convergence, so `advance` by convergence needs them."""
     budget_of: str | None = Field(default=None, pattern=r"^job_[0-9a-z]{8,40}$")
-    """The id of a succeeded job of the service with the same curriculum; `stage_steps` are then those that it spent, and
-    the report and the result of the control show that job beside it."""
+    """The id of a succeeded job of the service with the same curriculum; `stage_steps` are then those that it spent,
+    and the report and the result of the control show that job beside it."""
 
 
 class NoCurriculum(_Control):
