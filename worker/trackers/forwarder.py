@@ -4,15 +4,12 @@ A tracker's server is the operator's, so one that hangs for a job hangs for all:
 several schedulers one forwards by a channel at a time.
 """
 
-import fcntl
 import os
 import random
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +33,7 @@ from domain.jobs.tracker_feed import (
 from domain.settings import Settings
 from domain.trackers.models import FILE_CHANNELS, TrackerChannel
 from domain.workers.repository import take_duty
+from worker.scratch_directory import ScratchDirectory
 from worker.settings import WorkerSettings
 from worker.trackers.client import CannotTrack
 from worker.trackers.process import TrackerProcess
@@ -256,42 +254,12 @@ class ChannelForwarder:
         return seconds * (0.5 + self.jitter() / 2)
 
 
-@dataclass(frozen=True)
-class ScratchDirectory:
-    """A directory of this process, locked while the process lives."""
-
-    path: Path
-    lock: int
-    """The descriptor of the lock."""
-
-    @classmethod
-    def make(cls, root: Path) -> "ScratchDirectory":
-        """Make one below `root`, and remove those whose processes have ended."""
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left in root.iterdir():
-            with suppress(OSError):
-                lock = os.open(left, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left, ignore_errors=True)
-                finally:
-                    os.close(lock)
-        path = Path(tempfile.mkdtemp(prefix="scheduler-", dir=root))
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return cls(path, lock)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self.lock)
-
-
 @dataclass
 class TrackerForwarder:
     """The channels of one scheduler, each in a thread of its own."""
 
     channels: tuple[ChannelForwarder, ...]
-    scratch: "ScratchDirectory | None" = None
+    scratch: ScratchDirectory | None = None
     """Where the clients keep files."""
     grace_seconds: float = 5.0
     """How long :meth:`close` waits for messages that are under way."""

@@ -16,8 +16,9 @@ import structlog
 
 from domain.jobs.tracker_feed import TrackedPoint, TrackedRun
 from domain.trackers.models import TrackerChannel, TrackerKind
+from worker.client_environment import client_environment
 from worker.processes import kill_group, spawn
-from worker.python_path import child_python_path, module_command
+from worker.python_path import module_command
 from worker.trackers.client import CannotTrack, OpenedRun
 
 _log = structlog.get_logger(__name__)
@@ -31,13 +32,6 @@ _KINDS: Final[Mapping[TrackerChannel, TrackerKind]] = {
 }
 _PASSED_ON: Final = ("MLFLOW_", "WANDB_", "DATABRICKS_")
 """How the variables begin that configure the clients of trackers."""
-_ENVIRONMENT: Final = frozenset(
-    {
-        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "LD_LIBRARY_PATH"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-        *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
-    }
-)
 
 
 class TrackerProcess:
@@ -145,14 +139,12 @@ class TrackerProcess:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         ours, theirs = socket.socketpair()
         with theirs:
-            allowed = {name: value for name, value in self._environ.items() if name in _ENVIRONMENT}
-            python_path = child_python_path(self._environ)
             self._process = spawn(
                 self._command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                environment={**allowed, **({"PYTHONPATH": python_path} if python_path else {})},
+                environment=client_environment(self._environ),
                 directory=self._directory,
             )
         self._connection = ours

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Final
@@ -21,12 +20,12 @@ import httpcore2
 from domain.webhooks.addresses import WebhookTarget, WebhookUrlInvalid, parse_url
 from domain.webhooks.deliveries import AttemptResult, DueMessage
 from domain.webhooks.signing import sign
+from worker.retry_after import parse_retry_after
 from worker.webhooks.network import CannotSend, CheckedBackend, Deadline, Resolver, checked_addresses, resolve
 
 _MAX_RESPONSE_BYTES: Final = 16 * 1024
 _CONNECT_SECONDS: Final = 5.0
 _READ_SECONDS: Final = 10.0
-_MAX_RETRY_AFTER: Final = 24 * 3600.0
 
 
 def environment_proxy(host: str) -> str | None:
@@ -164,19 +163,5 @@ def _judge(status: int, headers: Mapping[str, str], seconds: float, now: datetim
         return AttemptResult("gone", seconds, status, detail="The receiver wants no more messages (410).")
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         return AttemptResult("redirected", seconds, status, detail="Redirects are not followed: set the final URL.")
-    wait = _parse_retry_after(headers.get("retry-after", ""), now)
+    wait = parse_retry_after(headers.get("retry-after", ""), now)
     return AttemptResult("status_not_2xx", seconds, status, wait, "The receiver did not answer with a status of 2xx.")
-
-
-def _parse_retry_after(value: str, now: datetime) -> float | None:
-    """Seconds of the header field, a number or a date; null where it is absent or neither."""
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text[:9]), _MAX_RETRY_AFTER)
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return min(max(0.0, (moment - now).total_seconds()), _MAX_RETRY_AFTER)

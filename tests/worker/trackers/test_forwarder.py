@@ -17,8 +17,9 @@ from tests.support.harness import PROJECT
 from tests.support.rows import evaluated, save_checkpoint
 from tests.support.worker_actions import settle_attempt, succeed_job
 from tests.worker.trackers.conftest import TrackedJobs
+from worker.scratch_directory import ScratchDirectory
 from worker.trackers.client import CannotTrack, OpenedRun
-from worker.trackers.forwarder import ScratchDirectory, TrackerForwarder, available_channels
+from worker.trackers.forwarder import TrackerForwarder, available_channels
 from worker.trackers.process import TrackerProcess
 
 LONG = 200
