@@ -27,6 +27,7 @@ import api.health.routes
 import api.jobs.actions
 import api.jobs.logs
 import api.jobs.polling
+import api.jobs.publications
 import api.jobs.routes
 import api.jobs.streaming
 import api.jobs.trackers
@@ -211,6 +212,7 @@ def _routes() -> list[BaseRoute]:
         api.jobs.streaming,
         api.jobs.logs,
         api.jobs.actions,
+        api.jobs.publications,
         api.jobs.routes,
         api.jobs.trackers,
         api.datasets.routes,

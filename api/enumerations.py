@@ -11,6 +11,7 @@ from domain.jobs.forecast import ForecastBasis, WorkerFit
 from domain.jobs.queue import QueueReason
 from domain.jobs.states import Fault, PauseAt
 from domain.keys.models import Scope
+from domain.publications.models import PublicationState
 from domain.trackers.models import TrackerKind, TrackerState, WandbTracker
 from domain.webhooks.models import DeliveryError, DeliveryFailure, DeliveryStatus, DisabledReason, WebhookStatus
 from domain.workers.models import DeviceKind, DrainMode, WakeUp, WorkerState
@@ -21,7 +22,7 @@ from pocl.spec import GgufFormat, PresetName
 from pocl.spec.curriculum import ByConvergence, ColumnRanker, Curriculum
 from pocl.spec.data import Data, FileFormat, ReadOptions, RowForm
 from pocl.spec.models import RandomModel
-from pocl.spec.training import Export, Resources, Training
+from pocl.spec.training import Export, HubPush, Resources, Training
 
 ChatRole = Literal["system", "developer", "user", "assistant"]
 ModelState = Literal["usable", "refused", "not_read"]
@@ -106,6 +107,8 @@ ENUMERATIONS: Final[Mapping[str, Enumeration]] = {
     "Phase": Enumeration(Phase, "What the engine is doing."),
     "Precision": Enumeration(_literal(Training, "precision"), "The format of matrix products."),
     "PresetName": Enumeration(PresetName, "The name of a preset: the defaults of all fields of a specification."),
+    "PublicationState": Enumeration(PublicationState, "Whether the student is in its repository on the Hub."),
+    "PushedKind": Enumeration(_literal(HubPush, "checkpoint"), "Which student is pushed to the Hub."),
     "QueueReason": Enumeration(QueueReason, "Why a queued job does not run yet."),
     "RandomFamily": Enumeration(_literal(RandomModel, "family"), "The architecture of a random model."),
     "RetryFrom": Enumeration(

@@ -15,6 +15,7 @@ from domain.process_stat import ENVIRONMENT_START, read_stat
 SECRET_VARIABLES: Final = (
     "POCL_API_KEY",
     "POCL_METRICS_TOKEN",
+    "POCL_HUB_WRITE_TOKEN",
     "POCL_DATABASE_URL",
     "POCL_DATABASE_PASSWORD",
     "POCL_REDIS_URL",

@@ -84,6 +84,11 @@ class Settings(EnvironmentSettings):
     hub_repositories: tuple[str, ...] | None = None
     """The repositories of the Hugging Face Hub that jobs may name, as patterns separated by commas, such as
     `HuggingFaceTB/*,acme/*`; null: all. `-` stands for none."""
+    hub_publish_to: tuple[str, ...] = ()
+    """The owners of repositories on the Hugging Face Hub, users and organisations separated by commas, that jobs may
+    have their students pushed to (`export.hub`); none unless given. The API and the scheduler read it."""
+    hub_write_token: SecretStr | None = None
+    """The token of the Hub that the scheduler pushes with, which may write to these owners; null: nothing is pushed."""
     artifact_store: str | None = Field(default=None, max_length=512)
     """Where checkpoints, data sets and results are: `s3://bucket/prefix`, whose endpoint, region and credentials the
     variables `AWS_*` say, or a directory, which is the same as `artifact_root`; null: in `artifact_root`."""
@@ -253,6 +258,30 @@ class Settings(EnvironmentSettings):
                     "POCL_HUB_REPOSITORIES takes patterns such as acme/* and acme/model-?, with commas between"
                 )
         return patterns
+
+    @field_validator("hub_publish_to", mode="before")
+    @classmethod
+    def _split_owners(cls, value: Any) -> Any:
+        return split_list(value)
+
+    @field_validator("hub_publish_to")
+    @classmethod
+    def _check_owners(cls, owners: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in owners:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}", owner):
+                raise ValueError(
+                    "POCL_HUB_PUBLISH_TO takes users and organisations of the Hub such as acme, with commas between:"
+                    " neither repositories nor patterns"
+                )
+        return owners
+
+    @field_validator("hub_write_token")
+    @classmethod
+    def _check_hub_token(cls, token: SecretStr | None) -> SecretStr | None:
+        # A header carries it; white space and quotes are gone already.
+        if token is not None and not re.fullmatch(r"[!-~]{8,512}", token.get_secret_value()):
+            raise ValueError("POCL_HUB_WRITE_TOKEN must be a token of the Hub: 8 printable ASCII characters or more")
+        return token
 
     @field_validator("api_key", "metrics_token")
     @classmethod

@@ -13,6 +13,7 @@ import domain.idempotency.models
 import domain.jobs.models
 import domain.keys.models
 import domain.projects.models
+import domain.publications.models
 import domain.retention.models
 import domain.throughput.models
 import domain.trackers.models

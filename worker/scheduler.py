@@ -1,5 +1,5 @@
 """One small loop beside the workers: reap expired leases, ring for queued jobs, deliver to webhooks, forward metrics to
-trackers, collect garbage.
+trackers, push students to the Hub, collect garbage.
 
 Any number of schedulers may run, of which one leads and does these duties; each is guarded by the rows as well, or
 idempotent. See :mod:`worker.leadership`. What may take long, deleting what has expired and removing files, has a thread
@@ -26,6 +26,7 @@ from domain.datasets.models import Dataset
 from domain.db import Database
 from domain.idempotency.repository import delete_expired
 from domain.jobs.models import Job
+from domain.jobs.publication_feed import give_up_publications
 from domain.jobs.retries import RetryPolicy, count_claimable
 from domain.jobs.usage import record_storage_today
 from domain.keys.repository import delete_stale_keys
@@ -42,6 +43,7 @@ from worker.doorbell import BrokerUnreachable, Doorbell
 from worker.expiry import ExpiryCollector
 from worker.garbage import remove_deleted_checkpoints
 from worker.leadership import Leadership, LeadershipLost
+from worker.publications.publisher import HubPublisher, create_publisher
 from worker.reaper import Reaper
 from worker.settings import WorkerSettings
 from worker.trackers.forwarder import TrackerForwarder, create_forwarder
@@ -90,6 +92,11 @@ class Scheduler:
         return create_forwarder(self.database, self.store, self.settings, self.options, self.name)
 
     @cached_property
+    def publisher(self) -> HubPublisher:
+        # As a delivery, a push is guarded by its own lease, whoever leads.
+        return create_publisher(self.database, self.store, self.settings, self.options)
+
+    @cached_property
     def expiry(self) -> ExpiryCollector:
         return ExpiryCollector(self.duties_database, self.store, self.name)
 
@@ -108,9 +115,10 @@ class Scheduler:
         due = [clock()] * len(duties)
         report_due, led = clock(), self.leadership is None
         renewing = nullcontext() if self.leadership is None else self.leadership.renewing()
-        with closing(self.webhooks), closing(self.trackers), renewing, self._cleaning():
+        with closing(self.webhooks), closing(self.trackers), closing(self.publisher), renewing, self._cleaning():
             # Each channel is led by itself: the scheduler that leads may lack the package, or the way to the server.
             self.trackers.start()
+            self.publisher.start()
             while True:
                 leads = self._leads()
                 if leads and not led:
@@ -174,7 +182,13 @@ class Scheduler:
         except BrokerUnreachable:
             reaches_broker = False
         with self.database.transaction(write=True) as session:
-            record_scheduler(session, self.name, reaches_broker=reaches_broker, trackers=self.trackers.names)
+            record_scheduler(
+                session,
+                self.name,
+                reaches_broker=reaches_broker,
+                trackers=self.trackers.names,
+                publishes=self.publisher.is_available,
+            )
             another_does = not reaches_broker and another_reaches_broker(
                 session, self.name, 2 * self.settings.heartbeat_seconds
             )
@@ -184,8 +198,8 @@ class Scheduler:
 
     def collect_garbage(self) -> int:
         """Remove scratch files of killed processes, files of deleted checkpoints, jobs and data sets, expired
-        idempotency keys, lost workers and old deliveries of webhooks, and note how many bytes each project takes; the
-        number of files, keys and deliveries removed.
+        idempotency keys, lost workers and old deliveries of webhooks, give up publications that are out of time, and
+        note how many bytes each project takes; the number of files, keys and deliveries removed.
         """
         removed = self.store.remove_stale(_STALE_SECONDS)
         database = self.duties_database
@@ -197,6 +211,7 @@ class Scheduler:
             delete_stale_workers(session)
             delete_stale_schedulers(session)
             delete_stale_keys(session)
+            give_up_publications(session)
             record_storage_today(session)
             removed += delete_expired(session.connection())
         with database.transaction(write=False) as session:

@@ -88,6 +88,12 @@ class WorkerSettings(EnvironmentSettings):
     tracker_give_up_days: float = Field(default=3, gt=0, le=366, allow_inf_nan=False)
     """Days for which a tracker of an ended job must have failed before it is given up."""
 
+    publish_uploads: int = Field(default=2, ge=1, le=16)
+    """How many students the scheduler pushes to the Hugging Face Hub at once."""
+    publish_timeout_seconds: float = Field(default=7200, ge=10, le=86_400, allow_inf_nan=False)
+    """How long one attempt to push a student may take in all; then its process is ended. The next one uploads what is
+    missing."""
+
     max_engine_log_bytes: int = Field(default=8 * 1024**2, ge=4096)
     """The size of the engine's log on disk; its older half is dropped first."""
     kept_attempts: int = Field(default=10, ge=0)

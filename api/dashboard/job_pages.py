@@ -54,6 +54,16 @@ def show_job(
     return respond_with_parts(request, "job.html", PARTS, context, seen=seen, is_over=row.status in TERMINAL)
 
 
+@router.get("/{job_id}/publication")
+def show_job_publication(
+    request: Request, session: ReadSession, caller: Caller, settings: SettingsDep, job_id: JobId
+) -> Response:
+    """What has come of the push of the student to the Hub."""
+    row = repository.get_job(session, caller.project, job_id)
+    job = present_job(session, row, settings)
+    return render(request, "job_publication.html", job=job, ended=row.status in TERMINAL)
+
+
 @router.get("/{job_id}/curves")
 def get_job_curves(session: HeavyReadSession, caller: Caller, job_id: JobId) -> dict[str, Any]:
     """What the charts of the page draw."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
+from api.jobs.publication_schemas import PublicationError
 from api.jobs.schemas import Eta, PhaseView, Progress, Reason
 from api.pagination import Resource
 from domain.jobs.states import TERMINAL, JobStatus, PauseAt
@@ -22,6 +23,7 @@ class StreamEventType(StrEnum):
     CHECKPOINT = "checkpoint"
     ARTIFACT = "artifact"
     WARNING = "warning"
+    PUBLICATION = "publication"
     RUN = "run"
     PROGRESS = "progress"
     METRIC = "metric"
@@ -40,6 +42,8 @@ _TYPE_BY_EVENT: Final[Mapping[str, StreamEventType]] = {
     "checkpoint": _Type.CHECKPOINT,
     "artifact": _Type.ARTIFACT,
     "warning": _Type.WARNING,
+    "published": _Type.PUBLICATION,
+    "publication_failed": _Type.PUBLICATION,
 }
 LIVE_TYPES: Final = frozenset({_Type.PROGRESS, _Type.METRIC, _Type.LOG})
 """Types that are no events of the history."""
@@ -229,6 +233,52 @@ class WarningMessage(_HistoryMessage):
     """The warning."""
 
 
+class PublishedData(Resource):
+    """The push of a student to the Hub."""
+
+    repo: str
+    """The repository, as `owner/name`."""
+    branch: str
+    """The branch."""
+    checkpoint: str
+    """The id of the checkpoint."""
+    url: str
+    """Where people see the repository."""
+    commit: str
+    """The commit of the branch that has the files."""
+
+
+class PublishedMessage(_HistoryMessage):
+    """The student is in its repository on the Hugging Face Hub."""
+
+    type: Literal["published"]
+    """The type of the event."""
+    data: PublishedData
+    """The push."""
+
+
+class PublicationFailedData(Resource):
+    """A push that is not tried again by itself."""
+
+    repo: str
+    """The repository, as `owner/name`."""
+    branch: str
+    """The branch."""
+    checkpoint: str | None
+    """The id of the checkpoint; null where the job stored none of the kind."""
+    error: PublicationError
+    """Why."""
+
+
+class PublicationFailedMessage(_HistoryMessage):
+    """The student could not be pushed to the Hugging Face Hub; the job stays a success."""
+
+    type: Literal["publication_failed"]
+    """The type of the event."""
+    data: PublicationFailedData
+    """The push."""
+
+
 class LeaseResumedData(Resource):
     """A silence of a worker for which its attempt would have been lost."""
 
@@ -322,6 +372,8 @@ StreamMessage = Annotated[
     | CheckpointMessage
     | ArtifactMessage
     | WarningMessage
+    | PublishedMessage
+    | PublicationFailedMessage
     | LeaseResumedMessage
     | RunFinishedMessage
     | RunEndedMessage

@@ -6,11 +6,15 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
+from api.jobs.publication_schemas import PublicationView
 from api.jobs.schemas import Eta, HistoryBounds, JobSummary, JobView, LimitsView, PhaseView, Progress, QueueView
 from domain.jobs import repository
 from domain.jobs.live_progress import LiveProgress
 from domain.jobs.models import Job, JobAttempt
+from domain.jobs.publication_start import wanted_push
 from domain.jobs.queue import QueuedJob, QueuePosition, queue_position
+from domain.publications.models import Publication
+from domain.publications.repository import get_publication
 from domain.settings import Settings
 
 _MAX_FAILED_ATTEMPTS: Final = 20
@@ -55,7 +59,8 @@ def present_job_at(session: Session, job: Job, position: QueuePosition | None) -
         position: of the job in the queue; null unless it is queued.
     """
     failed = repository.list_failed_attempts(session, job, limit=_MAX_FAILED_ATTEMPTS)
-    return _view(job, position, failed, repository.newest_metrics(session, job) or None)
+    publication = get_publication(session, job.id) if job.ended and wanted_push(job.spec) is not None else None
+    return _view(job, position, failed, repository.newest_metrics(session, job) or None, publication)
 
 
 def present_new_job(queued: QueuedJob) -> JobView:
@@ -64,7 +69,11 @@ def present_new_job(queued: QueuedJob) -> JobView:
 
 
 def _view(
-    job: Job, position: QueuePosition | None, failed: Sequence[JobAttempt], latest: Mapping[str, float] | None
+    job: Job,
+    position: QueuePosition | None,
+    failed: Sequence[JobAttempt],
+    latest: Mapping[str, float] | None,
+    publication: Publication | None = None,
 ) -> JobView:
     return JobView.model_validate(
         {
@@ -75,6 +84,7 @@ def _view(
             "warnings": job.warnings,
             "retention": job.retention,
             "trackers": job.trackers or [],
+            "publication": None if publication is None else _present_publication(publication),
             "history": HistoryBounds.model_validate(job),
             "plan_warnings": job.plan_warnings,
             "forecast": job.forecast,
@@ -82,6 +92,12 @@ def _view(
             "spec": job.spec,
         }
     )
+
+
+def _present_publication(row: Publication) -> PublicationView:
+    columns = {name: getattr(row, name) for name in PublicationView.model_fields.keys() - {"checkpoint", "not_before"}}
+    not_before = row.not_before if row.state == "pending" else None
+    return PublicationView.model_validate({**columns, "checkpoint": row.checkpoint_id, "not_before": not_before})
 
 
 def _summary_fields(job: Job) -> Mapping[str, Any]:

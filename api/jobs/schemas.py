@@ -7,6 +7,7 @@ from pydantic import AliasChoices, Field, JsonValue
 
 from api.jobs.forecast_schemas import ForecastView
 from api.jobs.plan_schemas import PlanWarningView, StagePlanView
+from api.jobs.publication_schemas import PublicationView
 from api.jobs.spec_schema import ResolvedSpec
 from api.pagination import Page, Resource
 from domain.jobs.queue import QueueReason
@@ -238,6 +239,9 @@ class JobView(JobSummary):
     """What the job has in place of the fields of the project's retention policy; null for nothing."""
     trackers: list[dict[str, JsonValue]]
     """Where the metrics of the job go besides the service, as it was submitted; `/trackers` says what they have."""
+    publication: PublicationView | None
+    """The push of the student to the Hugging Face Hub; null before the job has succeeded, and where `export.hub` of its
+    specification is null."""
     history: HistoryBounds
     """What the history does not have."""
     plan_warnings: list[PlanWarningView]

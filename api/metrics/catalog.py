@@ -123,6 +123,15 @@ WEBHOOK_DELIVERIES_PENDING: Final = Metric(
 WEBHOOK_OLDEST_SECONDS: Final = Metric(
     "pocl_webhook_oldest_seconds", "gauge", "Time since the oldest of these messages was written."
 )
+PUBLICATIONS: Final = Metric(
+    "pocl_publications",
+    "gauge",
+    "Pushes of students to the Hub that are under way or have failed, read once a minute.",
+    ("state",),
+)
+PUBLICATIONS_OLDEST_SECONDS: Final = Metric(
+    "pocl_publications_oldest_seconds", "gauge", "Time since the job of the oldest push that is under way succeeded."
+)
 FILE_SYSTEM_BYTES: Final = Metric(
     "pocl_file_system_bytes", "gauge", "Size of the file system of a directory.", ("directory",)
 )

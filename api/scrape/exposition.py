@@ -135,6 +135,9 @@ def _table_samples(figures: TableFigures) -> Iterator[tuple[Metric, Samples]]:
     yield catalog.WEBHOOK_DELIVERIES_PENDING, [((), figures.pending_deliveries)]
     if figures.oldest_delivery_seconds is not None:
         yield catalog.WEBHOOK_OLDEST_SECONDS, [((), figures.oldest_delivery_seconds)]
+    yield catalog.PUBLICATIONS, [((state,), count) for state, count in figures.publications.items()]
+    if figures.oldest_publication_seconds is not None:
+        yield catalog.PUBLICATIONS_OLDEST_SECONDS, [((), figures.oldest_publication_seconds)]
 
 
 def _file_system_families(directories: Mapping[str, Path]) -> Iterator[Family]:

@@ -33,6 +33,11 @@ def _transition(before: JobStatus | None, to: JobStatus, reason: EndReason | Non
 
 
 _FAILED: Final = EndReason("loss_not_finite", "The loss is not finite.", "user", True, "Use a lower learning rate.")
+_PUSH: Final = {"repo": "acme/news-student", "branch": "main", "checkpoint": "ckpt_06f2k8m3"}
+_NOT_PUSHED: Final = {
+    "code": "hub_token_refused",
+    "message": "The Hub does not accept the token of the service: have it renewed.",
+}
 _EXAMPLES: Final[Mapping[WebhookEventType, tuple[str, dict[str, Any]]]] = {
     WebhookEventType.QUEUED: ("status", _transition(None, JobStatus.QUEUED)),
     WebhookEventType.STARTED: ("status", _transition(JobStatus.QUEUED, JobStatus.PREPARING)),
@@ -48,6 +53,15 @@ _EXAMPLES: Final[Mapping[WebhookEventType, tuple[str, dict[str, Any]]]] = {
     WebhookEventType.SUCCEEDED: ("status", _transition(JobStatus.RUNNING, JobStatus.SUCCEEDED, SUCCEEDED)),
     WebhookEventType.FAILED: ("status", _transition(JobStatus.RUNNING, JobStatus.FAILED, _FAILED)),
     WebhookEventType.CANCELLED: ("status", _transition(JobStatus.CANCELLING, JobStatus.CANCELLED, CANCELLED)),
+    WebhookEventType.PUBLISHED: (
+        "published",
+        {
+            **_PUSH,
+            "url": "https://huggingface.co/acme/news-student",
+            "commit": "9c0f3ab1" * 5,
+        },
+    ),
+    WebhookEventType.PUBLICATION_FAILED: ("publication_failed", {**_PUSH, "error": _NOT_PUSHED}),
 }
 
 

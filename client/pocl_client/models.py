@@ -98,6 +98,8 @@ PauseAt: TypeAlias = Literal["now", "stage_end"] | str
 
 PresetName: TypeAlias = Literal["paper", "pocl_official", "quick"] | str
 
+PublicationState: TypeAlias = Literal["pending", "uploading", "published", "failed"] | str
+
 QueueReason: TypeAlias = (
     Literal[
         "jobs_ahead",
@@ -139,6 +141,8 @@ WebhookEventType: TypeAlias = (
         "job.succeeded",
         "job.failed",
         "job.cancelled",
+        "job.published",
+        "job.publication.failed",
     ]
     | str
 )
@@ -1033,6 +1037,42 @@ class PlanWarning(Resource):
     """The field of the posted document that it is about; null where it is about none."""
 
 
+class PublicationError(Resource):
+    """Why the student could not be pushed."""
+
+    code: str
+    """A stable name of the reason, for programs."""
+    message: str
+    """One sentence for people."""
+
+
+class Publication(Resource):
+    """The push of a job's student to a repository of the Hugging Face Hub."""
+
+    state: PublicationState
+    """`pending` until a scheduler takes it, and between two attempts; `uploading` during one; `published` once the
+    branch has the files of the student; `failed` where nothing more is tried unless you ask for it. More states
+    may be added."""
+    repo: str
+    """The repository, as `owner/name`."""
+    branch: str
+    """The branch."""
+    checkpoint: str | None
+    """The id of the checkpoint that is pushed; null where the job stored none of the kind."""
+    attempts: int
+    """The number of attempts since the job succeeded, or since another try was asked for."""
+    not_before: datetime | None
+    """When the next attempt is due; null unless it is pending."""
+    error: PublicationError | None
+    """Why the last attempt failed; null where none did, or the student is published."""
+    url: str | None
+    """Where people see the repository; null until it is published."""
+    commit: str | None
+    """The commit of the branch that has the files; null until it is published."""
+    published_at: datetime | None
+    """When it was found there; null until then."""
+
+
 class Queue(Resource):
     """The position of a queued job in the queue."""
 
@@ -1133,6 +1173,9 @@ class Job(Resource):
     """What the job has in place of the fields of the project's retention policy; null for nothing."""
     trackers: list[dict[str, Any]]
     """Where the metrics of the job go besides the service, as it was submitted; `/trackers` says what they have."""
+    publication: Publication | None
+    """The push of the student to the Hugging Face Hub; null before the job has succeeded, and where `export.hub` of
+    its specification is null."""
     history: HistoryBounds
     """What the history does not have."""
     plan_warnings: list[PlanWarning]

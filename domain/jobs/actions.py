@@ -15,6 +15,7 @@ from domain.jobs.models import Job
 from domain.jobs.repository import list_other_jobs_needing
 from domain.jobs.states import ALLOWED_ACTIONS, CANCELLED, TRANSITIONS, JobStatus, PauseAt
 from domain.jobs.transitions import NewEvent, lock_job, record_events, transition
+from domain.publications.repository import pushed_checkpoints
 from pocl.errors import FieldError
 
 
@@ -25,7 +26,8 @@ class JobIsLive(ActionRefused):
 
 
 class JobIsNeeded(Conflict):
-    """A job that has not ended needs a checkpoint of this one, or one is pinned: wait for that job, or unpin."""
+    """A job that has not ended, or a push to the Hub, needs a checkpoint of this one, or one is pinned: wait for it, or
+    unpin."""
 
     code = "job_is_needed"
 
@@ -119,13 +121,15 @@ def delete_job(session: Session, project: str, job_id: str) -> list[str]:
     Raises:
         JobNotFound: the project has no such job.
         JobIsLive: it has not ended.
-        JobIsNeeded: a job that has not ended needs one of its checkpoints, or one is pinned.
+        JobIsNeeded: a job that has not ended needs one of its checkpoints, one is pinned, or one is pushed to the Hub.
     """
     job = lock_project_job(session, project, job_id)
     if not job.ended:
         raise JobIsLive(allowed=ALLOWED_ACTIONS[job.status])
     # The lock keeps new jobs from referring to one of the checkpoints until the transaction ends.
     own = session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job.id).with_for_update()).all()
+    if pushed_checkpoints(session, [each.id for each in own]):
+        raise JobIsNeeded("Its student is pushed to the Hub: wait until its `publication` is published or failed.")
     for checkpoint in own:
         if checkpoint.pinned:
             raise JobIsNeeded(f"Its checkpoint {checkpoint.id} is pinned: unpin it first.")

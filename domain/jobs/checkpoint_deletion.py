@@ -13,13 +13,14 @@ from domain.jobs.models import Job
 from domain.jobs.repository import list_other_jobs_needing
 from domain.jobs.transitions import NewEvent, lock_job, record_events
 from domain.jobs.usage import bytes_of_job
+from domain.publications.repository import pushed_checkpoints
 from pocl.events import RESUMABLE_KINDS
 
 _MAX_NAMED: Final = 10
 
 
 class CheckpointIsNeeded(Conflict):
-    """Jobs need the checkpoint: wait for them, cancel them, or delete them."""
+    """Jobs, or a push to the Hub, need the checkpoint: wait for them, or cancel or delete the jobs."""
 
     code = "checkpoint_is_needed"
 
@@ -53,7 +54,7 @@ def delete_checkpoint(session: Session, project: str, checkpoint_id: str) -> str
         CheckpointNotFound: the project has no such checkpoint.
         CheckpointExpired: it was deleted already.
         CheckpointIsPinned: it is pinned.
-        CheckpointIsNeeded: naming the jobs and why they need it.
+        CheckpointIsNeeded: naming the jobs and why they need it, or that it is pushed to the Hub.
     """
     job_id = checkpoints.get_checkpoint(session, project, checkpoint_id).job_id
     # The job first: an attempt that saves a state locks them in this order too.
@@ -64,6 +65,10 @@ def delete_checkpoint(session: Session, project: str, checkpoint_id: str) -> str
     if job is not None and is_state_of_live_job(job, checkpoint):
         raise CheckpointIsNeeded(
             f"The job {job_id} has not ended and would resume from this training state: wait for it, or cancel it."
+        )
+    if pushed_checkpoints(session, [checkpoint.id]):
+        raise CheckpointIsNeeded(
+            f"It is pushed to the Hub: wait until `publication` of the job {job_id} is published or failed."
         )
     others = list_other_jobs_needing(session, checkpoint)
     if others:

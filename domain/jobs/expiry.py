@@ -1,7 +1,7 @@
 """What a retention policy deletes of ended jobs and unused data sets, found and deleted in bounded steps.
 
-Nothing is deleted that a live job, a retry, a branch or a pin needs. Each function that deletes looks again under the
-locks of the rows: what was found before may have got a retry, a pin or another policy since.
+Nothing is deleted that a live job, a retry, a branch, a pin or a publication needs. Each function that deletes looks
+again under the locks of the rows: what was found before may have got a retry, a pin or another policy since.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from domain.jobs.models import Job, JobAttempt, JobEvent, JobLog, JobMetric
 from domain.jobs.repository import list_other_jobs_needing
 from domain.jobs.states import TERMINAL
 from domain.jobs.transitions import lock_job, record_events
+from domain.publications.repository import pushed_checkpoints
 from domain.retention.models import RetentionPolicy
 from domain.retention.repository import get_policy
 
@@ -234,18 +235,23 @@ def _list_not_kept(session: Session, job: Job, policy: RetentionPolicy) -> list[
     best = [each.id for each in own if each.kind == "best"]
     if policy.keep_best and best:
         kept.add(max(best))
+    kept |= pushed_checkpoints(session, [each.id for each in own])
     return [
         each for each in own if each.id not in kept and not each.pinned and not list_other_jobs_needing(session, each)
     ]
 
 
 def _is_needed(session: Session, job_id: str) -> bool:
-    """Whether a job stays whatever its age: it has a retry or branch, a pin, or a checkpoint that another job needs."""
+    """Whether a job stays whatever its age: it has a retry or branch, a pin, or a checkpoint that another job needs or
+    that is pushed to the Hub.
+    """
     children = sa.select(Job.id).where(sa.or_(Job.retry_of == job_id, Job.branch_of == job_id)).limit(1)
     if session.scalars(children).one_or_none() is not None:
         return True
-    own = session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job_id))
-    return any(each.pinned or list_other_jobs_needing(session, each) for each in own.all())
+    own = session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job_id)).all()
+    if pushed_checkpoints(session, [each.id for each in own]):
+        return True
+    return any(each.pinned or list_other_jobs_needing(session, each) for each in own)
 
 
 def _is_over(since: datetime, days: int | None, now: datetime) -> bool:

@@ -216,7 +216,7 @@ def _owned_by_job() -> Mapped[str]:
     return mapped_column(String(ID_LENGTH), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
 
 
-OUTBOX_TYPES: Final = frozenset({"status", "stage_finished", "checkpoint"})
+OUTBOX_TYPES: Final = frozenset({"status", "stage_finished", "checkpoint", "published", "publication_failed"})
 """The types of events that webhooks tell of."""
 
 

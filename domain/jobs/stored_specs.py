@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from pocl.spec import DistillationSpec
 
-ADDED_IN_THIS_GENERATION: Final = (("export", "gguf"),)
+ADDED_IN_THIS_GENERATION: Final = (("export", "gguf"), ("export", "hub"))
 """The fields of parts of a specification that workers of the generation before do not know.
 
 The list is emptied where `GENERATION` of :mod:`domain.generations` is counted up.

@@ -21,6 +21,7 @@ from domain.jobs.fleet import Fleet, ResourceRequest, live_fleet
 from domain.jobs.forecast import Forecast, as_stored, make_forecast
 from domain.jobs.model_checks import InspectedModels, inspect_models
 from domain.jobs.models import LABEL_KEY, Job, JobEvent, JobStage
+from domain.jobs.publication_checks import check_publication
 from domain.jobs.queue import QueuedJob, explain_misfit, explain_new
 from domain.jobs.queue_order import PositionCounter
 from domain.jobs.quotas import admit_jobs
@@ -402,9 +403,9 @@ def _resolve_references(
 
     Raises:
         SpecInvalid: the project has no such data set or checkpoint, the data are not an uploaded data set, or a
-            repository of the Hub is not one of those that jobs may name.
+            repository of the Hub is not one of those that jobs may read, or have their student pushed to.
     """
-    field_errors = _refuse_repositories(settings, spec)
+    field_errors = [*_refuse_repositories(settings, spec), *check_publication(session, settings, spec)]
     get_checkpoint = checkpoints.get_checkpoint_for_share if lock else checkpoints.get_checkpoint
     get_dataset = datasets.get_dataset_for_share if lock else datasets.get_dataset
     rows: dict[str, StoredRows] = {}

@@ -17,6 +17,7 @@ from domain.db import db_now
 from domain.end_counts.repository import count_end
 from domain.errors import Conflict, IllegalTransition, LostLease
 from domain.jobs.models import CLEARED_WITH_LEASE, Job, JobEvent, JobStage
+from domain.jobs.publication_start import start_publication
 from domain.jobs.states import (
     ALLOWED_ACTIONS,
     HELD,
@@ -108,6 +109,8 @@ def transition(
     changed = _compare_and_set(session, job, values, [NewEvent("status", data)], token)
     if job.trackers and to not in HELD:
         mark_pending(session, job.id)
+    if to is JobStatus.SUCCEEDED:
+        start_publication(session, job)
     if to in TERMINAL and reason is not None:
         count_end(session, "job", to, fault=reason.fault, code=reason.code)
     return changed

@@ -20,6 +20,7 @@ from domain.end_counts.models import EndKind
 from domain.end_counts.repository import list_end_counts
 from domain.jobs.models import Job, JobArtifact
 from domain.jobs.states import HELD, TERMINAL, JobStatus
+from domain.publications.models import UNDER_WAY, Publication
 from domain.webhooks.models import WebhookDelivery, WebhookEndpoint, WebhookStatus
 from domain.workers.models import GpuFigures, SchedulerHeartbeat, Worker, WorkerState
 from domain.workers.repository import get_leader, worker_state
@@ -92,6 +93,10 @@ class TableFigures:
     """Messages of webhooks that are neither delivered nor given up."""
     oldest_delivery_seconds: float | None
     """How long ago the oldest of them was written; null where there is none."""
+    publications: Mapping[str, int] = field(default_factory=dict)
+    """How many publications are in each state but `published`."""
+    oldest_publication_seconds: float | None = None
+    """How long ago the job of the oldest one under way succeeded; null where there is none."""
 
 
 def read_figures(session: Session, *, lease_seconds: float) -> ServiceFigures:
@@ -134,11 +139,21 @@ def read_table_figures(session: Session) -> TableFigures:
         sa.select(sa.func.count(), sa.func.min(WebhookDelivery.created_at)).where(WebhookDelivery.status == "pending")
     ).one()
     endpoints = session.execute(sa.select(WebhookEndpoint.status, sa.func.count()).group_by(WebhookEndpoint.status))
+    publications = session.execute(
+        sa.select(Publication.state, sa.func.count())
+        .where(Publication.state.in_((*UNDER_WAY, "failed")))
+        .group_by(Publication.state)
+    )
+    oldest_publication = session.scalar(
+        sa.select(sa.func.min(Publication.created_at)).where(Publication.state.in_(UNDER_WAY))
+    )
     return TableFigures(
         stored_bytes=_stored_bytes(session),
         webhook_endpoints=dict.fromkeys(get_args(WebhookStatus), 0) | dict(endpoints.all()),
         pending_deliveries=pending,
         oldest_delivery_seconds=None if oldest is None else _seconds(now, oldest),
+        publications={"pending": 0, "uploading": 0, "failed": 0, **dict(publications.all())},
+        oldest_publication_seconds=None if oldest_publication is None else _seconds(now, oldest_publication),
     )
 
 

@@ -29,6 +29,8 @@ class WebhookEventType(StrEnum):
     SUCCEEDED = "job.succeeded"
     FAILED = "job.failed"
     CANCELLED = "job.cancelled"
+    PUBLISHED = "job.published"
+    PUBLICATION_FAILED = "job.publication.failed"
 
 
 DESCRIPTIONS: Final[Mapping[WebhookEventType, str]] = {
@@ -45,6 +47,8 @@ DESCRIPTIONS: Final[Mapping[WebhookEventType, str]] = {
     WebhookEventType.SUCCEEDED: ("The student is distilled."),
     WebhookEventType.FAILED: ("The job ended without a result."),
     WebhookEventType.CANCELLED: ("The client cancelled the job, and it has ended."),
+    WebhookEventType.PUBLISHED: ("The student is in its repository on the Hugging Face Hub."),
+    WebhookEventType.PUBLICATION_FAILED: ("The student could not be pushed to the Hub; the job stays a success."),
 }
 """What each type of message tells, in one sentence."""
 
@@ -150,6 +154,39 @@ class CheckpointData(JobData):
     """The checkpoint."""
 
 
+class WebhookPublicationError(_Part):
+    """Why the student could not be pushed."""
+
+    code: str
+    """A stable name of the reason, for programs."""
+    message: str
+    """One sentence for people."""
+
+
+class WebhookPublication(_Part):
+    """The push of a student to the Hugging Face Hub."""
+
+    repo: str
+    """The repository, as `owner/name`."""
+    branch: str
+    """The branch."""
+    checkpoint: str | None
+    """The id of the checkpoint; null where the job stored none of the kind."""
+    url: str | None
+    """Where people see the repository; null where the push failed."""
+    commit: str | None
+    """The commit of the branch that has the files; null where the push failed."""
+    error: WebhookPublicationError | None
+    """Why the push failed; null where it did not."""
+
+
+class PublicationData(JobData):
+    """The student of a job was pushed, or could not be."""
+
+    publication: WebhookPublication
+    """The push."""
+
+
 class TestData(_Part):
     """A message on request."""
 
@@ -192,6 +229,8 @@ _DATA: Final[Mapping[WebhookEventType, type[JobData]]] = {
     WebhookEventType.SUCCEEDED: ReasonData,
     WebhookEventType.FAILED: ReasonData,
     WebhookEventType.CANCELLED: ReasonData,
+    WebhookEventType.PUBLISHED: PublicationData,
+    WebhookEventType.PUBLICATION_FAILED: PublicationData,
 }
 MESSAGES: Final[Mapping[str, type[WebhookMessage]]] = {
     **{each.value: _message_class(each, data) for each, data in _DATA.items()},
@@ -225,6 +264,10 @@ def type_of_event(event: JobEvent) -> WebhookEventType | None:
             return WebhookEventType.STAGE_COMPLETED
         case "checkpoint":
             return WebhookEventType.CHECKPOINT_CREATED
+        case "published":
+            return WebhookEventType.PUBLISHED
+        case "publication_failed":
+            return WebhookEventType.PUBLICATION_FAILED
         case _:
             return None
 
@@ -243,6 +286,7 @@ def write_message(message_type: WebhookEventType, event: JobEvent, job: Job) -> 
         "not_before": event.data.get("not_before"),
         "attempt": event.data.get("attempt") or None,
         "checkpoint": event.data,
+        "publication": {"url": None, "commit": None, "error": None, **event.data},
     }
     message = MESSAGES[message_type].model_validate({"type": message_type, "timestamp": event.at, "data": data})
     return message.model_dump_json()

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, Self
 
+import sqlalchemy as sa
 from sqlalchemy import String
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -69,6 +70,8 @@ class SchedulerHeartbeat(Base):
     """Whether the broker answered at the last heartbeat."""
     trackers: Mapped[list[str]] = mapped_column(JsonType, default=list, server_default="[]")
     """The channels of trackers that it can forward metrics by."""
+    publishes: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """Whether it has a token of the Hugging Face Hub to push students with."""
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime, default=db_now())
     """The time of its last heartbeat."""
     version: Mapped[str | None] = mapped_column(String(64))

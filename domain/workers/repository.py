@@ -161,15 +161,19 @@ def count_due_checks(session: Session) -> int:
     return session.scalar(statement) or 0
 
 
-def record_scheduler(session: Session, name: str, *, reaches_broker: bool, trackers: Sequence[str] = ()) -> None:
+def record_scheduler(
+    session: Session, name: str, *, reaches_broker: bool, trackers: Sequence[str] = (), publishes: bool = False
+) -> None:
     """Register a scheduler or renew its registration, which is its heartbeat.
 
     Args:
         trackers: the channels of trackers that it can forward metrics by.
+        publishes: whether it has a token of the Hub to push students with.
     """
     values = {
         "reaches_broker": reaches_broker,
         "trackers": list(trackers),
+        "publishes": publishes,
         "seen_at": db_now(),
         "version": own_version(),
         "generation": GENERATION,
@@ -185,6 +189,15 @@ def live_trackers(session: Session, within_seconds: float) -> set[str] | None:
     recent = SchedulerHeartbeat.seen_at >= db_now(-within_seconds)
     listed = session.scalars(sa.select(SchedulerHeartbeat.trackers).where(recent)).all()
     return {channel for channels in listed for channel in channels} if listed else None
+
+
+def live_publisher(session: Session, within_seconds: float) -> bool | None:
+    """Whether a scheduler with a heartbeat in the last `within_seconds` pushes students to the Hub; null where there is
+    no such scheduler.
+    """
+    recent = SchedulerHeartbeat.seen_at >= db_now(-within_seconds)
+    listed = session.scalars(sa.select(SchedulerHeartbeat.publishes).where(recent)).all()
+    return any(listed) if listed else None
 
 
 def delete_stale_schedulers(session: Session) -> None:

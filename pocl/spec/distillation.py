@@ -166,6 +166,8 @@ class DistillationSpec(FrozenModel):
             )
         if isinstance(self.curriculum.advance, ByConvergence) and not self.data.has_validation:
             raise ValueError("curriculum.advance by convergence needs data.validation or data.split.validation")
+        if self.export.hub is not None and self.export.hub.checkpoint == "best" and not self.data.has_validation:
+            raise ValueError("export.hub.checkpoint best needs data.validation or data.split.validation")
         return self
 
 

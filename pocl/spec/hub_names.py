@@ -23,6 +23,12 @@ def _check_revision(revision: str) -> str:
     return revision
 
 
+def _check_branch(branch: str) -> str:
+    if branch.startswith("refs/") or re.fullmatch(r"[0-9a-f]{40}", branch):
+        raise ValueError("a branch is named by itself: neither by `refs/...` nor by a commit")
+    return branch
+
+
 def _check_file(file: str) -> str:
     parts = re.split(r"[/\\]", file)
     if not file.isprintable() or "\\" in file or any(part in ("", ".", "..") for part in parts) or ":" in parts[0]:
@@ -39,5 +45,7 @@ Revision: TypeAlias = Annotated[
     str, Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*$", max_length=128), AfterValidator(_check_revision)
 ]
 """A branch, tag or commit of a repository."""
+BranchName: TypeAlias = Annotated[Revision, AfterValidator(_check_branch)]
+"""A branch of a repository."""
 RepositoryFile: TypeAlias = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_file)]
 """The path of a file within a repository, or a pattern of such paths."""

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pocl.spec.data import DataRef
 from pocl.spec.frozen import FrozenModel
+from pocl.spec.hub_names import BranchName, RepositoryName
 
 SetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
 """The name of an evaluation set."""
@@ -131,6 +132,22 @@ GgufFormat = Literal["f32", "f16", "q8_0"]
 GGUF_FORMATS: Final[tuple[GgufFormat, ...]] = get_args(GgufFormat)
 
 
+class HubPush(FrozenModel):
+    """A repository of the Hugging Face Hub that the service pushes the student to, once the job has succeeded. A run
+    without the service pushes nothing."""
+
+    repo: RepositoryName
+    """The repository, as `owner/name`; it is made where there is none. The operator says which owners there may be."""
+    private: bool = True
+    """Whether the repository is private where it is made. To one that is public already nothing is pushed unless this
+    is false."""
+    branch: BranchName = "main"
+    """The branch, which has the files of the student and no others afterwards; it is made where there is none."""
+    checkpoint: Literal["final", "best"] = "final"
+    """Which student: `final`, the weights of the last stage, with its GGUF files if any; or `best`, those of the stage
+    that scores best."""
+
+
 class Export(FrozenModel):
     """The form in which the student leaves the run."""
 
@@ -140,6 +157,9 @@ class Export(FrozenModel):
     gguf: Annotated[tuple[GgufFormat, ...], Field(max_length=len(GGUF_FORMATS))] = ()
     """The formats in which `final/` also has the student as GGUF, with a Modelfile for Ollama; none unless given. A
     student whose family or tokenizer GGUF cannot say is refused before it is trained."""
+    hub: HubPush | None = None
+    """Where the student is pushed to on the Hugging Face Hub; null pushes nothing. No specification holds a token: the
+    service has its own."""
 
     @field_validator("gguf")
     @classmethod

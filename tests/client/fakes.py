@@ -94,6 +94,7 @@ def job(status: str = "running", **fields: Any) -> dict[str, Any]:
         "retry_of": None, "branch_of": None, "stored_bytes": 0,
         "limits": {"max_runtime_seconds": None, "max_wait_seconds": None, "max_attempts": 3},
         "failed_attempts": [], "queue": None, "latest": None, "warnings": [], "retention": None, "trackers": [],
+        "publication": None,
         "history": {"events_dropped": 0, "metrics_dropped": 0, "deleted_at": None, "metric_window": 1},
         "plan_warnings": [], "forecast": None, "encodings": [], "spec": {},
         **fields,

@@ -4,6 +4,7 @@ import io
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
+from typing import Any
 
 import pytest
 import typer
@@ -23,7 +24,8 @@ from pocl_client import (
 from pocl_client.cli import doctor, service
 from pocl_client.cli.datasets import marked
 from pocl_client.cli.exits import exit_status_of, exit_status_of_job
-from pocl_client.cli.output import StatusLine, show_table, size_text, text_of, transfer_progress
+from pocl_client.cli.jobs import JOB_FIELDS
+from pocl_client.cli.output import Format, StatusLine, show, show_table, size_text, text_of, transfer_progress
 from pocl_client.cli.service import hand_over
 from pocl_client.cli.watching import event_text, progress_text
 from pocl_client.models import Event, Job
@@ -132,6 +134,22 @@ def event(type_: str, **data: object) -> Event:
 def test_events_are_lines(type_: str, data: dict[str, object], text: str | None) -> None:
     line = event_text(event(type_, **data))
     assert (line if line is None else line[10:]) == text
+
+
+def test_a_push_to_the_hub_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    push: dict[str, Any] = {
+        "state": "failed", "repo": "acme/student", "branch": "main", "checkpoint": "ckpt_1", "attempts": 1,
+        "not_before": None, "error": {"code": "hub_refused", "message": "No."}, "url": None, "commit": None,
+        "published_at": None,
+    }  # fmt: skip
+    done = {**push, "state": "published", "error": None, "url": "https://hub.example/acme/student"}
+    for publication in (push, done, None):
+        show(Job.model_validate(job("succeeded", publication=publication)), Format.TEXT, JOB_FIELDS)
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("on the Hub")]
+    assert [line.split(maxsplit=3)[3] for line in shown] == [
+        "acme/student: failed (hub_refused: No.)",
+        "https://hub.example/acme/student",
+    ]
 
 
 def test_progress_is_one_line() -> None:

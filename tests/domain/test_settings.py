@@ -33,6 +33,18 @@ def test_space_and_quotes_around_a_key_are_dropped(wrapped: str) -> None:
     assert key.get_secret_value() == KEY
 
 
+def test_owners_of_the_hub_are_named_exactly_and_its_token_is_not_repeated() -> None:
+    settings = Settings(hub_publish_to="acme, my-team", hub_write_token="hf_of-decent-length")
+    assert settings.hub_publish_to == ("acme", "my-team")
+    assert "hf_of" not in repr(settings)
+    for wrong in ("acme/*", "*", "acme/model", ".."):
+        with pytest.raises(ValidationError, match="POCL_HUB_PUBLISH_TO"):
+            Settings(hub_publish_to=wrong)
+    with pytest.raises(ValidationError, match="POCL_HUB_WRITE_TOKEN") as raised:
+        Settings(hub_write_token="hf_two words of it")
+    assert "words" not in str(raised.value)
+
+
 @pytest.mark.parametrize("key", [f"{KEY}\n{KEY}", f"{KEY}é", f"{KEY}\x7f", f"{KEY}\tb"], ids=ascii)
 def test_a_key_that_no_header_carries_is_refused_and_not_repeated(key: str) -> None:
     with pytest.raises(ValidationError, match="printable ASCII") as raised:

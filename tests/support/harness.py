@@ -55,6 +55,8 @@ class ServiceHarness:
     redis_url: str | None = None
     artifact_store: str | None = None
     """Of the settings: a bucket; by default the store is below `home`."""
+    hub_publish_to: tuple[str, ...] = ()
+    """Of the settings: the owners of repositories that students may be pushed to."""
     databases: list[Database] = field(default_factory=list)
 
     @cached_property
@@ -65,6 +67,7 @@ class ServiceHarness:
             database_url=self.database_url,
             redis_url=self.redis_url,
             artifact_store=self.artifact_store,
+            hub_publish_to=self.hub_publish_to,
             lease_seconds=self.lease_seconds,
             heartbeat_seconds=heartbeat_seconds,
             reaper_seconds=heartbeat_seconds,

@@ -31,6 +31,15 @@ def _queue(job: "Job") -> str | None:
     return None if job.queue is None else f"position {job.queue.position}: {job.queue.reason}"
 
 
+def _publication(job: "Job") -> str | None:
+    push = job.publication
+    if push is None:
+        return None
+    if push.state == "published":
+        return push.url
+    return f"{push.repo}: {push.state}" + (f" ({push.error.code}: {push.error.message})" if push.error else "")
+
+
 _COLUMNS = {
     "id": lambda each: each.id,
     "name": lambda each: each.name,
@@ -51,6 +60,7 @@ JOB_FIELDS = {
     "retry of": lambda job: job.retry_of,
     "branch of": lambda job: job.branch_of,
     "stored": lambda job: size_text(job.stored_bytes),
+    "on the Hub": _publication,
 }
 
 

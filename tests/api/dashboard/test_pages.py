@@ -15,6 +15,7 @@ from domain.browser_sessions.models import BrowserSession
 from domain.datasets.models import Dataset
 from domain.jobs.models import Job
 from domain.jobs.states import JobStatus
+from domain.publications.models import Publication
 from domain.webhooks.models import WebhookEndpoint
 from tests.api.dashboard.browsers import Browser, Page
 from tests.api.dashboard.conftest import OWNER, STRANGER, Dashboard
@@ -133,6 +134,33 @@ def test_every_page_keeps_its_policy(dashboard: Dashboard) -> None:
             assert element.tag != "style"
             assert element.tag != "script" or element.attributes.get("src")
         assert [each for each in Page(response.text).addresses if not each.startswith("/")] == []
+
+
+def test_the_page_of_a_job_says_what_comes_of_its_push(dashboard: Dashboard) -> None:
+    job_id = dashboard.ids["job_id"]
+    url = "https://hub.example/acme/student"
+    with dashboard.database.transaction(write=True) as session:
+        job = session.get_one(Job, job_id)
+        job.status = JobStatus.SUCCEEDED
+        job.spec = {**job.spec, "export": {"hub": {"repo": "acme/student"}}}
+        columns = {"repo": "acme/student", "branch": "main", "private": True, "expires_at": job.created_at}
+        session.add(Publication(job_id=job_id, **columns))
+    browser = dashboard.browser(OWNER, "submit")
+    shown = browser.get(f"/ui/jobs/{job_id}/publication").text
+    assert "It is pushed to acme/student on the Hub soon." in shown
+    assert "poll from:body" in shown
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"state": "published", "url": url, "commit": "c" * 40, "published_at": job.created_at}, f'href="{url}"'),
+        ({"state": "failed", "error": {"code": "hub_refused", "message": HOSTILE}}, "/publication/retry"),
+    )
+    for values, text in changes:
+        with dashboard.database.transaction(write=True) as session:
+            session.execute(sa.update(Publication).values(**values))
+        for path in (f"/ui/jobs/{job_id}", f"/ui/jobs/{job_id}/publication"):
+            shown = browser.get(path).text
+            assert text in shown
+            assert "<script>alert" not in shown
+            assert "poll from:body" not in shown.partition('id="job-publication"')[2].partition("</div>")[0]
 
 
 def test_what_a_client_wrote_is_shown_as_text(dashboard: Dashboard) -> None:

@@ -77,6 +77,7 @@ def test_figures_are_those_of_the_rows(client: TestClient, database: Database, d
     assert value(families, "pocl_gpu_temperature_celsius", uuid="GPU-1", name="NVIDIA L4") is None
     assert value(families, "pocl_webhook_endpoints", status="enabled") == 0
     assert value(families, "pocl_webhook_deliveries_pending") == 0
+    assert value(families, "pocl_publications", state="pending") == 0
     stored = value(families, "pocl_stored_bytes", kind="datasets")
     assert stored is not None
     assert stored > 0

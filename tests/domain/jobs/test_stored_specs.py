@@ -8,7 +8,10 @@ from domain.jobs.stored_specs import ADDED_IN_THIS_GENERATION, stored_spec
 from pocl.spec import DistillationSpec
 from tests.support.requests import specification
 
-OTHER_VALUES: dict[tuple[str, str], Any] = {("export", "gguf"): ["q8_0"]}
+OTHER_VALUES: dict[tuple[str, str], Any] = {
+    ("export", "gguf"): ["q8_0"],
+    ("export", "hub"): {"repo": "acme/student", "private": False, "branch": "v1", "checkpoint": "final"},
+}
 """Of each field that came within this generation, one that is not its default."""
 
 

@@ -1,5 +1,6 @@
 """The outbox: what is committed is told of, whatever commits first; and only to those who want to hear it."""
 
+import json
 from contextlib import ExitStack
 from typing import Any
 
@@ -67,6 +68,30 @@ def test_each_event_is_told_of_once(database: Database) -> None:
         add(session)
         transition(session, add_job(session), JobStatus.PREPARING)
     assert write_messages(database) == write_messages(database)
+
+
+def test_the_end_of_a_push_is_told_of(database: Database) -> None:
+    push = {"repo": "acme/student", "branch": "main", "checkpoint": "ckpt_1"}
+    with database.transaction(write=True) as session:
+        add(session, events=["job.published", "job.publication.failed"])
+        job = record_events(
+            session,
+            add_job(session),
+            [
+                NewEvent("published", {**push, "url": "https://hub.example/acme/student", "commit": "c" * 40}),
+                NewEvent("publication_failed", {**push, "error": {"code": "hub_busy", "message": "It is."}}),
+            ],
+            token=None,
+        )
+    assert [told[1:] for told in write_messages(database)] == [
+        ("job.published", job.id),
+        ("job.publication.failed", job.id),
+    ]
+    with database.transaction(write=False) as session:
+        bodies = session.scalars(sa.select(WebhookDelivery.body).order_by(WebhookDelivery.id)).all()
+    published, failed = (json.loads(body)["data"]["publication"] for body in bodies)
+    assert (published["commit"], published["error"]) == ("c" * 40, None)
+    assert (failed["url"], failed["error"]["code"]) == (None, "hub_busy")
 
 
 def test_only_those_hear_of_an_event_who_want_to(database: Database) -> None:

@@ -1,0 +1,1 @@
+"""Publications: the push of a job's student to the Hugging Face Hub."""
