@@ -114,8 +114,9 @@ def test_thousands_of_requests_are_answered_as_documented(
     # To reproduce a failure; pytest shows it with a failure, and with -s.
     sys.stdout.write(f"seed {seed}\n")
     # How a schema is read depends on no database: what covers each of its keywords, most of the requests, is sent once.
-    phases = "examples,coverage,fuzzing,stateful" if is_fixed else "examples,fuzzing,stateful"
-    report = fuzz(target, tmp_path, seed=seed, examples=10 if is_fixed else 12, phases=phases)
+    # With the fixed seed the test above sends what is made up at random.
+    phases = "examples,coverage" if is_fixed else "examples,fuzzing,stateful"
+    report = fuzz(target, tmp_path, seed=seed, examples=8, phases=phases)
     assert {phase["status"] for phase in report["phases"].values()} <= {"success", "skip"}
     sys.stdout.write(f"{report['test_cases']}\n")
     assert report["test_cases"]["generated"] >= (2500 if is_fixed else 400)
