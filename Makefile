@@ -130,6 +130,11 @@ pictures: $(STAMP) ## Draw the pictures of docs/architecture.md from the code
 npm: ## Get the TypeScript compiler and the generator that tests/clients/test_typescript.py runs (needs Node.js 20, the network)
 	@cd tests/clients/typescript && npm ci --ignore-scripts --no-fund
 
+.PHONY: llamacpp
+llamacpp: ## Get the llama.cpp that tests/pocl/export/test_llamacpp.py runs (Linux on x86-64, Node.js 20, the network; 85 MB)
+	@# The optional packages are builds for other machines and for GPUs, hundreds of megabytes.
+	@cd tests/pocl/export/llamacpp && npm ci --ignore-scripts --no-fund --omit=optional
+
 check: $(STAMP) ## Lint, types, import contracts, and the words of the glossary
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
