@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from pydantic import AliasChoices, Field
 
 from api.auth import Caller
 from api.pagination import Limit, Page, Resource
@@ -25,7 +26,7 @@ AfterName = Annotated[
 class SchedulerView(Resource):
     """A scheduler."""
 
-    id: str
+    id: str = Field(validation_alias=AliasChoices("id", "name"))
     """The name of the scheduler; one that starts again has another."""
     object: Literal["scheduler"] = "scheduler"
     """The kind of the resource."""
