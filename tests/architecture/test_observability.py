@@ -14,6 +14,7 @@ from api.metrics.catalog import METRICS
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "observability.md"
+RUNBOOK = ROOT / "docs" / "operations.md"
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "pocl.json"
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 PROMETHEUS_METRICS = {"up": {"instance", "job"}}
@@ -112,9 +113,19 @@ def test_alerts_say_what_they_mean() -> None:
     for rule in rules():
         assert re.fullmatch(r"Pocl[A-Z]\w+", rule["alert"])
         assert rule["labels"]["severity"] in ("critical", "warning")
-        assert rule["annotations"].keys() == {"summary", "description"}
+        assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
         labels = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
         assert labels <= set(re.findall(r"\w+", rule["expr"])), rule["alert"]
+
+
+def test_every_alert_has_its_paragraph_in_the_runbook() -> None:
+    page = RUNBOOK.read_text("utf-8")
+    paragraphs = dict(re.findall(r"^### (\w+)\n\n(.+?)(?=\n#|\Z)", page, re.MULTILINE | re.DOTALL))
+    assert list(paragraphs) == [rule["alert"] for rule in rules()]
+    for rule in rules():
+        # What to do stands there, or behind a link.
+        assert len(paragraphs[rule["alert"]]) > 40
+        assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{rule['alert'].lower()}"
 
 
 def test_every_metric_is_on_the_dashboard_or_in_an_alert() -> None:

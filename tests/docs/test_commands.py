@@ -77,6 +77,7 @@ def compose_has_what_it_names(command: str) -> None:
         "build": set(),
         "up": {"--detach", "--no-deps", "--wait"},
         "stop": set(),
+        "logs": {"--timestamps"},
         "exec": {"-T"},
         "run": {"--rm", "--no-deps", "-T"},
     }
@@ -255,3 +256,12 @@ def test_readme_runs_from_top_to_bottom(sandbox: Sandbox) -> None:
     scripts = [block.script for block in command_blocks(README) if is_run(block)]
     assert len(scripts) > 4
     sandbox.run("\n".join(scripts), 1140)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", ["operations.md"])
+def test_page_runs_from_top_to_bottom(sandbox: Sandbox, page: str) -> None:
+    scripts = [block.script for block in command_blocks(ROOT / "docs" / page) if is_run(block)]
+    assert len(scripts) > 1
+    sandbox.run("\n".join(scripts), 570)
