@@ -107,7 +107,8 @@ def _push(api: HfApi, request: Push) -> Pushed:
 
 
 def verify_files(request: Push) -> None:
-    """
+    """Compare the files with the manifest before anything is sent.
+
     Raises:
         CannotPush: a file is not what the manifest says.
     """
