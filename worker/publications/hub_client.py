@@ -15,6 +15,7 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined] # It is exported when it is used.
 
 from domain.logs import redact_addresses
 from pocl.storage.manifest import ManifestFile
@@ -41,9 +42,17 @@ class _Client(httpx2.Client):
         except httpx2.TransportError as error:
             raise CannotPush("hub_unreachable", "The Hub could not be reached, or broke off.") from error
         if response.status_code in _MAY_PASS or response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            wait = parse_retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
-            raise CannotPush("hub_busy", f"The Hub answered {response.status_code}.", retry_after=wait)
+            message = f"The Hub answered {response.status_code}."
+            raise CannotPush("hub_busy", message, retry_after=_retry_after(response))
         return response
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Seconds for which the Hub asks to be left alone: by `RateLimit`, which it sends of its own, or `Retry-After`."""
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    return parse_retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
 
 
 def _make_client() -> httpx2.Client:
