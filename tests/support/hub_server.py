@@ -99,9 +99,15 @@ class HubServer:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def storage(self) -> str:
+        """Where LFS objects are uploaded to: another host than that of the API, as with the Hub."""
+        return f"http://localhost:{self.port}"
+
     def environment(self) -> dict[str, str]:
         """The variables that lead the client here, and past no proxy."""
-        return {"HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        own = "127.0.0.1,localhost"
+        return {"HF_ENDPOINT": self.endpoint, "NO_PROXY": own, "no_proxy": own}
 
     def create(self, repo: str, *, private: bool = True, files: Mapping[str, bytes] | None = None) -> Repository:
         """Make a repository as the Hub does: with a first commit."""
@@ -270,7 +276,7 @@ def _lfs_batch(request: _Request, repo: str) -> Answer:
     def action(wanted: dict[str, Any]) -> dict[str, Any]:
         if wanted["oid"] in request.hub.objects:
             return wanted
-        address, part_bytes = f"{request.hub.endpoint}/objects/{wanted['oid']}", request.hub.part_bytes
+        address, part_bytes = f"{request.hub.storage}/objects/{wanted['oid']}", request.hub.part_bytes
         if part_bytes is None or wanted["size"] <= part_bytes:
             return {**wanted, "actions": {"upload": {"href": f"{address}?{_SIGNATURE}", "header": {}}}}
         numbers = range(1, -(-wanted["size"] // part_bytes) + 1)

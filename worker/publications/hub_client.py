@@ -66,15 +66,16 @@ def push(request: Push, token: str) -> Pushed:
         CannotPush: with the reason.
     """
     set_client_factory(_make_client)
+    api = HfApi(token=token, library_name="pocl-service")
     try:
-        return _push(HfApi(token=token, library_name="pocl-service"), request)
+        return _push(api, request)
     except Exception as error:
         # Errors of uploads come wrapped, from threads.
         for cause in _causes(error):
             if isinstance(cause, CannotPush):
                 raise cause from None
             if isinstance(cause, HfHubHTTPError):
-                raise _refusal(cause.response.status_code, request.repo) from error
+                raise _refusal(cause.response, api.endpoint, request.repo) from error
         raise
 
 
@@ -171,8 +172,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _refusal(status: int, repo: str) -> CannotPush:
-    """What an answer of the Hub means that is neither success nor may pass by itself."""
+def _refusal(response: httpx2.Response, endpoint: str, repo: str) -> CannotPush:
+    """What an answer of the Hub means that is neither success nor a request to wait."""
+    status = response.status_code
+    if not str(response.url).startswith(f"{endpoint}/"):
+        # Its storage, at an address that was signed for a while: the next attempt gets another one.
+        return CannotPush("hub_storage_refused", f"The storage of the Hub refused a file with status {status}.")
     match status:
         case HTTPStatus.UNAUTHORIZED:
             code, message = "hub_token_refused", "The Hub does not accept the token of the service: have it renewed."

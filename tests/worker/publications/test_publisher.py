@@ -64,6 +64,7 @@ BREAKS: dict[str, tuple[Fault, str]] = {
     "503 at an upload": (Fault("PUT", UPLOAD, status=503), "hub_busy"),
     "429": (Fault("POST", "/preupload/", status=429, headers={"retry-after": "1200"}), "hub_busy"),
     "429 of the Hub": (Fault("POST", COMMIT, status=429, headers={"ratelimit": '"api";r=0;t=1300'}), "hub_busy"),
+    "an address that is good no more": (Fault("PUT", UPLOAD, status=403), "hub_storage_refused"),
     "cut in an upload": (Fault("PUT", UPLOAD, after_bytes=1000), "hub_unreachable"),
     "cut before the commit": (Fault("POST", COMMIT), "hub_unreachable"),
     "cut after the commit": (Fault("POST", COMMIT, is_done_first=True), "hub_unreachable"),
