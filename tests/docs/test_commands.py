@@ -227,6 +227,7 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
         address = processes.start("serve", environment, "--port", "0").wait_for_log("READY").removeprefix("READY ")
         programs, log = root / "bin", root / "curl.log"
         programs.mkdir()
+        log.touch()
         wrapper = programs / "curl"
         port = address.rpartition(":")[2]
         wrapper.write_text(
@@ -260,7 +261,7 @@ def test_readme_runs_from_top_to_bottom(sandbox: Sandbox) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", ["operations.md"])
+@pytest.mark.parametrize("page", ["operations.md", "recipes.md"])
 def test_page_runs_from_top_to_bottom(sandbox: Sandbox, page: str) -> None:
     scripts = [block.script for block in command_blocks(ROOT / "docs" / page) if is_run(block)]
     assert len(scripts) > 1
