@@ -34,9 +34,8 @@ QUESTIONS = ("What is the capital of Australia?", "Name a fruit that is yellow."
 STOP_SECONDS = 60
 TERMINAL_STATES = {"succeeded", "failed", "cancelled"}
 
-STUDENT_LAYERS = (*range(6), *range(20, 30))
-"""Of the teacher's. Layers 6 to 19 are left out: of the contiguous blocks of 14 layers, this one raised the
-cross-entropy on selection.jsonl least."""
+STUDENT_LAYERS = (*range(12), *range(18, 30))
+"""Of the teacher's: six in the middle are left out, where a model misses its layers least."""
 
 SPEC: dict[str, Any] = {
     "preset": "quick",
@@ -49,7 +48,7 @@ SPEC: dict[str, Any] = {
         "temperature": {"start": 1.0, "end": 2.0},
         "ranking": {"max_new_tokens": 16},
     },
-    "training": {"batch_size": 8, "learning_rate": 5e-4, "min_learning_rate": 5e-5},
+    "training": {"batch_size": 8, "learning_rate": 3e-4, "min_learning_rate": 5e-5},
     "evaluation": {"max_rows": 64, "max_new_tokens": 16, "batch_size": 32},
 }
 

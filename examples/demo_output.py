@@ -13,7 +13,7 @@ from pocl_client.models import Event
 SUBJECTS = {"teacher": "teacher", "initial": "untrained student", "final": "final student"}
 COLUMNS = {"reference": "reference", **SUBJECTS}
 
-MIN_CE_GAIN = 0.5
+MIN_CE_GAIN = 0.4
 """Nats by which held-out cross-entropy must fall."""
 MIN_ROUGE_GAIN = 3.0
 """Points by which held-out ROUGE-L must rise."""

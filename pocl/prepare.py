@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pocl.encoding_counts import EncodingCounts
 from pocl.evaluation.dataset import EncodedDataset
+from pocl.evaluation.row_scores import MAX_SHOWN
 from pocl.evaluation.vllm_generation import vllm_missing
 from pocl.export.chat_templates import alpaca_chat_template, with_defaults
 from pocl.inspect import SharedVocabulary, TokenLimits, check_sequence_length
@@ -169,7 +170,8 @@ def encode_corpus(data: Data, models: Models, train: list[Sample], held_out: Map
         references = tuple(
             tuple(encoder.answer.read_reference(reference) for reference in sample.references) for sample in samples
         )
-        counts[name], datasets[name] = encoded.counts, EncodedDataset(encoded.samples, references)
+        prompts = tuple(sample.prompt_text for sample in samples[:MAX_SHOWN])
+        counts[name], datasets[name] = encoded.counts, EncodedDataset(encoded.samples, references, prompts)
     return Corpus(
         datasets.pop("train"),
         tuple(sample.difficulty for sample in train),

@@ -118,9 +118,7 @@ def add_texts(shown: Sequence[ShownSample], dataset: Path, *, is_split: bool) ->
             sample = _parse(line)
             found = None if sample is None else wanted.pop(sample.digest, None)
             if sample is not None and found is not None:
-                found.prompt = _cut("\n".join(message.content for message in sample.prompt_messages))
-                if sample.context:
-                    found.prompt = _cut(f"{found.prompt}\n\n{sample.context}")
+                found.prompt = _cut(sample.prompt_text)
                 found.reference = _cut(sample.references[0]) if sample.references else None
 
 

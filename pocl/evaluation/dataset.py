@@ -13,6 +13,8 @@ class EncodedDataset:
 
     samples: tuple[EncodedSample, ...]
     references: tuple[tuple[str, ...], ...]
+    prompts: tuple[str, ...] = ()
+    """What the first samples ask, for people to read; where it is not known their tokens are shown as text."""
 
     @cached_property
     def scored_rows(self) -> tuple[int, ...]:

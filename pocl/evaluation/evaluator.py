@@ -123,17 +123,19 @@ class Evaluator:
             tokens=tuple(dataset.samples[row].predicted_tokens for row in scored_rows),
             unfinished_thoughts=tuple(answers[row].in_thought for row in scored_rows),
             shown=tuple(
-                shown(
-                    str(self.tokenizer.decode(list(sample.prompt_ids), skip_special_tokens=True)),
-                    references,
-                    answer.text,
-                    unfinished_thought=answer.in_thought,
-                )
-                for sample, references, answer in zip(
-                    dataset.samples[:MAX_SHOWN], dataset.references, answers, strict=False
+                shown(prompt, references, answer.text, unfinished_thought=answer.in_thought)
+                for prompt, references, answer in zip(
+                    dataset.prompts[:MAX_SHOWN] or self._decode_prompts(), dataset.references, answers, strict=False
                 )
             ),
         )
+
+    def _decode_prompts(self) -> list[str]:
+        """The first prompts as the text of their tokens, with what the template writes around them."""
+        return [
+            str(self.tokenizer.decode(list(sample.prompt_ids), skip_special_tokens=True))
+            for sample in self.dataset.samples[:MAX_SHOWN]
+        ]
 
     def _cache_key(self, model: LazyModel) -> ScoreCacheKey:
         generation = self.generation

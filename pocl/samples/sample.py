@@ -88,6 +88,12 @@ class Sample:
         return self.conversation[:-1] if self.has_answer else self.conversation
 
     @property
+    def prompt_text(self) -> str:
+        """What is asked, for people to read: the contents of the messages before the answer, and the context."""
+        text = "\n".join(message.content for message in self.prompt_messages)
+        return f"{text}\n\n{self.context}" if self.context else text
+
+    @property
     def turns(self) -> int:
         """The number of the assistant's messages, the answer included."""
         return sum(message.role == "assistant" for message in self.conversation)

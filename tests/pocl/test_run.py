@@ -167,6 +167,12 @@ def test_report_is_one_file_without_scripts_or_external_resources(undisturbed: P
     assert "src=" not in html
 
 
+def test_answers_stand_beside_what_was_asked_and_not_its_template(undisturbed: Path) -> None:
+    rows = [json.loads(line) for line in (ROOT / "examples" / "tiny" / "validation.jsonl").read_text().splitlines()]
+    asked = [each["prompt"] for each in json.loads((undisturbed / RESULT_FILE).read_text())["answers"]]
+    assert asked == ["\n\n".join(filter(None, (row["instruction"], row.get("input")))) for row in rows[:5]]
+
+
 def test_final_student_loads_and_generates(undisturbed: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(undisturbed / "final")
     model: Any = AutoModelForCausalLM.from_pretrained(undisturbed / "final")
