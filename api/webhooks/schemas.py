@@ -107,8 +107,8 @@ class WebhookView(Resource):
     """Where messages are posted to."""
     description: str
     """What people call the webhook."""
-    events: list[WebhookEventType] | None
-    """The types of messages that are sent; null: all."""
+    events: list[str] | None
+    """The types of messages that are sent; null: all. During an upgrade they may be some of a newer version."""
     labels: dict[str, str]
     """Labels that a job must have, all of them, for messages about it to be sent."""
     status: WebhookStatus

@@ -128,25 +128,6 @@ WakeUp: TypeAlias = Literal["ok", "no_scheduler", "broker_unreachable"] | str
 
 WebhookDisabledReason: TypeAlias = Literal["by_client", "gone", "failing"] | str
 
-WebhookEventType: TypeAlias = (
-    Literal[
-        "job.queued",
-        "job.started",
-        "job.running",
-        "job.stage.completed",
-        "job.checkpoint.created",
-        "job.recovering",
-        "job.paused",
-        "job.resumed",
-        "job.succeeded",
-        "job.failed",
-        "job.cancelled",
-        "job.published",
-        "job.publication.failed",
-    ]
-    | str
-)
-
 WebhookStatus: TypeAlias = Literal["enabled", "disabled"] | str
 
 Work: TypeAlias = Literal["generation", "scoring", "hidden_states", "training"] | str
@@ -1950,8 +1931,8 @@ class Webhook(Resource):
     """Where messages are posted to."""
     description: str
     """What people call the webhook."""
-    events: list[WebhookEventType] | None
-    """The types of messages that are sent; null: all."""
+    events: list[str] | None
+    """The types of messages that are sent; null: all. During an upgrade they may be some of a newer version."""
     labels: dict[str, str]
     """Labels that a job must have, all of them, for messages about it to be sent."""
     status: WebhookStatus
@@ -2003,8 +1984,8 @@ class WebhookWithSecret(Resource):
     """Where messages are posted to."""
     description: str
     """What people call the webhook."""
-    events: list[WebhookEventType] | None
-    """The types of messages that are sent; null: all."""
+    events: list[str] | None
+    """The types of messages that are sent; null: all. During an upgrade they may be some of a newer version."""
     labels: dict[str, str]
     """Labels that a job must have, all of them, for messages about it to be sent."""
     status: WebhookStatus

@@ -38,6 +38,16 @@ def test_secret_is_shown_once(client: TestClient) -> None:
     assert "whsec_" not in page.text
 
 
+def test_types_of_a_newer_version_are_shown_while_the_service_is_upgraded(
+    client: TestClient, database: Database
+) -> None:
+    made = make(client, events=["job.failed"])
+    with database.transaction(write=True) as session:
+        session.get_one(WebhookEndpoint, made["id"]).events = ["job.failed", "job.of_next_version"]
+    for answer in (client.get("/v1/webhooks").json()["data"][0], client.get(f"/v1/webhooks/{made['id']}").json()):
+        assert answer["events"] == ["job.failed", "job.of_next_version"]
+
+
 @pytest.mark.parametrize(
     ("fields", "pointer"),
     [
