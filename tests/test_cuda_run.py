@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PRESENT = {
     "httpcore2",
     "httpx2",
+    "huggingface-hub",
     "jinja2",
     "hypothesis",
     "idna",

@@ -79,8 +79,10 @@ def test_demo_fails_where_a_threshold_is_missed(
 
 
 def test_answers_stand_side_by_side_whole_and_as_they_are(
-    output: ModuleType, capsys: pytest.CaptureFixture[str]
+    output: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # In a narrow table a long word is parted.
+    monkeypatch.setenv("COLUMNS", "160")
     said = {"teacher": "Canberra.", "initial": "a [bold]round[/bold] a", "final": "It is Sydney."}
     output.print_answers([{"prompt": "The capital of Australia?", "reference": "Canberra", "answers": said}])
     printed = capsys.readouterr().out
