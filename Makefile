@@ -74,7 +74,7 @@ unit: $(STAMP) ## The tests that need no server, no process and no long run (und
 
 SUITE := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
-test: check ## Lint, types, import contracts and the test suite; SLOW=1: with the longest cases, as CI runs it
+test: check ## Lint, types, import contracts and the test suite; SLOW=1: with the longest cases
 	@$(SUITE) $(if $(SLOW),-m '')
 
 test-slow: $(STAMP) ## The cases that `make test` leaves out for their length
