@@ -7,6 +7,7 @@ each transaction another session of the server.
 
 import ctypes
 import os
+import select
 import sqlite3
 import threading
 import time
@@ -37,6 +38,10 @@ LOCK_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 5
 _PING_SECONDS: Final = 3.0
 """How long a connection waits for the answers that need no work: whether the server is there, and BEGIN."""
+_TRUSTED_SECONDS: Final = 1.0
+"""How long after its last use a connection is taken to be there unless the server has said that it is not."""
+_RETURNED_AT: Final = "pocl_returned_at"
+"""Key in the `info` of a PostgreSQL connection: when it came back to the pool, on the monotonic clock."""
 _STATEMENT_SECONDS: Final = 15.0
 _PROBE_SECONDS: Final = 2.0
 _ANSWER_MARGIN_SECONDS: Final = 3.0
@@ -172,7 +177,6 @@ def _create_postgresql_engine(url: str) -> sa.Engine:
     engine = sa.create_engine(
         url,
         **_POOL,
-        pool_pre_ping=True,
         connect_args={
             **{name: value for name, value in defaults.items() if name not in given},
             # The driver begins no transaction by itself, so the listener below decides.
@@ -183,7 +187,8 @@ def _create_postgresql_engine(url: str) -> sa.Engine:
     )
     event.listen(engine, "do_connect", _Connector().connect)
     event.listen(engine, "begin", _begin_postgresql)
-    event.listen(engine, "checkin", _expect_quick_answers)
+    event.listen(engine, "checkout", _verify_pooled_connection)
+    event.listen(engine, "checkin", _note_return_to_pool)
     return engine
 
 
@@ -195,7 +200,39 @@ def _begin_postgresql(connection: sa.Connection) -> None:
     driver_connection.answer_seconds = beginning.answer_seconds
 
 
-def _expect_quick_answers(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+def _verify_pooled_connection(_connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+    """Have the pool replace its connections where the server has ended this one, before a transaction begins on it.
+
+    It has the shape of SQLAlchemy's event `checkout`. A server that ends a connection says so, which makes its socket
+    readable; where nothing has been said, the server is asked only after a pause, in which whatever lies between may
+    have forgotten the connection. So most transactions cost no exchange with the server for this.
+    """
+    connection = record.driver_connection
+    assert isinstance(connection, _TimedConnection)
+    returned_at = record.info.get(_RETURNED_AT)
+    if returned_at is None:
+        return  # It was opened a moment ago.
+    if time.monotonic() - returned_at < _TRUSTED_SECONDS and not _has_unread_bytes(connection):
+        return
+    try:
+        connection.execute("")
+    except psycopg.OperationalError as error:
+        raise sa.exc.InvalidatePoolError from error
+
+
+def _has_unread_bytes(connection: psycopg.Connection[Any]) -> bool:
+    """Whether the server has said something unasked, or its end of the connection is closed."""
+    poll = select.poll()
+    try:
+        poll.register(connection.fileno(), select.POLLIN)
+    except psycopg.OperationalError:
+        return True  # This end is closed already.
+    return bool(poll.poll(0))
+
+
+def _note_return_to_pool(_connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+    """Note when a connection came back, and have it expect quick answers; the shape of the event `checkin`."""
+    record.info[_RETURNED_AT] = time.monotonic()
     driver_connection = record.driver_connection
     if isinstance(driver_connection, _TimedConnection):
         driver_connection.answer_seconds = _PING_SECONDS

@@ -106,6 +106,22 @@ def test_database_that_is_set_to_read_only_takes_no_writes_and_stays_readable(po
         check_ready(database)
 
 
+def test_connections_that_the_server_has_ended_fail_no_transaction(postgres_url: str) -> None:
+    others = sa.text("SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity WHERE datname = :name")
+    server = sa.create_engine(sa.make_url(postgres_url).set(database="postgres"), isolation_level="AUTOCOMMIT")
+    with opened(postgres_url) as database, server.connect() as administrator:
+        for _ in range(20):
+            with database.transaction(write=False) as first, database.transaction(write=True) as second:
+                for session in (first, second):
+                    session.execute(sa.select(sa.func.pg_backend_pid()))
+            ended = administrator.scalar(others, {"name": sa.make_url(postgres_url).database})
+            assert ended == 2
+            with database.transaction(write=False) as first, database.transaction(write=True) as second:
+                for session in (first, second):
+                    session.execute(sa.select(sa.func.pg_backend_pid()))
+    server.dispose()
+
+
 # --- A pooler that gives each transaction another session ---------------------------------------------
 
 
