@@ -5,6 +5,7 @@ over it, and a request is answered with "try again later". What is left is an er
 a value that does not fit its column), which passes unchanged.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,21 +60,17 @@ class DatabaseUnavailable(Exception):
         """What the driver said, for logs and for the operator: it may name hosts, users and files."""
 
 
-# The codes of https://www.postgresql.org/docs/current/errcodes-appendix.html. A code that is in neither table is an
-# error of the statement or of its values.
+# The codes of https://www.postgresql.org/docs/current/errcodes-appendix.html. A code is the database's fault unless its
+# class is one of statements and their values: what nobody thought of is answered by "try again later", and ends nobody.
 _POSTGRESQL_CODES: Final[Mapping[str, DatabaseFault]] = {
     # A plan of before a migration; a standby that is asked for a transaction that writes.
     "0A000": DatabaseFault.UNAVAILABLE,
+    "0P000": DatabaseFault.REFUSED,
     "25006": DatabaseFault.READ_ONLY,
-    # The transaction was idle, or open, for too long.
-    "25P03": DatabaseFault.UNAVAILABLE,
-    "25P04": DatabaseFault.UNAVAILABLE,
-    # A prepared statement that is gone, or there already: something between has changed the server's session.
-    "26000": DatabaseFault.UNAVAILABLE,
+    # A prepared statement that is there already: something between has changed the server's session.
     "42P05": DatabaseFault.UNAVAILABLE,
-    "40001": DatabaseFault.CONFLICT,
+    # Nobody knows whether the statement was completed.
     "40003": DatabaseFault.UNAVAILABLE,
-    "40P01": DatabaseFault.CONFLICT,
     # The database of that name, or what this user may do.
     "3D000": DatabaseFault.REFUSED,
     "42501": DatabaseFault.REFUSED,
@@ -86,20 +83,22 @@ _POSTGRESQL_CODES: Final[Mapping[str, DatabaseFault]] = {
     "XX002": DatabaseFault.DAMAGED,
 }
 _POSTGRESQL_CLASSES: Final[Mapping[str, DatabaseFault]] = {
-    "08": DatabaseFault.UNAVAILABLE,  # the connection
     "28": DatabaseFault.REFUSED,  # user and password
-    "53": DatabaseFault.UNAVAILABLE,  # connections, memory
-    "55": DatabaseFault.UNAVAILABLE,  # locks, a database that takes no connections
-    "57": DatabaseFault.UNAVAILABLE,  # shut down, crashed, cancelled, statement timeout
-    "58": DatabaseFault.UNAVAILABLE,  # input and output
-    "F0": DatabaseFault.UNAVAILABLE,  # its configuration
-    "XX": DatabaseFault.UNAVAILABLE,  # internal errors
+    "40": DatabaseFault.CONFLICT,  # a transaction that was rolled back for another
+    "72": DatabaseFault.CONFLICT,  # a snapshot that is too old
 }
+_PROGRAM_CODES: Final = frozenset({"25P02", "40002"})
+"""A statement after one that failed in the same transaction; a constraint that is broken when it ends."""
+_PROGRAM_CLASSES: Final = frozenset({"00", "01", "02", "03", "0Z", "21", "22", "23", "2F", "34", "42", "44", "54"})
+"""Success and warnings; errors of a statement, of its values and of their size."""
 
 # The codes of https://www.sqlite.org/rescode.html: the extended code where it is here, else the primary one, which is
 # its low byte.
 _SQLITE_CODES: Final[Mapping[int, DatabaseFault]] = {
+    sqlite3.SQLITE_INTERNAL: DatabaseFault.UNAVAILABLE,
     sqlite3.SQLITE_PERM: DatabaseFault.REFUSED,
+    # A rollback of the same transaction ended the statement.
+    sqlite3.SQLITE_ABORT: DatabaseFault.CONFLICT,
     sqlite3.SQLITE_BUSY: DatabaseFault.UNAVAILABLE,
     sqlite3.SQLITE_BUSY_SNAPSHOT: DatabaseFault.CONFLICT,
     sqlite3.SQLITE_LOCKED: DatabaseFault.UNAVAILABLE,
@@ -111,6 +110,7 @@ _SQLITE_CODES: Final[Mapping[int, DatabaseFault]] = {
     # The index of the write-ahead log cannot grow; everything else reports a full disk as such.
     sqlite3.SQLITE_IOERR_SHMSIZE: DatabaseFault.FULL,
     sqlite3.SQLITE_CORRUPT: DatabaseFault.DAMAGED,
+    sqlite3.SQLITE_NOTFOUND: DatabaseFault.UNAVAILABLE,
     sqlite3.SQLITE_FULL: DatabaseFault.FULL,
     sqlite3.SQLITE_CANTOPEN: DatabaseFault.UNAVAILABLE,
     sqlite3.SQLITE_PROTOCOL: DatabaseFault.UNAVAILABLE,
@@ -121,7 +121,7 @@ _SQLITE_CODES: Final[Mapping[int, DatabaseFault]] = {
     sqlite3.SQLITE_NOTADB: DatabaseFault.DAMAGED,
 }
 _WRONG_CALLS: Final = (exc.ProgrammingError, exc.DataError, exc.IntegrityError, exc.NotSupportedError)
-_SQLITE_LACKS: Final = ("no such table", "no such column")
+_SQLITE_LACKS: Final = re.compile(r"no such (table|column)|table \w+ has no column")
 """How messages begin whose result code is that of any wrong statement."""
 
 
@@ -141,15 +141,24 @@ def _classify_driver_error(error: exc.DBAPIError) -> DatabaseFault | None:
     cause = error.orig
     code = getattr(cause, "sqlstate", None)
     if code is not None:
-        return _POSTGRESQL_CODES.get(code, _POSTGRESQL_CLASSES.get(code[:2]))
+        return _classify_sqlstate(code)
     if isinstance(cause, sqlite3.Error):
         result = getattr(cause, "sqlite_errorcode", None)
         if result is not None:
             if result == sqlite3.SQLITE_ERROR:
-                return DatabaseFault.SCHEMA if str(cause).startswith(_SQLITE_LACKS) else None
+                return DatabaseFault.SCHEMA if _SQLITE_LACKS.match(str(cause)) else None
             return _SQLITE_CODES.get(result, _SQLITE_CODES.get(result & 0xFF))
     # Without a code it is the driver that speaks: of a connection that is lost or closed, or of a wrong call.
     return None if isinstance(error, _WRONG_CALLS) and not error.connection_invalidated else DatabaseFault.UNAVAILABLE
+
+
+def _classify_sqlstate(code: str) -> DatabaseFault | None:
+    named = _POSTGRESQL_CODES.get(code)
+    if named is not None:
+        return named
+    if code in _PROGRAM_CODES or code[:2] in _PROGRAM_CLASSES:
+        return None
+    return _POSTGRESQL_CLASSES.get(code[:2], DatabaseFault.UNAVAILABLE)
 
 
 @contextmanager

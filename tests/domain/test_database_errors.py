@@ -31,10 +31,13 @@ FAULTS = {
     "26000": DatabaseFault.UNAVAILABLE,
     "28P01": DatabaseFault.REFUSED,
     "3D000": DatabaseFault.REFUSED,
+    "40000": DatabaseFault.CONFLICT,
     "40001": DatabaseFault.CONFLICT,
+    "40003": DatabaseFault.UNAVAILABLE,
     "40P01": DatabaseFault.CONFLICT,
     "42501": DatabaseFault.REFUSED,
     "42P01": DatabaseFault.SCHEMA,
+    "42703": DatabaseFault.SCHEMA,
     "42P05": DatabaseFault.UNAVAILABLE,
     "53100": DatabaseFault.FULL,
     "53200": DatabaseFault.UNAVAILABLE,
@@ -47,11 +50,14 @@ FAULTS = {
     "57P03": DatabaseFault.UNAVAILABLE,
     "57P05": DatabaseFault.UNAVAILABLE,
     "58030": DatabaseFault.UNAVAILABLE,
+    "72000": DatabaseFault.CONFLICT,
     "XX000": DatabaseFault.UNAVAILABLE,
     "XX001": DatabaseFault.DAMAGED,
 }
-OF_THE_PROGRAM = ("02", "21", "22", "23", "42", "44", "2F", "34")
+OF_THE_PROGRAM = ("02", "03", "0Z", "21", "22", "23", "2F", "34", "42", "44", "54")
 """Classes of errors of a statement and its values."""
+FAILED_BEFORE = ("25P02", "40002")
+"""A statement after one that failed in the same transaction, and a constraint that is broken at its end."""
 
 
 def wrapped(error: Exception) -> exc.DBAPIError:
@@ -66,10 +72,14 @@ def test_every_code_of_postgresql_means_what_it_says(code: str) -> None:
     fault = classify(wrapped(psycopg.errors.lookup(code)("as the server says it")))
     if code in FAULTS:
         assert fault is FAULTS[code]
-    elif code[:2] in ("08", "28", "53", "55", "57", "58", "F0", "XX"):
-        assert fault is not None
-    elif code[:2] in OF_THE_PROGRAM and code not in ("42703",):
-        assert fault is None
+    else:
+        assert (fault is None) is (code in FAILED_BEFORE or code[:2] in OF_THE_PROGRAM)
+
+
+def test_a_code_of_a_later_server_is_no_error_of_the_program() -> None:
+    said = psycopg.errors.lookup("57014")("as the server says it")
+    said.sqlstate = "ZZ123"
+    assert classify(wrapped(said)) is DatabaseFault.UNAVAILABLE
 
 
 @pytest.mark.parametrize(
@@ -150,6 +160,17 @@ def test_missing_directory_is_unavailable_and_a_missing_table_is_the_schema(tmp_
         assert fault_of_a_write(database).fault is DatabaseFault.UNAVAILABLE
     with opened(tmp_path / "empty.db") as database:
         assert fault_of_a_write(database).fault is DatabaseFault.SCHEMA
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["SELECT 1 FROM absent", "SELECT absent FROM datasets", "INSERT INTO datasets (absent) VALUES (1)"],
+    ids=["table", "column that is read", "column that is written"],
+)
+def test_what_an_older_schema_lacks_is_the_schema(database: Database, statement: str) -> None:
+    with pytest.raises(DatabaseUnavailable) as raised, database.transaction(write=True) as session:
+        session.execute(sa.text(statement))
+    assert raised.value.fault is DatabaseFault.SCHEMA
 
 
 def test_full_database_is_full(file: Path) -> None:
