@@ -8,7 +8,9 @@ NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
         *("nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "fuse.ceph", "fuse.cephfs", "glusterfs"),
         *("fuse.glusterfs", "lustre", "gpfs", "beegfs", "ocfs2", "gfs2", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse"),
-        *("fuse.rclone", "fuse.juicefs", "fuse.blobfuse2", "wekafs", "davfs", "fuse.davfs2"),
+        *("fuse.rclone", "fuse.juicefs", "fuse.blobfuse2", "wekafs", "davfs", "fuse.davfs2", "fuse.goofys"),
+        *("fuse.mountpoint-s3", "fuse.mfs", "fuse.moosefs", "fuse.seaweedfs", "fuse.alluxio-fuse", "fuse.lizardfs"),
+        *("orangefs", "pvfs2", "panfs", "coda", "fuse.curlftpfs", "fuse.smbnetfs", "fuse.nfs", "fuse.quobyte"),
     }
 )
 """Types of file systems that several machines mount, as the kernel names them."""
@@ -24,11 +26,12 @@ def network_file_system(path: Path, *, mounts: Path = _MOUNTS) -> str | None:
         path: of a file or directory that need not exist.
         mounts: a file in the format of `/proc/self/mountinfo`, see proc(5).
     """
+    # Before the table is read: a directory of an automounter is mounted when something looks into it.
+    target = path.resolve()
     try:
         lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return None
-    target = path.resolve()
     kind, depth = None, -1
     for line in lines:
         fields, separator, details = line.partition(" - ")

@@ -40,6 +40,22 @@ def test_file_system_is_that_of_the_innermost_mount(mounts: Path, path: str, kin
     assert network_file_system(Path(path), mounts=mounts) == kind
 
 
+class Automounted(type(Path())):  # type: ignore[misc] # Path() is of the class of this system's paths.
+    """A path that an automounter mounts once something looks into it."""
+
+    table: Path
+
+    def resolve(self, strict: bool = False) -> Path:  # noqa: ARG002 - as pathlib has it
+        self.table.write_text("41 22 0:36 / /net/home rw - nfs4 10.0.0.1:/home rw\n")
+        return Path(self)
+
+
+def test_what_an_automounter_mounts_is_seen(mounts: Path) -> None:
+    path = Automounted("/net/home/pocl.sqlite3")
+    path.table = mounts
+    assert network_file_system(path, mounts=mounts) == "nfs4"
+
+
 def test_without_a_table_of_mounts_nothing_is_known(tmp_path: Path) -> None:
     assert network_file_system(tmp_path, mounts=tmp_path / "none") is None
 
