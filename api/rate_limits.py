@@ -22,6 +22,7 @@ from limits.strategies import FixedWindowRateLimiter
 from api.problems import RateLimited
 from domain.logs import LogThrottle
 
+_WINDOW_SECONDS: Final = 60
 _BATCH: Final = 64
 """How many requests of a key are counted at once, where the limit is high: a hot path must not wait for a counter."""
 _MAX_KEYS: Final = 10_000
@@ -67,7 +68,7 @@ class RequestRates:
             return
         limiter, admitted = await self._hit(key_id)
         if not admitted:
-            raise self._refusal(limiter, key_id)
+            raise self._refusal(await self._seconds_left(limiter, key_id))
         if len(self._prepaid) >= _MAX_KEYS:
             self._prepaid.clear()
         self._prepaid[key_id] = self._batch - 1
@@ -91,18 +92,23 @@ class RequestRates:
         assert self._shared is not None
         return self._shared.hit(self._item, key_id, cost=self._batch)
 
-    def _refusal(self, limiter: FixedWindowRateLimiter, key_id: str) -> RateLimited:
-        # Of the own counter also where another one refused: the windows of both begin with the first request.
-        reset = time.time() + 60
-        if limiter is self._own:
-            with suppress(TimeoutError):
+    async def _seconds_left(self, limiter: FixedWindowRateLimiter, key_id: str) -> int:
+        """How long the window lasts in which the limiter has refused a request; a whole one where that is not known."""
+        reset = time.time() + _WINDOW_SECONDS
+        # A lock that is held by a process which stands still, or a server that was there a moment ago.
+        with suppress(StorageError, OSError):
+            if limiter is self._own:
                 reset = limiter.get_window_stats(self._item, key_id).reset_time
-        seconds = max(1, math.ceil(reset - time.time()))
+            else:
+                reset = (await run_sync(limiter.get_window_stats, self._item, key_id)).reset_time
+        return min(max(1, math.ceil(reset - time.time())), _WINDOW_SECONDS)
+
+    def _refusal(self, seconds: int) -> RateLimited:
         return RateLimited(
             f"The key may send {self._per_minute} requests a minute: send the next one in {seconds} s.",
             headers={
                 "Retry-After": str(seconds),
-                "RateLimit-Policy": f'"key";q={self._per_minute};w=60',
+                "RateLimit-Policy": f'"key";q={self._per_minute};w={_WINDOW_SECONDS}',
                 "RateLimit": f'"key";r=0;t={seconds}',
             },
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import redis
 
 from api.problems import RateLimited
 from api.rate_limits import RequestRates
@@ -40,6 +41,17 @@ def test_processes_that_share_a_redis_admit_together_what_one_may(redis_url: str
     later = RequestRates(LIMIT, redis_url)
     assert len(refusals(later, key="other", requests=LIMIT)) == 0
     assert len(refusals(later, *processes, requests=1)) == 3
+
+
+def test_a_refusal_says_when_the_window_that_all_share_ends(redis_url: str) -> None:
+    assert refusals(RequestRates(LIMIT, redis_url), requests=LIMIT) == []
+    server = redis.Redis.from_url(redis_url)
+    (counted,) = server.keys("*")
+    server.expire(counted, 7)
+    (refused,) = refusals(RequestRates(LIMIT, redis_url), requests=1)
+    assert int(dict(refused.headers)["Retry-After"]) in (6, 7)
+    assert dict(refused.headers)["RateLimit"] == f'"key";r=0;t={dict(refused.headers)["Retry-After"]}'
+    server.close()
 
 
 def test_each_process_counts_for_itself_while_redis_does_not_answer(tmp_path: Path) -> None:
