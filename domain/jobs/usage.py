@@ -52,6 +52,12 @@ def storage_bytes(session: Session, project: str | None = None) -> Counter[str]:
     return sizes
 
 
+def storage_bytes_by_kind(session: Session) -> dict[str, int]:
+    """The bytes of the same files, of all projects together, by what they are."""
+    sizes = {"checkpoints": Checkpoint.size_bytes, "datasets": Dataset.size_bytes, "artifacts": JobArtifact.size_bytes}
+    return {kind: int(session.scalar(sa.select(sa.func.sum(column))) or 0) for kind, column in sizes.items()}
+
+
 def bytes_of_job(job_id: str) -> sa.ColumnElement[int]:
     """The bytes of the checkpoints and artifacts that a job has now, as an expression for its column. Files that its
     checkpoints share on the disk count for each.

@@ -13,13 +13,12 @@ from typing import Final, get_args
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from domain.checkpoints.models import Checkpoint
-from domain.datasets.models import Dataset
 from domain.db import db_now
 from domain.end_counts.models import EndKind
 from domain.end_counts.repository import list_end_counts
-from domain.jobs.models import Job, JobArtifact
+from domain.jobs.models import Job
 from domain.jobs.states import HELD, TERMINAL, JobStatus
+from domain.jobs.usage import storage_bytes_by_kind
 from domain.publications.models import UNDER_WAY, Publication
 from domain.webhooks.models import WebhookDelivery, WebhookEndpoint, WebhookStatus
 from domain.workers.models import GpuFigures, SchedulerHeartbeat, Worker, WorkerState
@@ -148,18 +147,13 @@ def read_table_figures(session: Session) -> TableFigures:
         sa.select(sa.func.min(Publication.created_at)).where(Publication.state.in_(UNDER_WAY))
     )
     return TableFigures(
-        stored_bytes=_stored_bytes(session),
+        stored_bytes=storage_bytes_by_kind(session),
         webhook_endpoints=dict.fromkeys(get_args(WebhookStatus), 0) | dict(endpoints.all()),
         pending_deliveries=pending,
         oldest_delivery_seconds=None if oldest is None else _seconds(now, oldest),
         publications={"pending": 0, "uploading": 0, "failed": 0, **dict(publications.all())},
         oldest_publication_seconds=None if oldest_publication is None else _seconds(now, oldest_publication),
     )
-
-
-def _stored_bytes(session: Session) -> dict[str, int]:
-    sizes = {"checkpoints": Checkpoint.size_bytes, "datasets": Dataset.size_bytes, "artifacts": JobArtifact.size_bytes}
-    return {kind: int(session.scalar(sa.select(sa.func.sum(column))) or 0) for kind, column in sizes.items()}
 
 
 @dataclass
