@@ -1,7 +1,7 @@
 """Versions of two neighbouring generations work together: what a migration may do, and who is refused."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 
 import migrations
-from domain.connections import create_engine_for
 from domain.db import Database, db_now
 from domain.generations import GENERATION, SchemaState
 from domain.jobs.leases import claim_next
@@ -29,18 +28,6 @@ from tests.support.rows import add_job
 DIRECTORY = Path(str(migrations.__file__)).parent
 PINNED = json.loads((DIRECTORY / "generations" / f"{GENERATION - 1}.json").read_text())
 Schema = Mapping[str, Mapping[str, Mapping[str, Any]]]
-
-
-@pytest.fixture
-def engine(empty_database_url: str) -> Iterator[sa.Engine]:
-    engine = create_engine_for(empty_database_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def settings(empty_database_url: str, tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", database_url=empty_database_url)
 
 
 def migrate(connection: sa.Connection, revision: str) -> None:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -17,22 +16,9 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 
 import migrations
-from domain.connections import create_engine_for
 from domain.db import Base
 from domain.schema import upgrade
 from domain.settings import Settings
-
-
-@pytest.fixture
-def engine(empty_database_url: str) -> Iterator[sa.Engine]:
-    engine = create_engine_for(empty_database_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def settings(empty_database_url: str, tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", database_url=empty_database_url)
 
 
 def test_migrated_schema_is_the_declared_one(engine: sa.Engine, settings: Settings) -> None:
