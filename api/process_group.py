@@ -99,16 +99,17 @@ class ProcessGroup:
     def run(self) -> int:
         """Start the processes, and replace those that end until SIGTERM, SIGINT or SIGHUP; then end them all.
 
-        Requests under way have :data:`api.server.GRACE_SECONDS`; a second signal ends the processes at once. SIGHUP
-        goes on being ignored where `nohup` had it ignored.
+        Requests under way have :data:`api.server.GRACE_SECONDS`; a second signal ends the processes at once. SIGINT
+        and SIGHUP go on being ignored where they were at the start, as by the `&` of a script and by `nohup`.
 
         Returns:
             the exit status: 0, or that of a process that could not start before all had.
         """
         self._turns = Turns(self.count)
         self._processes = [_Process(index) for index in range(self.count)]
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, self._request_stop)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._request_stop)
         is_complete = False
         for process in self._processes:
@@ -216,7 +217,8 @@ class ProcessGroup:
 
 def _become_child_of(parent: int) -> None:
     """End with the parent, and leave it to the parent what a closed terminal means."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Uvicorn raises the signal that ended it once more, when all is done.
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

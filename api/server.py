@@ -1,9 +1,10 @@
 """One process of the API: the application on Uvicorn, within the limits of the settings."""
 
 import gc
+import signal
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import uvicorn
@@ -111,6 +112,15 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._watcher = watcher
         self._on_turn = on_turn
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # A script starts `command &` with Ctrl-C ignored, and Uvicorn would end by it.
+        ignores_interrupts = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        with super().capture_signals():
+            if ignores_interrupts:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            yield
 
     async def on_tick(self, counter: int) -> bool:
         self._on_turn()

@@ -127,7 +127,7 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     signals.worker_shutdown.connect(lambda **_: registration.stop(), weak=False)
     if options.pulse_file is not None:
         install_liveness(app, Liveness(options.pulse_file))
-    _keep_ignoring_hangups()
+    _keep_ignoring_the_terminal()
     app.worker_main(
         [
             "worker",
@@ -147,15 +147,17 @@ def _detect_devices(options: WorkerSettings) -> tuple[tuple[Device, ...], str | 
         return (), f"{error} Then start the worker again."
 
 
-def _keep_ignoring_hangups() -> None:
-    """Where `nohup` started this process, a closed terminal goes on being ignored: Celery would start it again, and let
-    the process end that does the job.
+def _keep_ignoring_the_terminal() -> None:
+    """What this process was started to ignore goes on being ignored, a closed terminal under `nohup` and Ctrl-C behind
+    the `&` of a script: Celery would start it again, or end it, and let the process end that does the job.
     """
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    ignored = [each for each in (signal.SIGHUP, signal.SIGINT) if signal.getsignal(each) is signal.SIG_IGN]
+    if not ignored:
         return
 
     def ignore(**_: object) -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
     signals.worker_ready.connect(ignore, weak=False)
     signals.worker_process_init.connect(ignore, weak=False)

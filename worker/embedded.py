@@ -90,10 +90,12 @@ class ShutdownSignal:
     def install(self) -> None:
         """Take Ctrl-C, a request to terminate and a closed terminal as requests to end.
 
-        A closed terminal that `nohup` had this process ignore it goes on ignoring.
+        What this process was started to ignore it goes on ignoring: a closed terminal under `nohup`, Ctrl-C behind the
+        `&` of a script.
         """
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, self.request)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self.request)
 
 

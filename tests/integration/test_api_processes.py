@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.api_process import ROOT, ServiceProcess, environment, serving
 from tests.support.cluster import children_of
 from tests.support.harness import ServiceHarness, kill
-from tests.support.processes import hangups
+from tests.support.processes import ignores, terminal_signals
 from tests.support.requests import AUTHORIZED, KEY
 from tests.support.waiting import eventually
 
@@ -70,14 +70,14 @@ def get(connection: http.client.HTTPConnection, path: str, key: str = KEY) -> An
 
 
 @contextmanager
-def running(template: Path, place: Path, on_hangup: signal.Handlers, per_minute: int = 600_000) -> Iterator[Service]:
+def running(template: Path, place: Path, on_terminal: signal.Handlers, per_minute: int = 600_000) -> Iterator[Service]:
     home = place / "home"
     home.mkdir(mode=0o700)
     shutil.copyfile(template, home / "pocl.sqlite3")
     harness = ServiceHarness(home, f"sqlite:///{home / 'pocl.sqlite3'}")
     with ExitStack() as stack:
         stack.callback(harness.close)
-        with hangups(on_hangup):
+        with terminal_signals(on_terminal):
             process = stack.enter_context(
                 serving(home, place / "log", program=PROGRAM, requests_per_minute=str(per_minute))
             )
@@ -145,13 +145,23 @@ def read_until(stream: http.client.HTTPResponse, end: bytes) -> bytes:
     return received
 
 
-def test_closed_terminal_goes_on_being_ignored(service: Service) -> None:
+def test_terminal_goes_on_being_ignored(service: Service) -> None:
     before = service.pids
     for pid in (service.process.process.pid, *before):
         kill(pid, signal.SIGHUP)
+        kill(pid, signal.SIGINT)
     for pid in before:
         service.connect_to(pid)[0].close()
     assert service.pids == before
+
+
+def test_terminal_goes_on_being_ignored_by_a_process_that_is_alone(sqlite_template: Path, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o700)
+    shutil.copyfile(sqlite_template, tmp_path / "home" / "pocl.sqlite3")
+    with ExitStack() as stack:
+        with terminal_signals(signal.SIG_IGN):
+            service = stack.enter_context(serving(tmp_path / "home", tmp_path / "log"))
+        assert ignores(service.process.pid, signal.SIGHUP, signal.SIGINT)
 
 
 def test_key_is_refused_by_each_process_once_it_is_revoked(service: Service) -> None:

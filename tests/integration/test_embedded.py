@@ -13,7 +13,7 @@ from domain.jobs.states import JobStatus
 from domain.workers.repository import list_workers
 from tests.support.cluster import children_of
 from tests.support.harness import ServiceHarness, kill, processes_mentioning
-from tests.support.processes import Processes, ProcessHandle, hangups
+from tests.support.processes import Processes, ProcessHandle, terminal_signals
 from tests.support.waiting import eventually
 
 Start = Callable[..., ProcessHandle]
@@ -52,7 +52,7 @@ def nothing_is_left(home: Path) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_signal_stops_everything(start: Start, home: Path, number: signal.Signals) -> None:
-    with hangups(signal.SIG_DFL):
+    with terminal_signals(signal.SIG_DFL):
         launcher = start()
     assert alive(address(launcher))
     assert len(processes_mentioning(str(home))) >= 5
@@ -63,12 +63,14 @@ def test_signal_stops_everything(start: Start, home: Path, number: signal.Signal
 
 
 @pytest.mark.slow
-def test_closed_terminal_ends_nothing_that_nohup_started(start: Start, cluster: ServiceHarness, home: Path) -> None:
-    with hangups(signal.SIG_IGN):
+def test_terminal_ends_nothing_that_was_started_to_ignore_it(start: Start, cluster: ServiceHarness, home: Path) -> None:
+    with terminal_signals(signal.SIG_IGN):
         launcher = start()
     assert alive(address(launcher))
     for pid in (launcher.pid, *processes_mentioning(str(home))):
         kill(pid, signal.SIGHUP)
+    # Its children are in sessions of their own, which Ctrl-C does not reach.
+    kill(launcher.pid, signal.SIGINT)
     # Only the services: what these start for one task, such as the pool child of a worker, ends with it.
     services = children_of(launcher.pid)
     assert len(services) >= len(("broker", "api", "scheduler", "worker"))

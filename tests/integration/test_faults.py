@@ -16,7 +16,7 @@ from domain.jobs.states import AttemptEnd, JobStatus
 from domain.workers.repository import list_schedulers
 from tests.support.cluster import ClusterHarness, children_of, engines
 from tests.support.harness import kill
-from tests.support.processes import hangups
+from tests.support.processes import terminal_signals
 from tests.support.waiting import eventually
 from tests.worker.fake_engine import STEPS
 
@@ -152,14 +152,15 @@ def test_attempt_outlives_a_database_that_is_away_for_longer_than_its_lease(
     assert worker.process.poll() is None
 
 
-def test_closed_terminal_costs_a_worker_under_nohup_nothing(cluster: ClusterHarness, gate: Path) -> None:
+def test_terminal_costs_a_worker_that_ignores_it_nothing(cluster: ClusterHarness, gate: Path) -> None:
     job = cluster.harness.submit()
-    with hangups(signal.SIG_IGN):
+    with terminal_signals(signal.SIG_IGN):
         started = [cluster.start_scheduler(), cluster.start_worker()]
     cluster.wait_for_step(job, 5)
     for process in started:
         for pid in (process.pid, *children_of(process.pid)):
             kill(pid, signal.SIGHUP)
+            kill(pid, signal.SIGINT)
     gate.touch()
     cluster.wait_for_status(job, JobStatus.SUCCEEDED)
     assert [attempt.end for attempt in cluster.harness.attempts(job)] == [AttemptEnd.SUCCEEDED]

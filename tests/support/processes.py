@@ -36,17 +36,29 @@ class Processes:
 
 
 @contextmanager
-def hangups(disposition: signal.Handlers) -> Iterator[None]:
-    """Processes that are started in this block inherit what a closed terminal (SIGHUP) does to them.
+def terminal_signals(disposition: signal.Handlers) -> Iterator[None]:
+    """Processes that are started in this block inherit what a closed terminal (SIGHUP) and Ctrl-C (SIGINT) do to them.
 
     Args:
-        disposition: SIG_IGN, as `nohup` has it, or SIG_DFL; without this block it is that of the whole run.
+        disposition: SIG_IGN, as `nohup` and the `&` of a script have it, or SIG_DFL; without this block it is that of
+            the whole run.
     """
-    before = signal.signal(signal.SIGHUP, disposition)
+    before = {number: signal.signal(number, disposition) for number in (signal.SIGHUP, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignores(pid: int, *numbers: signal.Signals) -> bool:
+    """Whether a process ignores these signals, as the kernel has it."""
+    (mask,) = [
+        int(line.partition(":")[2], 16)
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigIgn:")
+    ]
+    return all(mask >> (number - 1) & 1 for number in numbers)
 
 
 class ProcessHandle:
