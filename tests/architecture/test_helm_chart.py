@@ -184,6 +184,18 @@ def test_a_worker_is_not_started_again_for_its_silence_and_has_time_to_save() ->
                 assert pod_of(worker)["terminationGracePeriodSeconds"] >= compose.grace
 
 
+def test_variables_out_of_a_secret_reach_the_pods_that_need_them() -> None:
+    given = {}
+    for each in workloads("large"):
+        sources = container_of(each).get("envFrom", [])
+        given[each["metadata"]["name"]] = [source["secretRef"]["name"] for source in sources]
+    assert given.pop("pocl-scheduler") == ["pocl-s3", "pocl-trackers"]
+    # The migration reads no artifact.
+    assert given.pop("pocl-migration") == []
+    assert set(map(tuple, given.values())) == {("pocl-s3",)}
+    assert [each for each in workloads("small") if "envFrom" in container_of(each)] == []
+
+
 def test_an_api_that_ends_is_first_taken_out_of_the_service() -> None:
     for example in EXAMPLES:
         api = only(example, "Deployment", "-api")

@@ -89,11 +89,18 @@ securityContext:
 {{- end }}
 {{- end }}
 
-{{/* Variables out of the Secret of the object store. */}}
+{{/* Variables out of Secrets: that of the object store, and others. Takes a list of the context and the names of these. */}}
 {{- define "pocl.environmentFrom" -}}
-{{- if and (eq .Values.artifacts.kind "objectStore") .Values.artifacts.objectStore.existingSecret }}
+{{- $context := index . 0 -}}
+{{- $names := index . 1 -}}
+{{- if eq $context.Values.artifacts.kind "objectStore" }}
+{{- $names = prepend $names $context.Values.artifacts.objectStore.existingSecret }}
+{{- end }}
+{{- with compact $names }}
 envFrom:
-  - secretRef: {name: {{ .Values.artifacts.objectStore.existingSecret }}}
+  {{- range . }}
+  - secretRef: {name: {{ . }}}
+  {{- end }}
 {{- end }}
 {{- end }}
 
