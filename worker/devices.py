@@ -23,8 +23,8 @@ from worker.settings import DEFAULT_ENGINE, WorkerSettings
 
 _log = structlog.get_logger(__name__)
 
-DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
-"""It is there where the driver of NVIDIA is loaded."""
+DRIVER_FILES: Final = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""One of them is there where the driver of NVIDIA is loaded; under WSL that is the driver of Windows, the last."""
 _LIST_GPUS: Final = ("nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits")
 _LIST_INSTANCES: Final = ("nvidia-smi", "-L")
 _DRIVER_SECONDS: Final = 30
@@ -94,7 +94,7 @@ def detect_devices(
     options: WorkerSettings,
     environ: Mapping[str, str] = os.environ,
     *,
-    driver: Path = DRIVER_FILE,
+    driver_files: Sequence[Path] = DRIVER_FILES,
     ask_driver: QueryDriver = query_driver,
     ask_torch: QueryTorch | None = None,
 ) -> tuple[Device, ...]:
@@ -106,7 +106,7 @@ def detect_devices(
 
     Args:
         environ: the environment of the worker.
-        driver: a file that is there where the driver is loaded.
+        driver_files: one of them is there where the driver is loaded.
         ask_driver: see :data:`QueryDriver`.
         ask_torch: see :data:`QueryTorch`; the torch of the engine's interpreter unless given.
 
@@ -116,7 +116,7 @@ def detect_devices(
     cpu = Device("cpu", "CPU", options.memory_bytes or available_memory_bytes())
     if options.device == "cpu":
         return (cpu,)
-    if options.device == "auto" and (not driver.exists() or _hides_all(environ)):
+    if options.device == "auto" and (not has_driver(driver_files) or _hides_all(environ)):
         return (cpu,)
     listed = _list_gpus(ask_driver)
     if options.device == "auto" and listed is None:
@@ -131,6 +131,11 @@ def detect_devices(
         names = ", ".join(device.uuid or device.name for device in unused)
         _log.warning("gpus_unused", gpus=names, hint="Start a worker for each, with POCL_WORKER_GPUS.")
     return used if options.device == "cuda" else (*used, cpu)
+
+
+def has_driver(files: Sequence[Path] = DRIVER_FILES) -> bool:
+    """Whether the driver of NVIDIA is loaded, by files of which one is there then."""
+    return any(file.exists() for file in files)
 
 
 def cuda_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import structlog
 
 from domain.workers.models import Device, GpuFigures
-from worker.devices import DRIVER_FILE
+from worker.devices import DRIVER_FILES, has_driver
 
 _MAX_AGE_SECONDS: Final = 60.0
 """Older figures are not reported: those of a driver that no longer answers would look like good ones."""
@@ -69,9 +69,9 @@ class GpuSampler:
             time.sleep(self._interval)
 
 
-def load_reader(driver: Path = DRIVER_FILE) -> ReadGpus | None:
+def load_reader(driver_files: Sequence[Path] = DRIVER_FILES) -> ReadGpus | None:
     """A reader by the driver's library; None where there is no driver, or the library cannot be used."""
-    if not driver.exists():
+    if not has_driver(driver_files):
         return None
     try:
         # Of the extra `engine`; it ships no types.

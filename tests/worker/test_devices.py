@@ -52,7 +52,7 @@ class Machine:
         return detect_devices(
             WorkerSettings(**{"engine": DEFAULT_ENGINE, **options}),
             environ or {},
-            driver=self.driver,
+            driver_files=[self.driver.with_name("of-linux"), self.driver],
             ask_driver=self.ask_driver,
             ask_torch=self.ask_torch,
         )

@@ -59,7 +59,7 @@ def driver(tmp_path: Path) -> Path:
 def test_figures_are_what_the_driver_says(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # It is imported by name, where there is a driver alone: there is no other way in.
     monkeypatch.setitem(sys.modules, "pynvml", FakeLibrary())
-    read = load_reader(driver)
+    read = load_reader([driver])
     assert read is not None
     assert read([GPU, INSTANCE, GONE]) == [
         GpuFigures("GPU-1", "NVIDIA H100", 80 << 30, 1 << 30, 0.25, 61.0),
@@ -70,14 +70,14 @@ def test_figures_are_what_the_driver_says(driver: Path, monkeypatch: pytest.Monk
 
 def test_without_a_driver_nothing_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert load_reader(tmp_path / "none") is None
+    assert load_reader([tmp_path / "none"]) is None
 
 
 def test_a_library_that_fails_costs_the_figures_alone(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", FakeLibrary(works=False))
-    assert load_reader(driver) is None
+    assert load_reader([driver]) is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert load_reader(driver) is None
+    assert load_reader([driver]) is None
 
 
 def test_old_figures_are_not_reported() -> None:
