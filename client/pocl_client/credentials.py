@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -80,6 +81,18 @@ def checked_url(text: str) -> str:
     if not is_usable or parts.query or parts.fragment or parts.username is not None:
         raise CredentialsInvalid(f"{text!r} is not the address of a service: it should be like {DEFAULT_URL}.")
     return text.rstrip("/").removesuffix("/v1")
+
+
+def loopback_host(url: str) -> str | None:
+    """The host of an address that only this machine has, as it stands there; null for any other address."""
+    host = urlsplit(url).hostname or ""
+    try:
+        is_loopback = ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if not is_loopback:
+        return None
+    return f"[{host}]" if ":" in host else host
 
 
 def login_path(environment: Mapping[str, str] | None = None) -> Path:

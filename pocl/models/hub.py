@@ -100,10 +100,14 @@ class HuggingFaceHub:
         Raises:
             SpecInvalid: the repository is not one of those that may be read.
             HubCacheFull: the files do not fit within the bound of the cache.
+            EngineFailure: the proxies that the environment names cannot be used.
         """
         policy = current_policy()
         if not allows_repository(policy.allowed, repo):
             raise SpecInvalid([FieldError("", REPOSITORY_NOT_ALLOWED, refusal(policy.allowed or (), repo))])
+
+        if not (self.offline or constants.HF_HUB_OFFLINE):
+            _check_proxies()
 
         def download(**options: Any) -> Any:  # Any: the type that the library returns depends on an option.
             return snapshot_download(
@@ -127,6 +131,22 @@ class HuggingFaceHub:
                 )
         report = policy.on_progress
         return Path(download() if report is None else download(tqdm_class=_reporting_bar(report)))
+
+
+def _check_proxies() -> None:
+    """
+    Raises:
+        EngineFailure: the client cannot use the proxies that the environment names, of which it says so in errors of
+            many types. None of them is repeated: an address may hold a password.
+    """
+    try:
+        # It opens no connection and reads no certificates.
+        httpx2.Client(verify=False).close()
+    except (ImportError, ValueError, httpx2.InvalidURL):
+        raise EngineFailure(
+            "The proxies of the worker cannot be used: HTTPS_PROXY, HTTP_PROXY and ALL_PROXY take addresses with "
+            "http://, with https://, and with socks5:// where the package socksio is installed beside the service."
+        ) from None
 
 
 def _bytes_to_fetch(download: Callable[..., Any]) -> int:

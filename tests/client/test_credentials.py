@@ -12,6 +12,7 @@ from pocl_client.credentials import (
     checked_url,
     find_credentials,
     login_path,
+    loopback_host,
     read_logins,
     write_login,
 )
@@ -83,6 +84,22 @@ def test_a_damaged_login_is_named(environment: dict[str, str], content: str) -> 
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(CredentialsInvalid, match="address"):
         checked_url(text)
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://127.0.0.1:8000", "127.0.0.1"),
+        ("http://127.0.0.2", "127.0.0.2"),
+        ("https://localhost:8443/pocl", "localhost"),
+        ("http://[::1]:8000", "[::1]"),
+        ("http://localhost.example", None),
+        ("http://10.0.0.1:8000", None),
+        ("https://service.example", None),
+    ],
+)
+def test_an_address_of_this_machine_is_told_from_others(url: str, host: str | None) -> None:
+    assert loopback_host(url) == host
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel", "\x00"])

@@ -124,6 +124,14 @@ def number_of(content: MessageContent) -> int:
     return int(content.model_dump()["id"])
 
 
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+def test_no_proxy_is_asked_for_a_service_of_this_machine(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    # Nobody listens there.
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with breaking_server() as (url, _), Client(url, KEY, retries=FAST) as client:
+        assert client.checkpoints.manifest("ckpt_1").files[0].size == len(CONTENT)
+
+
 def test_a_download_goes_on_within_its_parts(tmp_path: Path) -> None:
     with breaking_server() as (url, seen), Client(url, KEY, retries=FAST) as client:
         target = client.checkpoints.download("ckpt_1", tmp_path / "model")

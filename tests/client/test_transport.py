@@ -1,5 +1,6 @@
 """Requests and their retries, against a service that fails as the test wants."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from pocl_client import (
     ApiError,
     AuthenticationFailed,
     Client,
+    ClientError,
     Conflict,
     FieldProblem,
     Forbidden,
@@ -48,6 +50,18 @@ def test_tries_of_a_submission_share_a_key(failure: httpx2.Response | Exception)
 
 def created() -> httpx2.Response:
     return httpx2.Response(201, json=job("queued"))
+
+
+@pytest.mark.parametrize("proxy", ["socks5h://user:secret@127.0.0.1:1080", "ftp://user:secret@proxy"])
+def test_proxies_that_cannot_be_used_are_told_without_their_passwords(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    # Whether it is installed or not.
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ClientError, match="proxies of the environment cannot be used") as raised:
+        Client(URL, KEY)
+    assert "secret" not in str(raised.value)
 
 
 def test_an_own_key_is_sent() -> None:

@@ -6,6 +6,7 @@ A server on this machine stands for the Hub, and the cache is laid out as the Hu
 import fcntl
 import json
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,8 +15,9 @@ from pathlib import Path
 import httpx2
 import huggingface_hub.constants
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
-from pocl.errors import HubCacheFull, SpecInvalid
+from pocl.errors import EngineFailure, HubCacheFull, SpecInvalid
 from pocl.models.hub import HubPolicy, HuggingFaceHub, hub_failure, hub_policy
 from pocl.models.hub_cache import HubCache
 from pocl.spec.hub_allowlist import allows_repository
@@ -112,6 +114,23 @@ def test_failure_of_a_proxy_is_told_without_its_password() -> None:
     message = hub_failure("acme/model", error).message
     assert "secret" not in message
     assert "the proxy refused" in message
+
+
+@pytest.mark.parametrize("proxy", ["socks5h://user:secret@127.0.0.1:1080", "ftp://user:secret@proxy", "http://a:b:c"])
+def test_proxy_that_cannot_be_used_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proxy: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    # Whether it is installed or not.
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(EngineFailure, match="proxies of the worker cannot be used") as raised:
+        HuggingFaceHub(tmp_path).snapshot("acme/model", "main", ["*"])
+    assert "secret" not in raised.value.message
+    assert raised.value.retryable
+    # Without the Hub no proxy is asked.
+    with pytest.raises(LocalEntryNotFoundError):
+        HuggingFaceHub(tmp_path, offline=True).snapshot("acme/model", "main", ["*"])
 
 
 class FakeHub(BaseHTTPRequestHandler):

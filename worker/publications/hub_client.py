@@ -56,7 +56,12 @@ def _retry_after(response: httpx2.Response) -> float | None:
 
 
 def _make_client() -> httpx2.Client:
-    return _Client(follow_redirects=True, timeout=httpx2.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS))
+    try:
+        # Its connections are opened later.
+        return _Client(follow_redirects=True, timeout=httpx2.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS))
+    except (ImportError, ValueError, httpx2.InvalidURL):
+        message = "The proxies of the scheduler cannot be used: see HTTPS_PROXY and ALL_PROXY; SOCKS needs socksio."
+        raise CannotPush("hub_unreachable", message) from None
 
 
 def push(request: Push, token: str) -> Pushed:

@@ -9,7 +9,7 @@ from uuid import uuid4
 import httpx2
 
 from pocl_client._sync.concurrency import Clock
-from pocl_client.credentials import Credentials
+from pocl_client.credentials import Credentials, loopback_host
 from pocl_client.errors import ClientError, ResponseInvalid, ServerFault, ServiceUnreachable
 from pocl_client.responses import Response
 from pocl_client.retries import IN_PROGRESS, RETRIED_STATUSES, RetryPolicy
@@ -30,6 +30,9 @@ class Transport:
     Args:
         transport: what carries requests, for tests; by default connections of the network.
         timeout: the longest wait for the next bytes in either direction, in seconds.
+
+    Raises:
+        ClientError: the proxies that the environment names cannot be used.
     """
 
     def __init__(
@@ -45,16 +48,27 @@ class Transport:
         if credentials.key is not None:
             # Where a response leads to another host, as to a bucket, httpx2 takes this header away.
             headers["Authorization"] = f"Bearer {credentials.key}"
+        own_host = loopback_host(credentials.url)
         self.url = credentials.url
         self.clock = clock or Clock()
         self.retries = retries
         self._timeout = timeout
-        self._http = httpx2.Client(
-            base_url=credentials.url,
-            headers=headers,
-            transport=transport,
-            limits=httpx2.Limits(max_connections=_MAX_CONNECTIONS),
-        )
+        try:
+            self._http = httpx2.Client(
+                base_url=credentials.url,
+                headers=headers,
+                transport=transport,
+                # No proxy has a way to the loopback of this machine.
+                mounts={} if own_host is None else {f"all://{own_host}": None},
+                limits=httpx2.Limits(max_connections=_MAX_CONNECTIONS),
+            )
+        except (ImportError, ValueError, httpx2.InvalidURL):
+            # The errors may repeat an address, with its password.
+            raise ClientError(
+                "The proxies of the environment cannot be used: HTTPS_PROXY, HTTP_PROXY and ALL_PROXY take addresses"
+                " with http:// and https://, and those with socks5:// where the package socksio is installed"
+                " (pip install 'httpx2[socks]')."
+            ) from None
 
     def close(self) -> None:
         """Close the connections."""
