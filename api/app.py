@@ -23,6 +23,7 @@ import api.checkpoints.routes
 import api.dashboard.routes
 import api.datasets.preview
 import api.datasets.routes
+import api.exports.routes
 import api.health.routes
 import api.jobs.actions
 import api.jobs.logs
@@ -219,6 +220,7 @@ def _routes() -> list[BaseRoute]:
         api.datasets.preview,
         api.chat.routes,
         api.checkpoints.routes,
+        api.exports.routes,
         api.methods.routes,
         api.webhooks.routes,
         api.workers.routes,

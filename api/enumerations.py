@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, get_args
 from pydantic import BaseModel
 
 from domain.datasets.models import DatasetStatus
+from domain.exports.models import ExportState
 from domain.jobs.forecast import ForecastBasis, WorkerFit
 from domain.jobs.queue import QueueReason
 from domain.jobs.states import Fault, PauseAt
@@ -56,6 +57,7 @@ ENUMERATIONS: Final[Mapping[str, Enumeration]] = {
         "What becomes of rows that are no samples: the file is refused, or they are left out and counted.",
     ),
     "ChatRole": Enumeration(ChatRole, "Who says a message."),
+    "CheckpointExportState": Enumeration(ExportState, "Whether the files of an export are there."),
     "CheckpointKind": Enumeration(
         CheckpointKind,
         "What a checkpoint holds: a state to go on from, or the weights after a stage, the best one, or the last.",

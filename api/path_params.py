@@ -8,6 +8,7 @@ from fastapi import Path
 from pydantic import AfterValidator
 
 from domain.errors import CheckpointNotFound, DatasetNotFound, JobNotFound, NotFound
+from domain.exports.repository import ExportNotFound
 from domain.ids import Prefix
 from domain.keys.repository import KeyNotFound
 from domain.projects.models import PROJECT_ID
@@ -48,6 +49,11 @@ CheckpointId: TypeAlias = Annotated[
     str,
     AfterValidator(_require_id("ckpt", CheckpointNotFound)),
     Path(description="The id of a checkpoint, for instance `ckpt_06f2k...`."),
+]
+ExportId: TypeAlias = Annotated[
+    str,
+    AfterValidator(_require_id("exp", ExportNotFound)),
+    Path(description="The id of an export, for instance `exp_06f2k...`."),
 ]
 WebhookId: TypeAlias = Annotated[
     str,

@@ -205,7 +205,7 @@ SPEC_ERRORS: Final = (SpecInvalid, PathOutsideModelRoots, ModelNotFound, ModelUn
 
 
 class QuotaExceeded(ApiError):
-    """The project has as much of this as its quota allows: queued jobs, uploads, or bytes of its files."""
+    """The project has as much of this as its quota allows: queued jobs, exports, uploads, or bytes of its files."""
 
     status = 429
     code = "quota_exceeded"

@@ -4,7 +4,7 @@ import secrets
 import time
 from typing import Literal
 
-Prefix = Literal["job", "ds", "ckpt", "key", "wh", "msg", "chat"]
+Prefix = Literal["job", "ds", "ckpt", "key", "wh", "msg", "chat", "exp"]
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter is taken for a digit.
 _LENGTH = 26

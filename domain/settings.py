@@ -129,6 +129,8 @@ class Settings(EnvironmentSettings):
     answered by 202 once it has arrived, and read afterwards: its `status` says what came of it."""
     max_jobs_queued: int = Field(default=100, ge=1)
     """How many jobs of one project may be queued at once, unless its own quota says otherwise."""
+    max_exports_queued: int = Field(default=16, ge=1, le=1000)
+    """How many exports of checkpoints of one project may wait or be made at once."""
     encoding_check_seconds: float = Field(default=10, ge=0, le=600, allow_inf_nan=False)
     """How long a dry run or a submission may encode rows of each data set that no earlier one has; with 0 none is
     encoded, and the worker checks them all."""

@@ -8,6 +8,7 @@ import domain.chat.models
 import domain.checkpoints.models
 import domain.datasets.models
 import domain.end_counts.models
+import domain.exports.models
 import domain.generations
 import domain.idempotency.models
 import domain.jobs.models

@@ -12,6 +12,7 @@ import pocl.search_path  # noqa: F401 # Before all imports that a file of the wo
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from typing import Any, assert_never
 
 import yaml
 
-from pocl.errors import FieldError, ModelNotFound, PoclError, RunStopped, SpecInvalid
+from pocl.errors import FieldError, ModelNotFound, OutOfMemory, PoclError, RunStopped, SpecInvalid
 from pocl.events import (
     CheckpointSaved,
     DataEncoded,
@@ -43,7 +44,7 @@ from pocl.events import (
 )
 from pocl.layout import ANSWERS_FILE, CACHE_DIR, COMPARED_DIR, RESULT_FILE, ExitCode
 from pocl.reserved_stdout import reserve_stdout
-from pocl.spec import GGUF_FORMATS, DistillationSpec, resolve
+from pocl.spec import GGUF_FORMATS, DistillationSpec, GgufFormat, resolve
 from pocl.storage.shared_cache import SharedCache
 
 
@@ -116,27 +117,52 @@ def _take_compared_run(run: Path, workdir: Path) -> None:
 
 
 def _export_gguf(options: argparse.Namespace) -> int:
-    # They load torch.
-    from pocl.export.gguf import GgufSource
-    from pocl.storage.manifest import new_directory
-
+    answer = reserve_stdout() if options.json else None
     if options.target.exists():
         print(f"{options.target} is there already: name a directory that is not", file=sys.stderr)
         return ExitCode.USAGE
     try:
         if not options.model.is_dir():
             raise ModelNotFound(f"There is no model directory {options.model.name!r}.")
-        source = GgufSource.open(options.model)
-        with new_directory(options.target) as scratch:
-            written = source.write(scratch, options.format or ["q8_0"])
+        files, notes = _write_gguf(options.model, options.target, options.format or ["q8_0"])
     except PoclError as error:
+        if answer is not None:
+            refusal = {"code": error.code, "message": error.message, "fault": error.fault}
+            print(json.dumps({"error": refusal}), file=answer, flush=True)
         print(f"{error.code}: {error.message}\n{error.hint}", file=sys.stderr)
         return ExitCode.USAGE if error.fault == "user" else ExitCode.FAILED
-    for note in written.notes:
+    if answer is not None:
+        print(json.dumps({"files": files, "notes": notes}), file=answer, flush=True)
+        return ExitCode.DONE
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    for name in written.files:
+    for name in files:
         print(options.target / name)
     return ExitCode.DONE
+
+
+def _write_gguf(model: Path, target: Path, formats: Sequence[GgufFormat]) -> tuple[Sequence[str], Sequence[str]]:
+    """Make `target` the model of a directory as GGUF; the names of its files, and what differs from the model.
+
+    Raises:
+        PoclError: it cannot be written, or does not fit into memory or on the disk.
+    """
+    # They load torch.
+    from pocl.export.gguf import GgufSource
+    from pocl.out_of_memory import is_out_of_memory
+    from pocl.storage.manifest import new_directory
+
+    try:
+        source = GgufSource.open(model)
+        with new_directory(target) as scratch:
+            written = source.write(scratch, formats)
+    except PoclError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory("The largest weight of the model does not fit into memory.") from error
+        raise
+    return written.files, written.notes
 
 
 def read_spec(path: Path, settings: Sequence[str] = ()) -> DistillationSpec:
@@ -226,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=GGUF_FORMATS,
         help="of the matrices; may be given again (default: q8_0)",
     )
+    gguf.add_argument("--json", action="store_true", help="say what was written, or why nothing was, as a JSON object")
     return parser
 
 

@@ -35,6 +35,7 @@ from worker.app import broker_url, celery_app
 from worker.devices import NoUsableGpu, detect_devices
 from worker.doorbell import Doorbell
 from worker.embedded import CannotServe, ShutdownSignal, serve
+from worker.exports.watcher import ExportWatcher
 from worker.gpu_sampler import GpuSampler
 from worker.landlock import landlock_version
 from worker.leadership import LeaderDatabase, Leadership
@@ -125,6 +126,12 @@ def _run(settings: Settings, options: WorkerSettings) -> None:
     signals.worker_ready.connect(lambda **_: sampler.start(), weak=False)
     signals.worker_ready.connect(lambda **_: registration.start(), weak=False)
     signals.worker_shutdown.connect(lambda **_: registration.stop(), weak=False)
+    if options.exports:
+        exports = ExportWatcher(settings.database_url, name, options.export_seconds)
+        signals.worker_ready.connect(lambda **_: exports.start(), weak=False)
+        # A job may take minutes to save its state after the first of these.
+        signals.worker_shutting_down.connect(lambda **_: exports.leave(), weak=False)
+        signals.worker_shutdown.connect(lambda **_: exports.stop(), weak=False)
     if options.pulse_file is not None:
         install_liveness(app, Liveness(options.pulse_file))
     _keep_ignoring_the_terminal()

@@ -25,6 +25,7 @@ from domain.database_errors import DatabaseUnavailable
 from domain.datasets.models import Dataset
 from domain.db import Database
 from domain.idempotency.repository import delete_expired
+from domain.jobs.export_feed import give_up_exports
 from domain.jobs.models import Job
 from domain.jobs.publication_feed import give_up_publications
 from domain.jobs.retries import RetryPolicy, count_claimable
@@ -198,8 +199,8 @@ class Scheduler:
 
     def collect_garbage(self) -> int:
         """Remove scratch files of killed processes, files of deleted checkpoints, jobs and data sets, expired
-        idempotency keys, lost workers and old deliveries of webhooks, give up publications that are out of time, and
-        note how many bytes each project takes; the number of files, keys and deliveries removed.
+        idempotency keys, lost workers and old deliveries of webhooks, give up publications and exports that are out of
+        time, and note how many bytes each project takes; the number of files, keys and deliveries removed.
         """
         removed = self.store.remove_stale(_STALE_SECONDS)
         database = self.duties_database
@@ -212,6 +213,7 @@ class Scheduler:
             delete_stale_schedulers(session)
             delete_stale_keys(session)
             give_up_publications(session)
+            give_up_exports(session)
             record_storage_today(session)
             removed += delete_expired(session.connection())
         with database.transaction(write=False) as session:

@@ -94,6 +94,15 @@ class WorkerSettings(EnvironmentSettings):
     """How long one attempt to push a student may take in all; then its process is ended. The next one uploads what is
     missing."""
 
+    exports: bool = True
+    """Whether this worker exports checkpoints as GGUF, one at a time, beside its jobs."""
+    export_seconds: Seconds = 5
+    """The interval at which it looks for exports that are due."""
+    export_timeout_seconds: float = Field(default=3600, ge=10, le=86_400, allow_inf_nan=False)
+    """How long one attempt to export a checkpoint may take in all; then its process is ended."""
+    export_memory_bytes: int = Field(default=16 * 1024**3, ge=1 << 30)
+    """The memory that the process may take which writes an export: several times the largest weight in fp32."""
+
     max_engine_log_bytes: int = Field(default=8 * 1024**2, ge=4096)
     """The size of the engine's log on disk; its older half is dropped first."""
     kept_attempts: int = Field(default=10, ge=0)

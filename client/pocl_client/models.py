@@ -18,6 +18,8 @@ class Resource(BaseModel):
 
 AttemptEnd: TypeAlias = Literal["succeeded", "failed", "cancelled", "released", "crashed", "lost"] | str
 
+CheckpointExportState: TypeAlias = Literal["pending", "running", "complete", "failed"] | str
+
 CheckpointKind: TypeAlias = Literal["training", "stage", "best", "final"] | str
 
 DatasetStatus: TypeAlias = Literal["validating", "ready", "refused"] | str
@@ -52,6 +54,8 @@ FileFormat: TypeAlias = Literal["jsonl", "json", "csv", "parquet"] | str
 FinishReason: TypeAlias = Literal["stop", "length"] | str
 
 ForecastBasis: TypeAlias = Literal["past_jobs", "assumption"] | str
+
+GgufFormat: TypeAlias = Literal["f32", "f16", "q8_0"] | str
 
 JobStatus: TypeAlias = (
     Literal[
@@ -240,6 +244,66 @@ class ChatCompletion(Resource):
     """What of the conversation the model did not see, in sentences."""
     ignored: list[str]
     """The fields of the request that changed nothing."""
+
+
+class CheckpointExportError(Resource):
+    """Why an attempt at an export failed."""
+
+    code: str
+    """A stable name of the reason, for programs."""
+    message: str
+    """One sentence for people."""
+    fault: Fault
+    """Whose fault it is: of what was asked for, of a machine that is too small or full, or of the service."""
+
+
+class CheckpointExport(Resource):
+    """A checkpoint as GGUF, with an Ollama Modelfile. It goes with its checkpoint."""
+
+    id: str
+    """The id of the export."""
+    object: str = "checkpoint.export"
+    """The kind of the resource."""
+    checkpoint_id: str
+    """The checkpoint that is exported."""
+    job_id: str
+    """The job that saved the checkpoint."""
+    format: GgufFormat
+    """The format of the matrices."""
+    state: CheckpointExportState
+    """`pending` until a worker takes it, and between two attempts; `running` during one; `complete` once its files
+    can be downloaded; `failed` where nothing more is tried unless you ask for it again. More states may be added."""
+    attempts: int
+    """The number of attempts since it was asked for, or asked for again."""
+    not_before: datetime | None
+    """When the next attempt is due; null unless it is pending."""
+    error: CheckpointExportError | None
+    """Why the last attempt failed; null where none did, or the export is complete."""
+    size_bytes: int | None
+    """The size of its files together, in bytes; null until it is complete."""
+    manifest_sha256: str | None
+    """The SHA-256 digest of its `manifest.json`, hexadecimal; null until it is complete."""
+    notes: list[str]
+    """Sentences on what differs from the checkpoint; empty until it is complete."""
+    created_at: datetime
+    """When it was first asked for."""
+    completed_at: datetime | None
+    """When its files were whole; null until then."""
+
+
+class CheckpointExportPage(Resource):
+    """Exports of a checkpoint, newest first."""
+
+    object: str = "list"
+    """The kind of the resource."""
+    data: list[CheckpointExport]
+    """The items of the page."""
+    has_more: bool
+    """Whether there are items after this page."""
+    first_id: str | None
+    """The id of the first item; null for an empty page."""
+    last_id: str | None
+    """The id of the last item, which gets the next page as `after`; null for an empty page."""
 
 
 class Checkpoint(Resource):

@@ -52,7 +52,7 @@ class Checkpoint(Base):
 
 
 class CheckpointTombstone(Base):
-    """What remains of a deleted checkpoint.
+    """What remains of a deleted checkpoint, or of a deleted export of one.
 
     It takes the row's place in the transaction that deletes it, before any file is removed: what a process that is
     killed in between leaves is found here.
@@ -62,7 +62,7 @@ class CheckpointTombstone(Base):
     __table_args__ = (Index("ix_checkpoint_tombstones_pending", "files_removed", "deleted_at"),)
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
-    """The id that the checkpoint had."""
+    """The id that the checkpoint, or the export, had."""
     project: Mapped[str] = mapped_column(String(64))
     job_id: Mapped[str] = mapped_column(String(64))
     """The job that saved it, which may be deleted too."""

@@ -11,6 +11,7 @@ from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import replace_by_tombstones
 from domain.db import db_now
 from domain.errors import ActionRefused, Conflict, IllegalTransition, JobNotFound, Unprocessable
+from domain.exports.repository import exported_checkpoints
 from domain.jobs.models import Job
 from domain.jobs.repository import list_other_jobs_needing
 from domain.jobs.states import ALLOWED_ACTIONS, CANCELLED, TRANSITIONS, JobStatus, PauseAt
@@ -121,7 +122,8 @@ def delete_job(session: Session, project: str, job_id: str) -> list[str]:
     Raises:
         JobNotFound: the project has no such job.
         JobIsLive: it has not ended.
-        JobIsNeeded: a job that has not ended needs one of its checkpoints, one is pinned, or one is pushed to the Hub.
+        JobIsNeeded: a job that has not ended needs one of its checkpoints, or one is pinned, exported or pushed to the
+            Hub.
     """
     job = lock_project_job(session, project, job_id)
     if not job.ended:
@@ -130,6 +132,10 @@ def delete_job(session: Session, project: str, job_id: str) -> list[str]:
     own = session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job.id).with_for_update()).all()
     if pushed_checkpoints(session, [each.id for each in own]):
         raise JobIsNeeded("Its student is pushed to the Hub: wait until its `publication` is published or failed.")
+    if exported := exported_checkpoints(session, [each.id for each in own]):
+        raise JobIsNeeded(
+            f"Its checkpoint {min(exported)} is exported: wait until its exports have ended, or delete them."
+        )
     for checkpoint in own:
         if checkpoint.pinned:
             raise JobIsNeeded(f"Its checkpoint {checkpoint.id} is pinned: unpin it first.")

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from domain.checkpoints import repository as checkpoints
 from domain.checkpoints.models import Checkpoint, DeletionReason
 from domain.errors import Conflict
+from domain.exports.repository import exported_checkpoints
 from domain.jobs.models import Job
 from domain.jobs.repository import list_other_jobs_needing
 from domain.jobs.transitions import NewEvent, lock_job, record_events
@@ -20,7 +21,7 @@ _MAX_NAMED: Final = 10
 
 
 class CheckpointIsNeeded(Conflict):
-    """Jobs, or a push to the Hub, need the checkpoint: wait for them, or cancel or delete the jobs."""
+    """Jobs, an export or a push to the Hub need the checkpoint: wait for them, or cancel or delete the jobs."""
 
     code = "checkpoint_is_needed"
 
@@ -54,7 +55,7 @@ def delete_checkpoint(session: Session, project: str, checkpoint_id: str) -> str
         CheckpointNotFound: the project has no such checkpoint.
         CheckpointExpired: it was deleted already.
         CheckpointIsPinned: it is pinned.
-        CheckpointIsNeeded: naming the jobs and why they need it, or that it is pushed to the Hub.
+        CheckpointIsNeeded: naming the jobs and why they need it, or that it is exported or pushed to the Hub.
     """
     job_id = checkpoints.get_checkpoint(session, project, checkpoint_id).job_id
     # The job first: an attempt that saves a state locks them in this order too.
@@ -70,6 +71,8 @@ def delete_checkpoint(session: Session, project: str, checkpoint_id: str) -> str
         raise CheckpointIsNeeded(
             f"It is pushed to the Hub: wait until `publication` of the job {job_id} is published or failed."
         )
+    if exported_checkpoints(session, [checkpoint.id]):
+        raise CheckpointIsNeeded("It is exported: wait until its exports have ended, or delete them.")
     others = list_other_jobs_needing(session, checkpoint)
     if others:
         listed = ", ".join(others[:_MAX_NAMED])
@@ -106,7 +109,7 @@ def discard_checkpoints(
 
 def discard_surplus(session: Session, job_id: str, *, token: int, keep_states: int) -> list[str]:
     """Put tombstones in the place of a job's checkpoints that later ones replace, for the attempt that holds the job.
-    One that is pinned or that another job needs stays.
+    One that is pinned, or that another job or an export needs, stays.
 
     The history has no event of it, since it follows from those of the checkpoints that took their place.
 
@@ -119,11 +122,9 @@ def discard_surplus(session: Session, job_id: str, *, token: int, keep_states: i
     Raises:
         LostLease: the attempt no longer holds the job.
     """
-    surplus = [
-        each
-        for each in checkpoints.lock_surplus(session, job_id, keep_states=keep_states)
-        if not list_other_jobs_needing(session, each)
-    ]
+    replaced = checkpoints.lock_surplus(session, job_id, keep_states=keep_states)
+    exported = exported_checkpoints(session, [each.id for each in replaced])
+    surplus = [each for each in replaced if each.id not in exported and not list_other_jobs_needing(session, each)]
     if surplus:
         job = session.scalars(sa.select(Job).where(Job.id == job_id)).one()
         checkpoints.replace_by_tombstones(session, surplus, "surplus")

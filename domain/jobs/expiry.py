@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, load_only
 from domain.checkpoints.models import Checkpoint
 from domain.datasets.models import Dataset
 from domain.db import db_now
+from domain.exports.repository import exported_bytes, exported_checkpoints
 from domain.jobs.actions import remove_job
 from domain.jobs.checkpoint_deletion import discard_checkpoints
 from domain.jobs.models import Job, JobAttempt, JobEvent, JobLog, JobMetric
@@ -104,7 +105,8 @@ def find_expired(session: Session, job: Job, policy: RetentionPolicy, now: datet
         job.id,
         history=history,
         checkpoints=tuple(each.id for each in checkpoints),
-        size_bytes=sum(each.size_bytes for each in checkpoints),
+        size_bytes=sum(each.size_bytes for each in checkpoints)
+        + exported_bytes(session, [each.id for each in checkpoints]),
     )
 
 
@@ -235,7 +237,8 @@ def _list_not_kept(session: Session, job: Job, policy: RetentionPolicy) -> list[
     best = [each.id for each in own if each.kind == "best"]
     if policy.keep_best and best:
         kept.add(max(best))
-    kept |= pushed_checkpoints(session, [each.id for each in own])
+    ids = [each.id for each in own]
+    kept |= pushed_checkpoints(session, ids) | exported_checkpoints(session, ids)
     return [
         each for each in own if each.id not in kept and not each.pinned and not list_other_jobs_needing(session, each)
     ]
@@ -243,13 +246,14 @@ def _list_not_kept(session: Session, job: Job, policy: RetentionPolicy) -> list[
 
 def _is_needed(session: Session, job_id: str) -> bool:
     """Whether a job stays whatever its age: it has a retry or branch, a pin, or a checkpoint that another job needs or
-    that is pushed to the Hub.
+    that is exported or pushed to the Hub.
     """
     children = sa.select(Job.id).where(sa.or_(Job.retry_of == job_id, Job.branch_of == job_id)).limit(1)
     if session.scalars(children).one_or_none() is not None:
         return True
     own = session.scalars(sa.select(Checkpoint).where(Checkpoint.job_id == job_id)).all()
-    if pushed_checkpoints(session, [each.id for each in own]):
+    ids = [each.id for each in own]
+    if pushed_checkpoints(session, ids) or exported_checkpoints(session, ids):
         return True
     return any(each.pinned or list_other_jobs_needing(session, each) for each in own)
 

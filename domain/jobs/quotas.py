@@ -126,6 +126,17 @@ def admit_file(session: Session, project_id: str, size_bytes: int) -> None:
     _admit_bytes(session, lock_project_of_key(session, project_id), size_bytes)
 
 
+def check_room(session: Session, project_id: str, size_bytes: int) -> None:
+    """Like :func:`admit_file`, without a lock: for what was made before its size was known.
+
+    Raises:
+        QuotaExceeded: the files of the project may not take so many bytes more.
+    """
+    project = session.get(Project, project_id)
+    if project is not None:
+        _admit_bytes(session, project, size_bytes)
+
+
 def may_run_one_more(session: Session, project_id: str) -> bool:
     """Whether workers may hold one more job of the project; where that is limited, its row is locked until the
     transaction ends.

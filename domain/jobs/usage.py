@@ -2,6 +2,7 @@
 
 from collections import Counter
 from datetime import date
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 from domain.checkpoints.models import Checkpoint
 from domain.datasets.models import Dataset
 from domain.db import db_now
+from domain.exports.models import CheckpointExport
 from domain.jobs.models import Job, JobArtifact, JobAttempt
 from domain.jobs.states import HELD
 from domain.usage import repository
@@ -36,16 +38,20 @@ def list_usage(session: Session, project: str, *, since: date, until: date) -> l
 
 
 def storage_bytes(session: Session, project: str | None = None) -> Counter[str]:
-    """The bytes of checkpoints, data sets and results, by project; of one project or of all."""
+    """The bytes of checkpoints, their exports, data sets and results, by project; of one project or of all."""
     sizes: Counter[str] = Counter()
-    statements: tuple[sa.Select[str, int], ...] = (
+    statements: tuple[sa.Select[str, Any], ...] = (
         sa.select(Checkpoint.project, sa.func.sum(Checkpoint.size_bytes)).group_by(Checkpoint.project),
+        sa.select(CheckpointExport.project, sa.func.sum(CheckpointExport.size_bytes))
+        .where(CheckpointExport.size_bytes.is_not(None))
+        .group_by(CheckpointExport.project),
         sa.select(Dataset.project, sa.func.sum(Dataset.size_bytes)).group_by(Dataset.project),
         sa.select(Job.project, sa.func.sum(JobArtifact.size_bytes))
         .join(Job, Job.id == JobArtifact.job_id)
         .group_by(Job.project),
     )
-    for statement, column in zip(statements, (Checkpoint.project, Dataset.project, Job.project), strict=True):
+    projects = (Checkpoint.project, CheckpointExport.project, Dataset.project, Job.project)
+    for statement, column in zip(statements, projects, strict=True):
         filtered = statement if project is None else statement.where(column == project)
         for name, size in session.execute(filtered):
             sizes[name] += int(size)
@@ -54,22 +60,27 @@ def storage_bytes(session: Session, project: str | None = None) -> Counter[str]:
 
 def storage_bytes_by_kind(session: Session) -> dict[str, int]:
     """The bytes of the same files, of all projects together, by what they are."""
-    sizes = {"checkpoints": Checkpoint.size_bytes, "datasets": Dataset.size_bytes, "artifacts": JobArtifact.size_bytes}
+    sizes = {
+        "checkpoints": Checkpoint.size_bytes,
+        "exports": CheckpointExport.size_bytes,
+        "datasets": Dataset.size_bytes,
+        "artifacts": JobArtifact.size_bytes,
+    }
     return {kind: int(session.scalar(sa.select(sa.func.sum(column))) or 0) for kind, column in sizes.items()}
 
 
 def bytes_of_job(job_id: str) -> sa.ColumnElement[int]:
-    """The bytes of the checkpoints and artifacts that a job has now, as an expression for its column. Files that its
-    checkpoints share on the disk count for each.
+    """The bytes of the checkpoints, exports and artifacts that a job has now, as an expression for its column. Files
+    that its checkpoints share on the disk count for each.
     """
     sums = (
         sa.select(sa.cast(sa.func.coalesce(sa.func.sum(record.size_bytes), 0), sa.BigInteger))
         .where(record.job_id == job_id)
         .scalar_subquery()
-        for record in (Checkpoint, JobArtifact)
+        for record in (Checkpoint, CheckpointExport, JobArtifact)
     )
-    checkpoints, artifacts = sums
-    return checkpoints + artifacts
+    checkpoints, exports, artifacts = sums
+    return checkpoints + exports + artifacts
 
 
 def record_storage_today(session: Session) -> None:

@@ -17,7 +17,13 @@ from pocl.inspect.facts import (
     check_sequence_length,
     facts_of_selected_layers,
 )
-from pocl.inspect.family_support import check_family, check_gguf_family, explain_unselectable_layers, is_tried
+from pocl.inspect.family_support import (
+    check_family,
+    check_gguf_family,
+    explain_no_gguf,
+    explain_unselectable_layers,
+    is_tried,
+)
 from pocl.inspect.gguf import inspect_gguf
 from pocl.inspect.hub_snapshots import cached_snapshot
 from pocl.inspect.random import random_facts
@@ -40,6 +46,7 @@ __all__ = [
     "check_sequence_length",
     "compare_vocabularies",
     "encodes_with_teacher_tokenizer",
+    "explain_no_gguf",
     "explain_unselectable_layers",
     "facts_of_selected_layers",
     "inspect_model",

@@ -177,6 +177,14 @@ GGUF_FAMILIES: Final = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Families of which a student can be written as GGUF."""
 
 
+def explain_no_gguf(family: str) -> str | None:
+    """Why no model of a family, its `model_type`, can be written as GGUF, in one sentence; None where one can."""
+    if family in GGUF_FAMILIES:
+        return None
+    known = ", ".join(sorted(GGUF_FAMILIES))
+    return f"Models of the family {family[:80]!r} cannot be written as GGUF here: {known} can."
+
+
 def check_gguf_family(family: str) -> None:
     """Refuse to write a student of a family as GGUF; `family` is a `model_type`, or the architecture of a GGUF file.
 

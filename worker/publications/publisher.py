@@ -33,6 +33,7 @@ from domain.jobs.publication_start import CHECKPOINT_MISSING
 from domain.settings import Settings
 from worker.publications.process import BrokenOff, PushProcess
 from worker.publications.push import CannotPush, Push, Pushed
+from worker.row_lease import renewed_lease, wait_after
 from worker.scratch_directory import ScratchDirectory
 from worker.settings import WorkerSettings
 
@@ -42,8 +43,6 @@ LEASE_SECONDS: Final = 90.0
 _IDLE_SECONDS: Final = 2.0
 _END_SECONDS: Final = 10.0
 """How long the end of a scheduler waits for files that are being fetched."""
-_FIRST_WAIT_SECONDS: Final = 15.0
-_MAX_WAIT_SECONDS: Final = 1800.0
 _MAX_RETRY_AFTER: Final = 4 * 3600.0
 
 
@@ -115,7 +114,11 @@ class HubPublisher:
 
     def _attempt(self, due: DuePublication, process: PushProcess) -> None:
         try:
-            with self._leased(due) as is_lost:
+            with renewed_lease(
+                self.database,
+                lambda session: renew_publication(session, due, lease_seconds=self.lease_seconds),
+                lease_seconds=self.lease_seconds,
+            ) as is_lost:
                 pushed = self._push(due, process, lambda: self._stopping.is_set() or is_lost.is_set())
         except BrokenOff:
             with self.database.transaction(write=True) as session:
@@ -154,30 +157,6 @@ class HubPublisher:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    @contextmanager
-    def _leased(self, due: DuePublication) -> Iterator[threading.Event]:
-        """Renew the lease during the block, in a thread; the event is set once it is lost."""
-        is_over, is_lost = threading.Event(), threading.Event()
-
-        def renew() -> None:
-            while not is_over.wait(self.lease_seconds / 3):
-                try:
-                    with self.database.transaction(write=True) as session:
-                        renew_publication(session, due, lease_seconds=self.lease_seconds)
-                except LostLease:
-                    is_lost.set()
-                    return
-                except DatabaseUnavailable as error:
-                    _log.warning("database_unavailable", error=str(error))
-
-        renewing = threading.Thread(target=renew, name="publication-lease", daemon=True)
-        renewing.start()
-        try:
-            yield is_lost
-        finally:
-            is_over.set()
-            renewing.join()
-
     def _fail(self, due: DuePublication, error: CannotPush) -> None:
         wait = None if error.is_final else self._wait(due.attempts, error.retry_after)
         with self.database.transaction(write=True) as session:
@@ -186,8 +165,7 @@ class HubPublisher:
         _log.warning("publication_failed" if was_last else "publication_attempt_failed", **facts)
 
     def _wait(self, attempts: int, retry_after: float | None) -> float:
-        seconds = min(_FIRST_WAIT_SECONDS * 2.0 ** min(attempts - 1, 20), _MAX_WAIT_SECONDS)
-        return max(seconds * (0.75 + 0.5 * self.jitter()), min(retry_after or 0.0, _MAX_RETRY_AFTER))
+        return max(wait_after(attempts, self.jitter()), min(retry_after or 0.0, _MAX_RETRY_AFTER))
 
     def _run(self) -> None:
         while not self._stopping.is_set():

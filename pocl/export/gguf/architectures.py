@@ -9,7 +9,7 @@ from typing import Any, Final
 from transformers import AutoConfig, PreTrainedConfig
 
 from pocl.errors import GgufUnsupported
-from pocl.inspect.family_support import GGUF_FAMILIES
+from pocl.inspect.family_support import GGUF_FAMILIES, explain_no_gguf
 from pocl.models.model_files import loading_foreign
 
 
@@ -73,12 +73,9 @@ def architecture_of(directory: Path) -> Architecture:
     """
     with loading_foreign(directory, "The model"):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    family = _FAMILIES.get(config.model_type)
-    if family is None:
-        known = ", ".join(sorted(GGUF_FAMILIES))
-        raise GgufUnsupported(
-            f"Models of the family {config.model_type[:80]!r} cannot be written as GGUF here: {known} can."
-        )
+    if (reason := explain_no_gguf(config.model_type)) is not None:
+        raise GgufUnsupported(reason)
+    family = _FAMILIES[config.model_type]
     if config.hidden_act not in _ACTIVATIONS:
         raise GgufUnsupported(f"llama.cpp has no activation {str(config.hidden_act)[:40]!r} for this family.")
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

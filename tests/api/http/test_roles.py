@@ -24,6 +24,7 @@ from api.app import create_app
 from api.rate_limits import WrongKeyRates
 from domain.checkpoints.models import Checkpoint
 from domain.db import Database, db_now
+from domain.exports.models import CheckpointExport
 from domain.ids import new_id
 from domain.jobs.models import Job
 from domain.jobs.states import JobStatus
@@ -46,7 +47,7 @@ SHARED = {"name": "worker-1", "model_id": "nothing"}
 """Path parameters that name what all projects share."""
 CHOSEN = {"path": "config.json", "kind": "tensorboard"}
 """Path parameters that name a part of the object before them."""
-KINDS = ("job", "dataset", "checkpoint", "key", "project", "webhook", "delivery")
+KINDS = ("job", "dataset", "checkpoint", "export", "key", "project", "webhook", "delivery")
 NOT_FOUND_CODES = {f"{kind}_not_found" for kind in KINDS}
 BODIES: dict[str, Callable[[Mapping[str, str]], Any]] = {
     "validate_job": lambda ids: {"spec": specification(ids["dataset_id"])},
@@ -60,6 +61,7 @@ BODIES: dict[str, Callable[[Mapping[str, str]], Any]] = {
     # Of another model than the path's, so that no request waits for a worker.
     "create_checkpoint_chat_completion": lambda _: {"messages": [{"role": "user", "content": "?"}], "model": "other"},
     "create_model_chat_completion": lambda _: {"messages": [{"role": "user", "content": "?"}]},
+    "create_export": lambda _: {"format": "f16"},
     "create_webhook": lambda _: {"url": "https://hooks.example.com/jobs"},
     "update_webhook": lambda _: {"description": "other"},
 }
@@ -166,6 +168,26 @@ def make_objects(database: Database, artifacts: Path) -> dict[str, str]:
         directory.mkdir(parents=True)
         (directory / CHOSEN["path"]).write_bytes(b"{}")
         write_manifest(directory)
+        export = new_id("exp")
+        store_key = f"jobs/{job}/checkpoints/{checkpoint}/exports/{export}-1"
+        session.flush()
+        session.add(
+            CheckpointExport(
+                id=export,
+                project=OWNER,
+                job_id=job,
+                checkpoint_id=checkpoint,
+                format="q8_0",
+                state="complete",
+                expires_at=db_now(),
+                store_key=store_key,
+                size_bytes=1,
+                manifest_sha256="0" * 64,
+            )
+        )
+        (artifacts / store_key).mkdir(parents=True)
+        (artifacts / store_key / CHOSEN["path"]).write_bytes(b"{}")
+        write_manifest(artifacts / store_key)
         key, _ = create_key(session, project=OWNER, name="visited", scopes=["read"])
         webhook = WebhookEndpoint(
             id=new_id("wh"), project=OWNER, url="https://hooks.example.com", secret="whsec_" + "A" * 32
@@ -179,6 +201,7 @@ def make_objects(database: Database, artifacts: Path) -> dict[str, str]:
         "dataset_id": dataset,
         "job_id": job,
         "checkpoint_id": checkpoint,
+        "export_id": export,
         "key_id": key.id,
         "webhook_id": webhook.id,
         "delivery_id": delivery.id,

@@ -1,6 +1,7 @@
 """GGUF files of a model: every weight, token and template of it is there, as the readers of others see it."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -405,3 +406,16 @@ def test_command_writes_the_files_or_says_what_is_missing(
     capsys.readouterr()
     assert main(["export-gguf", str(tmp_path / "nothing"), str(tmp_path / "other")]) == 2
     assert "model_not_found" in capsys.readouterr().err
+
+
+def test_command_answers_programs_in_json(
+    directories: Directories, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export-gguf", str(directories["qwen2"]), str(tmp_path / "out"), "--json"]
+    assert main(command) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["files"] == [file_name("q8_0"), "Modelfile"]
+    assert any("NFC" in note for note in answer["notes"])
+    assert main(["export-gguf", str(tmp_path / "nothing"), str(tmp_path / "other"), "--json"]) == 2
+    error = json.loads(capfd.readouterr().out)["error"]
+    assert (error["code"], error["fault"]) == ("model_not_found", "user")

@@ -1,0 +1,1 @@
+"""Exports of checkpoints as GGUF: asked for, followed and downloaded."""

@@ -1,0 +1,1 @@
+"""Exports: a checkpoint written as GGUF after the fact."""
