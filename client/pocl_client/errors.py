@@ -50,6 +50,15 @@ class DatasetRefused(ClientError):
         self.errors = tuple(errors)
 
 
+class ExportFailed(ClientError):
+    """A checkpoint could not be exported; `fault` says whether that is for you, the machine or the service."""
+
+    def __init__(self, code: str, message: str, fault: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.fault = fault
+
+
 class ApiError(ClientError):
     """The service answered with a problem (RFC 9457).
 

@@ -14,6 +14,8 @@ from api.http_limits import ConnectionLimits
 from domain.artifacts import ArtifactStore
 from domain.db import Database
 from domain.jobs.event_recorder import add_checkpoint
+from domain.jobs.export_feed import claim_export, record_exported
+from domain.jobs.export_requests import request_export
 from pocl.events import PhaseChanged
 from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
 from pocl_client.cli.app import app as command
@@ -164,6 +166,23 @@ def test_a_checkpoint_of_a_job_is_downloaded(
         target = tmp_path / f"model-{len(named)}"
         pocl("checkpoints", "download", named[0], target, *named[1:])
         assert (target / "model.safetensors").read_bytes() == bytes(1000)
+    # As a worker would have made it.
+    with database.transaction(write=True) as session:
+        request_export(session, app.state.settings, claim.project, checkpoint, "f16")
+        due = claim_export(session, lease_seconds=60)
+        assert due is not None
+    written = tmp_path / "written"
+    written.mkdir()
+    (written / "model-f16.gguf").write_bytes(b"GGUF" * 100)
+    write_manifest(written)
+    size = store.publish(written, due.store_key).size_bytes
+    with database.transaction(write=True) as session:
+        record_exported(session, due, size_bytes=size, manifest_sha256="0" * 64, notes=["Give it NFC."])
+    for _ in range(2):
+        told = pocl("checkpoints", "export", job, "--kind", "final", "--format", "f16", tmp_path / "gguf")
+        assert "Give it NFC." in told.stderr
+        assert (tmp_path / "gguf" / "model-f16.gguf").read_bytes() == b"GGUF" * 100
+    assert "something else" in pocl("checkpoints", "export", checkpoint, made, "--format", "f16", status=2).stderr
     (made / "notes").write_text("mine")
     assert "something else" in pocl("checkpoints", "download", checkpoint, made, status=2).stderr
     assert "pinned" in pocl("checkpoints", "pin", checkpoint).stdout

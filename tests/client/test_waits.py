@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from pocl_client import NotFound, ResponseInvalid, ServiceUnreachable, WaitTimedOut
-from pocl_client.models import Event, Job, LogMessage
+from pocl_client import ExportFailed, NotFound, ResponseInvalid, ServiceUnreachable, WaitTimedOut
+from pocl_client.models import CheckpointExport, Event, Job, LogMessage
 from tests.client.fakes import BrokenStream, FakeClock, FakeService, answering, connect, job, problem
 
 AT = "2026-11-24T10:00:00Z"
@@ -175,3 +176,44 @@ def test_a_caller_may_stop_listening() -> None:
     messages: Iterator[int] = follow(service)
     assert next(messages) == 1
     messages.close()  # type: ignore[attr-defined] # It is a generator.
+
+
+def export(state: str, **fields: object) -> httpx2.Response:
+    content = {
+        "id": "exp_1",
+        "object": "checkpoint.export",
+        "checkpoint_id": "ckpt_1",
+        "job_id": "job_1",
+        "format": "q8_0",
+        "state": state,
+        "attempts": 1,
+        "not_before": None,
+        "error": None,
+        "size_bytes": None,
+        "manifest_sha256": None,
+        "notes": [],
+        "created_at": AT,
+        "completed_at": None,
+    }
+    return httpx2.Response(200, json={**content, **fields})
+
+
+def test_an_export_that_fails_says_why_and_whose_fault_it_is(tmp_path: Path) -> None:
+    reason = {"code": "gguf_unsupported", "message": "The tokenizer marks parts of words.", "fault": "user"}
+    service = answering(export("pending"), export("running"), export("running"), export("failed", error=reason))
+    seen: list[CheckpointExport] = []
+    with pytest.raises(ExportFailed, match="marks parts of words") as failed:
+        connect(service).checkpoints.export("ckpt_1", "q8_0", tmp_path / "gguf", on_change=seen.append)
+    assert (failed.value.code, failed.value.fault) == ("gguf_unsupported", "user")
+    assert [each.state for each in seen] == ["pending", "running", "failed"]
+    assert not (tmp_path / "gguf").exists()
+
+
+def test_an_export_is_waited_for_until_its_time_and_through_an_outage(tmp_path: Path) -> None:
+    clock = FakeClock()
+    states = iter([export("pending"), problem(503, "unavailable")])
+    service = FakeService(lambda _: next(states, export("running")))
+    began = clock.now
+    with pytest.raises(WaitTimedOut, match="running"):
+        connect(service, clock=clock).checkpoints.export("ckpt_1", "q8_0", tmp_path / "gguf", timeout=30)
+    assert 30 <= clock.now - began < 60

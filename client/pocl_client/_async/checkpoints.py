@@ -1,6 +1,6 @@
 """Checkpoints: listed, pinned, downloaded."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -9,13 +9,15 @@ import httpx2
 
 from pocl_client._async.downloads import DEFAULT_CONNECTIONS, OnProgress, download_directory, download_file
 from pocl_client._async.pages import iterate
-from pocl_client._async.transport import AsyncTransport
-from pocl_client.errors import ResponseInvalid
-from pocl_client.models import Checkpoint, CheckpointKind, Manifest
+from pocl_client._async.transport import AsyncTransport, Outage
+from pocl_client.errors import ClientError, ExportFailed, ResponseInvalid, WaitTimedOut
+from pocl_client.models import Checkpoint, CheckpointExport, CheckpointKind, GgufFormat, Manifest
 from pocl_client.responses import answered_text, given, segment
 
 _SILENCE_SECONDS: Final = 120.0
 """A worker may load the model first."""
+_POLL_SECONDS: Final = 2.0
+_OUTAGE_SECONDS: Final = 600.0
 
 
 class AsyncCheckpoints:
@@ -152,8 +154,106 @@ class AsyncCheckpoints:
             on_progress=on_progress,
         )
 
+    async def export(
+        self,
+        checkpoint_id: str,
+        format: GgufFormat,
+        directory: str | Path,
+        *,
+        timeout: float | None = None,
+        connections: int = DEFAULT_CONNECTIONS,
+        on_change: Callable[[CheckpointExport], None] | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> CheckpointExport:
+        """Have a checkpoint written as GGUF, wait for that, and download the file and its Modelfile into a directory.
+
+        There is one export of a checkpoint in each format: where it is there already, it is downloaded at once. The
+        directory appears as of :meth:`download`.
+
+        Args:
+            format: `f32`, `f16` or `q8_0`.
+            directory: new, or empty.
+            timeout: how long to wait until it is written, in seconds; null for as long as it takes.
+            connections: how many parts are downloaded side by side.
+            on_change: called with the export at first, and whenever its state has changed.
+            on_progress: called with the bytes that are here and with all.
+
+        Raises:
+            ExportFailed: it could not be written.
+            WaitTimedOut: the time is over; the service goes on.
+            RequestInvalid: models of this family cannot be written as GGUF.
+            TargetExists, DownloadDamaged, OSError: as of :meth:`download`.
+        """
+        made = await self._wait_until_written(await self.request_export(checkpoint_id, format), timeout, on_change)
+        path = self._export_path(checkpoint_id, made.id)
+        manifest = (await self._transport.send("GET", f"{path}/manifest")).model(Manifest)
+        target = Path(directory).absolute()
+        await download_directory(
+            self._transport,
+            manifest.files,
+            lambda name: f"{path}/files/{quote(name)}",
+            target,
+            target.with_name(f".{target.name}.{segment(made.id)}.partial"),
+            connections=connections,
+            on_progress=on_progress,
+        )
+        return made
+
+    async def request_export(self, checkpoint_id: str, format: GgufFormat) -> CheckpointExport:
+        """Have a checkpoint written as GGUF, and do not wait; the export, which may be there already."""
+        response = await self._transport.send("POST", f"{self._path(checkpoint_id)}/exports", json={"format": format})
+        return response.model(CheckpointExport)
+
+    def list_exports(self, checkpoint_id: str, *, limit: int | None = None) -> AsyncIterator[CheckpointExport]:
+        """The exports of a checkpoint, newest first.
+
+        Args:
+            limit: how many at most; null for all.
+        """
+        return iterate(self._transport, f"{self._path(checkpoint_id)}/exports", CheckpointExport, {}, limit=limit)
+
+    async def get_export(self, checkpoint_id: str, export_id: str) -> CheckpointExport:
+        """An export of a checkpoint: whether it is written, and why not."""
+        return (await self._transport.send("GET", self._export_path(checkpoint_id, export_id))).model(CheckpointExport)
+
+    async def delete_export(self, checkpoint_id: str, export_id: str) -> None:
+        """Delete an export and its files, or end it; the checkpoint stays."""
+        await self._transport.send("DELETE", self._export_path(checkpoint_id, export_id))
+
+    async def _wait_until_written(
+        self,
+        export: CheckpointExport,
+        timeout: float | None,
+        on_change: Callable[[CheckpointExport], None] | None,
+    ) -> CheckpointExport:
+        clock, outage = self._transport.clock, Outage(self._transport.clock, _OUTAGE_SECONDS)
+        deadline = None if timeout is None else clock.monotonic() + timeout
+        told = None
+        while True:
+            if on_change is not None and export.state != told:
+                on_change(export)
+            told = export.state
+            if export.state == "complete":
+                return export
+            if export.state == "failed":
+                reason = export.error
+                if reason is None:
+                    raise ResponseInvalid(f"{export.id} has failed, and the service does not say why.")
+                raise ExportFailed(reason.code, reason.message, reason.fault)
+            if deadline is not None and clock.monotonic() >= deadline:
+                raise WaitTimedOut(f"{export.id} is {export.state} after {timeout:g} s; the service goes on.")
+            await clock.sleep(_POLL_SECONDS)
+            try:
+                export = await self.get_export(export.checkpoint_id, export.id)
+                outage.end()
+            except ClientError as error:
+                outage.failed(error)
+
     def _path(self, checkpoint_id: str) -> str:
         return f"/v1/checkpoints/{segment(checkpoint_id)}"
+
+    def _export_path(self, checkpoint_id: str, export_id: str) -> str:
+        return f"{self._path(checkpoint_id)}/exports/{segment(export_id)}"
 
     def _file_path(self, checkpoint_id: str, path: str) -> str:
         return f"{self._path(checkpoint_id)}/files/{quote(path)}"

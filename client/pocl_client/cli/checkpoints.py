@@ -3,13 +3,17 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pocl_client.cli.exits import REFUSED
 from pocl_client.cli.output import Format, Output, printable, show, show_list, size_text, transfer_progress
 from pocl_client.cli.session import connect
+
+if TYPE_CHECKING:
+    from pocl_client import Client
+    from pocl_client.models import Checkpoint, CheckpointExport
 
 app = typer.Typer(help="List checkpoints, and download them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -22,6 +26,13 @@ _COLUMNS = {
     "size": lambda each: size_text(each.size_bytes),
     "pinned": lambda each: "pinned" if each.pinned else None,
     "created": lambda each: each.created_at,
+}
+_EXPORT_COLUMNS = {
+    "id": lambda each: each.id,
+    "checkpoint": lambda each: each.checkpoint_id,
+    "format": lambda each: each.format,
+    "size": lambda each: size_text(each.size_bytes),
+    "completed": lambda each: each.completed_at,
 }
 CheckpointId = Annotated[str, typer.Argument(help="Id of the checkpoint.", metavar="CHECKPOINT")]
 
@@ -55,19 +66,66 @@ def download(
     The directory appears when everything in it is whole.
     """
     with connect() as client:
-        if checkpoint.startswith("job_"):
-            newest = client.checkpoints.newest(checkpoint, kind)
-            if newest is None:
-                typer.echo(
-                    f"pocl: {checkpoint} has no checkpoint of the kind {kind}: see `pocl checkpoints list`.", err=True
-                )
-                raise typer.Exit(REFUSED)
-            found = newest
-        else:
-            found = client.checkpoints.get(checkpoint)
+        found = _find(client, checkpoint, kind)
         with transfer_progress(f"downloading {found.id}") as on_progress:
             client.checkpoints.download(found.id, directory, connections=connections, on_progress=on_progress)
     show(found, output, {**_COLUMNS, "directory": lambda _: directory})
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Id of a checkpoint, or of a job: of that the newest of a kind.", metavar="ID")
+    ],
+    directory: Annotated[Path, typer.Argument(help="New or empty directory.")],
+    export_format: Annotated[str, typer.Option("--format", help="`f32`, `f16` or `q8_0`.")] = "q8_0",
+    kind: Annotated[str, typer.Option(help="`best`, `final`, `stage` or `training`, of a job.")] = "best",
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds to wait until it is written; without it as long as it takes.", min=0)
+    ] = None,
+    connections: Annotated[int, typer.Option(help="Parts that are downloaded side by side.", min=1, max=32)] = 4,
+    output: Output = Format.TEXT,
+) -> None:
+    """Have a checkpoint written as GGUF, for llama.cpp and Ollama, wait for it, and download it, each file verified.
+
+    Repeat the command to go on where it was interrupted: what is written already is not written again.
+    """
+    with connect() as client:
+        found = _find(client, checkpoint, kind)
+        with transfer_progress(f"downloading {found.id} as {export_format}") as on_progress:
+            made = client.checkpoints.export(
+                found.id,
+                export_format,
+                directory,
+                timeout=timeout,
+                connections=connections,
+                on_change=_tell,
+                on_progress=on_progress,
+            )
+    for note in made.notes:
+        typer.echo(f"note: {printable(note)}", err=True)
+    show(made, output, {**_EXPORT_COLUMNS, "directory": lambda _: directory})
+
+
+def _tell(made: "CheckpointExport") -> None:
+    reason = "" if made.error is None else f": {printable(made.error.message)}"
+    if made.state != "complete":
+        typer.echo(f"pocl: {made.id} is {made.state}{reason}", err=True)
+
+
+def _find(client: "Client", given: str, kind: str) -> "Checkpoint":
+    """The checkpoint of an id, or the newest of a kind of a job of this id.
+
+    Raises:
+        Exit: the job has none of the kind.
+    """
+    if not given.startswith("job_"):
+        return client.checkpoints.get(given)
+    newest = client.checkpoints.newest(given, kind)
+    if newest is None:
+        typer.echo(f"pocl: {given} has no checkpoint of the kind {kind}: see `pocl checkpoints list`.", err=True)
+        raise typer.Exit(REFUSED)
+    return newest
 
 
 @app.command()

@@ -6,6 +6,7 @@ from pocl_client.errors import (
     ApiError,
     ClientError,
     DownloadDamaged,
+    ExportFailed,
     ResponseInvalid,
     ServerFault,
     ServiceUnreachable,
@@ -31,6 +32,8 @@ def exit_status_of(error: ClientError) -> int:
         return TIMED_OUT
     if isinstance(error, (DownloadDamaged, ResponseInvalid, ServerFault, ServiceUnreachable)):
         return UNREACHABLE
+    if isinstance(error, ExportFailed):
+        return REFUSED if error.fault == "user" else UNREACHABLE
     if isinstance(error, ApiError) and error.status == 429:
         return UNREACHABLE
     return REFUSED
