@@ -96,11 +96,23 @@ def host_of(scope: Scope) -> str:
     return str(client[0]) if client else ""
 
 
+def plain_address(host: str) -> str:
+    """The address of an IPv4 client that a socket of both versions shows as `::ffff:10.0.0.1`; any other as it is."""
+    if ":" not in host:
+        return host
+    try:
+        mapped = ipaddress.IPv6Address(host.partition("%")[0]).ipv4_mapped
+    except ValueError:
+        return host
+    return host if mapped is None else str(mapped)
+
+
 def network_of(host: str) -> str:
     """The network that counts as one client: an IPv4 address itself, and 64 bits of an IPv6 address.
 
     One subscriber has 2^64 IPv6 addresses.
     """
+    host = plain_address(host)
     if ":" not in host:
         return host
     try:

@@ -21,7 +21,7 @@ import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from api.client_shares import ClientShares, network_of
+from api.client_shares import ClientShares, network_of, plain_address
 from api.http_limits import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
@@ -234,6 +234,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             on_close=self._discard_until_closed,
         )
         super().connection_made(self._transport)
+        if self.client:
+            # A proxy that is trusted by its IPv4 address is, whichever version the socket is of.
+            self.client = (plain_address(self.client[0]), self.client[1])
         self.network = network_of(self.client[0]) if self.client else ""
         try:
             self.table.add(self)

@@ -49,6 +49,8 @@ def test_one_client_gets_half(capacity: int) -> None:
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
         ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
         ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("::FFFF:a00:2", "10.0.0.2"),
         ("testclient", "testclient"),
         ("a:b", "a:b"),
     ],

@@ -227,6 +227,29 @@ def test_one_client_leaves_connections_for_others(app: Any) -> None:
             assert code == ("too_many_connections" if client == 7 else "client_share_exceeded")
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_clients_by_ipv4_of_a_socket_of_both_versions_are_told_apart() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            return
+        await receive()
+        seen.append(scope["client"][0])
+        await send({"type": "http.response.start", "status": 204, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    with (
+        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listening,
+        http_server(app, PATIENT, listening) as server,
+    ):
+        for client in ("127.0.0.1", "127.0.0.2"):
+            with server.connect(client) as connection:
+                connection.sendall(request("GET", "/"))
+                assert read_to_end(connection).startswith(b"HTTP/1.1 204")
+    assert seen == ["127.0.0.1", "127.0.0.2"]
+
+
 @pytest.fixture(scope="module")
 def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """The service as a process, whose memory can be measured."""

@@ -38,10 +38,10 @@ class HttpServer:
 
 
 @contextmanager
-def http_server(app: Any, limits: ConnectionLimits) -> Iterator[HttpServer]:
-    """Serve an ASGI application for as long as the block lasts."""
+def http_server(app: Any, limits: ConnectionLimits, listening: socket.socket | None = None) -> Iterator[HttpServer]:
+    """Serve an ASGI application for as long as the block lasts, on a socket of its own unless one is given."""
     table = ConnectionTable(limits)
-    port = free_port()
+    port = free_port() if listening is None else listening.getsockname()[1]
     config = uvicorn.Config(
         app,
         port=port,
@@ -53,7 +53,7 @@ def http_server(app: Any, limits: ConnectionLimits) -> Iterator[HttpServer]:
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, args=[None if listening is None else [listening]])
     thread.start()
     try:
         eventually(lambda: server.started, what="the server listens")
