@@ -64,7 +64,8 @@ class Settings(EnvironmentSettings):
     """The origins of web pages elsewhere that may use the API, such as `https://app.example.com`, separated by commas;
     none unless given. Each page sends a key of its own; there is no origin for all."""
     trusted_proxies: str = ""
-    """The addresses of proxies, separated by commas, whose `X-Forwarded-For` says who the client is; none otherwise."""
+    """The addresses and networks of proxies, such as `10.0.0.0/8`, separated by commas, whose `X-Forwarded-For` says
+    who the client is; `*` for every sender, where only a proxy reaches the service; none otherwise."""
     access_log: Literal["all", "errors", "off"] = "all"
     """The responses that get a line in the log: all, those of status 400 and above, or none."""
     commit: str | None = Field(default=None, pattern=r"^[0-9a-f]{7,64}$")
@@ -242,6 +243,20 @@ class Settings(EnvironmentSettings):
                     " http://localhost:5173: scheme, host and port, without path, and never *"
                 )
         return origins
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, addresses: str) -> str:
+        if addresses == "*":
+            return addresses
+        try:
+            return ",".join(str(ipaddress.ip_network(each, strict=False)) for each in split_list(addresses))
+        except ValueError:
+            # The server would take a name for an address that no client ever has.
+            raise ValueError(
+                "POCL_TRUSTED_PROXIES takes addresses and networks such as 10.0.0.0/8, with commas between, or * alone:"
+                " no names"
+            ) from None
 
     @field_validator("hub_repositories", mode="before")
     @classmethod

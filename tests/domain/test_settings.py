@@ -68,6 +68,20 @@ def test_root_path_of_another_form_is_refused(path: str) -> None:
         Settings(root_path=path)
 
 
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("", ""),
+        ("*", "*"),
+        ("10.0.0.1", "10.0.0.1/32"),
+        ("10.0.0.1, 192.168.0.7/16", "10.0.0.1/32,192.168.0.0/16"),
+        ("::1,fd00::/8", "::1/128,fd00::/8"),
+    ],
+)
+def test_proxies_are_addresses_and_networks(given: str, read: str) -> None:
+    assert Settings(trusted_proxies=given).trusted_proxies == read
+
+
 def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POCL_API_KEY", "")
     assert Settings().api_key is None
@@ -126,6 +140,7 @@ WRONG = {
     "POCL_PORT": ["http", "99999", "1.5"],
     "POCL_HOST": ["http://127.0.0.1", "a b", "[]"],
     "POCL_API_KEY": ["short", " " * 24, "k" * 24 + "\x7f", "kéy-of-a-decent-length", "key\twith a tab inside"],
+    "POCL_TRUSTED_PROXIES": ["nginx", "10.0.0.0/33", "10.0.0.1, nginx", "http://10.0.0.1", "*,10.0.0.1"],
     "POCL_LEASE_SECONDS": ["nan", "inf", "-1", "0", "sixty", "1e300"],
     "POCL_MAX_ATTEMPTS": ["0", "1000000"],
     "POCL_HOME": ["~no-such-user-here/x", "''"],
