@@ -6,6 +6,7 @@ that of the machine, which is not mounted: the mounted root is then the containe
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,10 @@ def available_memory_bytes(files: Path = _FILES, *, physical_bytes: int | None =
         physical_bytes: the memory of the machine; asked of the system unless given.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if physical_bytes is None else physical_bytes]
+    # In a system container (LXC) this table is of the container, whose groups are not to be seen from within.
+    for line in _text(files / "proc/meminfo").splitlines():
+        if total := re.fullmatch(r"MemTotal:\s*(\d+) kB", line.rstrip()):
+            limits.append(int(total[1]) * 1024)
     for group in _groups(files, "memory"):
         # Without a limit version 2 has the word `max`, version 1 a number beyond every machine's memory. Above
         # `memory.high` a group is slowed down until it has given memory back.

@@ -49,6 +49,17 @@ def tree(root: Path, files: dict[str, str]) -> Path:
         pytest.param({**V1, "sys/fs/cgroup/memory/pod/box/memory.limit_in_bytes": str(GIB)}, GIB, id="v1"),
         pytest.param({**V1, "sys/fs/cgroup/memory/memory.limit_in_bytes": str(GIB)}, GIB, id="v1 mounted root"),
         pytest.param({**V2, "sys/fs/cgroup/memory.max": "nonsense"}, 16 * GIB, id="unreadable"),
+        pytest.param({"proc/meminfo": "MemTotal:  4194304 kB\nMemFree:  1 kB"}, 4 * GIB, id="table of a container"),
+        pytest.param({"proc/meminfo": "MemTotal:\nMemFree: 1 kB"}, 16 * GIB, id="table that is cut off"),
+        pytest.param(
+            {
+                "proc/self/cgroup": "12:cpuset:/\n5:memory:/lxc/box\n0::/../../box",
+                "sys/fs/cgroup/memory/lxc/memory.limit_in_bytes": str(2 * GIB),
+                "sys/fs/cgroup/unified/box/cgroup.controllers": "",
+            },
+            2 * GIB,
+            id="v1 and v2 side by side",
+        ),
     ],
 )
 def test_memory_is_that_of_the_narrowest_group(tmp_path: Path, files: dict[str, str], expected: int) -> None:
