@@ -65,16 +65,37 @@ def database_is_unavailable(cluster: ClusterHarness) -> Iterator[None]:
         with database_is_locked(cluster):
             yield
         return
+    with database_is_altered(url, "ALLOW_CONNECTIONS false", "ALLOW_CONNECTIONS true"):
+        yield
+
+
+@contextmanager
+def database_takes_no_writes(cluster: ClusterHarness) -> Iterator[None]:
+    """Answer reads alone, as a standby does after a failover."""
+    url = sa.make_url(cluster.harness.database_url)
+    if url.get_backend_name() == "sqlite":
+        # A file has no standby.
+        with database_is_locked(cluster):
+            yield
+        return
+    setting = "default_transaction_read_only"
+    with database_is_altered(url, f"SET {setting} = on", f"RESET {setting}"):
+        yield
+
+
+@contextmanager
+def database_is_altered(url: sa.URL, how: str, back: str) -> Iterator[None]:
+    """Alter a database of PostgreSQL, and cut every connection then and at the end, so that new ones have it so."""
     server = sa.create_engine(url.set(database="postgres"), isolation_level="AUTOCOMMIT")
-    forbid, allow = (sa.text(f'ALTER DATABASE "{url.database}" ALLOW_CONNECTIONS {how}') for how in ("false", "true"))
     cut = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name")
     with server.connect() as connection:
-        connection.execute(forbid)
+        connection.execute(sa.text(f'ALTER DATABASE "{url.database}" {how}'))
         try:
             connection.execute(cut, {"name": url.database})
             yield
         finally:
-            connection.execute(allow)
+            connection.execute(sa.text(f'ALTER DATABASE "{url.database}" {back}'))
+            connection.execute(cut, {"name": url.database})
     server.dispose()
 
 
@@ -97,6 +118,7 @@ SLOW = pytest.mark.slow
     "fault",
     [
         broker_is_frozen,
+        database_takes_no_writes,
         pytest.param(database_is_unavailable, marks=SLOW),
         pytest.param(broker_is_full, marks=SLOW),
         pytest.param(connections_are_cut, marks=SLOW),
@@ -106,8 +128,7 @@ SLOW = pytest.mark.slow
 )
 def test_job_survives_a_fault_of_the_broker_or_the_database(cluster: ClusterHarness, gate: Path, fault: Fault) -> None:
     job = cluster.harness.submit()
-    cluster.start_scheduler()
-    cluster.start_worker()
+    started = [cluster.start_scheduler(), cluster.start_worker()]
     cluster.wait_for_step(job, 5)
     with fault(cluster):
         # The engine needs neither: it finishes, and the worker then waits until both are back.
@@ -120,6 +141,9 @@ def test_job_survives_a_fault_of_the_broker_or_the_database(cluster: ClusterHarn
     # The next job is not affected.
     other = cluster.harness.submit()
     cluster.wait_for_status(other, JobStatus.SUCCEEDED)
+    if fault is not broker_is_full:
+        # Celery ends where its broker refuses everything, and is started again by whatever runs it.
+        assert [process.process.poll() for process in started] == [None, None]
 
 
 @pytest.mark.short_lease
