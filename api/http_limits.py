@@ -51,7 +51,7 @@ class HeadTooLarge(ApiError):
 
 
 class MalformedRequest(ApiError):
-    """This is no HTTP/1.1 request: check the request line, the header fields and the framing of the body."""
+    """This is no HTTP/1.1 request: check the request line, the header fields (one Host) and the framing of the body."""
 
     status = 400
     code = "malformed_request"

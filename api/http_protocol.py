@@ -219,7 +219,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._phase = _Phase.HEAD
         self._turn = 0
         self._unparsed_bytes = 0
-        self._header_bytes = self._trailers = 0
+        self._header_bytes = self._trailers = self._hosts = 0
         self._received = 0
         self._ignores_input = False
         # What the clock saw last.
@@ -288,7 +288,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             # Stops the parser, so it is called for no request that will not be served.
             raise MalformedRequest
         super().on_message_begin()
-        self._header_bytes = self._trailers = self._unparsed_bytes = 0
+        self._header_bytes = self._trailers = self._hosts = self._unparsed_bytes = 0
         if self._phase is _Phase.IDLE:
             self._enter(_Phase.HEAD)
 
@@ -303,6 +303,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._phase is _Phase.HEAD:
             if len(self.headers) >= MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
                 raise HeadTooLarge
+            self._check_framing(name.lower(), value)
             super().on_header(name, value)
             return
         # Trailer fields are not header fields: nothing here reads any.
@@ -310,7 +311,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._trailers > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
             raise HeadTooLarge
 
+    def _check_framing(self, name: bytes, value: bytes) -> None:
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            # The parser takes `gzip, chunked` for chunks, and the body would be read as it is not.
+            raise MalformedRequest
+
     def on_headers_complete(self) -> None:
+        if self._hosts > 1 or (self._hosts == 0 and self.parser.get_http_version() == "1.1"):
+            # RFC 9112, section 3.2: what stands between may take another for whom this is for.
+            raise MalformedRequest
         super().on_headers_complete()
         self._header_bytes = self._unparsed_bytes = 0
         self._enter(_Phase.BODY)

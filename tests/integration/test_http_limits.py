@@ -95,6 +95,27 @@ def test_malformed_request_is_answered_with_problem_details(server: HttpServer) 
     assert problem_of(server.exchange(b"SSH-2.0-OpenSSH\r\n\r\n"), 400) == "malformed_request"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"GET /healthz HTTP/1.1\r\n\r\n", id="no host"),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nhost: a\r\nHost: a\r\n\r\n", id="two hosts"),
+        pytest.param(b"GET /healthz HTTP/1.0\r\nhost: a\r\nhost: b\r\n\r\n", id="two hosts in HTTP/1.0"),
+        pytest.param(request("POST", "/v1/jobs", {"transfer-encoding": "gzip, chunked"}), id="coded chunks"),
+        pytest.param(request("POST", "/v1/jobs", {"transfer-encoding": "identity"}), id="no chunks"),
+        pytest.param(
+            request("POST", "/v1/jobs", {"transfer-encoding": "chunked", "content-length": "2"}), id="two lengths"
+        ),
+    ],
+)
+def test_head_that_two_could_read_differently_is_refused(server: HttpServer, head: bytes) -> None:
+    assert problem_of(server.exchange(head, b"2\r\n{}\r\n0\r\n\r\n"), 400) == "malformed_request"
+
+
+def test_http_1_0_needs_no_host(server: HttpServer) -> None:
+    assert server.exchange(b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
 @pytest.mark.parametrize("trailers", [fields(MAX_HEADERS + 1), b"x: " + b"a" * 100_000], ids=["many", "long"])
 def test_trailer_fields_are_bounded(server: HttpServer, trailers: bytes) -> None:
     head = request("POST", "/v1/datasets", {**AUTHORIZED, "transfer-encoding": "chunked"})
