@@ -29,6 +29,9 @@ _PORTABLE_COMPUTING_LANGUAGE: Final = re.compile(
 )
 """Variables of PoCL, the Portable Computing Language, an implementation of OpenCL that has the same prefix."""
 
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How an address begins once it was taken for a path, which leaves out one of two slashes."""
+
 Settings = TypeVar("Settings", bound="EnvironmentSettings")
 
 
@@ -37,6 +40,9 @@ class SettingsInvalid(Exception):
 
 
 def _make_absolute(path: Path) -> Path:
+    if _ADDRESS.match(str(path)):
+        # It would be a directory called `s3:`.
+        raise ValueError("is an address, where a path is expected")
     try:
         return path.expanduser().absolute()
     except RuntimeError:
@@ -53,7 +59,7 @@ def make_absolute(path: str | Path) -> Path:
     """The path with `~` expanded, absolute.
 
     Raises:
-        ValueError: it begins with the name of an unknown user.
+        ValueError: it begins with the name of an unknown user, or is an address.
     """
     return _make_absolute(Path(path))
 

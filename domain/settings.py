@@ -205,7 +205,11 @@ class Settings(EnvironmentSettings):
     @field_validator("model_roots", mode="before")
     @classmethod
     def _split_like_path(cls, value: Any) -> Any:
-        return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+        if not isinstance(value, str):
+            return value
+        if "://" in value:
+            raise ValueError("has an address, where paths are expected, with colons between")
+        return [part for part in value.split(os.pathsep) if part]
 
     @field_validator("root_path")
     @classmethod
@@ -384,7 +388,7 @@ class Settings(EnvironmentSettings):
                     raise ValueError("and POCL_ARTIFACT_ROOT both name a directory: set one of them alone")
                 values = {**values, "artifact_root": make_absolute(store), "artifact_store": None}
         except ValueError as error:
-            raise ValueError(f"POCL_ARTIFACT_STORE {error}") from None
+            raise ValueError(f"POCL_ARTIFACT_STORE {error}; a bucket is s3://bucket/prefix") from None
         defaults = {
             "home": home,
             "model_roots": (home / "models",),
