@@ -329,7 +329,7 @@ class ProgressMessage(Resource):
     progress: Progress
     """How far the job has come."""
     eta: Eta | None
-    """The time that is left; null while nothing is trained."""
+    """The time that is left, as of a job."""
 
 
 class MetricMessage(Resource):

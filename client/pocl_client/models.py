@@ -754,7 +754,8 @@ class Estimate(Resource):
 
 
 class Eta(Resource):
-    """An estimate of the time that is left, as of `progress.updated_at`."""
+    """An estimate of the time that is left, as of `progress.updated_at`: by the forecast of the job until its steps
+    are timed, and then by their times and those of evaluations."""
 
     seconds: float
     """The expected time to the end of the job in seconds."""
@@ -1021,7 +1022,8 @@ class JobSummary(Resource):
     progress: Progress
     """How far the job has come."""
     eta: Eta | None
-    """The time that is left; null while nothing is trained."""
+    """The time that is left, over all phases; null while no worker holds the job, and until steps are trained where
+    the job has no forecast."""
     end_reason: Reason | None
     """Why the job ended; null until then."""
     attempts_spent: int
@@ -1172,7 +1174,8 @@ class Job(Resource):
     progress: Progress
     """How far the job has come."""
     eta: Eta | None
-    """The time that is left; null while nothing is trained."""
+    """The time that is left, over all phases; null while no worker holds the job, and until steps are trained where
+    the job has no forecast."""
     end_reason: Reason | None
     """Why the job ended; null until then."""
     attempts_spent: int
@@ -1632,7 +1635,7 @@ class ProgressMessage(Resource):
     progress: Progress
     """How far the job has come."""
     eta: Eta | None
-    """The time that is left; null while nothing is trained."""
+    """The time that is left, as of a job."""
 
 
 class Project(Resource):

@@ -23,13 +23,14 @@ from domain.jobs.states import JobStatus, StageStatus
 from domain.jobs.transitions import NewEvent, lock_claimed_job, record_events, transition
 from domain.jobs.usage import bytes_of_job
 from domain.jobs.warning_counts import WarningCounts
-from domain.jobs.work_progress import WorkPlan
+from domain.jobs.work_progress import WorkPlan, forecast_time_left
 from pocl import events as engine
 
 MAX_EVENTS: Final = 10_000
 """An engine's events enter the history of a job up to this number; transitions and clients' actions always do."""
 
 _MAX_TEXT_LENGTH: Final = 2000
+_TIMES_LEFT: Final = ("eta_seconds", "eta_low_seconds", "eta_high_seconds")
 
 
 def apply_events(session: Session, claim: Claim, events: Sequence[engine.EventEnvelope], *, offset: int) -> None:
@@ -147,6 +148,7 @@ class _EventBatch:
         }
 
     def add(self, event: engine.Event, at: datetime) -> None:  # noqa: C901 # One case for each kind of event.
+        self._count_down(at)
         self._columns["progress_at"] = at
         if isinstance(event, engine.StageStarted | engine.StepLogged) and self._job.status is JobStatus.PREPARING:
             # Earlier events are written first, so that the history is in order.
@@ -204,12 +206,34 @@ class _EventBatch:
 
     @property
     def _percent(self) -> float:
-        percent: float = self._columns.get("percent", self._job.percent)
-        return percent
+        return float(self._present("percent"))
 
     def _advance(self, percent: float) -> None:
         # An attempt that repeats what an earlier one had done moves nothing until it has come further.
         self._columns["percent"] = max(self._percent, percent)
+        self._expect_end()
+
+    def _count_down(self, at: datetime) -> None:
+        """What was left at the last report is less by the time since then."""
+        left, reported_at = (self._present(name) for name in ("eta_seconds", "progress_at"))
+        if left is None or reported_at is None:
+            return
+        elapsed = max(0.0, (at - reported_at).total_seconds())
+        for name in _TIMES_LEFT:
+            left = self._present(name)
+            self._columns[name] = None if left is None else max(0.0, left - elapsed)
+
+    def _expect_end(self) -> None:
+        """Until steps are timed, the time that is left is what the forecast makes of the work that is left."""
+        if self._present("tokens_per_second") is not None:
+            return
+        left = forecast_time_left(self._job.forecast, self._percent)
+        if left is not None:
+            self._columns |= dict(zip(_TIMES_LEFT, (left.expected, left.low, left.high), strict=True))
+
+    def _present(self, column: str) -> Any:
+        """The value of a column of the job with the changes so far."""
+        return self._columns.get(column, getattr(self._job, column))
 
     def _run_started(self, event: engine.RunStarted) -> None:
         step = event.resumed_from_step or 0

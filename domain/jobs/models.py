@@ -119,7 +119,7 @@ class Job(Base):
     tokens_seen: Mapped[int] = mapped_column(sa.BigInteger, default=0)
     tokens_per_second: Mapped[float | None] = mapped_column(sa.Double, info=_WITH_LEASE)
     eta_seconds: Mapped[float | None] = mapped_column(sa.Double, info=_WITH_LEASE)
-    """The time to the end of the run, as estimated at `progress_at`; null while nothing is trained."""
+    """The time to the end of the run, as estimated at `progress_at`: by the forecast until steps are timed."""
     eta_low_seconds: Mapped[float | None] = mapped_column(sa.Double, info=_WITH_LEASE)
     eta_high_seconds: Mapped[float | None] = mapped_column(sa.Double, info=_WITH_LEASE)
     """The range in which `eta_seconds` is expected to lie."""

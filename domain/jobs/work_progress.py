@@ -1,4 +1,5 @@
-"""The share of a job's work that is done: one figure over all phases, each as long as its planned operations.
+"""The share of a job's work that is done, and the time that is left: figures over all phases, each as long as its
+planned operations.
 
 The plan is cut into parts in the order of a run: ranking, the teacher's evaluation on each set of samples, its hidden
 states, the untrained student's evaluation on each set, and training, over whose steps the evaluations of stages are
@@ -24,6 +25,15 @@ class PlannedPart:
     """What is evaluated, `teacher` or `initial`; null in other phases."""
     samples: str | None = None
     """On which samples it is evaluated; null in other phases."""
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """The time to the end of a job in seconds, as its forecast has it."""
+
+    low: float
+    expected: float
+    high: float
 
 
 _ASSUMED: Final = (
@@ -106,6 +116,23 @@ class WorkPlan:
 
     def _start_of(self, index: int) -> float:
         return self._parts[index - 1].until if index else 0.0
+
+
+def forecast_time_left(forecast: dict[str, Any] | None, percent: float) -> TimeLeft | None:
+    """The time that is left of a job of which so many per cent are done, until the engine measures its steps.
+
+    Args:
+        forecast: as the row of the job keeps it.
+
+    Returns:
+        null where the forecast names no duration.
+    """
+    duration = (forecast or {}).get("duration")
+    if duration is None:
+        return None
+    share = max(0.0, 1 - percent / 100)
+    low, expected, high = (share * duration[f"{name}_seconds"] for name in ("low", "expected", "high"))
+    return TimeLeft(low, expected, high)
 
 
 _Key = tuple[str, str | None, str | None]

@@ -137,6 +137,41 @@ def test_every_phase_moves_one_progress_that_never_falls(database: Database) -> 
         assert reload_job(database, claim).percent == pytest.approx(percent), event
 
 
+def test_the_time_that_is_left_is_the_forecast_until_steps_are_timed(database: Database) -> None:
+    duration = {"low_seconds": 100.0, "expected_seconds": 200.0, "high_seconds": 400.0}
+    work = [{"phase": "ranking", "until": 0.2}, {"phase": "training", "until": 1.0}]
+    with database.transaction(write=True) as session:
+        add_job(session, forecast={"duration": duration, "work": work})
+        claim = claim_next(session, worker="w", lease_seconds=60)
+    assert claim is not None
+    started = engine.RunStarted(resumed_from_step=None, total_steps=20, stages=2)
+    timed = step_logged(1, eta_seconds=60.0, eta_low_seconds=50.0, eta_high_seconds=None)
+    steps: list[tuple[int, engine.Event, tuple[float | None, ...]]] = [
+        (0, engine.PhaseChanged(phase="loading"), (None, None, None)),
+        (1, started, (200, 100, 400)),
+        (20, engine.Progressed(phase="ranking", done=1, total=2), (180, 90, 360)),
+        # Between reports of work it is the clock that moves.
+        (50, engine.PhaseChanged(phase="caching_teacher"), (150, 60, 330)),
+        (60, timed, (60, 50, None)),
+        (75, engine.Progressed(phase="evaluating", done=1, total=2), (45, 35, None)),
+        # A clock that was set back takes nothing away.
+        (70, evaluated(), (45, 35, None)),
+        (190, engine.PhaseChanged(phase="exporting"), (0, 0, None)),
+    ]
+    for offset, (second, event, left) in enumerate(steps, start=1):
+        with database.transaction(write=True) as session:
+            apply_events(session, claim, envelopes(event, first_second=second), offset=offset)
+        job = reload_job(database, claim)
+        assert (job.eta_seconds, job.eta_low_seconds, job.eta_high_seconds) == pytest.approx(left), event
+    with database.transaction(write=True) as session:
+        settle(session, claim, AttemptOutcome.released())
+        again = claim_next(session, worker="w", lease_seconds=60)
+    assert again is not None
+    # 20 % for the ranking, and a twentieth of the rest for the step.
+    apply(database, again, started, offset=1)
+    assert reload_job(database, again).eta_seconds == pytest.approx(0.76 * 200)
+
+
 def test_every_change_that_a_client_can_see_raises_the_version(database: Database) -> None:
     claim = claim_job(database)
     before = reload_job(database, claim).version
