@@ -14,6 +14,7 @@ WORKDIR/
     answers.jsonl            the greedy answers of all evaluations, one a line
     best/                    the weights of the stage that scores best
     best-00000120/           the same, where they are not in the format of the checkpoint after that step
+    about.json               how whoever started the run calls it, for the head of the report, if they said so
     compared/                answers.jsonl and result.json of the run that a control is compared with, if it has one
     final/                   the weights of the last stage
     result.json              the figures
@@ -42,6 +43,7 @@ ANSWERS_FILE: Final = "answers.jsonl"
 RESULT_FILE: Final = "result.json"
 REPORT_FILE: Final = "report.html"
 COMPARED_DIR: Final = "compared"
+ABOUT_FILE: Final = "about.json"
 CACHE_DIR: Final = "cache"
 MODEL_DIGESTS_FILE: Final = "model-digests.json"
 WEIGHTS_FILE: Final = "model.safetensors"

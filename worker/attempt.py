@@ -168,6 +168,7 @@ class Attempt:
                     ranking_jobs=jobs,
                     training_states=claim.checkpoints,
                     compared=inputs.compared_keys,
+                    run_name=inputs.run_name,
                 )
             )
         except OSError as error:

@@ -11,6 +11,7 @@ WORK_ROOT/JOB.2/            the second attempt
 """
 
 import fcntl
+import json
 import os
 import shutil
 import time
@@ -25,6 +26,7 @@ import structlog
 from domain.artifacts import ArtifactCorrupt, ArtifactNotFound, ArtifactStore
 from domain.jobs.leases import StoredCheckpoint
 from pocl.layout import (
+    ABOUT_FILE,
     ANSWERS_FILE,
     COMPARED_DIR,
     PARTIAL_RANKING_FILE,
@@ -120,6 +122,7 @@ def stage_inputs(
     ranking_jobs: list[str],
     training_states: Sequence[StoredCheckpoint],
     compared: Mapping[str, str | None],
+    run_name: Mapping[str, str],
 ) -> StoredCheckpoint | None:
     """Write the inputs of the engine: its specification, and the ranking, answers and training state to continue from.
 
@@ -130,12 +133,14 @@ def stage_inputs(
         training_states: Training states in the store, best first. A damaged one is skipped for the next.
         compared: The store keys of what the report shows of the job that a control is compared with, by name; null for
             what is gone, which the engine warns of.
+        run_name: How the report calls the run.
 
     Returns:
         The training state that was copied; None where there is none whole, so that the engine begins at the start.
     """
     directory.spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
     directory.posted_spec_file.write_text(posted_spec.model_dump_json(indent=1), encoding="utf-8")
+    (directory.workdir / ABOUT_FILE).write_text(json.dumps(run_name), encoding="utf-8")
     for name in _CARRIED_FILES:
         for job_id in ranking_jobs:
             try:

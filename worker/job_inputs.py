@@ -12,6 +12,7 @@ from domain.datasets.models import Dataset
 from domain.datasets.repository import get_dataset, stored_reference
 from domain.errors import ApiError, NotFound
 from domain.jobs.leases import Claim
+from domain.jobs.models import Job
 from domain.jobs.repository import get_artifact
 from domain.jobs.states import EndReason
 from domain.model_paths import locate_model
@@ -32,10 +33,12 @@ class StoredInputs:
     compared_keys: Mapping[str, str | None]
     """The store keys of what a report shows of the job that a control is compared with, by name, null for what is gone;
     empty without such a job."""
+    run_name: Mapping[str, str]
+    """How the report calls the run, as the engine's `about.json` has it."""
 
 
 def find_inputs(session: Session, claim: Claim) -> StoredInputs:
-    """The rows of the data sets and checkpoints that the claim's specification names.
+    """The rows of the data sets and checkpoints that the claim's specification names, and the name of its job.
 
     Raises:
         DatasetNotFound, CheckpointNotFound: one of them was deleted.
@@ -46,6 +49,7 @@ def find_inputs(session: Session, claim: Claim) -> StoredInputs:
         {each: get_dataset(session, claim.project, each) for each in named},
         {each: get_checkpoint(session, claim.project, each).store_key for each in models},
         _find_compared(session, claim),
+        _run_name(session, claim),
     )
 
 
@@ -57,6 +61,14 @@ def _find_compared(session: Session, claim: Claim) -> dict[str, str | None]:
     stored = {RESULT_FILE: "result", ANSWERS_FILE: "answers"}
     artifacts = {name: get_artifact(session, control.budget_of, kind) for name, kind in stored.items()}
     return {name: None if artifact is None else artifact.store_key for name, artifact in artifacts.items()}
+
+
+def _run_name(session: Session, claim: Claim) -> dict[str, str]:
+    """The name of the job, its id where it has another, and when it began: at its first claim."""
+    job = session.get_one(Job, claim.job_id)
+    assert job.started_at is not None, "a claimed job has begun"
+    named = {"name": job.name, "job": job.id} if job.name else {"name": job.id}
+    return {**named, "began_at": job.started_at.isoformat()}
 
 
 def localize_spec(

@@ -111,6 +111,7 @@ def export(
         origins=Origins(
             student=origin_of(models.student),
             teacher=None if models.teacher is None else origin_of(models.teacher),
+            parameters=loaded.parameters,
             ranking_model=validated.inputs.ranking_model,
             data_commits=validated.data.commits,
         ),

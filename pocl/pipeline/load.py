@@ -1,10 +1,15 @@
 """The phase `loading`: the models, how much is done at once, and the samples as tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedModel
 
 from pocl.events import DataEncoded, PhaseChanged
 from pocl.layout import MODEL_DIGESTS_FILE
 from pocl.models.digest import DigestStore
+from pocl.models.loading import LazyModel, LoadedModel
 from pocl.models.output_head import extract_head
 from pocl.pipeline.context import RunContext
 from pocl.pipeline.validate import ValidatedRun
@@ -24,6 +29,8 @@ class LoadedRun:
     """What was cut and left out of each set of samples, as it was reported."""
     digests: DigestStore
     """The digests of models on disk."""
+    parameters: Mapping[Literal["teacher", "student"], int]
+    """How many parameters the models have."""
 
 
 def load(context: RunContext, run: ValidatedRun) -> LoadedRun:
@@ -46,6 +53,8 @@ def load(context: RunContext, run: ValidatedRun) -> LoadedRun:
     run.inputs.add(model_inputs(context.posted_spec, models))
     # The model that ranks is read later, and was pinned by an earlier start.
     run.inputs.pin(are_complete=False)
+    # Later the teacher has given up its layers.
+    parameters = {role: _count_parameters(model.structure) for role, model in _by_role(models).items()}
     _warn_of_models(context, models)
     _choose_sizes(context, models)
     corpus = encode_corpus(context.spec.data, models, run.data.splits.train, run.data.held_out)
@@ -57,12 +66,21 @@ def load(context: RunContext, run: ValidatedRun) -> LoadedRun:
     for about_samples in corpus.warnings:
         context.warn(about_samples.code, about_samples.message, about_samples.pointer)
     _report_unscored(context, corpus)
-    return LoadedRun(models, corpus, data_encoded, digests)
+    return LoadedRun(models, corpus, data_encoded, digests, parameters)
+
+
+def _by_role(models: Models) -> dict[Literal["teacher", "student"], LoadedModel | LazyModel]:
+    """The models that there are."""
+    return {"student": models.student, **({} if models.teacher is None else {"teacher": models.teacher})}
+
+
+def _count_parameters(model: PreTrainedModel) -> int:
+    return sum(each.numel() for each in model.parameters())
 
 
 def _warn_of_models(context: RunContext, models: Models) -> None:
-    for role, model in (("student", models.student), ("teacher", models.teacher)):
-        for warning in () if model is None else model.warnings:
+    for role, model in _by_role(models).items():
+        for warning in model.warnings:
             context.warn(warning.code, f"{role}: {warning.message}", f"/{role}")
     for warning in () if models.vocabulary is None else models.vocabulary.warnings():
         context.warn(warning.code, warning.message, "/student")

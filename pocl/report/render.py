@@ -45,6 +45,8 @@ class ReportData:
     """From easy to hard; empty where nothing was ranked."""
     ranker: Ranker
     """The model that the samples were ranked by, where they were."""
+    heading: Sequence[str]
+    """Name of the run, and sentences on its models and its time."""
     provenance: Mapping[str, str | None]
     """What the run can be reproduced from: digests, versions, seed."""
     compared_with: RunComparison | None = None
@@ -83,6 +85,8 @@ def render(data: ReportData) -> str:
     plotted = next(iter(splits.values()), [])
     order = data.ranking[::-1] if isinstance(data.control, ReversedOrder) else data.ranking
     return environment.get_template(REPORT_FILE).render(
+        title=data.heading[0],
+        facts=data.heading[1:],
         headline=describe_stages(data.stages),
         control=describe_control(data.control),
         method_name=method_name,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from pocl.layout import REPORT_FILE, RESULT_FILE
 from pocl.models.loading import LazyModel, LoadedModel
 from pocl.report.comparison import ComparedAnswers, ModelComparison
 from pocl.report.figures import StageFigures, TrainingCurve
+from pocl.report.heading import RunName, describe_models, describe_time, read_run_name
 from pocl.report.render import ReportData, render
 from pocl.report.run_comparison import RunComparison
 from pocl.spec import Control, DistillationSpec
@@ -57,6 +59,8 @@ class Result(BaseModel):
     """Where the teacher came from, and its digest."""
     student: dict[str, str | None]
     """Where the student came from, and its digest before training."""
+    parameters: dict[Literal["teacher", "student"], int] = {}
+    """How many parameters they have."""
     ranking_model: dict[str, str | None] | None = None
     """Where the model came from that ranked the samples and did nothing else, and its digest; null where there was
     none."""
@@ -80,6 +84,7 @@ class Origins:
 
     student: dict[str, str | None]
     teacher: dict[str, str | None] | None
+    parameters: Mapping[Literal["teacher", "student"], int]
     ranking_model: dict[str, str | None] | None
     """The model that ranked and did nothing else; None where there was none."""
     data_commits: Mapping[str, str]
@@ -116,6 +121,7 @@ def build_result(
         best_chosen_by=best_chosen_by(evaluations, best_by),
         teacher=origins.teacher,
         student=origins.student,
+        parameters=dict(origins.parameters),
         ranking_model=origins.ranking_model,
         data_commits=dict(origins.data_commits),
         export=export,
@@ -147,13 +153,15 @@ def conclude(
 def write_result(
     workdir: Path, spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[RankedSample]
 ) -> None:
-    """Write both files.
+    """Write both files. The report has the name of the run where its directory has one, and its time with it; without
+    that equal runs write equal bytes.
 
     Raises:
         DiskFull: when there is no space; a file has its old content or its new one.
     """
     replace_file(workdir / RESULT_FILE, result.model_dump_json(indent=1) + "\n")
-    replace_file(workdir / REPORT_FILE, render(_report_data(spec, result, metrics, ranking)))
+    data = _report_data(spec, result, metrics, ranking, read_run_name(workdir))
+    replace_file(workdir / REPORT_FILE, render(data))
 
 
 def _stage_figures(state: TrainState, spec: DistillationSpec) -> tuple[StageFigures, ...]:
@@ -188,8 +196,19 @@ def _settings(spec: DistillationSpec) -> dict[str, str]:
     }
 
 
+def _heading(result: Result, run_name: RunName | None) -> Sequence[str]:
+    models = describe_models(result.teacher, result.student, result.parameters)
+    if run_name is None:
+        return ("POCL distillation report", models)
+    return (run_name.name, describe_time(run_name, datetime.now(UTC)), models)
+
+
 def _report_data(
-    spec: DistillationSpec, result: Result, metrics: list[MetricRow], ranking: list[RankedSample]
+    spec: DistillationSpec,
+    result: Result,
+    metrics: list[MetricRow],
+    ranking: list[RankedSample],
+    run_name: RunName | None,
 ) -> ReportData:
     return ReportData(
         samples=result.samples,
@@ -215,6 +234,7 @@ def _report_data(
         settings=_settings(spec),
         not_exact=result.not_exact,
         warnings=result.warnings,
+        heading=_heading(result, run_name),
         provenance={
             **_export_facts(result.export),
             "preset": spec.preset,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,7 @@ from pocl.events import (
     from_line,
 )
 from pocl.export.model_directory import save_model
-from pocl.layout import ANSWERS_FILE, COMPARED_DIR, RESULT_FILE, ExitCode
+from pocl.layout import ABOUT_FILE, ANSWERS_FILE, COMPARED_DIR, RESULT_FILE, ExitCode
 from pocl.models.random import byte_level_tokenizer, random_model
 from pocl.report import plots
 from pocl.report.result import Result
@@ -165,6 +166,9 @@ def test_report_is_one_file_without_scripts_or_external_resources(undisturbed: P
     assert html.count("<svg") == 7
     assert "<script" not in html
     assert "src=" not in html
+    # Nobody has named the run, so that its report says nothing of the time either: equal runs write equal bytes.
+    assert "<h1>POCL distillation report</h1>" in html
+    assert re.search(r"Teacher: llama with random weights, [\d,]+ parameters. Student: .*, [\d,]+ parameters.", html)
 
 
 def test_answers_stand_beside_what_was_asked_and_not_its_template(undisturbed: Path) -> None:
@@ -344,6 +348,7 @@ def test_another_specification_is_refused_in_the_same_directory(undisturbed: Pat
 )
 def test_control_takes_as_many_steps_and_is_reported_as_one(undisturbed: Path, tmp_path: Path, kind: str) -> None:
     few = ("evaluation.max_rows=1", "evaluation.max_new_tokens=1")
+    (tmp_path / ABOUT_FILE).write_text('{"name": "<mine>", "job": "job_1", "began_at": "2026-11-24T10:00:00Z"}')
     (tmp_path / COMPARED_DIR).mkdir()
     for name in (RESULT_FILE, ANSWERS_FILE):
         shutil.copyfile(undisturbed / name, tmp_path / COMPARED_DIR / name)
@@ -355,6 +360,8 @@ def test_control_takes_as_many_steps_and_is_reported_as_one(undisturbed: Path, t
     assert skipped == (kind not in RANKED_CONTROLS)
     report = (tmp_path / "report.html").read_text()
     assert f"Control experiment {kind}:" in report
+    assert "<h1>&lt;mine&gt;</h1>" in report
+    assert "Job job_1, 24 November 2026, 10:00 to " in report
     # The run that it is compared with stands beside it; an interval needs more than one sample.
     compared, uncontrolled = result.compared_with, json.loads((undisturbed / RESULT_FILE).read_text())
     assert compared is not None

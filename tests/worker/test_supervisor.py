@@ -19,7 +19,14 @@ from domain.jobs.models import Job
 from domain.jobs.states import AttemptEnd, JobStatus
 from domain.workers.models import Worker
 from domain.workers.repository import drain, register_worker
-from pocl.layout import EVENTS_FILE, PARTIAL_RANKING_FILE, RANKING_FILE, RANKING_INPUTS_FILE, RESULT_FILE
+from pocl.layout import (
+    ABOUT_FILE,
+    EVENTS_FILE,
+    PARTIAL_RANKING_FILE,
+    RANKING_FILE,
+    RANKING_INPUTS_FILE,
+    RESULT_FILE,
+)
 from pocl.storage.shared_cache import SharedCache
 from tests.support.harness import ServiceHarness, processes_mentioning
 from tests.support.waiting import eventually
@@ -134,6 +141,14 @@ def test_a_control_is_given_what_came_of_the_job_that_it_is_compared_with(harnes
     # The engine of the other job wrote no answers.
     code = "from pathlib import Path; assert [each.name for each in Path('run/compared').iterdir()] == ['result.json']"
     assert harness.supervisor("--run", code).work_one() is JobStatus.SUCCEEDED, harness.log(control)
+
+
+def test_a_run_is_told_what_its_job_is_called_and_when_it_began(harness: ServiceHarness) -> None:
+    job = harness.submit()
+    told = "json.loads(Path('run/about.json').read_text())"
+    code = f"import json; from pathlib import Path; assert [*{told}] == ['name', 'began_at'], {told}"
+    check = f"{code}; assert {told}['name'] == '{job}', {told}"
+    assert harness.supervisor("--run", check).work_one() is JobStatus.SUCCEEDED, harness.log(job)
 
 
 def test_partial_ranking_is_continued_by_the_next_attempt(harness: ServiceHarness) -> None:
@@ -426,7 +441,7 @@ def test_directories_of_ended_attempts_are_pruned(harness: ServiceHarness) -> No
     names = sorted(entry.name for entry in harness.settings.work_root.iterdir())
     assert names == [f"{job}.1" for job in jobs[1:]]
     workdir = AttemptDir(harness.settings.work_root / names[-1]).workdir
-    files = {EVENTS_FILE, RANKING_FILE, RANKING_INPUTS_FILE, RESULT_FILE}
+    files = {ABOUT_FILE, EVENTS_FILE, RANKING_FILE, RANKING_INPUTS_FILE, RESULT_FILE}
     assert {entry.name for entry in workdir.iterdir()} == files
 
 

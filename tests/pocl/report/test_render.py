@@ -77,6 +77,7 @@ def report(
             curve=TrainingCurve(steps=(), loss=(), cross_entropy=(), divergence=(), temperature=()),
             ranking=ranking,
             ranker=ranker,
+            heading=("POCL distillation report", "Student: acme/base."),
             provenance={"seed": "10"},
             data=data,
             **{"evaluations": (), **more},
