@@ -120,6 +120,7 @@ def _context(session: Session, caller: Principal, settings: Settings, row: Job) 
     stages = list_job_stages(session, caller, row.id).data
     evaluations = repository.list_evaluations(session, row.id)
     after = max(0, row.event_seq - _EVENTS)
+    checkpoints = list_job_checkpoints(session, caller, row.id, _CHECKPOINTS, None)
     events = list_job_events(session, caller, row.id, _EVENTS, after).data
     return {
         "job": job,
@@ -128,11 +129,14 @@ def _context(session: Session, caller: Principal, settings: Settings, row: Job) 
             (each for each in evaluations if each.subject in _SUBJECTS),
             key=lambda each: (each.step, _SUBJECTS.index(each.subject)),
         ),
-        "saved_stages": [stage.index for stage in stages if stage.status is StageStatus.SUCCEEDED],
+        # What a branch inherited has ended too, but its state is that of the other job.
+        "saved_stages": list_saved_stages(session, row.id),
+        # The newest `best` takes the place of the one before.
+        "best_stage": next((each.stage for each in checkpoints.data if each.kind == "best"), None),
         "allowed": ALLOWED_ACTIONS[row.status],
         "ended": row.status in TERMINAL,
         "events": events[::-1],
-        "checkpoints": list_job_checkpoints(session, caller, row.id, _CHECKPOINTS, None),
+        "checkpoints": checkpoints,
         "has_report": repository.get_artifact(session, row.id, "report") is not None,
         "reasons": QUEUE_REASONS,
     }

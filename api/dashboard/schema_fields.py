@@ -20,6 +20,7 @@ ESSENTIALS: Final = (
     "/name",
     "/spec/preset",
     "/spec/data/train/dataset",
+    "/spec/data/validation/dataset",
     "/spec/teacher/path",
     "/spec/student/from_teacher/layers",
     "/spec/student/path",

@@ -102,6 +102,14 @@ def test_what_is_wrong_stands_at_its_field(dashboard: Dashboard) -> None:
 
 def test_a_field_that_the_form_lacks_is_refused(dashboard: Dashboard) -> None:
     response = dashboard.browser().submit("/ui/jobs/new", {**TINY, "/spec/nothing": "1"})
+def test_an_empty_form_is_told_what_is_needed_and_not_that_it_is_wrong(dashboard: Dashboard) -> None:
+    browser = dashboard.browser()
+    empty = browser.submit("/ui/jobs/validate", {"/spec/preset": "quick"}).text
+    assert 'class="note"' in empty
+    assert [each.text.strip() for each in Page(empty).find("a")] == ["student", "data, train"]
+    assert 'class="alert"' in browser.submit("/ui/jobs/validate", {"/spec/preset": "quickest"}).text
+
+
     assert response.status_code == 422
     assert "/spec/nothing" in response.text
 
