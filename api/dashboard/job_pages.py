@@ -18,10 +18,11 @@ from api.path_params import JobId
 from api.principal import Principal
 from api.request_checks import refuse_unknown_parameters
 from api.sessions import HeavyReadSession, ReadSession
+from domain.checkpoints.repository import list_saved_stages
 from domain.jobs import repository
 from domain.jobs.engine_logs import next_log_chunks, tail_start
 from domain.jobs.models import Job
-from domain.jobs.states import ALLOWED_ACTIONS, TERMINAL, StageStatus
+from domain.jobs.states import ALLOWED_ACTIONS, TERMINAL
 from domain.settings import Settings
 
 router = APIRouter(prefix="/ui/jobs", include_in_schema=False, dependencies=[Depends(refuse_unknown_parameters)])
@@ -119,8 +120,8 @@ def _context(session: Session, caller: Principal, settings: Settings, row: Job) 
     job = present_job(session, row, settings)
     stages = list_job_stages(session, caller, row.id).data
     evaluations = repository.list_evaluations(session, row.id)
-    after = max(0, row.event_seq - _EVENTS)
     checkpoints = list_job_checkpoints(session, caller, row.id, _CHECKPOINTS, None)
+    after = max(0, row.event_seq - _EVENTS)
     events = list_job_events(session, caller, row.id, _EVENTS, after).data
     return {
         "job": job,

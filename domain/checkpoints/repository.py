@@ -91,6 +91,12 @@ def list_students(session: Session, job_ids: Collection[str]) -> dict[str, list[
     return students
 
 
+def list_saved_stages(session: Session, job_id: str) -> list[int]:
+    """The stages, counted from 0, of whose end the job has a state of its own: where others may begin."""
+    statement = sa.select(Checkpoint.stage).where(Checkpoint.job_id == job_id, Checkpoint.kind == "stage")
+    return [stage for stage in session.scalars(statement.distinct().order_by(Checkpoint.stage)) if stage is not None]
+
+
 def lock_surplus(session: Session, job_id: str, *, keep_states: int) -> list[Checkpoint]:
     """A job's checkpoints that later ones replace and nobody has pinned: of kind `training` all but the newest
     `keep_states`, of kind `best` all but the newest, which is the best of all. The last state of all stays, whatever

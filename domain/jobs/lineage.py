@@ -4,7 +4,7 @@ Either is a new job, whose parent is the other. It starts from a training state 
 ranking, and its stages, metrics and scores up to that state.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from domain.checkpoints.models import Checkpoint
-from domain.checkpoints.repository import get_checkpoint_for_share
+from domain.checkpoints.repository import get_checkpoint_for_share, list_saved_stages
 from domain.encoding_checks import EncodingChecker
 from domain.errors import ActionRefused, Conflict, NotFound, engine_refusals
 from domain.jobs import submission
@@ -49,9 +49,13 @@ class BranchPointDeleted(Conflict):
 
 
 class StageNotSaved(NotFound):
-    """The job has no saved state of that stage: name a stage that it has finished."""
+    """The job has no saved state of that stage: name one that it has finished itself, counted from 0."""
 
     code = "stage_not_saved"
+
+    def __init__(self, stage: int, saved: Sequence[int]) -> None:
+        which = f"those of the stages {', '.join(map(str, saved))}" if saved else "none yet"
+        super().__init__(f"The job has no saved state of the end of stage {stage}, counted from 0: it has {which}.")
 
 
 @dataclass(frozen=True)
@@ -205,8 +209,8 @@ def _start_checkpoint(session: Session, parent: Job, start: RetryStart) -> Check
     else:
         statement = statement.where(Checkpoint.kind.in_(RESUMABLE_KINDS))
     newest = session.scalars(statement.order_by(Checkpoint.step.desc(), Checkpoint.id.desc()).limit(1)).one_or_none()
-    if newest is None and start.kind == "stage":
-        raise StageNotSaved
+    if newest is None and start.kind == "stage" and start.stage is not None:
+        raise StageNotSaved(start.stage, list_saved_stages(session, parent.id))
     if newest is None and parent.starts_from is not None:
         # The parent ended before it saved a state of its own.
         newest = session.get(Checkpoint, parent.starts_from)

@@ -13,8 +13,10 @@ from starlette.datastructures import ImmutableMultiDict
 from api.dashboard.comparison import specification_differences
 from api.dashboard.schema_fields import ESSENTIALS, form_fields, form_sections, read_document, write_values
 from api.jobs.requests import JobCreate
-from domain.jobs.models import Job
-from domain.jobs.states import JobStatus
+from domain.checkpoints.models import Checkpoint
+from domain.ids import new_id
+from domain.jobs.models import Job, JobStage
+from domain.jobs.states import JobStatus, StageStatus
 from domain.keys.models import ApiKey
 from domain.webhooks.models import WebhookDelivery, WebhookEndpoint
 from pocl.spec import describe_preset
@@ -100,8 +102,6 @@ def test_what_is_wrong_stands_at_its_field(dashboard: Dashboard) -> None:
     assert page.find("input", name="/spec/training/batch_size")[0].attributes["value"] == "many"
 
 
-def test_a_field_that_the_form_lacks_is_refused(dashboard: Dashboard) -> None:
-    response = dashboard.browser().submit("/ui/jobs/new", {**TINY, "/spec/nothing": "1"})
 def test_an_empty_form_is_told_what_is_needed_and_not_that_it_is_wrong(dashboard: Dashboard) -> None:
     browser = dashboard.browser()
     empty = browser.submit("/ui/jobs/validate", {"/spec/preset": "quick"}).text
@@ -110,6 +110,8 @@ def test_an_empty_form_is_told_what_is_needed_and_not_that_it_is_wrong(dashboard
     assert 'class="alert"' in browser.submit("/ui/jobs/validate", {"/spec/preset": "quickest"}).text
 
 
+def test_a_field_that_the_form_lacks_is_refused(dashboard: Dashboard) -> None:
+    response = dashboard.browser().submit("/ui/jobs/new", {**TINY, "/spec/nothing": "1"})
     assert response.status_code == 422
     assert "/spec/nothing" in response.text
 
@@ -185,7 +187,7 @@ def test_actions_do_what_the_state_allows(dashboard: Dashboard) -> None:
     assert wrong.status_code == 422
 
 
-def test_a_retry_and_a_branch_are_new_jobs(dashboard: Dashboard) -> None:
+def test_a_retry_is_a_new_job(dashboard: Dashboard) -> None:
     browser = dashboard.browser()
     dataset = the_id(upload(browser))
     submitted = browser.submit("/ui/jobs/new", {**TINY, "/spec/data/train/dataset": dataset, "/name": "parent"})
@@ -193,14 +195,71 @@ def test_a_retry_and_a_branch_are_new_jobs(dashboard: Dashboard) -> None:
     set_status(dashboard, job, JobStatus.CANCELLED)
     retried = browser.submit(f"/ui/jobs/{job}/retry", {"start": "start"})
     assert retried.status_code == 303, retried.text
-    assert row(dashboard, the_id(retried)).retry_of == job
-    branched = browser.submit(f"/ui/jobs/{job}/branch", {"stage": "0", "changes": '{"method": "js"}'})
-    assert branched.status_code == 409 or branched.status_code == 404
-    assert "stage" in branched.text
-    for changes in ("{", "[1]"):
-        wrong = browser.submit(f"/ui/jobs/{job}/branch", {"stage": "0", "changes": changes})
-        assert wrong.status_code == 422
-        assert "/changes" in wrong.text
+    retry = row(dashboard, the_id(retried))
+    assert (retry.retry_of, retry.name) == (job, "parent")
+
+
+def test_a_branch_begins_at_the_end_of_a_stage_of_which_the_job_has_the_state(dashboard: Dashboard) -> None:
+    browser = dashboard.browser()
+    fields = {
+        **TINY,
+        "/name": "parent",
+        "/labels": '{"team": "nlp"}',
+        "/priority": "7",
+        "/spec/data/train/dataset": the_id(upload(browser)),
+    }
+    parent = the_id(browser.submit("/ui/jobs/new", fields))
+    early = browser.submit(f"/ui/jobs/{parent}/branch", {"stage": "0"})
+    assert early.status_code == 404
+    assert "it has none yet" in early.text
+    finish_first_stage(dashboard, parent)
+    assert options_of_branch(browser, parent) == {"0": "stage 1"}
+
+    changes = {"method": "js", "curriculum": {"temperature": {"end": 3}}}
+    branched = browser.submit(f"/ui/jobs/{parent}/branch", {"stage": "0", "name": "", "changes": json.dumps(changes)})
+    assert branched.status_code == 303, branched.text
+    branch = row(dashboard, the_id(branched))
+    assert (branch.branch_of, branch.step, branch.status) == (parent, 2, JobStatus.QUEUED)
+    assert (branch.spec["method"]["name"], branch.spec["curriculum"]["temperature"]["end"]) == ("js", 3)
+    assert (branch.name, branch.labels, branch.priority) == ("parent", {"team": "nlp"}, 7)
+    assert f'branch of <a href="/ui/jobs/{parent}"' in browser.get(f"/ui/jobs/{branch.id}").text
+    # The state of its first stage is the parent's.
+    assert options_of_branch(browser, branch.id) == {}
+    renamed = browser.submit(f"/ui/jobs/{parent}/branch", {"stage": "0", "name": "hotter"})
+    assert row(dashboard, the_id(renamed)).name == "hotter"
+
+    for wrong, pointer in (("{", "/changes"), ("[1]", "/changes"), ('{"seed": 9}', "/changes/seed")):
+        refused = browser.submit(f"/ui/jobs/{parent}/branch", {"stage": "0", "changes": wrong})
+        assert refused.status_code == 422
+        assert f"<code>{pointer}</code>" in refused.text
+
+
+def finish_first_stage(dashboard: Dashboard, job_id: str) -> None:
+    """Leave of a job what a worker leaves of one that failed in its second stage."""
+    with dashboard.database.transaction(write=True) as session:
+        session.add(
+            Checkpoint(
+                id=new_id("ckpt"),
+                project=OWNER,
+                job_id=job_id,
+                attempt=1,
+                kind="stage",
+                stage=0,
+                step=2,
+                store_key=f"jobs/{job_id}/attempt-1/stage-00000002",
+                size_bytes=1,
+                manifest_sha256="0" * 64,
+            )
+        )
+        first = sa.update(JobStage).where(JobStage.job_id == job_id, JobStage.index == 0)
+        session.execute(first.values(status=StageStatus.SUCCEEDED))
+    set_status(dashboard, job_id, JobStatus.FAILED)
+
+
+def options_of_branch(browser: Browser, job_id: str) -> dict[str, str]:
+    """The stages, by the values of the form, from whose end the page of a job offers to branch off."""
+    form = browser.get(f"/ui/jobs/{job_id}").text.partition('id="branch-stage"')[2].partition("</select>")[0]
+    return {str(each.attributes["value"]): each.text.strip() for each in Page(form).find("option")}
 
 
 def test_a_key_is_made_and_shown_once(dashboard: Dashboard) -> None:

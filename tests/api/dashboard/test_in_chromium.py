@@ -126,7 +126,7 @@ def test_a_job_is_submitted_and_followed_to_its_end_without_a_reload(
             gate.touch()
             thread.join()
         page.locator(".badge-succeeded").wait_for()
-        page.locator("#job-checkpoints code", has_text="pocl checkpoints download ckpt_").wait_for()
+        page.locator("#job-checkpoints code", has_text="checkpoints download ckpt_").wait_for()
         assert page.evaluate("window.sameDocument") is True
         # Nothing is asked for any more.
         assert page.locator("#poller").get_attribute("hx-get") is None

@@ -1,12 +1,15 @@
 """Every page of the dashboard for every role, and what holds for all of them."""
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from fastapi.routing import APIRoute
+from typer.testing import CliRunner
 
 import pocl.report as report_package
 from api.dashboard.routes import ROUTERS
@@ -17,8 +20,10 @@ from domain.jobs.models import Job
 from domain.jobs.states import JobStatus
 from domain.publications.models import Publication
 from domain.webhooks.models import WebhookEndpoint
+from pocl_client.cli.app import app as command_line
 from tests.api.dashboard.browsers import Browser, Page
 from tests.api.dashboard.conftest import OWNER, STRANGER, Dashboard
+from tests.support.requests import KEY, LOOPBACK
 
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
 QUERIES = {
@@ -161,6 +166,26 @@ def test_the_page_of_a_job_says_what_comes_of_its_push(dashboard: Dashboard) -> 
             assert text in shown
             assert "<script>alert" not in shown
             assert "poll from:body" not in shown.partition('id="job-publication"')[2].partition("</div>")[0]
+
+
+def test_commands_that_pages_offer_are_understood(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is copied as it stands, so that neither an argument nor the address may be missing."""
+    monkeypatch.setattr("pocl_client.retries.RetryPolicy.wait_after", lambda *_: None)
+    browser = dashboard.browser(OWNER, "submit")
+    paths = (f"/ui/jobs/{dashboard.ids['job_id']}", "/ui/datasets")
+    commands = [
+        str(each.attributes["data-copy"])
+        for path in paths
+        for each in Page(browser.get(path).text).find("button")
+        if "data-copy" in each.attributes
+    ]
+    ours = [shlex.split(command)[1:] for command in commands if command.startswith("pocl ")]
+    assert len(ours) == 2
+    environment = {"POCL_API_KEY": KEY, "POCL_API_KEY_FILE": ""}
+    for arguments in ours:
+        assert arguments[:2] == ["--url", LOOPBACK]
+        ran = CliRunner().invoke(command_line, ["--url", "http://127.0.0.1:9", *arguments[2:]], env=environment)
+        assert "Usage" not in ran.stderr, arguments
 
 
 def test_what_a_client_wrote_is_shown_as_text(dashboard: Dashboard) -> None:
