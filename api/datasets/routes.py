@@ -1,5 +1,6 @@
 """Data sets over HTTP: upload, list, get, delete."""
 
+import json
 from collections.abc import Callable
 from pathlib import PurePath
 
@@ -14,6 +15,7 @@ from api.datasets.schemas import DatasetPage, DatasetView, present_dataset
 from api.datasets.upload import (
     FORM_FIELDS,
     FORMATS_BY_MEDIA_TYPE,
+    JSONL_TYPES,
     MULTIPART,
     FileNotReadNow,
     StoredUpload,
@@ -54,11 +56,22 @@ _FORM = {
     "properties": {"file": _FILE, **_FIELDS},
     "additionalProperties": False,
 }
+_ROW = {"instruction": "What is the capital of Australia?", "output": "Canberra."}
+_EXAMPLES = {
+    **dict.fromkeys(JSONL_TYPES, f"{json.dumps(_ROW)}\n"),
+    "application/json": json.dumps([_ROW]),
+    "text/csv": f"{','.join(_ROW)}\n{','.join(_ROW.values())}\n",
+    "text/tab-separated-values": "\n".join("\t".join(each) for each in (_ROW, _ROW.values())),
+}
+"""One sample in each format that is text."""
 _UPLOAD_BODY = {
     "required": True,
     "content": {
-        **{media_type: {"schema": _FILE} for media_type in FORMATS_BY_MEDIA_TYPE},
-        MULTIPART: {"schema": _FORM},
+        **{
+            media_type: {"schema": _FILE} | ({"example": _EXAMPLES[media_type]} if media_type in _EXAMPLES else {})
+            for media_type in FORMATS_BY_MEDIA_TYPE
+        },
+        MULTIPART: {"schema": _FORM, "example": {"file": _EXAMPLES["application/jsonl"], "name": "capitals"}},
     },
 }
 

@@ -118,6 +118,21 @@ def test_several_media_types_are_accepted_and_the_content_decides(client: TestCl
         assert response.json()["ingestion"]["format"] == "jsonl"
 
 
+def test_every_format_that_is_text_has_an_example_that_is_accepted(client: TestClient) -> None:
+    content = client.get("/openapi.json").json()["paths"]["/v1/datasets"]["post"]["requestBody"]["content"]
+    examples = {name: each["example"] for name, each in content.items() if "example" in each}
+    form = examples.pop("multipart/form-data")
+    digests = set()
+    for media_type, example in examples.items():
+        response = client.post("/v1/datasets", content=example, headers={"content-type": media_type})
+        assert response.status_code == 201, (media_type, response.text)
+        digests.add(response.json()["sha256"])
+    assert len(examples) == 6
+    assert len(digests) == 1
+    sent = client.post("/v1/datasets", files={"file": ("a.jsonl", form.pop("file"))}, data=form)
+    assert (sent.status_code, sent.json()["name"]) == (201, "capitals")
+
+
 def test_equal_samples_have_equal_digests_in_whatever_form_they_come(client: TestClient) -> None:
     rows = [json.loads(line) for line in jsonl(3).splitlines()]
     chats = [[{"from": "human", "value": row["instruction"]}, {"from": "gpt", "value": row["output"]}] for row in rows]
