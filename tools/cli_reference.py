@@ -24,7 +24,8 @@ address that it was given for, and for no other. There is no option for a key: o
 processes.
 
 Results go to standard output, progress and warnings to standard error. Bars and live lines are drawn on a terminal
-alone. With `-o json` a command prints what the API answers, and with `-o id` the ids alone, a line each.
+alone. With `-o json` a command prints what the API answers, and with `-o id` the ids alone, a line each. Stages count
+from 1, as in the log, in the report and on the dashboard; in JSON from 0, as in the API.
 
 | exit status | |
 |---|---|

@@ -13,19 +13,23 @@ from typer.testing import CliRunner, Result
 from api.http_limits import ConnectionLimits
 from domain.artifacts import ArtifactStore
 from domain.db import Database
+from domain.jobs.engine_logs import MAX_CHUNK_BYTES, LogChunk, append_log
 from domain.jobs.event_recorder import add_checkpoint
 from domain.jobs.export_feed import claim_export, record_exported
 from domain.jobs.export_requests import request_export
+from domain.jobs.states import AttemptOutcome, EndReason
 from pocl.events import PhaseChanged
 from pocl.storage.manifest import MANIFEST, sha256_of, write_manifest
 from pocl_client.cli.app import app as command
 from tests.support.http_server import http_server
 from tests.support.requests import KEY, jsonl, specification
 from tests.support.rows import envelopes, evaluated, step_logged
-from tests.support.worker_actions import claim_queued_job, succeed_job, write_events
+from tests.support.worker_actions import claim_queued_job, settle_attempt, succeed_job, write_events
 
 pytestmark = pytest.mark.system
 Pocl = Callable[..., Result]
+
+DIVERGED = EndReason("loss_diverged", "The loss is not finite.", "user", False, "Lower it.")
 
 
 @pytest.fixture
@@ -72,7 +76,7 @@ def test_data_sets_are_uploaded_listed_and_deleted(pocl: Pocl, samples: Path) ->
     (listed,) = json.loads(pocl("datasets", "list", "-o", "json").stdout)
     assert (listed["name"], listed["rows"]) == ("mine", 8)
     assert pocl("datasets", "list", "-o", "id").stdout.split() == [listed["id"]]
-    pocl("datasets", "delete", listed["id"])
+    assert pocl("datasets", "delete", listed["id"]).stdout == ""
     assert json.loads(pocl("datasets", "list", "-o", "json").stdout) == []
     assert "dataset_not_found" in pocl("datasets", "delete", listed["id"], status=2).stderr
 
@@ -95,13 +99,14 @@ def test_a_job_is_validated_submitted_and_steered(pocl: Pocl, spec: Path) -> Non
     assert (job["name"], job["labels"], job["spec"]["seed"]) == ("first", {"team": "search"}, 7)
     assert pocl("jobs", "list", "--label", "team=search", "-o", "id").stdout.split() == [job["id"]]
     assert "first" in pocl("jobs", "get", job["id"]).stdout
-    assert pocl("jobs", "branch", job["id"], "--stage", 0, "--set", "method=js", status=2).stderr.startswith("pocl: ")
+    assert "it has none yet" in pocl("jobs", "branch", job["id"], "--stage", 1, "--set", "method=js", status=2).stderr
     assert "illegal_transition" in pocl("jobs", "pause", job["id"], status=2).stderr
     assert "cancelled" in pocl("jobs", "cancel", job["id"]).stdout
     again = json.loads(pocl("jobs", "retry", job["id"], "--from-start", "-o", "json").stdout)
     assert again["retry_of"] == job["id"]
     assert "cancelled" in pocl("jobs", "cancel", again["id"]).stdout
-    pocl("jobs", "delete", job["id"], again["id"])
+    deleted = json.loads(pocl("jobs", "delete", job["id"], again["id"], "-o", "json").stdout)
+    assert deleted == [{"id": each, "deleted": True} for each in (job["id"], again["id"])]
 
 
 def test_submitting_again_with_the_same_key_makes_no_second_job(pocl: Pocl, spec: Path) -> None:
@@ -130,8 +135,8 @@ def test_a_wait_ends_with_the_status_of_the_job(pocl: Pocl, spec: Path, database
     assert json.loads(watched.stdout)["status"] == "succeeded"
     assert "succeeded" in watched.stderr
     assert "\r" not in watched.stderr
-    pocl("jobs", "logs", job)
-    pocl("jobs", "logs", job, "-f")
+    assert json.loads(pocl("jobs", "logs", job, "-o", "json").stdout) == {"job": job, "text": ""}
+    assert pocl("jobs", "logs", job, "-f").stdout == ""
 
     other = pocl("submit", spec, "-o", "id").stdout.strip()
     pocl("jobs", "cancel", other)
@@ -140,6 +145,23 @@ def test_a_wait_ends_with_the_status_of_the_job(pocl: Pocl, spec: Path, database
     pocl("jobs", "wait", other, "--until", "cancelled")
     pocl("jobs", "watch", other, status=1)
     assert "job_not_found" in pocl("jobs", "wait", "job_00000000", status=2).stderr
+
+
+def test_the_log_is_printed_whole_or_its_last_lines(pocl: Pocl, spec: Path, database: Database) -> None:
+    job = pocl("submit", spec, "-o", "id").stdout.strip()
+    assert pocl("jobs", "logs", job).stdout == ""
+    claim = claim_queued_job(database)
+    # More than the service sends at once.
+    lines = [f"step {number}, käse\n" for number in range(12_000)]
+    log = "".join(lines).encode()
+    chunks = [LogChunk(start, log[start : start + MAX_CHUNK_BYTES]) for start in range(0, len(log), MAX_CHUNK_BYTES)]
+    with database.transaction(write=True) as session:
+        append_log(session, claim, chunks, max_bytes=2**20)
+    assert pocl("jobs", "logs", job).stdout == "".join(lines)
+    assert json.loads(pocl("jobs", "logs", job, "-o", "json").stdout)["text"] == "".join(lines)
+    for count in (0, 1, 3):
+        assert pocl("jobs", "logs", job, "--attempt", 1, "--tail", count).stdout == "".join(lines[12_000 - count :])
+    assert "attempt_not_found" in pocl("jobs", "logs", job, "--attempt", 2, status=2).stderr
 
 
 def test_a_checkpoint_of_a_job_is_downloaded(
@@ -187,14 +209,38 @@ def test_a_checkpoint_of_a_job_is_downloaded(
     assert "something else" in pocl("checkpoints", "download", checkpoint, made, status=2).stderr
     assert "pinned" in pocl("checkpoints", "pin", checkpoint).stdout
     pocl("checkpoints", "unpin", checkpoint)
-    pocl("checkpoints", "delete", checkpoint)
+    assert pocl("checkpoints", "delete", checkpoint, "-o", "id").stdout == f"{checkpoint}\n"
+
+
+def test_a_branch_begins_at_the_stage_that_people_call_by_its_number(
+    pocl: Pocl, spec: Path, database: Database
+) -> None:
+    job = pocl("submit", spec, "--name", "parent", "-o", "id").stdout.strip()
+    claim = claim_queued_job(database)
+    write_events(database, claim, envelopes(PhaseChanged(phase="training"), step_logged(2)), offset=1)
+    with database.transaction(write=True) as session:
+        add_checkpoint(
+            session, claim, kind="stage", step=2, stage=0, store_key=f"jobs/{job}/stage-00000002", size_bytes=1,
+            manifest_sha256="0" * 64,
+        )  # fmt: skip
+    settle_attempt(database, claim, AttemptOutcome.failed(DIVERGED))
+    (row,) = pocl("checkpoints", "list", job).stdout.splitlines()[1:]
+    assert row.split()[1:4] == ["stage", job, "1"]
+    for action in (("branch", job, "--stage", 1), ("retry", job, "--from-stage", 1)):
+        made = json.loads(pocl("jobs", *action, "-o", "json").stdout)
+        assert (made["name"], made["progress"]["step"], made["progress"]["stage"]) == ("parent", 2, 0)
+    assert "it has those of the stages 0" in pocl("jobs", "branch", job, "--stage", 2, status=2).stderr
+    for wrong in (("branch", job, "--stage", 0), ("retry", job, "--from-stage", 0)):
+        assert "Usage" in pocl("jobs", *wrong, status=2).stderr
 
 
 def test_a_login_is_tried_and_kept(pocl: Pocl, tmp_path: Path) -> None:
     file = tmp_path / "config" / "credentials.json"
     pocl("login", key=None, stdin="pocl_wrong\n", status=2)
     assert not file.exists()
-    assert KEY not in pocl("login", key=None, stdin=f"{KEY}\n").output
+    logged_in = pocl("login", "-o", "json", key=None, stdin=f"{KEY}\n")
+    assert KEY not in logged_in.output
+    assert json.loads(logged_in.stdout)["file"] == str(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     pocl("jobs", "list", key=None)
     pocl("logout", key=None)
@@ -210,6 +256,7 @@ def test_the_doctor_finds_the_service(pocl: Pocl) -> None:
     assert checks["reached"]["level"] == "ok"
     assert "default" in checks["key"]["sentence"]
     assert "pocl login" in pocl("doctor", key="pocl_wrong", status=1).stdout
+    assert "lack  The key is no key" in pocl("doctor", key="two words", status=1).stdout
 
 
 def test_an_unreachable_service_has_a_status_of_its_own(pocl: Pocl, monkeypatch: pytest.MonkeyPatch) -> None:

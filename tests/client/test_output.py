@@ -2,12 +2,14 @@
 
 import io
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import pytest
 import typer
+from typer.main import get_command
 
 from pocl_client import (
     ClientError,
@@ -23,6 +25,7 @@ from pocl_client import (
     WaitTimedOut,
 )
 from pocl_client.cli import doctor, service
+from pocl_client.cli.app import app
 from pocl_client.cli.datasets import marked
 from pocl_client.cli.exits import exit_status_of, exit_status_of_job
 from pocl_client.cli.jobs import JOB_FIELDS
@@ -58,6 +61,29 @@ def test_an_error_has_its_exit_status(error: ClientError, status: int) -> None:
 @pytest.mark.parametrize(("status", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])
 def test_a_job_has_its_exit_status(status: str, code: int) -> None:
     assert exit_status_of_job(status) == code
+
+
+def commands(group: Any, name: str = "pocl") -> Iterator[tuple[str, Any]]:
+    """Every command that does something, with its name."""
+    for each in group.commands.values():
+        if hasattr(each, "commands"):
+            yield from commands(each, f"{name} {each.name}")
+        else:
+            yield f"{name} {each.name}", each
+
+
+def test_every_command_prints_json_where_it_is_asked_to() -> None:
+    found = dict(commands(get_command(app)))
+    assert len(found) > 25
+    formats = {
+        name: set(option.type.choices)
+        for name, command in found.items()
+        for option in command.params
+        if "--output" in option.opts
+    }
+    # These become another program.
+    assert found.keys() - formats.keys() == {"pocl serve", "pocl worker", "pocl run"}
+    assert [name for name, choices in formats.items() if not choices >= {"text", "json"}] == []
 
 
 def test_columns_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:

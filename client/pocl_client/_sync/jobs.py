@@ -25,6 +25,8 @@ from pocl_client.responses import ENDED, StreamMessage, given, parse_message, se
 
 Spec = Mapping[str, Any]
 """A specification as the service takes it: what is left out has the default of the preset."""
+_LOG_PART_BYTES: Final = 2**20
+"""The longest part of a log that the service sends at once."""
 _POLL_SECONDS: Final = 30.0
 """How long the service may hold back the answer to a poll of a job that does not change."""
 _POLL_PAUSE_SECONDS: Final = 0.5
@@ -163,18 +165,28 @@ class Jobs:
         params = given(names=names, from_step=from_step, to_step=to_step, resolution=resolution)
         return (self._transport.send("GET", f"{self._path(job_id)}/metrics", params=params)).model(Metrics)
 
-    def logs(
-        self, job_id: str, *, attempt: int | None = None, offset: int | None = None, tail: int | None = None
-    ) -> str:
-        """A part of the log of an attempt, the newest one unless given; to follow it, see :meth:`stream`.
+    def logs(self, job_id: str, *, attempt: int | None = None, tail: int | None = None) -> str:
+        """The log of an attempt, the newest one unless given, as far as the service keeps it; to follow it, see
+        :meth:`stream`.
 
         Args:
-            offset: the first byte.
-            tail: in place of an offset, how many lines of the end.
+            tail: how many lines of the end of it, of its last MiB at most.
         """
-        params = given(attempt=attempt, offset=offset, tail=tail)
-        response = self._transport.send("GET", f"{self._path(job_id)}/logs", params=params)
-        return response.content.decode(errors="replace")
+        path = f"{self._path(job_id)}/logs"
+        if tail is not None:
+            response = self._transport.send("GET", path, params=given(attempt=attempt, tail=_LOG_PART_BYTES))
+            lines = response.content.splitlines(keepends=True)
+            return b"".join(lines[max(0, len(lines) - tail) :]).decode(errors="replace")
+        parts, offset = [], 0
+        while True:
+            params = given(attempt=attempt, offset=offset, limit=_LOG_PART_BYTES)
+            response = self._transport.send("GET", path, params=params)
+            parts.append(response.content)
+            # A later attempt may begin meanwhile.
+            attempt = attempt or int(response.headers.get("log-attempt", 0)) or None
+            offset = int(response.headers.get("log-next-offset", 0))
+            if not response.content or offset >= int(response.headers.get("log-size", 0)):
+                return b"".join(parts).decode(errors="replace")
 
     def result(self, job_id: str) -> dict[str, Any]:
         """The scores of every model that was evaluated, the best stage, and what else a succeeded job has found out."""

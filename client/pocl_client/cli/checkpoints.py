@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocl_client.cli.exits import REFUSED
-from pocl_client.cli.output import Format, Output, printable, show, show_list, size_text, transfer_progress
+from pocl_client.cli.output import (
+    Format,
+    Output,
+    PlainFormat,
+    PlainOutput,
+    printable,
+    show,
+    show_deleted,
+    show_json,
+    show_list,
+    size_text,
+    transfer_progress,
+)
 from pocl_client.cli.session import connect
 
 if TYPE_CHECKING:
@@ -21,7 +33,7 @@ _COLUMNS = {
     "id": lambda each: each.id,
     "kind": lambda each: each.kind,
     "job": lambda each: each.job_id,
-    "stage": lambda each: each.stage,
+    "stage": lambda each: None if each.stage is None else each.stage + 1,
     "step": lambda each: each.step,
     "size": lambda each: size_text(each.size_bytes),
     "pinned": lambda each: "pinned" if each.pinned else None,
@@ -46,7 +58,7 @@ def list_checkpoints(
     limit: Annotated[int, typer.Option(help="How many at most.", min=1)] = 50,
     output: Output = Format.TEXT,
 ) -> None:
-    """List checkpoints, newest first. Stages count from 0."""
+    """List checkpoints, newest first."""
     with connect() as client:
         show_list(client.checkpoints.list(job=job, kind=kind, limit=limit), output, _COLUMNS)
 
@@ -137,8 +149,12 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is the most likely answer.", min=0, max=2)] = 0,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.", min=1)] = 256,
+    output: PlainOutput = PlainFormat.TEXT,
 ) -> None:
-    """Talk to a checkpoint, by a worker that is free: an aid to try it, and no serving."""
+    """Talk to a checkpoint, by a worker that is free: an aid to try it, and no serving.
+
+    With `-o json` each line is a question with its whole answer.
+    """
     history = [] if system is None else [{"role": "system", "content": system}]
     with connect() as client:
         for text in _questions(question):
@@ -146,9 +162,13 @@ def chat(
             answer = []
             for piece in client.checkpoints.chat(checkpoint, history, temperature=temperature, max_tokens=max_tokens):
                 answer.append(piece)
-                typer.echo(printable(piece), nl=False)
-            typer.echo()
+                if output is PlainFormat.TEXT:
+                    typer.echo(printable(piece), nl=False)
             history.append({"role": "assistant", "content": "".join(answer)})
+            if output is PlainFormat.TEXT:
+                typer.echo()
+            else:
+                show_json({"question": text, "answer": "".join(answer)}, on_one_line=True)
 
 
 def _questions(question: str | None) -> Iterator[str]:
@@ -181,8 +201,12 @@ def unpin(checkpoint: CheckpointId, output: Output = Format.TEXT) -> None:
 
 
 @app.command()
-def delete(checkpoints: Annotated[list[str], typer.Argument(help="Ids.", metavar="CHECKPOINT...")]) -> None:
+def delete(
+    checkpoints: Annotated[list[str], typer.Argument(help="Ids.", metavar="CHECKPOINT...")],
+    output: Output = Format.TEXT,
+) -> None:
     """Delete checkpoints that are not pinned, and that no job needs."""
     with connect() as client:
         for each in checkpoints:
             client.checkpoints.delete(each)
+    show_deleted(checkpoints, output)

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from pocl_client.cli.output import Format, Output, show, show_list, size_text, transfer_progress
+from pocl_client.cli.output import (
+    Format,
+    Output,
+    PlainFormat,
+    PlainOutput,
+    show,
+    show_deleted,
+    show_list,
+    size_text,
+    transfer_progress,
+)
 from pocl_client.cli.session import connect
 
 app = typer.Typer(help="Upload samples, and look at them.", no_args_is_help=True, rich_markup_mode=None)
@@ -76,13 +86,13 @@ def preview(
     model: Annotated[str, typer.Option(help="Model whose tokenizer is used, as a specification names it.")],
     rows: Annotated[int, typer.Option(help="How many rows.", min=1)] = 3,
     offset: Annotated[int, typer.Option(help="First row, counted from 0.", min=0)] = 0,
-    output: Output = Format.TEXT,
+    output: PlainOutput = PlainFormat.TEXT,
 ) -> None:
     """Show rows as a run would train on them; what is trained stands in [brackets]."""
     with connect() as client:
         shown = client.datasets.preview(dataset, model, rows=rows, offset=offset)
-    if output is Format.JSON:
-        show(shown, output, {})
+    if output is PlainFormat.JSON:
+        show(shown, Format.JSON, {})
         return
     for warning in shown.warnings:
         typer.echo(f"warning: {warning.message}", err=True)
@@ -92,11 +102,14 @@ def preview(
 
 
 @app.command()
-def delete(datasets: Annotated[list[str], typer.Argument(help="Ids.", metavar="DATASET...")]) -> None:
+def delete(
+    datasets: Annotated[list[str], typer.Argument(help="Ids.", metavar="DATASET...")], output: Output = Format.TEXT
+) -> None:
     """Delete data sets that no job needs."""
     with connect() as client:
         for each in datasets:
             client.datasets.delete(each)
+    show_deleted(datasets, output)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from pocl_client.cli.output import size_text
-from pocl_client.errors import ApiError, AuthenticationFailed, ClientError
+from pocl_client.credentials import CredentialsInvalid
+from pocl_client.errors import ApiError, AuthenticationFailed, ClientError, ServiceUnreachable
 
 _NEEDED_DISK_BYTES = 5 * 10**9
 _NEEDED_MEMORY_BYTES = 4 * 10**9
@@ -76,7 +77,11 @@ def _installed() -> Iterator[Check]:
 
 def _machine(home: Path) -> Iterator[Check]:
     if shutil.which("nvidia-smi") or Path("/proc/driver/nvidia/version").exists():
-        yield Check("gpu", Level.OK, "There is a driver for NVIDIA GPUs.")
+        if (torch := _version("torch")) is not None and torch.endswith("+cpu"):
+            sentence = f"There is a driver for NVIDIA GPUs, but torch {torch} uses none: install a build with CUDA."
+            yield Check("gpu", Level.LACK, sentence)
+        else:
+            yield Check("gpu", Level.OK, "There is a driver for NVIDIA GPUs.")
     else:
         yield Check("gpu", Level.NOTE, "There is no driver for NVIDIA GPUs: jobs run here on the CPU, slowly.")
     memory = _memory_bytes()
@@ -119,10 +124,12 @@ def _service() -> Iterator[Check]:
     except AuthenticationFailed:
         sentence = "There is no key, or the service does not know it: run `pocl login`, or set POCL_API_KEY_FILE."
         yield Check("key", Level.LACK, sentence)
-    except ApiError as error:
+    except (ApiError, CredentialsInvalid) as error:
         yield Check("key", Level.LACK, str(error))
-    except ClientError as error:
+    except ServiceUnreachable as error:
         yield Check("reached", Level.NOTE, f"{error} Start it with `pocl serve`, or name another as POCL_URL.")
+    except ClientError as error:
+        yield Check("reached", Level.LACK, str(error))
 
 
 def _version(name: str) -> str | None:

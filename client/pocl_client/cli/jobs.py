@@ -1,12 +1,25 @@
 """`pocl jobs`."""
 
 import math
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pocl_client.cli.exits import SUCCEEDED, TIMED_OUT, exit_status_of_job
-from pocl_client.cli.output import Format, Output, show, show_list, show_table, size_text
+from pocl_client.cli.output import (
+    Format,
+    Output,
+    PlainFormat,
+    PlainOutput,
+    printable,
+    show,
+    show_deleted,
+    show_json,
+    show_list,
+    show_table,
+    size_text,
+)
 from pocl_client.cli.session import connect
 
 if TYPE_CHECKING:
@@ -50,6 +63,8 @@ _COLUMNS = {
 }
 JOB_FIELDS = {
     **_COLUMNS,
+    "labels": lambda job: ", ".join(f"{key}={value}" for key, value in job.labels.items()),
+    "priority": lambda job: job.priority or None,
     "queue": _queue,
     "stage": _stage,
     "step": lambda job: f"{job.progress.step} of {job.progress.total_steps}",
@@ -136,20 +151,37 @@ def logs(
     job: JobId,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
     attempt: Annotated[int | None, typer.Option(help="Attempt; the newest unless given.", min=1)] = None,
-    tail: Annotated[int | None, typer.Option(help="The last lines alone.", min=0)] = None,
+    tail: Annotated[int | None, typer.Option(help="So many lines of its end.", min=0)] = None,
+    output: PlainOutput = PlainFormat.TEXT,
 ) -> None:
-    """Print the log of the engine; with --follow that of all attempts, from the beginning on."""
+    """Print the log of the engine, as far as it is kept; with --follow that of all attempts, from the beginning on.
+
+    With --follow and `-o json` each line is a part of the log, with its attempt.
+    """
     from pocl_client.models import LogMessage
 
+    if follow and (attempt is not None or tail is not None):
+        raise typer.BadParameter("--follow prints the whole log of all attempts: leave --attempt and --tail out")
     with connect() as client:
         if not follow:
-            typer.echo(client.jobs.logs(job, attempt=attempt, tail=tail), nl=False)
+            text = client.jobs.logs(job, attempt=attempt, tail=tail)
+            if output is PlainFormat.JSON:
+                show_json({"job": job, "text": text})
+            else:
+                _print_log(text)
             return
-        if attempt is not None or tail is not None:
-            raise typer.BadParameter("--follow prints the whole log of all attempts: leave --attempt and --tail out")
         for message in client.jobs.stream(job, types=["log"]):
-            if isinstance(message.content, LogMessage):
-                typer.echo(message.content.text, nl=False)
+            if not isinstance(message.content, LogMessage):
+                continue
+            if output is PlainFormat.JSON:
+                show_json(message.content.model_dump(mode="json"), on_one_line=True)
+            else:
+                _print_log(message.content.text)
+
+
+def _print_log(text: str) -> None:
+    """Print a part of a log as it is, and on a terminal without what would steer that."""
+    typer.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
 
 
 @app.command()
@@ -157,12 +189,12 @@ def metrics(
     job: JobId,
     name: Annotated[list[str] | None, typer.Option(help="Metric, such as `loss`; may be repeated.")] = None,
     resolution: Annotated[int, typer.Option(help="Values of each metric at most.", min=2)] = 20,
-    output: Output = Format.TEXT,
+    output: PlainOutput = PlainFormat.TEXT,
 ) -> None:
-    """Show the metrics of steps and the scores of evaluations. Stages count from 0."""
+    """Show the metrics of steps and the scores of evaluations."""
     with connect() as client:
         figures = client.jobs.metrics(job, names=name, resolution=resolution)
-    if output is not Format.TEXT:
+    if output is PlainFormat.JSON:
         show(figures, Format.JSON, {})
         return
     by_step: dict[int, dict[str, float]] = {}
@@ -219,7 +251,7 @@ def retry(
     job: JobId,
     from_start: Annotated[bool, typer.Option("--from-start", help="Begin anew.")] = False,
     from_stage: Annotated[
-        int | None, typer.Option(help="Begin at the end of this stage, counted from 0.", min=0)
+        int | None, typer.Option(help="Begin at the end of this stage, counted from 1.", min=1)
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the new job; else that of the old one.")] = None,
     output: Output = Format.TEXT,
@@ -229,7 +261,7 @@ def retry(
         raise typer.BadParameter("give --from-start or --from-stage, and not both")
     with connect() as client:
         if from_stage is not None:
-            made = client.jobs.retry(job, start="stage", stage=from_stage, name=name)
+            made = client.jobs.retry(job, start="stage", stage=from_stage - 1, name=name)
         else:
             made = client.jobs.retry(job, start="start" if from_start else "checkpoint", name=name)
     show(made, output, JOB_FIELDS)
@@ -238,7 +270,7 @@ def retry(
 @app.command()
 def branch(
     job: JobId,
-    stage: Annotated[int, typer.Option(help="The stage at whose end the new job begins, counted from 0.", min=0)],
+    stage: Annotated[int, typer.Option(help="The stage at whose end the new job begins, counted from 1.", min=1)],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=VALUE", help="Change a field of the specification; may be repeated."),
@@ -253,12 +285,13 @@ def branch(
     for setting in set_ or []:
         apply_setting(changes, setting)
     with connect() as client:
-        show(client.jobs.branch(job, stage=stage, changes=changes, name=name), output, JOB_FIELDS)
+        show(client.jobs.branch(job, stage=stage - 1, changes=changes, name=name), output, JOB_FIELDS)
 
 
 @app.command()
-def delete(jobs: JobIds) -> None:
+def delete(jobs: JobIds, output: Output = Format.TEXT) -> None:
     """Delete jobs that have ended, with what they have made."""
     with connect() as client:
         for each in jobs:
             client.jobs.delete(each)
+    show_deleted(jobs, output)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from pocl_client.cli.output import PlainFormat, PlainOutput, show_json
+
 
 def login(
     url: Annotated[str | None, typer.Argument(help="Address of the service.", show_default=False)] = None,
@@ -13,6 +15,7 @@ def login(
         Path | None,
         typer.Option(help="File with the key, such as `.pocl/api-key`; else it is asked for, or read from a pipe."),
     ] = None,
+    output: PlainOutput = PlainFormat.TEXT,
 ) -> None:
     """Keep the address of a service and a key for it, in a file that only you can read.
 
@@ -31,15 +34,22 @@ def login(
     with Client(address, key) as client:
         project = client.quota().project
     write_login(login_path(), address, key)
-    typer.echo(f"Logged in to {address}, project {project}; the key is in {login_path()}.")
+    if output is PlainFormat.JSON:
+        show_json({"url": address, "project": project, "file": str(login_path())})
+    else:
+        typer.echo(f"Logged in to {address}, project {project}; the key is in {login_path()}.")
 
 
 def logout(
     url: Annotated[str | None, typer.Argument(help="Address of the service.", show_default=False)] = None,
+    output: PlainOutput = PlainFormat.TEXT,
 ) -> None:
     """Forget the key of a service. The key itself stays valid until it is revoked."""
     from pocl_client.credentials import find_url, login_path, write_login
 
     address = find_url(url)
     write_login(login_path(), address, None)
-    typer.echo(f"Forgot the key of {address}.")
+    if output is PlainFormat.JSON:
+        show_json({"url": address})
+    else:
+        typer.echo(f"Forgot the key of {address}.")

@@ -22,8 +22,18 @@ class Format(StrEnum):
     ID = "id"
 
 
+class PlainFormat(StrEnum):
+    """How a command prints what has no id."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 Output = Annotated[
     Format, typer.Option("--output", "-o", help="`text` for people, `json`, or the `id` alone.", show_default=False)
+]
+PlainOutput = Annotated[
+    PlainFormat, typer.Option("--output", "-o", help="`text` for people, or `json`.", show_default=False)
 ]
 Column = Callable[[Any], object]
 
@@ -32,7 +42,7 @@ def show_list(items: "Iterable[BaseModel]", output: Format, columns: Mapping[str
     """Print resources, each with a value in each column."""
     listed = list(items)
     if output is Format.JSON:
-        typer.echo(json.dumps([each.model_dump(mode="json") for each in listed], indent=2))
+        show_json([each.model_dump(mode="json") for each in listed])
     elif output is Format.ID:
         show_ids(listed)
     else:
@@ -42,7 +52,7 @@ def show_list(items: "Iterable[BaseModel]", output: Format, columns: Mapping[str
 def show(item: "BaseModel", output: Format, fields: Mapping[str, Column]) -> None:
     """Print one resource, with a line for each field."""
     if output is Format.JSON:
-        typer.echo(json.dumps(item.model_dump(mode="json"), indent=2))
+        show_json(item.model_dump(mode="json"))
     elif output is Format.ID:
         show_ids([item])
     else:
@@ -57,6 +67,19 @@ def show_ids(items: Iterable[Any]) -> None:
     """Print the id of each, a line each."""
     for each in items:
         typer.echo(str(each.id))
+
+
+def show_deleted(ids: Sequence[str], output: Format) -> None:
+    """Print which resources are gone, for programs: people hear of failures alone."""
+    if output is Format.JSON:
+        show_json([{"id": each, "deleted": True} for each in ids])
+    elif output is Format.ID:
+        typer.echo("\n".join(ids))
+
+
+def show_json(value: object, *, on_one_line: bool = False) -> None:
+    """Print a value as JSON; on one line where others follow it."""
+    typer.echo(json.dumps(value, indent=None if on_one_line else 2))
 
 
 def show_table(names: Iterable[str], rows: Sequence[Sequence[object]]) -> None:

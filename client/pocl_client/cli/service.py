@@ -9,7 +9,7 @@ from typing import Any, Final
 import typer
 
 from pocl_client.cli.exits import FAILED, REFUSED
-from pocl_client.cli.output import Format, Output
+from pocl_client.cli.output import PlainFormat, PlainOutput, show_json
 
 # All arguments, `--help` too, are those of the program that is started.
 HANDED_ON: Final[dict[str, Any]] = {
@@ -50,18 +50,16 @@ def hand_over(module: str, arguments: Sequence[str], execute: Callable[[str, lis
     execute(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
 
 
-def doctor(output: Output = Format.TEXT) -> None:
+def doctor(output: PlainOutput = PlainFormat.TEXT) -> None:
     """Say what this machine has and lacks, and whether the service can be reached.
 
     Exit status 1 if something is lacking.
     """
-    import json
-
     from pocl_client.cli.doctor import examine
 
     checks = list(examine())
-    if output is Format.JSON:
-        typer.echo(json.dumps([each.as_json() for each in checks], indent=2))
+    if output is PlainFormat.JSON:
+        show_json([each.as_json() for each in checks])
     else:
         for each in checks:
             typer.echo(f"{each.level.value:<5} {each.sentence}")

@@ -1,6 +1,5 @@
 """`pocl validate` and `pocl submit`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from pocl_client.cli.exits import exit_status_of_job
 from pocl_client.cli.jobs import JOB_FIELDS
-from pocl_client.cli.output import Format, Output, show, show_table, size_text
+from pocl_client.cli.output import Format, Output, PlainFormat, PlainOutput, show, show_table, size_text
 from pocl_client.cli.session import connect
 from pocl_client.cli.spec_file import SpecUnreadable, read_request
 
@@ -22,13 +21,13 @@ Settings = Annotated[
 ]
 
 
-def validate(spec: SpecFile, set_: Settings = None, output: Output = Format.TEXT) -> None:
+def validate(spec: SpecFile, set_: Settings = None, output: PlainOutput = PlainFormat.TEXT) -> None:
     """Say what a job would be: stages, memory, disk, time and warnings. Nothing is queued."""
     request = read_request(spec, set_ or [])
     with connect() as client:
         plan = client.jobs.validate(request.pop("spec"), **request)
-    if output is not Format.TEXT:
-        typer.echo(json.dumps(plan.model_dump(mode="json"), indent=2))
+    if output is PlainFormat.JSON:
+        show(plan, Format.JSON, {})
         return
     show_table(
         ("stage", "samples", "temperature", "weight", "epochs", "steps"),
@@ -37,7 +36,7 @@ def validate(spec: SpecFile, set_: Settings = None, output: Output = Format.TEXT
     duration, estimate = plan.forecast.duration, plan.estimate
     show(
         plan,
-        output,
+        Format.TEXT,
         {
             "": lambda _: " ",
             "steps": lambda _: plan.total_steps,
