@@ -58,7 +58,7 @@ def _last_batch_warnings(spec: DistillationSpec, table: Sequence[StagePlan]) -> 
             if 1 < stage.steps_per_epoch <= _FEW_STEPS and 0 < left < _SMALL_BATCH * training.batch_size:
                 yield PlanWarning(
                     "small_last_batch",
-                    f"Each epoch of stage {stage.index} ends with a batch of {left} samples instead of "
+                    f"Each epoch of stage {stage.index + 1} ends with a batch of {left} samples instead of "
                     f"{training.batch_size}, whose step is as large as the others: training.last_batch `even` makes "
                     "all batches of an epoch of equal size, `drop` leaves these samples out.",
                     "/training/last_batch",
@@ -70,7 +70,7 @@ def _last_batch_warnings(spec: DistillationSpec, table: Sequence[StagePlan]) -> 
             if stage.samples > training.batch_size and left * 10 > stage.samples:
                 yield PlanWarning(
                     "samples_dropped",
-                    f"Each epoch of stage {stage.index} leaves out {left} of its {stage.samples} samples, at random.",
+                    f"Each epoch of stage {stage.index + 1} leaves out {left} of {stage.samples} samples, at random.",
                     "/training/last_batch",
                 )
                 return

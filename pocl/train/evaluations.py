@@ -136,7 +136,7 @@ class StudentEvaluations:
         scores = self._score(self.scoring, split, sampled=True)
         # The answers are whole before the event, on which they are stored.
         self.scoring.keep_answers(key, scores)
-        student = "the untrained student" if stage is None else f"the student after stage {stage}"
+        student = "the untrained student" if stage is None else f"the student after stage {stage + 1}"
         unfinished = unfinished_thoughts_of(student, split, scores, self.spec.evaluation)
         if unfinished is not None:
             self.sink(unfinished)
