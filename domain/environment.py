@@ -44,9 +44,14 @@ def _make_absolute(path: Path) -> Path:
         # It would be a directory called `s3:`.
         raise ValueError("is an address, where a path is expected")
     try:
-        return path.expanduser().absolute()
+        absolute = path.expanduser().absolute()
+        str(absolute).encode()
     except RuntimeError:
         raise ValueError("names a user (~) whose home directory is not known") from None
+    except UnicodeEncodeError:
+        # Neither a log nor an address of a database could name it.
+        raise ValueError("is a path with bytes that are not UTF-8") from None
+    return absolute
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_make_absolute)]

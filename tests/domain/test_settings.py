@@ -143,7 +143,7 @@ WRONG = {
     "POCL_TRUSTED_PROXIES": ["nginx", "10.0.0.0/33", "10.0.0.1, nginx", "http://10.0.0.1", "*,10.0.0.1"],
     "POCL_LEASE_SECONDS": ["nan", "inf", "-1", "0", "sixty", "1e300"],
     "POCL_MAX_ATTEMPTS": ["0", "1000000"],
-    "POCL_HOME": ["~no-such-user-here/x", "''", "s3://bucket/home"],
+    "POCL_HOME": ["~no-such-user-here/x", "''", "s3://bucket/home", "/srv/p\udcffocl"],
     "POCL_MODEL_ROOTS": ["~no-such-user-here/models", "s3://bucket/models", "/srv/models:hf://acme/model"],
     "POCL_ARTIFACT_ROOT": ["s3://bucket/artifacts", "file:///srv/artifacts"],
     "POCL_ARTIFACT_STORE": [
