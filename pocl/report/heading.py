@@ -39,7 +39,7 @@ def describe_time(run: RunName, ended_at: datetime) -> str:
     began_at, ended_at = run.began_at.astimezone(UTC), ended_at.astimezone(UTC)
     seconds = max(0.0, (ended_at - began_at).total_seconds())
     ended = f"{ended_at:%H:%M}" if ended_at.date() == began_at.date() else _day_and_time(ended_at)
-    job = f"Job {run.job}, " if run.job is not None else ""
+    job = f"{run.job}, " if run.job is not None else ""
     return f"{job}{_day_and_time(began_at)} to {ended} UTC ({_duration(seconds)})."
 
 

@@ -361,7 +361,7 @@ def test_control_takes_as_many_steps_and_is_reported_as_one(undisturbed: Path, t
     report = (tmp_path / "report.html").read_text()
     assert f"Control experiment {kind}:" in report
     assert "<h1>&lt;mine&gt;</h1>" in report
-    assert "Job job_1, 24 November 2026, 10:00 to " in report
+    assert "job_1, 24 November 2026, 10:00 to " in report
     # The run that it is compared with stands beside it; an interval needs more than one sample.
     compared, uncontrolled = result.compared_with, json.loads((undisturbed / RESULT_FILE).read_text())
     assert compared is not None

@@ -27,7 +27,7 @@ def test_the_time_of_a_run_is_one_sentence(seconds: int, sentence: str) -> None:
     ended = (BEGAN + timedelta(seconds=seconds)).astimezone(timezone(timedelta(hours=5)))
     assert describe_time(RunName(name="first", began_at=BEGAN), ended) == sentence
     named = RunName(name="first", job="job_1", began_at=BEGAN)
-    assert describe_time(named, ended) == f"Job job_1, {sentence}"
+    assert describe_time(named, ended) == f"job_1, {sentence}"
 
 
 @pytest.mark.parametrize(
