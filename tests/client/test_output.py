@@ -154,6 +154,11 @@ def event(type_: str, **data: object) -> Event:
             {"subject": "stage", "stage": 0, "rows": 8, "split": "validation", "rouge_l": 12.345, "cross_entropy": 2},
             "stage 1 on 8 validation samples: ROUGE-L 12.35, cross-entropy 2.000",
         ),
+        (
+            "evaluated",
+            {"subject": "initial", "rows": 8, "split": "test", "rouge_l": 1.5, "cross_entropy": 3},
+            "untrained student on 8 test samples: ROUGE-L 1.50, cross-entropy 3.000",
+        ),
         ("checkpoint", {"id": "ckpt_1", "kind": "best", "step": 9}, "checkpoint ckpt_1 (best, step 9)"),
         ("warning", {"message": "Slow."}, "warning: Slow."),
         ("of a newer service", {}, None),

@@ -10,6 +10,7 @@ from pocl_client.models import Event, Job, ProgressMessage
 if TYPE_CHECKING:
     from pocl_client import Client
 
+_SUBJECTS = {"initial": "untrained student", "best": "best student", "final": "final student"}
 _TYPES = ("state", "stage", "evaluation", "checkpoint", "warning", "run", "progress")
 
 
@@ -71,7 +72,8 @@ def _describe(type_: str, data: dict[str, Any]) -> str | None:
         case "evaluated":
             stage = f" {_number(data)}" if data.get("stage") is not None else ""
             scores = f"ROUGE-L {data.get('rouge_l', 0):.2f}, cross-entropy {data.get('cross_entropy', 0):.3f}"
-            return f"{data.get('subject')}{stage} on {data.get('rows')} {data.get('split')} samples: {scores}"
+            subject = _SUBJECTS.get(data.get("subject", ""), data.get("subject"))
+            return f"{subject}{stage} on {data.get('rows')} {data.get('split')} samples: {scores}"
         case "checkpoint":
             return f"checkpoint {data.get('id')} ({data.get('kind')}, step {data.get('step')})"
         case "warning":
