@@ -132,6 +132,12 @@ PUBLICATIONS: Final = Metric(
 PUBLICATIONS_OLDEST_SECONDS: Final = Metric(
     "pocl_publications_oldest_seconds", "gauge", "Time since the job of the oldest push that is under way succeeded."
 )
+EXPORTS: Final = Metric(
+    "pocl_exports",
+    "gauge",
+    "Exports of checkpoints that are under way or have failed, read once a minute.",
+    ("state",),
+)
 FILE_SYSTEM_BYTES: Final = Metric(
     "pocl_file_system_bytes", "gauge", "Size of the file system of a directory.", ("directory",)
 )

@@ -138,6 +138,7 @@ def _table_samples(figures: TableFigures) -> Iterator[tuple[Metric, Samples]]:
     yield catalog.PUBLICATIONS, [((state,), count) for state, count in figures.publications.items()]
     if figures.oldest_publication_seconds is not None:
         yield catalog.PUBLICATIONS_OLDEST_SECONDS, [((), figures.oldest_publication_seconds)]
+    yield catalog.EXPORTS, [((state,), count) for state, count in figures.exports.items()]
 
 
 def _file_system_families(directories: Mapping[str, Path]) -> Iterator[Family]:

@@ -74,3 +74,13 @@ def exported_bytes(session: Session, checkpoint_ids: Collection[str]) -> int:
         CheckpointExport.checkpoint_id.in_(checkpoint_ids)
     )
     return int(session.scalar(statement) or 0)
+
+
+def count_open_exports(session: Session) -> dict[str, int]:
+    """How many exports of all projects are in each state but `complete`."""
+    counted = session.execute(
+        sa.select(CheckpointExport.state, sa.func.count())
+        .where(CheckpointExport.state != "complete")
+        .group_by(CheckpointExport.state)
+    )
+    return {"pending": 0, "running": 0, "failed": 0, **dict(counted.all())}

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from domain.db import db_now
 from domain.end_counts.models import EndKind
 from domain.end_counts.repository import list_end_counts
+from domain.exports.repository import count_open_exports
 from domain.jobs.models import Job
 from domain.jobs.states import HELD, TERMINAL, JobStatus
 from domain.jobs.usage import storage_bytes_by_kind
@@ -96,6 +97,8 @@ class TableFigures:
     """How many publications are in each state but `published`."""
     oldest_publication_seconds: float | None = None
     """How long ago the job of the oldest one under way succeeded; null where there is none."""
+    exports: Mapping[str, int] = field(default_factory=dict)
+    """How many exports of checkpoints are in each state but `complete`."""
 
 
 def read_figures(session: Session, *, lease_seconds: float) -> ServiceFigures:
@@ -153,6 +156,7 @@ def read_table_figures(session: Session) -> TableFigures:
         oldest_delivery_seconds=None if oldest is None else _seconds(now, oldest),
         publications={"pending": 0, "uploading": 0, "failed": 0, **dict(publications.all())},
         oldest_publication_seconds=None if oldest_publication is None else _seconds(now, oldest_publication),
+        exports=count_open_exports(session),
     )
 
 

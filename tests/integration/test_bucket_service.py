@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from api.app import create_app
+from domain.artifacts import ArtifactNotFound
 from domain.bucket.location import Bucket
 from domain.bucket.store import BucketArtifactStore
 from domain.jobs.states import JobStatus
@@ -29,6 +30,7 @@ from tests.support.rows import save_checkpoint
 from tests.support.s3_server import BUCKET, READER, Relay, S3Server, relay_to
 from tests.support.waiting import eventually
 from tests.support.worker_actions import claim_queued_job
+from tests.worker.exports.conftest import ExportedCheckpoints
 from tests.worker.test_supervisor import concurrently, wait_for_step
 from worker.garbage import remove_deleted_checkpoints
 
@@ -235,3 +237,28 @@ def test_large_files_are_had_from_the_bucket_by_presigned_addresses(
         assert (whole.status_code, hashlib.sha256(whole.content).hexdigest()) == (200, digest)
         part = client.get(f"{path}/model.safetensors", headers={"range": "bytes=5000000-", "if-range": f'"{digest}"'})
         assert (part.status_code, part.content) == (206, WEIGHTS[5_000_000:])
+
+
+def test_an_export_that_another_machine_made_is_had_by_a_presigned_address(
+    machines: list[ServiceHarness], tmp_path: Path
+) -> None:
+    first, second = machines
+    for name in ("source", "asks", "makes"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "source" / "model.safetensors").write_bytes(WEIGHTS)
+    asking = ExportedCheckpoints(first, tmp_path / "asks")
+    checkpoint = asking.store(tmp_path / "source")
+    export = asking.ask(checkpoint)
+    making = ExportedCheckpoints(second, tmp_path / "makes")
+    row = making.turn(making.exporter())
+    assert row.state == "complete"
+    address = f"/v1/checkpoints/{checkpoint}/exports/{export}"
+    with open_client(first) as client:
+        response = client.get(f"{address}/files/model-q8_0.gguf")
+        assert (response.status_code, response.headers["x-file-size"]) == (307, str(len(WEIGHTS)))
+        with urllib.request.urlopen(response.headers["location"]) as served:
+            assert served.read() == WEIGHTS
+        assert client.get(f"{address}/files/Modelfile").content == b"FROM it\n"
+        assert client.delete(address).status_code == 204
+    with pytest.raises(ArtifactNotFound):
+        first.store.manifest(str(row.store_key))

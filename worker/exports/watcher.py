@@ -70,10 +70,11 @@ class ExportWatcher:
     def _run(self) -> None:
         wait = self.interval
         while not self._stopping.wait(wait):
-            has_failed = self._is_due() and not self._make_exports()
+            has_failed = self.is_due() and not self._make_exports()
             wait = min(2 * wait, _MAX_WAIT_SECONDS) if has_failed else self.interval
 
-    def _is_due(self) -> bool:
+    def is_due(self) -> bool:
+        """Whether an export is due, and this worker takes any; false where the database is unavailable."""
         with self._connection_lock:
             database = Database(self.database_url)
             try:

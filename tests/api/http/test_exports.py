@@ -15,6 +15,7 @@ from domain.settings import Settings
 from pocl.storage.manifest import write_manifest
 from tests.support.requests import expect_problem, pointers
 from tests.support.rows import claim_job, save_checkpoint
+from tests.support.scrapes import scrape, value
 
 GGUF = b"GGUF" * 1000
 
@@ -215,6 +216,13 @@ def test_it_goes_with_its_checkpoint(
     expect_problem(client.get(export), 410, "checkpoint_expired")
     expect_problem(client.post(f"{address}/exports", json={"format": "q8_0"}), 410, "checkpoint_expired")
     assert list(settings.artifact_root.glob("jobs/*/attempt-1/*")) == []
+
+
+def test_metrics_count_what_is_under_way(client: TestClient, address: str) -> None:
+    ask(client, address)
+    families = scrape(client)
+    assert value(families, "pocl_exports", state="pending") == 1
+    assert value(families, "pocl_exports", state="failed") == 0
 
 
 def test_an_export_of_another_checkpoint_is_not_found(

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from gguf import GGUFReader
 
+from domain.checkpoints.models import Checkpoint
 from domain.db import db_now
 from domain.exports.models import CheckpointExport
 from domain.jobs.export_requests import delete_export
@@ -22,6 +23,7 @@ from tests.pocl.export.gguf_models import model_directory
 from tests.support.harness import PROJECT, ServiceHarness
 from tests.support.s3_server import S3Server
 from tests.worker.exports.conftest import FILES, ExportedCheckpoints
+from worker.garbage import remove_deleted_checkpoints
 
 pytestmark = pytest.mark.system
 
@@ -138,6 +140,23 @@ def test_what_an_attempt_stored_that_no_row_names_is_removed_by_the_next(exporte
     row = exported.turn(exported.exporter())
     assert row.store_key != earlier
     assert exported.stored_attempts() == [row.store_key]
+
+
+def test_files_of_an_export_that_was_deleted_are_removed_and_the_checkpoint_stays(
+    sqlite_exported: ExportedCheckpoints,
+) -> None:
+    checkpoint = sqlite_exported.store()
+    export = sqlite_exported.ask(checkpoint)
+    sqlite_exported.turn(sqlite_exported.exporter())
+    harness = sqlite_exported.harness
+    # Whoever deleted it was killed before it removed the files.
+    with harness.database.transaction(write=True) as session:
+        delete_export(session, PROJECT, checkpoint, export)
+        key = session.get_one(Checkpoint, checkpoint).store_key
+    assert len(sqlite_exported.stored_attempts()) == 1
+    remove_deleted_checkpoints(harness.database, harness.store)
+    assert sqlite_exported.stored_attempts() == []
+    assert {file.path for file in harness.store.manifest(key).files} == {*FILES, "manifest.json"}
 
 
 FAILURES: dict[str, tuple[str, str, str, str]] = {
