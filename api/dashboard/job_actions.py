@@ -1,4 +1,4 @@
-"""What people do to a job on its page: pause, resume, cancel, retry, branch."""
+"""What people do to a job on its page: pause, resume, cancel, retry, branch, and push its student again."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from api.sessions import PlanningSlot, WriteSession
 from api.strict_json import parse
 from domain.db import Database
 from domain.errors import JsonInvalid, Unprocessable
-from domain.jobs import actions, lineage
+from domain.jobs import actions, lineage, publication_feed
 from domain.jobs.lineage import DescendantPlan, RetryStart
 from domain.settings import Settings
 from pocl.errors import FieldError
@@ -62,6 +62,13 @@ def resume_job(request: Request, session: WriteSession, caller: Caller, job_id: 
 def cancel_job(request: Request, session: WriteSession, caller: Caller, job_id: JobId) -> Response:
     """Cancel the job."""
     actions.cancel_job(session, caller.project, job_id)
+    return redirect(request, f"/ui/jobs/{job_id}")
+
+
+@router.post("/{job_id}/publication/retry")
+def retry_publication(request: Request, session: WriteSession, caller: Caller, job_id: JobId) -> Response:
+    """Push the student of the job to the Hub again."""
+    publication_feed.retry_publication(session, caller.project, job_id)
     return redirect(request, f"/ui/jobs/{job_id}")
 
 

@@ -167,6 +167,16 @@ def test_the_page_of_a_job_says_what_comes_of_its_push(dashboard: Dashboard) -> 
             assert "<script>alert" not in shown
             assert "poll from:body" not in shown.partition('id="job-publication"')[2].partition("</div>")[0]
 
+    assert Page(shown).find("form", action=f"/ui/jobs/{job_id}/publication/retry")
+    reader = dashboard.browser(OWNER, "read")
+    assert not Page(reader.get(f"/ui/jobs/{job_id}/publication").text).find("form")
+    refused = browser.submit(f"/ui/jobs/{job_id}/publication/retry")
+    assert (refused.status_code, "checkpoint" in refused.text) == (409, True)
+    with dashboard.database.transaction(write=True) as session:
+        session.execute(sa.update(Publication).values(checkpoint_id=dashboard.ids["checkpoint_id"]))
+    assert browser.submit(f"/ui/jobs/{job_id}/publication/retry").status_code == 303
+    assert "poll from:body" in browser.get(f"/ui/jobs/{job_id}/publication").text
+
 
 def test_commands_that_pages_offer_are_understood(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is copied as it stands, so that neither an argument nor the address may be missing."""
