@@ -59,6 +59,7 @@ def test_a_setting_is_applied_or_refused_and_never_half(path: list[str], text: s
     [
         ("a.b=1", 1), ("a.b=5e-4", 5e-4), ("a.b=1E3", 1000.0), ("a.b=true", True), ("a.b=[0, 1]", [0, 1]),
         ("a.b=js", "js"), ("a.b=", None), ("a.b={start: 1}", {"start": 1}), ("a.b=x=y", "x=y"), ("a.b='1'", "1"),
+        ("a.b=[1e-3, 5e-4]", [1e-3, 5e-4]), ('a.b={"c": 2e-5}', {"c": 2e-5}), ("a.b=NaN", "NaN"), ("a.b=2026", 2026),
     ],
 )  # fmt: skip
 def test_values_are_what_they_look_like(setting: str, value: object) -> None:

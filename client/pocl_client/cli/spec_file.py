@@ -72,9 +72,13 @@ def apply_setting(spec: dict[str, Any], setting: str) -> None:
             raise SpecUnreadable(f"--set {dotted}: {parent} is not an object.")
         target = child
     try:
-        value = _number(text) if _number(text) is not None else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise SpecUnreadable(f"--set {dotted}: the value {text!r} is not YAML.") from None
+        # As in a file: YAML takes the numbers of [1e-3, 5e-4] for texts, JSON does not.
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        try:
+            value = _number(text) if _number(text) is not None else yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise SpecUnreadable(f"--set {dotted}: the value {text!r} is not YAML.") from None
     _check_json(value, f"--set {dotted}")
     target[last] = value
 
@@ -88,6 +92,11 @@ def _check_json(value: Any, place: str) -> None:
         is_plain = False
     if not is_plain:
         raise SpecUnreadable(f"{place}: JSON has no such value: write dates in quotation marks, and names as text.")
+
+
+def _refuse_constant(name: str) -> None:
+    """For `NaN` and its like, which Python takes for JSON."""
+    raise ValueError(name)
 
 
 def _number(text: str) -> float | None:
