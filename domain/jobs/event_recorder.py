@@ -227,9 +227,18 @@ class _EventBatch:
         """Until steps are timed, the time that is left is what the forecast makes of the work that is left."""
         if self._present("tokens_per_second") is not None:
             return
-        left = forecast_time_left(self._job.forecast, self._percent)
+        left = forecast_time_left(self._job.forecast, self._percent, self._elapsed())
         if left is not None:
             self._columns |= dict(zip(_TIMES_LEFT, (left.expected, left.low, left.high), strict=True))
+
+    def _elapsed(self) -> float | None:
+        """The seconds that a first attempt has taken so far; null of a later one, which need not do all again, and
+        where the clocks of database and worker differ.
+        """
+        began_at, reported_at = self._job.started_at, self._present("progress_at")
+        if self._token != 1 or began_at is None or reported_at <= began_at:
+            return None
+        return float((reported_at - began_at).total_seconds())
 
     def _present(self, column: str) -> Any:
         """The value of a column of the job with the changes so far."""

@@ -36,6 +36,8 @@ class TimeLeft:
     high: float
 
 
+_MEASURED_PERCENT: Final = 5.0
+"""The share of a job after which the time that it took tells the speed of the rest."""
 _ASSUMED: Final = (
     PlannedPart("ranking", 0.1),
     PlannedPart("evaluating", 0.15, "teacher"),
@@ -118,11 +120,15 @@ class WorkPlan:
         return self._parts[index - 1].until if index else 0.0
 
 
-def forecast_time_left(forecast: dict[str, Any] | None, percent: float) -> TimeLeft | None:
+def forecast_time_left(
+    forecast: dict[str, Any] | None, percent: float, elapsed: float | None = None
+) -> TimeLeft | None:
     """The time that is left of a job of which so many per cent are done, until the engine measures its steps.
 
     Args:
         forecast: as the row of the job keeps it.
+        elapsed: the seconds that these per cent took. Within the range of the forecast they say more than it does, once
+            they are more than a few; null where they are not known, as of several attempts.
 
     Returns:
         null where the forecast names no duration.
@@ -130,9 +136,11 @@ def forecast_time_left(forecast: dict[str, Any] | None, percent: float) -> TimeL
     duration = (forecast or {}).get("duration")
     if duration is None:
         return None
+    low, expected, high = (float(duration[f"{name}_seconds"]) for name in ("low", "expected", "high"))
+    if elapsed is not None and percent >= _MEASURED_PERCENT:
+        expected = min(high, max(low, 100 * elapsed / percent))
     share = max(0.0, 1 - percent / 100)
-    low, expected, high = (share * duration[f"{name}_seconds"] for name in ("low", "expected", "high"))
-    return TimeLeft(low, expected, high)
+    return TimeLeft(share * low, share * expected, share * high)
 
 
 _Key = tuple[str, str | None, str | None]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.jobs.work_progress import PlannedPart, WorkPlan
+from domain.jobs.work_progress import PlannedPart, WorkPlan, forecast_time_left
 from pocl.estimate import Estimate, ModelSize, ModelSizes, SetSize, estimate
 from pocl.plan import stage_table
 from pocl.spec import resolve
@@ -97,6 +97,31 @@ def test_the_share_rises_with_the_steps_to_all(plan: WorkPlan, first: int, secon
     low, high = (plan.at_step(step, total) for step in sorted((first, second)))
     assert 0 <= low <= high <= 100
     assert total == 0 or plan.at_step(total, total) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("percent", "elapsed", "left"),
+    [
+        (0, None, (100, 200, 400)),
+        (10, None, (90, 180, 360)),
+        # Too little is done to tell.
+        (4, 90, (96, 192, 384)),
+        (10, 30, (90, 270, 360)),
+        # Beyond the range of the forecast what took the time was no work, such as loading, or was in a cache.
+        (10, 90, (90, 360, 360)),
+        (10, 1, (90, 90, 360)),
+        (100, 150, (0, 0, 0)),
+        (120, None, (0, 0, 0)),
+    ],
+)
+def test_the_time_that_is_left_is_forecast_and_then_measured(
+    percent: float, elapsed: float | None, left: tuple[float, float, float]
+) -> None:
+    duration = {"low_seconds": 100.0, "expected_seconds": 200.0, "high_seconds": 400.0}
+    forecast = forecast_time_left({"duration": duration}, percent, elapsed)
+    assert forecast is not None
+    assert (forecast.low, forecast.expected, forecast.high) == pytest.approx(left)
+    assert forecast_time_left({"duration": None}, percent, elapsed) is forecast_time_left(None, percent) is None
 
 
 def test_a_plan_is_stored_without_loss() -> None:
