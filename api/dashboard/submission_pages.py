@@ -30,7 +30,7 @@ from api.request_checks import refuse_unknown_parameters
 from api.sessions import PlanningSlot, ReadSession
 from domain.datasets.repository import list_datasets
 from domain.errors import ApiError, InsufficientScope, Unprocessable
-from domain.jobs import repository, submission
+from domain.jobs import planning, repository, submission
 from pocl.errors import FieldError
 from pocl.spec import PresetName, describe_preset
 
@@ -101,8 +101,8 @@ def submit_form(
     try:
         body = _read_request(form)
         with database.transaction(write=False) as session:
-            plan = submission.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
-        planned = submission.Submission(submission.check_data(checker, plan), body.options)
+            plan = planning.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
+        planned = submission.Submission(planning.check_data(checker, plan), body.options)
         queued = group_commit.submit(settings, caller.project, planned)
     except Unprocessable as error:
         values = {name: value for name, value in form.items() if name != TOKEN_FIELD}

@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, model_v
 from api.enumerations import RetryFrom
 from api.jobs.spec_schema import PostedSpec
 from api.retention.schemas import JobRetention
+from domain.jobs.job_options import MAX_LABELS, MAX_PRIORITY, MAX_TEXT_LENGTH, JobOptions, Limits
 from domain.jobs.models import LABEL_KEY
 from domain.jobs.states import PauseAt
-from domain.jobs.submission import MAX_LABELS, MAX_PRIORITY, MAX_TEXT_LENGTH, JobOptions, Limits
 from domain.trackers.models import MAX_TRACKERS, TaggedTracker
 
 _YEAR: Final = 366 * 24 * 3600

@@ -45,7 +45,7 @@ from api.strict_json import StrictJsonRoute
 from domain.artifacts import ArtifactStore
 from domain.checkpoints.repository import list_checkpoints
 from domain.errors import SPEC_ERRORS, ApiError, JobNotFound, NotFound, QuotaExceeded, Unprocessable
-from domain.jobs import repository, submission
+from domain.jobs import planning, repository, submission
 from domain.jobs.models import Job, JobArtifact
 from domain.jobs.queue import QueuedJob
 from domain.jobs.states import JobStatus
@@ -136,8 +136,8 @@ def create_job(
     vocabularies, and templates on the samples. The response has the specification with every default named.
     """
     with database.transaction(write=False) as session:
-        plan = submission.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
-    planned = submission.Submission(submission.check_data(checker, plan), body.options)
+        plan = planning.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
+    planned = submission.Submission(planning.check_data(checker, plan), body.options)
 
     def respond(queued: QueuedJob) -> Response:
         location = location_of(request, "get_job", job_id=queued.job.id)

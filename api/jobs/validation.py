@@ -12,7 +12,7 @@ from api.problems import BODY_PROBLEMS, COMMON_PROBLEMS, problem_responses
 from api.sessions import PlanningSlot
 from api.strict_json import StrictJsonRoute
 from domain.errors import SPEC_ERRORS, Unprocessable
-from domain.jobs import submission
+from domain.jobs import job_options, planning
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=COMMON_PROBLEMS, route_class=StrictJsonRoute)
 
@@ -35,11 +35,11 @@ def validate_job(
     samples is cut and left out, and warnings. Nothing is stored.
     """
     with database.transaction(write=False) as session:
-        submission.check_options(session, settings, body.options)
-        plan = submission.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
-    plan = submission.check_data(checker, plan)
+        job_options.check_options(session, settings, body.options)
+        plan = planning.plan_job(session, settings, body.spec, project=caller.project, pointer_prefix="/spec")
+    plan = planning.check_data(checker, plan)
     with database.transaction(write=False) as session:
-        return PlanView.model_validate(submission.forecast_plan(session, settings, plan))
+        return PlanView.model_validate(planning.forecast_plan(session, settings, plan))
 
 
 @router.api_route("/validate", methods=["GET", "HEAD", "PUT", "PATCH", "DELETE"], include_in_schema=False)

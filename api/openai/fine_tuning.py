@@ -29,7 +29,7 @@ from api.sessions import HeavyReadSession, ReadSession
 from api.strict_json import StrictJsonRoute
 from domain.checkpoints.repository import list_checkpoints, list_students
 from domain.errors import ApiError, Unprocessable
-from domain.jobs import actions, repository, submission
+from domain.jobs import actions, planning, repository, submission
 from domain.jobs.models import Job
 from pocl.errors import FieldError
 
@@ -64,8 +64,8 @@ def create_fine_tuning_job(
     mapped = map_job(body)
     try:
         with database.transaction(write=False) as session:
-            plan = submission.plan_job(session, settings, mapped.spec, project=caller.project)
-        planned = submission.Submission(submission.check_data(checker, plan), mapped.options)
+            plan = planning.plan_job(session, settings, mapped.spec, project=caller.project)
+        planned = submission.Submission(planning.check_data(checker, plan), mapped.options)
         with write.transaction() as session:
             (outcome,) = submission.create_jobs(session, settings, [planned], project=caller.project)
             if isinstance(outcome, ApiError):

@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue, ValidationError, field_validator, model_v
 
 from api.jobs.requests import RequestBody
 from domain.errors import Unprocessable
-from domain.jobs.submission import JobOptions
+from domain.jobs.job_options import JobOptions
 from domain.trackers.models import WandbTracker
 from pocl.errors import FieldError
 from pocl.spec import field_errors

@@ -16,12 +16,14 @@ from domain.checkpoints.models import Checkpoint
 from domain.checkpoints.repository import get_checkpoint_for_share, list_saved_stages
 from domain.encoding_checks import EncodingChecker
 from domain.errors import ActionRefused, Conflict, NotFound, engine_refusals
-from domain.jobs import submission
+from domain.jobs import planning
 from domain.jobs.actions import JobIsLive
+from domain.jobs.job_options import JobOptions
 from domain.jobs.models import Job, JobEvaluation, JobMetric, JobStage
+from domain.jobs.planning import JobPlan, plan_job
 from domain.jobs.repository import get_job
 from domain.jobs.states import ALLOWED_ACTIONS, JobStatus, StageStatus
-from domain.jobs.submission import JobOptions, JobPlan, create_job, plan_job
+from domain.jobs.submission import create_job
 from domain.settings import Settings
 from domain.trackers.repository import parse_trackers
 from pocl.errors import FieldError, SpecInvalid
@@ -135,8 +137,8 @@ def plan_branch(
 
 
 def check_data(checker: EncodingChecker, plan: DescendantPlan) -> DescendantPlan:
-    """The plan with its data sets checked, as :func:`domain.jobs.submission.check_data` does."""
-    return replace(plan, job_plan=submission.check_data(checker, plan.job_plan))
+    """The plan with its data sets checked, as :func:`domain.jobs.planning.check_data` does."""
+    return replace(plan, job_plan=planning.check_data(checker, plan.job_plan))
 
 
 def create_descendant(session: Session, settings: Settings, plan: DescendantPlan, options: Mapping[str, Any]) -> Job:

@@ -23,7 +23,7 @@ from domain.db import Database
 from domain.errors import ApiError
 from domain.ids import new_id
 from domain.jobs import model_checks
-from domain.jobs.submission import JobPlan, check_data, plan_job
+from domain.jobs.planning import JobPlan, check_data, plan_job
 from domain.model_structure import StructureChecker
 from domain.settings import Settings
 from pocl.encoding_counts import EncodingCounts

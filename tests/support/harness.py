@@ -22,8 +22,9 @@ from domain.ids import new_id
 from domain.jobs import repository
 from domain.jobs.actions import cancel_job
 from domain.jobs.engine_logs import read_log
+from domain.jobs.job_options import JobOptions
 from domain.jobs.models import Job, JobArtifact, JobAttempt, JobEvent
-from domain.jobs.submission import JobOptions, submit_job
+from domain.jobs.submission import submit_job
 from domain.process_stat import PARENT, read_stat
 from domain.settings import Settings
 from domain.workers.models import Device

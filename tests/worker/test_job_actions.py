@@ -9,11 +9,11 @@ import pytest
 from domain.errors import IllegalTransition
 from domain.jobs import actions, lineage
 from domain.jobs.actions import JobIsLive, JobIsNeeded
+from domain.jobs.job_options import JobOptions, Limits
 from domain.jobs.lineage import RetryStart, StageNotSaved
 from domain.jobs.models import Job
 from domain.jobs.repository import list_stages, metric_series
 from domain.jobs.states import JobStatus, PauseAt, StageStatus
-from domain.jobs.submission import JobOptions, Limits
 from domain.jobs.work_progress import WorkPlan
 from tests.support.harness import PROJECT, ServiceHarness
 from tests.worker.fake_engine import STEPS, STEPS_PER_STAGE

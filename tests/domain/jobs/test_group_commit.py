@@ -13,9 +13,11 @@ import sqlalchemy as sa
 from domain.db import Database
 from domain.errors import QuotaExceeded, Unprocessable
 from domain.jobs.group_commit import Created, GroupCommit
+from domain.jobs.job_options import JobOptions
 from domain.jobs.models import Job, JobEvent, JobStage
+from domain.jobs.planning import JobPlan, plan_job
 from domain.jobs.queue import QueuedJob, queue_position
-from domain.jobs.submission import JobOptions, JobPlan, Submission, create_jobs, plan_job
+from domain.jobs.submission import Submission, create_jobs
 from domain.settings import Settings
 from tests.support.rows import SPEC, insert_dataset
 

@@ -25,18 +25,14 @@ from domain.errors import (
 from domain.jobs.actions import cancel_job
 from domain.jobs.checkpoint_deletion import delete_checkpoint
 from domain.jobs.event_recorder import add_checkpoint
+from domain.jobs.job_options import JobOptions
 from domain.jobs.leases import Claim, claim_next, settle
 from domain.jobs.models import Job, JobEvent, JobStage
+from domain.jobs.planning import JobPlan, plan_job
+from domain.jobs.references import ASSUMED_SAMPLES
 from domain.jobs.repository import list_other_jobs_needing
 from domain.jobs.states import AttemptOutcome, JobStatus
-from domain.jobs.submission import (
-    ASSUMED_SAMPLES,
-    JobOptions,
-    JobPlan,
-    create_job,
-    plan_job,
-    submit_job,
-)
+from domain.jobs.submission import create_job, submit_job
 from domain.settings import Settings
 from pocl.spec import DistillationSpec, resolve
 from pocl.spec.hub_allowlist import REPOSITORY_NOT_ALLOWED

@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from domain.db import db_now
+from domain.jobs.job_options import JobOptions
 from domain.jobs.leases import Claim
-from domain.jobs.submission import JobOptions
 from domain.trackers.models import JobTracker, TrackerChannel
 from domain.trackers.repository import parse_trackers
 from domain.workers.repository import record_scheduler
