@@ -1,5 +1,6 @@
 """Models on the Hugging Face Hub, pinned to a commit and inspected before their weights are fetched."""
 
+import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ _DESCRIPTION = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "README.md")
 # Some repositories hold the weights a second time under other names.
 _WEIGHTS = ("model.safetensors", "model-*.safetensors")
 _REPORT_SECONDS: Final = 1.0
+_UNWRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+"""What the file system says of a directory that this user, or nobody, may write."""
 
 HUB_UNREACHABLE: Final = (OSError, httpx2.HTTPError)
 """The errors of a Hub, or of a proxy on the way to it, that does not answer as it should."""
@@ -217,6 +220,11 @@ def revision_key(repo: str, revision: str, repo_type: RepoType = "model") -> str
 
 def hub_failure(repo: str, error: Exception) -> EngineFailure:
     """What is told of a repository that could not be fetched; the error itself may name a proxy with its password."""
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        return EngineFailure(
+            f"{repo} could not be fetched, since the cache of the Hub on this worker cannot be written: see HF_HOME, "
+            "or HOME where it is not set."
+        )
     way = "the proxy refused" if isinstance(error, httpx2.ProxyError) else "the Hub did not answer"
     return EngineFailure(
         f"{repo} could not be fetched from the Hub ({way}): try again later, or check HF_ENDPOINT, proxies and "

@@ -3,6 +3,7 @@
 A server on this machine stands for the Hub, and the cache is laid out as the Hub's own client does it.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from pocl.errors import EngineFailure, HubCacheFull, SpecInvalid
-from pocl.models.hub import HubPolicy, HuggingFaceHub, hub_failure, hub_policy
+from pocl.models.hub import HUB_UNREACHABLE, HubPolicy, HuggingFaceHub, hub_failure, hub_policy
 from pocl.models.hub_cache import HubCache
 from pocl.spec.hub_allowlist import allows_repository
 
@@ -114,6 +115,16 @@ def test_failure_of_a_proxy_is_told_without_its_password() -> None:
     message = hub_failure("acme/model", error).message
     assert "secret" not in message
     assert "the proxy refused" in message
+
+
+@pytest.mark.usefixtures("endpoint")
+@pytest.mark.system
+def test_a_cache_that_cannot_be_written_is_not_taken_for_a_hub_that_is_away(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HUB_UNREACHABLE) as raised:
+        HuggingFaceHub(tmp_path / "file" / "cache").snapshot("acme/model", "main", ["*"])
+    assert "cache of the Hub on this worker cannot be written" in hub_failure("acme/model", raised.value).message
+    assert "did not answer" in hub_failure("acme/model", ConnectionRefusedError(errno.ECONNREFUSED, "")).message
 
 
 @pytest.mark.parametrize("proxy", ["socks5h://user:secret@127.0.0.1:1080", "ftp://user:secret@proxy", "http://a:b:c"])
