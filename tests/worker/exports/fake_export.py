@@ -1,6 +1,7 @@
 """Stands for `python -m pocl export-gguf`: `fake_export.py MODE MODEL TARGET --format FORMAT --json`; without torch."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,8 @@ def main() -> int:
     write_manifest(directory)
     if mode == "wrong":
         (directory / "Modelfile").write_text("FROM that\n")
-    sys.stdout.write(json.dumps({"files": [f"model-{export_format}.gguf", "Modelfile"], "notes": ["A note."]}))
+    notes = [json.dumps(dict(os.environ))] if mode == "tell" else ["A note."]
+    sys.stdout.write(json.dumps({"files": [f"model-{export_format}.gguf", "Modelfile"], "notes": notes}))
     return 0
 
 

@@ -5,6 +5,8 @@ whatever is killed in between; and what an attempt leaves that was not the last 
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,14 +18,17 @@ from domain.checkpoints.models import Checkpoint
 from domain.db import db_now
 from domain.exports.models import CheckpointExport
 from domain.jobs.export_requests import delete_export
+from domain.process_secrets import SECRET_VARIABLES, TRACKER_SECRETS
 from domain.process_stat import PARENT, read_stat
 from domain.projects.models import Project
 from pocl.storage.manifest import read_manifest
 from tests.pocl.export.gguf_models import model_directory
-from tests.support.harness import PROJECT, ServiceHarness
+from tests.support.harness import PROJECT, ServiceHarness, processes_mentioning
 from tests.support.s3_server import S3Server
+from tests.support.waiting import eventually
 from tests.worker.exports.conftest import FILES, ExportedCheckpoints
 from worker.garbage import remove_deleted_checkpoints
+from worker.scratch_directory import ScratchDirectory
 
 pytestmark = pytest.mark.system
 
@@ -102,6 +107,29 @@ def test_a_process_that_is_killed_leaves_the_export_to_the_next(exported: Export
     assert exported.turn(exported.exporter()).state == "complete"
 
 
+def test_what_is_killed_with_its_machine_is_made_by_another_worker(
+    sqlite_exported: ExportedCheckpoints, tmp_path: Path
+) -> None:
+    harness = sqlite_exported.harness
+    sqlite_exported.ask(sqlite_exported.store(model_directory("llama", tmp_path / "model")))
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker.exports"], stdin=subprocess.PIPE, env=harness.environment()
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"{}\n")
+        process.stdin.flush()
+        eventually(lambda: sqlite_exported.row().state == "running", within=60, what="it is at it")
+        process.kill()
+    # What writes it ends with whoever asked it to; its files are removed by the next process of this machine.
+    scratch = harness.settings.work_root / "exports"
+    eventually(lambda: processes_mentioning(str(scratch)) == {}, within=60, what="nothing of it is left")
+    assert not sqlite_exported.exporter(None).turn()
+    row = sqlite_exported.turn(sqlite_exported.exporter(None))
+    assert (row.state, row.error, row.lease_token) == ("complete", None, 2)
+    ScratchDirectory.make(scratch).remove()
+    assert list(scratch.iterdir()) == []
+
+
 def test_the_end_of_a_worker_ends_its_process_and_costs_no_attempt(exported: ExportedCheckpoints) -> None:
     exported.ask(exported.store())
     row = exported.turn(exported.exporter("hang", should_stop=lambda: True))
@@ -157,6 +185,15 @@ def test_files_of_an_export_that_was_deleted_are_removed_and_the_checkpoint_stay
     remove_deleted_checkpoints(harness.database, harness.store)
     assert sqlite_exported.stored_attempts() == []
     assert {file.path for file in harness.store.manifest(key).files} == {*FILES, "manifest.json"}
+
+
+def test_what_reads_the_files_gets_no_secret(sqlite_exported: ExportedCheckpoints) -> None:
+    sqlite_exported.ask(sqlite_exported.store())
+    secrets = dict.fromkeys((*SECRET_VARIABLES, *TRACKER_SECRETS, "HF_TOKEN"), "a-secret")
+    row = sqlite_exported.turn(sqlite_exported.exporter("tell", conversion={"environ": {**os.environ, **secrets}}))
+    (environment,) = row.notes or []
+    assert "a-secret" not in environment
+    assert "HF_HUB_OFFLINE" in environment
 
 
 FAILURES: dict[str, tuple[str, str, str, str]] = {
