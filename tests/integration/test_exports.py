@@ -37,3 +37,4 @@ def test_a_worker_exports_while_it_runs_a_job(
     assert harness.job(job).status is JobStatus.RUNNING
     assert set(exported.stored(row())) == {"model-q8_0.gguf", "Modelfile", "manifest.json"}
     assert list((harness.settings.work_root / "exports").iterdir()) == []
+    harness.close()

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,10 +35,12 @@ pytestmark = pytest.mark.system
 
 
 @pytest.fixture
-def sqlite_exported(sqlite_template: Path, tmp_path: Path) -> ExportedCheckpoints:
+def sqlite_exported(sqlite_template: Path, tmp_path: Path) -> Iterator[ExportedCheckpoints]:
     # How files are made is the same on both databases.
     shutil.copyfile(sqlite_template, tmp_path / "test.db")
-    return ExportedCheckpoints(ServiceHarness(tmp_path / "home", f"sqlite:///{tmp_path / 'test.db'}"), tmp_path)
+    harness = ServiceHarness(tmp_path / "home", f"sqlite:///{tmp_path / 'test.db'}")
+    yield ExportedCheckpoints(harness, tmp_path)
+    harness.close()
 
 
 def code_of(row: CheckpointExport) -> str | None:
