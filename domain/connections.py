@@ -216,7 +216,7 @@ def _verify_pooled_connection(_connection: DBAPIConnection, record: ConnectionPo
         return
     try:
         connection.execute("")
-    except psycopg.OperationalError as error:
+    except psycopg.Error as error:
         raise sa.exc.InvalidatePoolError from error
 
 
