@@ -30,7 +30,8 @@ SAMPLES = ROOT / "examples" / "dolly-short"
 OUT = ROOT / "runs" / "demo"
 SERVICE_LOG = ROOT / "runs" / "demo-service.log"
 LABEL = "dolly-short"
-QUESTIONS = ("What is the capital of Australia?", "Name a fruit that is yellow.")
+QUESTIONS = ("What is the capital of Australia?", "What is the capital of France?")
+"""The teacher answers both right, which a model of its size seldom does."""
 STOP_SECONDS = 60
 TERMINAL_STATES = {"succeeded", "failed", "cancelled"}
 
@@ -43,7 +44,7 @@ SPEC: dict[str, Any] = {
     "student": {"from_teacher": {"layers": STUDENT_LAYERS}},
     "method": "forward_kl",
     "curriculum": {
-        "stages": 4,
+        "stages": 3,
         "epochs_per_stage": 1,
         "temperature": {"start": 1.0, "end": 2.0},
         "ranking": {"max_new_tokens": 16},
