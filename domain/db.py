@@ -13,9 +13,10 @@ from typing import Any, Final, Generic, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.engine.interfaces import DBAPIConnection, Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -144,6 +145,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = create_engine_for(url)
+        self._is_closed = False
+        sa.event.listen(self.engine, "checkin", self._close_late)
         self._kept: dict[object, Any] = {}
         # Reads are of one snapshot on both databases, and neither lets a reader write by mistake.
         kinds: tuple[TransactionKind, ...] = ("read", "write", "probe")
@@ -193,5 +196,11 @@ class Database:
         return MAX_CONNECTIONS
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. One that a thread still uses is closed once it comes back: the pool would keep it."""
+        self._is_closed = True
         self.engine.dispose()
+
+    def _close_late(self, _connection: DBAPIConnection | None, record: ConnectionPoolEntry) -> None:
+        """Close a connection that comes back after all others; the shape of SQLAlchemy's event `checkin`."""
+        if self._is_closed:
+            record.close()

@@ -1,11 +1,13 @@
 """Transactions, the clock and the types, on both databases."""
 
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from threading import Event
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -81,6 +83,16 @@ def test_concurrent_read_modify_write_transactions_lose_no_update(database: Data
         list(pool.map(increment, range(40)))
     with database.transaction(write=False) as session:
         assert session.get_one(Dataset, dataset_id).rows == 40
+
+
+def test_a_connection_that_is_in_use_when_all_are_closed_is_closed_when_it_comes_back(database_url: str) -> None:
+    database = Database(database_url)
+    with database.transaction(write=False) as session:
+        used = session.connection().connection.driver_connection
+        database.close()
+        session.scalar(sa.select(db_now()))
+    with pytest.raises((sqlite3.ProgrammingError, psycopg.OperationalError)):
+        used.execute("SELECT 1")  # type: ignore[union-attr]  # The drivers have no type in common.
 
 
 def test_sqlite_writers_of_one_process_are_serialized(tmp_path: Path) -> None:
