@@ -28,6 +28,8 @@ from tests.support.rows import SPEC, add_job, insert_dataset
 
 RESOLVED: Final = resolve(SPEC).model_dump(mode="json")
 KINDS: Final[tuple[CheckpointKind, ...]] = ("training", "stage", "best", "final")
+PIN: Final = "a pin"
+"""In place of the id of a job that needs a checkpoint."""
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +95,24 @@ class World:
         job.status, job.finished_at = JobStatus.FAILED, now - timedelta(days=days)
         self.session.flush()
 
-    def needed(self) -> set[str]:
-        """The ids of the checkpoints that must stay, by a plain reading of the law."""
+    def needed(self) -> dict[str, set[str]]:
+        """The ids of the checkpoints that must stay, by a plain reading of the law, each with the ids of the jobs that
+        need it, or :data:`PIN`.
+        """
         jobs, checkpoints = {job.id: job for job in self.jobs()}, self.checkpoints()
         with_state = {each.job_id for each in checkpoints if each.kind in RESUMABLE_KINDS}
-        needed = {each.id for each in checkpoints if each.pinned}
-        needed |= {each.id for each in checkpoints if each.kind in RESUMABLE_KINDS and not jobs[each.job_id].ended}
+        needed: dict[str, set[str]] = {each.id: set() for each in checkpoints}
+        for each in checkpoints:
+            if each.pinned:
+                needed[each.id].add(PIN)
+            if each.kind in RESUMABLE_KINDS and not jobs[each.job_id].ended:
+                needed[each.id].add(each.job_id)
         for job in jobs.values():
             if not job.ended:
-                needed.add(str((job.spec["teacher"] or {}).get("checkpoint")))
+                needed.get(str((job.spec["teacher"] or {}).get("checkpoint")), set()).add(job.id)
             if job.starts_from is not None and (not job.ended or job.id not in with_state):
-                needed.add(job.starts_from)
-        return needed & {each.id for each in checkpoints}
+                needed.get(job.starts_from, set()).add(job.id)
+        return {checkpoint: why for checkpoint, why in needed.items() if why}
 
     def collect(self, policy: RetentionPolicy) -> int:
         """Delete all that has expired, as the scheduler does; how many jobs it deleted something of."""
@@ -178,10 +186,11 @@ def collect_and_check(world: World, policy: RetentionPolicy) -> None:
         assert passes <= 50
     after = {each.id for each in world.checkpoints()}
     jobs = {job.id for job in world.jobs()}
-    assert needed <= after
+    # What an ended job needs may go with it.
+    assert {each for each, why in needed.items() if why & {*jobs, PIN}} <= after
     # What a client was told goes, and of what it was told to keep at most what the deletion of others has freed.
     due = {each for each, time in times.items() if time <= now}
-    assert due.isdisjoint(needed | after)
+    assert due.isdisjoint(needed.keys() | after)
     assert live <= jobs
     assert {job_of[each] for each in before.keys() - after} & live == set()
     # Whoever descends from a job finds it.
@@ -210,6 +219,19 @@ def test_what_anything_needs_stays_whatever_the_lineage(
 def world(database: Database) -> Iterator[World]:
     with database.transaction(write=True) as session:
         yield World(session)
+
+
+def test_state_that_an_ended_retry_needs_goes_after_the_retry(world: World) -> None:
+    parent = world.submit()
+    world.save(parent, "training", 1)
+    world.end(parent, 4)
+    world.descend(parent, "retry_of")
+    (retry,) = world.jobs(live=True)
+    collect_and_check(world, RetentionPolicy(job_days=0))
+    assert len(world.checkpoints()) == 1
+    world.end(retry, 4)
+    collect_and_check(world, RetentionPolicy(job_days=0))
+    assert (world.jobs(), world.checkpoints()) == ([], [])
 
 
 @pytest.mark.parametrize(
